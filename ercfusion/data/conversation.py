@@ -1,0 +1,117 @@
+"""Conversations as corpora deliver them: turns with speakers, texts, times and targets, before any tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ercfusion.data.schema import LabelMap
+from ercfusion.errors import CorpusFormatError
+
+TargetValue = str | float | tuple[float, ...] | frozenset[str] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known about one task at one turn.
+
+    Args:
+        value: A label name (single-label), a frozenset of names (multi-label), a map from name to probability
+            (distribution), or a number or tuple of numbers (regression). ``None`` means that the turn is not labelled:
+            it stays in the conversation as context and no loss or metric sees it.
+        votes: Raw annotators' counts by label name, where the corpus gives them.
+    """
+
+    value: TargetValue | None
+    votes: Mapping[str, int] | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+    def mapped(self, label_map: LabelMap) -> Target:
+        """The same single-label target in another schema (invalid where the map says ``None``)."""
+        if not isinstance(self.value, str):
+            raise TypeError("only single-label targets can be mapped between schemas")
+        return Target(label_map(self.value))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance.
+
+    Args:
+        id: Unique within its conversation.
+        speaker: The speaker's name; only sameness within the conversation matters to models.
+        text: The words, if known.
+        start, end: Seconds from the beginning of the recording, if known.
+        targets: By task name.
+    """
+
+    id: str
+    speaker: str
+    text: str | None = None
+    start: float | None = None
+    end: float | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in order of speech.
+
+    Args:
+        id: Unique within the corpus, over all splits. Features are found by the key (conversation id, turn id).
+        turns: At least one.
+        synthetic: True for generated conversations, so that nothing made from them is taken for human speech.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise CorpusFormatError(f"conversation {self.id!r} has no turns")
+        seen: set[str] = set()
+        for turn in self.turns:
+            if turn.id in seen:
+                raise CorpusFormatError(f"conversation {self.id!r} has two turns with the id {turn.id!r}")
+            seen.add(turn.id)
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Names of the speakers in order of their first turn."""
+        return tuple(dict.fromkeys(turn.speaker for turn in self.turns))
+
+    def speaker_numbers(self) -> list[int]:
+        """The speaker of each turn, numbered from 0 in order of first appearance."""
+        number = {name: position for position, name in enumerate(self.speakers)}
+        return [number[turn.speaker] for turn in self.turns]
+
+    def keys(self) -> list[tuple[str, str]]:
+        """(conversation id, turn id) of every turn: the key under which features are stored."""
+        return [(self.id, turn.id) for turn in self.turns]
+
+
+def count_label_shifts(conversations: Sequence[Conversation], task: str, *, same_speaker: bool) -> int:
+    """Number of label changes between consecutive utterances.
+
+    With ``same_speaker`` the previous utterance is that of the same speaker in the same conversation (the published
+    MELD shift counts are these); otherwise it is the adjacent one, whoever speaks. Unlabelled turns are passed over.
+    """
+    shifts = 0
+    for conversation in conversations:
+        last: dict[str, object] = {}
+        for turn in conversation.turns:
+            target = turn.targets.get(task)
+            if target is None or target.value is None:
+                continue
+            who = turn.speaker if same_speaker else ""
+            shifts += who in last and last[who] != target.value
+            last[who] = target.value
+    return shifts

@@ -1,0 +1,192 @@
+"""What a corpus is: a card, named protocols, and a reader of the official release's layout."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ercfusion.data.conversation import Conversation
+from ercfusion.data.features import FeatureTable
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import ConfigError, CorpusNotFoundError, did_you_mean
+
+SPLITS = ("train", "dev", "test")
+Splits = dict[str, list[Conversation]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way of using a corpus, so that two numbers with the same protocol id can be compared.
+
+    Args:
+        id: ``corpus/name``, for example ``meld/7way``.
+        task: What is predicted and on which score a checkpoint is chosen.
+        description: One line.
+        dev_source: Where the dev split comes from: the release, or which part of the training split by which seed.
+        modalities: Those the corpus has under this protocol; the default input of a model.
+    """
+
+    id: str
+    task: TaskSpec
+    description: str
+    dev_source: str
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CorpusCard:
+    """What a user must know before using a corpus.
+
+    Args:
+        name: Registry name.
+        title: Full name.
+        licence: The terms in a sentence.
+        obtain: How to get the raw data.
+        citation: Paper to cite.
+        layout: The files that the reader expects below the raw folder.
+        counts: Split to ``{"conversations": .., "utterances": ..}`` of the release, checked by the doctor.
+        known_issues: Oddities of the release that the reader reproduces rather than repairs.
+        synthetic: Generated, not recorded.
+    """
+
+    name: str
+    title: str
+    licence: str
+    obtain: str
+    citation: str
+    layout: tuple[str, ...] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    known_issues: tuple[str, ...] = ()
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a doctor's report.
+
+    Args:
+        level: ``ok`` (as the card says), ``note`` (odd but known or harmless) or ``fault`` (do not train on this).
+        topic: What was looked at, in a few words.
+        text: What was found.
+    """
+
+    level: Literal["ok", "note", "fault"]
+    topic: str
+    text: str
+
+
+class Corpus(ABC):
+    """Base of all corpora.
+
+    Args:
+        raw: Folder with the released files. Where it is None, the folder ``$ERCFUSION_DATA/<name>`` is used.
+        options: Values of the config group ``data`` that are specific to this corpus.
+    """
+
+    card: ClassVar[CorpusCard]
+    protocols: ClassVar[Mapping[str, Protocol]]
+
+    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        if options:
+            raise ConfigError(f"corpus {self.card.name!r} has no setting {next(iter(options))!r}")
+        self.raw: Path | None = None if raw is None else Path(raw).expanduser()
+
+    @property
+    def name(self) -> str:
+        """Registry name."""
+        return self.card.name
+
+    @abstractmethod
+    def conversations(self, protocol: Protocol) -> Splits:
+        """Train, dev and test conversations under ``protocol``.
+
+        Raises:
+            CorpusNotFoundError: the raw files are not there.
+            CorpusFormatError: a file is not as released; the message names file, line and column.
+        """
+
+    def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
+        """Features that come with the corpus, by modality (none by default: they are extracted into packs)."""
+        return {}
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """What the doctor reports beyond the checks that it makes for every corpus."""
+        return []
+
+    def reachable(self, protocol: Protocol, split: str) -> dict[str, float]:
+        """Scores of the best possible classifier on a split, known only for generated corpora."""
+        return {}
+
+    def files(self) -> list[Path]:
+        """The raw files that the conversations depend on (their content makes the fingerprint)."""
+        return []
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and contents of :meth:`files`: tells one version of a corpus from another."""
+        digest = hashlib.sha256(self.card.name.encode())
+        for path in self.files():
+            digest.update(path.name.encode())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def protocol(self, identifier: str | None = None) -> Protocol:
+        """The protocol called ``identifier`` (with or without the corpus's name before it); the first one by default.
+
+        Raises:
+            ConfigError: no such protocol; the message names the nearest.
+        """
+        if identifier is None:
+            return next(iter(self.protocols.values()))
+        full = identifier if "/" in identifier else f"{self.card.name}/{identifier}"
+        if full not in self.protocols:
+            raise ConfigError(
+                f"corpus {self.card.name!r} has no protocol {identifier!r}. {did_you_mean(full, self.protocols)}"
+            )
+        return self.protocols[full]
+
+    def root(self) -> Path:
+        """The raw folder.
+
+        Raises:
+            CorpusNotFoundError: neither ``data.raw`` nor ``ERCFUSION_DATA`` leads to an existing folder.
+        """
+        if self.raw is not None:
+            folder = self.raw
+            looked = f"data.raw={self.raw}"
+        elif "ERCFUSION_DATA" in os.environ:
+            folder = Path(os.environ["ERCFUSION_DATA"]).expanduser() / self.card.name
+            looked = f"{folder} (from the environment variable ERCFUSION_DATA)"
+        else:
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no raw folder was given. Set data.raw=FOLDER, or set the environment variable "
+                f"ERCFUSION_DATA to a folder that holds {self.card.name!r}.\n{self._how_to_get()}"
+            )
+        if not folder.is_dir():
+            raise CorpusNotFoundError(f"{self.card.title}: {looked} is not a folder.\n{self._how_to_get()}")
+        return folder
+
+    def require(self, names: Sequence[str]) -> list[Path]:
+        """Paths of the named files below :meth:`root`.
+
+        Raises:
+            CorpusNotFoundError: one is missing; the message says which, where, how to get it and its licence.
+        """
+        root = self.root()
+        missing = [name for name in names if not (root / name).is_file()]
+        if missing:
+            raise CorpusNotFoundError(
+                f"{self.card.title}: {', '.join(missing)} not found in {root}.\n{self._how_to_get()}"
+            )
+        return [root / name for name in names]
+
+    def _how_to_get(self) -> str:
+        return (
+            f"Expected there: {', '.join(self.card.layout)}.\n"
+            f"How to get it: {self.card.obtain}\nLicence: {self.card.licence}"
+        )

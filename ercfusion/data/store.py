@@ -1,0 +1,192 @@
+"""A split as a few large tensors, from which batches are cut by index arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.data.conversation import Conversation, Target
+from ercfusion.data.features import FeatureTable, InputSpec
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import BatchError, CorpusFormatError
+from ercfusion.ops.packing import Packing
+
+
+def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> TaskTargets:
+    """Targets of all turns as tensors, in the order of the conversations.
+
+    Raises:
+        CorpusFormatError: a turn's value does not fit the task; the message names conversation and turn.
+    """
+    turns = [(conversation, turn) for conversation in conversations for turn in conversation.turns]
+    count, size = len(turns), task.size
+    if task.kind == "single_label":
+        value = torch.zeros(count, dtype=torch.long)
+    else:
+        value = torch.zeros(count, size)
+    valid = torch.zeros(count, dtype=torch.bool)
+    votes: Tensor | None = None
+    for row, (conversation, turn) in enumerate(turns):
+        target = turn.targets.get(task.name)
+        if target is None or target.value is None:
+            continue
+        try:
+            value[row] = _encode(target, task)
+            if target.votes is not None and task.schema is not None:
+                votes = torch.zeros(count, size) if votes is None else votes
+                for label, number in target.votes.items():
+                    votes[row, task.schema.index(label)] = number
+        except (CorpusFormatError, TypeError, ValueError) as error:
+            raise CorpusFormatError(
+                f"conversation {conversation.id!r}, turn {turn.id!r}: {target.value!r} is no target of the "
+                f"{task.kind} task {task.name!r}: {error}"
+            ) from error
+        valid[row] = True
+    return TaskTargets(value, valid, votes)
+
+
+def _encode(target: Target, task: TaskSpec) -> Tensor:
+    value, schema = target.value, task.schema
+    if schema is None:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if len(numbers) != task.size:
+            raise ValueError(f"{task.size} numbers are expected")
+        return torch.tensor([float(number) for number in numbers])  # type: ignore[arg-type]
+    if task.kind == "single_label":
+        if not isinstance(value, str):
+            raise TypeError("a label name is expected")
+        return torch.tensor(schema.index(value))
+    encoded = torch.zeros(len(schema))
+    if task.kind == "multi_label":
+        if not isinstance(value, frozenset):
+            raise TypeError("a frozenset of label names is expected")
+        for label in value:
+            encoded[schema.index(label)] = 1.0
+        return encoded
+    if not isinstance(value, Mapping):
+        raise TypeError("a mapping from label names to probabilities is expected")
+    for label, probability in value.items():
+        encoded[schema.index(label)] = probability
+    if (encoded < 0).any() or abs(float(encoded.sum()) - 1) > 1e-4:
+        raise ValueError("probabilities must be non-negative and sum to 1")
+    return encoded
+
+
+class ConversationStore:
+    """One split, ready to be cut into batches.
+
+    Args:
+        conversations: At least one.
+        tables: The features in the order in which models shall see them.
+        tasks: The tasks whose targets are encoded.
+
+    Raises:
+        BatchError: no feature table, or a table that has none of the split's turns.
+    """
+
+    def __init__(
+        self, conversations: Sequence[Conversation], tables: Sequence[FeatureTable], tasks: Sequence[TaskSpec]
+    ) -> None:
+        if not conversations:
+            raise BatchError("the split has no conversations")
+        if not tables:
+            raise BatchError("no features were given: a model needs at least one modality")
+        self.conversations = list(conversations)
+        self.inputs = InputSpec(
+            {table.modality: table.width for table in tables}, {table.modality: table.level for table in tables}
+        )
+        self.lengths = [len(conversation) for conversation in self.conversations]
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.speaker = torch.tensor([number for c in self.conversations for number in c.speaker_numbers()])
+        keys = [key for conversation in self.conversations for key in conversation.keys()]  # noqa: SIM118
+        self.features: dict[str, Tensor] = {}
+        self.sequences: dict[str, SequenceValues] = {}
+        columns = []
+        for table in tables:
+            rows = table.rows(keys)
+            if (rows < 0).all():
+                raise BatchError(
+                    f"features {table.modality!r} hold none of the {len(keys)} turns of this split (first looked for: "
+                    f"{keys[0]}; first held: {table.keys[0] if table.keys else 'none'}): they are another corpus's."
+                )
+            columns.append(torch.from_numpy(rows >= 0))
+            if table.offsets is None:
+                self.features[table.modality] = _gather(table.values, rows)
+            else:
+                self.sequences[table.modality] = stored = _gather_sequences(table, rows)
+                self.features[table.modality] = _sequence_means(stored)
+        self.available = torch.stack(columns, dim=1)
+        self.targets = {task.name: encode_targets(self.conversations, task) for task in tasks}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances in the whole split."""
+        return int(self._starts[-1])
+
+    @property
+    def num_speakers(self) -> int:
+        """The largest number of speakers in one conversation."""
+        return int(self.speaker.max()) + 1
+
+    def batch(self, indices: Sequence[int]) -> ConversationBatch:
+        """The conversations at ``indices``, in that order, as one packed batch."""
+        rows = torch.from_numpy(
+            np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index in indices])
+        )
+        return ConversationBatch(
+            packing=Packing([self.lengths[index] for index in indices]),
+            features={name: value[rows] for name, value in self.features.items()},
+            speaker=self.speaker[rows],
+            available=self.available[rows],
+            targets={
+                name: TaskTargets(
+                    target.value[rows], target.valid[rows], None if target.votes is None else target.votes[rows]
+                )
+                for name, target in self.targets.items()
+            },
+            sequences={name: _take_sequences(stored, rows) for name, stored in self.sequences.items()},
+            ids=tuple(self.conversations[index].id for index in indices),
+        )
+
+    def batches(self, conversations: int) -> Iterator[ConversationBatch]:
+        """The whole split in order, ``conversations`` at a time."""
+        for start in range(0, len(self), conversations):
+            yield self.batch(range(start, min(start + conversations, len(self))))
+
+
+def _gather(values: np.ndarray, rows: np.ndarray) -> Tensor:
+    gathered = np.zeros((len(rows), values.shape[1]), dtype=np.float32)
+    held = rows >= 0
+    gathered[held] = values[rows[held]]
+    return torch.from_numpy(gathered)
+
+
+def _gather_sequences(table: FeatureTable, rows: np.ndarray) -> SequenceValues:
+    assert table.offsets is not None
+    starts = np.where(rows >= 0, table.offsets[rows], 0)
+    stops = np.where(rows >= 0, table.offsets[rows + 1], 0)
+    index = np.concatenate([np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)])
+    values = np.ascontiguousarray(table.values[index], dtype=np.float32)
+    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+    return SequenceValues(torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+def _take_sequences(stored: SequenceValues, rows: Tensor) -> SequenceValues:
+    starts, stops = stored.offsets[rows], stored.offsets[rows + 1]
+    index = torch.cat([torch.arange(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (stops - starts).cumsum(0)])
+    return SequenceValues(stored.values[index], offsets)
+
+
+def _sequence_means(stored: SequenceValues) -> Tensor:
+    steps = stored.offsets.diff()
+    owner = torch.repeat_interleave(torch.arange(len(steps)), steps)
+    sums = torch.zeros(len(steps), stored.values.shape[1]).index_add_(0, owner, stored.values)
+    return sums / steps.clamp(min=1)[:, None]
