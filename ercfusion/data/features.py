@@ -22,10 +22,12 @@ class InputSpec:
     Args:
         widths: Dimensions of each modality's vectors.
         levels: ``utterance`` (one vector a turn, the default) or ``sequence`` (T_i vectors a turn).
+        speakers: The largest number of speakers in one training conversation, for models that number speakers.
     """
 
     widths: Mapping[str, int]
     levels: Mapping[str, Level] = field(default_factory=dict)
+    speakers: int = 2
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -40,12 +42,12 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
-        return {"widths": dict(self.widths), "levels": dict(self.levels)}
+        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers}
 
     @staticmethod
     def from_dict(state: Mapping[str, Any]) -> InputSpec:
         """Inverse of :meth:`to_dict`."""
-        return InputSpec(state["widths"], state["levels"])
+        return InputSpec(state["widths"], state["levels"], state["speakers"])
 
 
 class FeatureTable:

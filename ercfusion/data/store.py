@@ -96,12 +96,15 @@ class ConversationStore:
         if not tables:
             raise BatchError("no features were given: a model needs at least one modality")
         self.conversations = list(conversations)
-        self.inputs = InputSpec(
-            {table.modality: table.width for table in tables}, {table.modality: table.level for table in tables}
-        )
+        self.tasks = list(tasks)
         self.lengths = [len(conversation) for conversation in self.conversations]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.speaker = torch.tensor([number for c in self.conversations for number in c.speaker_numbers()])
+        self.inputs = InputSpec(
+            {table.modality: table.width for table in tables},
+            {table.modality: table.level for table in tables},
+            speakers=self.num_speakers,
+        )
         keys = [key for conversation in self.conversations for key in conversation.keys()]  # noqa: SIM118
         self.features: dict[str, Tensor] = {}
         self.sequences: dict[str, SequenceValues] = {}

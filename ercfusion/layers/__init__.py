@@ -1,1 +1,20 @@
-"""layers."""
+"""Reusable torch modules on packed conversations. Importing this package loads torch and numpy only.
+
+B conversations, N utterances of the whole batch, L the longest conversation, D width, H heads, R relations. A mask
+says True where something is there.
+"""
+
+from ercfusion.layers.graph import GraphAttention, RelationalConv
+from ercfusion.layers.inputs import ModalityProjection, Standardize
+from ercfusion.layers.recurrent import PackedLSTM
+from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
+
+__all__ = [
+    "GraphAttention",
+    "ModalityProjection",
+    "PackedLSTM",
+    "PackedTransformer",
+    "PackedTransformerLayer",
+    "RelationalConv",
+    "Standardize",
+]

@@ -1,1 +1,66 @@
-"""models."""
+"""The architectures, by name. Importing this package loads torch and numpy only; a model's file is loaded on use."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ercfusion.data.features import InputSpec
+from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+ARCHITECTURES: dict[str, str] = {
+    "majority": "ercfusion.models.majority:Majority",
+    "concat": "ercfusion.models.concat:Concat",
+    "bclstm": "ercfusion.models.bclstm:BcLstm",
+    "cogmen": "ercfusion.models.cogmen:Cogmen",
+}
+
+
+def architecture_class(name: str) -> type[Architecture]:
+    """The class of an architecture.
+
+    Raises:
+        ConfigError: unknown name; the message names the nearest.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"no architecture {name!r}. {did_you_mean(name, ARCHITECTURES)}")
+    module, _, attribute = ARCHITECTURES[name].partition(":")
+    loaded: type[Architecture] = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+def architecture_options(name: str) -> dict[str, Any]:
+    """The options of an architecture with their defaults."""
+    parameters = inspect.signature(architecture_class(name)).parameters.values()
+    return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
+
+
+def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] | None = None) -> Architecture:
+    """An architecture for the given inputs.
+
+    Raises:
+        ConfigError: unknown name or option (the message names the nearest), or an option's value that does not fit.
+    """
+    options = dict(options or {})
+    known = architecture_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"model {name!r} has no option {option!r}. {did_you_mean(option, known)}")
+    try:
+        return architecture_class(name)(inputs, **options)
+    except ValueError as error:
+        raise ConfigError(f"model {name!r}: {error}") from error
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Capabilities",
+    "Encoded",
+    "architecture_class",
+    "architecture_options",
+    "build_architecture",
+]

@@ -1,1 +1,1 @@
-"""training."""
+"""Training: the one LightningModule, its data, its callbacks, and run folders."""

@@ -1,0 +1,1 @@
+"""Speed and memory of ercfusion against literal writings of the published algorithms; see README.md."""

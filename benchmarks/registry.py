@@ -1,0 +1,218 @@
+"""What a benchmark is, the shapes and inputs that all benchmarks share, and the list of benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ercfusion.data.batch import ConversationBatch, TaskTargets
+from ercfusion.ops.packing import Packing
+
+MODULES: dict[str, str] = {"cogmen": "benchmarks.cogmen"}
+"""Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""
+
+EMOTIONS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+
+
+# Shapes and inputs
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A made-up corpus: how many conversations, how long, and what is known of every utterance.
+
+    Args:
+        conversations: Number of conversations.
+        utterances: Of all conversations together, exactly.
+        shortest, longest: Bounds of the lengths; one conversation has the longest.
+        spread: Standard deviation of the lengths before they are cut to the bounds.
+        widths: Modalities in order.
+        speakers: In every conversation of more than one utterance.
+        batch: Conversations in a batch.
+        past, future: Window of graph models.
+        model: Sizes of the model, by the names that a group of benchmarks reads.
+    """
+
+    conversations: int
+    utterances: int
+    shortest: int
+    longest: int
+    spread: float
+    widths: Mapping[str, int]
+    speakers: int
+    batch: int
+    past: int
+    future: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Of the concatenated modalities."""
+        return sum(self.widths.values())
+
+
+SHAPES: dict[str, Shape] = {
+    # The 120 training conversations of IEMOCAP with the features that COGMEN's released code uses. Only the totals and
+    # the bounds are IEMOCAP's; the single lengths are drawn.
+    "iemocap": Shape(
+        conversations=120,
+        utterances=5808,
+        shortest=8,
+        longest=110,
+        spread=18.0,
+        widths={"audio": 100, "text": 768, "visual": 512},
+        speakers=2,
+        batch=32,
+        past=10,
+        future=10,
+        model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
+    ),
+    # For tests. Past and future differ, so that a mistaken direction shows; one conversation has one utterance.
+    "tiny": Shape(
+        conversations=5,
+        utterances=31,
+        shortest=1,
+        longest=13,
+        spread=5.0,
+        widths={"audio": 4, "text": 6, "visual": 4},
+        speakers=2,
+        batch=3,
+        past=3,
+        future=1,
+        model={"layers": 2, "feedforward": 16, "hidden": 8, "graph_heads": 3},
+    ),
+}
+
+
+def draw_lengths(shape: Shape, generator: torch.Generator) -> list[int]:
+    """Lengths with the shape's number, bounds and sum."""
+    mean = shape.utterances / shape.conversations
+    drawn = torch.randn(shape.conversations, generator=generator) * shape.spread + mean
+    lengths = drawn.round().long().clamp(shape.shortest, shape.longest).tolist()
+    lengths[0], lengths[-1] = shape.longest, shape.shortest
+    while (missing := shape.utterances - sum(lengths)) != 0:
+        step = 1 if missing > 0 else -1
+        place = int(torch.randint(1, shape.conversations - 1, (1,), generator=generator))
+        if shape.shortest <= lengths[place] + step <= shape.longest:
+            lengths[place] += step
+    return lengths
+
+
+@dataclass
+class Inputs:
+    """One epoch of a made-up corpus, in the two forms that implementations take: packed, and padded with zeros.
+
+    Args:
+        shape: What it was made from.
+        batches: Packed batches, in the random order of one epoch.
+    """
+
+    shape: Shape
+    batches: list[ConversationBatch]
+
+    @cached_property
+    def padded(self) -> list[dict[str, Tensor]]:
+        """By batch: ``features`` (B, L, D), ``speaker`` (B, L), ``lengths`` (B) and ``labels`` (N)."""
+        return [pad_batch(batch) for batch in self.batches]
+
+
+def pad_batch(batch: ConversationBatch) -> dict[str, Tensor]:
+    """One element of :attr:`Inputs.padded`."""
+    pad = batch.packing.pad
+    return {
+        "features": pad(torch.cat(list(batch.features.values()), dim=1)),
+        "speaker": pad(batch.speaker),
+        "lengths": torch.tensor(batch.packing.lengths),
+        "labels": batch.targets["emotion"].value,
+    }
+
+
+def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
+    """Random features, turns and labels; conversations in random order, ``shape.batch`` to a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = draw_lengths(shape, generator)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for first in range(0, len(order), shape.batch):
+        chosen = [lengths[index] for index in order[first : first + shape.batch]]
+        N = sum(chosen)
+        batches.append(
+            ConversationBatch(
+                packing=Packing(chosen),
+                features={name: torch.randn(N, width, generator=generator) for name, width in shape.widths.items()},
+                speaker=torch.cat([draw_speakers(length, shape.speakers, generator) for length in chosen]),
+                available=torch.ones(N, len(shape.widths), dtype=torch.bool),
+                targets={
+                    "emotion": TaskTargets(
+                        torch.randint(len(EMOTIONS), (N,), generator=generator), torch.ones(N, dtype=torch.bool)
+                    )
+                },
+            )
+        )
+    return Inputs(shape, batches)
+
+
+def draw_speakers(length: int, speakers: int, generator: torch.Generator) -> Tensor:
+    """(length) speakers, numbered in order of first appearance; the turn passes on with probability 0.7."""
+    passes = torch.rand(length, generator=generator) < 0.7
+    passes[0] = False
+    return passes.long().cumsum(0) % speakers
+
+
+# Benchmarks
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute what a benchmark asks for.
+
+    Args:
+        description: One line.
+        setup: From the inputs to the function that is timed; what ``setup`` itself does is not timed.
+        check: Raises AssertionError where, on these inputs, the implementation differs from the reference. None for
+            the reference itself, and for an implementation that computes something else on purpose.
+        flops: Floating-point operations that the timed function cannot do without, by part.
+    """
+
+    description: str
+    setup: Callable[[Inputs], Callable[[], Any]]
+    check: Callable[[Inputs], None] | None = None
+    flops: Callable[[Inputs], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One comparison.
+
+    Args:
+        name: ``group-part``.
+        description: What is timed.
+        implementations: By name; the first is the one that the others are compared with.
+        targets: How many times faster than the first an implementation should be.
+        make_inputs: From a shape and a seed to what the implementations take.
+        memory: Measure the peak memory too when asked to.
+    """
+
+    name: str
+    description: str
+    implementations: Mapping[str, Implementation]
+    targets: Mapping[str, float] = field(default_factory=dict)
+    make_inputs: Callable[[Shape, int], Inputs] = make_inputs
+    memory: bool = True
+
+    @property
+    def reference(self) -> str:
+        """Name of the implementation that the others are compared with."""
+        return next(iter(self.implementations))
+
+
+def benchmarks(group: str | None = None) -> list[Benchmark]:
+    """The benchmarks of one group, or all."""
+    modules = MODULES.values() if group is None else [MODULES[group]]
+    return [benchmark for module in modules for benchmark in importlib.import_module(module).BENCHMARKS]

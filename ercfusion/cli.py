@@ -1,0 +1,267 @@
+"""What the commands share: composing a configuration, naming mistakes, and failing without a traceback."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
+
+CONFIG_MODULE = "ercfusion.conf"
+
+# Keys below which a user may add entries of their own.
+OPEN_SECTIONS = ("data.packs", "data.options", "objective.weights")
+
+
+def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main``: log to the terminal, and turn users' mistakes into a few lines and status 2."""
+    prepare_logging()
+    try:
+        return main(list(sys.argv[1:] if argv is None else argv))
+    except ErcfusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is left to say, and Python must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def prepare_logging() -> None:
+    """Messages of the library as plain lines on stderr; those of its dependencies only when they matter."""
+    logger = logging.getLogger("ercfusion")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+# Composing
+
+
+class Composer:
+    """Composes configurations from the package's groups and a user's ``key=value`` arguments.
+
+    Args:
+        root: Name of the root configuration, ``train``.
+        config_dir: A user's own folder of configuration groups, searched beside the package's.
+    """
+
+    def __init__(self, root: str = "train", config_dir: str | None = None) -> None:
+        self.root = root
+        self.config_dir = config_dir
+        if config_dir is not None and not os.path.isdir(config_dir):
+            raise ConfigError(f"--config-dir {config_dir} is not a folder")
+
+    def groups(self) -> dict[str, list[str]]:
+        """The choices of every configuration group."""
+        loader = self._loader()
+        names = [name for name in loader.list_groups("") if name != "hydra"]
+        return {name: sorted(loader.get_group_options(name)) for name in names}
+
+    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The resolved configuration as plain containers.
+
+        Raises:
+            ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
+                named), or a value of the wrong type.
+        """
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            checked = self._check(overrides)
+            with self._initialized() as compose:
+                config = OmegaConf.to_container(compose(self.root, checked), resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        assert isinstance(config, dict)
+        return {str(key): value for key, value in config.items()}
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
+        choices = []
+        for parsed in _parse(overrides):
+            if parsed.is_sweep_override():
+                key = parsed.get_key_element()
+                choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+            else:
+                choices.append([str(parsed.input_line)])
+        return [list(combination) for combination in itertools.product(*choices)]
+
+    def _check(self, overrides: Sequence[str]) -> list[str]:
+        groups = self.groups()
+        parsed = [(entry, str(entry.input_line)) for entry in _parse(overrides)]
+        chosen: list[str] = []
+        values: list[tuple[Any, str]] = []
+        for entry, line in parsed:
+            key = entry.key_or_group
+            if entry.is_delete() or entry.is_sweep_override():
+                reason = "deletes a setting" if entry.is_delete() else "names several values: add -m to run them all"
+                raise ConfigError(f"{line!r} {reason}")
+            if key not in groups:
+                values.append((entry, line))
+            elif entry.value() not in groups[key]:
+                raise ConfigError(f"{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
+            else:
+                chosen.append(line)
+        if not values:
+            return chosen
+        with self._initialized() as compose:
+            base = _flatten(compose(self.root, chosen))
+        for entry, line in values:
+            chosen.append(_checked_value(entry, line, base, groups))
+        return chosen
+
+    def _initialized(self) -> Any:
+        from contextlib import contextmanager
+
+        from hydra import compose, initialize_config_module
+        from hydra.core.global_hydra import GlobalHydra
+
+        @contextmanager
+        def session() -> Iterator[Callable[..., Any]]:
+            GlobalHydra.instance().clear()
+            extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
+            with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+                yield lambda root, overrides: compose(root, [*overrides, *extra])
+
+        return session()
+
+    def _loader(self) -> Any:
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.utils import create_config_search_path
+
+        path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
+        if self.config_dir:
+            path.append("user", f"file://{os.path.abspath(self.config_dir)}")
+        return ConfigLoaderImpl(path)
+
+
+def _parse(overrides: Sequence[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in overrides:
+        if "=" not in argument and not argument.startswith("~"):
+            raise ConfigError(f"{argument!r} is not of the form key=value (see --help)")
+        try:
+            parsed.append(parser.parse_override(argument))
+        except HydraException as error:
+            raise ConfigError(
+                f"{argument!r} cannot be read: {str(error).splitlines()[0]}. "
+                "Quote values with spaces or special characters: key='\"value\"'"
+            ) from error
+    return parsed
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves (and the dictionaries on the way) of a configuration by dotted key."""
+    flat: dict[str, Any] = {}
+    for key in node:
+        name = f"{prefix}{key}"
+        value = node[key]
+        flat[name] = value
+        if hasattr(value, "keys"):
+            flat.update(_flatten(value, f"{name}."))
+    return flat
+
+
+def _checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
+    key = entry.key_or_group
+    section = key.rpartition(".")[0]
+    if key not in base:
+        if section in OPEN_SECTIONS:
+            return line if line.startswith("+") else f"+{line}"
+        known = [*(name for name in base if name not in groups), *groups]
+        raise ConfigError(f"there is no setting {key!r}. {_suggestion(key, known, base)}")
+    if line.startswith("+"):
+        line = line.lstrip("+")
+    default, value = base[key], entry.value()
+    if not _same_kind(default, value):
+        raise ConfigError(f"{line!r}: {key} takes {_kind(default)} (default: {default}), not {_kind(value)}")
+    return line
+
+
+def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
+    from ercfusion.errors import nearest
+
+    close = nearest(key, known, 1) or [name for name in known if name.rpartition(".")[2] == key][:1]
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    section = key.rpartition(".")[0]
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
+    return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    if default is None or value is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, str):
+        return isinstance(value, str | int | float) or hasattr(value, "text")
+    return hasattr(default, "keys") == isinstance(value, dict)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    if isinstance(value, str) or hasattr(value, "text"):
+        return f"the text {str(getattr(value, 'text', value))!r}" if value else "a text"
+    return "a section" if hasattr(value, "keys") else "a list"
+
+
+def split_flags(
+    argv: Sequence[str], flags: Sequence[str], valued: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Separate ``--flags`` from ``key=value`` arguments.
+
+    Args:
+        argv: The arguments.
+        flags: Flags without a value; ``-x`` short forms are given as separate entries.
+        valued: Flags that take the next argument (or ``--flag=value``).
+
+    Raises:
+        ConfigError: an unknown flag.
+    """
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    waiting = iter(argv)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            rest.append(argument)
+        elif argument in flags:
+            found[argument] = True
+        elif name in valued:
+            found[name] = value if equals else next(waiting, None)
+            if not found[name]:
+                raise ConfigError(f"{name} needs a value")
+        else:
+            raise ConfigError(f"unknown flag {argument!r}. {did_you_mean(name, [*flags, *valued])}")
+    return found, rest

@@ -1,0 +1,261 @@
+"""The exact posterior of the process that generates ``demo``, for observers who see all of the evidence or a part.
+
+Everything is a product of factors (see :mod:`ercfusion.data.corpora._demo_process`): the chain of the speakers'
+emotions, whose joint state has C ** 3 values (a conversation of two has a third speaker who stays silent), is handled
+by forward-backward; flatness, signs, further labels and the key are summed out in closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ercfusion.data.corpora._demo_process import (
+    AUDIO,
+    CODE,
+    CUES,
+    GROUP_CENTRES,
+    GROUPS,
+    MAX_SPEAKERS,
+    MODALITIES,
+    PRODUCT,
+    PRODUCT_CODES,
+    TEXT,
+    Bools,
+    C,
+    Floats,
+    Ints,
+    Process,
+    Sample,
+    sources,
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What an observer sees. Speakers, flags and lengths are seen by all.
+
+    Args:
+        modalities: Those whose features are seen, where available.
+        product: Whether the product dimensions are seen.
+        radius: Only the features of the turns i - radius to i + radius are used for turn i; None: of all turns.
+        complete: Whether missing modalities are seen too, as if nothing were missing.
+    """
+
+    modalities: tuple[str, ...] = MODALITIES
+    product: bool = True
+    radius: int | None = None
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Exact probabilities given what a view shows.
+
+    Args:
+        primary: (N, C) p(y_i = c); rows sum to 1.
+        labels: (N, C) p(label k is in the set of turn i). Equal to ``primary`` where sets hold one label.
+    """
+
+    primary: Floats
+    labels: Floats
+
+
+def posterior(process: Process, sample: Sample, view: View | None = None) -> Posterior:
+    """The exact posterior of every turn for one observer (by default for the one who sees everything there is)."""
+    view = View() if view is None else view
+    mask = _mask(sample, view)
+    seen = _seen(sample, mask, view.product)
+    cues = np.concatenate([x[:, CUES] for x in seen], axis=1)
+    given = _labels_given_primary(process, cues)
+    chain = _Chain(process, sample, _likelihood(process, seen, mask, given.evidence))
+    primary = chain.smooth() if view.radius is None else chain.smooth_windows(view.radius)
+    labels = np.einsum("nc,nck->nk", primary, given.probability)
+    key = _key_posterior(process, sample, seen[TEXT], view.radius)
+    primary[sample.recall] = labels[sample.recall] = key[sample.recall]
+    return Posterior(primary, labels)
+
+
+def cues_only(process: Process, sample: Sample) -> Floats:
+    """(N, C) p(label k in the set | the label's own cue at this turn): each label by itself, with its overall rate."""
+    rate = np.array(process.prior) @ process.label_rates
+    cues = np.concatenate([x[:, CUES] for x in _seen(sample, sample.available, True)], axis=1)
+    odds = rate / (1.0 - rate) * np.exp(process.cue * cues)
+    return odds / (1.0 + odds)
+
+
+def _mask(sample: Sample, view: View) -> Bools:
+    """(N, 3) whether the observer sees the modality at the turn."""
+    return (sample.available | view.complete) & np.isin(MODALITIES, view.modalities)
+
+
+def _seen(sample: Sample, mask: Bools, product: bool) -> tuple[Floats, ...]:
+    """The features with zeros in place of all that is not seen.
+
+    For codes, cues and product dimensions zero is as good as absent, exactly: the means that such a block can have all
+    have the same length, so at zero all are equally likely. The groups need the mask, because a flat turn's mean is 0.
+    """
+    seen = []
+    for m in range(len(MODALITIES)):
+        values = np.where(mask[:, m, None], sample.features[m], 0.0).astype(np.float64)
+        if not product and m in (TEXT, AUDIO):
+            values[:, PRODUCT] = 0.0
+        seen.append(values)
+    return tuple(seen)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """(N, C, C) p(label k | primary c, cues), and (N, C) the cues' log-likelihood given the primary c."""
+
+    probability: Floats
+    evidence: Floats
+
+
+def _labels_given_primary(process: Process, cues: Floats) -> _Labels:
+    # Given the primary emotion the labels are independent, and each has one cue: two cases a label, summed.
+    rates = process.label_rates[None]
+    shown = rates * np.exp(0.5 * process.cue * cues)[:, None]
+    hidden = (1.0 - rates) * np.exp(-0.5 * process.cue * cues)[:, None]
+    return _Labels(shown / (shown + hidden), np.log(shown + hidden).sum(axis=2))
+
+
+def _likelihood(process: Process, seen: tuple[Floats, ...], mask: Bools, cue_evidence: Floats) -> Floats:
+    """(N, C) p(features of a turn | y_i = c), up to a factor a turn. Meaningless at recall turns."""
+    # Two cases a turn: flat, or not. Log-densities are relative to the flat case, whose own is then 0.
+    expressive = np.zeros_like(cue_evidence)
+    for m, strength in enumerate(process.groups):
+        expressive += strength * seen[m][:, GROUPS] @ GROUP_CENTRES[m].T - 0.5 * strength**2 * mask[:, m, None]
+    log = cue_evidence + np.log(process.flat + (1.0 - process.flat) * np.exp(expressive))
+    # A bit's sign z is summed out: 1/2 sum over z of exp(z * (a + b)) = cosh(a + b), with a from text, b from audio.
+    text = process.product * seen[TEXT][:, None, PRODUCT]
+    audio = process.product * seen[AUDIO][:, None, PRODUCT] * PRODUCT_CODES
+    log += np.logaddexp(text + audio, -text - audio).sum(axis=2)
+    likelihood: Floats = np.exp(log - log.max(axis=1, keepdims=True))
+    return likelihood
+
+
+def _key_posterior(process: Process, sample: Sample, text: Floats, radius: int | None) -> Floats:
+    """(N, C) p(K = c) of the turn's conversation, uniform where the key turn is not within the radius."""
+    turn = np.arange(len(sample.key))
+    place = np.full(len(sample.lengths), -1)
+    place[sample.conversation[sample.key]] = np.flatnonzero(sample.key)
+    place = place[sample.conversation]
+    known = place >= 0
+    if radius is not None:
+        known &= np.abs(turn - place) <= radius
+    log = np.where(known[:, None], process.key * text[place, CODE], 0.0)
+    likelihood = np.exp(log - log.max(axis=1, keepdims=True))
+    found: Floats = likelihood / likelihood.sum(axis=1, keepdims=True)
+    return found
+
+
+class _Chain:
+    """Forward-backward on the joint state (e_0, e_1, e_2), for many conversations or windows at once.
+
+    A message is (B, C ** 3), indexed by e_0 * C * C + e_1 * C + e_2. A step works on messages with the axes reordered
+    to (speaker, source, the other one), gathered by an index table, because who speaks differs among the B.
+    """
+
+    def __init__(self, process: Process, sample: Sample, likelihood: Floats) -> None:
+        self._sample = sample
+        self._inertia = process.inertia
+        self._likelihood = likelihood
+        self._prior = np.array(process.prior)
+        source = np.concatenate([sources(part) for part in np.split(sample.speaker, sample.first[1:])])
+        # (N, C, C): given that inertia did not act, the sub-probability of y (axis 1) when the source feels s (axis 2).
+        contagion = np.where(source >= 0, process.contagion, 0.0)[:, None, None]
+        self._jump = contagion * np.eye(C) + (1.0 - process.inertia - contagion) * self._prior[:, None]
+        source = np.where(source >= 0, source, (sample.speaker + 1) % MAX_SPEAKERS)
+        self._order = _axis_orders()[sample.speaker, source]
+
+    def smooth(self) -> Floats:
+        """(N, C) p(y_i = c | all features)."""
+        after = self._run_forward(self._likelihood)
+        marginal = np.empty((len(after), C))
+        beliefs = np.ones((len(self._sample.lengths), C**MAX_SPEAKERS))
+        for position in reversed(range(int(self._sample.lengths.max()))):
+            active = np.flatnonzero(self._sample.lengths > position)
+            turn = self._sample.first[active] + position
+            marginal[turn] = self._marginal(after[turn] * beliefs[active], turn)
+            beliefs[active] = self._backward(beliefs[active], turn)
+        return marginal
+
+    def smooth_windows(self, radius: int) -> Floats:
+        """(N, C) p(y_i = c | features of turns i - radius to i + radius), with all speakers of the conversation known.
+
+        What precedes a window is summed out by the evidence-free forward pass; what follows it sums to 1.
+        """
+        sample = self._sample
+        turn = np.arange(len(sample.speaker))
+        first = sample.first[sample.conversation]
+        start = np.maximum(turn - radius, first)
+        stop = np.minimum(turn + radius, first + sample.lengths[sample.conversation] - 1)
+        after = self._run_forward(np.ones_like(self._likelihood))
+        prior = self._initial(len(turn))
+        messages = np.where((start > first)[:, None], after[start - 1], prior)
+        for offset in range(radius + 1):
+            active = np.flatnonzero(start + offset <= turn)
+            messages[active] = self._forward(messages[active], start[active] + offset, self._likelihood)
+        beliefs = np.ones_like(messages)
+        for offset in range(radius):
+            active = np.flatnonzero(stop - offset > turn)
+            beliefs[active] = self._backward(beliefs[active], stop[active] - offset)
+        return self._marginal(messages * beliefs, turn)
+
+    def _initial(self, count: int) -> Floats:
+        joint = np.einsum("a,b,c->abc", self._prior, self._prior, self._prior).reshape(-1)
+        return np.tile(joint, (count, 1))
+
+    def _run_forward(self, likelihood: Floats) -> Floats:
+        """(N, C ** 3): the message after each turn, normalised."""
+        after = np.empty((len(likelihood), C**MAX_SPEAKERS))
+        messages = self._initial(len(self._sample.lengths))
+        for position in range(int(self._sample.lengths.max())):
+            active = np.flatnonzero(self._sample.lengths > position)
+            turn = self._sample.first[active] + position
+            messages[active] = after[turn] = self._forward(messages[active], turn, likelihood)
+        return after
+
+    def _forward(self, messages: Floats, turn: Ints, likelihood: Floats) -> Floats:
+        """Messages before the given turns -> messages after them (the same at recall turns)."""
+        before = self._reordered(messages, turn)
+        total = before.sum(axis=1, keepdims=True)
+        after = self._inertia * before + self._jump[turn][..., None] * total
+        after *= likelihood[turn][:, :, None, None]
+        return self._restored(after, messages, turn)
+
+    def _backward(self, messages: Floats, turn: Ints) -> Floats:
+        """Likelihoods of what follows the given turns -> of the turns and what follows (the same at recall turns)."""
+        after = self._reordered(messages, turn) * self._likelihood[turn][:, :, None, None]
+        jumped = (self._jump[turn][..., None] * after).sum(axis=1, keepdims=True)
+        return self._restored(self._inertia * after + jumped, messages, turn)
+
+    def _marginal(self, joint: Floats, turn: Ints) -> Floats:
+        weights = self._reordered(joint, turn).sum(axis=(2, 3))
+        normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
+        return normalised
+
+    def _reordered(self, messages: Floats, turn: Ints) -> Floats:
+        gathered: Floats = np.take_along_axis(messages, self._order[turn], axis=1)
+        return gathered.reshape(-1, C, C, C)
+
+    def _restored(self, values: Floats, unchanged: Floats, turn: Ints) -> Floats:
+        flat = np.empty_like(unchanged)
+        np.put_along_axis(flat, self._order[turn], values.reshape(-1, C**MAX_SPEAKERS), axis=1)
+        # Only ratios within a message matter; dividing keeps long products away from underflow.
+        flat /= flat.sum(axis=1, keepdims=True)
+        recall: Bools = self._sample.recall[turn]
+        return np.where(recall[:, None], unchanged, flat)
+
+
+def _axis_orders() -> Ints:
+    """(3, 3, C ** 3): for speaker a and source b, where the state (e_a, e_b, e_other) stands in a message."""
+    flat = np.arange(C**MAX_SPEAKERS).reshape(C, C, C)
+    orders = np.zeros((MAX_SPEAKERS, MAX_SPEAKERS, C**MAX_SPEAKERS), dtype=np.int64)
+    for a in range(MAX_SPEAKERS):
+        for b in range(MAX_SPEAKERS):
+            if a != b:
+                orders[a, b] = flat.transpose(a, b, 3 - a - b).reshape(-1)
+    return orders

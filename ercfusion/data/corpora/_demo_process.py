@@ -1,0 +1,263 @@
+"""The process that generates the corpus ``demo``: its parameters, its feature layout, and how a split is drawn.
+
+This module is the specification; :mod:`ercfusion.data.corpora._demo_inference` inverts it exactly.
+
+**Emotions.** Every speaker s has a current emotion e_s, one of the C labels of the schema ``demo6``. Before the first
+turn each e_s is drawn from ``prior``. At turn i the speaker s_i is given; y_i, the emotion shown, is
+
+* the speaker's own e_s with probability ``inertia``,
+* with probability ``contagion``, the current emotion of the *source*: the most recent speaker before turn i in this
+  conversation who is not s_i. Where there is none yet, this probability is added to the next case,
+* otherwise a new draw from ``prior``.
+
+Then e_s becomes y_i. So p(y_i = c) = prior[c] for every turn as long as nothing is observed.
+
+**Features.** Unit Gaussian noise on every dimension but the flags, around a mean that depends on the turn:
+
+* *groups*: each modality tells three pairs of emotions apart (:data:`GROUPS_OF`) and never the two within a pair. The
+  three pairings share no pair, so any two modalities together tell all six emotions apart. With probability ``flat`` a
+  turn is flat: the group means of all three modalities are 0, and only context can tell (nothing marks such a turn).
+* *product*: for each of three bits, a sign z = +1 or -1 is drawn; text shows ``product * z`` and audio
+  ``product * z * g(y)``, where g(y) is the emotion's code (:data:`PRODUCT_CODES`). Either alone says nothing about y.
+* *cues*: one dimension a label, two in each modality: ``+cue / 2`` where the label is in the turn's label set and
+  ``-cue / 2`` where it is not.
+* *far evidence*: a conversation has a key K, drawn uniformly from the labels and independent of everything else. One of
+  the first ``KEY_SPAN`` turns, the key turn, also shows K in the text's code dimensions. On a recall turn, at least
+  ``recall_gap`` turns later, y_i = K, nothing but flags and noise is shown, and e_s is left as it was.
+* *flags*: two dimensions of every modality, exactly 0 or 1: "this is the key turn", "this is a recall turn".
+
+**Label sets.** The set always holds y_i, the primary emotion. Every other label k is added independently with
+probability ``cooccurrence[y_i][k]``. In the single-label protocols these are 0. On recall turns the set is {K}.
+
+**Missing modalities.** Each (turn, modality) is missing with probability ``missing``, independent of everything else;
+where all three would be, one drawn uniformly is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.schema import get_schema
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+SCHEMA = get_schema("demo6")
+C = len(SCHEMA)
+MODALITIES = ("text", "audio", "visual")
+TEXT, AUDIO, VISUAL = range(3)
+MAX_SPEAKERS = 3
+KEY_SPAN = 4
+
+# The layout of the vectors. Dimensions that no line names are noise.
+WIDTHS = (24, 16, 16)
+GROUPS = slice(0, 8)
+FLAGS = slice(8, 10)
+CUES = slice(10, 12)
+PRODUCT = slice(12, 15)
+CODE = slice(15, 21)
+
+GROUPS_OF: tuple[tuple[int, ...], ...] = (
+    (0, 1, 2, 0, 1, 2),  # text: neutral and anger | joy and surprise | sadness and fear
+    (0, 1, 0, 1, 2, 2),  # audio: neutral and sadness | joy and anger | surprise and fear
+    (0, 0, 1, 2, 1, 2),  # visual: neutral and joy | sadness and surprise | anger and fear
+)
+"""For each modality, the group of each of the C labels in schema order."""
+
+PRODUCT_CODES: Floats = np.array(
+    [[1, 1, 1], [-1, -1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, -1], [1, 1, -1]], dtype=np.float64
+)
+"""(C, 3) of +1 and -1, all rows different: g(y)."""
+
+
+def _group_centres() -> Floats:
+    # Rows 1 to 3 of the 8 by 8 Hadamard matrix, at unit length: every dimension is informative and all distances equal.
+    two = np.array([[1.0, 1.0], [1.0, -1.0]])
+    hadamard: Floats = np.kron(np.kron(two, two), two) / np.sqrt(8.0)
+    return hadamard[1:4]
+
+
+GROUP_CENTRES: Floats = np.stack([_group_centres()[list(groups)] for groups in GROUPS_OF])
+"""(modality, C, 8): unit vectors; a modality's groups are orthogonal."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """Parameters of the process, all strengths in units of the noise's standard deviation.
+
+    Args:
+        inertia: Probability of keeping one's own emotion.
+        contagion: Probability of taking the source's emotion; ``inertia + contagion <= 1``.
+        groups: Strength of the group evidence in text, audio and visual: length of the mean vector.
+        flat: Probability that a turn shows no group evidence.
+        product: Strength of the product evidence in each of its dimensions.
+        cue: Distance between the two means of a label's cue.
+        key: Strength of the key's code.
+        recall_rate: Probability that a turn which is late enough is a recall turn; 0 means no key turn either.
+        recall_gap: Fewest turns from the key turn to a recall turn.
+        missing: Probability that a modality is missing at a turn.
+        cooccurrence: (C, C) probabilities of further labels given the primary one; the diagonal is read as 1.
+            None: no further labels, and a single-label task.
+        turns: Fewest and most turns of a conversation; lengths are uniform.
+        sizes: Conversations in train, dev and test, unless the corpus is told otherwise.
+        prior: (C) probabilities of a new emotion, in schema order.
+        three_speakers: Probability that a conversation has three speakers rather than two.
+        pass_floor: Probability that the next turn is another speaker's (drawn uniformly from the others).
+    """
+
+    inertia: float
+    contagion: float
+    groups: tuple[float, float, float]
+    flat: float = 0.0
+    product: float = 0.0
+    cue: float = 0.0
+    key: float = 0.0
+    recall_rate: float = 0.0
+    recall_gap: int = 1
+    missing: float = 0.0
+    cooccurrence: tuple[tuple[float, ...], ...] | None = None
+    turns: tuple[int, int] = (10, 30)
+    sizes: tuple[int, int, int] = (120, 30, 60)
+    prior: tuple[float, ...] = (0.26, 0.16, 0.16, 0.15, 0.14, 0.13)
+    three_speakers: float = 0.4
+    pass_floor: float = 0.75
+
+    @property
+    def label_rates(self) -> Floats:
+        """(C, C): probability that label k (column) is in the set, given the primary emotion (row)."""
+        rates = np.zeros((C, C)) if self.cooccurrence is None else np.array(self.cooccurrence)
+        np.fill_diagonal(rates, 1.0)
+        return rates
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drawn split with everything the process knows: B conversations, N turns in all, one after another.
+
+    Args:
+        lengths: (B) turns of each conversation.
+        speaker: (N) 0 to 2, numbered arbitrarily within the conversation.
+        key, recall: (N) the flags.
+        primary: (N) class index y_i.
+        labels: (N, C) the label set; holds the primary emotion.
+        features: For each modality (N, D) float32, drawn whether the modality is missing or not.
+        available: (N, 3) False where the modality is missing.
+    """
+
+    lengths: Ints
+    speaker: Ints
+    key: Bools
+    recall: Bools
+    primary: Ints
+    labels: Bools
+    features: tuple[NDArray[np.float32], ...]
+    available: Bools
+
+    @property
+    def first(self) -> Ints:
+        """(B) index of each conversation's first turn."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def conversation(self) -> Ints:
+        """(N) the conversation of each turn."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+
+def sources(speaker: Ints) -> Ints:
+    """For each turn of one conversation, the most recent speaker before it who is another one; -1 where none is.
+
+    Args:
+        speaker: (n) the speakers.
+    """
+    found = np.full(len(speaker), -1, dtype=np.int64)
+    for i in range(1, len(speaker)):
+        found[i] = speaker[i - 1] if speaker[i - 1] != speaker[i] else found[i - 1]
+    return found
+
+
+def draw(process: Process, conversations: int, rng: np.random.Generator) -> Sample:
+    """Draw a split of ``conversations`` conversations."""
+    low, high = process.turns
+    lengths = rng.integers(low, high + 1, size=conversations)
+    drawn = [_draw_emotions(process, int(length), rng) for length in lengths]
+    speaker, key, recall, primary, codes = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    labels = rng.random((len(primary), C)) < process.label_rates[primary]
+    labels[recall] = np.eye(C, dtype=bool)[primary[recall]]
+    return Sample(
+        lengths=lengths,
+        speaker=speaker,
+        key=key,
+        recall=recall,
+        primary=primary,
+        labels=labels,
+        features=_draw_features(process, key, recall, primary, labels, codes, rng),
+        available=_draw_availability(process, len(primary), rng),
+    )
+
+
+def _draw_emotions(process: Process, n: int, rng: np.random.Generator) -> tuple[Ints, Bools, Bools, Ints, Ints]:
+    """Speakers, key flags, recall flags and emotions of one conversation of n turns, and its K, repeated n times."""
+    count = 3 if rng.random() < process.three_speakers else 2
+    # The speaker moves on by 0 (keeps the floor) or by 1 .. count - 1 places.
+    moves = np.where(rng.random(n) < process.pass_floor, rng.integers(1, count, size=n), 0)
+    speaker = np.cumsum(moves) % count
+
+    place = int(rng.integers(min(KEY_SPAN, n)))
+    late = np.arange(n) >= place + process.recall_gap
+    recall = late & (rng.random(n) < process.recall_rate)
+    key = (np.arange(n) == place) & (process.recall_rate > 0)
+    code = int(rng.integers(C))
+
+    mood = rng.choice(C, size=MAX_SPEAKERS, p=process.prior)
+    new = rng.choice(C, size=n, p=process.prior)
+    cause = rng.random(n)
+    primary = np.empty(n, dtype=np.int64)
+    for i, (own, source) in enumerate(zip(speaker, sources(speaker), strict=True)):
+        if recall[i]:
+            primary[i] = code
+            continue
+        if cause[i] < process.inertia:
+            primary[i] = mood[own]
+        elif cause[i] < process.inertia + process.contagion and source >= 0:
+            primary[i] = mood[source]
+        else:
+            primary[i] = new[i]
+        mood[own] = primary[i]
+    return speaker, key, recall, primary, np.full(n, code)
+
+
+def _draw_features(
+    process: Process, key: Bools, recall: Bools, primary: Ints, labels: Bools, codes: Ints, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], ...]:
+    n = len(primary)
+    signs = rng.integers(0, 2, size=(n, PRODUCT_CODES.shape[1])) * 2.0 - 1.0
+    strength = np.where(rng.random(n) < process.flat, 0.0, 1.0)[:, None] * process.groups
+    tables = []
+    for m, width in enumerate(WIDTHS):
+        mean = np.zeros((n, width))
+        mean[:, GROUPS] = strength[:, m, None] * GROUP_CENTRES[m, primary]
+        mean[:, CUES] = process.cue * (labels[:, 2 * m : 2 * m + 2] - 0.5)
+        if m == TEXT:
+            mean[:, PRODUCT] = process.product * signs
+            mean[:, CODE] = process.key * np.eye(C)[codes] * key[:, None]
+        if m == AUDIO:
+            mean[:, PRODUCT] = process.product * signs * PRODUCT_CODES[primary]
+        mean[recall] = 0.0
+        values = mean + rng.standard_normal((n, width))
+        values[:, FLAGS] = np.stack([key, recall], axis=1)
+        tables.append(values.astype(np.float32))
+    return tuple(tables)
+
+
+def _draw_availability(process: Process, n: int, rng: np.random.Generator) -> Bools:
+    available: Bools = rng.random((n, len(MODALITIES))) >= process.missing
+    kept = rng.integers(len(MODALITIES), size=n)
+    empty = ~available.any(axis=1)
+    available[empty, kept[empty]] = True
+    return available

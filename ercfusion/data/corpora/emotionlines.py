@@ -1,0 +1,200 @@
+"""EmotionLines (Friends): every utterance was labelled by five people, whose votes are released."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.schema import get_schema
+from ercfusion.data.tabular import pick, read_json
+from ercfusion.data.task import TaskKind, TaskSpec
+from ercfusion.errors import CorpusFormatError, did_you_mean
+
+WHOLE = "friends.json"
+SPLIT_FILES: dict[str, str] = {split: f"friends_{split}.json" for split in SPLITS}
+SCHEMA = get_schema("emotionlines7")
+"""Its order is that of the digits in ``annotation``."""
+VOTERS = 5
+NO_MAJORITY = "non-neutral"
+SPLIT_SEED = 0
+_NAMED_BY_TWO = 2
+
+# The file holds cp1252 bytes that were read as Latin-1: an apostrophe arrives as the control character U+0092. Five of
+# the 32 codes mean nothing in cp1252 and stay as they are.
+_C1_TO_CP1252 = {
+    code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+}
+
+
+def repair_text(text: str) -> str:
+    """The text with control characters U+0080 to U+009F replaced by what they are in cp1252."""
+    return text.translate(_C1_TO_CP1252)
+
+
+def named_by_two(votes: Mapping[str, int]) -> frozenset[str]:
+    """The multi-label target: labels with at least two votes; where none has two, all with the most votes."""
+    enough = min(_NAMED_BY_TWO, max(votes.values()))
+    return frozenset(label for label, count in votes.items() if count >= enough)
+
+
+def _protocol(name: str, task: str, kind: TaskKind, metric: str, description: str) -> Protocol:
+    return Protocol(
+        id=f"emotionlines/{name}",
+        task=TaskSpec(task, kind, SCHEMA, metric=metric),
+        description=description,
+        dev_source=(
+            f"friends_dev.json where it exists; else friends.json is split 80/10/10 by dialogue, seed {SPLIT_SEED}"
+        ),
+        modalities=("text",),
+    )
+
+
+class EmotionLinesCorpus(Corpus):
+    """Reader of ``friends.json``, or of ``friends_{train,dev,test}.json`` where all three exist.
+
+    ``friends.json`` has no official split: its dialogues are put in an order that depends on a fixed seed alone, and
+    the first 80 % train, the next 10 % are dev, the last 10 % test. Conversations are called ``friends/12``
+    (``train/12`` and so on with the three files) after their position in the file, turns after their position in the
+    dialogue.
+
+    Every turn has three targets: ``emotion`` (the released majority label; not labelled where no label has three of the
+    five votes), ``emotion_distribution`` (the shares of the votes) and ``emotions`` (see :func:`named_by_two`).
+    """
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="emotionlines",
+        title="EmotionLines, Friends part (as in EmotionX 2019)",
+        licence="Research use only; no redistribution.",
+        obtain=(
+            "Ask the authors (http://doraemon.iis.sinica.edu.tw/emotionlines) for the Friends data with the votes, "
+            "friends.json."
+        ),
+        citation=(
+            "Hsu, Chen, Kuo, Huang, Ku. EmotionLines: An Emotion Corpus of Multi-Party Conversations. LREC 2018."
+        ),
+        layout=(WHOLE,),
+        counts={
+            "train": {"conversations": 800, "utterances": 11593},
+            "dev": {"conversations": 100, "utterances": 1474},
+            "test": {"conversations": 100, "utterances": 1436},
+        },
+        known_issues=(
+            "1,000 dialogues, 14,503 utterances, five votes each; 2,772 utterances have no majority ('non-neutral') "
+            "and carry no single label.",
+            "friends.json has no official split: results are comparable only under the same seed of the same library.",
+            "cp1252 characters are stored as control characters; the reader repairs them.",
+            "The dialogues are those that MELD was made from: do not train on one and test on the other.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = {
+        protocol.id: protocol
+        for protocol in (
+            _protocol(
+                "majority",
+                "emotion",
+                "single_label",
+                "weighted_f1",
+                "the label that most voters chose, if at least three did",
+            ),
+            _protocol(
+                "distribution", "emotion_distribution", "distribution", "kl", "the share of votes of every label"
+            ),
+            _protocol("multilabel", "emotions", "multi_label", "micro_f1", "all labels that at least two voters chose"),
+        )
+    }
+
+    def files(self) -> list[Path]:
+        """``friends.json``, or the three files of the splits."""
+        root = self.root()
+        if all((root / name).is_file() for name in SPLIT_FILES.values()):
+            return self.require(list(SPLIT_FILES.values()))
+        return self.require([WHOLE])
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The dialogues in file order within each split."""
+        files = self.files()
+        if len(files) == len(SPLITS):
+            return {split: _read(path, split) for split, path in zip(SPLITS, files, strict=True)}
+        dialogues = _read(files[0], "friends")
+        order = seeded_permutation((dialogue.id for dialogue in dialogues), SPLIT_SEED)
+        dev, test = round(0.8 * len(order)), round(0.9 * len(order))
+        parts = (order[:dev], order[dev:test], order[test:])
+        part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
+        return {split: [dialogue for dialogue in dialogues if part[dialogue.id] == split] for split in SPLITS}
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """How far the voters agree, and labels that contradict the votes."""
+        found = []
+        for split, dialogues in self.conversations(protocol).items():
+            emotions = [turn.targets["emotion"] for dialogue in dialogues for turn in dialogue.turns]
+            winners = [_majority(target.votes or {}) for target in emotions]
+            wrong = sum(target.value != winner for target, winner in zip(emotions, winners, strict=True))
+            total = [sum((target.votes or {}).values()) for target in emotions]
+            text = (
+                f"{split}: {winners.count(None)} of {len(emotions)} utterances have no label with a majority of votes"
+            )
+            found.append(Finding("note", "votes", text))
+            if wrong:
+                text = f"{split}: the label of {wrong} utterances is not the majority of their votes"
+                found.append(Finding("note", "votes", text))
+            if other := sum(count != VOTERS for count in total):
+                found.append(Finding("note", "votes", f"{split}: {other} utterances do not have {VOTERS} votes"))
+        return found
+
+
+def _majority(votes: Mapping[str, int]) -> str | None:
+    return next((label for label, count in votes.items() if 2 * count > sum(votes.values())), None)
+
+
+def _read(path: Path, prefix: str) -> list[Conversation]:
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise CorpusFormatError(f"{path}: a list of dialogues is expected at the top. Get the file again.")
+    dialogues = []
+    for number, entries in enumerate(content):
+        where = f"dialogue {number}"
+        if not isinstance(entries, list) or not entries:
+            raise CorpusFormatError(
+                f"{path}, {where} (counted from 0): a list of utterances is expected. Get the file again."
+            )
+        turns = tuple(
+            _turn(path, f"{where}, utterance {position} (counted from 0)", position, entry)
+            for position, entry in enumerate(entries)
+        )
+        dialogues.append(Conversation(f"{prefix}/{number}", turns))
+    return dialogues
+
+
+def _turn(path: Path, where: str, position: int, entry: Any) -> Turn:
+    votes = _votes(path, where, pick(entry, "annotation", str, path, where))
+    emotion = pick(entry, "emotion", str, path, where)
+    if emotion != NO_MAJORITY and emotion not in SCHEMA:
+        choices = (*SCHEMA.labels, NO_MAJORITY)
+        raise CorpusFormatError(
+            f"{path}, {where}, key 'emotion': {emotion!r} is no label of {SCHEMA.name}. "
+            f"{did_you_mean(emotion, choices)}"
+        )
+    total = sum(votes.values())
+    return Turn(
+        id=str(position),
+        speaker=repair_text(pick(entry, "speaker", str, path, where)).strip(),
+        text=repair_text(pick(entry, "utterance", str, path, where)).strip(),
+        targets={
+            "emotion": Target(None if emotion == NO_MAJORITY else SCHEMA.canonical(emotion), votes),
+            "emotion_distribution": Target({label: count / total for label, count in votes.items()}, votes),
+            "emotions": Target(named_by_two(votes), votes),
+        },
+    )
+
+
+def _votes(path: Path, where: str, text: str) -> dict[str, int]:
+    if len(text) != len(SCHEMA) or not (text.isascii() and text.isdigit()) or not text.strip("0"):
+        raise CorpusFormatError(
+            f"{path}, {where}, key 'annotation': found {text!r}, but {len(SCHEMA)} digits are expected, the votes for "
+            f"{', '.join(SCHEMA.labels)}. Correct the string, or get the file again."
+        )
+    return {label: int(count) for label, count in zip(SCHEMA.labels, text, strict=True)}

@@ -1,0 +1,244 @@
+"""MELD: multi-party conversations from the series Friends, with emotion and sentiment of every utterance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.schema import get_schema
+from ercfusion.data.tabular import Row, check_unique, group_rows, read_table
+from ercfusion.data.task import TaskSpec
+
+FILES: dict[str, str] = {split: f"{split}_sent_emo.csv" for split in SPLITS}
+COLUMNS = (
+    "Utterance",
+    "Speaker",
+    "Emotion",
+    "Sentiment",
+    "Dialogue_ID",
+    "Utterance_ID",
+    "Season",
+    "Episode",
+    "StartTime",
+    "EndTime",
+)
+EMOTION = get_schema("meld7")
+SENTIMENT = get_schema("meld3")
+_Clip = tuple[str, str, float, float]
+LONG_CLIP = 60.0
+"""Seconds from which on a clip cannot be one utterance: its end time is wrong."""
+
+
+@dataclass(frozen=True)
+class MeldOddities:
+    """What is odd in one of MELD's files. Nothing of it is repaired; utterances are named ``dialogue/utterance``.
+
+    Args:
+        absent_dialogues: Numbers missing between 0 and the highest dialogue number.
+        late_starts: Dialogues whose first utterance does not have the number 0.
+        gaps: Dialogues in which numbers are missing between the first and the last utterance.
+        repeated_clips: (season, episode, start, end) that more than one utterance has.
+        no_duration: Utterances that do not end after they start.
+        long_clips: Utterances longer than :data:`LONG_CLIP` seconds, with their durations.
+        time_steps_back: Dialogues in which an utterance starts before the one in front of it.
+    """
+
+    absent_dialogues: tuple[int, ...]
+    late_starts: tuple[int, ...]
+    gaps: tuple[int, ...]
+    repeated_clips: tuple[_Clip, ...]
+    no_duration: tuple[str, ...]
+    long_clips: Mapping[str, float]
+    time_steps_back: tuple[int, ...]
+
+
+def _protocol(name: str, task: str, schema: str, description: str) -> Protocol:
+    return Protocol(
+        id=f"meld/{name}",
+        task=TaskSpec(task, "single_label", get_schema(schema)),
+        description=description,
+        dev_source="dev_sent_emo.csv of the release",
+        modalities=("text",),
+    )
+
+
+class MeldCorpus(Corpus):
+    """Reader of the released files ``{train,dev,test}_sent_emo.csv``.
+
+    Conversations are called ``split/dialogue`` (for example ``train/12``), because every file numbers its dialogues
+    from 0; a turn's id is its utterance number. Both targets, ``emotion`` and ``sentiment``, are on every turn under
+    both protocols.
+    """
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="meld",
+        title="MELD (Multimodal EmotionLines Dataset)",
+        licence="GPL-3.0 for the annotations (declare-lab/MELD); the clips come from television: research only.",
+        obtain=(
+            "https://github.com/declare-lab/MELD, folder data/MELD: download the three CSV files. The clips "
+            "(MELD.Raw.tar.gz, about 10 GB) are needed only to extract audio and visual features."
+        ),
+        citation=(
+            "Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea. MELD: A Multimodal Multi-Party Dataset for Emotion "
+            "Recognition in Conversations. ACL 2019."
+        ),
+        layout=tuple(FILES.values()),
+        counts={
+            "train": {"conversations": 1038, "utterances": 9989},
+            "dev": {"conversations": 114, "utterances": 1109},
+            "test": {"conversations": 280, "utterances": 2610},
+        },
+        known_issues=(
+            "Train has 1,038 dialogues, not the 1,039 of the read-me: number 60 is absent.",
+            "10 dialogues of train do not start at utterance 0; 65 / 2 / 2 dialogues have gaps in the utterance "
+            "numbers, so the turn before is not always what was said before.",
+            "20 / 1 / 4 clips (season, episode, start, end) are used for two utterances each within a split, and 5 "
+            "in two splits: train/12 and test/85 share two utterances, three more pairs share one.",
+            "The times of some utterances are wrong: one of test has no duration, two of test last longer than a "
+            "minute (up to 304.9 s), and in 23 / 4 / 4 dialogues start times step back.",
+            "70 / 6 / 12 dialogues have one utterance only.",
+            "Same-speaker emotion shifts are 4,001 / 427 / 1,003 (4,003 / 427 / 1,003 were published).",
+            "Speakers are names; 'All' and other groups occur as a speaker.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = {
+        protocol.id: protocol
+        for protocol in (
+            _protocol("7way", "emotion", "meld7", "seven emotions, released split, weighted F1 over all seven"),
+            _protocol("3way", "sentiment", "meld3", "three sentiments, released split, weighted F1 over all three"),
+        )
+    }
+
+    def files(self) -> list[Path]:
+        """The three CSV files."""
+        return self.require(list(FILES.values()))
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The dialogues of the three files, each sorted by utterance number."""
+        return {
+            split: [
+                Conversation(f"{split}/{number}", tuple(map(_turn, rows))) for number, rows in _dialogues(path).items()
+            ]
+            for split, path in zip(SPLITS, self.files(), strict=True)
+        }
+
+    def oddities(self) -> dict[str, MeldOddities]:
+        """What is odd in each of the files."""
+        return {split: _oddities(_dialogues(path)) for split, path in zip(SPLITS, self.files(), strict=True)}
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """The oddities of each file in words, and clips that two files share."""
+        found = [finding for split, odd in self.oddities().items() for finding in _describe(split, odd)]
+        if shared := self.shared_clips():
+            pairs = ", ".join(" = ".join(places) for places in shared)
+            text = f"clips (season, episode, start, end) that are in two splits: {len(shared)} ({pairs})"
+            found.append(Finding("note", "leakage", text))
+        return found
+
+    def shared_clips(self) -> list[tuple[str, ...]]:
+        """Clips that more than one split uses, each as the utterances (``split/dialogue/utterance``) that have it."""
+        places: dict[_Clip, list[str]] = {}
+        for split, path in zip(SPLITS, self.files(), strict=True):
+            for number, rows in _dialogues(path).items():
+                for row in rows:
+                    places.setdefault(_clip(row), []).append(f"{split}/{number}/{row.integer('Utterance_ID')}")
+        return [tuple(names) for names in places.values() if len({name.split("/")[0] for name in names}) > 1]
+
+
+def _dialogues(path: Path) -> dict[int, list[Row]]:
+    rows = read_table(path, COLUMNS)
+    check_unique(
+        rows,
+        lambda row: (row.integer("Dialogue_ID"), row.integer("Utterance_ID")),
+        ("Dialogue_ID", "Utterance_ID"),
+    )
+    groups = group_rows(rows, lambda row: row.integer("Dialogue_ID"))
+    return {number: sorted(groups[number], key=lambda row: row.integer("Utterance_ID")) for number in sorted(groups)}
+
+
+def _clip(row: Row) -> _Clip:
+    return row["Season"].strip(), row["Episode"].strip(), row.seconds("StartTime"), row.seconds("EndTime")
+
+
+def _turn(row: Row) -> Turn:
+    return Turn(
+        id=str(row.integer("Utterance_ID")),
+        speaker=row.text("Speaker"),
+        text=row["Utterance"].strip(),
+        start=row.seconds("StartTime"),
+        end=row.seconds("EndTime"),
+        targets={
+            "emotion": Target(row.label("Emotion", EMOTION)),
+            "sentiment": Target(row.label("Sentiment", SENTIMENT)),
+        },
+    )
+
+
+def _oddities(dialogues: Mapping[int, list[Row]]) -> MeldOddities:
+    late, gaps, back = [], [], []
+    clips: Counter[_Clip] = Counter()
+    no_duration: list[str] = []
+    long_clips: dict[str, float] = {}
+    for number, rows in dialogues.items():
+        utterances = [row.integer("Utterance_ID") for row in rows]
+        starts = [row.seconds("StartTime") for row in rows]
+        if utterances[0] != 0:
+            late.append(number)
+        if utterances[-1] - utterances[0] + 1 != len(utterances):
+            gaps.append(number)
+        if starts != sorted(starts):
+            back.append(number)
+        for row, utterance, start in zip(rows, utterances, starts, strict=True):
+            end = row.seconds("EndTime")
+            clips[_clip(row)] += 1
+            if end <= start:
+                no_duration.append(f"{number}/{utterance}")
+            elif end - start > LONG_CLIP:
+                long_clips[f"{number}/{utterance}"] = end - start
+    return MeldOddities(
+        absent_dialogues=tuple(sorted(set(range(max(dialogues))) - set(dialogues))),
+        late_starts=tuple(late),
+        gaps=tuple(gaps),
+        repeated_clips=tuple(clip for clip, count in clips.items() if count > 1),
+        no_duration=tuple(no_duration),
+        long_clips=long_clips,
+        time_steps_back=tuple(back),
+    )
+
+
+def _describe(split: str, odd: MeldOddities) -> list[Finding]:
+    def numbers(values: tuple[object, ...]) -> str:
+        shown = ", ".join(map(str, values[:5]))
+        return f"{len(values)} ({shown}{', ...' if len(values) > 5 else ''})"
+
+    lines: list[tuple[str, str]] = []
+    if odd.absent_dialogues:
+        lines.append(("numbering", f"dialogue numbers that do not occur: {numbers(odd.absent_dialogues)}"))
+    if odd.late_starts:
+        lines.append(("numbering", f"dialogues that do not start at utterance 0: {numbers(odd.late_starts)}"))
+    if odd.gaps:
+        lines.append(("numbering", f"dialogues with gaps in the utterance numbers: {numbers(odd.gaps)}"))
+    if odd.repeated_clips:
+        lines.append(
+            ("clips", f"clips (season, episode, start, end) of more than one utterance: {len(odd.repeated_clips)}")
+        )
+    if odd.no_duration:
+        lines.append(("clips", f"utterances that do not end after they start: {numbers(odd.no_duration)}"))
+    if odd.long_clips:
+        lines.append(
+            (
+                "clips",
+                f"utterances longer than {LONG_CLIP:.0f} s: {numbers(tuple(odd.long_clips))}, "
+                f"the longest {max(odd.long_clips.values()):.1f} s",
+            )
+        )
+    if odd.time_steps_back:
+        lines.append(("clips", f"dialogues in which start times step back: {numbers(odd.time_steps_back)}"))
+    if not lines:
+        return [Finding("ok", "oddities", f"{split}: none of those that MELD is known for")]
+    return [Finding("note", topic, f"{split}: {text}") for topic, text in lines]

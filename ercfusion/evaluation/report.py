@@ -1,0 +1,182 @@
+"""What a person reads after a run: a table of scores, pictures, a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ercfusion.data.corpus import CorpusCard
+from ercfusion.evaluation.plots import (
+    plot_class_f1,
+    plot_confusion,
+    plot_reliability,
+    plot_scatter,
+    plot_title,
+    plot_training_curves,
+)
+from ercfusion.tasks.metrics import confusion_matrix, higher_is_better, per_class
+from ercfusion.tasks.outputs import Predictions
+
+HEADLINE = {
+    "single_label": ("weighted_f1", "macro_f1", "accuracy", "uar", "ece"),
+    "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
+    "multi_label": ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard"),
+    "regression": ("mae", "pearson", "ccc", "acc7", "acc2_non0"),
+}
+
+
+def score_table(record: Mapping[str, Any]) -> str:
+    """Dev and test scores beside the majority floor, the interval and, where it is known, the best reachable score."""
+    metrics, interval = record["metrics"], record["intervals"]["test"]
+    floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
+    names = [name for name in HEADLINE[record["task"]["kind"]] if name in metrics["test"]]
+    chosen = record["selection"]["metric"]
+    if chosen not in names and chosen in metrics["test"]:
+        names.insert(0, chosen)
+    head = ["", "dev", "test", "95 % interval", "majority"] + (["best reachable"] if best else [])
+    rows = [head]
+    for name in names:
+        low_high = f"{interval[name][0]:.4f} to {interval[name][1]:.4f}" if name in interval else ""
+        row = [name, f"{metrics['dev'][name]:.4f}", f"{metrics['test'][name]:.4f}", low_high]
+        row.append(f"{floor[name]:.4f}" if name in floor else "")
+        if best:
+            row.append(f"{best[name]:.4f}" if name in best else "")
+        rows.append(row)
+    return _aligned(rows)
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The lines that ``train`` prints at the end, but for the folder."""
+    selection, cost = record["selection"], record["cost"]
+    synthetic = " (synthetic corpus)" if record["corpus"]["synthetic"] else ""
+    lines = [
+        "",
+        f"{record['config']['model']['name']} on {record['protocol']}{synthetic}, seed {record['seed']}: epoch "
+        f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
+        score_table(record),
+    ]
+    best = record["corpus"].get("reachable", {}).get("test", {})
+    name = selection["metric"]
+    if name in best and name in record["majority"]["test"]:
+        floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
+        share = (found - floor) / (top - floor)
+        lines.append(f"{share:.1%} of the way from majority to the best reachable test {name}")
+    lines.append(
+        f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s an epoch, {cost['seconds']:.0f} s in all"
+    )
+    return "\n".join(lines)
+
+
+def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over the runs of a multirun that differ in their seed only."""
+    from ercfusion.evaluation.statistics import seed_summary
+
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        overrides = [entry for entry in record["command"]["overrides"] if not entry.startswith("seed=")]
+        groups.setdefault(" ".join(overrides) or "defaults", []).append(record)
+    rows = [["", "runs", "metric", "dev", "test"]]
+    for name, members in groups.items():
+        metric = members[0]["selection"]["metric"]
+        cells = []
+        for split in ("dev", "test"):
+            found = seed_summary([member["metrics"][split][metric] for member in members])
+            spread = f" +- {found['std']:.4f}" if len(members) > 1 else ""
+            cells.append(f"{found['mean']:.4f}{spread}")
+        rows.append([name, str(len(members)), metric, *cells])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def draw_pictures(
+    folder: Path,
+    history: Sequence[Mapping[str, float]],
+    predictions: Mapping[str, Predictions],
+    record: Mapping[str, Any],
+) -> None:
+    """Training curves, and for every split the confusion matrix, per-class F1 and reliability (or a scatter plot)."""
+    folder.mkdir(exist_ok=True)
+    model, protocol = record["config"]["model"]["name"], record["protocol"]
+    synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
+    shown = [
+        {
+            "epoch": row["epoch"],
+            "train/loss": row.get("train/loss"),
+            **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
+        }
+        for row in history
+    ]
+    plot_training_curves(
+        shown,
+        folder / "training.png",
+        record["selection"]["epoch"],
+        title=f"{model} on {protocol}",
+        synthetic=synthetic,
+    )
+    for split, part in predictions.items():
+        title = plot_title(protocol, model, split)
+        if part.task.kind == "regression":
+            plot_scatter(part, folder / f"{split}-scatter.png", title, synthetic=synthetic)
+            continue
+        plot_class_f1(per_class(part), folder / f"{split}-class-f1.png", title, synthetic=synthetic)
+        if part.task.kind != "multi_label":
+            plot_confusion(
+                confusion_matrix(part),
+                part.task.output_names,
+                folder / f"{split}-confusion.png",
+                title,
+                synthetic=synthetic,
+            )
+            plot_reliability(part, folder / f"{split}-reliability.png", title, synthetic=synthetic)
+
+
+def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
+    """The README of a saved model."""
+    config, selection = record["config"], record["selection"]
+    model, synthetic = config["model"]["name"], " The corpus is synthetic." if corpus.synthetic else ""
+    better = "higher" if higher_is_better(selection["metric"]) else "lower"
+    features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
+    settings = " ".join(record["command"]["overrides"]) or "(defaults)"
+    return f"""---
+library_name: ercfusion
+license: other
+tags: [emotion-recognition-in-conversation]
+---
+
+# {model} on {record["protocol"]}
+
+An utterance-level recognizer for {record["task"]["name"]} ({
+        ", ".join(record["task"]["schema"]["labels"])
+        if record["task"]["schema"]
+        else ", ".join(record["task"]["dimensions"])
+    }), trained with ercfusion
+{record["environment"]["ercfusion"]} on {corpus.title}.{synthetic}
+
+- **Inputs**: {features}
+- **Settings**: `{settings}`, seed {record["seed"]}
+- **Selection**: epoch {selection["epoch"]} of {selection["epochs"]}, on the dev split's {selection["metric"]}
+  ({better} is better); dev split: {record["corpus"]["dev_source"]}. The test split was opened once, after that.
+- **Corpus licence**: {corpus.licence}
+
+```
+{score_table(record)}
+```
+
+Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.
+
+**Use with care.** The labels are annotators' impressions of how utterances sound or read, in one kind of recording.
+They are not what a person feels. Do not use this model to judge, rank or monitor people.
+
+Please cite: {corpus.citation}
+"""

@@ -1,0 +1,174 @@
+"""The files inside a feature pack: keys, values, checksums, and what was verified before.
+
+:mod:`ercfusion.features.pack` says what they mean; nothing here is meant to be used from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.features import Key
+from ercfusion.errors import PackError
+from ercfusion.files import atomic_write, sha256_of, user_cache
+
+MANIFEST, KEYS, VALUES = "pack.json", "utterances.parquet", "values.safetensors"
+AGAIN = "Build the pack again, or copy it again from where it came."
+
+_DTYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
+# Numbers looked at in one go when searching for NaN: 16 MB of float32.
+_BLOCK = 1 << 22
+# A file that was modified this recently could change once more without a visible change of its modification time.
+_CLOCK_GRAIN_NS = 2_000_000_000
+
+
+def write_keys(path: Path, keys: Sequence[Key]) -> None:
+    """Write the keys, in order, as zstd-compressed Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        name: pyarrow.array([key[position] for key in keys], type=pyarrow.string())
+        for position, name in enumerate(("conversation", "turn"))
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys in order.
+
+    Raises:
+        PackError: damaged, or without the two columns of strings.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read(columns=["conversation", "turn"], use_threads=False)
+        conversation, turn = table.column("conversation"), table.column("turn")
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise PackError(f"{path} cannot be read as a table of keys: {error}. {AGAIN}") from error
+    if any(not pyarrow.types.is_string(column.type) or column.null_count for column in (conversation, turn)):
+        raise PackError(f"{path}: the columns 'conversation' and 'turn' must be strings without gaps. {AGAIN}")
+    return list(zip(conversation.to_pylist(), turn.to_pylist(), strict=True))
+
+
+def map_values(path: Path, manifest: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """``values`` (R, D), memory-mapped, and ``offsets``, in memory, as the header of the safetensors file places them.
+
+    The header is read here because the safetensors package hands out copies of slices; a numpy map of the same bytes
+    is an array like any other.
+
+    Raises:
+        PackError: not a safetensors file, or without the tensors of a pack.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"a header of {length} bytes does not fit")
+            header = json.loads(stream.read(length))
+        values = _map_tensor(path, header["values"], 8 + length, size)
+        offsets = None
+        if manifest["level"] == "sequence":
+            offsets = np.array(_map_tensor(path, header["offsets"], 8 + length, size))
+        if values.ndim != 2 or values.dtype.kind != "f" or (offsets is not None and offsets.dtype.kind != "i"):
+            raise ValueError(f"values are {values.dtype.name} of shape {values.shape}")
+        return values, offsets
+    except KeyError as error:
+        raise PackError(f"{path}: the tensor or field {error} is missing. {AGAIN}") from error
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise PackError(f"{path} is not a safetensors file with the tensors of a pack: {error}. {AGAIN}") from error
+
+
+def _map_tensor(path: Path, entry: Mapping[str, Any], base: int, size: int) -> NDArray[Any]:
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"numbers of type {entry['dtype']} do not occur in packs")
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(int(extent) for extent in entry["shape"])
+    first, last = entry["data_offsets"]
+    if min(first, *shape) < 0 or last - first != dtype.itemsize * int(np.prod(shape)) or base + last > size:
+        raise ValueError(f"the header places bytes {first} to {last} in a file of {size}")
+    if first == last:
+        return np.empty(shape, dtype)  # an empty range cannot be mapped
+    return np.memmap(path, dtype=dtype, mode="r", offset=base + first, shape=shape)
+
+
+# Checks
+
+
+def check_size(path: Path, expected: int) -> None:
+    """Raise :class:`PackError` unless the file has ``expected`` bytes."""
+    if not path.is_file():
+        raise PackError(f"{path} is missing. {AGAIN}")
+    found = path.stat().st_size
+    if found != expected:
+        fault = "truncated" if found < expected else "too long"
+        raise PackError(f"{path} is {fault}: {found} bytes where {MANIFEST} says {expected}. {AGAIN}")
+
+
+def check_checksum(path: Path, expected: str) -> None:
+    """Raise :class:`PackError` unless the file has the SHA-256 ``expected``."""
+    found = sha256_of(path)
+    if found != expected:
+        raise PackError(
+            f"{path} was changed or damaged: its SHA-256 is {found[:12]}, {MANIFEST} says {str(expected)[:12]}. {AGAIN}"
+        )
+
+
+def first_not_finite(
+    values: NDArray[Any], keys: Sequence[Key], offsets: NDArray[Any] | None, names: Sequence[str] | None
+) -> str:
+    """Key and place of the first NaN or infinite value in words; empty where all (R, D) values are finite."""
+    step = max(1, _BLOCK // max(1, values.shape[1]))
+    for start in range(0, len(values), step):
+        finite = np.isfinite(values[start : start + step])
+        if finite.all():
+            continue
+        row, column = (int(index) for index in np.argwhere(~finite)[0])
+        row += start
+        owner = row if offsets is None else int(np.searchsorted(offsets, row, side="right")) - 1
+        conversation, turn = keys[owner]
+        place = f"dimension {column}" + (f" ({names[column]!r})" if names and column < len(names) else "")
+        step_in_turn = "" if offsets is None else f", step {row - int(offsets[owner])}"
+        return f"conversation {conversation!r}, turn {turn!r}{step_in_turn} has {values[row, column]} in {place}"
+    return ""
+
+
+# What was verified before
+
+
+def state_of(path: Path, checksum: str) -> dict[str, Any]:
+    """What must be the same for a verification of ``path`` to be believed a second time. Take it before verifying."""
+    status = path.stat()
+    return {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": checksum}
+
+
+def is_remembered(state: Mapping[str, Any]) -> bool:
+    """Whether a file in this state was verified before by this user."""
+    try:
+        return bool(json.loads(_memory_of(state).read_text(encoding="utf-8")) == state)
+    except (OSError, ValueError):
+        return False
+
+
+def remember(state: Mapping[str, Any]) -> None:
+    """Note that a file in this state was verified."""
+    if time.time_ns() - state["mtime_ns"] < _CLOCK_GRAIN_NS:
+        return
+    try:
+        with atomic_write(_memory_of(state)) as stream:
+            json.dump(state, stream)
+    except OSError:
+        pass  # a cache that cannot be written costs the next reader a second look, nothing else
+
+
+def _memory_of(state: Mapping[str, Any]) -> Path:
+    return user_cache() / "verified" / f"{hashlib.sha256(state['path'].encode()).hexdigest()[:32]}.json"

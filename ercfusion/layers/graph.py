@@ -1,0 +1,159 @@
+"""Graph convolutions over window graphs.
+
+Both layers have two forms that compute the same: a sparse one over the list of edges, and a dense one over the
+(B, L, L) blocks of the conversations. Conversations are short (10 to 110 utterances), so the dense form, a few batched
+matrix products, is the faster one there; the sparse form takes over where the blocks would not fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.ops.graph import WindowGraph
+
+DENSE_LIMIT = 2**26
+"""Largest number of elements of a dense adjacency (256 MiB in float32) before the sparse form is used."""
+
+
+class RelationalConv(nn.Module):
+    r"""Relational graph convolution with a mean over the neighbours of each relation.
+
+    .. math:: x_t' = W_0 x_t + b + \sum_r \frac{1}{|N_r(t)|} \sum_{s \in N_r(t)} W_r x_s
+
+    Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional Networks" (ESWC 2018), eq. 2, with
+    c = |N_r(t)| and no basis decomposition, as in COGMEN's released code.
+
+    Neighbours are averaged before they are transformed, so that the cost of the products grows with the relations that
+    can reach an utterance and not with the edges. With ``speaker_pair`` relations an utterance of speaker p can only
+    receive the 2 S relations that end in p; the others are never formed.
+
+    Args:
+        in_features, out_features: Widths.
+        num_relations: R, that of the graphs it will see.
+
+    Shapes:
+        x (N, in_features), graph over the same N utterances -> (N, out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, num_relations: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_relations, in_features, out_features))
+        self.root = nn.Linear(in_features, out_features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot-uniform weights of every relation."""
+        fan_in, fan_out = self.weight.shape[1:]
+        nn.init.uniform_(self.weight, -math.sqrt(6 / (fan_in + fan_out)), math.sqrt(6 / (fan_in + fan_out)))
+        nn.init.xavier_uniform_(self.root.weight)
+        nn.init.zeros_(self.root.bias)
+
+    def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """See the class."""
+        if graph.num_relations != len(self.weight):
+            raise ValueError(f"the graph has {graph.num_relations} relations, the layer {len(self.weight)}")
+        speakers = 1 if graph.relations == "same_other" else graph.num_speakers
+        slots = graph.num_relations // speakers  # relations that can end in an utterance of a given speaker
+        blocks = graph.packing.size * graph.packing.longest**2 * slots
+        neighbours = _slot_means_dense if blocks <= DENSE_LIMIT else _slot_means_sparse
+        means = neighbours(x, graph, slots).flatten(1)  # (N, slots * in_features)
+        if speakers == 1:
+            return self.root(x) + means @ self.weight.flatten(0, 1)
+        # weight[r] with r = 2 * (S * speaker_s + speaker_t) + c -> for each speaker_t the slots (speaker_s, c)
+        weight = self.weight.view(speakers, speakers, 2, *self.weight.shape[1:]).transpose(0, 1).flatten(1, 3)
+        out = self.root(x)
+        for speaker_t in range(speakers):
+            rows = (graph.speaker == speaker_t).nonzero().squeeze(1)
+            if len(rows):
+                out = out.index_add(0, rows, (means[rows] @ weight[speaker_t]).to(out.dtype))
+        return out
+
+
+def _slot(graph: WindowGraph, relation: Tensor, slots: int) -> Tensor:
+    """The relation without its target speaker; ``slots`` where there is no edge."""
+    if graph.relations == "same_other":
+        return relation
+    S = graph.num_speakers
+    return torch.where(relation < graph.num_relations, 2 * (relation // (2 * S)) + relation % 2, slots)
+
+
+def _slot_means_dense(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
+    """(N, slots, D) mean of the neighbours in each slot, zero where there is none, by batched matrix products."""
+    slot = _slot(graph, graph.relation_blocks, slots)
+    adjacency = (slot[:, None] == torch.arange(slots, device=x.device)[:, None, None]).to(x.dtype)  # (B, slots, L, L)
+    adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
+    B, _, L, _ = adjacency.shape
+    padded = graph.packing.pad(x)
+    means = torch.bmm(adjacency.view(B, slots * L, L), padded).view(B, slots, L, -1)
+    return graph.packing.pack(means.transpose(1, 2))
+
+
+def _slot_means_sparse(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
+    """The same as :func:`_slot_means_dense`, over the list of edges."""
+    source, target = graph.edges
+    cell = target * slots + _slot(graph, graph.relation, slots)
+    sums = x.new_zeros(len(x) * slots, x.shape[1]).index_add(0, cell, x[source])
+    count = torch.zeros(len(x) * slots, dtype=x.dtype, device=x.device)
+    count.index_add_(0, cell, torch.ones_like(cell, dtype=x.dtype))
+    return (sums / count.clamp(min=1)[:, None]).view(len(x), slots, -1)
+
+
+class GraphAttention(nn.Module):
+    r"""Dot-product attention over the neighbours in a graph, one skip connection, heads concatenated.
+
+    .. math:: x_t' = W_s x_t + \big\Vert_h \sum_{u \in N(t)} \alpha^h_{tu} W^h_v x_u, \quad
+              \alpha^h_{tu} = \mathrm{softmax}_u \big( (W^h_q x_t)^\top (W^h_k x_u) / \sqrt{d} \big)
+
+    Shi et al., "Masked Label Prediction" (IJCAI 2021), eqs. 1 to 3, without edge features and without the gate
+    (PyTorch Geometric calls it TransformerConv). Relations play no part.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width d of one head; the output is ``heads * out_features`` wide.
+        heads: H.
+        dropout: Probability of dropping an attention weight.
+
+    Shapes:
+        x (N, in_features), graph over the same N utterances -> (N, heads * out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, heads: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(in_features, heads * out_features)
+        self.key = nn.Linear(in_features, heads * out_features)
+        self.value = nn.Linear(in_features, heads * out_features)
+        self.skip = nn.Linear(in_features, heads * out_features)
+
+    def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """See the class."""
+        blocks = graph.packing.size * graph.packing.longest**2 * self.heads
+        attend = self._dense if blocks <= DENSE_LIMIT else self._sparse
+        return self.skip(x) + attend(self.query(x), self.key(x), self.value(x), graph)
+
+    def _dense(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
+        q, k, v = (
+            graph.packing.pad(part).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
+        # A padded row has no neighbour: it attends to itself, since a softmax over nothing is not a number.
+        mask = graph.adjacency | torch.eye(graph.packing.longest, dtype=torch.bool, device=query.device)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=dropout)
+        return graph.packing.pack(mixed.transpose(1, 2).flatten(2))
+
+    def _sparse(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
+        source, target = graph.edges
+        N, d = len(query), query.shape[1] // self.heads
+        query, key, value = (part.view(N, self.heads, d) for part in (query, key, value))
+        score = (query[target] * key[source]).sum(-1) / math.sqrt(d)  # (E, H)
+        index = target[:, None].expand_as(score)
+        top = score.new_full((N, self.heads), -math.inf).scatter_reduce(0, index, score.detach(), "amax")
+        weight = (score - top[target]).exp()
+        weight = weight / score.new_zeros(N, self.heads).index_add(0, target, weight)[target]
+        weight = F.dropout(weight, self.dropout, self.training)
+        return torch.zeros_like(value).index_add(0, target, weight[:, :, None] * value[source]).flatten(1)

@@ -1,0 +1,85 @@
+"""From a batch's modalities to one vector an utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+
+
+class Standardize(nn.Module):
+    """Per-dimension standardisation of every modality with statistics of the training split.
+
+    The statistics are buffers, so that they travel with the model's weights and new conversations are treated as the
+    training data was. Dimensions that are constant in training are centred only.
+
+    Args:
+        widths: Dimensions of each modality.
+    """
+
+    def __init__(self, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.modalities = tuple(widths)
+        for name, width in widths.items():
+            self.register_buffer(f"mean_{name}", torch.zeros(width))
+            self.register_buffer(f"scale_{name}", torch.ones(width))
+
+    @torch.no_grad()
+    def fit(self, batch: ConversationBatch) -> None:
+        """Take the statistics from the available utterances of ``batch`` (a whole training split)."""
+        for name in self.modalities:
+            present = batch.present[:, batch.column(name)]
+            stored = batch.sequences.get(name)
+            if stored is None:
+                rows = batch.features[name][present].double()
+            else:
+                rows = stored.values[torch.repeat_interleave(present, stored.offsets.diff())].double()
+            deviation = rows.std(0, correction=0)
+            self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
+            self.get_buffer(f"scale_{name}").copy_(torch.where(deviation > 1e-8, 1 / deviation.clamp(min=1e-8), 1.0))
+
+    def apply_to(self, name: str, values: Tensor) -> Tensor:
+        """Standardised values of one modality, (..., D) -> (..., D)."""
+        return (values - self.get_buffer(f"mean_{name}")) * self.get_buffer(f"scale_{name}")
+
+    def forward(self, batch: ConversationBatch) -> ConversationBatch:
+        """The batch with standardised features and sequence features."""
+        from dataclasses import replace
+
+        return replace(
+            batch,
+            features={name: self.apply_to(name, value) for name, value in batch.features.items()},
+            sequences={
+                name: replace(stored, values=self.apply_to(name, stored.values))
+                for name, stored in batch.sequences.items()
+            },
+        )
+
+
+class ModalityProjection(nn.Module):
+    """One linear layer a modality to a common width; a learned vector stands in for an absent modality.
+
+    Args:
+        widths: Dimensions of each modality.
+        out_features: Common width.
+
+    Shapes:
+        batch -> {modality: (N, out_features)}.
+    """
+
+    def __init__(self, widths: Mapping[str, int], out_features: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict({name: nn.Linear(width, out_features) for name, width in widths.items()})
+        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features)) for name in widths})
+
+    def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
+        """See the class."""
+        present = batch.present
+        projected = {}
+        for name, layer in self.project.items():
+            here = present[:, batch.column(name)][:, None]
+            projected[name] = torch.where(here, layer(batch.values(name)), self.absent[name])
+        return projected

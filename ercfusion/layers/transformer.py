@@ -1,0 +1,123 @@
+"""Transformer encoder on packed conversations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.ops.packing import Packing
+
+
+class PackedTransformerLayer(nn.Module):
+    r"""One Transformer encoder layer in which every utterance attends to all utterances of its own conversation.
+
+    Vaswani et al., "Attention Is All You Need" (2017). The dense products run on the N packed utterances; only the
+    attention itself is padded, and padding is masked there. With ``norm_first=False`` it equals
+    ``torch.nn.TransformerEncoderLayer`` under a key-padding mask.
+
+    Args:
+        width: D; a multiple of ``heads``.
+        heads: H.
+        feedforward: Width of the hidden layer of the feed-forward part.
+        dropout: Probability, on attention weights, in the feed-forward part and on both residual branches.
+        norm_first: Layer normalisation before each part (pre-norm) instead of after.
+        activation: ``relu`` or ``gelu``.
+        causal: Attend to the past and to oneself only.
+
+    Shapes:
+        x (N, D) -> (N, D).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        *,
+        norm_first: bool = True,
+        activation: str = "gelu",
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.causal = causal
+        self.norm_first = norm_first
+        self.dropout_rate = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, feedforward)
+        self.down = nn.Linear(feedforward, width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        if activation not in ("relu", "gelu"):
+            raise ValueError(f"activation must be 'relu' or 'gelu', found {activation!r}")
+        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """See the class."""
+        if self.norm_first:
+            x = x + self.dropout(self._attend(self.norm_attention(x), packing))
+            return x + self.dropout(self._feed(self.norm_feedforward(x)))
+        x = self.norm_attention(x + self.dropout(self._attend(x, packing)))
+        return self.norm_feedforward(x + self.dropout(self._feed(x)))
+
+    def _attend(self, x: Tensor, packing: Packing) -> Tensor:
+        qkv = packing.pad(self.qkv(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
+        mask = None
+        if self.causal or min(packing.lengths) < packing.longest:
+            L = packing.longest
+            own = torch.eye(L, dtype=torch.bool, device=x.device)
+            mask = packing.mask[:, None, None, :] | own  # a padded row attends to itself too: nothing is all masked
+            if self.causal:
+                mask = mask & torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
+        mixed = F.scaled_dot_product_attention(
+            qkv[0], qkv[1], qkv[2], attn_mask=mask, dropout_p=self.dropout_rate if self.training else 0.0
+        )
+        return self.out(packing.pack(mixed.transpose(1, 2).flatten(2)))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(self.activation(self.up(x))))
+
+
+class PackedTransformer(nn.Module):
+    """A stack of :class:`PackedTransformerLayer`, with a final normalisation where the layers are pre-norm.
+
+    Args:
+        layers: Number of layers; 0 is the identity.
+        width, heads, feedforward, dropout, norm_first, activation, causal: See :class:`PackedTransformerLayer`.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        *,
+        norm_first: bool = True,
+        activation: str = "gelu",
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            PackedTransformerLayer(
+                width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, causal=causal
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width) if norm_first and layers else nn.Identity()
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """(N, D) -> (N, D)."""
+        for layer in self.layers:
+            x = layer(x, packing)
+        return self.norm(x)

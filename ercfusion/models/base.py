@@ -1,0 +1,105 @@
+"""What every architecture is: a module from a packed batch to one vector an utterance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.errors import BatchError
+
+
+@dataclass
+class Encoded:
+    """What an architecture makes of a batch.
+
+    Args:
+        hidden: (N, hidden_size); a head turns it into the task's outputs.
+        modalities: Per-modality representations (N, D_m), where the architecture has them; the objective term
+            ``unimodal`` puts a head on each.
+        attention: Attention maps by name, only when asked for.
+        losses: Auxiliary losses by name, each a scalar; the objective weighs them by that name.
+    """
+
+    hidden: Tensor
+    modalities: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an architecture can do and needs; tests and the documentation's matrix are computed from it.
+
+    Args:
+        learns: Its output depends on the input at all (False for the majority floor).
+        contextual: Reads other utterances of the conversation.
+        causal: Never reads later utterances.
+        missing_aware: Treats an absent modality otherwise than as zeros.
+        speakers: ``none`` (ignores speakers), ``same_other`` (only whether two turns have the same speaker) or
+            ``numbered`` (the order of first appearance matters).
+        requires: Modalities without which it cannot run; empty means that any will do.
+        compiles: Runs under ``torch.compile``; otherwise ``compile_note`` says why not.
+    """
+
+    learns: bool = True
+    contextual: bool = True
+    causal: bool = False
+    missing_aware: bool = True
+    speakers: Literal["none", "same_other", "numbered"] = "none"
+    requires: tuple[str, ...] = ()
+    compiles: bool = True
+    compile_note: str = ""
+
+
+class Architecture(nn.Module, ABC):
+    """Base of all architectures.
+
+    A subclass is constructed as ``Subclass(inputs, *, option=default, ...)`` with options of plain types, sets
+    ``hidden_size``, and implements :meth:`forward`.
+
+    Args:
+        inputs: What the data delivers.
+    """
+
+    hidden_size: int
+
+    def __init__(self, inputs: InputSpec) -> None:
+        super().__init__()
+        self.inputs = inputs
+        missing = [name for name in self.capabilities.requires if name not in inputs.widths]
+        if missing:
+            raise BatchError(
+                f"{type(self).__name__} needs the modality {missing[0]!r}; the data has {', '.join(inputs.widths)}"
+            )
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this instance can do; may depend on its options."""
+
+    @abstractmethod
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """Encode the N utterances of ``batch``."""
+
+    def check_inputs(self, batch: ConversationBatch) -> None:
+        """Raise :class:`BatchError`, naming both sides, where a batch does not have the widths this was built for."""
+        check_widths(self.inputs.widths, {name: value.shape[1] for name, value in batch.features.items()})
+
+
+def check_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+    """Raise :class:`BatchError` unless the data has the modalities and widths that a model expects, in its order."""
+    for name, width in expected.items():
+        if name not in found:
+            raise BatchError(f"the model was built for the modality {name!r}; the data has {', '.join(found)}")
+        if found[name] != width:
+            raise BatchError(f"modality {name!r}: the model was built for width {width}, the data has {found[name]}")
+    if list(expected) != list(found):
+        raise BatchError(
+            f"the model was built for {', '.join(expected)} in this order; the data has {', '.join(found)}"
+        )

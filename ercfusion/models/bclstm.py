@@ -1,0 +1,141 @@
+"""Context LSTM over utterances (bc-LSTM), flat or hierarchical."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import ModalityProjection, PackedLSTM
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+
+class ContextLSTM(nn.Module):
+    """A bidirectional LSTM over a conversation and the dense layer that reads it: one level of bc-LSTM.
+
+    Args:
+        in_features: Width of the utterance vectors.
+        hidden: LSTM units a direction.
+        dense: Width of the dense layer.
+        dropout: Probability, before and after the dense layer.
+        layers: Stacked LSTM layers.
+        bidirectional: Read from both ends.
+        residual: Give the dense layer the utterance vectors too, beside the LSTM's output.
+
+    Shapes:
+        x (N, in_features), packing of the N utterances -> (N, dense).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        dense: int,
+        dropout: float,
+        *,
+        layers: int = 1,
+        bidirectional: bool = True,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.lstm = PackedLSTM(in_features, hidden, layers, dropout, bidirectional=bidirectional)
+        width = self.lstm.out_features + (in_features if residual else 0)
+        self.dense = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dense), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, batch: ConversationBatch) -> Tensor:
+        """See the class."""
+        context = self.lstm(x, batch.packing)
+        return self.dense(torch.cat([context, x], dim=1) if self.residual else context)
+
+
+class BcLstm(Architecture):
+    """bc-LSTM: Poria et al., "Context-Dependent Sentiment Analysis in User-Generated Videos" (ACL 2017).
+
+    *The paper* (sections 3.2 and 3.3) runs a bidirectional LSTM over the utterances of a video. ``flat`` feeds it the
+    concatenated modalities ("non-hierarchical"). ``hierarchical`` first trains one such network a modality, and feeds
+    the concatenation of their outputs to a second one.
+
+    *The released code* trains the levels one after the other, the second on the frozen outputs of the first, with
+    masked padding but LSTMs that read it, and stops on the loss of the last fifth of the training videos.
+
+    *Here* the LSTM is packed, so padding never enters and the backward direction starts at the last utterance. The
+    levels of the hierarchy are trained in one run: the first level by the objective term ``unimodal`` (a classifier on
+    every modality), and with ``detach=True`` the second level sends no gradient into the first, which is the published
+    division of labour except that both levels advance together.
+
+    Args:
+        inputs: Modalities and widths.
+        hierarchy: ``flat`` or ``hierarchical``.
+        hidden: LSTM units a direction (the paper's released script: 300).
+        dense: Width of the dense layer after each LSTM.
+        projection: Width to which each modality is projected first; 0 feeds the features as they are, with zeros for
+            an absent modality.
+        layers: Stacked LSTM layers.
+        dropout: Probability, around every dense layer and on the projected input.
+        residual: Give the dense layer the utterance's own vector beside the LSTM's output.
+        detach: See above; hierarchical only.
+        bidirectional: False makes it causal.
+
+    Shapes:
+        batch -> hidden (N, dense); hierarchical: one representation (N, dense) a modality.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        hierarchy: str = "flat",
+        hidden: int = 128,
+        dense: int = 128,
+        projection: int = 0,
+        layers: int = 1,
+        dropout: float = 0.5,
+        residual: bool = False,
+        detach: bool = False,
+        bidirectional: bool = True,
+    ) -> None:
+        self.bidirectional = bidirectional
+        self.projection_width = projection
+        super().__init__(inputs)
+        if hierarchy not in ("flat", "hierarchical"):
+            raise ValueError(f"hierarchy must be 'flat' or 'hierarchical', found {hierarchy!r}")
+        self.detach = detach
+        self.hidden_size = dense
+        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.dropout = nn.Dropout(dropout if projection else 0.0)
+        widths = {name: projection or width for name, width in inputs.widths.items()}
+
+        def level(in_features: int) -> ContextLSTM:
+            return ContextLSTM(
+                in_features, hidden, dense, dropout, layers=layers, bidirectional=bidirectional, residual=residual
+            )
+
+        self.unimodal = nn.ModuleDict()
+        if hierarchy == "hierarchical":
+            self.unimodal.update({name: level(width) for name, width in widths.items()})
+            widths = dict.fromkeys(widths, dense)
+        self.fuse = level(sum(widths.values()))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Ignores speakers; knows of absent modalities only where it projects its input."""
+        return Capabilities(
+            causal=not self.bidirectional,
+            missing_aware=self.projection_width > 0,
+            compiles=False,
+            compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
+        )
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        if self.project is None:
+            vectors = {name: batch.values(name) for name in batch.modalities}
+        else:
+            vectors = {name: self.dropout(value) for name, value in self.project(batch).items()}
+        encoded = {name: level(vectors[name], batch) for name, level in self.unimodal.items()}
+        if encoded:
+            vectors = {name: value.detach() if self.detach else value for name, value in encoded.items()}
+        return Encoded(self.fuse(torch.cat(list(vectors.values()), dim=1), batch), modalities=encoded)

@@ -1,0 +1,146 @@
+"""COGMEN: a Transformer over the conversation, then a relational graph over a window of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.ops.graph import RELATIONS, WindowGraph
+from ercfusion.ops.packing import Packing
+
+
+class Cogmen(Architecture):
+    r"""COGMEN: Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022).
+
+    Every utterance is put into context by a Transformer over the whole conversation (the paper's "global
+    information"), then exchanges messages with its neighbours in a window, first through a relational graph
+    convolution whose relations tell who speaks to whom and which came first, then through graph attention ("local
+    information").
+
+    *The paper* concatenates the modalities, runs the Transformer at that width, and gives utterance t the P
+    utterances before it and the F after it as neighbours. *The released code* differs: messages run from the window's
+    centre to its members, so that t hears the F before and the P after (visible only where P and F differ); the
+    Transformer has no padding mask, so that an utterance's score depends on the other conversations of its batch;
+    relations tell speakers apart by number; the features reach the classifier only through all layers, and batch
+    normalisation mixes the conversations of a batch.
+
+    *Here* the defaults are the sound form: the modalities are projected to a common width first; the Transformer is
+    packed and pre-norm; relations tell the same speaker from another, so that any number of speakers will do; the
+    paper's direction; layer normalisation; and a path from the encoded input past the graph to the classifier. What
+    each is worth on MELD's dev split is in ``docs/models/cogmen.md``. The published form is the preset
+    ``model=cogmen_released``, which sets ``projection=0 residual=false norm=batch norm_first=false
+    mask_padding=false direction=released relations=speaker_pair activation=relu``.
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        layers: Transformer layers; 0 leaves the Transformer out.
+        context_heads: Heads of the Transformer; 0 takes the first of 7 to 14 that divides the width (else 1), as the
+            released code does.
+        feedforward: Width of the Transformer's feed-forward layer.
+        hidden: Width of the graph's input and of one attention head in the graph.
+        graph_heads: Heads of the graph attention.
+        past, future: The window; -1 reaches to the end of the conversation.
+        relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
+        direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse).
+        dropout: Probability, in the Transformer, on its input and before the classifier.
+        residual: Give the classifier the encoded input and the Transformer's output beside the graph's.
+        norm: After the graph: ``layer``, or ``batch`` over the utterances of a batch.
+        norm_first: Pre-norm Transformer layers.
+        activation: Of the Transformer: ``gelu`` or ``relu``.
+        mask_padding: False lets padding take part in the attention, as the released code does.
+
+    Shapes:
+        batch -> hidden (N, hidden).
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        layers: int = 2,
+        context_heads: int = 4,
+        feedforward: int = 256,
+        hidden: int = 64,
+        graph_heads: int = 4,
+        past: int = 10,
+        future: int = 10,
+        relations: str = "same_other",
+        direction: str = "paper",
+        dropout: float = 0.4,
+        residual: bool = True,
+        norm: str = "layer",
+        norm_first: bool = True,
+        activation: str = "gelu",
+        mask_padding: bool = True,
+    ) -> None:
+        self.relations = _one_of("relations", relations, RELATIONS)
+        super().__init__(inputs)
+        self.hidden_size = hidden
+        self.past, self.future = past, future
+        if _one_of("direction", direction, ("paper", "released")) == "released":
+            self.past, self.future = future, past
+        self.residual = residual
+        self.mask_padding = mask_padding
+        self.num_speakers = inputs.speakers
+        self.dropout = nn.Dropout(dropout)
+
+        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.fuse: nn.Module = nn.Identity()
+        if projection:
+            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
+        width = projection or sum(inputs.widths.values())
+        heads = context_heads or next((number for number in range(7, 15) if width % number == 0), 1)
+        self.context = PackedTransformer(
+            layers, width, heads, feedforward, dropout, norm_first=norm_first, activation=activation
+        )
+        self.narrow = nn.Linear(width, hidden)
+        num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
+        self.relational = RelationalConv(hidden, hidden, num_relations)
+        self.attention = GraphAttention(hidden, hidden, graph_heads)
+        graph_width = hidden * graph_heads
+        self.norm: nn.Module = nn.LayerNorm(graph_width)
+        if _one_of("norm", norm, ("layer", "batch")) == "batch":
+            self.norm = nn.BatchNorm1d(graph_width)
+        self.classifier = nn.Linear(graph_width + (2 * width if residual else 0), hidden)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Reads the whole conversation; absent modalities are known where the input is projected."""
+        return Capabilities(speakers="same_other" if self.relations == "same_other" else "numbered")
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        packing = batch.packing
+        if self.project is None:
+            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
+        else:
+            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        context = self._contextualize(x, packing)
+
+        graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)  # type: ignore[arg-type]
+        local = self.attention(self.relational(self.narrow(context), graph), graph)
+        local = F.leaky_relu(self.norm(local))
+
+        out = torch.cat([x, context, local], dim=1) if self.residual else local
+        return Encoded(self.dropout(F.relu(self.classifier(self.dropout(out) if self.residual else out))))
+
+    def _contextualize(self, x: Tensor, packing: Packing) -> Tensor:
+        if self.mask_padding:
+            return self.context(x, packing)
+        # The released code: every conversation is as long as the longest, and its padding is attended to.
+        full = Packing([packing.longest] * packing.size, packing.device)
+        return packing.pack(self.context(packing.pad(x).flatten(0, 1), full).unflatten(0, (packing.size, -1)))
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    return value

@@ -1,0 +1,56 @@
+"""The context-free floor: encode each modality, concatenate, classify."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+
+class Concat(Architecture):
+    """Per-modality multilayer perceptrons, concatenated, and one dense layer; every utterance by itself.
+
+    The plain fusion that Mandal & Li (2025, arXiv 2505.04642) describe for multimodal emotion recognition: small fully
+    connected encoders with dropout, concatenation, a dense layer, softmax. Nothing in it sees another utterance, so
+    whatever a contextual architecture gains over it is gained from the conversation.
+
+    Args:
+        inputs: Modalities and widths.
+        hidden: Width of the encoders and of the dense layer.
+        dropout: Probability, on the inputs of every dense layer but the first.
+        input_dropout: Probability, on the features themselves.
+
+    Shapes:
+        batch -> hidden (N, hidden), one representation (N, hidden) a modality.
+    """
+
+    def __init__(
+        self, inputs: InputSpec, *, hidden: int = 256, dropout: float = 0.4, input_dropout: float = 0.1
+    ) -> None:
+        super().__init__(inputs)
+        self.hidden_size = hidden
+        self.encoders = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Dropout(input_dropout), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout))
+                for name, width in inputs.widths.items()
+            }
+        )
+        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in inputs.widths})
+        self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), nn.GELU(), nn.Dropout(dropout))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Reads one utterance at a time; a learned vector stands in for an absent modality."""
+        return Capabilities(contextual=False, causal=True)
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        encoded: dict[str, Tensor] = {}
+        for name, encoder in self.encoders.items():
+            here = batch.present[:, batch.column(name), None]
+            encoded[name] = torch.where(here, encoder(batch.values(name)), self.absent[name])
+        return Encoded(self.fuse(torch.cat(list(encoded.values()), dim=1)), modalities=encoded)

@@ -1,0 +1,145 @@
+"""Graphs over the utterances of conversations, built by arithmetic on offsets.
+
+An edge (s, t) carries a message from utterance s to utterance t of the same conversation. In the window graph of
+DialogueGCN (Ghosal et al., EMNLP 2019) and COGMEN (Joshi et al., NAACL 2022) utterance t hears the ``past`` utterances
+before it, itself, and the ``future`` utterances after it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ercfusion.ops.packing import Packing
+
+Relations = Literal["same_other", "speaker_pair"]
+RELATIONS: tuple[Relations, ...] = ("same_other", "speaker_pair")
+
+
+def window_edges_reference(packing: Packing, past: int, future: int) -> Tensor:
+    """:func:`window_edges` as a loop over utterances: its specification."""
+    edges = []
+    first = 0
+    for length in packing.lengths:
+        for t in range(length):
+            low = 0 if past < 0 else max(0, t - past)
+            high = length - 1 if future < 0 else min(length - 1, t + future)
+            edges += [(first + s, first + t) for s in range(low, high + 1)]
+        first += length
+    return torch.tensor(edges, device=packing.device).t().contiguous()
+
+
+def window_edges(packing: Packing, past: int, future: int) -> Tensor:
+    """Edges of the window graph.
+
+    Args:
+        packing: The conversations.
+        past, future: How many utterances before and after itself an utterance hears; -1 hears all of that side.
+
+    Returns:
+        (2, E) integers, sources in row 0 and targets in row 1, ordered by target and then by source. Every utterance
+        has its self-loop.
+    """
+    position, length = packing.position, packing.length[packing.conversation]
+    low = torch.zeros_like(position) if past < 0 else (position - past).clamp(min=0)
+    high = length - 1 if future < 0 else torch.minimum(position + future, length - 1)
+    count = high - low + 1
+    total = sum(_edge_count(n, past, future) for n in packing.lengths)
+    target = torch.repeat_interleave(torch.arange(packing.total, device=packing.device), count, output_size=total)
+    first_edge = count.cumsum(0) - count
+    first_source = packing.offsets[packing.conversation] + low
+    source = torch.arange(total, device=packing.device) + (first_source - first_edge)[target]
+    return torch.stack([source, target])
+
+
+def _edge_count(length: int, past: int, future: int) -> int:
+    """Edges of one conversation, counted on the host so that building a graph never waits for the device."""
+
+    def one_side(window: int) -> int:
+        reach = length - 1 if window < 0 else min(window, length - 1)
+        return reach * length - reach * (reach + 1) // 2
+
+    return length + one_side(past) + one_side(future)
+
+
+class WindowGraph:
+    """The window graph of a batch with a relation on every edge, in the two forms that layers need.
+
+    The relation of an edge (s, t) has a temporal part ``c``, 0 if s comes before t and 1 otherwise (a self-loop has 1),
+    and a speaker part:
+
+    - ``same_other``: ``2 * [speaker_s != speaker_t] + c``. Four relations whatever the number of speakers.
+    - ``speaker_pair``: ``2 * (S * speaker_s + speaker_t) + c``. ``2 * S ** 2`` relations, as in COGMEN. Speakers beyond
+      the S-th share the last number.
+
+    Args:
+        packing: The conversations.
+        speaker: (N) integers, numbered within each conversation.
+        past, future: See :func:`window_edges`.
+        relations: The speaker part.
+        num_speakers: S; used by ``speaker_pair`` only.
+    """
+
+    def __init__(
+        self,
+        packing: Packing,
+        speaker: Tensor,
+        past: int,
+        future: int,
+        relations: Relations = "same_other",
+        num_speakers: int = 2,
+    ) -> None:
+        if relations not in RELATIONS:
+            raise ValueError(f"relations must be one of {RELATIONS}, found {relations!r}")
+        self.packing = packing
+        self.past = past
+        self.future = future
+        self.relations = relations
+        self.num_speakers = num_speakers
+        self.speaker = speaker.clamp(max=num_speakers - 1) if relations == "speaker_pair" else speaker
+
+    @property
+    def num_relations(self) -> int:
+        """R."""
+        return 4 if self.relations == "same_other" else 2 * self.num_speakers**2
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """(2, E) sources and targets."""
+        return window_edges(self.packing, self.past, self.future)
+
+    @cached_property
+    def relation(self) -> Tensor:
+        """(E) relation of every edge, in [0, R)."""
+        source, target = self.edges
+        return self._relation(self.speaker[source], self.speaker[target], source >= target)
+
+    @cached_property
+    def adjacency(self) -> Tensor:
+        """(B, L, L) bool, True at [b, t, s] where the edge (s, t) exists: a band within each conversation's square."""
+        place = torch.arange(self.packing.longest, device=self.packing.device)
+        lag = place[:, None] - place[None, :]  # t - s
+        band = torch.ones_like(lag, dtype=torch.bool)
+        if self.past >= 0:
+            band &= lag <= self.past
+        if self.future >= 0:
+            band &= -lag <= self.future
+        mask = self.packing.mask
+        return band & mask[:, :, None] & mask[:, None, :]
+
+    @cached_property
+    def relation_blocks(self) -> Tensor:
+        """(B, L, L) integers: the relation at [b, t, s]; R (one past the last) where there is no edge."""
+        place = torch.arange(self.packing.longest, device=self.packing.device)
+        speaker = self.packing.pad(self.speaker)
+        backward = place[None, :] >= place[:, None]
+        relation = self._relation(speaker[:, None, :], speaker[:, :, None], backward)
+        return torch.where(self.adjacency, relation, self.num_relations)
+
+    def _relation(self, speaker_s: Tensor, speaker_t: Tensor, backward: Tensor) -> Tensor:
+        if self.relations == "same_other":
+            return 2 * (speaker_s != speaker_t).long() + backward.long()
+        return 2 * (self.num_speakers * speaker_s + speaker_t) + backward.long()

@@ -1,0 +1,142 @@
+"""Heads: from an architecture's vectors to the outputs of a task, and the loss that trains them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import TaskTargets
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import ConfigError
+
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+REGRESSION_LOSSES = ("mse", "mae", "ccc")
+
+
+def class_weights(targets: TaskTargets, task: TaskSpec, scheme: str) -> Tensor | None:
+    """Weights of the classes from the counts of a training split.
+
+    Args:
+        targets: Of the training split only.
+        task: Single-label, multi-label or distribution.
+        scheme: ``none``; ``balanced``, proportional to 1 / n_c; ``effective``, proportional to (1 - b) / (1 - b ** n_c)
+            with b = (N - 1) / N (Cui et al., CVPR 2019). n_c sums probabilities for a distribution task.
+
+    Returns:
+        (C) weights with mean 1 over the labelled utterances (a class that never occurs gets 0), or None.
+    """
+    if scheme not in CLASS_WEIGHTS:
+        raise ConfigError(f"objective.class_weights must be one of {', '.join(CLASS_WEIGHTS)}; found {scheme!r}")
+    if scheme == "none" or task.schema is None:
+        return None
+    value = targets.value[targets.valid]
+    if task.kind == "single_label":
+        value = F.one_hot(value, task.size)
+    count = value.double().sum(0)
+    total = float(len(value))
+    raw = 1 / count.clamp(min=1) if scheme == "balanced" else 1 / (total * (1 - ((total - 1) / total) ** count))
+    raw = torch.where(count > 0, raw, 0.0)
+    return (raw * count.sum() / (raw * count).sum()).float()
+
+
+class Head(nn.Module):
+    """A linear layer with the output, loss and prior of one task.
+
+    Args:
+        task: What is predicted.
+        width: Of the vectors it reads.
+        label_smoothing: For single-label tasks.
+        regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over all labelled utterances of the
+            batch, averaged over the dimensions).
+
+    Shapes:
+        hidden (N, width) -> logits (N, K), where K is the number of classes or of regressed dimensions.
+    """
+
+    def __init__(
+        self, task: TaskSpec, width: int, *, label_smoothing: float = 0.0, regression_loss: str = "mse"
+    ) -> None:
+        super().__init__()
+        if regression_loss not in REGRESSION_LOSSES:
+            raise ConfigError(
+                f"objective.regression_loss must be one of {', '.join(REGRESSION_LOSSES)}; found {regression_loss!r}"
+            )
+        self.task = task
+        self.label_smoothing = label_smoothing
+        self.regression_loss = regression_loss
+        self.linear = nn.Linear(width, task.size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """See the class."""
+        return self.linear(hidden)
+
+    @torch.no_grad()
+    def start_from_prior(self, targets: TaskTargets) -> None:
+        """Set the bias so that, without evidence, the head answers with the distribution of the training labels."""
+        value = targets.value[targets.valid]
+        if self.task.kind == "single_label":
+            value = F.one_hot(value, self.task.size)
+        mean = value.double().mean(0)
+        if self.task.kind == "multi_label":
+            mean = mean.clamp(1e-4, 1 - 1e-4).logit()
+        elif self.task.kind != "regression":
+            mean = mean.clamp(min=1e-4).log()
+        self.linear.bias.copy_(mean)
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """(N, K) probabilities (softmax or sigmoid), or the regressed numbers kept within the task's range."""
+        if self.task.kind == "multi_label":
+            return logits.sigmoid()
+        if self.task.kind == "regression":
+            return logits.clamp(self.task.low, self.task.high)
+        return logits.softmax(-1)
+
+    def loss(self, logits: Tensor, targets: TaskTargets, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the losses of the labelled utterances, and the sum of their weights.
+
+        The quotient is the batch's loss; the two are kept apart so that a loss over several processes, or several
+        batches, is the loss over all their utterances and not a mean of means.
+
+        Args:
+            logits: (N, K).
+            targets: Of the N utterances; the content of unlabelled ones never matters.
+            weights: (C) from :func:`class_weights`. A single-label utterance weighs as much as its class, a
+                distribution as the mean over its classes; for multi-label tasks they weigh the labels.
+        """
+        valid = targets.valid
+        rows, value = logits.float()[valid], targets.value[valid]
+        if self.task.kind == "single_label":
+            weight = torch.ones(len(rows), device=rows.device) if weights is None else weights[value]
+            each = F.cross_entropy(rows, value, reduction="none", label_smoothing=self.label_smoothing)
+        elif self.task.kind == "distribution":
+            weight = torch.ones(len(rows), device=rows.device) if weights is None else value @ weights
+            each = -(value * rows.log_softmax(-1)).sum(-1)
+        elif self.task.kind == "multi_label":
+            each = F.binary_cross_entropy_with_logits(rows, value, weight=weights, reduction="none").mean(-1)
+            weight = torch.ones(len(rows), device=rows.device)
+        else:
+            each = self._regression(rows, value)
+            weight = torch.ones(len(rows), device=rows.device)
+        return (weight * each).sum(), weight.sum()
+
+    def _regression(self, rows: Tensor, value: Tensor) -> Tensor:
+        if self.regression_loss == "mse":
+            return (rows - value).square().mean(-1)
+        if self.regression_loss == "mae":
+            return (rows - value).abs().mean(-1)
+        return (1 - concordance(rows, value)).mean().expand(len(rows))
+
+
+def concordance(prediction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Tensor:
+    r"""Concordance correlation of each column, :math:`2 s_{xy} / (s_x^2 + s_y^2 + (m_x - m_y)^2)`.
+
+    Lin (1989), with biased variances; in the covariance form, which stays finite for a constant prediction.
+
+    Shapes:
+        prediction, target (N, K) -> (K).
+    """
+    mean_p, mean_t = prediction.mean(0), target.mean(0)
+    covariance = ((prediction - mean_p) * (target - mean_t)).mean(0)
+    spread = prediction.var(0, correction=0) + target.var(0, correction=0) + (mean_p - mean_t).square()
+    return 2 * covariance / (spread + epsilon)

@@ -1,0 +1,206 @@
+"""A recognizer: standardised inputs, an architecture, a head. What is trained, saved, shared and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.data.store import ConversationStore
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import RunError
+from ercfusion.layers import Standardize
+from ercfusion.models import build_architecture
+from ercfusion.models.base import Encoded
+from ercfusion.tasks.heads import Head
+from ercfusion.tasks.outputs import Predictions
+
+FORMAT = 1
+
+
+@dataclass
+class Recognized:
+    """Output of a recognizer for the N utterances of a batch.
+
+    Args:
+        logits: (N, K).
+        encoded: What the architecture made of the batch.
+        unimodal: (N, K) logits of a head on each modality's representation, where such heads exist.
+    """
+
+    logits: Tensor
+    encoded: Encoded
+    unimodal: dict[str, Tensor]
+
+
+class Recognizer(nn.Module):
+    """An architecture between the standardisation of its inputs and the head of its task.
+
+    Args:
+        architecture: Registry name.
+        inputs: Modalities and widths, from the data.
+        task: What is predicted.
+        options: Options of the architecture.
+        unimodal: Also put a head on each modality's representation (for the objective term ``unimodal``).
+        label_smoothing, regression_loss: See :class:`ercfusion.tasks.heads.Head`.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        inputs: InputSpec,
+        task: TaskSpec,
+        options: Mapping[str, Any] | None = None,
+        *,
+        unimodal: bool = False,
+        label_smoothing: float = 0.0,
+        regression_loss: str = "mse",
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "format": FORMAT,
+            "architecture": architecture,
+            "options": dict(options or {}),
+            "inputs": inputs.to_dict(),
+            "task": task.to_dict(),
+            "unimodal": unimodal,
+            "label_smoothing": label_smoothing,
+            "regression_loss": regression_loss,
+        }
+        self.inputs = inputs
+        self.task = task
+        self.standardize = Standardize(inputs.widths)
+        self.architecture = build_architecture(architecture, inputs, options)
+
+        def head(width: int) -> Head:
+            return Head(task, width, label_smoothing=label_smoothing, regression_loss=regression_loss)
+
+        self.head = head(self.architecture.hidden_size)
+        self.unimodal_heads = nn.ModuleDict()
+        if unimodal:
+            self.unimodal_heads.update({name: head(width) for name, width in self._representation_widths().items()})
+        self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
+
+    def _representation_widths(self) -> dict[str, int]:
+        """Widths of the per-modality representations, found by encoding one made-up utterance."""
+        from ercfusion.ops.packing import Packing
+
+        probe = ConversationBatch(
+            packing=Packing([1]),
+            features={name: torch.zeros(1, width) for name, width in self.inputs.widths.items()},
+            speaker=torch.zeros(1, dtype=torch.long),
+            available=torch.ones(1, len(self.inputs.widths), dtype=torch.bool),
+        )
+        was_training = self.architecture.training
+        with torch.no_grad():
+            encoded = self.architecture.eval()(probe)
+        self.architecture.train(was_training)
+        return {name: value.shape[1] for name, value in encoded.modalities.items()}
+
+    @torch.no_grad()
+    def prepare(self, train: ConversationStore, *, standardize: bool = True) -> None:
+        """Take the input statistics and the label distribution from the training split."""
+        if standardize:
+            self.standardize.fit(train.batch(range(len(train))))
+        targets = train.targets[self.task.name]
+        for head in (self.head, *self.unimodal_heads.values()):
+            assert isinstance(head, Head)
+            head.start_from_prior(targets)
+
+    def forward(self, batch: ConversationBatch) -> Recognized:
+        """Logits for the N utterances of ``batch``."""
+        self.architecture.check_inputs(batch)
+        encoded: Encoded = self.architecture(self.standardize.forward(batch))
+        unimodal = {name: head(encoded.modalities[name]) for name, head in self.unimodal_heads.items()}
+        return Recognized(self.head(encoded.hidden), encoded, unimodal)
+
+    @torch.no_grad()
+    def predict(self, store: ConversationStore, *, conversations: int = 64) -> Predictions:
+        """Outputs for a whole split, in eval mode, on the device of the parameters."""
+        device = next(self.parameters()).device
+        was_training = self.training
+        self.eval()
+        outputs = [
+            self.head.outputs(self(batch.to(device)).logits.float()).double().cpu()
+            for batch in store.batches(conversations)
+        ]
+        self.train(was_training)
+        targets = store.targets[self.task.name]
+        return Predictions(
+            task=self.task,
+            output=torch.cat(outputs).numpy(),
+            value=targets.value.numpy(),
+            valid=targets.valid.numpy(),
+            lengths=tuple(store.lengths),
+            speaker=store.speaker.numpy(),
+            conversation_ids=tuple(conversation.id for conversation in store.conversations),
+            turn_ids=tuple(turn.id for conversation in store.conversations for turn in conversation.turns),
+            thresholds=self.thresholds.double().cpu().numpy() if self.task.kind == "multi_label" else None,
+        )
+
+    def set_thresholds(self, thresholds: np.ndarray) -> None:
+        """Decision thresholds of a multi-label task, (C), chosen on the dev split."""
+        self.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
+
+    # Sharing
+
+    def save_pretrained(self, folder: str | Path, *, card: str = "") -> Path:
+        """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``."""
+        from safetensors.torch import save
+
+        from ercfusion.files import atomic_write
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with atomic_write(folder / "model.safetensors", "wb") as stream:
+            stream.write(save(state))
+        with atomic_write(folder / "config.json") as stream:
+            stream.write(json.dumps(self.config, indent=2) + "\n")
+        if card:
+            with atomic_write(folder / "README.md") as stream:
+                stream.write(card)
+        return folder
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> Recognizer:
+        """The recognizer that :meth:`save_pretrained` wrote, in eval mode.
+
+        Raises:
+            RunError: a file is missing or is of another format.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise RunError(f"{folder} holds no saved model: {name} is missing")
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except json.JSONDecodeError as error:
+            raise RunError(f"{folder / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        if config.get("format") != FORMAT:
+            raise RunError(f"{folder / 'config.json'}: format {config.get('format')!r}; this version reads {FORMAT}")
+        recognizer = Recognizer(
+            config["architecture"],
+            InputSpec.from_dict(config["inputs"]),
+            TaskSpec.from_dict(config["task"]),
+            config["options"],
+            unimodal=config["unimodal"],
+            label_smoothing=config["label_smoothing"],
+            regression_loss=config["regression_loss"],
+        )
+        try:
+            recognizer.load_state_dict(load_file(folder / "model.safetensors"))
+        except (SafetensorError, RuntimeError) as error:
+            raise RunError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+        return recognizer.eval()

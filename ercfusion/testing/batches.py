@@ -1,0 +1,239 @@
+"""Random conversations, stores and batches: small, seeded, and awkward where real data is awkward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.data.conversation import Conversation, Target, TargetValue, Turn
+from ercfusion.data.features import FeatureTable
+from ercfusion.data.schema import LabelSchema
+from ercfusion.data.store import ConversationStore
+from ercfusion.data.task import TaskKind, TaskSpec
+from ercfusion.ops.packing import Packing
+
+WIDTHS: Mapping[str, int] = MappingProxyType({"text": 12, "audio": 7, "visual": 5})
+"""Three modalities whose widths differ, so that a mix-up of two of them shows."""
+
+LENGTHS: tuple[int, ...] = (1, 4, 9, 2, 14)
+"""Lengths of conversations: a single utterance, the longest one last, nothing sorted."""
+
+SCHEMA = LabelSchema("testing4", ("neutral", "joy", "anger", "fear"), neutral="neutral")
+"""The labels of the tasks that :func:`make_task` makes."""
+
+
+def make_task(kind: TaskKind = "single_label", name: str = "emotion") -> TaskSpec:
+    """A small task of the given kind: four classes, or two regressed numbers between -3 and 3."""
+    if kind == "regression":
+        return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)
+    return TaskSpec(name, kind, SCHEMA)
+
+
+def random_conversations(
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    tasks: Sequence[TaskSpec] = (),
+    speakers: int = 2,
+    labelled: float = 1.0,
+    seed: int = 0,
+) -> list[Conversation]:
+    """Conversations of the given lengths with random targets.
+
+    Args:
+        lengths: Utterances of each conversation.
+        tasks: Tasks with targets; distribution tasks get votes too.
+        speakers: Speakers of a conversation, as far as it is long enough for them: the first turns introduce them one
+            after another, later turns are anybody's.
+        labelled: Probability that a turn is labelled. The first turn of all always is.
+        seed: Everything is a function of it.
+    """
+    generator = np.random.default_rng(seed)
+    conversations = []
+    for b, length in enumerate(lengths):
+        turns = []
+        for t in range(length):
+            speaker = t if t < speakers else int(generator.integers(speakers))
+            targets = {}
+            for task in tasks:
+                value, votes = _random_value(task, generator)
+                if (b, t) == (0, 0) or generator.random() < labelled:
+                    targets[task.name] = Target(value, votes)
+            turns.append(Turn(f"u{t}", f"speaker {speaker}", targets=targets))
+        conversations.append(Conversation(f"conversation {b}", tuple(turns), synthetic=True))
+    return conversations
+
+
+def _random_value(task: TaskSpec, generator: np.random.Generator) -> tuple[TargetValue, dict[str, int] | None]:
+    names = task.output_names
+    if task.kind == "single_label":
+        return str(generator.choice(names)), None
+    if task.kind == "multi_label":
+        return frozenset(name for name in names if generator.random() < 0.5), None
+    if task.kind == "regression":
+        return tuple(float(number) for number in generator.uniform(task.low, task.high, task.size)), None
+    counts = generator.multinomial(5, [1 / task.size] * task.size)
+    votes = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    return {name: count / 5 for name, count in votes.items()}, votes
+
+
+def random_tables(
+    conversations: Sequence[Conversation],
+    *,
+    widths: Mapping[str, int] = WIDTHS,
+    absent: float = 0.0,
+    steps: Mapping[str, int] = MappingProxyType({}),
+    seed: int = 0,
+) -> list[FeatureTable]:
+    """Normally distributed features for every turn, with different means and scales in every modality.
+
+    Args:
+        conversations: Whose turns get features.
+        widths: Dimensions of each modality.
+        absent: Probability that a turn lacks a modality, drawn for each modality. With any, the last turn of all lacks
+            every modality; the first has them all, even where it is the last too.
+        steps: The largest number of steps T of each modality that is to be a sequence feature; a turn may have none.
+        seed: Everything is a function of it.
+    """
+    generator = np.random.default_rng([seed, 1])
+    keys = [key for conversation in conversations for key in conversation.keys()]  # noqa: SIM118
+    tables = []
+    for number, (name, width) in enumerate(widths.items()):
+        gone = generator.random(len(keys)) < absent
+        if absent:
+            gone[-1] = True
+            gone[0] = False
+        held = [key for key, missing in zip(keys, gone, strict=True) if not missing]
+        offsets = None
+        rows = len(held)
+        if name in steps:
+            counts = generator.integers(0, steps[name] + 1, len(held))
+            counts[0] = steps[name]
+            offsets = np.concatenate([[0], np.cumsum(counts)])
+            rows = int(offsets[-1])
+        values = generator.normal(number, 1 + number, (rows, width)).astype(np.float32)
+        tables.append(FeatureTable(name, held, values, offsets))
+    return tables
+
+
+def random_store(
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    widths: Mapping[str, int] = WIDTHS,
+    tasks: Sequence[TaskSpec] = (),
+    speakers: int = 2,
+    absent: float = 0.0,
+    labelled: float = 1.0,
+    steps: Mapping[str, int] = MappingProxyType({}),
+    seed: int = 0,
+) -> ConversationStore:
+    """A store of random conversations with random features; see :func:`random_conversations`, :func:`random_tables`."""
+    conversations = random_conversations(lengths, tasks=tasks, speakers=speakers, labelled=labelled, seed=seed)
+    tables = random_tables(conversations, widths=widths, absent=absent, steps=steps, seed=seed)
+    return ConversationStore(conversations, tables, tasks)
+
+
+def random_batch(
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    widths: Mapping[str, int] = WIDTHS,
+    tasks: Sequence[TaskSpec] = (),
+    speakers: int = 2,
+    absent: float = 0.0,
+    labelled: float = 1.0,
+    steps: Mapping[str, int] = MappingProxyType({}),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> ConversationBatch:
+    """All conversations of a :func:`random_store` as one batch.
+
+    Absent modalities hold NaN, and so do the targets of unlabelled turns (an impossible class in a single-label task):
+    whatever lets them through shows it.
+    """
+    store = random_store(
+        lengths,
+        widths=widths,
+        tasks=tasks,
+        speakers=speakers,
+        absent=absent,
+        labelled=labelled,
+        steps=steps,
+        seed=seed,
+    )
+    batch = store.batch(range(len(store)))
+    targets = {name: _spoil_unlabelled(target) for name, target in batch.targets.items()}
+    return cast(fill_absent(replace(batch, targets=targets), math.nan), dtype)
+
+
+def _spoil_unlabelled(target: TaskTargets) -> TaskTargets:
+    if target.value.is_floating_point():
+        return replace(target, value=torch.where(target.valid[:, None], target.value, math.nan))
+    return replace(target, value=torch.where(target.valid, target.value, -(10**6)))
+
+
+def fill_absent(batch: ConversationBatch, content: float) -> ConversationBatch:
+    """The batch with ``content`` stored wherever a modality is not present (absent or dropped)."""
+    features, sequences = dict(batch.features), dict(batch.sequences)
+    for name in batch.modalities:
+        present = batch.present[:, batch.column(name)]
+        features[name] = torch.where(present[:, None], features[name], content)
+        if name in sequences:
+            rows = torch.repeat_interleave(present, sequences[name].offsets.diff())
+            filled = torch.where(rows[:, None], sequences[name].values, content)
+            sequences[name] = replace(sequences[name], values=filled)
+    return replace(batch, features=features, sequences=sequences)
+
+
+def cast(batch: ConversationBatch, dtype: torch.dtype) -> ConversationBatch:
+    """The batch with its features in another floating-point type; targets stay as they are."""
+    return replace(
+        batch,
+        features={name: value.to(dtype) for name, value in batch.features.items()},
+        sequences={name: replace(stored, values=stored.values.to(dtype)) for name, stored in batch.sequences.items()},
+    )
+
+
+def take(batch: ConversationBatch, conversations: Sequence[int], turns: int | None = None) -> ConversationBatch:
+    """Some conversations of a batch, in the given order.
+
+    Args:
+        batch: Where they are taken from.
+        conversations: Their positions.
+        turns: Keep the first turns of each only.
+    """
+    starts = batch.offsets.tolist()
+    lengths = [batch.packing.lengths[b] for b in conversations]
+    if turns is not None:
+        lengths = [min(turns, length) for length in lengths]
+    rows = torch.cat(
+        [torch.arange(starts[b], starts[b] + length) for b, length in zip(conversations, lengths, strict=True)]
+    ).to(batch.device)
+    return replace(
+        batch,
+        packing=Packing(lengths, batch.device),
+        features={name: value[rows] for name, value in batch.features.items()},
+        speaker=batch.speaker[rows],
+        available=batch.available[rows],
+        drop=None if batch.drop is None else batch.drop[rows],
+        targets={
+            name: TaskTargets(
+                target.value[rows], target.valid[rows], None if target.votes is None else target.votes[rows]
+            )
+            for name, target in batch.targets.items()
+        },
+        sequences={name: _take_sequences(stored, rows) for name, stored in batch.sequences.items()},
+        ids=tuple(batch.ids[b] for b in conversations) if batch.ids else (),
+    )
+
+
+def _take_sequences(stored: SequenceValues, rows: Tensor) -> SequenceValues:
+    bounds = stored.offsets.tolist()
+    parts = [stored.values[bounds[row] : bounds[row + 1]] for row in rows.tolist()]
+    counts = torch.tensor([0, *(len(part) for part in parts)], device=rows.device)
+    return SequenceValues(torch.cat(parts), counts.cumsum(0))

@@ -1,0 +1,578 @@
+"""What every architecture must do, as checks that any project can run on its own architectures.
+
+:func:`check_model` runs them all; each is a function of its own too. They build a :class:`Recognizer` with the
+architecture in it, feed it small random batches with three modalities, and raise :class:`AssertionError` with a text
+that says which requirement failed and how. A run resumed from any epoch must equal the uninterrupted one as well; that
+is a matter of the training loop and is tested there.
+
+    from ercfusion.testing import check_model
+    check_model("cogmen")
+    check_model(MyArchitecture, make_task("multi_label"))
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import BatchError, RunError
+from ercfusion.models import ARCHITECTURES, Architecture
+from ercfusion.tasks.objective import Objective
+from ercfusion.tasks.recognizer import Recognized, Recognizer
+from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, make_task, random_batch, random_store, take
+
+Model = str | Callable[..., Architecture]
+"""A registered name, or anything that makes an architecture: ``factory(inputs, **options)``."""
+
+SHIFT_INVARIANT = ("key.bias",)
+"""Ends of names of parameters whose gradient is zero by theory: a softmax does not see what is added to all scores."""
+
+TOLERANCE = 1e-9
+"""Largest difference, in double precision, between results that only rounding may tell apart."""
+
+OVERFIT_STEPS = 400
+
+
+class Check(Protocol):
+    """The signature of every single check."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        model: Model,
+        task: TaskSpec | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        unimodal: bool = False,
+    ) -> None:
+        """Raise AssertionError unless the requirement is met."""
+
+
+CHECKS: dict[str, Check] = {}
+"""The single checks by the name of their requirement, in the order in which :func:`check_model` runs them."""
+
+
+class _Case:
+    """One architecture under test: builds recognizers that are equal to each other."""
+
+    def __init__(self, name: str, label: str, task: TaskSpec, options: Mapping[str, Any], unimodal: bool) -> None:
+        self.name, self.label, self.task, self.options, self.unimodal = name, label, task, dict(options), unimodal
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Recognizer:
+        """In train mode, with statistics of random training data."""
+        torch.manual_seed(0)
+        inputs = InputSpec(WIDTHS, speakers=2)
+        recognizer = Recognizer(self.name, inputs, self.task, self.options, unimodal=self.unimodal)
+        recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, seed=7))
+        return recognizer.to(dtype).train()
+
+    def batch(self, lengths: Sequence[int] = LENGTHS, **arguments: Any) -> ConversationBatch:
+        """A random batch with absent modalities and unlabelled turns."""
+        settings: dict[str, Any] = {"absent": 0.3, "labelled": 0.8, **arguments}
+        return random_batch(lengths, tasks=[self.task], **settings)
+
+    def loss(self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch) -> Tensor:
+        """The objective with its default weights."""
+        return Objective({})(recognizer, recognized, batch)[0]
+
+    def gradients(self, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
+        """Gradients of the loss; a parameter without one fails."""
+        recognizer.zero_grad(set_to_none=True)
+        self.loss(recognizer, recognizer(batch), batch).backward()
+        gradients = {}
+        for name, parameter in recognizer.named_parameters():
+            assert parameter.grad is not None, f"the parameter {name} gets no gradient: nothing that is trained uses it"
+            gradients[name] = parameter.grad
+        return gradients
+
+
+@contextmanager
+def _registered(model: Model) -> Iterator[tuple[str, str]]:
+    """A registry name for ``model``, and how to call it in messages."""
+    if isinstance(model, str):
+        yield model, model
+        return
+    label = getattr(model, "__name__", type(model).__name__)
+    module = types.ModuleType(f"ercfusion.testing._model_{id(model)}")
+    module.factory = model  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    ARCHITECTURES[module.__name__] = f"{module.__name__}:factory"
+    try:
+        yield module.__name__, label
+    finally:
+        del ARCHITECTURES[module.__name__], sys.modules[module.__name__]
+
+
+def _requirement(name: str) -> Callable[[Callable[[_Case], None]], Check]:
+    """Make a public check of a function of a case, and list it in :data:`CHECKS`."""
+
+    def decorate(function: Callable[[_Case], None]) -> Check:
+        @functools.wraps(function)
+        def check(
+            model: Model,
+            task: TaskSpec | None = None,
+            options: Mapping[str, Any] | None = None,
+            *,
+            unimodal: bool = False,
+        ) -> None:
+            task = task or make_task()
+            with _registered(model) as (registered, label), torch.random.fork_rng(devices=[]):
+                case = _Case(registered, label, task, options or {}, unimodal)
+                where = f"{label}, {task.kind}, requirement {name!r}"
+                try:
+                    function(case)
+                except AssertionError as error:
+                    raise AssertionError(f"{where}: {error}") from error
+                except Exception as error:
+                    raise AssertionError(f"{where}: raised {type(error).__name__}: {error}") from error
+
+        del check.__wrapped__  # the signature is that of Check, not that of the wrapped function
+        CHECKS[name] = check
+        return check
+
+    return decorate
+
+
+def check_model(
+    model: Model,
+    task: TaskSpec | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    unimodal: bool = False,
+    exempt: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+) -> None:
+    """Check everything that is required of an architecture.
+
+    Args:
+        model: A registered name, or a class or function ``factory(inputs, *, option=...)`` that makes an architecture.
+        task: What its head predicts; four classes if not given.
+        options: Options of the architecture.
+        unimodal: Also put a head on each modality's representation, for architectures that are trained through them.
+        exempt: Requirement name to the reason why this architecture may fail it. An exempt requirement must indeed
+            fail, so that an exemption does not outlive its reason.
+        only: Names of the requirements to check; all of :data:`CHECKS` if not given.
+
+    Raises:
+        AssertionError: a requirement is not met; the message says which and how. Or an exemption is not needed.
+        ValueError: an unknown requirement, or an exemption without a reason.
+    """
+    exempt = exempt or {}
+    for name in (*exempt, *(only or ())):
+        if name not in CHECKS:
+            raise ValueError(f"no requirement {name!r}; there are {', '.join(CHECKS)}")
+    for name, reason in exempt.items():
+        if not reason.strip():
+            raise ValueError(f"the exemption from {name!r} gives no reason")
+    for name, check in CHECKS.items():
+        if only is not None and name not in only:
+            continue
+        if name not in exempt:
+            check(model, task, options, unimodal=unimodal)
+            continue
+        try:
+            check(model, task, options, unimodal=unimodal)
+        except AssertionError:
+            continue
+        raise AssertionError(f"{model}: the exemption from {name!r} is not needed (given reason: {exempt[name]})")
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """Set every dropout probability in ``module`` to zero, in place, and return it.
+
+    That of dropout layers, and the numbers called ``dropout``, ``dropout_rate`` or ``dropout_p`` on any module, which
+    attention and recurrent layers have.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name in ("dropout", "dropout_rate", "dropout_p"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+    return module
+
+
+# The requirements
+
+
+@_requirement("finite")
+def check_finite(case: _Case) -> None:
+    """Outputs have the right shape and are finite in train and eval mode, and so is the loss."""
+    batch = case.batch()
+    for training in (True, False):
+        recognizer = case.build().train(training)
+        recognized = recognizer(batch)
+        shape = (batch.num_utterances, case.task.size)
+        assert recognized.logits.shape == shape, f"logits have shape {tuple(recognized.logits.shape)}, not {shape}"
+        width = recognizer.architecture.hidden_size
+        hidden = tuple(recognized.encoded.hidden.shape)
+        assert hidden == (batch.num_utterances, width), f"hidden has shape {hidden}, but hidden_size is {width}"
+        for name, value in _results(recognized).items():
+            assert len(value) == batch.num_utterances, f"{name} has {len(value)} rows for {batch.num_utterances}"
+            _assert_finite(value, f"{name} in {'train' if training else 'eval'} mode")
+        _assert_finite(case.loss(recognizer, recognized, batch), "the loss")
+
+
+@_requirement("gradients")
+def check_gradients(case: _Case) -> None:
+    """Every parameter gets a finite gradient.
+
+    Where the architecture learns, no gradient is zero throughout on a batch with absent modalities. Parameters whose
+    gradient is zero by theory (:data:`SHIFT_INVARIANT`) and models that do not learn are excepted.
+    """
+    recognizer = without_dropout(case.build())
+    assert isinstance(recognizer, Recognizer)
+    gradients = case.gradients(recognizer, case.batch())
+    for name, gradient in gradients.items():
+        _assert_finite(gradient, f"the gradient of {name}")
+        if recognizer.architecture.capabilities.learns and not name.endswith(SHIFT_INVARIANT):
+            assert gradient.abs().max() > 0, f"the gradient of {name} is zero throughout"
+
+
+@_requirement("overfits")
+def check_overfits(case: _Case) -> None:
+    """Two conversations are learned by heart, without dropout, within :data:`OVERFIT_STEPS` steps of Adam.
+
+    All decisions are right; probabilities of a distribution task and regressed numbers are close on average (a
+    twentieth of their range). A model that does not learn is excepted.
+    """
+    recognizer = without_dropout(case.build())
+    assert isinstance(recognizer, Recognizer)
+    if not recognizer.architecture.capabilities.learns:
+        return
+    batch = case.batch((5, 8), absent=0.0)
+    optimizer = torch.optim.Adam(recognizer.parameters(), lr=3e-3)
+    distance = 1.0
+    for step in range(1, OVERFIT_STEPS + 1):
+        optimizer.zero_grad()
+        case.loss(recognizer.train(), recognizer(batch), batch).backward()
+        optimizer.step()
+        if step % 20 == 0:
+            distance = _distance(recognizer.eval(), batch)
+            if distance == 0:
+                return
+    raise AssertionError(f"after {OVERFIT_STEPS} steps on two conversations: {distance:.3f} away from their targets")
+
+
+@torch.no_grad()
+def _distance(recognizer: Recognizer, batch: ConversationBatch) -> float:
+    """Share of wrong decisions, or mean distance beyond a twentieth of the range."""
+    task, targets = recognizer.task, batch.targets[recognizer.task.name]
+    output = recognizer.head.outputs(recognizer(batch).logits)[targets.valid]
+    value = targets.value[targets.valid]
+    if task.kind == "single_label":
+        return float((output.argmax(1) != value).float().mean())
+    if task.kind == "multi_label":
+        return float(((output >= 0.5) != value.bool()).float().mean())
+    span = task.high - task.low if task.kind == "regression" else 1.0
+    return max(0.0, float((output - value).abs().mean()) / span - 0.05)
+
+
+@_requirement("batch_invariance")
+def check_batch_invariance(case: _Case) -> None:
+    """A conversation gets the same output alone, inside any batch, and in whatever order the batch is."""
+    recognizer = case.build(torch.float64).eval()
+    batch = case.batch(dtype=torch.float64)
+    with torch.no_grad():
+        whole = _results(recognizer(batch))
+        order = [(2 * b + 3) % batch.num_conversations for b in range(batch.num_conversations)]
+        assert sorted(order) == list(range(batch.num_conversations))
+        shuffled = _results(recognizer(take(batch, order)))
+        for name, value in whole.items():
+            parts = value.split(batch.packing.lengths)
+            _assert_close(shuffled[name], torch.cat([parts[b] for b in order]), f"{name} in another order of the batch")
+        for b, length in enumerate(batch.packing.lengths):
+            alone = _results(recognizer(take(batch, [b])))
+            for name, value in alone.items():
+                expected = whole[name].split(batch.packing.lengths)[b]
+                _assert_close(value, expected, f"{name} of a conversation of {length}, alone and in a batch")
+
+
+@_requirement("small_batches")
+def check_small_batches(case: _Case) -> None:
+    """A batch of one conversation works in train and eval mode, one of a single utterance in eval mode."""
+    recognizer = case.build()
+    for training, lengths in ((True, [6]), (False, [6]), (False, [1])):
+        batch = case.batch(lengths)
+        recognized = recognizer.train(training)(batch)
+        _assert_finite(recognized.logits, f"logits of conversations of lengths {lengths}")
+        _assert_finite(case.loss(recognizer, recognized, batch), f"the loss of conversations of lengths {lengths}")
+    _assert_all_finite(case.gradients(recognizer.train(), case.batch([6])), "with one conversation")
+
+
+@_requirement("single_utterance_training")
+def check_single_utterance_training(case: _Case) -> None:
+    """A batch of a single utterance can be trained on."""
+    recognizer = case.build()
+    batch = case.batch([1], absent=0.0)
+    _assert_finite(recognizer(batch).logits, "logits of a single utterance in train mode")
+    _assert_all_finite(case.gradients(recognizer, batch), "with a single utterance")
+
+
+@_requirement("many_speakers")
+def check_many_speakers(case: _Case) -> None:
+    """Nine speakers in a conversation are no error where training had two."""
+    recognizer = case.build()
+    batch = case.batch((14, 3), speakers=9)
+    assert int(batch.speaker.max()) == 8, "the check's own batch is wrong"
+    _assert_finite(recognizer.eval()(batch).logits, "logits with nine speakers")
+    _assert_all_finite(case.gradients(recognizer.train(), batch), "with nine speakers")
+
+
+@_requirement("absent_content")
+def check_absent_content(case: _Case) -> None:
+    """What is stored where a modality is absent, or dropped on purpose, reaches neither outputs nor gradients.
+
+    Not-a-number, infinity and large numbers give bit for bit what zeros give. Dropping is the same as being absent. An
+    utterance without any modality gets finite outputs.
+    """
+    recognizer = case.build()
+    batch = case.batch()
+    assert not batch.present.all(0).any(), "the check's own batch is wrong"
+    assert not batch.present[-1].any(), "the check's own batch is wrong"
+    generator = torch.Generator().manual_seed(5)
+    hidden = batch.hide(torch.rand(batch.available.shape, generator=generator) < 0.3)
+    for kind, tested in (("absent", batch), ("dropped", hidden)):
+        expected = _evidence(case, recognizer, fill_absent(tested, 0.0))
+        _assert_all_finite(expected, f"with zeros where a modality is {kind}")
+        for content in (float("nan"), float("inf"), 1e30):
+            found = _evidence(case, recognizer, fill_absent(tested, content))
+            for name, value in found.items():
+                _assert_equal(value, expected[name], f"{name} with {content} instead of 0 where a modality is {kind}")
+    removed = _evidence(case, recognizer, replace(hidden, available=hidden.present, drop=None))
+    for name, value in _evidence(case, recognizer, hidden).items():
+        _assert_equal(value, removed[name], f"{name} with modalities dropped instead of absent")
+
+
+def _evidence(case: _Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
+    """Everything that the content of a batch could reach: outputs and gradients, with the same dropout each time."""
+    recognizer = copy.deepcopy(recognizer).eval()  # a copy: running statistics must not carry over
+    with torch.no_grad():
+        found = _results(recognizer(batch))
+    torch.manual_seed(1)
+    gradients = case.gradients(recognizer.train(), batch)
+    return found | {f"gradient of {name}": value for name, value in gradients.items()}
+
+
+@_requirement("context")
+def check_context(case: _Case) -> None:
+    """The architecture reads of its conversation what its capabilities say: no more, and no less.
+
+    Not contextual: nothing about other utterances changes an output. Causal: nothing about later utterances, their
+    number included, changes one. Otherwise other (later) utterances do change outputs.
+    """
+    recognizer = case.build(torch.float64).eval()
+    capabilities = recognizer.architecture.capabilities
+    batch = case.batch((9, 12), absent=0.1, dtype=torch.float64)
+    other = case.batch((9, 12), absent=0.1, dtype=torch.float64, seed=1, speakers=4)
+    position = batch.packing.position
+    t = 5
+    with torch.no_grad():
+        before = recognizer(batch).logits
+        future = recognizer(_mix(batch, other, position > t)).logits
+        past = recognizer(_mix(batch, other, position < t)).logits
+        if capabilities.causal:
+            _assert_equal(future[position <= t], before[position <= t], "logits after a change of the future")
+            cut = recognizer(take(batch, range(batch.num_conversations), turns=t + 1)).logits
+            _assert_close(cut, before[position <= t], "logits after the future was cut off")
+        if not capabilities.contextual:
+            _assert_equal(future[position == t], before[position == t], "logits after a change of other utterances")
+            _assert_equal(past[position == t], before[position == t], "logits after a change of other utterances")
+            alone = recognizer(_alone(batch)).logits
+            _assert_close(alone, before, "logits of each utterance as a conversation of its own")
+            return
+        assert not torch.equal(past[position == t], before[position == t]), (
+            "declared contextual, but a change of all earlier utterances changes nothing"
+        )
+        assert capabilities.causal or not torch.equal(future[position <= t], before[position <= t]), (
+            "not declared causal, but a change of all later utterances changes nothing"
+        )
+
+
+def _mix(batch: ConversationBatch, other: ConversationBatch, changed: Tensor) -> ConversationBatch:
+    """``batch`` with the features, the availability and the speakers of ``other`` in the rows that are ``changed``."""
+    return replace(
+        batch,
+        features={
+            name: torch.where(changed[:, None], other.features[name], value) for name, value in batch.features.items()
+        },
+        available=torch.where(changed[:, None], other.available, batch.available),
+        speaker=torch.where(changed, other.speaker, batch.speaker),
+    )
+
+
+def _alone(batch: ConversationBatch) -> ConversationBatch:
+    """Every utterance as a conversation of its own, with its speaker's number."""
+    return replace(batch, packing=type(batch.packing)([1] * batch.num_utterances, batch.device), ids=())
+
+
+@_requirement("speakers")
+def check_speakers(case: _Case) -> None:
+    """The architecture uses speakers as its capabilities say.
+
+    ``none``: other speakers change nothing. ``same_other``: other numbers for the same speakers change nothing, other
+    speakers do. ``numbered``: other numbers do.
+    """
+    recognizer = case.build(torch.float64).eval()
+    declared = recognizer.architecture.capabilities.speakers
+    batch = case.batch((9, 14), dtype=torch.float64)
+    others = replace(batch, speaker=case.batch((9, 14), speakers=5, seed=1).speaker)
+    swapped = replace(batch, speaker=1 - batch.speaker)
+    moved = replace(batch, speaker=3 * batch.speaker + 2)
+    with torch.no_grad():
+        before = recognizer(batch).logits
+        after = {"others": recognizer(others).logits}
+        after |= {"swapped": recognizer(swapped).logits, "moved": recognizer(moved).logits}
+    if declared == "none":
+        for name, value in after.items():
+            _assert_equal(value, before, f"logits after a change of speakers ({name})")
+    elif declared == "same_other":
+        for name in ("swapped", "moved"):
+            _assert_equal(after[name], before, f"logits after a renumbering of the speakers ({name})")
+        assert not torch.equal(after["others"], before), "declared to use speakers, but other speakers change nothing"
+    else:
+        assert declared == "numbered", f"capabilities.speakers is {declared!r}"
+        assert not torch.equal(after["swapped"], before), "declared 'numbered', but other numbers change nothing"
+
+
+@_requirement("pretrained")
+def check_pretrained(case: _Case) -> None:
+    """``save_pretrained`` and ``from_pretrained`` give the same logits bit for bit; a bad file gives RunError."""
+    recognizer = case.build()
+    batch = case.batch()
+    optimizer = torch.optim.SGD(recognizer.parameters(), lr=0.1)
+    case.gradients(recognizer, batch)
+    optimizer.step()  # moves running statistics too, so that what is not saved shows
+    with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
+        folder = recognizer.save_pretrained(Path(temporary) / "model")
+        torch.manual_seed(99)
+        loaded = Recognizer.from_pretrained(folder)
+        assert not loaded.training, "from_pretrained returned a recognizer in train mode"
+        expected = _results(recognizer.eval()(batch))
+        for name, value in _results(loaded(batch)).items():
+            _assert_equal(value, expected[name], f"{name} after saving and loading")
+        for name in ("model.safetensors", "config.json"):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[: len(content) // 2])
+            load = functools.partial(Recognizer.from_pretrained, folder)
+            _assert_raises(RunError, load, f"half of {name} was loaded", name)
+            (folder / name).unlink()
+            _assert_raises(RunError, load, f"loaded without {name}", name)
+            (folder / name).write_bytes(content)
+
+
+@_requirement("autocast")
+def check_autocast(case: _Case) -> None:
+    """Outputs, loss and gradients stay finite under automatic mixed precision with bfloat16."""
+    recognizer = case.build()
+    batch = case.batch()
+    recognizer.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        recognized = recognizer(batch)
+        loss = case.loss(recognizer, recognized, batch)
+    _assert_finite(recognized.logits, "logits under autocast")
+    _assert_finite(loss, "the loss under autocast")
+    assert loss.dtype == torch.float32, f"the loss is {loss.dtype} under autocast: sums in it lose precision"
+    loss.backward()
+    for name, parameter in recognizer.named_parameters():
+        assert parameter.grad is not None, f"the parameter {name} gets no gradient under autocast"
+        _assert_finite(parameter.grad, f"the gradient of {name} under autocast")
+
+
+@_requirement("compile")
+def check_compile(case: _Case) -> None:
+    """Runs under ``torch.compile`` with equal results, for batches of different sizes, or says why it does not."""
+    recognizer = case.build().eval()
+    capabilities = recognizer.architecture.capabilities
+    if not capabilities.compiles:
+        assert capabilities.compile_note.strip(), "capabilities.compiles is False without a compile_note"
+        return
+    torch.compiler.reset()
+    # "eager" runs the traced graph with the ordinary kernels: it tells whether tracing is right, quickly.
+    compiled = torch.compile(recognizer, backend="eager")
+    with torch.no_grad():
+        for lengths in (LENGTHS, (3, 7), (5,)):
+            batch = case.batch(lengths)
+            expected = recognizer(batch).logits
+            _assert_close(compiled(batch).logits, expected, f"compiled logits, lengths {lengths}", 1e-5)
+    torch.compiler.reset()
+
+
+@_requirement("inputs")
+def check_inputs(case: _Case) -> None:
+    """Data that does not fit is refused with an error that names what was expected and what was found."""
+    recognizer = case.build().eval()
+    names = list(WIDTHS)
+    wide = dict(WIDTHS) | {names[1]: WIDTHS[names[1]] + 4}
+    fewer = {name: WIDTHS[name] for name in names[:2]}
+    cases = (
+        ("another width", wide, (names[1], str(WIDTHS[names[1]]), str(wide[names[1]]))),
+        ("a modality that is missing", fewer, (names[2], *fewer)),
+        ("another order", {name: WIDTHS[name] for name in reversed(names)}, tuple(names)),
+    )
+    for what, widths, mentions in cases:
+        batch = case.batch(widths=widths)
+        # An architecture is used without a recognizer too.
+        for who, module in (("recognizer", recognizer), ("architecture", recognizer.architecture)):
+            run = functools.partial(module, batch)
+            _assert_raises(BatchError, run, f"the {who} accepted {what}", *mentions)
+
+
+# Assertions with a message
+
+
+def _results(recognized: Recognized) -> dict[str, Tensor]:
+    """All results with one row an utterance."""
+    results = {"logits": recognized.logits, "hidden": recognized.encoded.hidden}
+    results |= {f"representation {name!r}": value for name, value in recognized.encoded.modalities.items()}
+    return results | {f"unimodal logits {name!r}": value for name, value in recognized.unimodal.items()}
+
+
+def _assert_finite(value: Tensor, what: str) -> None:
+    count = int((~value.isfinite()).sum())
+    assert count == 0, f"{what}: {count} of {value.numel()} numbers are not finite"
+
+
+def _assert_all_finite(values: Mapping[str, Tensor], when: str) -> None:
+    for name, value in values.items():
+        _assert_finite(value, f"{name} {when}")
+
+
+def _assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    assert found.shape == expected.shape, f"{what}: shapes {tuple(found.shape)} and {tuple(expected.shape)}"
+    worst = float((found - expected).abs().max()) if found.numel() else 0.0
+    assert worst <= tolerance, f"{what}: differ by up to {worst:.3g} (allowed: {tolerance:g})"
+
+
+def _assert_equal(found: Tensor, expected: Tensor, what: str) -> None:
+    if not torch.equal(found, expected):
+        worst = float((found - expected).abs().nan_to_num(float("inf")).max())
+        raise AssertionError(f"{what}: not the same, differ by up to {worst:.3g}")
+
+
+def _assert_raises(kind: type[Exception], action: Callable[[], object], otherwise: str, *mentions: str) -> None:
+    try:
+        action()
+    except kind as error:
+        unsaid = [word for word in mentions if word not in str(error)]
+        if unsaid:
+            raise AssertionError(f"the {kind.__name__} does not mention {unsaid[0]!r}: {error}") from error
+        return
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__} instead of {kind.__name__}: {error}") from error
+    raise AssertionError(otherwise)

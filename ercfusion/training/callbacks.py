@@ -1,0 +1,199 @@
+"""What happens around an epoch: seeding, dev scores, selection, early stopping, checkpoints, progress."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import CheckpointIO
+
+from ercfusion.data.sampler import mix_seed
+from ercfusion.data.store import ConversationStore
+from ercfusion.errors import RunError
+from ercfusion.files import atomic_write
+from ercfusion.tasks.metrics import higher_is_better, scores
+
+logger = logging.getLogger("ercfusion")
+
+LAST = "checkpoints/last.ckpt"
+HISTORY = "metrics.csv"
+MODEL = "model"
+
+
+class RestrictedCheckpointIO(CheckpointIO):
+    """Checkpoints that are complete or absent, and hold plain containers only (torch's restricted loading)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a temporary name, then rename."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "wb") as stream:
+            stream.write(buffer.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Load without ever unpickling objects.
+
+        Raises:
+            RunError: the file is damaged or holds something else than containers and tensors.
+        """
+        try:
+            loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            # torch raises various types here, among them bare RuntimeError and pickle's own.
+            raise RunError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint if it exists."""
+        Path(path).unlink(missing_ok=True)
+
+
+class EpochSeed(pl.Callback):
+    """Seeds torch from (seed, epoch, process) at the start of every epoch.
+
+    Dropout then differs from epoch to epoch but does not depend on how the run got there, so a resumed run repeats
+    the uninterrupted one to the last bit on a CPU, with no generator state to keep.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by the trainer."""
+        torch.manual_seed(mix_seed(self.seed, 1 + trainer.current_epoch, trainer.global_rank))
+
+
+class Selection(pl.Callback):
+    """Scores the dev split after every epoch, keeps the best model, stops early, and writes what a resume needs.
+
+    After every epoch, in this order: the dev scores are computed and logged; ``metrics.csv`` is rewritten; if the score
+    is the best so far, the model is saved to ``model/``; at last ``checkpoints/last.ckpt`` is written. A run killed in
+    between resumes from the last complete checkpoint and, being deterministic, writes the same files again.
+
+    Args:
+        folder: The run folder.
+        dev: The dev split.
+        metric: The score that decides.
+        max_epochs: For the progress lines.
+        patience: Epochs without improvement before training stops; 0 never stops early.
+        keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
+        talk: Print a line an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dev: ConversationStore,
+        metric: str,
+        *,
+        max_epochs: int,
+        patience: int = 0,
+        keep_every_epoch: bool = False,
+        talk: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.dev = dev
+        self.metric = metric
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.keep_every_epoch = keep_every_epoch
+        self.talk = talk
+        self.history: list[dict[str, float]] = []
+        self._started = 0.0
+
+    # The history is the whole state: best epoch and patience follow from it.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers for the checkpoint."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the history of a checkpoint."""
+        self.history = list(state_dict["history"])
+
+    @property
+    def best(self) -> Mapping[str, float] | None:
+        """The history's row with the best dev score (the earliest of equals)."""
+        if not self.history:
+            return None
+        sign = 1 if higher_is_better(self.metric) else -1
+        return max(self.history, key=lambda row: (sign * row[f"dev/{self.metric}"], -row["epoch"]))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        best = self.best
+        return bool(self.patience and best and self.history[-1]["epoch"] - best["epoch"] >= self.patience)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was killed right after its last epoch has nothing more to train."""
+        if self.exhausted:
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by the trainer."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Called by the trainer; see the class."""
+        train_seconds = time.perf_counter() - self._started
+        found = scores(pl_module.recognizer.predict(self.dev))
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": float(epoch), "seconds": train_seconds, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row.update({name: float(value) for name, value in trainer.callback_metrics.items() if "train/" in name})
+        row.update({f"dev/{name}": value for name, value in found.items()})
+        self.history.append(row)
+        pl_module.log("dev/score", found[self.metric], rank_zero_only=True)
+        for sink in trainer.loggers:
+            sink.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
+
+        if trainer.is_global_zero:
+            write_history(self.folder / HISTORY, self.history)
+            if self.best is row:
+                pl_module.recognizer.save_pretrained(self.folder / MODEL)
+            if self.keep_every_epoch:
+                pl_module.recognizer.save_pretrained(self.folder / f"checkpoints/epoch-{epoch:03d}")
+            if self.talk:
+                self._report(row)
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        if self.exhausted:
+            trainer.should_stop = True
+
+    def _report(self, row: Mapping[str, float]) -> None:
+        best = self.best
+        assert best is not None
+        name = f"dev/{self.metric}"
+        logger.info(
+            "epoch %d/%d  loss %.4f  dev %s %.4f  (best %.4f at %d)  %.1f s",
+            row["epoch"],
+            self.max_epochs,
+            row.get("train/loss", float("nan")),
+            self.metric,
+            row[name],
+            best[name],
+            best["epoch"],
+            row["seconds"],
+        )
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Metrics of every epoch as CSV, replaced as a whole so that a reader never sees half a line."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with atomic_write(path) as stream:
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Inverse of :func:`write_history`."""
+    with path.open(newline="") as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]

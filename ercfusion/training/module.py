@@ -1,0 +1,134 @@
+"""The one LightningModule: it trains any architecture on any task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.sampler import ConversationSampler
+from ercfusion.data.store import ConversationStore
+from ercfusion.errors import ConfigError, TrainingError, did_you_mean
+from ercfusion.tasks.objective import Objective
+from ercfusion.tasks.recognizer import Recognizer
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adadelta": torch.optim.Adadelta,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULERS = ("constant", "cosine", "plateau")
+
+
+class ConversationModule(pl.LightningModule):
+    """Trains a recognizer.
+
+    Args:
+        recognizer: Prepared with the training split.
+        objective: What is minimised.
+        optimizer: ``name`` and the arguments of the torch optimiser. Biases, normalisations and other vectors are not
+            decayed.
+        scheduler: ``name`` (``constant``; ``cosine`` with ``warmup``, the fraction of all steps over which the rate
+            rises; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score) and its arguments.
+        maximize: Whether the dev score is better when higher.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        objective: Objective,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        *,
+        maximize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+        self.objective = objective
+        self.optimizer_config = dict(optimizer)
+        self.scheduler_config = dict(scheduler)
+        self.maximize = maximize
+
+    def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            TrainingError: the loss is not finite; the message says which batch.
+        """
+        total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in terms.items())
+            shown = ", ".join(batch.ids[:4]) + (f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else "")
+            raise TrainingError(
+                f"the loss is not finite ({values}) at epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
+                f"(conversations {shown})"
+            )
+        labelled = int(batch.targets[self.recognizer.task.name].valid.sum())
+        logged = {"train/loss": total.detach(), **{f"train/{name}": value.detach() for name, value in terms.items()}}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=max(labelled, 1))
+        return total
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and, where asked for, a learning-rate schedule."""
+        settings = dict(self.optimizer_config)
+        name = settings.pop("name")
+        if name not in OPTIMIZERS:
+            raise ConfigError(f"optimizer.name={name!r} is unknown. {did_you_mean(name, OPTIMIZERS)}")
+        decay = settings.pop("weight_decay", 0.0)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": decay},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if "betas" in settings:
+            settings["betas"] = tuple(settings["betas"])
+        optimizer = OPTIMIZERS[name]([group for group in groups if group["params"]], **settings)
+        schedule = dict(self.scheduler_config)
+        kind = schedule.pop("name")
+        if kind not in SCHEDULERS:
+            raise ConfigError(f"scheduler.name={kind!r} is unknown. {did_you_mean(kind, SCHEDULERS)}")
+        if kind == "constant":
+            return optimizer
+        if kind == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, mode="max" if self.maximize else "min", **schedule
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
+        steps = int(self.trainer.estimated_stepping_batches)
+        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.pop("warmup", 0.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+
+def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
+    """The learning rate of step s as a fraction of its peak: a linear rise, then half a cosine down to zero."""
+    rise = max(1, round(steps * warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
+
+    return factor
+
+
+class _Batches(Dataset[ConversationBatch]):
+    def __init__(self, store: ConversationStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, indices: list[int]) -> ConversationBatch:
+        return self.store.batch(indices)
+
+
+def train_loader(store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> DataLoader[Any]:
+    """A loader that cuts the sampler's batches out of the store (in this process: cutting is index arithmetic)."""
+    return DataLoader(_Batches(store), sampler=sampler, batch_size=None, pin_memory=pin_memory)

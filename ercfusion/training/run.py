@@ -1,0 +1,423 @@
+"""A run: from a configuration to a folder with a trained, dev-selected model and its record.
+
+Layout of a run folder::
+
+    config.json          the resolved configuration      overrides.json   what the user typed
+    environment.json     versions and machine            train.log        what was said
+    metrics.csv          a row an epoch                  checkpoints/     last.ckpt, to resume from
+    model/               the chosen model (save_pretrained)
+    predictions.parquet  dev and test                    plots/*.png
+    record.json          written last: a folder that has it is complete
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from ercfusion.data.load import LoadedData, load_data
+from ercfusion.data.sampler import ConversationSampler, mix_seed
+from ercfusion.data.store import ConversationStore
+from ercfusion.errors import ErcfusionError, RunError
+from ercfusion.evaluation.record import (
+    FORMAT,
+    RECORD,
+    command_line,
+    environment,
+    read_record,
+    rounded_scores,
+    split_record,
+    write_record,
+)
+from ercfusion.files import atomic_write
+from ercfusion.tasks.heads import class_weights
+from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
+from ercfusion.tasks.objective import Objective
+from ercfusion.tasks.outputs import Predictions
+from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.callbacks import (
+    HISTORY,
+    LAST,
+    MODEL,
+    EpochSeed,
+    RestrictedCheckpointIO,
+    Selection,
+    read_history,
+)
+from ercfusion.training.module import ConversationModule, train_loader
+
+logger = logging.getLogger("ercfusion")
+
+# Lightning announces hardware, tips and stops at INFO, and sets that level when it is imported.
+for _chatty in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
+
+# Tells the other processes of a distributed run which folder the first one made.
+FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a user started, and not one that it started for distributed training."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+# Folders
+
+
+def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
+    """Make the folder of a new run and write down what it is.
+
+    Raises:
+        RunError: ``run=`` names a folder that is not empty.
+    """
+    if not is_first_process():
+        return Path(os.environ[FOLDER_VARIABLE])
+    if config["run"] is not None:
+        folder = Path(config["run"]).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that run "
+                f"with: python -m ercfusion.train resume={folder}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _free_folder(config)
+    folder = folder.resolve()
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "overrides.json", {"overrides": list(overrides), "command": command_line()})
+    _write_json(folder / "environment.json", environment())
+    return folder
+
+
+def _free_folder(config: Mapping[str, Any]) -> Path:
+    stem = datetime.now().strftime("%Y%m%d-%H%M%S") + f"-seed{config['seed']}"
+    parent = Path(config["output"]).expanduser() / "train" / f"{config['model']['name']}-{config['data']['name']}"
+    parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        try:
+            (parent / (stem + suffix)).mkdir()
+        except FileExistsError:
+            continue  # another run started in the same second
+        return parent / (stem + suffix)
+    raise RunError(f"{parent} is full of runs that began at {stem}")
+
+
+def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """An existing run folder and its configuration.
+
+    Raises:
+        RunError: not a folder, or without a readable ``config.json``.
+    """
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise RunError(f"{folder} is not a folder")
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion") from None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    os.environ[FOLDER_VARIABLE] = str(path)
+    return path, config
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
+    own = {"config.json", "overrides.json", "environment.json", "train.log"}
+    if is_first_process() and {path.name for path in folder.iterdir()} <= own:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(value, indent=2) + "\n")
+
+
+# Training
+
+
+def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Train (or go on training) in ``folder``, then open the test split once, on the chosen model.
+
+    Args:
+        config: Resolved, as ``config.json`` holds it.
+        folder: Made by :func:`new_run_folder` or opened by :func:`open_run_folder`.
+
+    Returns:
+        The record; None in the additional processes of distributed training.
+    """
+    if (folder / RECORD).is_file():
+        logger.info("this run is complete already")
+        return read_record(folder)
+    with _log_file(folder / "train.log"):
+        if config["training"]["threads"] is not None:
+            torch.set_num_threads(config["training"]["threads"])
+        data = load_data(config["data"])
+        train_store, dev_store = data.store("train"), data.store("dev")
+        metric = config["training"]["metric"] or data.protocol.task.metric
+        check_metric(data.protocol.task, metric)
+        started = time.perf_counter()
+        device = fit(config, folder, train_store, dev_store, metric)
+        if not is_first_process():
+            return None
+        return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
+
+
+def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) -> Recognizer:
+    """An untrained recognizer whose initial weights depend on the seed alone."""
+    torch.manual_seed(mix_seed(config["seed"], 0))
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    objective = config["objective"]
+    recognizer = Recognizer(
+        config["model"]["name"],
+        train_store.inputs,
+        train_store.tasks[0],
+        options,
+        unimodal=objective["weights"].get("unimodal", 0.0) > 0,
+        label_smoothing=objective["label_smoothing"],
+        regression_loss=objective["regression_loss"],
+    )
+    recognizer.prepare(train_store, standardize=config["training"]["standardize"])
+    return recognizer
+
+
+def fit(
+    config: Mapping[str, Any], folder: Path, train_store: ConversationStore, dev_store: ConversationStore, metric: str
+) -> str:
+    """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards."""
+    settings = config["training"]
+    recognizer = build_recognizer(config, train_store)
+    task = recognizer.task
+    weights = class_weights(train_store.targets[task.name], task, config["objective"]["class_weights"])
+    module = ConversationModule(
+        recognizer,
+        Objective(config["objective"]["weights"], weights),
+        config["optimizer"],
+        config["scheduler"],
+        maximize=higher_is_better(metric),
+    )
+    interactive = sys.stderr.isatty() and is_first_process()
+    selection = Selection(
+        folder,
+        dev_store,
+        metric,
+        max_epochs=settings["max_epochs"],
+        patience=settings["patience"],
+        keep_every_epoch=settings["keep_every_epoch"],
+        talk=is_first_process(),
+    )
+    callbacks: list[pl.Callback] = [EpochSeed(config["seed"]), selection]
+    if interactive:
+        from pytorch_lightning.callbacks import RichProgressBar
+
+        callbacks.append(RichProgressBar(leave=False))
+    trainer = pl.Trainer(
+        accelerator=config["trainer"]["accelerator"],
+        devices=config["trainer"]["devices"],
+        strategy=config["trainer"]["strategy"],
+        precision=config["trainer"]["precision"],
+        max_epochs=settings["max_epochs"],
+        gradient_clip_val=settings["gradient_clip"] or None,
+        callbacks=callbacks,
+        logger=_tensorboard(folder) if settings["tensorboard"] else False,
+        plugins=[RestrictedCheckpointIO()],
+        default_root_dir=str(folder),
+        enable_checkpointing=False,
+        enable_progress_bar=interactive,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    sampler = ConversationSampler(
+        train_store.lengths,
+        settings["batch_size"],
+        config["seed"],
+        length_aware=settings["length_aware"],
+        world_size=trainer.world_size,
+        rank=int(os.environ.get("LOCAL_RANK", "0")) if trainer.world_size > 1 else 0,
+    )
+    last = folder / LAST
+    if is_first_process():
+        logger.info(
+            "%s on %s: %s utterances of %s conversations, %s parameters, %s",
+            config["model"]["name"],
+            config["data"]["name"],
+            f"{train_store.num_utterances:,}",
+            f"{len(train_store):,}",
+            f"{count_parameters(recognizer):,}",
+            "resuming" if last.is_file() else f"up to {settings['max_epochs']} epochs",
+        )
+    loader = train_loader(train_store, sampler, pin_memory=trainer.strategy.root_device.type == "cuda")
+    try:
+        trainer.fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except ErcfusionError as error:
+        kept = (
+            "" if not last.is_file() else f"\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}."
+        )
+        raise type(error)(f"{error}{kept}") from error
+    except SystemExit:
+        if trainer.interrupted:  # the trainer turns Ctrl-C into an exit
+            raise KeyboardInterrupt from None
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    root = trainer.strategy.root_device
+    return torch.cuda.get_device_name(root) if root.type == "cuda" else "cpu"
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Trainable numbers."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _tensorboard(folder: Path) -> Any:
+    from ercfusion.errors import require_extra
+
+    require_extra("tensorboard", "report", "training.tensorboard=true")
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(save_dir=str(folder), name="tensorboard", version="")
+
+
+# Finishing
+
+
+def finish(
+    config: Mapping[str, Any],
+    folder: Path,
+    data: LoadedData,
+    train_store: ConversationStore,
+    dev_store: ConversationStore,
+    metric: str,
+    device: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Score the chosen model on dev and, for the first and only time, on test; write everything down."""
+    from ercfusion.evaluation.predictions import write_predictions
+    from ercfusion.evaluation.report import draw_pictures, model_card
+    from ercfusion.evaluation.statistics import interval_for
+
+    recognizer = Recognizer.from_pretrained(folder / MODEL)
+    task = recognizer.task
+    dev = recognizer.predict(dev_store)
+    if task.kind == "multi_label":
+        recognizer.set_thresholds(best_thresholds(dev))
+        dev = recognizer.predict(dev_store)
+    test_store = data.store("test")
+    predictions = {"dev": dev, "test": recognizer.predict(test_store)}
+    floor = {split: scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+    history = read_history(folder / HISTORY)
+    sign = 1 if higher_is_better(metric) else -1
+    best = max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
+    corpus, protocol = data.corpus, data.protocol
+    headline = [name for name in ("weighted_f1", "macro_f1", "accuracy", metric) if name in floor["test"]]
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": json.loads((folder / "overrides.json").read_text()),
+        "config": dict(config),
+        "environment": json.loads((folder / "environment.json").read_text()),
+        "seed": config["seed"],
+        "device": device,
+        "protocol": protocol.id,
+        "task": task.to_dict(),
+        "corpus": {
+            "name": corpus.name,
+            "synthetic": corpus.card.synthetic,
+            "fingerprint": corpus.fingerprint(),
+            "dev_source": protocol.dev_source,
+            "train": {"conversations": len(train_store), "utterances": train_store.num_utterances},
+            **{f"reachable_{name}": value for name, value in corpus.reachable(protocol, "test").items()},
+        },
+        "features": [
+            {"modality": table.modality, "width": table.width, "level": table.level, "source": table.source}
+            for table in data.tables
+        ],
+        "selection": {"split": "dev", "metric": metric, "epoch": int(best["epoch"]), "epochs": len(history)},
+        "metrics": {split: rounded_scores(part) for split, part in predictions.items()},
+        "intervals": {
+            "level": 0.95,
+            "resampled": "conversations",
+            "test": {
+                name: [
+                    round(bound, 6)
+                    for bound in interval_for(predictions["test"], name, config["training"]["bootstrap"])
+                ]
+                for name in dict.fromkeys(headline)
+            },
+        },
+        "majority": {
+            split: {name: round(part[name], 6) for name in dict.fromkeys(headline)} for split, part in floor.items()
+        },
+        "splits": {split: split_record(part) for split, part in predictions.items()},
+        "cost": {
+            "parameters": count_parameters(recognizer),
+            "seconds": round(seconds, 2),
+            "seconds_per_epoch": round(float(np.mean([row["seconds"] for row in history])), 3),
+            "peak_memory_mib": round(peak_memory_mib(device), 1),
+        },
+    }
+    if corpus.card.synthetic:
+        record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
+    recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
+    write_predictions(folder / "predictions.parquet", predictions)
+    draw_pictures(folder / "plots", history, predictions, record)
+    write_record(folder, record)
+    return record
+
+
+def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
+    """What the majority floor would have said: the training labels' distribution, for every utterance."""
+    from dataclasses import replace
+
+    from ercfusion.tasks.heads import Head
+
+    head = Head(predictions.task, 1)
+    head.start_from_prior(train_store.targets[predictions.task.name])
+    with torch.no_grad():
+        row = head.outputs(head(torch.zeros(1, 1))).double().numpy()
+    return replace(predictions, output=np.repeat(row, len(predictions.valid), axis=0), thresholds=None)
+
+
+def peak_memory_mib(device: str) -> float:
+    """Largest resident size of this process so far, or largest allocation on the GPU."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Also write what is logged to ``path``, appending, so that a resumed run keeps what was said before."""
+    if not is_first_process():
+        yield
+        return
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        handler.emit(logger.makeRecord("ercfusion", logging.ERROR, "", 0, f"stopped: {error!r}", (), None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
