@@ -54,7 +54,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.record import read_record, rounded_scores, split_record
     from ercfusion.tasks.recognizer import Recognizer
-    from ercfusion.training.run import MODEL
+    from ercfusion.training.run import MODEL, import_modules
 
     settings = dict(settings)
     record = read_record(folder)
@@ -62,6 +62,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     optimism = settings.pop("optimism", "false").lower()
     if optimism not in ("true", "false"):
         raise ConfigError(f"optimism={optimism}: true or false is expected")
+    import_modules(record["config"]["imports"])
     data = load_data(_with_paths(record["config"]["data"], settings))
     _check_same_data(record, data)
     store = data.store(split)

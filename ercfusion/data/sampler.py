@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Sampler
 
 POOL = 8
-"""Batches over which conversations are sorted by length: enough to save most of the padding, few enough to stay random."""
+"""Batches over which conversations are sorted by length: enough to save padding, few enough to stay random."""
 
 
 class ConversationSampler(Sampler[list[int]]):
@@ -17,9 +17,9 @@ class ConversationSampler(Sampler[list[int]]):
     Because nothing is remembered from one epoch to the next, a run that is resumed at any epoch sees the batches that
     the uninterrupted run would have seen.
 
-    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches before they
-    are cut into batches, and the batches are shuffled again: conversations of one batch are then of similar length, so
-    that layers which have to pad waste little.
+    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches before
+    they are cut into batches, and the batches are shuffled again: conversations of one batch are then of similar
+    length, so that layers which have to pad waste little.
 
     In distributed training every process gets an equal share of each batch, and the same number of batches.
 

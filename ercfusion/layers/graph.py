@@ -96,10 +96,11 @@ def _slot_means_sparse(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
     """The same as :func:`_slot_means_dense`, over the list of edges."""
     source, target = graph.edges
     cell = target * slots + _slot(graph, graph.relation, slots)
-    sums = x.new_zeros(len(x) * slots, x.shape[1]).index_add(0, cell, x[source])
-    count = torch.zeros(len(x) * slots, dtype=x.dtype, device=x.device)
-    count.index_add_(0, cell, torch.ones_like(cell, dtype=x.dtype))
-    return (sums / count.clamp(min=1)[:, None]).view(len(x), slots, -1)
+    wide = torch.promote_types(x.dtype, torch.float32)  # sums and counts of many neighbours exceed half precision
+    sums = x.new_zeros(len(x) * slots, x.shape[1], dtype=wide).index_add(0, cell, x[source].to(wide))
+    count = torch.zeros(len(x) * slots, dtype=wide, device=x.device)
+    count.index_add_(0, cell, torch.ones_like(cell, dtype=wide))
+    return (sums / count.clamp(min=1)[:, None]).to(x.dtype).view(len(x), slots, -1)
 
 
 class GraphAttention(nn.Module):
@@ -150,10 +151,13 @@ class GraphAttention(nn.Module):
         source, target = graph.edges
         N, d = len(query), query.shape[1] // self.heads
         query, key, value = (part.view(N, self.heads, d) for part in (query, key, value))
-        score = (query[target] * key[source]).sum(-1) / math.sqrt(d)  # (E, H)
+        # At least single precision, for long sums and because autocast on a GPU gives exp() in it whatever it is given.
+        wide = torch.promote_types(query.dtype, torch.float32)
+        score = (query[target] * key[source]).to(wide).sum(-1) / math.sqrt(d)  # (E, H)
         index = target[:, None].expand_as(score)
         top = score.new_full((N, self.heads), -math.inf).scatter_reduce(0, index, score.detach(), "amax")
         weight = (score - top[target]).exp()
         weight = weight / score.new_zeros(N, self.heads).index_add(0, target, weight)[target]
         weight = F.dropout(weight, self.dropout, self.training)
-        return torch.zeros_like(value).index_add(0, target, weight[:, :, None] * value[source]).flatten(1)
+        mixed = value.new_zeros(N, self.heads, d, dtype=wide).index_add(0, target, weight[:, :, None] * value[source])
+        return mixed.to(value.dtype).flatten(1)

@@ -32,6 +32,21 @@ def architecture_class(name: str) -> type[Architecture]:
     return loaded
 
 
+def register(name: str, target: str) -> None:
+    """Make an architecture of your own known by name.
+
+    Args:
+        name: New name; a taken one is refused.
+        target: ``"module:Class"``; the module is loaded when the architecture is first used.
+
+    Raises:
+        ConfigError: the name belongs to another architecture.
+    """
+    if ARCHITECTURES.get(name, target) != target:
+        raise ConfigError(f"the architecture name {name!r} is taken by {ARCHITECTURES[name]}")
+    ARCHITECTURES[name] = target
+
+
 def architecture_options(name: str) -> dict[str, Any]:
     """The options of an architecture with their defaults."""
     parameters = inspect.signature(architecture_class(name)).parameters.values()
@@ -63,4 +78,5 @@ __all__ = [
     "architecture_class",
     "architecture_options",
     "build_architecture",
+    "register",
 ]

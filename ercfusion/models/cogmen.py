@@ -81,6 +81,7 @@ class Cogmen(Architecture):
         mask_padding: bool = True,
     ) -> None:
         self.relations = _one_of("relations", relations, RELATIONS)
+        self.projection_width = projection
         super().__init__(inputs)
         self.hidden_size = hidden
         self.past, self.future = past, future
@@ -113,7 +114,10 @@ class Cogmen(Architecture):
     @property
     def capabilities(self) -> Capabilities:
         """Reads the whole conversation; absent modalities are known where the input is projected."""
-        return Capabilities(speakers="same_other" if self.relations == "same_other" else "numbered")
+        return Capabilities(
+            missing_aware=self.projection_width > 0,
+            speakers="same_other" if self.relations == "same_other" else "numbered",
+        )
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""

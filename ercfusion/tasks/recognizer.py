@@ -188,8 +188,9 @@ class Recognizer(nn.Module):
             config = json.loads((folder / "config.json").read_text())
         except json.JSONDecodeError as error:
             raise RunError(f"{folder / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
-        if config.get("format") != FORMAT:
-            raise RunError(f"{folder / 'config.json'}: format {config.get('format')!r}; this version reads {FORMAT}")
+        found = config.get("format") if isinstance(config, dict) else None
+        if found != FORMAT:
+            raise RunError(f"{folder / 'config.json'}: format {found!r}; this version reads {FORMAT}")
         recognizer = Recognizer(
             config["architecture"],
             InputSpec.from_dict(config["inputs"]),

@@ -369,6 +369,33 @@ def _evidence(case: _Case, recognizer: Recognizer, batch: ConversationBatch) -> 
     return found | {f"gradient of {name}": value for name, value in gradients.items()}
 
 
+@_requirement("missing_aware")
+def check_missing_aware(case: _Case) -> None:
+    """The architecture tells an absent modality from one that is present and zero if, and only if, it says so.
+
+    Zero after standardisation, so the mean of the training data. A model that does not learn is excepted.
+    """
+    recognizer = case.build(torch.float64).eval()
+    capabilities = recognizer.architecture.capabilities
+    if not capabilities.learns:
+        return
+    batch = case.batch((6, 8), absent=0.0, dtype=torch.float64)
+    with torch.no_grad():
+        for column, name in enumerate(batch.modalities):
+            chosen = torch.zeros_like(batch.available)
+            chosen[::2, column] = True
+            mean = recognizer.standardize.get_buffer(f"mean_{name}")
+            zeroed = torch.where(chosen[:, column, None], mean, batch.features[name])
+            present = recognizer(replace(batch, features={**batch.features, name: zeroed})).logits
+            absent = recognizer(batch.hide(chosen)).logits
+            if capabilities.missing_aware:
+                assert not torch.equal(absent, present), (
+                    f"declared missing-aware, but {name} is taken for zeros if absent"
+                )
+            else:
+                _assert_equal(absent, present, f"not declared missing-aware; logits with {name} absent or zero")
+
+
 @_requirement("context")
 def check_context(case: _Case) -> None:
     """The architecture reads of its conversation what its capabilities say: no more, and no less.

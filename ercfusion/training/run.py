@@ -12,6 +12,7 @@ Layout of a run folder::
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ import torch
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ErcfusionError, RunError
+from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.evaluation.record import (
     FORMAT,
     RECORD,
@@ -165,6 +166,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     if (folder / RECORD).is_file():
         logger.info("this run is complete already")
         return read_record(folder)
+    import_modules(config["imports"])
     with _log_file(folder / "train.log"):
         if config["training"]["threads"] is not None:
             torch.set_num_threads(config["training"]["threads"])
@@ -177,6 +179,22 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         if not is_first_process():
             return None
         return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import a user's modules, which register models and corpora.
+
+    Raises:
+        ConfigError: one cannot be found.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"imports: no module {error.name!r}. It must be installed, or lie in the folder you start from or on "
+                "PYTHONPATH."
+            ) from error
 
 
 def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) -> Recognizer:

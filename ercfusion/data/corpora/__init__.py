@@ -31,6 +31,21 @@ def corpus_class(name: str) -> type[Corpus]:
     return loaded
 
 
+def register(name: str, target: str) -> None:
+    """Make a corpus of your own known by name.
+
+    Args:
+        name: New name; a taken one is refused.
+        target: ``"module:Class"``, a subclass of :class:`ercfusion.data.corpus.Corpus`.
+
+    Raises:
+        ConfigError: the name belongs to another corpus.
+    """
+    if CORPORA.get(name, target) != target:
+        raise ConfigError(f"the corpus name {name!r} is taken by {CORPORA[name]}")
+    CORPORA[name] = target
+
+
 def open_corpus(name: str, raw: str | os.PathLike[str] | None = None, **options: Any) -> Corpus:
     """A corpus by name, reading from ``raw`` (see :class:`ercfusion.data.corpus.Corpus`)."""
     return corpus_class(name)(raw, **options)

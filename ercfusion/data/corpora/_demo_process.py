@@ -10,13 +10,14 @@ turn each e_s is drawn from ``prior``. At turn i the speaker s_i is given; y_i, 
   conversation who is not s_i. Where there is none yet, this probability is added to the next case,
 * otherwise a new draw from ``prior``.
 
-Then e_s becomes y_i. So p(y_i = c) = prior[c] for every turn as long as nothing is observed.
+Then e_s becomes y_i. So p(y_i = c) = prior[c] at every turn but the recall turns, as long as no feature is seen.
+Speakers come from a walk of their own: with probability ``pass_floor`` the next turn is another speaker's.
 
 **Features.** Unit Gaussian noise on every dimension but the flags, around a mean that depends on the turn:
 
 * *groups*: each modality tells three pairs of emotions apart (:data:`GROUPS_OF`) and never the two within a pair. The
   three pairings share no pair, so any two modalities together tell all six emotions apart. With probability ``flat`` a
-  turn is flat: the group means of all three modalities are 0, and only context can tell (nothing marks such a turn).
+  turn is flat: the group means of all three modalities are 0, and nothing marks such a turn.
 * *product*: for each of three bits, a sign z = +1 or -1 is drawn; text shows ``product * z`` and audio
   ``product * z * g(y)``, where g(y) is the emotion's code (:data:`PRODUCT_CODES`). Either alone says nothing about y.
 * *cues*: one dimension a label, two in each modality: ``+cue / 2`` where the label is in the turn's label set and
@@ -123,7 +124,7 @@ class Process:
     cooccurrence: tuple[tuple[float, ...], ...] | None = None
     turns: tuple[int, int] = (10, 30)
     sizes: tuple[int, int, int] = (120, 30, 60)
-    prior: tuple[float, ...] = (0.26, 0.16, 0.16, 0.15, 0.14, 0.13)
+    prior: tuple[float, ...] = (0.30, 0.15, 0.15, 0.14, 0.13, 0.13)
     three_speakers: float = 0.4
     pass_floor: float = 0.75
 

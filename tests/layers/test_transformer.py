@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ercfusion.layers import PackedTransformer, PackedTransformerLayer
+from ercfusion.ops import Packing
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def names_of(oracle: nn.TransformerEncoderLayer) -> dict[str, nn.Parameter]:
+    """The parameters of torch's layer under the names of ours."""
+    attention = oracle.self_attn
+    return {
+        "qkv.weight": attention.in_proj_weight,
+        "qkv.bias": attention.in_proj_bias,
+        "out.weight": attention.out_proj.weight,
+        "out.bias": attention.out_proj.bias,
+        "up.weight": oracle.linear1.weight,
+        "up.bias": oracle.linear1.bias,
+        "down.weight": oracle.linear2.weight,
+        "down.bias": oracle.linear2.bias,
+        "norm_attention.weight": oracle.norm1.weight,
+        "norm_attention.bias": oracle.norm1.bias,
+        "norm_feedforward.weight": oracle.norm2.weight,
+        "norm_feedforward.bias": oracle.norm2.bias,
+    }
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 6), (4, 4), (5,), (1,)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_equals_torch(norm_first: bool, activation: str, causal: bool, lengths: tuple[int, ...]) -> None:
+    packing = Packing(lengths)
+    layer = PackedTransformerLayer(
+        8, 2, 12, dropout=0.0, norm_first=norm_first, activation=activation, causal=causal
+    ).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    oracle = nn.TransformerEncoderLayer(
+        8, 2, 12, dropout=0.0, activation=activation, batch_first=True, norm_first=norm_first
+    ).double()
+    matching = names_of(oracle)
+    assert matching.keys() == dict(layer.named_parameters()).keys()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            matching[name].copy_(parameter)
+    x = torch.randn(packing.total, 8, dtype=torch.float64)
+    weight = torch.randn(packing.total, 8, dtype=torch.float64)
+
+    def expected(x: Tensor) -> Tensor:
+        mask = torch.ones(packing.longest, packing.longest, dtype=torch.bool).triu(1) if causal else None
+        return packing.pack(oracle(packing.pad(x), src_mask=mask, src_key_padding_mask=~packing.mask))
+
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, oracle_out = layer(ours, packing), expected(theirs)
+    torch.testing.assert_close(out, oracle_out, rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad((out * weight).sum(), [ours, *layer.parameters()])
+    names = [name for name, _ in layer.named_parameters()]
+    wanted = torch.autograd.grad((oracle_out * weight).sum(), [theirs, *(matching[name] for name in names)])
+    for name, left, right in zip(["x", *names], found, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_causal_ignores_the_future(norm_first: bool) -> None:
+    packing = Packing((6, 4))
+    stack = PackedTransformer(2, 8, 2, 12, norm_first=norm_first, causal=True).eval()
+    x = torch.randn(packing.total, 8)
+    changed = torch.where((packing.position > 2)[:, None], torch.randn_like(x), x)
+    before, after = stack(x, packing), stack(changed, packing)
+    past = packing.position <= 2
+    assert torch.equal(before[past], after[past])
+    assert not torch.equal(before[~past], after[~past])
+
+
+def test_conversations_do_not_mix() -> None:
+    packing = Packing((6, 4))
+    stack = PackedTransformer(2, 8, 2, 12).eval()
+    x = torch.randn(packing.total, 8)
+    changed = torch.where((packing.conversation == 1)[:, None], torch.randn_like(x), x)
+    before, after = stack(x, packing), stack(changed, packing)
+    assert torch.equal(before[:6], after[:6])
+    assert not torch.isclose(before[6:], after[6:]).all()
+
+
+def test_stack() -> None:
+    x = torch.randn(5, 8)
+    packing = Packing((2, 3))
+    assert torch.equal(PackedTransformer(0, 8, 2, 12)(x, packing), x)
+    assert not list(PackedTransformer(0, 8, 2, 12).parameters())
+    pre, post = (PackedTransformer(2, 8, 2, 12, norm_first=norm_first).eval() for norm_first in (True, False))
+    by_hand = x
+    for layer in pre.layers:
+        by_hand = layer(by_hand, packing)
+    torch.testing.assert_close(pre(x, packing), nn.functional.layer_norm(by_hand, (8,)))
+    by_hand = x
+    for layer in post.layers:
+        by_hand = layer(by_hand, packing)
+    assert torch.equal(post(x, packing), by_hand)
+
+
+def test_dropout_only_in_training() -> None:
+    layer = PackedTransformerLayer(8, 2, 12, dropout=0.5)
+    x, packing = torch.randn(5, 8), Packing((5,))
+    assert not torch.equal(layer(x, packing), layer(x, packing))
+    layer.eval()
+    assert torch.equal(layer(x, packing), layer(x, packing))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="width 10 is not a multiple of 4 heads"):
+        PackedTransformerLayer(10, 4, 8)
+    with pytest.raises(ValueError, match="activation must be"):
+        PackedTransformerLayer(8, 4, 8, activation="tanh")
