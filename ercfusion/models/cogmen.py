@@ -46,6 +46,8 @@ class Cogmen(Architecture):
         hidden: Width of the graph's input and of one attention head in the graph.
         graph_heads: Heads of the graph attention.
         past, future: The window; -1 reaches to the end of the conversation.
+        lags: Distances that the graph attention tells apart, for the same and for another speaker; 0 for none, as
+            published.
         relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
         direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse).
         dropout: Probability, in the Transformer, on its input and before the classifier.
@@ -71,6 +73,7 @@ class Cogmen(Architecture):
         graph_heads: int = 4,
         past: int = 10,
         future: int = 10,
+        lags: int = 10,
         relations: str = "same_other",
         direction: str = "paper",
         dropout: float = 0.4,
@@ -104,7 +107,7 @@ class Cogmen(Architecture):
         self.narrow = nn.Linear(width, hidden)
         num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
         self.relational = RelationalConv(hidden, hidden, num_relations)
-        self.attention = GraphAttention(hidden, hidden, graph_heads)
+        self.attention = GraphAttention(hidden, hidden, graph_heads, lags=lags)
         graph_width = hidden * graph_heads
         self.norm: nn.Module = nn.LayerNorm(graph_width)
         if _one_of("norm", norm, ("layer", "batch")) == "batch":

@@ -56,19 +56,23 @@ class RestrictedCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class EpochSeed(pl.Callback):
-    """Seeds torch from (seed, epoch, process) at the start of every epoch.
+class BatchSeed(pl.Callback):
+    """Seeds torch from (seed, epoch, batch, process) before every batch.
 
-    Dropout then differs from epoch to epoch but does not depend on how the run got there, so a resumed run repeats
-    the uninterrupted one to the last bit on a CPU, with no generator state to keep.
+    Dropout then differs from batch to batch but does not depend on how the run got there, so a resumed run repeats the
+    uninterrupted one to the last bit on a CPU, with no generator state to keep. (Once an epoch would not do: the trainer
+    makes the loader's iterator, which draws from the generator, before or after the epoch's start, depending on whether
+    the run was resumed.)
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Called by the trainer."""
-        torch.manual_seed(mix_seed(self.seed, 1 + trainer.current_epoch, trainer.global_rank))
+        torch.manual_seed(mix_seed(self.seed, 1 + trainer.current_epoch, batch_idx, trainer.global_rank))
 
 
 class Selection(pl.Callback):
@@ -151,7 +155,8 @@ class Selection(pl.Callback):
         row.update({name: float(value) for name, value in trainer.callback_metrics.items() if "train/" in name})
         row.update({f"dev/{name}": value for name, value in found.items()})
         self.history.append(row)
-        pl_module.log("dev/score", found[self.metric], rank_zero_only=True)
+        pl_module.log("dev/score", found[self.metric])
+        pl_module.epoch_scored(found[self.metric])
         for sink in trainer.loggers:
             sink.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
 

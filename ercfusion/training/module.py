@@ -100,10 +100,22 @@ class ConversationModule(pl.LightningModule):
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, mode="max" if self.maximize else "min", **schedule
             )
+            # Known to the trainer, so that checkpoints hold its state, but stepped by epoch_scored alone.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
         steps = int(self.trainer.estimated_stepping_batches)
         cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.pop("warmup", 0.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Called by the trainer, for a plateau too late: the epoch's checkpoint has been written by then."""
+        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step()
+
+    def epoch_scored(self, score: float) -> None:
+        """Tell a plateau schedule the dev score; to be called once an epoch, before its checkpoint is written."""
+        for entry in self.trainer.lr_scheduler_configs:
+            if isinstance(entry.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                entry.scheduler.step(score)
 
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:

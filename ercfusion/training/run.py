@@ -53,7 +53,7 @@ from ercfusion.training.callbacks import (
     HISTORY,
     LAST,
     MODEL,
-    EpochSeed,
+    BatchSeed,
     RestrictedCheckpointIO,
     Selection,
     read_history,
@@ -240,7 +240,7 @@ def fit(
         keep_every_epoch=settings["keep_every_epoch"],
         talk=is_first_process(),
     )
-    callbacks: list[pl.Callback] = [EpochSeed(config["seed"]), selection]
+    callbacks: list[pl.Callback] = [BatchSeed(config["seed"]), selection]
     if interactive:
         from pytorch_lightning.callbacks import RichProgressBar
 

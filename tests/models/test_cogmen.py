@@ -49,7 +49,11 @@ def released_output(model: Cogmen, batch: ConversationBatch, past: int, future: 
         "norm2.bias": "norm_feedforward.bias",
     }
     encoder.load_state_dict(
-        {f"layers.{n}.{theirs}": state[f"context.layers.{n}.{ours}"] for n in range(2) for theirs, ours in names.items()}
+        {
+            f"layers.{n}.{theirs}": state[f"context.layers.{n}.{ours}"]
+            for n in range(2)
+            for theirs, ours in names.items()
+        }
     )
     lengths = batch.packing.lengths
     features = torch.cat(list(batch.features.values()), 1)

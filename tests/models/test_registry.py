@@ -64,7 +64,11 @@ def _cases() -> list[Any]:
     cases = [
         # What a compiler traces does not depend on the task: one kind will do in the default run.
         pytest.param(
-            Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=_slow(check == "compile" and kind != KINDS[0])
+            Variant(name),
+            kind,
+            check,
+            id=f"{name}-{kind}-{check}",
+            marks=_slow(check == "compile" and kind != KINDS[0]),
         )
         for name in ARCHITECTURES
         for kind in KINDS

@@ -52,13 +52,12 @@ def test_forward_is_standardisation_architecture_head() -> None:
     assert torch.equal(recognized.encoded.hidden, hidden)
     assert torch.equal(recognized.logits, recognizer.head(hidden))
     assert recognized.unimodal == {}
-    # The scale of the features does not matter once the statistics are taken at that scale.
+    # And standardisation is not the identity here.
     assert not torch.allclose(recognizer.architecture(fill_absent(batch, 0.0)).hidden, hidden)
 
 
 def test_unimodal_heads() -> None:
     recognizer = make(architecture="concat", unimodal=True)
-    recognizer.architecture.train()
     assert list(recognizer.unimodal_heads) == list(WIDTHS)
     batch = random_batch()
     recognized = recognizer.eval()(batch)

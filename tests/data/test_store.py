@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ercfusion.data import Conversation, ConversationStore, FeatureTable, Target, TaskSpec, Turn, get_schema
+from ercfusion.data.store import encode_targets
+from ercfusion.errors import BatchError, CorpusFormatError
+from ercfusion.testing import make_task, random_conversations, random_store, random_tables
+
+CONVERSATIONS = [
+    Conversation("x", (Turn("1", "Ann"), Turn("2", "Bob"), Turn("3", "Ann"))),
+    Conversation("y", (Turn("1", "Cy"),)),
+    Conversation("z", (Turn("1", "Dee"), Turn("2", "Bob"))),
+]
+# The keys are in another order than the turns, (z, 1) is absent, and (w, 1) is of another split.
+KEYS = [("z", "2"), ("x", "3"), ("x", "1"), ("w", "1"), ("y", "1"), ("x", "2")]
+TEXT = FeatureTable("text", KEYS, np.arange(12, dtype=np.float64).reshape(6, 2))
+MOCAP = FeatureTable("mocap", KEYS, np.arange(8, dtype=np.float32)[:, None], np.array([0, 2, 2, 3, 4, 5, 8]))
+
+
+def test_rows_come_from_the_table() -> None:
+    store = ConversationStore(CONVERSATIONS, [TEXT], [])
+    assert (len(store), store.num_utterances, store.num_speakers) == (3, 6, 2)
+    assert store.features["text"].dtype == torch.float32
+    assert store.features["text"].tolist() == [[4, 5], [10, 11], [2, 3], [8, 9], [0, 0], [0, 1]]
+    assert store.available.tolist() == [[True], [True], [True], [True], [False], [True]]
+    assert store.speaker.tolist() == [0, 1, 0, 0, 0, 1]
+
+
+def test_batches_are_cut_in_the_order_asked_for() -> None:
+    store = ConversationStore(CONVERSATIONS, [TEXT, MOCAP], [])
+    batch = store.batch([2, 0])
+    assert batch.ids == ("z", "x")
+    assert batch.packing.lengths == (2, 3)
+    assert batch.features["text"].tolist() == [[0, 0], [0, 1], [4, 5], [10, 11], [2, 3]]
+    assert batch.available.tolist() == [[False, False], [True, True], [True, True], [True, True], [True, True]]
+    assert batch.speaker.tolist() == [0, 1, 0, 1, 0]
+    twice = store.batch([1, 1])
+    assert twice.features["text"].tolist() == [[8, 9], [8, 9]]
+
+
+def test_sequences_are_packed_a_second_time() -> None:
+    store = ConversationStore(CONVERSATIONS, [TEXT, MOCAP], [])
+    # x: T = 1, 3, 0; y: 1; z: absent, 2.
+    assert store.sequences["mocap"].offsets.tolist() == [0, 1, 4, 4, 5, 5, 7]
+    assert store.sequences["mocap"].values.squeeze(1).tolist() == [2, 5, 6, 7, 4, 0, 1]
+    assert store.features["mocap"].squeeze(1).tolist() == [2, 6, 0, 4, 0, 0.5]
+    batch = store.batch([2, 0])
+    assert batch.sequences["mocap"].offsets.tolist() == [0, 0, 2, 3, 6, 6]
+    assert batch.sequences["mocap"].values.squeeze(1).tolist() == [0, 1, 2, 5, 6, 7]
+    assert batch.features["mocap"].squeeze(1).tolist() == [0, 0.5, 2, 6, 0]
+    assert batch.sequence("text").offsets.tolist() == [0, 1, 2, 3, 4, 5]
+    # A step-less utterance that the corpus has is available all the same.
+    assert batch.available[4, 1]
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.4])
+def test_random_sequences_match_their_tables(absent: float) -> None:
+    conversations = random_conversations((3, 5, 2))
+    tables = random_tables(conversations, steps={"audio": 4, "visual": 2}, absent=absent)
+    store = ConversationStore(conversations, tables, [])
+    order = [2, 0, 1]
+    batch = store.batch(order)
+    keys = [key for b in order for key in conversations[b].keys()]  # noqa: SIM118
+    table = tables[1]
+    assert table.offsets is not None
+    for row, key in enumerate(keys):
+        bounds = batch.sequences["audio"].offsets
+        found = batch.sequences["audio"].values[bounds[row] : bounds[row + 1]].numpy()
+        group = int(table.rows([key])[0])
+        if group < 0:
+            assert len(found) == 0
+            assert not batch.available[row, 1]
+            continue
+        expected = table.values[table.offsets[group] : table.offsets[group + 1]]
+        assert np.array_equal(found, expected)
+        mean = expected.mean(0) if len(expected) else np.zeros(table.width)
+        np.testing.assert_allclose(batch.features["audio"][row].numpy(), mean, atol=1e-5)
+
+
+def test_batches_cover_the_split_in_order() -> None:
+    store = random_store((3, 1, 2, 4, 1), tasks=[make_task()])
+    whole = store.batch(range(5))
+    parts = list(store.batches(2))
+    assert [part.num_conversations for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part.features["text"] for part in parts]), whole.features["text"])
+    values = torch.cat([part.targets["emotion"].value for part in parts])
+    assert torch.equal(values, store.targets["emotion"].value)
+
+
+def test_inputs_describe_the_tables() -> None:
+    inputs = random_store(steps={"visual": 3}, speakers=4).inputs
+    assert dict(inputs.widths) == {"text": 12, "audio": 7, "visual": 5}
+    assert dict(inputs.levels) == {"text": "utterance", "audio": "utterance", "visual": "sequence"}
+    assert inputs.speakers == 4
+
+
+def one_turn(target: Target | None) -> list[Conversation]:
+    targets = {} if target is None else {"t": target}
+    return [Conversation("c", (Turn("0", "Ann"), Turn("u", "Bob", targets=targets)))]
+
+
+SCHEMA = get_schema("meld3")  # neutral, positive, negative
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "encoded"),
+    [
+        (TaskSpec("t", "single_label", SCHEMA), Target("negative"), 2),
+        (TaskSpec("t", "multi_label", SCHEMA), Target(frozenset({"negative", "neutral"})), [1, 0, 1]),
+        (TaskSpec("t", "multi_label", SCHEMA), Target(frozenset()), [0, 0, 0]),
+        (TaskSpec("t", "distribution", SCHEMA), Target({"positive": 0.75, "neutral": 0.25}), [0.25, 0.75, 0]),
+        (TaskSpec("t", "regression", dimensions=("v",)), Target(-1.5), [-1.5]),
+        (TaskSpec("t", "regression", dimensions=("v", "a")), Target((0.5, 2.0)), [0.5, 2.0]),
+    ],
+)
+def test_targets(task: TaskSpec, target: Target, encoded: object) -> None:
+    found = encode_targets(one_turn(target), task)
+    assert found.valid.tolist() == [False, True]
+    assert found.value[1].tolist() == encoded
+    assert found.votes is None
+    for missing in (None, Target(None)):
+        assert not encode_targets(one_turn(missing), task).valid.any()
+
+
+def test_votes() -> None:
+    task = TaskSpec("t", "distribution", SCHEMA)
+    found = encode_targets(one_turn(Target({"positive": 1.0}, votes={"positive": 3})), task)
+    assert found.votes is not None
+    assert found.votes.tolist() == [[0, 0, 0], [0, 3, 0]]
+    store = ConversationStore(
+        one_turn(Target({"positive": 1.0}, votes={"positive": 3})),
+        [FeatureTable("text", [("c", "u")], np.zeros((1, 2)))],
+        [task],
+    )
+    assert store.batch([0]).targets["t"].votes.tolist() == [[0, 0, 0], [0, 3, 0]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "message"),
+    [
+        (TaskSpec("t", "single_label", SCHEMA), Target("negativ"), "Did you mean 'negative'"),
+        (TaskSpec("t", "single_label", SCHEMA), Target(1.0), "a label name is expected"),
+        (TaskSpec("t", "multi_label", SCHEMA), Target("negative"), "a frozenset of label names is expected"),
+        (TaskSpec("t", "distribution", SCHEMA), Target("negative"), "a mapping from label names to probabilities"),
+        (TaskSpec("t", "distribution", SCHEMA), Target({"negative": 0.9}), "non-negative and sum to 1"),
+        (TaskSpec("t", "distribution", SCHEMA), Target({"negative": 1.5, "neutral": -0.5}), "non-negative"),
+        (TaskSpec("t", "regression", dimensions=("v", "a")), Target(1.0), "2 numbers are expected"),
+        (TaskSpec("t", "regression", dimensions=("v",)), Target("high"), "could not convert"),
+    ],
+)
+def test_targets_that_do_not_fit(task: TaskSpec, target: Target, message: str) -> None:
+    with pytest.raises(CorpusFormatError, match=rf"conversation 'c', turn 'u': .*{message}"):
+        encode_targets(one_turn(target), task)
+
+
+def test_a_store_needs_conversations_and_features() -> None:
+    with pytest.raises(BatchError, match="the split has no conversations"):
+        ConversationStore([], [TEXT], [])
+    with pytest.raises(BatchError, match="no features were given"):
+        ConversationStore(CONVERSATIONS, [], [])
+    other = FeatureTable("text", [("q", "1")], np.zeros((1, 2)))
+    with pytest.raises(BatchError, match=r"'text' hold none of the 6 turns .*first looked for: \('x', '1'\)"):
+        ConversationStore(CONVERSATIONS, [other], [])
+    with pytest.raises(BatchError, match="first held: none"):
+        ConversationStore(CONVERSATIONS, [FeatureTable("text", [], np.zeros((0, 2)))], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([("a", "1")], np.zeros(3)), r"values must be a matrix, found shape \(3,\)"),
+        (([("a", "1")], np.zeros((2, 3))), "1 rows are named by the keys, but there are 2"),
+        (([("a", "1"), ("a", "1")], np.zeros((2, 3))), "key occurs twice"),
+        (([("a", "1")], np.zeros((2, 3)), np.array([0, 1, 2])), "offsets must rise from 0"),
+        (([("a", "1")], np.zeros((2, 3)), np.array([1, 2])), "offsets must rise from 0"),
+        (([("a", "1"), ("a", "2")], np.zeros((2, 3)), np.array([0, 3, 2])), "offsets must rise from 0"),
+    ],
+)
+def test_feature_tables_are_checked(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(BatchError, match=f"features 'text': .*{message}"):
+        FeatureTable("text", *arguments)  # type: ignore[arg-type]
+
+
+def test_feature_table() -> None:
+    assert (len(TEXT), TEXT.width, TEXT.level, MOCAP.level) == (6, 2, "utterance", "sequence")
+    assert ("y", "1") in TEXT
+    assert ("y", "2") not in TEXT
+    assert TEXT.rows([("y", "1"), ("y", "2")]).tolist() == [4, -1]
