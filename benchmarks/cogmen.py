@@ -44,6 +44,7 @@ def released_options(shape: Shape, *, mask_padding: bool, dropout: float = 0.5) 
     return {
         **shape.model,
         "projection": 0,
+        "lags": 0,
         "context_heads": 0,
         "past": shape.past,
         "future": shape.future,

@@ -14,25 +14,45 @@ from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
 
 CONFIG_MODULE = "ercfusion.conf"
 
-# Keys below which a user may add entries of their own.
-OPEN_SECTIONS = ("data.packs", "data.options", "objective.weights")
+# Keys below which a user may add entries of their own, with an example of a value (None: any).
+OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
+
+# Settings that may be null, with an example of another value: where null is the default it cannot tell the type.
+NULLABLE: dict[str, Any] = {
+    "run": "",
+    "resume": "",
+    "data.raw": "",
+    "data.protocol": "",
+    "data.modalities": [],
+    "training.metric": "",
+    "training.threads": 1,
+}
 
 
 def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's ``main``: log to the terminal, and turn users' mistakes into a few lines and status 2."""
     prepare_logging()
     try:
-        return main(list(sys.argv[1:] if argv is None else argv))
+        status = main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that has gone is noticed here rather than at exit
+        return status
     except ErcfusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a distributed run say nothing
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing is left to say, and Python must not try at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file that cannot be read or written, a full disk: the system's words say it all.
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def prepare_logging() -> None:
@@ -184,19 +204,38 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
+    """The argument as the composer shall get it.
+
+    Raises:
+        ConfigError: no such setting, or a value of the wrong type.
+    """
+    from omegaconf import ListConfig
+
     key = entry.key_or_group
     section = key.rpartition(".")[0]
-    if key not in base:
-        if section in OPEN_SECTIONS:
-            return line if line.startswith("+") else f"+{line}"
+    line, value = line.lstrip("+"), entry.value()
+    plus = ""
+    if key in base:
+        default = base[key]
+    elif section in OPEN_SECTIONS:
+        # Two plus signs: add it, or replace what an earlier argument added.
+        default, plus = None, "++"
+    else:
         known = [*(name for name in base if name not in groups), *groups]
         raise ConfigError(f"there is no setting {key!r}. {_suggestion(key, known, base)}")
-    if line.startswith("+"):
-        line = line.lstrip("+")
-    default, value = base[key], entry.value()
-    if not _same_kind(default, value):
-        raise ConfigError(f"{line!r}: {key} takes {_kind(default)} (default: {default}), not {_kind(value)}")
-    return line
+    if value is None and (default is None or key in NULLABLE):
+        return plus + line
+    example = default if default is not None else NULLABLE.get(key, OPEN_SECTIONS.get(section))
+    text = line.partition("=")[2]
+    if isinstance(example, list | ListConfig) and (isinstance(value, str) or hasattr(value, "text")):
+        return f"{key}=[{text}]"  # one entry
+    if not _same_kind(example, value):
+        shown = f" (default: {default})" if default is not None else ""
+        wanted = _kind("" if isinstance(example, str) else example)
+        raise ConfigError(f"{line!r}: {key} takes {wanted}{shown}, not {_kind(value)}")
+    if isinstance(example, str) and isinstance(value, int | float):
+        text = f"'{text}'"  # a folder may be called 2024
+    return f"{plus}{key}={text}"
 
 
 def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
@@ -211,7 +250,7 @@ def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
 
 
 def _same_kind(default: Any, value: Any) -> bool:
-    if default is None or value is None:
+    if default is None:
         return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
@@ -221,10 +260,12 @@ def _same_kind(default: Any, value: Any) -> bool:
         return isinstance(value, int | float)
     if isinstance(default, str):
         return isinstance(value, str | int | float) or hasattr(value, "text")
-    return hasattr(default, "keys") == isinstance(value, dict)
+    return isinstance(value, dict if hasattr(default, "keys") else list)
 
 
 def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int):

@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
 
 def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     """Score the run in ``folder``; ``settings`` as on the command line."""
+    from ercfusion.data.corpora import open_corpus
     from ercfusion.data.load import load_data
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.record import read_record, rounded_scores, split_record
@@ -63,8 +64,10 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     if optimism not in ("true", "false"):
         raise ConfigError(f"optimism={optimism}: true or false is expected")
     import_modules(record["config"]["imports"])
-    data = load_data(_with_paths(record["config"]["data"], settings))
-    _check_same_data(record, data)
+    paths = _with_paths(record["config"]["data"], settings)
+    # Before anything is loaded: text features of another version would be built for nothing.
+    _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
+    data = load_data(paths)
     store = data.store(split)
     if optimism == "true":
         print(optimism_report(folder, record, data))
@@ -138,8 +141,8 @@ def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[st
     return changed
 
 
-def _check_same_data(record: Mapping[str, Any], data: Any) -> None:
-    found, recorded = data.corpus.fingerprint(), record["corpus"]["fingerprint"]
+def _check_same_data(record: Mapping[str, Any], corpus: Any) -> None:
+    found, recorded = corpus.fingerprint(), record["corpus"]["fingerprint"]
     if found != recorded:
         raise RunError(
             f"the run was trained on another version of {record['corpus']['name']} (fingerprint {recorded[:12]}; the "

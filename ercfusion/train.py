@@ -119,7 +119,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
     """Begin or resume one run; returns its record and folder."""
     from ercfusion.training import run
 
-    if config["resume"] is not None:
+    fresh = config["resume"] is None
+    if not fresh:
         others = [entry for entry in overrides if not entry.startswith("resume=")]
         if others:
             raise ConfigError(f"resume= goes on with the settings of the run; {others[0]!r} cannot be changed now")
@@ -135,7 +136,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
     except ErcfusionError as error:
         if (folder / run.LAST).is_file():
             raise type(error)(f"{error}\nThe run folder is {folder}") from error
-        run.discard_if_empty(folder)
+        if fresh:
+            run.discard_if_empty(folder)
         raise
 
 

@@ -21,3 +21,9 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing: pictures take most of the time of a tiny run."""
+    monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)

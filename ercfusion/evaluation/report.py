@@ -60,8 +60,9 @@ def summary(record: Mapping[str, Any]) -> str:
     name = selection["metric"]
     if name in best and name in record["majority"]["test"]:
         floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
-        share = (found - floor) / (top - floor)
-        lines.append(f"{share:.1%} of the way from majority to the best reachable test {name}")
+        if top > floor:
+            share = (found - floor) / (top - floor)
+            lines.append(f"{share:.1%} of the way from majority to the best reachable test {name}")
     lines.append(
         f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s an epoch, {cost['seconds']:.0f} s in all"
     )

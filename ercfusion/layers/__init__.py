@@ -7,6 +7,7 @@ says True where something is there.
 from ercfusion.layers.graph import GraphAttention, RelationalConv
 from ercfusion.layers.inputs import ModalityProjection, Standardize
 from ercfusion.layers.recurrent import PackedLSTM
+from ercfusion.layers.relative import RelativeBias
 from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "PackedTransformer",
     "PackedTransformerLayer",
     "RelationalConv",
+    "RelativeBias",
     "Standardize",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.graph import WindowGraph
 
 DENSE_LIMIT = 2**26
@@ -67,7 +68,7 @@ class RelationalConv(nn.Module):
         weight = self.weight.view(speakers, speakers, 2, *self.weight.shape[1:]).transpose(0, 1).flatten(1, 3)
         out = self.root(x)
         for speaker_t in range(speakers):
-            rows = (graph.speaker == speaker_t).nonzero().squeeze(1)
+            rows = (graph.number == speaker_t).nonzero().squeeze(1)
             if len(rows):
                 out = out.index_add(0, rows, (means[rows] @ weight[speaker_t]).to(out.dtype))
         return out
@@ -110,16 +111,15 @@ class GraphAttention(nn.Module):
               \alpha^h_{tu} = \mathrm{softmax}_u \big( (W^h_q x_t)^\top (W^h_k x_u) / \sqrt{d} + \beta^h_{tu} \big)
 
     With :math:`\beta = 0`: Shi et al., "Masked Label Prediction" (IJCAI 2021), eqs. 1 to 3, without edge features and
-    without the gate (PyTorch Geometric calls it TransformerConv). With ``lags``, :math:`\beta^h_{tu}` is a learned
-    number for the distance t - u and for whether the two utterances have the same speaker, as relative position biases
-    have it (Raffel et al., JMLR 2020): without it an utterance cannot tell its nearest neighbour from its farthest.
+    without the gate (PyTorch Geometric calls it TransformerConv). With ``lags`` it is a
+    :class:`~ercfusion.layers.relative.RelativeBias`.
 
     Args:
         in_features: Width of the input.
         out_features: Width d of one head; the output is ``heads * out_features`` wide.
         heads: H.
         dropout: Probability of dropping an attention weight.
-        lags: Distances told apart on either side (greater ones share the last bias); 0 leaves the bias out.
+        lags: Distances that the bias tells apart; 0 leaves it out.
 
     Shapes:
         x (N, in_features), graph over the same N utterances -> (N, heads * out_features).
@@ -131,24 +131,17 @@ class GraphAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.lags = lags
         self.query = nn.Linear(in_features, heads * out_features)
         self.key = nn.Linear(in_features, heads * out_features)
         self.value = nn.Linear(in_features, heads * out_features)
         self.skip = nn.Linear(in_features, heads * out_features)
-        self.bias = nn.Parameter(torch.zeros(heads, 2 * (2 * lags + 1))) if lags else None
+        self.bias = RelativeBias(heads, lags) if lags else None
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
         """See the class."""
         blocks = graph.packing.size * graph.packing.longest**2 * self.heads
         attend = self._dense if blocks <= DENSE_LIMIT else self._sparse
         return self.skip(x) + attend(self.query(x), self.key(x), self.value(x), graph)
-
-    def _bias(self, lag: Tensor, same_speaker: Tensor) -> Tensor:
-        """(H, ...) biases of pairs with the given distances t - u."""
-        assert self.bias is not None
-        index = lag.clamp(-self.lags, self.lags) + self.lags + (2 * self.lags + 1) * same_speaker.long()
-        return self.bias[:, index]
 
     def _dense(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
         packing = graph.packing
@@ -157,10 +150,7 @@ class GraphAttention(nn.Module):
         mask = graph.adjacency | torch.eye(packing.longest, dtype=torch.bool, device=query.device)
         mask = mask[:, None]
         if self.bias is not None:
-            place = torch.arange(packing.longest, device=query.device)
-            speaker = packing.pad(graph.speaker)
-            lag = (place[:, None] - place[None, :]).expand(packing.size, -1, -1)
-            bias = self._bias(lag, speaker[:, :, None] == speaker[:, None, :]).transpose(0, 1)  # (B, H, L, L)
+            bias = self.bias(packing, graph.speaker)
             mask = bias.to(q.dtype).masked_fill(~mask, -math.inf)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -170,12 +160,15 @@ class GraphAttention(nn.Module):
         source, target = graph.edges
         N, d = len(query), query.shape[1] // self.heads
         query, key, value = (part.view(N, self.heads, d) for part in (query, key, value))
-        score = (query[target] * key[source]).sum(-1) / math.sqrt(d)  # (E, H)
+        # At least single precision, for long sums and because autocast on a GPU gives exp() in it whatever it is given.
+        wide = torch.promote_types(query.dtype, torch.float32)
+        score = (query[target] * key[source]).to(wide).sum(-1) / math.sqrt(d)  # (E, H)
         if self.bias is not None:
-            score = score + self._bias(target - source, graph.speaker[source] == graph.speaker[target]).t()
+            score = score + self.bias.pairs(target - source, graph.speaker[source] == graph.speaker[target]).t()
         index = target[:, None].expand_as(score)
         top = score.new_full((N, self.heads), -math.inf).scatter_reduce(0, index, score.detach(), "amax")
         weight = (score - top[target]).exp()
         weight = weight / score.new_zeros(N, self.heads).index_add(0, target, weight)[target]
         weight = F.dropout(weight, self.dropout, self.training)
-        return torch.zeros_like(value).index_add(0, target, weight[:, :, None] * value[source]).flatten(1)
+        mixed = value.new_zeros(N, self.heads, d, dtype=wide).index_add(0, target, weight[:, :, None] * value[source])
+        return mixed.to(value.dtype).flatten(1)

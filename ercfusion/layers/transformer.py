@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.packing import Packing
 
 
@@ -24,9 +27,10 @@ class PackedTransformerLayer(nn.Module):
         norm_first: Layer normalisation before each part (pre-norm) instead of after.
         activation: ``relu`` or ``gelu``.
         causal: Attend to the past and to oneself only.
+        lags: Distances that a :class:`~ercfusion.layers.relative.RelativeBias` tells apart; 0 leaves it out.
 
     Shapes:
-        x (N, D) -> (N, D).
+        x (N, D), and with ``lags`` speaker (N) -> (N, D).
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class PackedTransformerLayer(nn.Module):
         norm_first: bool = True,
         activation: str = "gelu",
         causal: bool = False,
+        lags: int = 0,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -57,31 +62,42 @@ class PackedTransformerLayer(nn.Module):
             raise ValueError(f"activation must be 'relu' or 'gelu', found {activation!r}")
         self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
+        self.bias = RelativeBias(heads, lags) if lags else None
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
         """See the class."""
         if self.norm_first:
-            x = x + self.dropout(self._attend(self.norm_attention(x), packing))
+            x = x + self.dropout(self._attend(self.norm_attention(x), packing, speaker))
             return x + self.dropout(self._feed(self.norm_feedforward(x)))
-        x = self.norm_attention(x + self.dropout(self._attend(x, packing)))
+        x = self.norm_attention(x + self.dropout(self._attend(x, packing, speaker)))
         return self.norm_feedforward(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, packing: Packing) -> Tensor:
+    def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
         qkv = packing.pad(self.qkv(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
-        mask = None
-        if self.causal or min(packing.lengths) < packing.longest:
-            L = packing.longest
-            own = torch.eye(L, dtype=torch.bool, device=x.device)
-            mask = packing.mask[:, None, None, :] | own  # a padded row attends to itself too: nothing is all masked
-            if self.causal:
-                mask = mask & torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
+        mask = self._mask(packing)
+        if self.bias is not None:
+            if speaker is None:
+                raise ValueError("a layer with lags needs the speakers")
+            bias = self.bias(packing, speaker).to(qkv.dtype)
+            mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         mixed = F.scaled_dot_product_attention(
             qkv[0], qkv[1], qkv[2], attn_mask=mask, dropout_p=self.dropout_rate if self.training else 0.0
         )
         return self.out(packing.pack(mixed.transpose(1, 2).flatten(2)))
+
+    def _mask(self, packing: Packing) -> Tensor | None:
+        """Who may attend to whom, broadcastable to (B, H, L, L); None where everyone may attend to all."""
+        L = packing.longest
+        if not self.causal and min(packing.lengths) == L:
+            return None
+        own = torch.eye(L, dtype=torch.bool, device=packing.device)
+        mask = packing.mask[:, None, None, :] | own  # a padded row attends to itself too: nothing is all masked
+        if self.causal:
+            mask = mask & torch.ones(L, L, dtype=torch.bool, device=packing.device).tril()
+        return mask
 
     def _feed(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(x))))
@@ -92,7 +108,7 @@ class PackedTransformer(nn.Module):
 
     Args:
         layers: Number of layers; 0 is the identity.
-        width, heads, feedforward, dropout, norm_first, activation, causal: See :class:`PackedTransformerLayer`.
+        width, heads, feedforward, dropout, norm_first, activation, causal, lags: See :class:`PackedTransformerLayer`.
     """
 
     def __init__(
@@ -106,18 +122,26 @@ class PackedTransformer(nn.Module):
         norm_first: bool = True,
         activation: str = "gelu",
         causal: bool = False,
+        lags: int = 0,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             PackedTransformerLayer(
-                width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, causal=causal
+                width,
+                heads,
+                feedforward,
+                dropout,
+                norm_first=norm_first,
+                activation=activation,
+                causal=causal,
+                lags=lags,
             )
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width) if norm_first and layers else nn.Identity()
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
         """(N, D) -> (N, D)."""
         for layer in self.layers:
-            x = layer(x, packing)
+            x = layer(x, packing, speaker)
         return self.norm(x)

@@ -46,8 +46,8 @@ class Cogmen(Architecture):
         hidden: Width of the graph's input and of one attention head in the graph.
         graph_heads: Heads of the graph attention.
         past, future: The window; -1 reaches to the end of the conversation.
-        lags: Distances that the graph attention tells apart, for the same and for another speaker; 0 for none, as
-            published.
+        lags: Distances that both attentions tell apart, for the same and for another speaker
+            (:class:`ercfusion.layers.relative.RelativeBias`); 0 for none, as published.
         relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
         direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse).
         dropout: Probability, in the Transformer, on its input and before the classifier.
@@ -102,7 +102,7 @@ class Cogmen(Architecture):
         width = projection or sum(inputs.widths.values())
         heads = context_heads or next((number for number in range(7, 15) if width % number == 0), 1)
         self.context = PackedTransformer(
-            layers, width, heads, feedforward, dropout, norm_first=norm_first, activation=activation
+            layers, width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, lags=lags
         )
         self.narrow = nn.Linear(width, hidden)
         num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
@@ -130,7 +130,7 @@ class Cogmen(Architecture):
             x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
         else:
             x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
-        context = self._contextualize(x, packing)
+        context = self._contextualize(x, batch)
 
         graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)  # type: ignore[arg-type]
         local = self.attention(self.relational(self.narrow(context), graph), graph)
@@ -139,12 +139,15 @@ class Cogmen(Architecture):
         out = torch.cat([x, context, local], dim=1) if self.residual else local
         return Encoded(self.dropout(F.relu(self.classifier(self.dropout(out) if self.residual else out))))
 
-    def _contextualize(self, x: Tensor, packing: Packing) -> Tensor:
+    def _contextualize(self, x: Tensor, batch: ConversationBatch) -> Tensor:
+        packing = batch.packing
         if self.mask_padding:
-            return self.context(x, packing)
+            return self.context(x, packing, batch.speaker)
         # The released code: every conversation is as long as the longest, and its padding is attended to.
         full = Packing([packing.longest] * packing.size, packing.device)
-        return packing.pack(self.context(packing.pad(x).flatten(0, 1), full).unflatten(0, (packing.size, -1)))
+        speaker = packing.pad(batch.speaker).flatten()
+        context = self.context(packing.pad(x).flatten(0, 1), full, speaker)
+        return packing.pack(context.unflatten(0, (packing.size, -1)))
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -99,7 +99,8 @@ class WindowGraph:
         self.future = future
         self.relations = relations
         self.num_speakers = num_speakers
-        self.speaker = speaker.clamp(max=num_speakers - 1) if relations == "speaker_pair" else speaker
+        self.speaker = speaker
+        self.number = speaker.clamp(max=num_speakers - 1) if relations == "speaker_pair" else speaker
 
     @property
     def num_relations(self) -> int:
@@ -115,7 +116,7 @@ class WindowGraph:
     def relation(self) -> Tensor:
         """(E) relation of every edge, in [0, R)."""
         source, target = self.edges
-        return self._relation(self.speaker[source], self.speaker[target], source >= target)
+        return self._relation(self.number[source], self.number[target], source >= target)
 
     @cached_property
     def adjacency(self) -> Tensor:
@@ -134,7 +135,7 @@ class WindowGraph:
     def relation_blocks(self) -> Tensor:
         """(B, L, L) integers: the relation at [b, t, s]; R (one past the last) where there is no edge."""
         place = torch.arange(self.packing.longest, device=self.packing.device)
-        speaker = self.packing.pad(self.speaker)
+        speaker = self.packing.pad(self.number)
         backward = place[None, :] >= place[:, None]
         relation = self._relation(speaker[:, None, :], speaker[:, :, None], backward)
         return torch.where(self.adjacency, relation, self.num_relations)

@@ -98,7 +98,8 @@ def random_tables(
         widths: Dimensions of each modality.
         absent: Probability that a turn lacks a modality, drawn for each modality. With any, the last turn of all lacks
             every modality; the first has them all, even where it is the last too.
-        steps: The largest number of steps T of each modality that is to be a sequence feature; a turn may have none.
+        steps: The largest number of steps T of each modality that is to be a sequence feature; the last turn has
+            none, others may have none, the first has the most.
         seed: Everything is a function of it.
     """
     generator = np.random.default_rng([seed, 1])
@@ -114,7 +115,7 @@ def random_tables(
         rows = len(held)
         if name in steps:
             counts = generator.integers(0, steps[name] + 1, len(held))
-            counts[0] = steps[name]
+            counts[-1], counts[0] = 0, steps[name]  # in this order: the only turn there is has steps
             offsets = np.concatenate([[0], np.cumsum(counts)])
             rows = int(offsets[-1])
         values = generator.normal(number, 1 + number, (rows, width)).astype(np.float32)

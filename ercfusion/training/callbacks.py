@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import RunError
+from ercfusion.errors import ConfigError, RunError, TrainingError
 from ercfusion.files import atomic_write
 from ercfusion.tasks.metrics import higher_is_better, scores
 
@@ -60,9 +61,9 @@ class BatchSeed(pl.Callback):
     """Seeds torch from (seed, epoch, batch, process) before every batch.
 
     Dropout then differs from batch to batch but does not depend on how the run got there, so a resumed run repeats the
-    uninterrupted one to the last bit on a CPU, with no generator state to keep. (Once an epoch would not do: the trainer
-    makes the loader's iterator, which draws from the generator, before or after the epoch's start, depending on whether
-    the run was resumed.)
+    uninterrupted one to the last bit on a CPU, with no generator state to keep. Seeding once an epoch would not do: the
+    loader's iterator draws from the generator when it is made, which in a resumed run's first epoch the trainer does
+    at another moment.
     """
 
     def __init__(self, seed: int) -> None:
@@ -149,8 +150,13 @@ class Selection(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Called by the trainer; see the class."""
         train_seconds = time.perf_counter() - self._started
-        found = scores(pl_module.recognizer.predict(self.dev))
+        predictions = pl_module.recognizer.predict(self.dev)
         epoch = trainer.current_epoch + 1
+        if not np.isfinite(predictions.output).all():
+            raise TrainingError(f"the outputs on the dev split are not finite after epoch {epoch}")
+        found = scores(predictions)
+        if self.metric not in found:
+            raise ConfigError(f"the dev split has no utterance on which training.metric={self.metric} is defined")
         row = {"epoch": float(epoch), "seconds": train_seconds, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row.update({name: float(value) for name, value in trainer.callback_metrics.items() if "train/" in name})
         row.update({f"dev/{name}": value for name, value in found.items()})

@@ -63,16 +63,18 @@ class ConversationModule(pl.LightningModule):
             TrainingError: the loss is not finite; the message says which batch.
         """
         total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
-        if not torch.isfinite(total):
+        # Over all processes: each weighs its terms alike in the epoch's means, and all stop where one has to.
+        labelled = batch.targets[self.recognizer.task.name].valid.sum()
+        counts = sum_over_processes(torch.stack([labelled, (~torch.isfinite(total)).long()]))
+        if counts[1] > 0:
             values = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in terms.items())
             shown = ", ".join(batch.ids[:4]) + (f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else "")
             raise TrainingError(
                 f"the loss is not finite ({values}) at epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
                 f"(conversations {shown})"
             )
-        labelled = int(batch.targets[self.recognizer.task.name].valid.sum())
         logged = {"train/loss": total.detach(), **{f"train/{name}": value.detach() for name, value in terms.items()}}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=max(labelled, 1))
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=max(int(counts[0]), 1))
         return total
 
     def configure_optimizers(self) -> Any:
@@ -89,7 +91,7 @@ class ConversationModule(pl.LightningModule):
         ]
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
-        optimizer = OPTIMIZERS[name]([group for group in groups if group["params"]], **settings)
+        optimizer = _made("optimizer", OPTIMIZERS[name], [group for group in groups if group["params"]], **settings)
         schedule = dict(self.scheduler_config)
         kind = schedule.pop("name")
         if kind not in SCHEDULERS:
@@ -97,8 +99,12 @@ class ConversationModule(pl.LightningModule):
         if kind == "constant":
             return optimizer
         if kind == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                optimizer, mode="max" if self.maximize else "min", **schedule
+            plateau = _made(
+                "scheduler",
+                torch.optim.lr_scheduler.ReduceLROnPlateau,
+                optimizer,
+                mode="max" if self.maximize else "min",
+                **schedule,
             )
             # Known to the trainer, so that checkpoints hold its state, but stepped by epoch_scored alone.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
@@ -116,6 +122,21 @@ class ConversationModule(pl.LightningModule):
         for entry in self.trainer.lr_scheduler_configs:
             if isinstance(entry.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 entry.scheduler.step(score)
+
+
+def _made(section: str, maker: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """``maker(...)``, where settings that it refuses are the user's mistake."""
+    try:
+        return maker(*arguments, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{section} settings {settings} are refused: {error}") from error
+
+
+def sum_over_processes(counts: Tensor) -> Tensor:
+    """Element-wise sum over all processes of distributed training; ``counts`` itself where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)
+    return counts
 
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import resource
 import sys
@@ -28,11 +29,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, ErcfusionError, RunError
+from ercfusion.errors import ConfigError, ErcfusionError, RunError, TrainingError
 from ercfusion.evaluation.record import (
     FORMAT,
     RECORD,
@@ -75,6 +77,30 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+# The least and the largest value of settings whose type alone says too little.
+RANGES: dict[str, tuple[float, float]] = {
+    "training.batch_size": (1, math.inf),
+    "training.max_epochs": (1, math.inf),
+    "training.patience": (0, math.inf),
+    "training.gradient_clip": (0, math.inf),
+    "training.bootstrap": (1, math.inf),
+    "training.threads": (1, math.inf),
+    "objective.label_smoothing": (0, 1),
+    "scheduler.warmup": (0, 1),
+    "trainer.devices": (1, math.inf),
+}
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` where a number is out of its range, before anything is written or loaded."""
+    for key, (low, high) in RANGES.items():
+        section, _, name = key.partition(".")
+        value = config[section].get(name)
+        if value is not None and not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{key} must be {limits}, found {value}")
+
+
 # Folders
 
 
@@ -83,9 +109,11 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
     Raises:
         RunError: ``run=`` names a folder that is not empty.
+        ConfigError: a number is out of its range.
     """
     if not is_first_process():
         return Path(os.environ[FOLDER_VARIABLE])
+    check_ranges(config)
     if config["run"] is not None:
         folder = Path(config["run"]).expanduser()
         if folder.is_dir() and any(folder.iterdir()):
@@ -245,32 +273,40 @@ def fit(
         from pytorch_lightning.callbacks import RichProgressBar
 
         callbacks.append(RichProgressBar(leave=False))
-    trainer = pl.Trainer(
-        accelerator=config["trainer"]["accelerator"],
-        devices=config["trainer"]["devices"],
-        strategy=config["trainer"]["strategy"],
-        precision=config["trainer"]["precision"],
-        max_epochs=settings["max_epochs"],
-        gradient_clip_val=settings["gradient_clip"] or None,
-        callbacks=callbacks,
-        logger=_tensorboard(folder) if settings["tensorboard"] else False,
-        plugins=[RestrictedCheckpointIO()],
-        default_root_dir=str(folder),
-        enable_checkpointing=False,
-        enable_progress_bar=interactive,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
-    sampler = ConversationSampler(
-        train_store.lengths,
-        settings["batch_size"],
-        config["seed"],
-        length_aware=settings["length_aware"],
-        world_size=trainer.world_size,
-        rank=int(os.environ.get("LOCAL_RANK", "0")) if trainer.world_size > 1 else 0,
-    )
+    sinks = _tensorboard(folder) if settings["tensorboard"] else False
+    try:
+        trainer = pl.Trainer(
+            accelerator=config["trainer"]["accelerator"],
+            devices=config["trainer"]["devices"],
+            strategy=config["trainer"]["strategy"],
+            precision=config["trainer"]["precision"],
+            max_epochs=settings["max_epochs"],
+            gradient_clip_val=settings["gradient_clip"] or None,
+            callbacks=callbacks,
+            logger=sinks,
+            plugins=[RestrictedCheckpointIO()],
+            default_root_dir=str(folder),
+            enable_checkpointing=False,
+            enable_progress_bar=interactive,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        shown = ", ".join(f"{name}={value}" for name, value in config["trainer"].items())
+        raise ConfigError(f"a trainer with {shown} cannot be had here: {str(error).splitlines()[0]}") from error
+    try:
+        sampler = ConversationSampler(
+            train_store.lengths,
+            settings["batch_size"],
+            config["seed"],
+            length_aware=settings["length_aware"],
+            world_size=trainer.world_size,
+            rank=int(os.environ.get("LOCAL_RANK", "0")) if trainer.world_size > 1 else 0,
+        )
+    except ValueError as error:
+        raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
     last = folder / LAST
     if is_first_process():
         logger.info(
@@ -286,10 +322,13 @@ def fit(
     try:
         trainer.fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except ErcfusionError as error:
-        kept = (
-            "" if not last.is_file() else f"\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}."
-        )
-        raise type(error)(f"{error}{kept}") from error
+        if not is_first_process():
+            raise SystemExit(0) from None  # every process stops for the same reason; the first one says so
+        if isinstance(error, TrainingError) and last.is_file():
+            raise TrainingError(
+                f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}."
+            ) from error
+        raise
     except SystemExit:
         if trainer.interrupted:  # the trainer turns Ctrl-C into an exit
             raise KeyboardInterrupt from None

@@ -147,7 +147,7 @@ def test_shapes_are_checked(batch: ConversationBatch) -> None:
     with pytest.raises(BatchError, match=r"available must be bool of shape \(3, 3\), found torch.bool \(3, 2\)"):
         replace(batch, available=torch.ones(3, 2, dtype=torch.bool))
     with pytest.raises(BatchError, match=r"drop must be bool of shape \(3, 3\), found torch.float32 \(3, 3\)"):
-        batch.hide(torch.ones(3, 3)) if batch.drop is not None else replace(batch, drop=torch.ones(3, 3))
+        batch.hide(torch.ones(3, 3))
     with pytest.raises(BatchError, match=r"speaker must have shape \(3,\), found \(2,\)"):
         replace(batch, speaker=torch.zeros(2, dtype=torch.long))
 

@@ -60,7 +60,7 @@ def test_unknown_names() -> None:
         get_schema("iemocap6").index("hapy")
     with pytest.raises(KeyError, match="Did you mean 'meld7'"):
         get_schema("meld8")
-    with pytest.raises(KeyError, match="no map from 'meld3' to 'demo6'. Known maps: meld7 -> emotionlines7"):
+    with pytest.raises(KeyError, match=r"no map from 'meld3' to 'demo6'\. Known maps: meld7 -> emotionlines7"):
         map_between("meld3", "demo6")
     check_labels(["joy", "anger"], get_schema("meld7"))
     with pytest.raises(CorpusFormatError, match="'joyful' is no label of meld7"):

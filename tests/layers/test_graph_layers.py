@@ -98,6 +98,41 @@ def test_graph_attention(heads: int, past: int, future: int, monkeypatch: pytest
     assert_same(found[DENSE], measure(lambda x: oracle(x, graph.edges), names, x))
 
 
+@pytest.mark.parametrize(("past", "future"), WINDOWS)
+@pytest.mark.parametrize("lags", [1, 3, 20])
+def test_graph_attention_with_lags(lags: int, past: int, future: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formula, one utterance and one head at a time."""
+    graph = make_graph("same_other", 2, past, future)
+    layer = GraphAttention(6, 4, 2, lags=lags).double()
+    assert layer.bias is not None
+    assert (layer.bias.weight == 0).all()
+    table = nn.init.normal_(layer.bias.weight)
+    x = torch.randn(graph.packing.total, 6, dtype=torch.float64)
+    source, target = graph.edges
+
+    def reference(x: Tensor) -> Tensor:
+        query, key, value = (part(x).view(-1, 2, 4) for part in (layer.query, layer.key, layer.value))
+        rows = []
+        for t in range(len(x)):
+            heard = source[target == t]
+            mixed = []
+            for h in range(2):
+                bias = []
+                for s in heard.tolist():
+                    lag = max(-lags, min(lags, t - s)) + lags
+                    bias.append(table[h, lag + (2 * lags + 1) * int(graph.speaker[s] == graph.speaker[t])])
+                score = key[heard, h] @ query[t, h] / 2 + torch.stack(bias)
+                mixed.append(score.softmax(0) @ value[heard, h])
+            rows.append(torch.cat(mixed))
+        return layer.skip(x) + torch.stack(rows)
+
+    parameters = dict(layer.named_parameters())
+    expected = measure(reference, parameters, x)
+    for limit in (DENSE, SPARSE):
+        monkeypatch.setattr(graph_layers, "DENSE_LIMIT", limit)
+        assert_same(measure(lambda x: layer(x, graph), parameters, x), expected)
+
+
 @pytest.mark.parametrize("limit", [DENSE, SPARSE])
 @pytest.mark.parametrize("relations", ["same_other", "speaker_pair"])
 def test_gradcheck(limit: int, relations: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +141,9 @@ def test_gradcheck(limit: int, relations: str, monkeypatch: pytest.MonkeyPatch) 
     graph = WindowGraph(packing, torch.tensor([0, 1, 0, 0, 1]), 1, 2, relations, 2)  # type: ignore[arg-type]
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     conv = RelationalConv(3, 2, graph.num_relations).double()
-    attention = GraphAttention(3, 2, heads=2).double()
+    attention = GraphAttention(3, 2, heads=2, lags=1).double()
+    assert attention.bias is not None
+    nn.init.normal_(attention.bias.weight)
     for layer in (conv, attention):
         names = [name for name, _ in layer.named_parameters()]
         values = [value.detach().clone().requires_grad_() for value in layer.parameters()]
@@ -165,11 +202,12 @@ def test_large_scores_stay_finite(limit: int, monkeypatch: pytest.MonkeyPatch) -
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("lags", [0, 3])
 @pytest.mark.parametrize("relations", ["same_other", "speaker_pair"])
-def test_both_forms_under_autocast(relations: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_forms_under_autocast(relations: str, lags: int, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = make_graph(relations, 3, 4, 4)
     conv = RelationalConv(6, 4, graph.num_relations)
-    attention = GraphAttention(4, 4, 2)
+    attention = GraphAttention(4, 4, 2, lags=lags)
     x = torch.randn(graph.packing.total, 6)
     exact = attention(conv(x, graph), graph)
     for limit in (DENSE, SPARSE):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,40 +34,72 @@ def names_of(oracle: nn.TransformerEncoderLayer) -> dict[str, nn.Parameter]:
     }
 
 
+def bias_by_hand(table: Tensor, packing: Packing, speaker: Tensor, lags: int) -> Tensor:
+    """(B, H, L, L) from the (H, 2 (2 lags + 1)) table, pair by pair; zero where there is padding."""
+    index = torch.zeros(packing.size, packing.longest, packing.longest, dtype=torch.long)
+    for b, length in enumerate(packing.lengths):
+        who = speaker.split(packing.lengths)[b]
+        for t in range(length):
+            for u in range(length):
+                distance = min(lags, max(-lags, t - u))
+                index[b, t, u] = lags + distance + (2 * lags + 1 if who[t] == who[u] else 0)
+    return table[:, index].transpose(0, 1)
+
+
 @pytest.mark.parametrize("lengths", [(3, 1, 6), (4, 4), (5,), (1,)])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("causal", "lags"), [(False, 0), (True, 0), (False, 2), (True, 9)])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_equals_torch(norm_first: bool, activation: str, causal: bool, lengths: tuple[int, ...]) -> None:
+def test_equals_torch(norm_first: bool, activation: str, causal: bool, lags: int, lengths: tuple[int, ...]) -> None:
     packing = Packing(lengths)
     layer = PackedTransformerLayer(
-        8, 2, 12, dropout=0.0, norm_first=norm_first, activation=activation, causal=causal
+        8, 2, 12, dropout=0.0, norm_first=norm_first, activation=activation, causal=causal, lags=lags
     ).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     oracle = nn.TransformerEncoderLayer(
         8, 2, 12, dropout=0.0, activation=activation, batch_first=True, norm_first=norm_first
     ).double()
-    matching = names_of(oracle)
+    matching: dict[str, Tensor] = dict(names_of(oracle))
+    if lags:
+        matching["bias.weight"] = torch.zeros(2, 2 * (2 * lags + 1), dtype=torch.float64, requires_grad=True)
     assert matching.keys() == dict(layer.named_parameters()).keys()
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             matching[name].copy_(parameter)
     x = torch.randn(packing.total, 8, dtype=torch.float64)
+    speaker = torch.randint(3, (packing.total,))
     weight = torch.randn(packing.total, 8, dtype=torch.float64)
 
     def expected(x: Tensor) -> Tensor:
-        mask = torch.ones(packing.longest, packing.longest, dtype=torch.bool).triu(1) if causal else None
-        return packing.pack(oracle(packing.pad(x), src_mask=mask, src_key_padding_mask=~packing.mask))
+        L = packing.longest
+        mask = torch.zeros(packing.size, 2, L, L, dtype=torch.float64)
+        if lags:
+            mask = bias_by_hand(matching["bias.weight"], packing, speaker, lags)
+        hidden = ~packing.mask[:, None, None, :]
+        if causal:
+            hidden = hidden | torch.ones(L, L, dtype=torch.bool).triu(1)
+        return packing.pack(oracle(packing.pad(x), src_mask=mask.masked_fill(hidden, -math.inf).flatten(0, 1)))
 
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    out, oracle_out = layer(ours, packing), expected(theirs)
+    out, oracle_out = layer(ours, packing, speaker), expected(theirs)
     torch.testing.assert_close(out, oracle_out, rtol=1e-10, atol=1e-10)
     found = torch.autograd.grad((out * weight).sum(), [ours, *layer.parameters()])
     names = [name for name, _ in layer.named_parameters()]
     wanted = torch.autograd.grad((oracle_out * weight).sum(), [theirs, *(matching[name] for name in names)])
     for name, left, right in zip(["x", *names], found, wanted, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_fresh_bias_changes_nothing() -> None:
+    x, packing, speaker = torch.randn(9, 8), Packing((5, 4)), torch.tensor([0, 1] * 4 + [0])
+    torch.manual_seed(0)
+    plain = PackedTransformer(2, 8, 2, 12).eval()
+    torch.manual_seed(0)
+    biased = PackedTransformer(2, 8, 2, 12, lags=3).eval()
+    torch.testing.assert_close(biased(x, packing, speaker), plain(x, packing))
+    with pytest.raises(ValueError, match="a layer with lags needs the speakers"):
+        biased(x, packing)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -22,6 +22,7 @@ RELEASED: dict[str, Any] = {
     "relations": "speaker_pair",
     "activation": "relu",
     "context_heads": 0,
+    "lags": 0,
 }
 
 
@@ -176,6 +177,42 @@ def test_parameters_of_the_released_form() -> None:
     assert parts["context"] == 2 * sum(p.numel() for p in oracle.parameters())
     assert round((parts["context"] + parts["narrow"]) / 1e6, 2) == 26.71
     assert round((parts["relational"] + parts["attention"]) / 1e6, 2) == 0.13
+
+
+def test_lags_tell_near_from_far() -> None:
+    """Two neighbours that swap their contents: without lags the graph alone cannot tell, with them it can."""
+    batch, swapped = (random_batch((7,), dtype=torch.float64) for _ in range(2))
+    for value in swapped.features.values():
+        value[[1, 2]] = value[[2, 1]]
+    batch.speaker.zero_()
+    swapped.speaker.zero_()
+    for lags in (0, 3):
+        torch.manual_seed(0)
+        model = Cogmen(InputSpec(WIDTHS), layers=0, past=-1, future=-1, lags=lags).double().eval()
+        if model.attention.bias is not None:
+            nn.init.normal_(model.attention.bias.weight)
+        with torch.no_grad():
+            model.relational.weight.zero_()  # relations do tell before from after
+            before, after = model(batch).hidden[0], model(swapped).hidden[0]
+        assert torch.allclose(before, after, atol=1e-12) is (lags == 0)
+
+
+def test_lags_reach_the_transformer() -> None:
+    """With the graph cut off, whoever speaks matters in the default form by the Transformer's bias alone."""
+    batch = random_batch((7,), dtype=torch.float64)
+    other = random_batch((7,), dtype=torch.float64)
+    other.speaker[:] = torch.tensor([0, 1, 0, 0, 0, 1, 1])
+    assert not torch.equal(batch.speaker, other.speaker)
+    for lags in (0, 3):
+        torch.manual_seed(0)
+        model = Cogmen(InputSpec(WIDTHS), lags=lags).double().eval()
+        with torch.no_grad():
+            for layer in model.context.layers:
+                if layer.bias is not None:
+                    layer.bias.weight.normal_()
+            model.norm.weight.zero_()
+            model.norm.bias.zero_()
+        assert torch.equal(model(batch).hidden, model(other).hidden) is (lags == 0)
 
 
 def test_numbered_speakers_come_from_the_training_data() -> None:

@@ -35,6 +35,7 @@ COGMEN_RELEASED = {
     "direction": "released",
     "relations": "speaker_pair",
     "activation": "relu",
+    "lags": 0,
 }
 
 VARIANTS: dict[str, Variant] = {

@@ -188,7 +188,7 @@ def test_prior_of_a_label_that_never_occurs(kind: TaskKind) -> None:
     head = Head(make_task(kind), 3)
     head.start_from_prior(targets)
     assert head.linear.bias.isfinite().all()
-    assert 0 < float(head.outputs(head(torch.zeros(1, 3)))[0, 3]) < 2e-4
+    assert 0 < head.outputs(head(torch.zeros(1, 3)))[0, 3].item() < 2e-4
 
 
 def test_outputs() -> None:
@@ -250,7 +250,7 @@ def test_no_weights() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ConfigError, match="objective.class_weights must be one of none, balanced, effective"):
+    with pytest.raises(ConfigError, match=r"objective\.class_weights must be one of none, balanced, effective"):
         class_weights(make_targets("single_label"), make_task(), "sqrt")
-    with pytest.raises(ConfigError, match="objective.regression_loss must be one of mse, mae, ccc; found 'huber'"):
+    with pytest.raises(ConfigError, match=r"objective\.regression_loss must be one of mse, mae, ccc; found 'huber'"):
         Head(make_task("regression"), 3, regression_loss="huber")

@@ -44,6 +44,7 @@ PROCESSES: Mapping[str, Process] = MappingProxyType(
             recall_gap=12,
             missing=0.03,
             three_speakers=0.3,
+            sizes=(200, 40, 80),
         ),
         "demo/speaker": Process(inertia=0.76, contagion=0.19, groups=(2.0, 2.0, 2.0), flat=0.6, sizes=(200, 40, 80)),
         "demo/product": Process(inertia=0.3, contagion=0.1, groups=(0.0, 0.0, 0.0), product=1.8, sizes=(240, 40, 60)),

@@ -1,0 +1,133 @@
+"""Tiny runs, shared by the tests of training and of the commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ercfusion.cli import run_command
+from ercfusion.train import main
+from ercfusion.training.callbacks import Selection
+
+CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
+TINY = (*CORPUS, "training.batch_size=2", "training.bootstrap=50", "trainer=cpu")
+
+
+def train(folder: Path, *overrides: str) -> dict[str, Any]:
+    """A tiny run in ``folder``; returns its record."""
+    assert main([*TINY, *overrides, f"run={folder}"]) == 0
+    return read(folder / "record.json")
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    assert main([f"resume={folder}"]) == 0
+    return read(folder / "record.json")
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """Rows of ``metrics.csv`` without the wall-clock column."""
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Same chosen weights, same last state, same history and same scores, to the last bit."""
+    import torch
+
+    assert history(found) == history(expected)
+    model = "model/model.safetensors"
+    assert (found / model).read_bytes() == (expected / model).read_bytes()
+    one, other = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (found, expected))
+    assert list(one["state_dict"]) == list(other["state_dict"])
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    records = [read(folder / "record.json") for folder in (found, expected)]
+    for part in ("metrics", "intervals", "splits", "selection", "majority"):
+        assert records[0][part] == records[1][part], part
+
+
+def keep_states(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
+    """From now on copy the run folder to ``target/N`` as it is after epoch N."""
+    original = Selection.on_train_epoch_end
+
+    def and_copy(self: Selection, trainer: Any, module: Any) -> None:
+        original(self, trainer, module)
+        shutil.copytree(self.folder, target / str(len(self.history)))
+
+    monkeypatch.setattr(Selection, "on_train_epoch_end", and_copy)
+
+
+def command(entry: Callable[[list[str]], int], arguments: Sequence[str], capsys: Any) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a command, run in this process."""
+    logger = logging.getLogger("ercfusion")
+    capsys.readouterr()
+    try:
+        status = run_command(entry, arguments)
+    finally:
+        # The handler that the command made writes to a stream that ends with the test.
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(entry: Callable[[list[str]], int], arguments: Sequence[str], capsys: Any) -> str:
+    """The message of a command that must refuse its arguments: status 2, a few lines, no traceback, no output."""
+    status, out, err = command(entry, arguments, capsys)
+    assert status == 2, err
+    assert out == ""
+    assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 6, err
+    return err
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Of a sub-process: one thread, no corpora, nothing inherited from another run."""
+    unwanted = ("ERCFUSION_", "LOCAL_RANK", "MASTER_", "WORLD_SIZE", "NODE_RANK")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+
+
+def python(*arguments: str, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    """A Python sub-process."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, env=environment(**extra)
+    )
+
+
+class StubEncoder:
+    """Stands in for a sentence encoder: eight numbers from a text's letters."""
+
+    calls = 0
+
+    def encode(self, texts: Sequence[str], **settings: Any) -> np.ndarray:
+        StubEncoder.calls += 1
+        rows = [np.bincount([ord(letter) % 8 for letter in text], minlength=8) for text in texts]
+        return np.stack(rows).astype(np.float32)
+
+
+def stub_text_encoder(monkeypatch: pytest.MonkeyPatch, packs: Path) -> None:
+    """Text features come from :class:`StubEncoder`, and packs go to ``packs``."""
+    from ercfusion.features import text
+
+    StubEncoder.calls = 0
+    monkeypatch.setenv("ERCFUSION_PACKS", str(packs))
+    monkeypatch.setattr(text, "load_encoder", lambda name, device=None: text.TextEncoder(name, StubEncoder()))

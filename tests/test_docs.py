@@ -1,0 +1,431 @@
+"""The documentation is true: its examples run, its commands compose, its links lead somewhere, its tables are current.
+
+``python tests/test_docs.py`` writes the computed tables into the pages anew.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+NAMES = [page.relative_to(DOCS).as_posix() for page in PAGES]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the line of its first line (from 0), the comment before it, and its text."""
+
+    language: str
+    line: int
+    comment: str
+    text: str
+
+
+@cache
+def blocks(page: Path) -> list[Block]:
+    found = []
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start, language, comment = None, "", ""
+    for number, line in enumerate(lines):
+        if start is None and line.startswith("```"):
+            before = next((other for other in reversed(lines[:number]) if other.strip()), "")
+            match = re.fullmatch(r"<!-- (.*) -->", before.strip())
+            start, language, comment = number + 1, line[3:].strip(), match[1] if match else ""
+        elif start is not None and line.startswith("```"):
+            found.append(Block(language, start, comment, "\n".join(lines[start:number]) + "\n"))
+            start = None
+    assert start is None, f"{page.name}: the block from line {start} on is not closed"
+    return found
+
+
+def prose(page: Path) -> list[str]:
+    """The lines outside fenced blocks."""
+    inside, lines = False, []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            inside = not inside
+        elif not inside:
+            lines.append(line)
+    return lines
+
+
+# Examples
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, from which modules can be imported; what examples register is forgotten."""
+    from ercfusion.data.corpora import CORPORA
+    from ercfusion.models import ARCHITECTURES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.setenv("ERCFUSION_QUIET", "1")
+    for name in ("ERCFUSION_DATA", "ERCFUSION_PACKS", "ERCFUSION_RUN_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
+    registries = [(registry, dict(registry)) for registry in (CORPORA, ARCHITECTURES)]
+    modules = set(sys.modules)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the examples are tiny: more threads only wait for each other
+    yield tmp_path
+    torch.set_num_threads(threads)
+    for registry, before in registries:
+        registry.clear()
+        registry.update(before)
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if any(b.language == "python" for b in blocks(DOCS / name))])
+def test_examples_run(name: str, workplace: Path) -> None:
+    page = DOCS / name
+    namespace: dict[str, Any] = {"__name__": "example"}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks(page):
+            kind, _, argument = block.comment.partition(": ")
+            if kind == "file":
+                path = workplace / argument
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
+            elif block.language == "python" and kind != "not run":
+                # Line breaks in front, so that a traceback names the line of the page.
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language != "sh":
+                continue
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                    del words[0]
+                if words[:2] == ["python", "-m"] and words[2].startswith("ercfusion."):
+                    yield page.name, words[2:]
+
+
+def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ercfusion.cli import Composer, split_flags
+    from ercfusion.train import expand_protocol
+
+    seen = set()
+    composer = Composer()
+    groups = composer.groups()
+    monkeypatch.setattr(composer, "groups", lambda: groups)  # the same for all, and half of the time
+    for page, (module, *arguments) in {tuple(words): (page, words) for page, words in commands()}.values():
+        seen.add(module)
+        if "--config-dir" in arguments or module == "ercfusion.evaluate":
+            continue
+        flags, settings = split_flags(arguments, ["--help", "-h", "--cfg", "-m", "--multirun"])
+        try:
+            for combination in composer.expand(settings) if "-m" in flags else [settings]:
+                composer.compose([part for setting in combination for part in expand_protocol(setting)])
+        except Exception as error:
+            raise AssertionError(f"{page}: python -m {module} {shlex.join(arguments)}: {error}") from error
+    assert seen == {"ercfusion.train", "ercfusion.evaluate", "ercfusion.doctor"}
+
+
+# Links and form
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").strip().lower())
+    return kept.replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = DOCS / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", "\n".join(prose(page))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name}: {link} leads nowhere"
+        if anchor:
+            headings = [line.lstrip("#") for line in prose(target) if line.startswith("#")]
+            assert anchor in map(slug, headings), f"{name}: {link}: no such heading"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_form(name: str) -> None:
+    for number, line in enumerate((DOCS / name).read_text(encoding="utf-8").splitlines(), start=1):
+        assert line == line.rstrip(), f"{name}:{number} ends in spaces"
+        # A row of a table cannot be broken.
+        assert len(line) <= 120 or line.startswith("|"), f"{name}:{number} is longer than 120 characters"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in NAMES if name != "README.md" and f"({name})" not in index]
+
+
+# Settings
+
+
+def table_rows(page: Path) -> Iterator[dict[str, str]]:
+    """The rows of all tables by column title, without code marks."""
+    header: list[str] | None = None
+    for line in prose(page):
+        if not line.startswith("|"):
+            header = None
+            continue
+        cells = [cell.strip().strip("`").replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+        if header is None:
+            header = cells
+        elif not set(line) <= set("|-: "):
+            yield dict(zip(header, cells, strict=True))
+
+
+def value_of(cell: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.create(f"value: {cell}"))["value"]  # type: ignore[index, call-overload]
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            flat.update(leaves(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def choices_of_groups() -> dict[str, dict[str, dict[str, Any]]]:
+    """Group and choice to the settings that the choice brings."""
+    from omegaconf import OmegaConf
+
+    import ercfusion.conf as conf
+
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(Path(conf.__file__).parent.glob("*/*.yaml")):
+        loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
+        group = path.parent.name
+        found.setdefault(group, {})[path.stem] = loaded[group] if group == "model" else loaded
+    return found
+
+
+def test_settings_are_documented_with_their_defaults() -> None:
+    from ercfusion.cli import Composer
+
+    rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if "key" in row}
+    expected: dict[str, dict[str, Any]] = {}
+    groups = choices_of_groups()
+    for group in ("optimizer", "scheduler", "trainer", "model"):
+        for choice, settings in groups[group].items():
+            for key, value in leaves(settings).items():
+                expected.setdefault(f"{group}.{key}", {})[choice] = value
+    for key, value in leaves(Composer().compose([])).items():
+        if key.partition(".")[0] not in ("optimizer", "scheduler", "trainer", "model"):
+            expected[key] = {"default": value}
+    for choice, settings in groups["data"].items():
+        unknown = {f"data.{key}" for key, value in leaves(settings).items() if value != {}} - set(expected)
+        assert not unknown, f"data={choice} has settings that the default corpus has not: {unknown}"
+    assert set(rows) == set(expected)
+    for key, by_column in expected.items():
+        for column, value in by_column.items():
+            assert column in rows[key], f"{key}: the table has no column {column}"
+            assert value_of(rows[key][column]) == value, f"{key}, {column}: the page says {rows[key][column]}"
+        filled = {column for column, cell in rows[key].items() if column not in ("key", "meaning") and cell}
+        assert filled == set(by_column), f"{key}: the page has values for {filled}"
+
+
+def test_presets_of_models_name_all_options() -> None:
+    """A preset that leaves an option out makes it impossible to set on the command line."""
+    from ercfusion.models import architecture_options
+
+    for preset, settings in choices_of_groups()["model"].items():
+        assert set(settings) - {"name"} == set(architecture_options(settings["name"])), preset
+
+
+def test_metrics_are_documented() -> None:
+    from ercfusion.tasks.metrics import METRICS
+
+    assert [row["metric"] for row in table_rows(DOCS / "runs.md") if "metric" in row] == list(METRICS)
+
+
+def test_corpora_are_documented() -> None:
+    from ercfusion.data import CORPORA
+
+    headings = [line.lstrip("# ") for line in prose(DOCS / "corpora.md") if line.startswith("## ")]
+    assert set(CORPORA) <= set(headings)
+
+
+def test_layers_are_documented() -> None:
+    import ercfusion.layers
+    import ercfusion.ops
+
+    text = (DOCS / "layers.md").read_text(encoding="utf-8")
+    assert not [name for name in (*ercfusion.layers.__all__, *ercfusion.ops.__all__) if f"`{name}`" not in text]
+
+
+def test_models_are_documented_with_their_options() -> None:
+    from ercfusion.models import ARCHITECTURES, architecture_options
+
+    for name in ARCHITECTURES:
+        page = DOCS / "models" / f"{name}.md"
+        assert page.is_file(), f"the architecture {name} has no page"
+        rows = {row["option"]: row for row in table_rows(page) if "option" in row}
+        assert list(rows) == list(architecture_options(name)), f"{page.name}: the table of options"
+        for option, default in architecture_options(name).items():
+            assert value_of(rows[option]["default"]) == default, f"{page.name}: the default of {option}"
+
+
+def test_requirements_are_documented() -> None:
+    from ercfusion.testing import CHECKS
+
+    assert [row["requirement"] for row in table_rows(DOCS / "add-a-model.md") if "requirement" in row] == list(CHECKS)
+
+
+# Computed tables
+
+
+def capability_matrix() -> list[str]:
+    """One row a preset: what its architecture says of itself."""
+    from ercfusion.data import InputSpec
+    from ercfusion.models import ARCHITECTURES, build_architecture
+
+    rows = [
+        "| preset | architecture | learns | contextual | causal | missing-aware | speakers | requires | compiles |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    presets = choices_of_groups()["model"]
+    assert {settings["name"] for settings in presets.values()} == set(ARCHITECTURES)
+    for preset, settings in sorted(presets.items(), key=lambda item: list(ARCHITECTURES).index(item[1]["name"])):
+        name = settings["name"]
+        options = {key: value for key, value in settings.items() if key != "name"}
+        with torch.random.fork_rng(devices=[]):
+            can = build_architecture(name, InputSpec({"text": 4, "audio": 4, "visual": 4}), options).capabilities
+        flags = ["yes" if flag else "no" for flag in (can.learns, can.contextual, can.causal, can.missing_aware)]
+        cells = [f"`{preset}`", f"[{name}]({name}.md)", *flags, can.speakers.replace("_", " or ")]
+        cells += [", ".join(can.requires) or "any", "yes" if can.compiles else "no"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def corpora_table() -> list[str]:
+    """One row a protocol, from the cards."""
+    from ercfusion.data import CORPORA
+    from ercfusion.data.corpora import corpus_class
+
+    rows = ["| protocol | task | chosen on dev | modalities | train | dev | test |", "|---|---|---|---|---|---|---|"]
+    for name in CORPORA:
+        corpus = corpus_class(name)
+        for identifier, protocol in corpus.protocols.items():
+            counts = corpus.card.counts
+            if corpus.card.synthetic:
+                splits = corpus().conversations(protocol)
+                counts = {
+                    split: {"conversations": len(part), "utterances": sum(map(len, part))}
+                    for split, part in splits.items()
+                }
+            sizes = [
+                "{conversations:,} / {utterances:,}".format(**counts[split]) if split in counts else "not counted"
+                for split in ("train", "dev", "test")
+            ]
+            task = protocol.task
+            outputs = f"{task.size} labels" if task.schema else f"{task.low:g} to {task.high:g}"
+            cells = [f"`{identifier}`", f"{task.kind.replace('_', ' ')}, {outputs}", f"`{task.metric}`"]
+            rows.append(f"| {' | '.join([*cells, ', '.join(protocol.modalities), *sizes])} |")
+    return rows
+
+
+def licences_table() -> list[str]:
+    """One row a corpus: licence, origin of the dev split, how to get it."""
+    from ercfusion.data import CORPORA
+    from ercfusion.data.corpora import corpus_class
+
+    rows = ["| corpus | licence | dev split |", "|---|---|---|"]
+    for name in CORPORA:
+        corpus = corpus_class(name)
+        sources = dict.fromkeys(protocol.dev_source for protocol in corpus.protocols.values())
+        rows.append(f"| [`{name}`](#{name}) | {corpus.card.licence} | {'; '.join(sources)} |")
+    return rows
+
+
+def demo_parameters() -> list[str]:
+    """One row a variant: the parameters of its process."""
+    from ercfusion.data.corpora.demo import PROCESSES
+
+    names = ("inertia", "contagion", "groups", "flat", "product", "cue", "key", "recall_rate", "recall_gap", "missing")
+    rows = [f"| protocol | {' | '.join(f'`{name}`' for name in (*names, 'turns'))} |", "|---" * (len(names) + 2) + "|"]
+    for identifier, process in PROCESSES.items():
+        cells = []
+        for name in names:
+            value = getattr(process, name)
+            shown = ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else f"{value:g}"
+            cells.append("" if name == "recall_gap" and not process.recall_rate else shown)
+        rows.append(f"| `{identifier}` | {' | '.join(cells)} | {process.turns[0]} to {process.turns[1]} |")
+    return rows
+
+
+def demo_ceilings() -> list[str]:
+    """One row a variant: test weighted F1 of exact observers."""
+    from ercfusion.data import open_corpus
+    from ercfusion.data.corpora.demo import DemoCorpus
+
+    corpus = open_corpus("demo")
+    assert isinstance(corpus, DemoCorpus)
+    found = {name: corpus.ceilings(protocol, "test") for name, protocol in corpus.protocols.items()}
+    observers = list(dict.fromkeys(observer for by_observer in found.values() for observer in by_observer))
+    rows = [f"| protocol | {' | '.join(f'`{name}`' for name in observers)} |", "|---" * (len(observers) + 1) + "|"]
+    for name, by_observer in found.items():
+        cells = [
+            f"{by_observer[observer]['weighted_f1']:.3f}" if observer in by_observer else "" for observer in observers
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return rows
+
+
+COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "capabilities": ("models/README.md", capability_matrix),
+    "corpora": ("corpora.md", corpora_table),
+    "licences": ("corpora.md", licences_table),
+    "demo parameters": ("corpora.md", demo_parameters),
+    "demo ceilings": ("corpora.md", demo_ceilings),
+}
+
+
+def split_at_table(text: str, name: str) -> tuple[str, str, str]:
+    start, stop = f"<!-- computed: {name} -->\n", f"<!-- end: {name} -->"
+    before, found_start, rest = text.partition(start)
+    table, found_stop, after = rest.partition(stop)
+    assert found_start, f"the marks of the table {name!r} are missing"
+    assert found_stop, f"the marks of the table {name!r} are missing"
+    return before + start, table, stop + after
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed_tables_are_current(name: str) -> None:
+    page, compute = COMPUTED[name]
+    _, found, _ = split_at_table((DOCS / page).read_text(encoding="utf-8"), name)
+    assert found.strip().splitlines() == compute(), f"docs/{page} is out of date: python tests/test_docs.py"
+
+
+def write_tables() -> None:
+    for name, (page, compute) in COMPUTED.items():
+        path = DOCS / page
+        before, _, after = split_at_table(path.read_text(encoding="utf-8"), name)
+        path.write_text(before + "\n" + "\n".join(compute()) + "\n\n" + after, encoding="utf-8")
+        print(f"docs/{page}: {name}")
+
+
+if __name__ == "__main__":
+    write_tables()
