@@ -10,8 +10,12 @@ import torch
 from runs import TINY, history, python, read, train
 from safetensors.torch import load_file
 
-# Five conversations in batches of three: uneven shares, and a last batch of two.
-SETTINGS = (*TINY, "data.options.train=5", "training.batch_size=3", "model=cogmen", "model.dropout=0", "seed=1")
+# Five conversations in batches of three: uneven shares, and a last batch of two. (Not Adam: it blows up the rounding
+# errors of gradients that are zero, such as those of the attention's key bias.)
+SETTINGS = (
+    *(*TINY, "data.options.train=5", "training.batch_size=3", "seed=1"),
+    *("model=cogmen", "model.dropout=0", "optimizer=sgd"),
+)
 
 
 def distributed(*arguments: str) -> list[str]:
@@ -40,7 +44,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     settings = [*SETTINGS, "training.max_epochs=3", "training.metric=nll", "scheduler=plateau"]
     out = distributed(*settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
     assert out[-1] == str(two)
-    assert sum("best reachable" in line for line in out) == 2  # the table's head and the line below it, once
+    assert sum("95 % interval" in line for line in out) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     record = train(one, *settings)
     assert_close(two, one)
@@ -69,7 +73,7 @@ def test_resume_with_two_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_process_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    arguments = [*SETTINGS, "optimizer=sgd", "optimizer.lr=1e30", "training.gradient_clip=0", f"run={tmp_path / 'run'}"]
+    arguments = [*SETTINGS, "optimizer.lr=1e30", "training.gradient_clip=0", f"run={tmp_path / 'run'}"]
     done = python("-m", "ercfusion.train", *arguments, "trainer=ddp", "trainer.accelerator=cpu", timeout=240)
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]

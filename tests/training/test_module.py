@@ -82,7 +82,7 @@ def test_optimizers_take_their_settings(
 @pytest.mark.parametrize(
     ("optimizer", "scheduler", "message"),
     [
-        ({"name": "adamv", "lr": 0.1}, None, "optimizer.name='adamv' is unknown. Did you mean 'adamw'"),
+        ({"name": "adamww", "lr": 0.1}, None, "optimizer.name='adamww' is unknown. Did you mean 'adamw'"),
         (ADAMW, {"name": "cosin"}, "scheduler.name='cosin' is unknown. Did you mean 'cosine'"),
         ({"name": "adam", "lr": -1}, None, "optimizer settings .* are refused: Invalid learning rate"),
         ({"name": "adam", "lr": 0.1, "momentum": 1}, None, "optimizer settings .*momentum.* are refused"),
@@ -130,9 +130,8 @@ def test_plateau_watches_the_dev_score(store: ConversationStore, maximize: bool)
     assert configured["lr_scheduler"]["monitor"] == "dev/score"
     assert scheduler.mode == ("max" if maximize else "min")
     made.trainer.lr_scheduler_configs.append(SimpleNamespace(scheduler=scheduler))
-    better = 1.0 if maximize else -1.0
     rates = []
-    for score in (0.1 * better, 0.2 * better, 0.2 * better, 0.1 * better, 0.3 * better):
+    for score in (0.1, 0.2, 0.2, 0.1, 0.3) if maximize else (0.3, 0.2, 0.2, 0.3, 0.1):
         made.epoch_scored(score)
         made.lr_scheduler_step(scheduler, score)  # the trainer's own call must not count a second time
         rates.append(optimizer.param_groups[0]["lr"])
@@ -151,7 +150,7 @@ def test_other_schedules_are_stepped_by_the_trainer_only(store: ConversationStor
 
 
 def test_every_term_is_logged(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = module(store, weights={"task": 1.0, "unimodal": 0.5}, unimodal=True)
+    made = module(store, weights={"task": 1.0, "unimodal": 0.5}, unimodal=True, model="concat")
     logged: dict[str, Any] = {}
 
     def log_dict(values: dict[str, torch.Tensor], **settings: Any) -> None:

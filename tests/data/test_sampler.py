@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ercfusion.data.sampler import POOL, ConversationSampler, mix_seed
+
+
+def lengths(count: int, seed: int = 0) -> list[int]:
+    chance = random.Random(seed)
+    return [chance.randint(1, 30) for _ in range(count)]
+
+
+def epoch(sampler: ConversationSampler, number: int = 0) -> list[list[int]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("length_aware", [True, False])
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 16), (7, 3), (48, 16), (50, 16), (200, 4)])
+def test_every_conversation_is_seen_once_an_epoch(count: int, batch_size: int, length_aware: bool) -> None:
+    sampler = ConversationSampler(lengths(count), batch_size, seed=1, length_aware=length_aware)
+    for number in range(3):
+        batches = epoch(sampler, number)
+        assert sorted(index for batch in batches for index in batch) == list(range(count))
+        assert len(batches) == len(sampler) == -(-count // batch_size)
+        assert sorted(map(len, batches), reverse=True)[:-1] == [batch_size] * (len(batches) - 1)
+
+
+@pytest.mark.parametrize("length_aware", [True, False])
+def test_seed_and_epoch_alone_decide(length_aware: bool) -> None:
+    def made(seed: int) -> ConversationSampler:
+        return ConversationSampler(lengths(60), 8, seed, length_aware=length_aware)
+
+    fresh, used = made(3), made(3)
+    list(used)
+    epoch(used, 5)
+    assert epoch(fresh, 2) == epoch(used, 2) == epoch(used, 2)
+    assert epoch(made(3), 2) != epoch(made(3), 3)
+    assert epoch(made(3), 2) != epoch(made(4), 2)
+    # Not a renumbering either: epoch 1 of seed 0 is not epoch 0 of seed 1.
+    assert epoch(made(0), 1) != epoch(made(1), 0)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("count", "batch_size"), [(60, 6), (61, 6), (62, 6), (7, 3), (10, 7), (3, 3), (9, 4)])
+def test_processes_share_the_batches_of_one(count: int, batch_size: int, world_size: int) -> None:
+    def made(rank: int, size: int) -> ConversationSampler:
+        return ConversationSampler(lengths(count), batch_size, 7, rank=rank, world_size=size)
+
+    whole = epoch(made(0, 1), 4)
+    shares = [epoch(made(rank, world_size), 4) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    assert {len(made(rank, world_size)) for rank in range(world_size)} == {len(shares[0])}
+    joined = [[index for part in parts for index in part] for parts in zip(*shares, strict=True)]
+    assert sorted(index for batch in joined for index in batch) == list(range(count))
+    for parts in zip(*shares, strict=True):
+        sizes = [len(part) for part in parts]
+        assert min(sizes) >= 1
+        assert max(sizes) - min(sizes) <= 1
+    # A last batch that is too small for all processes has joined the one before; otherwise the batches are the same.
+    if 0 < count % batch_size < world_size and count > batch_size:
+        assert len(joined) == len(whole) - 1
+    else:
+        assert [sorted(batch) for batch in joined] == [sorted(batch) for batch in whole]
+
+
+def padded_over_real(batches: list[list[int]], sizes: list[int]) -> float:
+    padded = sum(len(batch) * max(sizes[index] for index in batch) for batch in batches)
+    return padded / sum(sizes)
+
+
+def test_length_aware_batches_waste_little_padding() -> None:
+    sizes = lengths(1000)
+    aware = ConversationSampler(sizes, 16, 0, length_aware=True)
+    unaware = ConversationSampler(sizes, 16, 0, length_aware=False)
+    ratios = [[padded_over_real(epoch(sampler, number), sizes) for number in range(3)] for sampler in (aware, unaware)]
+    assert max(ratios[0]) < 1.25
+    assert min(ratios[1]) > 1.7
+
+
+def test_length_aware_batches_stay_random() -> None:
+    sizes = lengths(POOL * 8 * 2)
+    sampler = ConversationSampler(sizes, 8, 0)
+    batches = [epoch(sampler, number) for number in range(20)]
+    partners = {index for epochs in batches for batch in epochs if 0 in batch for index in batch}
+    assert len(partners) > 30  # not the same neighbours in length, epoch after epoch
+    first = [sizes[epochs[0][0]] for epochs in batches]
+    assert max(first) - min(first) > 10  # nor short conversations first
+
+
+@pytest.mark.parametrize(("count", "batch_size", "world_size"), [(5, 0, 1), (5, 1, 2), (1, 4, 2), (0, 4, 1)])
+def test_too_few_conversations_for_the_processes(count: int, batch_size: int, world_size: int) -> None:
+    with pytest.raises(ValueError, match=f"{world_size} processes need at least as many"):
+        ConversationSampler([3] * count, batch_size, world_size=world_size)
+
+
+def test_mixed_seeds_are_unrelated() -> None:
+    seeds = {mix_seed(seed, number) for seed in range(40) for number in range(40)}
+    assert len(seeds) == 1600
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mix_seed(1, 2) != mix_seed(2, 1) != mix_seed(2, 1, 0)
+    assert mix_seed(-1) != mix_seed(1)
+    # Each bit is set in about half of them.
+    for bit in range(63):
+        assert 600 < sum(seed >> bit & 1 for seed in seeds) < 1000
