@@ -64,7 +64,9 @@ def prepare_logging() -> None:
         logger.addHandler(handler)
         logger.propagate = False
     quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.INFO)
+    for handler in logger.handlers:
+        handler.setLevel(logging.WARNING if quiet else logging.INFO)  # a run's log file gets everything all the same
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
 
@@ -93,24 +95,29 @@ class Composer:
         return {name: sorted(loader.get_group_options(name)) for name in names}
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The resolved configuration as plain containers.
+        """The resolved configuration as plain containers; ``preset`` holds the choices of ``model`` and ``data``.
 
         Raises:
             ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
                 named), or a value of the wrong type.
         """
         from hydra.errors import HydraException
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf, open_dict
         from omegaconf.errors import OmegaConfBaseException
 
         try:
             checked = self._check(overrides)
             with self._initialized() as compose:
-                config = OmegaConf.to_container(compose(self.root, checked), resolve=True)
+                composed = compose(self.root, checked, return_hydra_config=True)
+            choices = composed.hydra.runtime.choices
+            preset = {name: choices[name] for name in ("model", "data")}
+            with open_dict(composed):
+                del composed["hydra"]
+            config = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0]) from error
         assert isinstance(config, dict)
-        return {str(key): value for key, value in config.items()}
+        return {"preset": preset, **{str(key): value for key, value in config.items()}}
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
@@ -139,10 +146,14 @@ class Composer:
                 raise ConfigError(f"{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
             else:
                 chosen.append(line)
-        if not values:
-            return chosen
         with self._initialized() as compose:
             base = _flatten(compose(self.root, chosen))
+            # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
+            for line in list(chosen):
+                group, _, choice = line.partition("=")
+                if group in ("optimizer", "scheduler"):
+                    own = _flatten(compose(f"{group}/{choice}", []))
+                    chosen += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
         for entry, line in values:
             chosen.append(_checked_value(entry, line, base, groups))
         return chosen
@@ -158,7 +169,7 @@ class Composer:
             GlobalHydra.instance().clear()
             extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
             with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-                yield lambda root, overrides: compose(root, [*overrides, *extra])
+                yield lambda root, overrides, **options: compose(root, [*overrides, *extra], **options)
 
         return session()
 

@@ -77,8 +77,8 @@ def installation() -> str:
             continue
         try:
             lines.append(f"  {name:<14}{corpus.root()}")
-        except ErcfusionError as error:
-            lines.append(f"  {name:<14}{str(error).splitlines()[0]}")
+        except ErcfusionError:
+            lines.append(f"  {name:<14}not found (give data.raw=DIR)")
     packs = default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent
     lines.append(f"feature packs: {packs}")
     return "\n".join(lines)

@@ -81,7 +81,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     with atomic_write(target / f"{split}.json") as stream:
         report = {"split": split, "protocol": record["protocol"], "metrics": found, **split_record(predictions)}
         stream.write(json.dumps(report, indent=1) + "\n")
-    print(f"{record['config']['model']['name']} on {record['protocol']}, {split} split")
+    print(f"{record['config']['preset']['model']} on {record['protocol']}, {split} split")
     for name, value in found.items():
         print(f"  {name:<28}{value:.4f}")
     recorded = record["metrics"].get(split)
@@ -93,16 +93,20 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
 
 def optimism_report(folder: Path, record: Mapping[str, Any], data: Any) -> str:
     """How much better the run would look if the epoch were chosen on test: a diagnostic, never a result."""
-    from ercfusion.tasks.metrics import higher_is_better, scores
+    from ercfusion.tasks.metrics import best_thresholds, higher_is_better, scores
     from ercfusion.tasks.recognizer import Recognizer
 
     epochs = sorted((folder / "checkpoints").glob("epoch-*"))
     if not epochs:
         raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
     metric = record["selection"]["metric"]
-    store, test = data.store("test"), {}
+    store, dev_store, test = data.store("test"), data.store("dev"), {}
     for path in epochs:
-        test[int(path.name.removeprefix("epoch-"))] = scores(Recognizer.from_pretrained(path).predict(store))[metric]
+        recognizer = Recognizer.from_pretrained(path)
+        if recognizer.task.kind == "multi_label":  # as the chosen model: thresholds are part of what dev decides
+            recognizer.set_thresholds(best_thresholds(recognizer.predict(dev_store)))
+        found = scores(recognizer.predict(store))[metric]
+        test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
     best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])
     chosen = record["metrics"]["test"][metric]
     report = {

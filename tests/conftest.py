@@ -27,3 +27,14 @@ def shared_data() -> Callable[[str], Path]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing: pictures take most of the time of a tiny run."""
     monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of cogmen on a tiny ``demo``, with its pictures and the models of all three epochs; read only."""
+    from runs import train
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    keep = "training.keep_every_epoch=true"
+    train(folder, "model=cogmen", "training.max_epochs=3", keep, "data.options.test=8", "optimizer.lr=0.003")
+    return folder

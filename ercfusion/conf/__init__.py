@@ -1,1 +1,1 @@
-"""conf."""
+"""Configuration groups of the commands."""

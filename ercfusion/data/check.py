@@ -177,7 +177,7 @@ def check_overlap(splits: Splits) -> list[Finding]:
             occurrences[conversation.id] += 1
             speakers.setdefault(split, set()).update(conversation.speakers)
             words = tuple((turn.text or "").strip() for turn in conversation.turns)
-            if any(words):
+            if any(words) and not conversation.synthetic:  # placeholder texts repeat and mean nothing
                 texts.setdefault(words, {}).setdefault(split, conversation.id)
     findings = []
     if twice := [identifier for identifier, number in occurrences.items() if number > 1]:

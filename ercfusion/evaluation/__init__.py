@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Records, statistics, reports and pictures of runs."""

@@ -52,7 +52,7 @@ def summary(record: Mapping[str, Any]) -> str:
     synthetic = " (synthetic corpus)" if record["corpus"]["synthetic"] else ""
     lines = [
         "",
-        f"{record['config']['model']['name']} on {record['protocol']}{synthetic}, seed {record['seed']}: epoch "
+        f"{record['config']['preset']['model']} on {record['protocol']}{synthetic}, seed {record['seed']}: epoch "
         f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
         score_table(record),
     ]
@@ -108,7 +108,7 @@ def draw_pictures(
 ) -> None:
     """Training curves, and for every split the confusion matrix, per-class F1 and reliability (or a scatter plot)."""
     folder.mkdir(exist_ok=True)
-    model, protocol = record["config"]["model"]["name"], record["protocol"]
+    model, protocol = record["config"]["preset"]["model"], record["protocol"]
     synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
     shown = [
         {
@@ -145,7 +145,7 @@ def draw_pictures(
 def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     """The README of a saved model."""
     config, selection = record["config"], record["selection"]
-    model, synthetic = config["model"]["name"], " The corpus is synthetic." if corpus.synthetic else ""
+    model, synthetic = config["preset"]["model"], " The corpus is synthetic." if corpus.synthetic else ""
     better = "higher" if higher_is_better(selection["metric"]) else "lower"
     features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
     settings = " ".join(record["command"]["overrides"]) or "(defaults)"

@@ -1,1 +1,1 @@
-"""features."""
+"""From raw media or text to feature packs, and reading packs."""

@@ -143,18 +143,32 @@ class GraphAttention(nn.Module):
         attend = self._dense if blocks <= DENSE_LIMIT else self._sparse
         return self.skip(x) + attend(self.query(x), self.key(x), self.value(x), graph)
 
-    def _dense(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
-        packing = graph.packing
-        q, k, v = (packing.pad(part).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+    def attention_map(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """(B, H, L, L) weights without dropout, [b, h, receiver, source]: rows of utterances sum to 1, others are 0."""
+        q, k = (self._heads(part, graph) for part in (self.query(x), self.key(x)))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        mask = self._mask(graph, scores.dtype)
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        return scores.softmax(-1) * graph.packing.mask[:, None, :, None]
+
+    def _heads(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """(N, H d) -> (B, H, L, d)."""
+        return graph.packing.pad(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _mask(self, graph: WindowGraph, dtype: torch.dtype) -> Tensor:
+        """What restricts or shifts the scores, broadcastable to (B, H, L, L): bool, or biases with -inf."""
         # A padded row has no neighbour: it attends to itself, since a softmax over nothing is not a number.
-        mask = graph.adjacency | torch.eye(packing.longest, dtype=torch.bool, device=query.device)
-        mask = mask[:, None]
-        if self.bias is not None:
-            bias = self.bias(packing, graph.speaker)
-            mask = bias.to(q.dtype).masked_fill(~mask, -math.inf)
+        own = torch.eye(graph.packing.longest, dtype=torch.bool, device=graph.packing.device)
+        mask = (graph.adjacency | own)[:, None]
+        if self.bias is None:
+            return mask
+        return self.bias(graph.packing, graph.speaker).to(dtype).masked_fill(~mask, -math.inf)
+
+    def _dense(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
+        q, k, v = (self._heads(part, graph) for part in (query, key, value))
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return packing.pack(mixed.transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(graph, q.dtype), dropout_p=dropout)
+        return graph.packing.pack(mixed.transpose(1, 2).flatten(2))
 
     def _sparse(self, query: Tensor, key: Tensor, value: Tensor, graph: WindowGraph) -> Tensor:
         source, target = graph.edges

@@ -22,7 +22,7 @@ class Encoded:
         hidden: (N, hidden_size); a head turns it into the task's outputs.
         modalities: Per-modality representations (N, D_m), where the architecture has them; the objective term
             ``unimodal`` puts a head on each.
-        attention: Attention maps by name, only when asked for.
+        attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` asks for them.
         losses: Auxiliary losses by name, each a scalar; the objective weighs them by that name.
     """
 
@@ -43,6 +43,7 @@ class Capabilities:
         missing_aware: Treats an absent modality otherwise than as zeros.
         speakers: ``none`` (ignores speakers), ``same_other`` (only whether two turns have the same speaker) or
             ``numbered`` (the order of first appearance matters).
+        needs_unimodal: Parts of it learn from the objective's term ``unimodal`` only.
         requires: Modalities without which it cannot run; empty means that any will do.
         compiles: Runs under ``torch.compile``; otherwise ``compile_note`` says why not.
     """
@@ -52,6 +53,7 @@ class Capabilities:
     causal: bool = False
     missing_aware: bool = True
     speakers: Literal["none", "same_other", "numbered"] = "none"
+    needs_unimodal: bool = False
     requires: tuple[str, ...] = ()
     compiles: bool = True
     compile_note: str = ""
@@ -68,6 +70,8 @@ class Architecture(nn.Module, ABC):
     """
 
     hidden_size: int
+    keep_attention: bool = False
+    """Set it on an instance to have attention maps in :attr:`Encoded.attention`, where the architecture has any."""
 
     def __init__(self, inputs: InputSpec) -> None:
         super().__init__()

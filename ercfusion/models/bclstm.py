@@ -98,10 +98,11 @@ class BcLstm(Architecture):
     ) -> None:
         self.bidirectional = bidirectional
         self.projection_width = projection
+        self.hierarchy = hierarchy
+        self.detach = detach
         super().__init__(inputs)
         if hierarchy not in ("flat", "hierarchical"):
             raise ValueError(f"hierarchy must be 'flat' or 'hierarchical', found {hierarchy!r}")
-        self.detach = detach
         self.hidden_size = dense
         self.project = ModalityProjection(inputs.widths, projection) if projection else None
         self.dropout = nn.Dropout(dropout if projection else 0.0)
@@ -124,6 +125,7 @@ class BcLstm(Architecture):
         return Capabilities(
             causal=not self.bidirectional,
             missing_aware=self.projection_width > 0,
+            needs_unimodal=self.detach and self.hierarchy == "hierarchical",
             compiles=False,
             compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
         )

@@ -71,8 +71,8 @@ class Cogmen(Architecture):
         feedforward: int = 256,
         hidden: int = 64,
         graph_heads: int = 4,
-        past: int = 10,
-        future: int = 10,
+        past: int = 5,
+        future: int = 5,
         lags: int = 10,
         relations: str = "same_other",
         direction: str = "paper",
@@ -133,11 +133,13 @@ class Cogmen(Architecture):
         context = self._contextualize(x, batch)
 
         graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)  # type: ignore[arg-type]
-        local = self.attention(self.relational(self.narrow(context), graph), graph)
-        local = F.leaky_relu(self.norm(local))
+        exchanged = self.relational(self.narrow(context), graph)
+        local = F.leaky_relu(self.norm(self.attention(exchanged, graph)))
 
         out = torch.cat([x, context, local], dim=1) if self.residual else local
-        return Encoded(self.dropout(F.relu(self.classifier(self.dropout(out) if self.residual else out))))
+        hidden = self.dropout(F.relu(self.classifier(self.dropout(out) if self.residual else out)))
+        attention = {"graph": self.attention.attention_map(exchanged, graph)} if self.keep_attention else {}
+        return Encoded(hidden, attention=attention)
 
     def _contextualize(self, x: Tensor, batch: ConversationBatch) -> Tensor:
         packing = batch.packing

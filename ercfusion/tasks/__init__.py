@@ -1,1 +1,1 @@
-"""tasks."""
+"""Heads, objectives, metrics and decision rules."""

@@ -15,7 +15,7 @@ from ercfusion.tasks.recognizer import Recognized, Recognizer
 class Objective(nn.Module):
     """What training minimises: the task's loss and every auxiliary term, each times its weight.
 
-    Terms: ``task`` (the head's loss), ``unimodal`` (the mean of the same loss on a head for each modality's
+    Terms: ``task`` (the head's loss), ``unimodal`` (the sum of the same loss on a head for each modality's
     representation), and whatever auxiliary losses the architecture names.
 
     Args:
@@ -40,7 +40,7 @@ class Objective(nn.Module):
                 mean_over_processes(*recognizer.head.loss(logits, targets, weights))
                 for logits in recognized.unimodal.values()
             ]
-            terms["unimodal"] = torch.stack(losses).mean()
+            terms["unimodal"] = torch.stack(losses).sum()
         terms.update(recognized.encoded.losses)
         unknown = [name for name in self.weights if name not in terms and name not in ("task", "unimodal")]
         if unknown:

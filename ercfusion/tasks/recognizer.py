@@ -16,7 +16,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.task import TaskSpec
-from ercfusion.errors import RunError
+from ercfusion.errors import ConfigError, RunError
 from ercfusion.layers import Standardize
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
@@ -79,6 +79,11 @@ class Recognizer(nn.Module):
         self.task = task
         self.standardize = Standardize(inputs.widths)
         self.architecture = build_architecture(architecture, inputs, options)
+        if self.architecture.capabilities.needs_unimodal and not unimodal:
+            raise ConfigError(
+                f"with these options parts of {architecture} learn from a classifier on every modality only: "
+                "set objective.weights.unimodal=1 (or detach=false)"
+            )
 
         def head(width: int) -> Head:
             return Head(task, width, label_smoothing=label_smoothing, regression_loss=regression_loss)

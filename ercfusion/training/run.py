@@ -134,7 +134,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
 def _free_folder(config: Mapping[str, Any]) -> Path:
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + f"-seed{config['seed']}"
-    parent = Path(config["output"]).expanduser() / "train" / f"{config['model']['name']}-{config['data']['name']}"
+    parent = Path(config["output"]).expanduser() / "train" / f"{config['preset']['model']}-{config['data']['name']}"
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
@@ -311,7 +311,7 @@ def fit(
     if is_first_process():
         logger.info(
             "%s on %s: %s utterances of %s conversations, %s parameters, %s",
-            config["model"]["name"],
+            config["preset"]["model"],
             config["data"]["name"],
             f"{train_store.num_utterances:,}",
             f"{len(train_store):,}",
@@ -470,11 +470,14 @@ def _log_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     except BaseException as error:
         handler.emit(logger.makeRecord("ercfusion", logging.ERROR, "", 0, f"stopped: {error!r}", (), None))
         raise
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()

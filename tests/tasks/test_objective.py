@@ -44,7 +44,7 @@ def test_terms(recognizer: Recognizer, batch: ConversationBatch) -> None:
     torch.testing.assert_close(terms["task"], quotient(recognizer, recognized.logits, batch))
     each = [quotient(recognizer, logits, batch) for logits in recognized.unimodal.values()]
     assert len(each) == 3
-    torch.testing.assert_close(terms["unimodal"], torch.stack(each).mean())
+    torch.testing.assert_close(terms["unimodal"], torch.stack(each).sum())
     assert (terms["smooth"], terms["sparse"]) == (3.0, 5.0)
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum())
 
@@ -64,7 +64,7 @@ def test_class_weights(recognizer: Recognizer, batch: ConversationBatch) -> None
     _, terms = objective(recognizer, recognized, batch)
     torch.testing.assert_close(terms["task"], quotient(recognizer, recognized.logits, batch, weights))
     each = [quotient(recognizer, logits, batch, weights) for logits in recognized.unimodal.values()]
-    torch.testing.assert_close(terms["unimodal"], torch.stack(each).mean())
+    torch.testing.assert_close(terms["unimodal"], torch.stack(each).sum())
     assert not objective.state_dict()  # from the data, not part of a model
     assert dict(objective.named_buffers()).keys() == {"class_weights"}
 

@@ -235,8 +235,8 @@ class DemoCorpus(Corpus):
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what is generated: the generator's version, seed and sizes."""
-        described = f"demo generation={_GENERATION} seed={self._seed} sizes={self._sizes}"
+        """SHA-256 over everything that decides what is generated: the generator's version and parameters."""
+        described = f"demo generation={_GENERATION} seed={self._seed} sizes={self._sizes} processes={PROCESSES}"
         return hashlib.sha256(described.encode()).hexdigest()
 
     def _sample(self, protocol: Protocol, split: str) -> Sample:
@@ -250,18 +250,19 @@ class DemoCorpus(Corpus):
 
 
 def scores(truth: Bools, predicted: Bools) -> dict[str, float]:
-    """``weighted_f1``, ``macro_f1`` (over all C labels) and ``accuracy`` (share of rows that are equal), 0 to 1.
+    """``weighted_f1``, ``macro_f1`` and ``accuracy`` (share of rows that are equal), 0 to 1, as the library has them.
 
     Args:
-        truth, predicted: (N, C) label sets; one label a row in a single-label task. The F1 of a label that neither
-            side has is 0.
+        truth, predicted: (N, C) label sets; one label a row in a single-label task. ``macro_f1`` is a mean over the
+            labels that occur on either side.
     """
     right = (truth & predicted).sum(axis=0)
     support = truth.sum(axis=0)
+    occurs = support + predicted.sum(axis=0) > 0
     f1 = 2 * right / np.maximum(support + predicted.sum(axis=0), 1)
     return {
         "weighted_f1": float(f1 @ support / support.sum()),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[occurs].mean()),
         "accuracy": float((truth == predicted).all(axis=1).mean()),
     }
 

@@ -1,0 +1,303 @@
+"""What a user types: composing, mistakes that are named, flags, and failing without a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import CORPUS, TINY, command, environment, refused
+
+from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.train import main
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer("train")
+
+
+# Mistakes, and what is said about them. Nothing here may get as far as training.
+MISTAKES = [
+    # a key, a group or a choice that does not exist
+    ("modle=cogmen", "Did you mean 'model'?"),
+    ("model=cogmem", "no such model. Did you mean 'cogmen'?"),
+    ("model=xyz", "no such model. Choose from: bclstm"),
+    ("data=dmo", "no such data. Did you mean 'demo'?"),
+    ("data=demo/fra", "no protocol 'demo/fra'. Did you mean 'demo/far'?"),
+    ("scheduler=cosin", "no such scheduler. Did you mean 'cosine'?"),
+    ("training=null", "no such training"),
+    ("optimizer.lrr=1", "there is no setting 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
+    ("lr=1", "Did you mean 'optimizer.lr'?"),
+    ("batch_size=8", "Did you mean 'training.batch_size'?"),
+    ("model.droput=0.1", "Did you mean 'model.dropout'?"),
+    ("trainer.zzzzzz=1", "Settings there: trainer.accelerator"),
+    ("+model.hiddn=3", "Did you mean 'model.hidden'?"),
+    ("++seeed=3", "Did you mean 'seed'?"),
+    ("optimizer.momentum=0.9", "there is no setting 'optimizer.momentum'"),
+    ("objective.weights.foo=1", "objective.weights names the term 'foo'. Choose from: task"),
+    ("objective.class_weights=balance", "one of none, balanced, effective; found 'balance'"),
+    ("optimizer.name=adan", "optimizer.name='adan' is unknown. Did you mean 'adam'?"),
+    ("data.options.trian=8", "no setting 'trian'"),
+    # a value of the wrong type
+    ("optimizer.lr=fast", "optimizer.lr takes a number (default: 0.0005), not the text 'fast'"),
+    ("optimizer.lr=null", "optimizer.lr takes a number (default: 0.0005), not null"),
+    ("optimizer.lr=[1]", "not a list"),
+    ("seed=abc", "seed takes a whole number (default: 0), not the text 'abc'"),
+    ("seed=1.5", "not a number"),
+    ("seed=true", "not true or false"),
+    ("seed=null", "not null"),
+    ("training.length_aware=1", "takes true or false (default: True), not a whole number"),
+    ("training.keep_every_epoch=yes", "not the text 'yes'"),
+    ("training.threads=many", "training.threads takes a whole number, not the text 'many'"),
+    ("training.metric=[a]", "training.metric takes a text, not a list"),
+    ("run={a: 1}", "run takes a text, not a section"),
+    ("output=null", "output takes a text (default: outputs), not null"),
+    ("data.modalities=3", "data.modalities takes a list, not a whole number"),
+    ("data.modalities={a: 1}", "not a section"),
+    ("data.packs=3", "data.packs takes a section"),
+    ("objective.weights.aux=x", "objective.weights.aux takes a number, not the text 'x'"),
+    ("data.packs.audio=[a]", "data.packs.audio takes a text, not a list"),
+    # a value out of its range
+    ("training.batch_size=0", "training.batch_size must be at least 1, found 0"),
+    ("training.max_epochs=0", "training.max_epochs must be at least 1, found 0"),
+    ("training.max_epochs=-1", "training.max_epochs must be at least 1, found -1"),
+    ("training.patience=-1", "training.patience must be at least 0, found -1"),
+    ("training.threads=0", "training.threads must be at least 1"),
+    ("training.bootstrap=0", "training.bootstrap must be at least 1"),
+    ("objective.label_smoothing=2", "objective.label_smoothing must be from 0 to 1, found 2"),
+    ("optimizer.lr=-1", "Invalid learning rate: -1"),
+    ("model.dropout=2", "model 'concat': dropout probability has to be between 0 and 1"),
+    # what this machine or this corpus cannot do
+    ("trainer.accelerator=abacus", "a trainer with accelerator=abacus"),
+    ("trainer.precision=17", "a trainer with accelerator=cpu"),
+    ("data.modalities=[text,smell]", "asks for 'smell', which demo/balanced does not have (it has text, audio"),
+    ("data.modalities=[]", "data.modalities is empty"),
+    ("training.metric=mae", "'mae' is no metric of the single_label task 'emotion'"),
+    ("training.metric=weighted", "Did you mean 'weighted_f1'?"),
+    ("training.metric=5", "'5' is no metric"),
+    ("data.protocol=5", "corpus 'demo' has no protocol '5'"),
+    ("data.raw=/tmp", "is generated and reads no files"),
+    ("data.packs.audio=/nowhere/at/all", "/nowhere/at/all"),
+    ("output=/proc/nowhere", "/proc/nowhere: No such file or directory"),
+    # several values, deletion, and what is no key=value at all
+    ("seed=0,1", "names several values: add -m to run them all"),
+    ("model=concat,bclstm", "add -m"),
+    ("~seed", "deletes a setting"),
+    ("cogmen", "'cogmen' is not of the form key=value"),
+    ("data.raw=a'b", "cannot be read"),
+    ("--mulitrun", "unknown flag '--mulitrun'. Did you mean '--multirun'?"),
+    ("--config-dir", "--config-dir needs a value"),
+    ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder"),
+    ("resume=/nowhere", "'data.options.train=6' cannot be changed now"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), MISTAKES, ids=[argument for argument, _ in MISTAKES])
+def test_mistakes_are_named(
+    argument: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERCFUSION_QUIET", "1")
+    assert message in refused(main, [*TINY, "model=concat", argument], capsys)
+    # A run that never began leaves no folder behind.
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_corpus_without_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ERCFUSION_DATA", raising=False)
+    for arguments, place in (
+        (["data=meld"], "Set data.raw=FOLDER"),
+        (["data=meld", "data.raw=/nowhere"], "data.raw=/nowhere is not a folder"),
+        (["data=mosi", f"data.raw={tmp_path}"], f"not found in {tmp_path}"),
+    ):
+        message = refused(main, arguments, capsys)
+        assert place in message
+        assert "How to get it: " in message
+        assert "Licence: " in message
+        assert "Expected there: " in message
+    monkeypatch.setenv("ERCFUSION_DATA", str(tmp_path))
+    assert f"{tmp_path}/emorynlp (from the environment variable ERCFUSION_DATA)" in refused(
+        main, ["data=emorynlp"], capsys
+    )
+    assert not list(tmp_path.rglob("config.json"))
+
+
+# Composing
+
+
+def test_texts_that_look_like_numbers(composer: Composer) -> None:
+    arguments = ["run=2024", "data.raw=007", "data.packs.audio=1e3", "data.encoder=12", "output=3.10"]
+    config = composer.compose(arguments)
+    assert (config["run"], config["output"]) == ("2024", "3.10")
+    assert config["data"]["raw"] == "007"
+    assert config["data"]["packs"] == {"audio": "1e3"}
+    assert config["data"]["encoder"] == "12"
+
+
+def test_open_sections_take_new_entries(composer: Composer) -> None:
+    config = composer.compose(
+        [
+            *("data.packs.gaze=/p", "+data.packs.audio=/q", "data.options.train=5"),
+            *("objective.weights.aux=0.25", "objective.weights.task=2"),
+        ]
+    )
+    assert config["data"]["packs"] == {"gaze": "/p", "audio": "/q"}
+    assert config["data"]["options"]["train"] == 5
+    assert config["objective"]["weights"] == {"task": 2, "unimodal": 0.0, "aux": 0.25}
+
+
+@pytest.mark.parametrize("key", ["data.options.train", "training.max_epochs", "seed"])
+def test_the_last_of_several_values_counts(key: str, composer: Composer) -> None:
+    config = composer.compose([f"{key}=5", f"{key}=7"])
+    for name in key.split("."):
+        config = config[name]
+    assert config == 7
+
+
+def test_one_modality_needs_no_brackets(composer: Composer) -> None:
+    assert composer.compose(["data.modalities=text"])["data"]["modalities"] == ["text"]
+    assert composer.compose(["data.modalities=[text,audio]"])["data"]["modalities"] == ["text", "audio"]
+    assert composer.compose(["data.modalities=null"])["data"]["modalities"] is None
+
+
+@pytest.mark.parametrize("value", ["null", "/some/where", "'/with space/x'", "rel/./a-b_c.d"])
+def test_paths(value: str, composer: Composer) -> None:
+    expected = None if value == "null" else value.strip("'")
+    assert composer.compose([f"data.raw={value}"])["data"]["raw"] == expected
+
+
+def test_numbers_as_people_write_them(composer: Composer) -> None:
+    config = composer.compose(["optimizer.lr=1e-3", "model.dropout=0", "training.gradient_clip=.5", "seed=-3"])
+    assert config["optimizer"]["lr"] == 0.001
+    assert config["model"]["dropout"] == 0
+    assert config["training"]["gradient_clip"] == 0.5
+    assert config["seed"] == -3
+
+
+def test_the_configuration_holds_plain_containers(composer: Composer) -> None:
+    def check(value: object) -> None:
+        assert type(value) in (dict, list, str, int, float, bool, type(None)), type(value)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inner)
+
+    check(composer.compose(["data.modalities=[text]", "data.packs.audio=x"]))
+
+
+def test_all_combinations_in_order(composer: Composer) -> None:
+    assert composer.expand(["seed=0,1", "trainer=cpu", "model=concat,cogmen"]) == [
+        ["seed=0", "trainer=cpu", "model=concat"],
+        ["seed=0", "trainer=cpu", "model=cogmen"],
+        ["seed=1", "trainer=cpu", "model=concat"],
+        ["seed=1", "trainer=cpu", "model=cogmen"],
+    ]
+    assert composer.expand(["data.modalities=[text],[audio,text]"]) == [
+        ["data.modalities=[text]"],
+        ["data.modalities=[audio,text]"],
+    ]
+    assert composer.expand(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert composer.expand([]) == [[]]
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    preset = "# @package _global_\nmodel:\n  name: concat\n  hidden: 8\n  dropout: 0.1\n  input_dropout: 0.0\n"
+    (tmp_path / "model" / "mine.yaml").write_text(preset + "training:\n  max_epochs: 2\n")
+    composer = Composer("train", str(tmp_path))
+    assert "mine" in composer.groups()["model"]
+    config = composer.compose(["model=mine", "model.dropout=0.3"])
+    assert config["model"] == {"name": "concat", "hidden": 8, "dropout": 0.3, "input_dropout": 0.0}
+    assert config["training"]["max_epochs"] == 2
+    with pytest.raises(ConfigError, match="Did you mean 'mine'"):
+        composer.compose(["model=mien"])
+    assert "mine" not in Composer("train").groups()["model"]
+
+
+# Flags
+
+
+def test_flags_are_split_from_settings() -> None:
+    flags = (["--help", "-m"], ["--config-dir"])
+    assert split_flags(["a=1", "-m", "--config-dir", "d", "b=-2"], *flags) == (
+        {"-m": True, "--config-dir": "d"},
+        ["a=1", "b=-2"],
+    )
+    assert split_flags(["--config-dir=d=e"], *flags) == ({"--config-dir": "d=e"}, [])
+    for wrong, message in ((["--config-dir"], "needs a value"), (["--hlep"], "Did you mean '--help'")):
+        with pytest.raises(ConfigError, match=message):
+            split_flags(wrong, *flags)
+
+
+# Running a command
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (ErcfusionError("no good\nsecond line"), 2, "error: no good\nsecond line\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (PermissionError(13, "Permission denied", "/root/x"), 2, "error: /root/x: Permission denied\n"),
+        (None, 0, ""),
+    ],
+)
+def test_failures_become_a_status(
+    raised: BaseException | None, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def entry(arguments: list[str]) -> int:
+        assert arguments == ["a=1"]
+        if raised is not None:
+            raise raised
+        return 0
+
+    assert command(entry, ["a=1"], capsys) == (status, "", said)
+
+
+@pytest.mark.parametrize("raised", [ValueError("a defect"), OSError("of ours")])
+def test_defects_are_not_hidden(raised: Exception) -> None:
+    def entry(arguments: list[str]) -> int:
+        raise raised
+
+    with pytest.raises(type(raised)):
+        run_command(entry, [])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg"]])
+def test_a_reader_that_has_gone(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ercfusion.train", *arguments],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            env=environment(),
+        )
+    finally:
+        os.close(write_end)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_help_and_refusals_need_no_torch() -> None:
+    script = (
+        "import sys; from ercfusion.cli import run_command; from ercfusion.train import main; "
+        "run_command(main, ['--help']); run_command(main, ['modle=x']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_sizes_of_the_tiny_corpus_are_settings() -> None:
+    assert all(entry.startswith("data.options.") for entry in CORPUS)
