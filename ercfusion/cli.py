@@ -59,16 +59,25 @@ def prepare_logging() -> None:
     """Messages of the library as plain lines on stderr; those of its dependencies only when they matter."""
     logger = logging.getLogger("ercfusion")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler: logging.Handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
     logger.setLevel(logging.INFO)
-    for handler in logger.handlers:
-        handler.setLevel(logging.WARNING if quiet else logging.INFO)  # a run's log file gets everything all the same
+    for sink in logger.handlers:
+        sink.setLevel(logging.WARNING if quiet else logging.INFO)  # a run's log file gets everything all the same
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Lines through the console that progress bars draw on, so that they appear above a bar and not in it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from ercfusion.progress import console
+
+        console().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 # Composing
@@ -192,6 +201,9 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"{argument!r} is not of the form key=value (see --help)")
+        key, _, value = argument.partition("=")
+        if "=" in value and not any(sign in value for sign in "'\"[]{}(),"):
+            argument = f"{key}='{value}'"  # a path such as runs/seed=0, which Hydra wants quoted
         try:
             parsed.append(parser.parse_override(argument))
         except HydraException as error:
@@ -252,11 +264,15 @@ def _checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str
 def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
     from ercfusion.errors import nearest
 
-    close = nearest(key, known, 1) or [name for name in known if name.rpartition(".")[2] == key][:1]
+    section, _, last = key.rpartition(".")
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
+    if inside:
+        close = [f"{section}.{name}" for name in nearest(last, [name[len(section) + 1 :] for name in inside], 1)]
+    else:
+        close = nearest(key, known, 1)
+    close = close or [name for name in known if name.rpartition(".")[2] == last][:1]
     if close:
         return f"Did you mean {close[0]!r}?"
-    section = key.rpartition(".")[0]
-    inside = [name for name in known if section and name.startswith(f"{section}.")]
     return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
 
 

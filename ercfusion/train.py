@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
         return run.train(config, folder), folder
     except KeyboardInterrupt:
         if run.is_first_process():
-            print(f"\ninterrupted; continue with: python -m ercfusion.train resume={folder}", file=sys.stderr)
+            again = shlex.quote(f"resume={folder}")
+            print(f"\ninterrupted; continue with: python -m ercfusion.train {again}", file=sys.stderr)
         raise
     except ErcfusionError as error:
         if (folder / run.LAST).is_file():

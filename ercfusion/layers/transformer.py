@@ -83,9 +83,9 @@ class PackedTransformerLayer(nn.Module):
                 raise ValueError("a layer with lags needs the speakers")
             bias = self.bias(packing, speaker).to(qkv.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-        mixed = F.scaled_dot_product_attention(
-            qkv[0], qkv[1], qkv[2], attn_mask=mask, dropout_p=self.dropout_rate if self.training else 0.0
-        )
+        q, k, v = qkv.unbind()  # not qkv[0], ...: each index would send back a gradient of the size of all three
+        dropout = self.dropout_rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out(packing.pack(mixed.transpose(1, 2).flatten(2)))
 
     def _mask(self, packing: Packing) -> Tensor | None:

@@ -19,6 +19,7 @@ from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, RunError, TrainingError
 from ercfusion.files import atomic_write
+from ercfusion.progress import console
 from ercfusion.tasks.metrics import higher_is_better, scores
 
 logger = logging.getLogger("ercfusion")
@@ -193,6 +194,47 @@ class Selection(pl.Callback):
             best["epoch"],
             row["seconds"],
         )
+
+
+class TrainingBar(pl.Callback):
+    """One bar over all batches of all epochs; the lines that :class:`Selection` logs appear above it."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=None)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by the trainer."""
+        steps = int(trainer.num_training_batches)
+        self._bar.update(self._task, total=steps * (trainer.max_epochs or 1), completed=steps * trainer.current_epoch)
+        self._bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by the trainer."""
+        self._bar.update(self._task, description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Called by the trainer."""
+        self._bar.advance(self._task)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by the trainer."""
+        self._bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -58,6 +58,7 @@ from ercfusion.training.callbacks import (
     BatchSeed,
     RestrictedCheckpointIO,
     Selection,
+    TrainingBar,
     read_history,
 )
 from ercfusion.training.module import ConversationModule, train_loader
@@ -270,9 +271,7 @@ def fit(
     )
     callbacks: list[pl.Callback] = [BatchSeed(config["seed"]), selection]
     if interactive:
-        from pytorch_lightning.callbacks import RichProgressBar
-
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(TrainingBar())
     sinks = _tensorboard(folder) if settings["tensorboard"] else False
     try:
         trainer = pl.Trainer(
@@ -287,7 +286,7 @@ def fit(
             plugins=[RestrictedCheckpointIO()],
             default_root_dir=str(folder),
             enable_checkpointing=False,
-            enable_progress_bar=interactive,
+            enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
