@@ -70,13 +70,18 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over the runs of a multirun that differ in their seed only."""
+    """Mean and standard deviation over the runs of a multirun that differ in their seed only.
+
+    A row is named by what its runs do not share with all others.
+    """
     from ercfusion.evaluation.statistics import seed_summary
 
+    typed = [record["command"]["overrides"] for record in records]
+    shared = set(typed[0]).intersection(*typed[1:])
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        overrides = [entry for entry in record["command"]["overrides"] if not entry.startswith("seed=")]
-        groups.setdefault(" ".join(overrides) or "defaults", []).append(record)
+    for record, overrides in zip(records, typed, strict=True):
+        own = [entry for entry in overrides if entry not in shared and not entry.startswith("seed=")]
+        groups.setdefault(" ".join(own) or record["config"]["preset"]["model"], []).append(record)
     rows = [["", "runs", "metric", "dev", "test"]]
     for name, members in groups.items():
         metric = members[0]["selection"]["metric"]

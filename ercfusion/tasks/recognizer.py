@@ -91,7 +91,13 @@ class Recognizer(nn.Module):
         self.head = head(self.architecture.hidden_size)
         self.unimodal_heads = nn.ModuleDict()
         if unimodal:
-            self.unimodal_heads.update({name: head(width) for name, width in self._representation_widths().items()})
+            widths = self._representation_widths()
+            if not widths:
+                raise ConfigError(
+                    f"{architecture} with these options has no representation of a single modality for "
+                    "objective.weights.unimodal to train: set that weight to 0"
+                )
+            self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
 
     def _representation_widths(self) -> dict[str, int]:

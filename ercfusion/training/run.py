@@ -91,9 +91,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "trainer.devices": (1, math.inf),
 }
 
+# Others would have to convert the inputs, which the trainer cannot do with packed batches.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a number is out of its range, before anything is written or loaded."""
+    """Raise :class:`ConfigError` where a setting is out of its range, before anything is written or loaded."""
+    precision = config["trainer"]["precision"]
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
     for key, (low, high) in RANGES.items():
         section, _, name = key.partition(".")
         value = config[section].get(name)

@@ -65,7 +65,7 @@ def test_mistakes_are_named(changed: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_split_is_named() -> None:
-    with pytest.raises(ConfigError, match="no split 'tets'. Did you mean 'test'"):
+    with pytest.raises(ConfigError, match=r"no split 'tets'\. Did you mean 'test'"):
         load_data(settings()).store("tets")
 
 
@@ -81,7 +81,12 @@ def test_a_pack_replaces_and_adds_modalities(tmp_path: Path) -> None:
     data = load_data(settings())
     packs = {"audio": pack(tmp_path / "a", data, "audio"), "motion": pack(tmp_path / "m", data, "motion")}
     found = load_data(settings(packs=packs))
-    assert {table.modality: table.width for table in found.tables} == {"text": 24, "audio": 5, "visual": 16, "motion": 5}
+    assert {table.modality: table.width for table in found.tables} == {
+        "text": 24,
+        "audio": 5,
+        "visual": 16,
+        "motion": 5,
+    }
     store = found.store("train")
     np.testing.assert_array_equal(store.features["motion"][0], np.arange(5))
     only = load_data(settings(packs=packs, modalities=["motion"]))

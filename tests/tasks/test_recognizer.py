@@ -64,7 +64,8 @@ def test_unimodal_heads() -> None:
     for name, logits in recognized.unimodal.items():
         assert torch.equal(logits, recognizer.unimodal_heads[name](recognized.encoded.modalities[name]))
     assert not make(architecture="concat").unimodal_heads
-    assert not make(architecture="bclstm", unimodal=True).unimodal_heads  # flat: it has no representations
+    with pytest.raises(ConfigError, match="no representation of a single modality"):
+        make(architecture="bclstm", unimodal=True)  # flat
 
 
 @pytest.mark.parametrize("kind", KINDS)

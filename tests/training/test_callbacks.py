@@ -133,7 +133,7 @@ def test_outputs_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: p
 
 
 def test_a_metric_without_a_value_on_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no utterance on which training.metric=shift_accuracy is defined"):
+    with pytest.raises(ConfigError, match=r"no utterance on which training\.metric=shift_accuracy is defined"):
         run_epochs(selection(tmp_path, "shift_accuracy"), monkeypatch, "weighted_f1", [0.5])
 
 

@@ -163,8 +163,8 @@ def test_every_term_is_logged(store: ConversationStore, monkeypatch: pytest.Monk
     settings = logged.pop("settings")
     assert set(logged) == {"train/loss", "train/task", "train/unimodal"}
     assert not any(value.requires_grad for value in logged.values())
-    assert float(logged["train/loss"]) == float(total)
-    assert float(total) == pytest.approx(float(logged["train/task"] + 0.5 * logged["train/unimodal"]))
+    assert float(logged["train/loss"]) == float(total.detach())
+    assert float(total.detach()) == pytest.approx(float(logged["train/task"] + 0.5 * logged["train/unimodal"]))
     # The epoch's mean is over utterances, however they are spread over batches.
     assert settings["batch_size"] == int(batch.targets[store.tasks[0].name].valid.sum())
 

@@ -274,6 +274,15 @@ def _distribution_protocol() -> str:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_mixed_precision(tmp_path: Path) -> None:
+    settings = ["model=cogmen", "training.max_epochs=2", "training.metric=nll"]
+    full = train(tmp_path / "full", *settings)
+    mixed = train(tmp_path / "mixed", *settings, "trainer.precision=bf16-mixed")
+    assert mixed["metrics"]["test"]["nll"] != full["metrics"]["test"]["nll"]
+    assert mixed["metrics"]["test"]["nll"] == pytest.approx(full["metrics"]["test"]["nll"], rel=0.02)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_auxiliary_terms_are_logged(tmp_path: Path) -> None:
     train(tmp_path / "run", "model=concat", "training.max_epochs=2", "objective.weights.unimodal=0.5")
     frame = pd.read_csv(tmp_path / "run" / "metrics.csv")
@@ -344,7 +353,7 @@ def test_a_run_folder_that_is_not_empty_is_left_alone(tmp_path: Path, capsys: py
 
 @pytest.mark.usefixtures("no_pictures")
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    config = {"seed": 4, "run": None, "output": str(tmp_path), "model": {"name": "m"}, "data": {"name": "d"}}
+    config = {"seed": 4, "run": None, "output": str(tmp_path), "preset": {"model": "m"}, "data": {"name": "d"}}
     made = [run._free_folder(config) for _ in range(4)]
     assert len(set(made)) == 4
     assert all(re.fullmatch(r"\d{8}-\d{6}-seed4(-\d)?", folder.name) for folder in made)

@@ -146,6 +146,9 @@ class DemoCorpus(Corpus):
         super().__init__(None, **options)
         if raw is not None:
             raise ConfigError(f"corpus 'demo' is generated and reads no files; leave data.raw out (found {str(raw)!r})")
+        for name, value in {"seed": seed, "train": train, "dev": dev, "test": test}.items():
+            if value is not None and not isinstance(value, int):
+                raise ConfigError(f"corpus 'demo': {name} must be a whole number, found {value!r}")
         if seed < 0:
             raise ConfigError(f"corpus 'demo': seed must not be negative, found {seed}")
         self._seed = seed

