@@ -252,6 +252,16 @@ def epoch_flops(padded: bool, options: Callable[[Shape], dict[str, Any]]) -> Cal
     return flops
 
 
+def adam_traffic(options: Callable[[Shape], dict[str, Any]]) -> Callable[[Inputs], float]:
+    """Bytes of one epoch's updates: parameter, gradient and two moments are read, all but the gradient written."""
+
+    def traffic(inputs: Inputs) -> float:
+        parameters = recognizer(inputs.shape, options(inputs.shape)).parameters()
+        return 7.0 * 4 * sum(parameter.numel() for parameter in parameters) * len(inputs.batches)
+
+    return traffic
+
+
 # Building the graphs of one epoch
 
 
@@ -315,23 +325,27 @@ BENCHMARKS = (
                 "the released algorithm, written literally",
                 literal_epoch,
                 flops=epoch_flops(True, unmasked_options),
+                traffic=adam_traffic(unmasked_options),
             ),
             "released, masked": Implementation(
                 "ours, same architecture and width, padding masked",
                 our_epoch(masked_options),
                 check_epoch(mask_padding=True),
                 epoch_flops(False, masked_options),
+                adam_traffic(masked_options),
             ),
             "released, unmasked": Implementation(
                 "ours, same architecture and width, padding attended to as released",
                 our_epoch(unmasked_options),
                 check_epoch(mask_padding=False),
                 epoch_flops(True, unmasked_options),
+                adam_traffic(unmasked_options),
             ),
             "default": Implementation(
                 "ours in its default form, another model: projected to 128, pre-norm, residual",
                 our_epoch(default_options),
                 flops=epoch_flops(False, default_options),
+                traffic=adam_traffic(default_options),
             ),
         },
         targets={"released, masked": 2.0},

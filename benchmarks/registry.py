@@ -178,12 +178,14 @@ class Implementation:
         check: Raises AssertionError where, on these inputs, the implementation differs from the reference. None for
             the reference itself, and for an implementation that computes something else on purpose.
         flops: Floating-point operations that the timed function cannot do without, by part.
+        traffic: Bytes that its optimiser cannot do without reading or writing.
     """
 
     description: str
     setup: Callable[[Inputs], Callable[[], Any]]
     check: Callable[[Inputs], None] | None = None
     flops: Callable[[Inputs], Mapping[str, float]] | None = None
+    traffic: Callable[[Inputs], float] | None = None
 
 
 @dataclass(frozen=True)
