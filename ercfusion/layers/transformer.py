@@ -11,6 +11,10 @@ from torch.nn import functional as F
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.packing import Packing
 
+LONG = 48
+"""From this length on, on a CPU, attention runs on one conversation after the other: without padding there is less to
+compute, and no mask. Shorter conversations are quicker together (``benchmarks/``)."""
+
 
 class PackedTransformerLayer(nn.Module):
     r"""One Transformer encoder layer in which every utterance attends to all utterances of its own conversation.
@@ -76,17 +80,29 @@ class PackedTransformerLayer(nn.Module):
         return self.norm_feedforward(x + self.dropout(self._feed(x)))
 
     def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
-        qkv = packing.pad(self.qkv(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
+        if self.bias is not None and speaker is None:
+            raise ValueError("a layer with lags needs the speakers")
+        qkv = self.qkv(x)
+        if packing.longest < LONG or packing.size == 1 or qkv.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.out(self._mix(qkv, packing, speaker))
+        parts = []
+        for number, rows in enumerate(qkv.split(list(packing.lengths))):
+            own = Packing([len(rows)], packing.device)
+            first = sum(packing.lengths[:number])
+            parts.append(self._mix(rows, own, None if speaker is None else speaker[first : first + len(rows)]))
+        return self.out(torch.cat(parts))
+
+    def _mix(self, qkv: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
+        """(N, 3 D) queries, keys and values -> (N, D) mixed values, by padded attention."""
+        heads = packing.pad(qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
         mask = self._mask(packing)
-        if self.bias is not None:
-            if speaker is None:
-                raise ValueError("a layer with lags needs the speakers")
-            bias = self.bias(packing, speaker).to(qkv.dtype)
+        if self.bias is not None and speaker is not None:
+            bias = self.bias(packing, speaker).to(heads.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-        q, k, v = qkv.unbind()  # not qkv[0], ...: each index would send back a gradient of the size of all three
+        q, k, v = heads.unbind()  # not heads[0], ...: each index would send back a gradient of the size of all three
         dropout = self.dropout_rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out(packing.pack(mixed.transpose(1, 2).flatten(2)))
+        return packing.pack(mixed.transpose(1, 2).flatten(2))
 
     def _mask(self, packing: Packing) -> Tensor | None:
         """Who may attend to whom, broadcastable to (B, H, L, L); None where everyone may attend to all."""

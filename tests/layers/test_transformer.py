@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ercfusion.layers import PackedTransformer, PackedTransformerLayer
+from ercfusion.layers import PackedTransformer, PackedTransformerLayer, transformer
 from ercfusion.ops import Packing
 
 
@@ -50,7 +50,17 @@ def bias_by_hand(table: Tensor, packing: Packing, speaker: Tensor, lags: int) ->
 @pytest.mark.parametrize(("causal", "lags"), [(False, 0), (True, 0), (False, 2), (True, 9)])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_equals_torch(norm_first: bool, activation: str, causal: bool, lags: int, lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_equals_torch(
+    one_by_one: bool,
+    norm_first: bool,
+    activation: str,
+    causal: bool,
+    lags: int,
+    lengths: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transformer, "LONG", 1 if one_by_one else 1000)
     packing = Packing(lengths)
     layer = PackedTransformerLayer(
         8, 2, 12, dropout=0.0, norm_first=norm_first, activation=activation, causal=causal, lags=lags
