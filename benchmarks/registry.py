@@ -73,6 +73,20 @@ SHAPES: dict[str, Shape] = {
         future=10,
         model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
     ),
+    # MELD's training split as text alone, with the 162 speaker-pair relations that nine speakers make.
+    "meld": Shape(
+        conversations=1038,
+        utterances=9989,
+        shortest=1,
+        longest=24,
+        spread=5.8,
+        widths={"text": 384},
+        speakers=9,
+        batch=32,
+        past=10,
+        future=10,
+        model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
+    ),
     # For tests. Past and future differ, so that a mistaken direction shows; one conversation has one utterance.
     "tiny": Shape(
         conversations=5,

@@ -10,6 +10,14 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The inputs of the tests are tiny: more threads would only wait for each other, and add in another order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """The folder of a real data set beside the repository; the test is skipped where it is absent."""

@@ -21,7 +21,7 @@ from ercfusion.train import main
 from ercfusion.training.callbacks import Selection
 
 CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
-TINY = (*CORPUS, "training.batch_size=2", "training.bootstrap=50", "trainer=cpu")
+TINY = (*CORPUS, "training.batch_size=2", "training.bootstrap=50", "training.threads=1", "trainer=cpu")
 
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
