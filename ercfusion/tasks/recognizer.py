@@ -202,15 +202,18 @@ class Recognizer(nn.Module):
         found = config.get("format") if isinstance(config, dict) else None
         if found != FORMAT:
             raise RunError(f"{folder / 'config.json'}: format {found!r}; this version reads {FORMAT}")
-        recognizer = Recognizer(
-            config["architecture"],
-            InputSpec.from_dict(config["inputs"]),
-            TaskSpec.from_dict(config["task"]),
-            config["options"],
-            unimodal=config["unimodal"],
-            label_smoothing=config["label_smoothing"],
-            regression_loss=config["regression_loss"],
-        )
+        try:
+            recognizer = Recognizer(
+                config["architecture"],
+                InputSpec.from_dict(config["inputs"]),
+                TaskSpec.from_dict(config["task"]),
+                config["options"],
+                unimodal=config["unimodal"],
+                label_smoothing=config["label_smoothing"],
+                regression_loss=config["regression_loss"],
+            )
+        except KeyError as error:
+            raise RunError(f"{folder / 'config.json'}: the entry {error} is missing") from error
         try:
             recognizer.load_state_dict(load_file(folder / "model.safetensors"))
         except (SafetensorError, RuntimeError) as error:

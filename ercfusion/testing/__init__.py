@@ -12,8 +12,8 @@ from ercfusion.testing.batches import (
     random_tables,
     take,
 )
+from ercfusion.testing.case import CHECKS, without_dropout
 from ercfusion.testing.check import (
-    CHECKS,
     check_absent_content,
     check_autocast,
     check_batch_invariance,
@@ -30,7 +30,6 @@ from ercfusion.testing.check import (
     check_single_utterance_training,
     check_small_batches,
     check_speakers,
-    without_dropout,
 )
 
 __all__ = [

@@ -14,29 +14,21 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 import tempfile
-import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import BatchError, RunError
-from ercfusion.models import ARCHITECTURES, Architecture
-from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognized, Recognizer
-from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, make_task, random_batch, random_store, take
-
-Model = str | Callable[..., Architecture]
-"""A registered name, or anything that makes an architecture: ``factory(inputs, **options)``."""
+from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, take
+from ercfusion.testing.case import CHECKS, Case, Model, requirement, without_dropout
 
 SHIFT_INVARIANT = ("key.bias",)
 """Ends of names of parameters whose gradient is zero by theory: a softmax does not see what is added to all scores."""
@@ -45,107 +37,6 @@ TOLERANCE = 1e-9
 """Largest difference, in double precision, between results that only rounding may tell apart."""
 
 OVERFIT_STEPS = 400
-
-
-class Check(Protocol):
-    """The signature of every single check."""
-
-    __name__: str
-
-    def __call__(
-        self,
-        model: Model,
-        task: TaskSpec | None = None,
-        options: Mapping[str, Any] | None = None,
-        *,
-        unimodal: bool = False,
-    ) -> None:
-        """Raise AssertionError unless the requirement is met."""
-
-
-CHECKS: dict[str, Check] = {}
-"""The single checks by the name of their requirement, in the order in which :func:`check_model` runs them."""
-
-
-class _Case:
-    """One architecture under test: builds recognizers that are equal to each other."""
-
-    def __init__(self, name: str, label: str, task: TaskSpec, options: Mapping[str, Any], unimodal: bool) -> None:
-        self.name, self.label, self.task, self.options, self.unimodal = name, label, task, dict(options), unimodal
-
-    def build(self, dtype: torch.dtype = torch.float32) -> Recognizer:
-        """In train mode, with statistics of random training data."""
-        torch.manual_seed(0)
-        inputs = InputSpec(WIDTHS, speakers=2)
-        recognizer = Recognizer(self.name, inputs, self.task, self.options, unimodal=self.unimodal)
-        recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, seed=7))
-        return recognizer.to(dtype).train()
-
-    def batch(self, lengths: Sequence[int] = LENGTHS, **arguments: Any) -> ConversationBatch:
-        """A random batch with absent modalities and unlabelled turns."""
-        settings: dict[str, Any] = {"absent": 0.3, "labelled": 0.8, **arguments}
-        return random_batch(lengths, tasks=[self.task], **settings)
-
-    def loss(self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch) -> Tensor:
-        """The objective with its default weights."""
-        return Objective({})(recognizer, recognized, batch)[0]
-
-    def gradients(self, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
-        """Gradients of the loss; a parameter without one fails."""
-        recognizer.zero_grad(set_to_none=True)
-        self.loss(recognizer, recognizer(batch), batch).backward()
-        gradients = {}
-        for name, parameter in recognizer.named_parameters():
-            assert parameter.grad is not None, f"the parameter {name} gets no gradient: nothing that is trained uses it"
-            gradients[name] = parameter.grad
-        return gradients
-
-
-@contextmanager
-def _registered(model: Model) -> Iterator[tuple[str, str]]:
-    """A registry name for ``model``, and how to call it in messages."""
-    if isinstance(model, str):
-        yield model, model
-        return
-    label = getattr(model, "__name__", type(model).__name__)
-    module = types.ModuleType(f"ercfusion.testing._model_{id(model)}")
-    module.factory = model  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    ARCHITECTURES[module.__name__] = f"{module.__name__}:factory"
-    try:
-        yield module.__name__, label
-    finally:
-        del ARCHITECTURES[module.__name__], sys.modules[module.__name__]
-
-
-def _requirement(name: str) -> Callable[[Callable[[_Case], None]], Check]:
-    """Make a public check of a function of a case, and list it in :data:`CHECKS`."""
-
-    def decorate(function: Callable[[_Case], None]) -> Check:
-        @functools.wraps(function)
-        def check(
-            model: Model,
-            task: TaskSpec | None = None,
-            options: Mapping[str, Any] | None = None,
-            *,
-            unimodal: bool = False,
-        ) -> None:
-            task = task or make_task()
-            with _registered(model) as (registered, label), torch.random.fork_rng(devices=[]):
-                case = _Case(registered, label, task, options or {}, unimodal)
-                where = f"{label}, {task.kind}, requirement {name!r}"
-                try:
-                    function(case)
-                except AssertionError as error:
-                    raise AssertionError(f"{where}: {error}") from error
-                except Exception as error:
-                    raise AssertionError(f"{where}: raised {type(error).__name__}: {error}") from error
-
-        del check.__wrapped__  # the signature is that of Check, not that of the wrapped function
-        CHECKS[name] = check
-        return check
-
-    return decorate
 
 
 def check_model(
@@ -192,26 +83,11 @@ def check_model(
         raise AssertionError(f"{model}: the exemption from {name!r} is not needed (given reason: {exempt[name]})")
 
 
-def without_dropout(module: nn.Module) -> nn.Module:
-    """Set every dropout probability in ``module`` to zero, in place, and return it.
-
-    That of dropout layers, and the numbers called ``dropout``, ``dropout_rate`` or ``dropout_p`` on any module, which
-    attention and recurrent layers have.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
-        for name in ("dropout", "dropout_rate", "dropout_p"):
-            if isinstance(getattr(part, name, None), float):
-                setattr(part, name, 0.0)
-    return module
-
-
 # The requirements
 
 
-@_requirement("finite")
-def check_finite(case: _Case) -> None:
+@requirement("finite")
+def check_finite(case: Case) -> None:
     """Outputs have the right shape and are finite in train and eval mode, and so is the loss."""
     batch = case.batch()
     for training in (True, False):
@@ -228,8 +104,8 @@ def check_finite(case: _Case) -> None:
         _assert_finite(case.loss(recognizer, recognized, batch), "the loss")
 
 
-@_requirement("gradients")
-def check_gradients(case: _Case) -> None:
+@requirement("gradients")
+def check_gradients(case: Case) -> None:
     """Every parameter gets a finite gradient.
 
     Where the architecture learns, no gradient is zero throughout on a batch with absent modalities. Parameters whose
@@ -244,8 +120,8 @@ def check_gradients(case: _Case) -> None:
             assert gradient.abs().max() > 0, f"the gradient of {name} is zero throughout"
 
 
-@_requirement("overfits")
-def check_overfits(case: _Case) -> None:
+@requirement("overfits")
+def check_overfits(case: Case) -> None:
     """Two conversations are learned by heart, without dropout, within :data:`OVERFIT_STEPS` steps of Adam.
 
     All decisions are right; probabilities of a distribution task and regressed numbers are close on average (a
@@ -283,8 +159,8 @@ def _distance(recognizer: Recognizer, batch: ConversationBatch) -> float:
     return max(0.0, float((output - value).abs().mean()) / span - 0.05)
 
 
-@_requirement("batch_invariance")
-def check_batch_invariance(case: _Case) -> None:
+@requirement("batch_invariance")
+def check_batch_invariance(case: Case) -> None:
     """A conversation gets the same output alone, inside any batch, and in whatever order the batch is."""
     recognizer = case.build(torch.float64).eval()
     batch = case.batch(dtype=torch.float64)
@@ -303,8 +179,8 @@ def check_batch_invariance(case: _Case) -> None:
                 _assert_close(value, expected, f"{name} of a conversation of {length}, alone and in a batch")
 
 
-@_requirement("small_batches")
-def check_small_batches(case: _Case) -> None:
+@requirement("small_batches")
+def check_small_batches(case: Case) -> None:
     """A batch of one conversation works in train and eval mode, one of a single utterance in eval mode."""
     recognizer = case.build()
     for training, lengths in ((True, [6]), (False, [6]), (False, [1])):
@@ -315,8 +191,8 @@ def check_small_batches(case: _Case) -> None:
     _assert_all_finite(case.gradients(recognizer.train(), case.batch([6])), "with one conversation")
 
 
-@_requirement("single_utterance_training")
-def check_single_utterance_training(case: _Case) -> None:
+@requirement("single_utterance_training")
+def check_single_utterance_training(case: Case) -> None:
     """A batch of a single utterance can be trained on."""
     recognizer = case.build()
     batch = case.batch([1], absent=0.0)
@@ -324,8 +200,8 @@ def check_single_utterance_training(case: _Case) -> None:
     _assert_all_finite(case.gradients(recognizer, batch), "with a single utterance")
 
 
-@_requirement("many_speakers")
-def check_many_speakers(case: _Case) -> None:
+@requirement("many_speakers")
+def check_many_speakers(case: Case) -> None:
     """Nine speakers in a conversation are no error where training had two."""
     recognizer = case.build()
     batch = case.batch((14, 3), speakers=9)
@@ -334,8 +210,8 @@ def check_many_speakers(case: _Case) -> None:
     _assert_all_finite(case.gradients(recognizer.train(), batch), "with nine speakers")
 
 
-@_requirement("absent_content")
-def check_absent_content(case: _Case) -> None:
+@requirement("absent_content")
+def check_absent_content(case: Case) -> None:
     """What is stored where a modality is absent, or dropped on purpose, reaches neither outputs nor gradients.
 
     Not-a-number, infinity and large numbers give bit for bit what zeros give. Dropping is the same as being absent. An
@@ -359,7 +235,7 @@ def check_absent_content(case: _Case) -> None:
         _assert_equal(value, removed[name], f"{name} with modalities dropped instead of absent")
 
 
-def _evidence(case: _Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
+def _evidence(case: Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
     """Everything that the content of a batch could reach: outputs and gradients, with the same dropout each time."""
     recognizer = copy.deepcopy(recognizer).eval()  # a copy: running statistics must not carry over
     with torch.no_grad():
@@ -369,8 +245,8 @@ def _evidence(case: _Case, recognizer: Recognizer, batch: ConversationBatch) -> 
     return found | {f"gradient of {name}": value for name, value in gradients.items()}
 
 
-@_requirement("missing_aware")
-def check_missing_aware(case: _Case) -> None:
+@requirement("missing_aware")
+def check_missing_aware(case: Case) -> None:
     """The architecture tells an absent modality from one that is present and zero if, and only if, it says so.
 
     Zero after standardisation, so the mean of the training data. A model that does not learn is excepted.
@@ -396,8 +272,8 @@ def check_missing_aware(case: _Case) -> None:
                 _assert_equal(absent, present, f"not declared missing-aware; logits with {name} absent or zero")
 
 
-@_requirement("context")
-def check_context(case: _Case) -> None:
+@requirement("context")
+def check_context(case: Case) -> None:
     """The architecture reads of its conversation what its capabilities say: no more, and no less.
 
     Not contextual: nothing about other utterances changes an output. Causal: nothing about later utterances, their
@@ -448,8 +324,8 @@ def _alone(batch: ConversationBatch) -> ConversationBatch:
     return replace(batch, packing=type(batch.packing)([1] * batch.num_utterances, batch.device), ids=())
 
 
-@_requirement("speakers")
-def check_speakers(case: _Case) -> None:
+@requirement("speakers")
+def check_speakers(case: Case) -> None:
     """The architecture uses speakers as its capabilities say.
 
     ``none``: other speakers change nothing. ``same_other``: other numbers for the same speakers change nothing, other
@@ -477,8 +353,8 @@ def check_speakers(case: _Case) -> None:
         assert not torch.equal(after["swapped"], before), "declared 'numbered', but other numbers change nothing"
 
 
-@_requirement("pretrained")
-def check_pretrained(case: _Case) -> None:
+@requirement("pretrained")
+def check_pretrained(case: Case) -> None:
     """``save_pretrained`` and ``from_pretrained`` give the same logits bit for bit; a bad file gives RunError."""
     recognizer = case.build()
     batch = case.batch()
@@ -503,8 +379,8 @@ def check_pretrained(case: _Case) -> None:
             (folder / name).write_bytes(content)
 
 
-@_requirement("autocast")
-def check_autocast(case: _Case) -> None:
+@requirement("autocast")
+def check_autocast(case: Case) -> None:
     """Outputs, loss and gradients stay finite under automatic mixed precision with bfloat16."""
     recognizer = case.build()
     batch = case.batch()
@@ -521,8 +397,8 @@ def check_autocast(case: _Case) -> None:
         _assert_finite(parameter.grad, f"the gradient of {name} under autocast")
 
 
-@_requirement("compile")
-def check_compile(case: _Case) -> None:
+@requirement("compile")
+def check_compile(case: Case) -> None:
     """Runs under ``torch.compile`` with equal results, for batches of different sizes, or says why it does not."""
     recognizer = case.build().eval()
     capabilities = recognizer.architecture.capabilities
@@ -540,8 +416,8 @@ def check_compile(case: _Case) -> None:
     torch.compiler.reset()
 
 
-@_requirement("inputs")
-def check_inputs(case: _Case) -> None:
+@requirement("inputs")
+def check_inputs(case: Case) -> None:
     """Data that does not fit is refused with an error that names what was expected and what was found."""
     recognizer = case.build().eval()
     names = list(WIDTHS)

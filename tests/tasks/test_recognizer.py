@@ -146,6 +146,9 @@ def test_damaged_folders(tmp_path: Path) -> None:
     config.write_text("[1]")
     with pytest.raises(RunError, match="format"):
         Recognizer.from_pretrained(folder)
+    config.write_text(json.dumps({name: value for name, value in json.loads(text).items() if name != "task"}))
+    with pytest.raises(RunError, match="the entry 'task' is missing"):
+        Recognizer.from_pretrained(folder)
     config.write_text('{"format": 1,\n oops')
     with pytest.raises(RunError, match=r"config.json, line 2: not valid JSON"):
         Recognizer.from_pretrained(folder)

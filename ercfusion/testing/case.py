@@ -1,0 +1,140 @@
+"""One architecture under test, and how a function that tests it becomes a public check."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.data.task import TaskSpec
+from ercfusion.models import ARCHITECTURES, Architecture
+from ercfusion.tasks.objective import Objective
+from ercfusion.tasks.recognizer import Recognized, Recognizer
+from ercfusion.testing.batches import LENGTHS, WIDTHS, make_task, random_batch, random_store
+
+Model = str | Callable[..., Architecture]
+"""A registered name, or anything that makes an architecture: ``factory(inputs, **options)``."""
+
+
+class Check(Protocol):
+    """The signature of every single check."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        model: Model,
+        task: TaskSpec | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        unimodal: bool = False,
+    ) -> None:
+        """Raise AssertionError unless the requirement is met."""
+
+
+CHECKS: dict[str, Check] = {}
+"""The single checks by the name of their requirement, in the order in which :func:`check_model` runs them."""
+
+
+class Case:
+    """One architecture under test: builds recognizers that are equal to each other."""
+
+    def __init__(self, name: str, label: str, task: TaskSpec, options: Mapping[str, Any], unimodal: bool) -> None:
+        self.name, self.label, self.task, self.options, self.unimodal = name, label, task, dict(options), unimodal
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Recognizer:
+        """In train mode, with statistics of random training data."""
+        torch.manual_seed(0)
+        inputs = InputSpec(WIDTHS, speakers=2)
+        recognizer = Recognizer(self.name, inputs, self.task, self.options, unimodal=self.unimodal)
+        recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, seed=7))
+        return recognizer.to(dtype).train()
+
+    def batch(self, lengths: Sequence[int] = LENGTHS, **arguments: Any) -> ConversationBatch:
+        """A random batch with absent modalities and unlabelled turns."""
+        settings: dict[str, Any] = {"absent": 0.3, "labelled": 0.8, **arguments}
+        return random_batch(lengths, tasks=[self.task], **settings)
+
+    def loss(self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch) -> Tensor:
+        """The objective with its default weights."""
+        return Objective({})(recognizer, recognized, batch)[0]
+
+    def gradients(self, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
+        """Gradients of the loss; a parameter without one fails."""
+        recognizer.zero_grad(set_to_none=True)
+        self.loss(recognizer, recognizer(batch), batch).backward()
+        gradients = {}
+        for name, parameter in recognizer.named_parameters():
+            assert parameter.grad is not None, f"the parameter {name} gets no gradient: nothing that is trained uses it"
+            gradients[name] = parameter.grad
+        return gradients
+
+
+@contextmanager
+def _registered(model: Model) -> Iterator[tuple[str, str]]:
+    """A registry name for ``model``, and how to call it in messages."""
+    if isinstance(model, str):
+        yield model, model
+        return
+    label = getattr(model, "__name__", type(model).__name__)
+    module = types.ModuleType(f"ercfusion.testing._model_{id(model)}")
+    module.factory = model  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    ARCHITECTURES[module.__name__] = f"{module.__name__}:factory"
+    try:
+        yield module.__name__, label
+    finally:
+        del ARCHITECTURES[module.__name__], sys.modules[module.__name__]
+
+
+def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
+    """Make a public check of a function of a case, and list it in :data:`CHECKS`."""
+
+    def decorate(function: Callable[[Case], None]) -> Check:
+        @functools.wraps(function)
+        def check(
+            model: Model,
+            task: TaskSpec | None = None,
+            options: Mapping[str, Any] | None = None,
+            *,
+            unimodal: bool = False,
+        ) -> None:
+            task = task or make_task()
+            with _registered(model) as (registered, label), torch.random.fork_rng(devices=[]):
+                case = Case(registered, label, task, options or {}, unimodal)
+                where = f"{label}, {task.kind}, requirement {name!r}"
+                try:
+                    function(case)
+                except AssertionError as error:
+                    raise AssertionError(f"{where}: {error}") from error
+                except Exception as error:
+                    raise AssertionError(f"{where}: raised {type(error).__name__}: {error}") from error
+
+        del check.__wrapped__  # the signature is that of Check, not that of the wrapped function
+        CHECKS[name] = check
+        return check
+
+    return decorate
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """Set every dropout probability in ``module`` to zero, in place, and return it.
+
+    That of dropout layers, and the numbers called ``dropout``, ``dropout_rate`` or ``dropout_p`` on any module, which
+    attention and recurrent layers have.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for name in ("dropout", "dropout_rate", "dropout_p"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+    return module
