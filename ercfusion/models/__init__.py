@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +9,17 @@ from typing import Any
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.registry import Registry
 
-ARCHITECTURES: dict[str, str] = {
-    "majority": "ercfusion.models.majority:Majority",
-    "concat": "ercfusion.models.concat:Concat",
-    "bclstm": "ercfusion.models.bclstm:BcLstm",
-    "cogmen": "ercfusion.models.cogmen:Cogmen",
-}
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "architecture",
+    {
+        "majority": "ercfusion.models.majority:Majority",
+        "concat": "ercfusion.models.concat:Concat",
+        "bclstm": "ercfusion.models.bclstm:BcLstm",
+        "cogmen": "ercfusion.models.cogmen:Cogmen",
+    },
+)
 
 
 def architecture_class(name: str) -> type[Architecture]:
@@ -25,11 +28,7 @@ def architecture_class(name: str) -> type[Architecture]:
     Raises:
         ConfigError: unknown name; the message names the nearest.
     """
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"no architecture {name!r}. {did_you_mean(name, ARCHITECTURES)}")
-    module, _, attribute = ARCHITECTURES[name].partition(":")
-    loaded: type[Architecture] = getattr(importlib.import_module(module), attribute)
-    return loaded
+    return ARCHITECTURES.load(name)
 
 
 def register(name: str, target: str) -> None:
@@ -42,9 +41,7 @@ def register(name: str, target: str) -> None:
     Raises:
         ConfigError: the name belongs to another architecture.
     """
-    if ARCHITECTURES.get(name, target) != target:
-        raise ConfigError(f"the architecture name {name!r} is taken by {ARCHITECTURES[name]}")
-    ARCHITECTURES[name] = target
+    ARCHITECTURES.register(name, target)
 
 
 def architecture_options(name: str) -> dict[str, Any]:

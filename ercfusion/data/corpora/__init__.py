@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
 from ercfusion.data.corpus import Corpus
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.registry import Registry
 
-CORPORA: dict[str, str] = {
-    "demo": "ercfusion.data.corpora.demo:DemoCorpus",
-    "meld": "ercfusion.data.corpora.meld:MeldCorpus",
-    "emorynlp": "ercfusion.data.corpora.emorynlp:EmoryNlpCorpus",
-    "mosi": "ercfusion.data.corpora.mosi:MosiCorpus",
-    "emotionlines": "ercfusion.data.corpora.emotionlines:EmotionLinesCorpus",
-}
+CORPORA: Registry[Corpus] = Registry(
+    "corpus",
+    {
+        "demo": "ercfusion.data.corpora.demo:DemoCorpus",
+        "meld": "ercfusion.data.corpora.meld:MeldCorpus",
+        "emorynlp": "ercfusion.data.corpora.emorynlp:EmoryNlpCorpus",
+        "mosi": "ercfusion.data.corpora.mosi:MosiCorpus",
+        "emotionlines": "ercfusion.data.corpora.emotionlines:EmotionLinesCorpus",
+    },
+)
 
 
 def corpus_class(name: str) -> type[Corpus]:
@@ -24,11 +26,7 @@ def corpus_class(name: str) -> type[Corpus]:
     Raises:
         ConfigError: unknown name; the message names the nearest.
     """
-    if name not in CORPORA:
-        raise ConfigError(f"no corpus {name!r}. {did_you_mean(name, CORPORA)}")
-    module, _, attribute = CORPORA[name].partition(":")
-    loaded: type[Corpus] = getattr(importlib.import_module(module), attribute)
-    return loaded
+    return CORPORA.load(name)
 
 
 def register(name: str, target: str) -> None:
@@ -41,9 +39,7 @@ def register(name: str, target: str) -> None:
     Raises:
         ConfigError: the name belongs to another corpus.
     """
-    if CORPORA.get(name, target) != target:
-        raise ConfigError(f"the corpus name {name!r} is taken by {CORPORA[name]}")
-    CORPORA[name] = target
+    CORPORA.register(name, target)
 
 
 def open_corpus(name: str, raw: str | os.PathLike[str] | None = None, **options: Any) -> Corpus:

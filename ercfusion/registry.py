@@ -1,0 +1,46 @@
+"""Names for classes that are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from ercfusion.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, str], Generic[T]):
+    """Name to ``"module:Class"``.
+
+    Args:
+        kind: What the names name, as in "no architecture 'x'".
+        entries: What is known from the start.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        super().__init__(entries)
+        self.kind = kind
+
+    def load(self, name: str) -> type[T]:
+        """The class called ``name``.
+
+        Raises:
+            ConfigError: unknown name; the message names the nearest.
+        """
+        if name not in self:
+            raise ConfigError(f"no {self.kind} {name!r}. {did_you_mean(name, self)}")
+        module, _, attribute = self[name].partition(":")
+        loaded: type[T] = getattr(importlib.import_module(module), attribute)
+        return loaded
+
+    def register(self, name: str, target: str) -> None:
+        """Make a class of your own known by name; see :func:`ercfusion.models.register`.
+
+        Raises:
+            ConfigError: the name belongs to another class.
+        """
+        if self.get(name, target) != target:
+            raise ConfigError(f"the {self.kind} name {name!r} is taken by {self[name]}")
+        self[name] = target
