@@ -153,7 +153,9 @@ def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     model, synthetic = config["preset"]["model"], " The corpus is synthetic." if corpus.synthetic else ""
     better = "higher" if higher_is_better(selection["metric"]) else "lower"
     features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
-    settings = " ".join(record["command"]["overrides"]) or "(defaults)"
+    places = ("data.raw=", "data.packs.", "output=", "run=")  # of one machine; a card is made to be shared
+    typed = [entry for entry in record["command"]["overrides"] if not entry.startswith((*places, "seed="))]
+    settings = " ".join(typed) or "(defaults)"
     return f"""---
 library_name: ercfusion
 license: other

@@ -383,3 +383,10 @@ def test_quiet_runs_still_write_their_log(
     assert (status, err) == (0, "")
     assert out.endswith(f"{tmp_path / 'run'}\n")
     assert "epoch 1/1  loss" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_card_names_no_place_of_this_machine(finished_run: Path) -> None:
+    card = (finished_run / "model/README.md").read_text()
+    assert "model=cogmen" in card
+    assert str(finished_run) not in card
+    assert "run=" not in card
