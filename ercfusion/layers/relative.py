@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ercfusion.ops.packing import Packing
 
@@ -28,7 +29,9 @@ class RelativeBias(nn.Module):
     def pairs(self, lag: Tensor, same_speaker: Tensor) -> Tensor:
         """(H, ...) biases of pairs with the distances ``lag`` (receiver minus source) and ``same_speaker`` (...)."""
         index = lag.clamp(-self.lags, self.lags) + self.lags + (2 * self.lags + 1) * same_speaker.long()
-        return self.weight[:, index]
+        # An embedding, not weight[:, index]: the gradient of plain indexing is summed in an order that changes from run
+        # to run where torch has several threads.
+        return F.embedding(index, self.weight.t()).movedim(-1, 0)
 
     def forward(self, packing: Packing, speaker: Tensor) -> Tensor:
         """(B, H, L, L) biases of all pairs within each conversation, [b, h, receiver, source]."""
