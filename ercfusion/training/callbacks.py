@@ -128,10 +128,7 @@ class Selection(pl.Callback):
     @property
     def best(self) -> Mapping[str, float] | None:
         """The history's row with the best dev score (the earliest of equals)."""
-        if not self.history:
-            return None
-        sign = 1 if higher_is_better(self.metric) else -1
-        return max(self.history, key=lambda row: (sign * row[f"dev/{self.metric}"], -row["epoch"]))
+        return best_row(self.history, self.metric) if self.history else None
 
     @property
     def exhausted(self) -> bool:
@@ -235,6 +232,12 @@ class TrainingBar(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._bar.stop()
+
+
+def best_row(history: list[dict[str, float]], metric: str) -> dict[str, float]:
+    """The row with the best dev score (the earliest of equals)."""
+    sign = 1 if higher_is_better(metric) else -1
+    return max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

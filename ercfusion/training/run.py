@@ -59,6 +59,7 @@ from ercfusion.training.callbacks import (
     RestrictedCheckpointIO,
     Selection,
     TrainingBar,
+    best_row,
     read_history,
 )
 from ercfusion.training.module import ConversationModule, train_loader
@@ -386,8 +387,7 @@ def finish(
     predictions = {"dev": dev, "test": recognizer.predict(test_store)}
     floor = {split: scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
     history = read_history(folder / HISTORY)
-    sign = 1 if higher_is_better(metric) else -1
-    best = max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
+    best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
     headline = [name for name in ("weighted_f1", "macro_f1", "accuracy", metric) if name in floor["test"]]
     record: dict[str, Any] = {
