@@ -14,7 +14,7 @@ from torch import Tensor
 from ercfusion.data.batch import ConversationBatch, TaskTargets
 from ercfusion.ops.packing import Packing
 
-MODULES: dict[str, str] = {"cogmen": "benchmarks.cogmen"}
+MODULES: dict[str, str] = {"cogmen": "benchmarks.cogmen", "many": "benchmarks.many"}
 """Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""
 
 EMOTIONS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
@@ -193,6 +193,8 @@ class Implementation:
             the reference itself, and for an implementation that computes something else on purpose.
         flops: Floating-point operations that the timed function cannot do without, by part.
         traffic: Bytes that its optimiser cannot do without reading or writing.
+        processes: Works in processes of its own. What ``setup`` returns has ``startup``, the seconds that starting them
+            took, and ``close()``.
     """
 
     description: str
@@ -200,6 +202,7 @@ class Implementation:
     check: Callable[[Inputs], None] | None = None
     flops: Callable[[Inputs], Mapping[str, float]] | None = None
     traffic: Callable[[Inputs], float] | None = None
+    processes: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,7 @@ class Benchmark:
         targets: How many times faster than the first an implementation should be.
         make_inputs: From a shape and a seed to what the implementations take.
         memory: Measure the peak memory too when asked to.
+        epochs: Training epochs in one call, for the column of epochs a second; 0 shows none.
     """
 
     name: str
@@ -221,6 +225,7 @@ class Benchmark:
     targets: Mapping[str, float] = field(default_factory=dict)
     make_inputs: Callable[[Shape, int], Inputs] = make_inputs
     memory: bool = True
+    epochs: int = 0
 
     @property
     def reference(self) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.registry import MODULES, SHAPES, Benchmark, Inputs, benchmarks
+from benchmarks.registry import MODULES, SHAPES, Benchmark, Implementation, Inputs, benchmarks
 
 MATMULS = ((1452, 1380, 4140), (1452, 1380, 1380), (1452, 1380, 2048), (1452, 2048, 1380))
 """(m, k, n) of the products whose speed is measured: a Transformer layer of 1,380 on a quarter of 5,808 utterances."""
@@ -104,7 +104,24 @@ def copy_probe() -> tuple[Callable[[], None], float]:
 def run_benchmark(benchmark: Benchmark, inputs: Inputs, names: Sequence[str], repeats: int) -> dict[str, Any]:
     """Timings of the named implementations, with floors where their work is known."""
     chosen = {name: benchmark.implementations[name] for name in names}
-    functions = {name: implementation.setup(inputs) for name, implementation in chosen.items()}
+    functions: dict[str, Any] = {}
+    try:
+        for name, implementation in chosen.items():
+            functions[name] = implementation.setup(inputs)
+        return _timed(benchmark, inputs, chosen, functions, repeats)
+    finally:
+        for name, function in functions.items():
+            if chosen[name].processes:
+                function.close()
+
+
+def _timed(
+    benchmark: Benchmark,
+    inputs: Inputs,
+    chosen: dict[str, Implementation],
+    functions: dict[str, Any],
+    repeats: int,
+) -> dict[str, Any]:
     work = {name: dict(entry.flops(inputs)) for name, entry in chosen.items() if entry.flops}
     probes = {}
     if work:
@@ -117,6 +134,10 @@ def run_benchmark(benchmark: Benchmark, inputs: Inputs, names: Sequence[str], re
     rows = {}
     for name in chosen:
         row: dict[str, Any] = {"seconds": timings[name].rounds, "best": timings[name].best}
+        if benchmark.epochs:
+            row["epochs_per_second"] = benchmark.epochs / row["best"]
+        if chosen[name].processes:
+            row["startup"] = functions[name].startup
         if benchmark.reference in chosen and name != benchmark.reference:
             reference = timings[benchmark.reference]
             pairs = zip(reference.rounds, timings[name].rounds, strict=True)
@@ -210,6 +231,7 @@ def show(benchmark: Benchmark, result: dict[str, Any]) -> None:
                 name,
                 f"{row['best']:.4g}",
                 f"{statistics.median(row['seconds']):.4g}",
+                f"{row['epochs_per_second']:.2f}" if "epochs_per_second" in row else "",
                 f"{row['faster']:.2f}" if "faster" in row else "",
                 f"{row['faster_median']:.2f}" if "faster_median" in row else "",
                 f"{row['target']:g}" if "target" in row else "",
@@ -218,11 +240,12 @@ def show(benchmark: Benchmark, result: dict[str, Any]) -> None:
                 f"{row['update_floor']:.3g}" if "update_floor" in row else "",
                 f"{row['over_floor']:.2f}" if "over_floor" in row else "",
                 f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
+                f"{row['startup']:.1f}" if "startup" in row else "",
                 result["checks"].get(name, ""),
             ]
         )
-    header = ["implementation", "best s", "median s", "x faster", "(median)", "target", "GFLOP", "floor s"]
-    header += ["update s", "/ floor", "peak MiB", "check"]
+    header = ["implementation", "best s", "median s", "epochs/s", "x faster", "(median)", "target", "GFLOP", "floor s"]
+    header += ["update s", "/ floor", "peak MiB", "start s", "check"]
     used = [column for column in range(len(header)) if column == 0 or any(row[column] for row in rows)]
     print(table([header[column] for column in used], [[row[column] for column in used] for row in rows]))
     for name, speed in result["speeds"].items():

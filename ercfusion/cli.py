@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
@@ -26,6 +27,13 @@ NULLABLE: dict[str, Any] = {
     "data.modalities": [],
     "training.metric": "",
     "training.threads": 1,
+    "sweep.workers": 1,
+    "sweep.metric": "",
+    "sweep.only": [],
+    "sweep.warmup": 1,
+    "sweep.storage": "",
+    "sweep.name": "",
+    "sweep.timeout": 1.0,
 }
 
 
@@ -128,6 +136,61 @@ class Composer:
         assert isinstance(config, dict)
         return {"preset": preset, **{str(key): value for key, value in config.items()}}
 
+    def choice(self, group: str, name: str) -> dict[str, Any]:
+        """The content of one choice of a group, as it stands in its file."""
+        from omegaconf import OmegaConf
+
+        with self._initialized() as compose:
+            content = OmegaConf.to_container(compose(f"{group}/{name}", []), resolve=True)
+        assert isinstance(content, dict)
+        found: dict[str, Any] = content[group]
+        return found
+
+    def settings(self, path: str) -> list[str]:
+        """The entries of a file of settings (``--settings``) as arguments, which remember where they come from.
+
+        Raises:
+            ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
+        """
+        from omegaconf import OmegaConf
+
+        groups = self.groups()
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(path))
+        except OSError as error:
+            raise ConfigError(f"--settings {path} cannot be read: {error.strerror}") from error
+        except Exception as error:
+            # The YAML reader and OmegaConf raise various types; the place of the mistake is in their words.
+            raise ConfigError(f"--settings {path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--settings {path} must hold settings by name, as in `model: cogmen`")
+        origin, entries = f"{path}: ", []
+        for key, value in ((str(name), value) for name, value in loaded.items()):
+            if key in groups and isinstance(value, str):
+                entries.append(_from_file(f"{key}={value}", origin))
+                continue
+            leaves = _leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+            entries += [_from_file(override_text(name, leaf), origin) for name, leaf in leaves]
+        # Groups first, as they are typed: what follows changes single settings of them.
+        return sorted(entries, key=lambda entry: entry.partition("=")[0] not in groups)
+
+    def split_ranges(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """Ordinary arguments, and by key those in Hydra's sweep syntax (``a=1,2``, ``a=interval(1,2)``), parsed."""
+        plain: list[str] = []
+        ranges: dict[str, Any] = {}
+        for argument, parsed in zip(overrides, _parse(overrides), strict=True):
+            ranges.pop(str(parsed.key_or_group), None)  # the last of several counts
+            if parsed.is_sweep_override():
+                plain = [entry for entry in plain if entry.partition("=")[0].lstrip("+") != parsed.key_or_group]
+                ranges[str(parsed.key_or_group)] = parsed
+            else:
+                plain.append(argument)
+        return plain, ranges
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The values of ordinary arguments by key, as plain containers; the last of several counts."""
+        return {str(parsed.key_or_group): parsed.value() for parsed in _parse(overrides)}
+
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
         choices = []
@@ -141,20 +204,20 @@ class Composer:
 
     def _check(self, overrides: Sequence[str]) -> list[str]:
         groups = self.groups()
-        parsed = [(entry, str(entry.input_line)) for entry in _parse(overrides)]
+        parsed = [(entry, str(entry.input_line), _origin(text)) for text, entry in zip(overrides, _parse(overrides))]
         chosen: list[str] = []
-        values: list[tuple[Any, str]] = []
-        for entry, line in parsed:
+        values: list[tuple[Any, str, str]] = []
+        for entry, line, origin in parsed:
             key = entry.key_or_group
             if entry.is_delete() or entry.is_sweep_override():
                 reason = "deletes a setting" if entry.is_delete() else "names several values: add -m to run them all"
-                raise ConfigError(f"{line!r} {reason}")
+                raise ConfigError(f"{origin}{line!r} {reason}")
             if key not in groups:
-                values.append((entry, line))
+                values.append((entry, line, origin))
             elif entry.value() not in groups[key]:
-                raise ConfigError(f"{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
+                raise ConfigError(f"{origin}{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
             else:
-                chosen.append(line)
+                chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
         with self._initialized() as compose:
             base = _flatten(compose(self.root, chosen))
             # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
@@ -163,13 +226,12 @@ class Composer:
                 if group in ("optimizer", "scheduler"):
                     own = _flatten(compose(f"{group}/{choice}", []))
                     chosen += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
-        for entry, line in values:
-            chosen.append(_checked_value(entry, line, base, groups))
+        for entry, line, origin in values:
+            with _naming(origin):
+                chosen.append(_checked_value(entry, line, base, groups))
         return chosen
 
     def _initialized(self) -> Any:
-        from contextlib import contextmanager
-
         from hydra import compose, initialize_config_module
         from hydra.core.global_hydra import GlobalHydra
 
@@ -192,6 +254,57 @@ class Composer:
         return ConfigLoaderImpl(path)
 
 
+class FileEntry(str):
+    """An argument that comes from a file: ``origin`` goes before what is said about it."""
+
+    origin = ""
+
+
+def _from_file(text: str, origin: str) -> FileEntry:
+    entry = FileEntry(text)
+    entry.origin = origin
+    return entry
+
+
+def _origin(argument: str) -> str:
+    return argument.origin if isinstance(argument, FileEntry) else ""
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{origin}{error}") from error
+
+
+def override_text(key: str, value: Any) -> str:
+    """``key=value`` as Hydra reads it back."""
+    return f"{key}={_value_text(value)}"
+
+
+def _value_text(value: Any) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_value_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_value_text(inner)}" for key, inner in value.items()) + "}"
+    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else repr(value)
+
+
+def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _parse(overrides: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -201,6 +314,7 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
             raise ConfigError(f"{argument!r} is not of the form key=value (see --help)")
+        origin = _origin(argument)
         key, _, value = argument.partition("=")
         if "=" in value and not any(sign in value for sign in "'\"[]{}(),"):
             argument = f"{key}='{value}'"  # a path such as runs/seed=0, which Hydra wants quoted
@@ -208,7 +322,7 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
             parsed.append(parser.parse_override(argument))
         except HydraException as error:
             raise ConfigError(
-                f"{argument!r} cannot be read: {str(error).splitlines()[0]}. "
+                f"{origin}{argument!r} cannot be read: {str(error).splitlines()[0]}. "
                 "Quote values with spaces or special characters: key='\"value\"'"
             ) from error
     return parsed

@@ -52,6 +52,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     """Score the run in ``folder``; ``settings`` as on the command line."""
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.load import load_data
+    from ercfusion.evaluation.optimism import measure_optimism, optimism_text
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.record import read_record, rounded_scores, split_record
     from ercfusion.tasks.recognizer import Recognizer
@@ -70,7 +71,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     data = load_data(paths)
     store = data.store(split)
     if optimism == "true":
-        print(optimism_report(folder, record, data))
+        print(optimism_text(measure_optimism(folder, record, data)))
         return
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     predictions = recognizer.predict(store)
@@ -89,47 +90,6 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
         worst = max((abs(found[name] - recorded[name]) for name in recorded if name in found), default=0.0)
         print("equal to the run's record" if worst < 1e-5 else f"differs from the run's record by up to {worst:.2g}")
     print(target / f"{split}.parquet")
-
-
-def optimism_report(folder: Path, record: Mapping[str, Any], data: Any) -> str:
-    """How much better the run would look if the epoch were chosen on test: a diagnostic, never a result."""
-    from ercfusion.tasks.metrics import best_thresholds, higher_is_better, scores
-    from ercfusion.tasks.recognizer import Recognizer
-
-    epochs = sorted((folder / "checkpoints").glob("epoch-*"))
-    if not epochs:
-        raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
-    metric = record["selection"]["metric"]
-    store, dev_store, test = data.store("test"), data.store("dev"), {}
-    for path in epochs:
-        recognizer = Recognizer.from_pretrained(path)
-        if recognizer.task.kind == "multi_label":  # as the chosen model: thresholds are part of what dev decides
-            recognizer.set_thresholds(best_thresholds(recognizer.predict(dev_store)))
-        found = scores(recognizer.predict(store))[metric]
-        test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
-    best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])
-    chosen = record["metrics"]["test"][metric]
-    report = {
-        "diagnostic": "test-selected scores are optimistic and must not be reported as results",
-        "metric": metric,
-        "dev_selected": chosen,
-        "last_epoch": test[max(test)],
-        "test_selected": test[best],
-        "test_selected_epoch": best,
-        "optimism": test[best] - chosen,
-    }
-    (folder / "evaluation").mkdir(exist_ok=True)
-    with atomic_write(folder / "evaluation" / "optimism.json") as stream:
-        stream.write(json.dumps({**report, "test_by_epoch": test}, indent=1) + "\n")
-    return "\n".join(
-        [
-            f"optimism diagnostic (test {metric}; never a result)",
-            f"  dev-selected epoch     {chosen:.4f}",
-            f"  last epoch             {report['last_epoch']:.4f}",
-            f"  best test epoch ({best})   {test[best]:.4f}",
-            f"  optimism               {report['optimism']:+.4f}",
-        ]
-    )
 
 
 def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:

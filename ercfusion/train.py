@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ examples
   python -m ercfusion.train data=meld data.protocol=meld/3way    three sentiments instead of seven emotions
   python -m ercfusion.train data=mosi data.modalities=[text]     one modality of three
   python -m ercfusion.train optimizer.lr=1e-3 model.dropout=0.5  any setting by its name
-  python -m ercfusion.train -m seed=0,1,2 model=concat,bclstm    every combination, one after the other
+  python -m ercfusion.train -m seed=0,1,2 model=concat,bclstm    every combination, as many at a time as there are cores
   python -m ercfusion.train resume=RUN                           go on with an interrupted run
 
 models      {models}
@@ -39,6 +40,9 @@ flags
   --help, -h         this text
   --cfg              print the configuration that would be used, and stop
   --multirun, -m     run every combination of the values given as key=a,b,c
+  --workers N        with -m: processes, each on one thread (default: one a core; one on a machine with a GPU);
+                     1 runs one combination after the other in this process
+  --settings FILE    settings from a YAML file (the best.yaml of a sweep, for example); what is typed wins
   --config-dir DIR   also look for configuration groups in DIR (DIR/model/mine.yaml makes model=mine)
 
 A run writes a folder below outputs/ (output=DIR, or run=DIR for exactly that one): configuration, log, metrics per
@@ -67,13 +71,18 @@ def expand_protocol(argument: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h", "--cfg", "--multirun", "-m"], ["--config-dir"])
+    flags, arguments = split_flags(
+        argv, ["--help", "-h", "--cfg", "--multirun", "-m"], ["--config-dir", "--workers", "--settings"]
+    )
     composer = Composer("train", flags.get("--config-dir"))
     if "--help" in flags or "-h" in flags:
         print(help_text(composer), end="")
         return 0
     multirun = "--multirun" in flags or "-m" in flags
-    combinations = composer.expand(arguments) if multirun else [arguments]
+    workers = _workers(flags.get("--workers"), multirun)
+    # What is typed comes later, and wins.
+    entries = composer.settings(flags["--settings"]) if "--settings" in flags else []
+    combinations = [[*entries, *typed] for typed in (composer.expand(arguments) if multirun else [arguments])]
     jobs = []
     for combination in combinations:
         overrides = [part for argument in combination for part in expand_protocol(argument)]
@@ -85,7 +94,28 @@ def main(argv: list[str]) -> int:
         raise ConfigError("run= and resume= name one folder and do not go with -m; use output=DIR")
     if multirun and any(config["trainer"]["devices"] != 1 for _, config in jobs):
         raise ConfigError("-m does not go with several devices: start one distributed run at a time")
-    return _run_all(jobs) if multirun else _run_one(*jobs[0])
+    if not multirun:
+        return _run_one(*jobs[0])
+    if workers is None:
+        from ercfusion.training.pool import default_workers
+
+        workers = default_workers(len(jobs))
+    records, failed = _one_by_one(jobs) if workers == 1 else _side_by_side(jobs, workers)
+    if len(records) > 1:
+        from ercfusion.evaluation.report import seeds_summary
+
+        print("\n" + seeds_summary(records))
+    return 2 if failed else 0
+
+
+def _workers(typed: str | None, multirun: bool) -> int | None:
+    if typed is None:
+        return None
+    if not multirun:
+        raise ConfigError("--workers goes with -m only: a single run is one process")
+    if not typed.isdecimal() or int(typed) < 1:
+        raise ConfigError(f"--workers takes a whole number of at least 1, not {typed!r}")
+    return int(typed)
 
 
 def _run_one(overrides: Sequence[str], config: dict[str, Any]) -> int:
@@ -95,9 +125,11 @@ def _run_one(overrides: Sequence[str], config: dict[str, Any]) -> int:
     return 0
 
 
-def _run_all(jobs: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> int:
-    from ercfusion.evaluation.report import seeds_summary
+Combinations = Sequence[tuple[Sequence[str], dict[str, Any]]]
 
+
+def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
+    """Run all combinations in this process; returns the records and how many failed."""
     records, failed = [], 0
     for number, (overrides, config) in enumerate(jobs, start=1):
         logger.info("run %d of %d: %s", number, len(jobs), " ".join(overrides))
@@ -111,9 +143,51 @@ def _run_all(jobs: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> int:
         assert record is not None
         records.append(record)
         _show(record, folder)
-    if len(records) > 1:
-        print("\n" + seeds_summary(records))
-    return 2 if failed else 0
+    return records, failed
+
+
+def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]], int]:
+    """Run all combinations, ``workers`` at a time; returns the records and how many failed."""
+    from ercfusion.evaluation.record import RECORD
+    from ercfusion.training import run
+    from ercfusion.training.many import RunJob, train_many
+    from ercfusion.training.pool import Outcome
+
+    shared = set(jobs[0][0]).intersection(*(overrides for overrides, _ in jobs))
+    runs: list[RunJob] = []
+    for overrides, config in jobs:
+        name = ", ".join(entry for entry in overrides if entry not in shared) or " ".join(overrides)
+        if config["training"]["threads"] is None:
+            # Written down, so that the run says on how many threads it was made, and is resumed on as many.
+            config["training"]["threads"] = 1
+        try:
+            runs.append(RunJob(name, config, run.new_run_folder(config, overrides)))
+        except ErcfusionError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+    os.environ.pop(run.FOLDER_VARIABLE, None)  # it names one folder
+    logger.info("%d runs, %d at a time", len(runs), min(workers, len(runs)))
+
+    def ended(outcome: Outcome[RunJob, Any]) -> None:
+        folder = outcome.job.folder
+        if outcome.result is not None:
+            _show(outcome.result, folder)
+            return
+        print(f"error: {outcome.job.name}: {outcome.error}", file=sys.stderr)
+        if (folder / run.LAST).is_file():
+            print(f"The run folder is {folder}", file=sys.stderr)
+        else:
+            run.discard_if_empty(folder)
+
+    try:
+        outcomes = train_many(runs, workers=workers, on_done=ended)
+    except KeyboardInterrupt:
+        left = [job.folder for job in runs if job.folder.is_dir() and not (job.folder / RECORD).is_file()]
+        print(f"\ninterrupted; {len(left)} of {len(runs)} runs are not complete; continue with:", file=sys.stderr)
+        for folder in left:
+            print(f"  {_again(folder)}", file=sys.stderr)
+        raise
+    records = [outcome.result for outcome in outcomes if outcome.result is not None]
+    return records, len(jobs) - len(records)
 
 
 def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, Any] | None, Path]:
@@ -132,8 +206,7 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
         return run.train(config, folder), folder
     except KeyboardInterrupt:
         if run.is_first_process():
-            again = shlex.quote(f"resume={folder}")
-            print(f"\ninterrupted; continue with: python -m ercfusion.train {again}", file=sys.stderr)
+            print(f"\ninterrupted; continue with: {_again(folder)}", file=sys.stderr)
         raise
     except ErcfusionError as error:
         if (folder / run.LAST).is_file():
@@ -141,6 +214,11 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
         if fresh:
             run.discard_if_empty(folder)
         raise
+
+
+def _again(folder: Path) -> str:
+    """The command that continues a run."""
+    return f"python -m ercfusion.train {shlex.quote(f'resume={folder}')}"
 
 
 def _show(record: dict[str, Any], folder: Path) -> None:

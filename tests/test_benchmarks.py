@@ -14,7 +14,12 @@ from benchmarks import run
 from benchmarks.registry import SHAPES, benchmarks, draw_lengths
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in benchmarks()}
-CASES = [(benchmark.name, name) for benchmark in BENCHMARKS.values() for name in benchmark.implementations]
+# Starting processes takes seconds.
+CASES = [
+    pytest.param(benchmark.name, name, marks=[pytest.mark.slow] if implementation.processes else [])
+    for benchmark in BENCHMARKS.values()
+    for name, implementation in benchmark.implementations.items()
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -31,6 +36,9 @@ def test_runs(benchmark_name, name):
     function = benchmark.implementations[name].setup(benchmark.make_inputs(SHAPES["tiny"], 0))
     function()
     function()
+    if benchmark.implementations[name].processes:
+        assert function.startup > 0
+        function.close()
 
 
 @pytest.mark.parametrize(("benchmark_name", "name"), CASES)
@@ -53,3 +61,28 @@ def test_command_writes_what_it_measured(tmp_path, capsys):
     assert "cogmen-graph" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out.json").read_text())["benchmarks"]["cogmen-graph"]["rows"]
     assert set(rows) == set(BENCHMARKS["cogmen-graph"].implementations)
+
+
+def test_only_models_without_packed_sequences_are_batched_over_seeds():
+    from benchmarks.many import why_not_batched
+
+    assert why_not_batched("concat", SHAPES["tiny"]) is None
+    assert ".item()" in why_not_batched("bclstm", SHAPES["tiny"])
+    assert why_not_batched("cogmen", SHAPES["tiny"]) is not None
+
+
+@pytest.mark.slow
+def test_processes_are_timed_with_what_they_cost_to_start(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    arguments = ["many-seeds", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
+    try:
+        status = run.main([*arguments, "--only", "one by one", "--only", "processes", "--json", f"{tmp_path}/out.json"])
+    finally:
+        torch.set_num_threads(threads)
+    assert status == 0
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("implementation"))
+    assert "epochs/s" in header
+    assert "start s" in header
+    rows = json.loads((tmp_path / "out.json").read_text())["benchmarks"]["many-seeds"]["rows"]
+    assert rows["processes"]["epochs_per_second"] > 0
+    assert rows["processes"]["startup"] > 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from runs import TINY, command, python, read, refused, train
+from runs import TINY, assert_same_run, command, environment, python, read, refused, resume, train
 
 from ercfusion.data.corpora import CORPORA
 from ercfusion.errors import TrainingError
 from ercfusion.models import ARCHITECTURES
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import expand_protocol, main
+from ercfusion.training.run import FOLDER_VARIABLE
 
 FAST = (*TINY, "model=majority", "training.max_epochs=1")
 
@@ -28,7 +34,7 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert corpora is not None
         assert set(ARCHITECTURES) <= set(models[1].split(", "))
         assert set(CORPORA) == set(corpora[1].split(", "))
-        for word in ("adamw", "plateau", "ddp", "--config-dir", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
+        for word in ("adamw", "plateau", "ddp", "--config-dir", "--workers", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
             assert word in out
         assert max(map(len, out.splitlines())) <= 120
 
@@ -101,7 +107,7 @@ def test_what_a_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 @pytest.mark.usefixtures("no_pictures")
 def test_every_combination_and_a_summary_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", *TINY, "training.max_epochs=1", "seed=0,1", "model=concat,majority", f"output={tmp_path}"]
-    status, out, err = command(main, arguments, capsys)
+    status, out, err = command(main, [*arguments, "--workers", "1"], capsys)
     assert status == 0
     announced = re.findall(r"^run (\d of \d): .* seed=(\d) model=(\w+)", err, re.MULTILINE)
     assert announced == [
@@ -138,11 +144,82 @@ def test_one_combination_that_fails_does_not_stop_the_others(
         return original(config, folder)
 
     monkeypatch.setattr(run, "train", fails_first)
-    status, out, err = command(main, ["-m", *FAST, "seed=0,1", f"output={tmp_path}"], capsys)
+    status, out, err = command(main, ["-m", "--workers=1", *FAST, "seed=0,1", f"output={tmp_path}"], capsys)
     assert status == 2
     assert "error: the loss is not finite" in err
     assert [read(path)["seed"] for path in tmp_path.rglob("record.json")] == [1]
     assert out.splitlines()[-1].endswith("seed1")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_combinations_side_by_side_are_those_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    # No threads=1 here: it is what several processes use, and write down.
+    shared = [setting for setting in TINY if not setting.startswith("training.threads")]
+    shared += ["model=concat", "training.pictures=false"]
+    choices = ["seed=0,1", "data.protocol=far,fra", "training.max_epochs=2,0"]
+    arguments = ["-m", "--workers", "2", *shared, *choices, f"output={tmp_path}/out"]
+    status, out, err = command(main, arguments, capsys)
+    assert status == 2  # because of the protocol fra and of no epochs
+    assert FOLDER_VARIABLE not in os.environ
+    assert "4 runs, 2 at a time" in err
+    for seed in (0, 1):
+        wrong = rf"^error: seed={seed}, data.protocol=fra, training.max_epochs=2: .*'demo/far'"
+        assert re.search(wrong, err, re.MULTILINE)
+        assert f"error: seed={seed}, data.protocol=far, training.max_epochs=0: training.max_epochs must be" in err
+        assert re.search(rf"^seed={seed}, data.protocol=far, training.max_epochs=2: epoch . of 2, dev ", err, re.M)
+    assert "Traceback" not in err
+    # Those that failed left nothing.
+    folders = {int(str(path)[-1]): path for path in tmp_path.glob("out/train/*/*")}
+    assert set(folders) == {0, 1}
+    for seed, folder in folders.items():
+        assert str(folder) in out.splitlines()
+        record = train(tmp_path / str(seed), *shared, "data.protocol=far", "training.max_epochs=2", f"seed={seed}")
+        assert_same_run(folder, tmp_path / str(seed))
+        written = read(folder / "record.json")
+        assert written["config"]["training"]["threads"] == read(folder / "config.json")["training"]["threads"] == 1
+        assert f"{record['metrics']['test']['weighted_f1']:.4f}" in out
+    assert re.search(r"^concat +2 +weighted_f1 .*\+-", out.splitlines()[-1])
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: Path) -> None:
+    settings = [*TINY, "model=concat", "training.max_epochs=40", "training.patience=0", "training.pictures=false"]
+    several = ["-m", "--workers=2", "seed=0,1", f"output={tmp_path}/out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ercfusion.train", *several, *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/train/*/*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # Ctrl-C reaches the worker processes too, a kill does not.
+    os.killpg(process.pid, ending) if ending == signal.SIGINT else process.kill()
+    out, err = process.communicate(timeout=120)  # the workers have the streams: it ends when they have ended
+    folders = sorted(tmp_path.glob("out/train/*/*"), key=lambda path: path.name[-1])
+    assert len(folders) == 2
+    assert not list(tmp_path.rglob("record.json"))
+    assert out == ""
+    assert "Traceback" not in err
+    if ending == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted; 2 of 2 runs are not complete; continue with:" in err
+        for folder in folders:
+            assert f"  python -m ercfusion.train resume={folder}\n" in err
+        assert not list(tmp_path.rglob("*.partial"))
+    begun = next(folder for folder in folders if (folder / "checkpoints/last.ckpt").is_file())
+    seed = begun.name[-1]
+    train(tmp_path / "whole", *settings, f"seed={seed}")
+    resume(begun)
+    assert_same_run(begun, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +229,9 @@ def test_one_combination_that_fails_does_not_stop_the_others(
         (["-m", "seed=0,1", "resume=x"], "do not go with -m; use output=DIR"),
         (["-m", "seed=0,1", "trainer=ddp"], "-m does not go with several devices"),
         (["-m", "model=concat,cogmem"], "Did you mean 'cogmen'?"),
+        (["-m", "seed=0,1", "--workers", "0"], "--workers takes a whole number of at least 1, not '0'"),
+        (["-m", "seed=0,1", "--workers=two"], "--workers takes a whole number of at least 1, not 'two'"),
+        (["seed=0", "--workers=2"], "--workers goes with -m only"),
         (["resume=/nowhere"], "/nowhere is not a folder"),
         (["resume=x", "optimizer.lr=0.1"], "'optimizer.lr=0.1' cannot be changed now"),
     ],

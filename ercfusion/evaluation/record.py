@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import ercfusion
+from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.files import atomic_write
-from ercfusion.tasks.metrics import conversation_confusions, conversation_counts, per_class, scores
+from ercfusion.tasks.metrics import per_class, scores
 from ercfusion.tasks.outputs import Predictions
+from ercfusion.tasks.sums import conversation_sums
 
 FORMAT = 1
 RECORD = "record.json"
@@ -73,20 +76,27 @@ def command_line() -> str:
 
 
 def split_record(predictions: Predictions) -> dict[str, Any]:
-    """What the record keeps of one split: labels' scores, and counts of every conversation for later statistics."""
-    task = predictions.task
+    """What the record keeps of one split: labels' scores, and sums of every conversation for later statistics.
+
+    The sums are those of :func:`ercfusion.tasks.sums.conversation_sums`, by conversation id: ids are unique within a
+    split (no feature table takes a turn twice, and ``ercfusion.doctor`` reports an id that occurs twice as a fault).
+    ``confusion`` holds non-zero cells, ``shift`` the four counts in a row, ``counts`` and ``moments`` nested lists, the
+    latter to nine significant digits.
+    """
+    task, ids, sums = predictions.task, predictions.conversation_ids, conversation_sums(predictions)
     kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
     if task.kind != "regression":
         kept["per_class"] = per_class(predictions)
-    if task.kind in ("single_label", "distribution"):
-        matrices = conversation_confusions(predictions)
-        kept["confusion"] = {
-            name: sparse_counts(matrix) for name, matrix in zip(predictions.conversation_ids, matrices, strict=True)
-        }
-    elif task.kind == "multi_label":
-        counts = conversation_counts(predictions)
-        kept["counts"] = {
-            name: matrix.tolist() for name, matrix in zip(predictions.conversation_ids, counts, strict=True)
+    if "confusion" in sums:
+        kept["confusion"] = {name: sparse_counts(matrix) for name, matrix in zip(ids, sums["confusion"], strict=True)}
+    if "shift" in sums:
+        kept["shift"] = {name: counts.ravel().tolist() for name, counts in zip(ids, sums["shift"], strict=True)}
+    if "counts" in sums:
+        kept["counts"] = {name: counts.tolist() for name, counts in zip(ids, sums["counts"], strict=True)}
+    if "moments" in sums:
+        kept["moments"] = {
+            name: [[float(f"{number:.9g}") for number in row] for row in moments]
+            for name, moments in zip(ids, sums["moments"], strict=True)
         }
     return kept
 
@@ -103,6 +113,41 @@ def dense_counts(cells: list[list[int]], size: int) -> np.ndarray:
     for row, column, count in cells:
         matrix[row, column] = count
     return matrix
+
+
+def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[str], dict[str, NDArray[Any]]]:
+    """The sums of every conversation that a record keeps of a split: inverse of :func:`split_record`.
+
+    Args:
+        record: As :func:`read_record` gives it.
+        split: ``dev`` or ``test``.
+
+    Returns:
+        Ids of the B conversations, in the order of the split, and the arrays of
+        :func:`ercfusion.tasks.sums.conversation_sums`. Records of before lack ``shift`` and ``moments``, and so does
+        the result.
+
+    Raises:
+        RunError: the record has no such split.
+    """
+    if split not in record["splits"]:
+        raise RunError(f"the record has no split {split!r}, only {', '.join(record['splits'])}")
+    kept, task = record["splits"][split], TaskSpec.from_dict(record["task"])
+    ids: list[str] = []
+    sums: dict[str, NDArray[Any]] = {}
+    for key in ("confusion", "shift", "counts", "moments"):
+        if key not in kept:
+            continue
+        # By id: the same conversations in the same order for every key.
+        ids = ids or list(kept[key])
+        rows = [kept[key][name] for name in ids]
+        if key == "confusion":
+            sums[key] = np.stack([dense_counts(cells, task.size) for cells in rows])
+        elif key == "shift":
+            sums[key] = np.array(rows, dtype=np.int64).reshape(-1, 2, 2)
+        else:
+            sums[key] = np.array(rows, dtype=np.int64 if key == "counts" else np.float64)
+    return ids, sums
 
 
 def rounded_scores(predictions: Predictions) -> dict[str, float]:

@@ -43,7 +43,7 @@ def score_table(record: Mapping[str, Any]) -> str:
         if best:
             row.append(f"{best[name]:.4f}" if name in best else "")
         rows.append(row)
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -91,10 +91,11 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
             spread = f" +- {found['std']:.4f}" if len(members) > 1 else ""
             cells.append(f"{found['mean']:.4f}{spread}")
         rows.append([name, str(len(members)), metric, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Cells in columns, the first one to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -31,6 +31,8 @@ METRICS: dict[str, str] = {
     "micro_f1_without_neutral": "micro F1 over all labels but neutral; neutral utterances still count as false alarms",
     "nll": "mean negative log-probability of the right label (nats; probabilities are floored at 1e-12)",
     "ece": "expected calibration error: |accuracy - confidence| over 15 equal-width bins of the largest probability",
+    "ece_classwise": "calibration error of each label's own probability over 15 equal-width bins, averaged over labels",
+    "ece_adaptive": "expected calibration error over 15 bins with equally many utterances",
     "shift_accuracy": "accuracy where the speaker's emotion differs from that of his or her previous labelled turn",
     "same_accuracy": "accuracy where the speaker's emotion is that of his or her previous labelled turn",
     "kl": "mean Kullback-Leibler divergence of the prediction from the target distribution (nats)",
@@ -50,11 +52,11 @@ METRICS: dict[str, str] = {
     "f1_non0": "weighted F1 of the sign (> 0) over utterances whose truth is not 0",
     "f1_has0": "weighted F1 of the sign (>= 0) over all utterances",
 }
-LOWER_IS_BETTER = frozenset({"nll", "ece", "kl", "hamming", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"nll", "ece", "ece_classwise", "ece_adaptive", "kl", "hamming", "mae", "rmse"})
 
 CONFUSION_METRICS = ("weighted_f1", "macro_f1", "accuracy", "uar", "micro_f1_without_neutral")
 COUNT_METRICS = ("weighted_f1", "macro_f1", "micro_f1")
-_SINGLE = (*CONFUSION_METRICS, "nll", "ece", "shift_accuracy", "same_accuracy")
+_SINGLE = (*CONFUSION_METRICS, "nll", "ece", "ece_classwise", "ece_adaptive", "shift_accuracy", "same_accuracy")
 _SENTIMENT = ("acc7", "acc5", "acc2_non0", "acc2_has0", "f1_non0", "f1_has0")
 _NAMES: dict[str, tuple[str, ...]] = {
     "single_label": _SINGLE,
@@ -221,7 +223,55 @@ def calibration_bins(predictions: Predictions, bins: int = ECE_BINS) -> tuple[In
     truth, labelled = predictions.labels()
     confidence = predictions.output[labelled].max(axis=1)
     right = (predictions.decisions() == truth)[labelled]
-    place = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+    return _binned(right, confidence, _equal_width(confidence, bins), bins)
+
+
+def expected_calibration_error(predictions: Predictions, bins: int = ECE_BINS) -> float:
+    """Mean of ``|accuracy - confidence|`` over equal-width bins, weighted by the utterances in them (Naeini et al.,
+    2015).
+    """
+    return _bin_error(*calibration_bins(predictions, bins))
+
+
+def classwise_calibration_error(predictions: Predictions, bins: int = ECE_BINS) -> float:
+    """Mean over all C labels of the calibration error of "this label or another" (Kull et al., 2019).
+
+    For a label, the confidence is its own probability, and the accuracy of an equal-width bin the share of utterances
+    whose right label it is. Unlike :func:`expected_calibration_error` it also sees probabilities that are not the
+    largest.
+    """
+    truth, labelled = predictions.labels()
+    errors = [
+        _bin_error(*_binned(truth[labelled] == label, confidence, _equal_width(confidence, bins), bins))
+        for label, confidence in enumerate(predictions.output[labelled].T)
+    ]
+    return float(np.mean(errors))
+
+
+def adaptive_calibration_error(predictions: Predictions, bins: int = ECE_BINS) -> float:
+    """Mean of ``|accuracy - confidence|`` over bins of equally many utterances (Nixon et al., 2019).
+
+    Utterances are ordered by their largest probability and cut into ``bins`` runs. Of N utterances the first N modulo
+    ``bins`` runs have one more than the others; with fewer utterances than bins each is a bin. Utterances of equal
+    confidence, which a cut may separate, share their hits evenly, so the order of rows is without effect.
+    """
+    truth, labelled = predictions.labels()
+    confidence = predictions.output[labelled].max(axis=1)
+    right = (predictions.decisions() == truth)[labelled]
+    _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)
+    shared = np.bincount(group, weights=right)[group] / size[group]
+    order = np.argsort(confidence)
+    small, larger = divmod(len(order), bins)
+    place = np.repeat(np.arange(bins), small + (np.arange(bins) < larger))
+    return _bin_error(*_binned(shared[order], confidence[order], place, bins))
+
+
+def _equal_width(confidence: NDArray[Any], bins: int) -> Ints:
+    return np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+
+
+def _binned(right: NDArray[Any], confidence: NDArray[Any], place: Ints, bins: int) -> tuple[Ints, Floats, Floats]:
+    """(bins) number of utterances, mean of ``right`` and mean confidence of those at each ``place``."""
     count = np.bincount(place, minlength=bins)
     return (
         count,
@@ -230,9 +280,7 @@ def calibration_bins(predictions: Predictions, bins: int = ECE_BINS) -> tuple[In
     )
 
 
-def expected_calibration_error(predictions: Predictions, bins: int = ECE_BINS) -> float:
-    """Mean of ``|accuracy - confidence|`` over the bins, weighted by the number of utterances in them."""
-    count, accuracy, confidence = calibration_bins(predictions, bins)
+def _bin_error(count: Ints, accuracy: Floats, confidence: Floats) -> float:
     return float(_ratio((count * np.abs(accuracy - confidence)).sum(), count.sum()))
 
 
@@ -279,6 +327,8 @@ def _single_scores(predictions: Predictions) -> dict[str, float]:
     rows = np.flatnonzero(labelled)
     result["nll"] = float(-np.log(np.maximum(predictions.output[rows, truth[rows]], _FLOOR)).mean())
     result["ece"] = expected_calibration_error(predictions)
+    result["ece_classwise"] = classwise_calibration_error(predictions)
+    result["ece_adaptive"] = adaptive_calibration_error(predictions)
     right = predictions.decisions() == truth
     for name, rows_of in zip(("shift_accuracy", "same_accuracy"), shift_slices(predictions), strict=True):
         if rows_of.any():

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ class Selection(pl.Callback):
         patience: Epochs without improvement before training stops; 0 never stops early.
         keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
         talk: Print a line an epoch.
+        on_epoch: Called last, with the epoch (from 1) and its score, when all of it is on disk; what it raises ends the
+            training.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Selection(pl.Callback):
         patience: int = 0,
         keep_every_epoch: bool = False,
         talk: bool = True,
+        on_epoch: Callable[[int, float], None] | None = None,
     ) -> None:
         self.folder = folder
         self.dev = dev
@@ -112,6 +115,7 @@ class Selection(pl.Callback):
         self.patience = patience
         self.keep_every_epoch = keep_every_epoch
         self.talk = talk
+        self.on_epoch = on_epoch
         self.history: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -175,6 +179,8 @@ class Selection(pl.Callback):
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         if self.exhausted:
             trainer.should_stop = True
+        if self.on_epoch is not None:
+            self.on_epoch(epoch, float(found[self.metric]))
 
     def _report(self, row: Mapping[str, float]) -> None:
         best = self.best

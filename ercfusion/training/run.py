@@ -15,13 +15,10 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import math
 import os
-import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,18 +31,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, ErcfusionError, RunError, TrainingError
-from ercfusion.evaluation.record import (
-    FORMAT,
-    RECORD,
-    command_line,
-    environment,
-    read_record,
-    rounded_scores,
-    split_record,
-    write_record,
-)
-from ercfusion.files import atomic_write
+from ercfusion.errors import ConfigError, ErcfusionError, TrainingError
+from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_scores, split_record, write_record
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
 from ercfusion.tasks.objective import Objective
@@ -62,6 +49,13 @@ from ercfusion.training.callbacks import (
     best_row,
     read_history,
 )
+from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
+from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
+from ercfusion.training.folder import discard_if_empty as discard_if_empty
+from ercfusion.training.folder import free_folder as free_folder
+from ercfusion.training.folder import is_first_process, log_file
+from ercfusion.training.folder import new_run_folder as new_run_folder
+from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, train_loader
 
 logger = logging.getLogger("ercfusion")
@@ -69,122 +63,6 @@ logger = logging.getLogger("ercfusion")
 # Lightning announces hardware, tips and stops at INFO, and sets that level when it is imported.
 for _chatty in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
-
-# Tells the other processes of a distributed run which folder the first one made.
-FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that a user started, and not one that it started for distributed training."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-# The least and the largest value of settings whose type alone says too little.
-RANGES: dict[str, tuple[float, float]] = {
-    "training.batch_size": (1, math.inf),
-    "training.max_epochs": (1, math.inf),
-    "training.patience": (0, math.inf),
-    "training.gradient_clip": (0, math.inf),
-    "training.bootstrap": (1, math.inf),
-    "training.threads": (1, math.inf),
-    "objective.label_smoothing": (0, 1),
-    "scheduler.warmup": (0, 1),
-    "trainer.devices": (1, math.inf),
-}
-
-# Others would have to convert the inputs, which the trainer cannot do with packed batches.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a setting is out of its range, before anything is written or loaded."""
-    precision = config["trainer"]["precision"]
-    if precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
-    for key, (low, high) in RANGES.items():
-        section, _, name = key.partition(".")
-        value = config[section].get(name)
-        if value is not None and not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{key} must be {limits}, found {value}")
-
-
-# Folders
-
-
-def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    """Make the folder of a new run and write down what it is.
-
-    Raises:
-        RunError: ``run=`` names a folder that is not empty.
-        ConfigError: a number is out of its range.
-    """
-    if not is_first_process():
-        return Path(os.environ[FOLDER_VARIABLE])
-    check_ranges(config)
-    if config["run"] is not None:
-        folder = Path(config["run"]).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(
-                f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that run "
-                f"with: python -m ercfusion.train resume={folder}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = _free_folder(config)
-    folder = folder.resolve()
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "overrides.json", {"overrides": list(overrides), "command": command_line()})
-    _write_json(folder / "environment.json", environment())
-    return folder
-
-
-def _free_folder(config: Mapping[str, Any]) -> Path:
-    stem = datetime.now().strftime("%Y%m%d-%H%M%S") + f"-seed{config['seed']}"
-    parent = Path(config["output"]).expanduser() / "train" / f"{config['preset']['model']}-{config['data']['name']}"
-    parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
-        try:
-            (parent / (stem + suffix)).mkdir()
-        except FileExistsError:
-            continue  # another run started in the same second
-        return parent / (stem + suffix)
-    raise RunError(f"{parent} is full of runs that began at {stem}")
-
-
-def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """An existing run folder and its configuration.
-
-    Raises:
-        RunError: not a folder, or without a readable ``config.json``.
-    """
-    path = Path(folder).expanduser().resolve()
-    if not path.is_dir():
-        raise RunError(f"{folder} is not a folder")
-    try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion") from None
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    os.environ[FOLDER_VARIABLE] = str(path)
-    return path, config
-
-
-def discard_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
-    own = {"config.json", "overrides.json", "environment.json", "train.log"}
-    if is_first_process() and {path.name for path in folder.iterdir()} <= own:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as stream:
-        stream.write(json.dumps(value, indent=2) + "\n")
-
 
 # Training
 
@@ -203,13 +81,14 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         logger.info("this run is complete already")
         return read_record(folder)
     import_modules(config["imports"])
-    with _log_file(folder / "train.log"):
+    with log_file(folder / "train.log"):
         if config["training"]["threads"] is not None:
             torch.set_num_threads(config["training"]["threads"])
         data = load_data(config["data"])
         train_store, dev_store = data.store("train"), data.store("dev")
         metric = config["training"]["metric"] or data.protocol.task.metric
         check_metric(data.protocol.task, metric)
+        reset_peak_memory()
         started = time.perf_counter()
         device = fit(config, folder, train_store, dev_store, metric)
         if not is_first_process():
@@ -252,9 +131,17 @@ def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) 
 
 
 def fit(
-    config: Mapping[str, Any], folder: Path, train_store: ConversationStore, dev_store: ConversationStore, metric: str
+    config: Mapping[str, Any],
+    folder: Path,
+    train_store: ConversationStore,
+    dev_store: ConversationStore,
+    metric: str,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> str:
-    """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards."""
+    """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards.
+
+    ``on_epoch`` gets every epoch's number and dev score (see :class:`ercfusion.training.callbacks.Selection`).
+    """
     settings = config["training"]
     recognizer = build_recognizer(config, train_store)
     task = recognizer.task
@@ -275,6 +162,7 @@ def fit(
         patience=settings["patience"],
         keep_every_epoch=settings["keep_every_epoch"],
         talk=is_first_process(),
+        on_epoch=on_epoch,
     )
     callbacks: list[pl.Callback] = [BatchSeed(config["seed"]), selection]
     if interactive:
@@ -343,11 +231,6 @@ def fit(
         raise KeyboardInterrupt
     root = trainer.strategy.root_device
     return torch.cuda.get_device_name(root) if root.type == "cuda" else "cpu"
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """Trainable numbers."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -434,13 +317,15 @@ def finish(
             "seconds": round(seconds, 2),
             "seconds_per_epoch": round(float(np.mean([row["seconds"] for row in history])), 3),
             "peak_memory_mib": round(peak_memory_mib(device), 1),
+            "threads": torch.get_num_threads(),
         },
     }
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
     write_predictions(folder / "predictions.parquet", predictions)
-    draw_pictures(folder / "plots", history, predictions, record)
+    if config["training"].get("pictures", True):
+        draw_pictures(folder / "plots", history, predictions, record)
     write_record(folder, record)
     return record
 
@@ -456,33 +341,3 @@ def constant_predictions(predictions: Predictions, train_store: ConversationStor
     with torch.no_grad():
         row = head.outputs(head(torch.zeros(1, 1))).double().numpy()
     return replace(predictions, output=np.repeat(row, len(predictions.valid), axis=0), thresholds=None)
-
-
-def peak_memory_mib(device: str) -> float:
-    """Largest resident size of this process so far, or largest allocation on the GPU."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Also write what is logged to ``path``, appending, so that a resumed run keeps what was said before."""
-    if not is_first_process():
-        yield
-        return
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    except BaseException as error:
-        handler.emit(logger.makeRecord("ercfusion", logging.ERROR, "", 0, f"stopped: {error!r}", (), None))
-        raise
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from scipy import stats
 from ercfusion.data.schema import LabelSchema, get_schema
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError
-from ercfusion.evaluation.statistics import conversation_bootstrap, interval_for, seed_summary
+from ercfusion.evaluation.statistics import (
+    conversation_bootstrap,
+    counted_conversations,
+    difference_interval,
+    interval_for,
+    seed_summary,
+    two_level_bootstrap,
+)
 from ercfusion.tasks.metrics import conversation_confusions, metric_names, scores, scores_from_confusion
 from ercfusion.tasks.outputs import Predictions
 
@@ -43,14 +51,37 @@ def macro(matrices: np.ndarray) -> Any:
     return scores_from_confusion(matrices)["macro_f1"]
 
 
-def test_bootstrap_agrees_with_resampled_indices() -> None:
-    matrices = conversation_confusions(make(EMOTION))
-    low, high = conversation_bootstrap(matrices, macro, seed=1)
+def percentiles_by_hand(values: list[float], point: float, conversations: int) -> tuple[float, float, float]:
+    """Lower end, centre and upper end of the bias-corrected expanded percentile interval of 95 %."""
+    normal = NormalDist()
+    share = (sum(value < point for value in values) + sum(value == point for value in values) / 2) / len(values)
+    bias = max(-0.5, min(0.5, normal.inv_cdf(min(max(share, 1e-9), 1 - 1e-9))))
+    reach = stats.t(conversations - 1).isf(0.025) * (conversations / (conversations - 1)) ** 0.5
+    low, centre, high = (np.percentile(values, 100 * normal.cdf(2 * bias + z)) for z in (-reach, 0, reach))
+    return float(low), float(centre), float(high)
+
+
+@pytest.mark.parametrize("conversations", [20, 60])
+def test_bootstrap_agrees_with_resampled_indices(conversations: int) -> None:
+    matrices = conversation_confusions(make(EMOTION, conversations))
+    low, high = conversation_bootstrap(matrices, macro, resamples=8000, seed=1)
     rng = np.random.default_rng(5)
-    drawn = [macro(matrices[rng.integers(0, 20, 20)].sum(axis=0)) for _ in range(2000)]
-    expected = np.quantile(drawn, [0.025, 0.975])
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.01)
-    assert low < macro(matrices.sum(axis=0)) < high
+    drawn = [macro(matrices[rng.integers(0, conversations, conversations)].sum(axis=0)) for _ in range(4000)]
+    point = macro(matrices.sum(axis=0))
+    expected = percentiles_by_hand(drawn, point, conversations)
+    assert (low, high) == pytest.approx((expected[0], expected[2]), abs=0.004)
+    assert low < point < high
+
+
+def test_bias_is_corrected_up_to_a_limit() -> None:
+    # The score of a resample is the number of different conversations in it: always below that of the sample.
+    sums = np.eye(40)
+    low, high = conversation_bootstrap(sums, lambda total: (total > 0).sum(axis=1), resamples=20000)
+    drawn = [len(set(row)) for row in np.random.default_rng(0).integers(0, 40, (20000, 40)).tolist()]
+    expected = percentiles_by_hand(drawn, 40, 40)
+    assert (low, high) == pytest.approx((expected[0], expected[2]), abs=1)
+    assert low > np.percentile(drawn, 2.5)
+    assert low < np.median(drawn) < high
 
 
 def test_bootstrap_agrees_with_scipy_for_a_mean() -> None:
@@ -67,11 +98,11 @@ def test_dependence_within_conversations_widens_the_interval() -> None:
     whole = np.stack([10 * right, 10 * ~right], axis=1)
     single = np.repeat(whole / 10, 10, axis=0)
 
-    def share(total: np.ndarray) -> Any:
+    def share_right(total: np.ndarray) -> Any:
         return total[:, 0] / total.sum(axis=1)
 
-    wide = np.diff(conversation_bootstrap(whole, share))[0]
-    narrow = np.diff(conversation_bootstrap(single, share))[0]
+    wide = np.diff(conversation_bootstrap(whole, share_right))[0]
+    narrow = np.diff(conversation_bootstrap(single, share_right))[0]
     assert wide / narrow == pytest.approx(np.sqrt(10), rel=0.15)
 
 
@@ -117,16 +148,22 @@ def test_every_metric_has_an_interval(task: TaskSpec) -> None:
     for metric in metric_names(task):
         low, high = interval_for(predictions, metric, resamples=40)
         assert low <= high
-        if metric != "ece":  # biased upwards in small samples, and more so in resamples
+        if not metric.startswith("ece"):  # biased upwards in small samples, and more so in resamples
             assert low - 0.05 <= point[metric] <= high + 0.05
 
 
-def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = make(EMOTION, conversations=30)
-    fast = interval_for(predictions, "weighted_f1")
-    monkeypatch.setattr("ercfusion.evaluation.statistics.CONFUSION_METRICS", ())
-    slow = interval_for(predictions, "weighted_f1", resamples=600)
-    assert fast == pytest.approx(slow, abs=0.015)
+VALUES = TaskSpec("vad", "regression", dimensions=("valence", "arousal"), low=-3, high=3)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [(EMOTION, "weighted_f1"), (EMOTION, "shift_accuracy"), (VALUES, "ccc/arousal")]
+)
+def test_both_ways_agree(task: TaskSpec, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = make(task, conversations=30)
+    fast = interval_for(predictions, metric)
+    monkeypatch.setattr("ercfusion.evaluation.statistics.score_source", lambda task, metric: None)
+    slow = interval_for(predictions, metric, resamples=600)
+    assert fast == pytest.approx(slow, abs=0.12 * (slow[1] - slow[0]))
 
 
 def test_interval_errors() -> None:
@@ -153,3 +190,141 @@ def test_seed_summary() -> None:
     assert (equal["std"], equal["low"], equal["high"]) == (0, 0.5, 0.5)
     with pytest.raises(ValueError, match="at least one"):
         seed_summary([])
+
+
+# Seeds and conversations
+
+
+def share(total: np.ndarray) -> Any:
+    return total[..., 0] / total[..., 1]
+
+
+def drawn(
+    seeds: int, conversations: int, seed: int = 0, own: float = 0.0, both: float = 0.1, noise: float = 0.0
+) -> np.ndarray:
+    """(S, B, 2) sums whose score is a mean: effects of the seed, of the conversation, and of the two together."""
+    rng = np.random.default_rng(seed)
+    values = 0.5 + own * rng.normal(size=(seeds, 1)) + both * rng.normal(size=conversations)
+    values = values + noise * rng.normal(size=(seeds, conversations))
+    return np.stack([values, np.ones_like(values)], axis=2)
+
+
+def two_level_by_loops(groups: list[np.ndarray], statistic: Any, resamples: int, seed: int) -> tuple[float, float]:
+    """What the library does, one resample and one seed after the other, on other draws."""
+    rng = np.random.default_rng(seed)
+    conversations = groups[0].shape[1]
+    draws = [rng.integers(0, conversations, conversations) for _ in range(resamples)]
+    total, point, variances = np.zeros(resamples), 0.0, []
+    for sign, group in zip((1, -1), groups, strict=False):
+        S = len(group)
+        deviates = rng.normal(size=resamples)
+        values = np.array([[statistic(one[draw].sum(axis=0)) for one in group] for draw in draws])
+        total += sign * values.mean(axis=1)
+        points = np.array([statistic(one.sum(axis=0)) for one in group])
+        # Variance of one seed's score: all of it, and the part that comes from the choice of conversations.
+        whole = points.var(ddof=1)
+        part = np.mean([(values[:, s] - values.mean(axis=1)).var() for s in range(S)]) * S / (S - 1)
+        own = max(0, whole - part) / S
+        total += own**0.5 * deviates
+        point += sign * points.mean()
+        variances.append(own**2 / (S - 1))
+    low, centre, high = percentiles_by_hand(total.tolist(), point, conversations)
+    freedom = total.var() ** 2 / sum(variances) if sum(variances) else 1e9
+    factor = stats.t.ppf(0.975, freedom) / 1.959964
+    return centre + factor * (low - centre), centre + factor * (high - centre)
+
+
+def seeds_of_models(seeds: int, first: int) -> np.ndarray:
+    return np.stack([conversation_confusions(make(EMOTION, 25, first + number)) for number in range(seeds)])
+
+
+@pytest.mark.parametrize("own", [0.0, 0.03, 0.2])
+def test_two_levels_against_loops(own: float) -> None:
+    sums, other = drawn(4, 30, 1, own, noise=0.1), drawn(3, 30, 2, own, noise=0.2)
+    for groups, found in (
+        ([sums], two_level_bootstrap(sums, share, 6000)),
+        ([sums, other], difference_interval(sums, other, share, 6000)),
+    ):
+        expected = two_level_by_loops(groups, share, 3000, 3)
+        assert found == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
+
+
+def test_two_levels_of_confusion_matrices_against_loops() -> None:
+    sums, other = seeds_of_models(3, 0), seeds_of_models(2, 10)
+    for groups, found in (
+        ([sums], two_level_bootstrap(sums, macro)),
+        ([sums, other], difference_interval(sums, other, macro)),
+    ):
+        expected = two_level_by_loops(groups, macro, 600, 3)
+        assert found == pytest.approx(expected, abs=0.12 * (expected[1] - expected[0]))
+
+
+def test_width_is_that_of_the_variance_components() -> None:
+    # Var(mean) = own^2 / S + both^2 / B + noise^2 / (S B).
+    widths = [np.diff(two_level_bootstrap(drawn(40, 60, seed, 0.1, 0.2, 0.5), share))[0] for seed in range(20)]
+    expected = 2 * 1.96 * np.sqrt(0.1**2 / 40 + 0.2**2 / 60 + 0.5**2 / 2400)
+    assert np.mean(widths) == pytest.approx(expected, rel=0.06)
+    # A difference: what makes a conversation hard for both models cancels.
+    widths = []
+    for seed in range(20):
+        one, other = (drawn(40, 60, number, 0.05, 0, 0.5) for number in (seed, seed + 500))
+        hard = np.random.default_rng(seed).normal(size=60)
+        one[:, :, 0] += hard
+        other[:, :, 0] += hard
+        widths.append(np.diff(difference_interval(one, other, share))[0])
+    expected = 2 * 1.96 * np.sqrt(2 * 0.05**2 / 40 + 2 * 0.5**2 / 2400)
+    assert np.mean(widths) == pytest.approx(expected, rel=0.1)
+
+
+def test_few_seeds_that_differ_make_it_wide() -> None:
+    # The conversations are all alike: what is left is Student's t interval of the seeds.
+    sums = np.stack([np.full((4, 30), 0.0), np.full((4, 30), 1.0)], axis=2)
+    sums[:, :, 0] = np.array([0.4, 0.45, 0.6, 0.5])[:, None]
+    found = two_level_bootstrap(sums, share, resamples=20000)
+    summary = seed_summary([0.4, 0.45, 0.6, 0.5])
+    assert found == pytest.approx((summary["low"], summary["high"]), rel=0.03)
+    assert found[1] - found[0] > 2 * 1.96 * summary["std"] / 2
+
+
+def test_two_level_edges() -> None:
+    sums, other = seeds_of_models(3, 0), seeds_of_models(2, 10)
+    assert two_level_bootstrap(sums[:1], macro) == conversation_bootstrap(sums[0], macro)
+    assert two_level_bootstrap(sums, macro, seed=3) == two_level_bootstrap(sums, macro, seed=3)
+    assert two_level_bootstrap(sums, macro, seed=3) != two_level_bootstrap(sums, macro, seed=4)
+    same = np.stack([sums[0]] * 3)
+    assert two_level_bootstrap(same, macro) == pytest.approx(conversation_bootstrap(sums[0], macro), abs=1e-12)
+    low, high = difference_interval(sums, other, macro)
+    assert difference_interval(other, sums, macro) == pytest.approx((-high, -low), abs=0.008)
+    assert difference_interval(sums[:1], sums[:1], macro) == (0, 0)
+    empty = np.concatenate([np.zeros_like(sums), sums], axis=1)
+    assert two_level_bootstrap(empty, macro) == two_level_bootstrap(sums, macro)
+    inner = two_level_bootstrap(sums, macro, level=0.5)
+    outer = two_level_bootstrap(sums, macro)
+    assert outer[0] < inner[0] < inner[1] < outer[1]
+    with pytest.raises(ValueError, match="at least one seed"):
+        two_level_bootstrap(sums[:0], macro)
+    with pytest.raises(ValueError, match="same conversations"):
+        difference_interval(sums, other[:, 1:], macro)
+    with pytest.raises(ValueError, match="nothing to resample"):
+        two_level_bootstrap(np.zeros_like(sums), macro)
+    with pytest.raises(ValueError, match="none of the resamples"):
+        two_level_bootstrap(sums, lambda total: np.full(len(total), np.nan))
+
+
+def test_a_conversation_counts_if_any_seed_of_any_model_counts_in_it() -> None:
+    # Multi-label: nothing is true in a conversation, and one model says nothing either.
+    first, second = np.zeros((2, 4, 3, 3)), np.zeros((3, 4, 3, 3))
+    first[:, 0] = second[:, 0] = 1
+    first[1, 1, 0, 1] = 2
+    second[0, 2, 1, 1] = 3
+    found = counted_conversations(first, second)
+    assert [group.shape for group in found] == [(2, 3, 3, 3), (3, 3, 3, 3)]
+    assert np.array_equal(found[0], first[:, :3])
+    assert np.array_equal(found[1], second[:, :3])
+
+
+def test_parts_do_not_change_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, other = seeds_of_models(3, 0), seeds_of_models(2, 10)
+    whole = difference_interval(sums, other, macro, resamples=100)
+    monkeypatch.setattr("ercfusion.evaluation.statistics._CHUNK", 1000)
+    assert difference_interval(sums, other, macro, resamples=100) == pytest.approx(whole, abs=1e-12)

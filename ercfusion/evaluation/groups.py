@@ -1,0 +1,234 @@
+"""Groups of runs that differ in nothing but their seed, and what two runs or groups differ in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import RunError
+from ercfusion.evaluation.archive import read_archive
+from ercfusion.evaluation.record import read_record, record_sums
+
+# Settings that say where things lie, how much is said, or which machine computes, but not what is computed.
+_INCIDENTAL = (
+    "seed",
+    "run",
+    "output",
+    "resume",
+    "preset",
+    "data.raw",
+    "data.packs",
+    "training.keep_every_epoch",
+    "training.tensorboard",
+    "training.bootstrap",
+    "training.pictures",
+    "training.threads",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.strategy",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one model with the same settings on the same data, one a seed.
+
+    Args:
+        name: For people.
+        records: At least one, by seed.
+    """
+
+    name: str
+    records: tuple[Mapping[str, Any], ...]
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """What was predicted."""
+        return TaskSpec.from_dict(dict(self.records[0]["task"]))
+
+    @property
+    def metric(self) -> str:
+        """The score that chose the checkpoints."""
+        return str(self.records[0]["selection"]["metric"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In order."""
+        return tuple(int(record["seed"]) for record in self.records)
+
+    def values(self, metric: str, split: str = "test") -> NDArray[np.float64]:
+        """(S) scores; NaN where a run has none."""
+        return np.array([record["metrics"][split].get(metric, np.nan) for record in self.records], dtype=np.float64)
+
+    @cached_property
+    def _sums(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
+        parts = [record_sums(record, "test") for record in self.records]
+        ids = parts[0][0]
+        if any(other != ids for other, _ in parts[1:]):
+            raise RunError(f"the runs of {self.name} were tested on different conversations")
+        keys = [key for key in parts[0][1] if all(key in sums for _, sums in parts)]
+        return ids, {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
+
+    @property
+    def conversations(self) -> list[str]:
+        """Ids of the B test conversations."""
+        return self._sums[0]
+
+    def sums(self, key: str) -> NDArray[Any] | None:
+        """(S, B, ...) sums of the test conversations (see :func:`ercfusion.tasks.sums.conversation_sums`), or None."""
+        return self._sums[1].get(key)
+
+
+# Settings
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries by dotted key; an empty mapping counts as an entry."""
+    entries: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            entries.update(flat(value, f"{name}."))
+        else:
+            entries[name] = value
+    return entries
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by dotted key that decide about a run's result, but for its seed and its data's content."""
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _INCIDENTAL)
+    }
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Entries that are not equal, as (first's, second's); an entry that a side lacks is None there."""
+    keys = dict.fromkeys([*first, *second])
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the data of a run: protocol, corpus and features, by a name for people."""
+    entries: dict[str, Any] = {
+        "protocol": record["protocol"],
+        "corpus": record["corpus"]["name"],
+        "corpus fingerprint": record["corpus"]["fingerprint"],
+    }
+    for table in record["features"]:
+        name = f"features {table['modality']}"
+        entries[f"{name}: width"] = table["width"]
+        source = {key: value for key, value in table["source"].items() if key not in ("pack", "created")}
+        entries.update({f"{name}: {key}": value for key, value in flat(source).items()})
+    return entries
+
+
+def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions and machine of a run, by a name for people."""
+    found = record["environment"]
+    revision = found.get("revision") or {}
+    return {
+        "ercfusion": found["ercfusion"],
+        "ercfusion commit": (revision.get("commit") or "unknown")[:12],
+        "ercfusion sources changed since": revision.get("dirty", "unknown"),
+        "python": found["python"],
+        "system": found["system"],
+        "processor cores": found["cpus"],
+        "device": record["device"],
+        "threads": record["config"]["training"]["threads"],
+        **found["versions"],
+    }
+
+
+# Reading
+
+
+def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Records of run folders, of folders of run folders, and of archives, in this order.
+
+    Raises:
+        RunError: nothing of the kind is there, or a run is not finished.
+    """
+    records: list[dict[str, Any]] = []
+    for entry in paths:
+        path = Path(entry).expanduser()
+        if path.is_file():
+            records += read_archive(path)
+        elif path.is_dir() and not (path / "config.json").is_file():
+            inside = sorted(found.parent for found in path.glob("**/record.json"))
+            if not inside:
+                raise RunError(f"{path} holds no finished run (no record.json in it or below it)")
+            records += [read_record(folder) for folder in inside]
+        else:
+            records.append(read_record(path))
+    return records
+
+
+def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Put runs that differ in nothing but the seed together; groups come in the order of their first run.
+
+    A group is named by its model and, where that is not enough to tell it from the others, by the settings in which it
+    differs from them. Two runs with one seed are one run that was made twice: the later one is taken.
+    """
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        identity = [record["config"]["preset"]["model"], settings_of(record["config"]), data_of(record)]
+        key = json.dumps(identity, sort_keys=True)  # whatever order a file has its entries in
+        runs = found.setdefault(key, {})
+        known = runs.get(record["seed"])
+        if known is None or known["finished"] <= record["finished"]:
+            runs[record["seed"]] = record
+    members = [tuple(runs[seed] for seed in sorted(runs)) for runs in found.values()]
+    return [Group(name, group) for name, group in zip(_names(members), members, strict=True)]
+
+
+def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
+    names = []
+    for group in members:
+        model = group[0]["config"]["preset"]["model"]
+        rivals = [
+            other[0] for other in members if other is not group and other[0]["config"]["preset"]["model"] == model
+        ]
+        own = {**settings_of(group[0]["config"]), **_shown_data(group[0])}
+        changed: dict[str, Any] = {}
+        for rival in rivals:
+            other = {**settings_of(rival["config"]), **_shown_data(rival)}
+            changed.update({key: value for key, (value, _) in differences(own, other).items()})
+        names.append(" ".join([model, *(f"{key}={_shown(value)}" for key, value in changed.items())]))
+    return names
+
+
+def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"protocol": record["protocol"], "corpus fingerprint": record["corpus"]["fingerprint"][:8]}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_shown, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_comparable(groups: Sequence[Group]) -> None:
+    """Raise :class:`RunError` unless all groups were tested on the same conversations with the same task."""
+    first = groups[0]
+    for other in groups[1:]:
+        if other.task.to_dict() != first.task.to_dict():
+            raise RunError(
+                f"{first.name} predicts {first.task.name!r} ({first.task.kind}), {other.name} predicts "
+                f"{other.task.name!r} ({other.task.kind}): their scores cannot be compared"
+            )
+        if other.conversations != first.conversations:
+            here, there = set(first.conversations), set(other.conversations)
+            raise RunError(
+                f"{first.name} and {other.name} were tested on different conversations ({len(here - there)} only in "
+                f"the first, {len(there - here)} only in the second): a paired comparison needs the same ones"
+            )

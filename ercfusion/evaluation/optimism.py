@@ -1,0 +1,77 @@
+"""How much better a run would look if its epoch were chosen on test: a diagnostic, never a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ercfusion.data.load import LoadedData
+from ercfusion.errors import RunError
+from ercfusion.files import atomic_write
+from ercfusion.progress import track
+from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
+from ercfusion.tasks.recognizer import Recognizer
+
+OPTIMISM = "evaluation/optimism.json"
+EPOCHS = "checkpoints/epoch-*"
+
+
+def measure_optimism(
+    folder: Path, record: Mapping[str, Any], data: LoadedData, metric: str | None = None
+) -> dict[str, Any]:
+    """Score the models of all epochs on test, and write what comes out to ``evaluation/optimism.json``.
+
+    Args:
+        folder: A finished run that kept its epochs (``training.keep_every_epoch=true``).
+        record: Of the run.
+        data: Of the run.
+        metric: The score that is looked at; the one that chose the run's checkpoint where None.
+
+    Returns:
+        ``metric``, the test scores ``dev_selected``, ``last_epoch`` and ``test_selected``, ``test_selected_epoch``, and
+        ``optimism``, the third minus the first.
+
+    Raises:
+        RunError: the run kept no epochs.
+    """
+    epochs = sorted(folder.glob(EPOCHS))
+    if not epochs:
+        raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
+    metric = metric or str(record["selection"]["metric"])
+    store, dev_store, test = data.store("test"), data.store("dev"), {}
+    for path in track(epochs, "scoring epochs"):
+        recognizer = Recognizer.from_pretrained(path)
+        check_metric(recognizer.task, metric)
+        if recognizer.task.kind == "multi_label":  # as the chosen model: thresholds are part of what dev decides
+            recognizer.set_thresholds(best_thresholds(recognizer.predict(dev_store)))
+        found = scores(recognizer.predict(store))[metric]
+        test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
+    best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])
+    chosen = record["metrics"]["test"][metric]
+    report = {
+        "diagnostic": "test-selected scores are optimistic and must not be reported as results",
+        "metric": metric,
+        "dev_selected": chosen,
+        "last_epoch": test[max(test)],
+        "test_selected": test[best],
+        "test_selected_epoch": best,
+        "optimism": round(test[best] - chosen, 6),
+    }
+    with atomic_write(folder / OPTIMISM) as stream:
+        stream.write(json.dumps({**report, "test_by_epoch": test}, indent=1) + "\n")
+    return report
+
+
+def optimism_text(report: Mapping[str, Any]) -> str:
+    """The report of :func:`measure_optimism` for a terminal."""
+    return "\n".join(
+        [
+            f"optimism diagnostic (test {report['metric']}; never a result)",
+            f"  dev-selected epoch     {report['dev_selected']:.4f}",
+            f"  last epoch             {report['last_epoch']:.4f}",
+            f"  best test epoch ({report['test_selected_epoch']})   {report['test_selected']:.4f}",
+            f"  optimism               {report['optimism']:+.4f}",
+        ]
+    )

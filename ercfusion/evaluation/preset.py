@@ -1,0 +1,289 @@
+"""Presets of tables: which models, settings and seeds, and what was published.
+
+A preset is a YAML file in ``experiments/``::
+
+    title: MELD, seven emotions, text alone
+    data: meld                       # as on the command line of train: a corpus, or a protocol such as demo/far
+    settings: {data.encoder: ...}    # of all rows, as on the command line
+    seeds: [0, 1, 2, 3, 4]
+    metric: weighted_f1              # the headline; the protocol's own where it is left out
+    also: [macro_f1, accuracy]       # shown beside it
+    against: concat                  # compare every row with this one only; all pairs where it is left out
+    notes: What a reader must know.
+    rows:
+      cogmen: {model: cogmen}
+      cogmen, one layer:
+        model: cogmen
+        settings: {model.layers: 1}
+        note: a sentence about the row
+        published:
+          - {score: 0.5644, source: "Poria et al. (2019), Table 11", selection: test, differs: [features, selection]}
+
+``differs`` says in what the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
+``model``. ``checked: false`` marks a number that was not compared with the paper itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ercfusion
+from ercfusion.cli import Composer
+from ercfusion.errors import ConfigError, did_you_mean
+
+DIFFERENCES = ("features", "split", "selection", "metric", "model")
+SELECTIONS = ("dev", "test", "last", "unknown")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper.
+
+    Args:
+        score: In the unit of the metric (F1 and accuracy from 0 to 1).
+        source: Where it stands.
+        selection: On which split its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
+            ``unknown``.
+        differs: In what it is not comparable; see :data:`DIFFERENCES`.
+        checked: Whether the number was compared with the paper itself.
+    """
+
+    score: float
+    source: str
+    selection: str = "unknown"
+    differs: tuple[str, ...] = ()
+    checked: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        name: Of the line; unique in the table.
+        model: A choice of the group ``model``.
+        settings: Further settings, as on the command line.
+        seeds: One run each.
+        note: A sentence for the reader.
+        published: Numbers of others for the same model.
+    """
+
+    name: str
+    model: str
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    note: str = ""
+    published: tuple[Published, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """The name in letters, digits and hyphens, for files."""
+        return re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class TablePreset:
+    """A table: see the module.
+
+    Args:
+        path: The file.
+        title: Heading.
+        data: A corpus, or a protocol.
+        settings: Of all rows.
+        rows: In order.
+        metric: Headline score, or None for the protocol's own.
+        also: Scores beside it.
+        against: The row that all others are compared with, or None for all pairs.
+        notes: For the reader.
+    """
+
+    path: Path
+    title: str
+    data: str
+    settings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    metric: str | None = None
+    also: tuple[str, ...] = ()
+    against: str | None = None
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    def arguments(self, row: Row, seed: int) -> list[str]:
+        """What one would type after ``python -m ercfusion.train`` for one run of the table."""
+        return [f"model={row.model}", f"data={self.data}", *self.settings, *row.settings, f"seed={seed}"]
+
+    def config(self, row: Row, seed: int, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The resolved configuration of one run.
+
+        Raises:
+            ConfigError: a setting of the preset is wrong; the message names file and row.
+        """
+        from ercfusion.train import expand_protocol
+
+        typed = [*self.arguments(row, seed), *extra]
+        try:
+            return Composer("train").compose([part for argument in typed for part in expand_protocol(argument)])
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}, row {row.name!r}: {error}") from error
+
+
+def preset_folder() -> Path:
+    """Where the presets of the library are: inside the installed package, or beside it in a checkout."""
+    package = Path(ercfusion.__file__).resolve().parent
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
+
+
+def known_presets() -> list[str]:
+    """Names of the presets of the library."""
+    return sorted(entry.stem for entry in preset_folder().glob("*.yaml"))
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset: a path, or the name of one that comes with the library.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = known_presets()
+    if name in known:
+        return preset_folder() / f"{name}.yaml"
+    raise ConfigError(f"there is no preset {name}. {did_you_mean(path.stem, known)} Or give the path of a YAML file.")
+
+
+def read_preset(path: str | Path) -> TablePreset:
+    """Read and check a preset; every row's configuration is composed once.
+
+    Raises:
+        ConfigError: the file is no YAML, an entry is missing, unknown or of the wrong kind, or a setting is wrong. The
+            message names the file and the entry.
+    """
+    import yaml
+
+    path = find_preset(str(path))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    entries = _Entries(path, "", found)
+    seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
+    rows = []
+    for name, content in entries.need("rows", dict).items():
+        rows.append(_row(str(name), _Entries(path, f"rows.{name}.", content), seeds))
+    preset = TablePreset(
+        path=path,
+        title=entries.need("title", str),
+        data=entries.need("data", str),
+        settings=_settings(entries),
+        rows=tuple(rows),
+        metric=entries.get("metric", str, None),
+        also=tuple(entries.get("also", list, [])),
+        against=entries.get("against", str, None),
+        notes=" ".join(entries.get("notes", str, "").split()),
+    )
+    entries.done()
+    if not rows:
+        raise ConfigError(f"{path}: rows is empty")
+    names = [row.name for row in rows]
+    if preset.against is not None and preset.against not in names:
+        raise ConfigError(f"{path}: against: no row {preset.against!r}. {did_you_mean(preset.against, names)}")
+    slugs: dict[str, str] = {}
+    for row in rows:
+        if row.slug in slugs:
+            raise ConfigError(f"{path}: the rows {slugs[row.slug]!r} and {row.name!r} would share their files")
+        slugs[row.slug] = row.name
+        preset.config(row, row.seeds[0])
+    return preset
+
+
+def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
+    own = entries.get("seeds", list, seeds)
+    if not own or len(set(own)) < len(own) or not all(type(seed) is int and seed >= 0 for seed in own):
+        raise entries.wrong("seeds", f"different whole numbers from 0 on are expected, found {own}")
+    published = []
+    for number, content in enumerate(entries.get("published", list, [])):
+        part = _Entries(entries.path, f"{entries.prefix}published[{number}].", content)
+        number_found = Published(
+            score=float(part.need("score", int | float)),
+            source=part.need("source", str),
+            selection=part.get("selection", str, "unknown"),
+            differs=tuple(part.get("differs", list, [])),
+            checked=part.get("checked", bool, True),
+        )
+        part.done()
+        if number_found.selection not in SELECTIONS:
+            raise part.wrong("selection", did_you_mean(number_found.selection, SELECTIONS))
+        for entry in number_found.differs:
+            if entry not in DIFFERENCES:
+                raise part.wrong("differs", f"{entry!r} is unknown. {did_you_mean(str(entry), DIFFERENCES)}")
+        published.append(number_found)
+    row = Row(
+        name=name,
+        model=entries.need("model", str),
+        settings=_settings(entries),
+        seeds=tuple(own),
+        note=" ".join(entries.get("note", str, "").split()),
+        published=tuple(published),
+    )
+    entries.done()
+    return row
+
+
+def _settings(entries: _Entries) -> tuple[str, ...]:
+    typed = []
+    for key, value in entries.get("settings", dict, {}).items():
+        if isinstance(value, dict):
+            raise entries.wrong("settings", f"{key} is written with dots, as on the command line: {key}.NAME: VALUE")
+        typed.append(f"{key}={_typed(value)}")
+    return tuple(typed)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Entries:
+    """A mapping of the file, whose entries are taken out one by one; what is left over is a mistake."""
+
+    def __init__(self, path: Path, prefix: str, content: Any) -> None:
+        self.path, self.prefix = path, prefix
+        if not isinstance(content, Mapping):
+            place = prefix.rstrip(".") or "the file"
+            raise ConfigError(f"{path}: {place} should hold entries of the form name: value, found {content!r}")
+        self.left = dict(content)
+        self.known: list[str] = []
+
+    def need(self, name: str, kind: Any) -> Any:
+        if name not in self.left:
+            raise ConfigError(f"{self.path}: {self.prefix}{name} is missing")
+        return self.get(name, kind, None)
+
+    def get(self, name: str, kind: Any, default: Any) -> Any:
+        self.known.append(name)
+        if name not in self.left:
+            return default
+        value = self.left.pop(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            words = {str: "a text", list: "a list", dict: "entries of the form name: value", bool: "true or false"}
+            raise self.wrong(name, f"{words.get(kind, 'a number')} is expected, found {value!r}")
+        return value
+
+    def done(self) -> None:
+        for name in self.left:
+            raise ConfigError(f"{self.path}: {self.prefix}{name} is no entry. {did_you_mean(str(name), self.known)}")
+
+    def wrong(self, name: str, reason: str) -> ConfigError:
+        return ConfigError(f"{self.path}: {self.prefix}{name}: {reason}")

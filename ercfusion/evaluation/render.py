@@ -1,0 +1,396 @@
+"""Writing a computed table as Markdown, LaTeX and CSV. The same records give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ercfusion.evaluation.preset import Published
+from ercfusion.evaluation.table import Line, Score, Table
+from ercfusion.tasks.metrics import LOWER_IS_BETTER
+
+# Shown as numbers of their own unit; everything else is a share and shown in percent.
+_PLAIN = frozenset({"nll", "kl", "mae", "rmse", "pearson", "ccc"})
+
+# In what a published number is not comparable, as the marks of the tables.
+MARKS = {"features": "f", "split": "p", "selection": "s", "metric": "m", "model": "a"}
+MARK_WORDS = {
+    "features": "other input features",
+    "split": "another split or protocol",
+    "selection": "chosen on another split (test, or not known)",
+    "metric": "another definition of the score",
+    "model": "another form of the model",
+}
+NAMES = {
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "samples_f1": "samples F1",
+    "micro_f1_without_neutral": "micro F1 without neutral",
+    "uar": "UAR",
+    "ece": "ECE",
+    "nll": "NLL",
+    "kl": "KL",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "ccc": "CCC",
+    "shift_accuracy": "shift accuracy",
+    "same_accuracy": "same accuracy",
+    "acc2_non0": "Acc-2 (non-zero)",
+    "acc2_has0": "Acc-2 (with zero)",
+    "acc7": "Acc-7",
+    "acc5": "Acc-5",
+}
+
+Cells = list[list[str]]
+
+
+# Words and numbers
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it, with an arrow where lower is better."""
+    base, _, dimension = metric.partition("/")
+    name = NAMES.get(base, base.replace("_", " ")) + (f" ({dimension})" if dimension else "")
+    return f"{name} ↓" if base in LOWER_IS_BETTER else name
+
+
+def in_percent(metric: str) -> bool:
+    """Whether tables show the metric in percent."""
+    return metric.partition("/")[0] not in _PLAIN
+
+
+def number(metric: str, value: float | None, sign: bool = False) -> str:
+    """A score in the table's unit."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{100 * value:{'+' if sign else ''}.2f}" if in_percent(metric) else f"{value:{'+' if sign else ''}.3f}"
+    return "0" + text[2:] if text in ("-0.00", "-0.000") else text
+
+
+def spread(metric: str, score: Score) -> str:
+    """Mean and standard deviation."""
+    mean = number(metric, score.mean)
+    return mean if math.isnan(score.std) else f"{mean} ± {number(metric, score.std)}"
+
+
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    """Two bounds."""
+    return "" if low is None or high is None else f"{number(metric, low)} to {number(metric, high)}"
+
+
+def probability(p: float) -> str:
+    """A p value: two digits are all that a randomisation test can say."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def published_text(metric: str, entry: Published, difference: float) -> str:
+    """A published score, our difference to it, and the marks of what is not comparable."""
+    marks = "".join(MARKS[name] for name in entry.differs)
+    doubt = "" if entry.checked else "?"
+    text = f"{number(metric, entry.score)}{doubt} ({number(metric, difference, sign=True)})"
+    return f"{text} [{marks}]" if marks else text
+
+
+# Parts of a table, as cells that every format can show
+
+
+def score_cells(table: Table) -> Cells:
+    """One line a row: the headline with its interval, the other scores, and what was published."""
+    head, *others = table.metrics
+    rows = [
+        ["model", f"test {metric_name(head)}", "95 % interval", "dev", *map(metric_name, others)],
+    ]
+    with_share = table.reachable is not None and table.floor is not None
+    if with_share:
+        rows[0].insert(3, "of the way")
+    if any(line.published for line in table.lines):
+        rows[0].append("published (ours minus it)")
+    for line in table.lines:
+        score = line.test[head]
+        row = [line.row.name, spread(head, score), interval(head, score.low, score.high)]
+        if table.reachable is not None and table.floor is not None:
+            row.append(f"{100 * (score.mean - table.floor) / (table.reachable - table.floor):.1f} %")
+        row += [number(head, line.dev.mean), *(spread(name, line.test[name]) for name in others)]
+        if len(rows[0]) > len(row):
+            row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
+        rows.append(row)
+    return rows
+
+
+def class_cells(table: Table) -> Cells:
+    """Mean F1 of every class."""
+    first = table.lines[0]
+    if not first.class_f1:
+        return []
+    rows = [["model", *(f"{label} ({first.support[label]})" for label in first.class_f1)]]
+    rows += [[line.row.name, *(f"{100 * f1:.1f}" for f1 in line.class_f1.values())] for line in table.lines]
+    return rows
+
+
+def comparison_cells(table: Table) -> Cells:
+    """Differences between pairs of rows."""
+    if not table.comparisons:
+        return []
+    rows = [["pair", "difference", "95 % interval", "p", "p (Holm)", "shown"]]
+    seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
+    for entry in table.comparisons:
+        first, second = entry.names
+        # From one run nobody can tell a model from its seed.
+        shown = "one seed" if min(seeds[first], seeds[second]) < 2 else "yes" if entry.shown else "no"
+        rows.append(
+            [
+                f"{first} minus {second}",
+                number(table.metric, entry.difference, sign=True),
+                interval(table.metric, entry.low, entry.high),
+                probability(entry.p),
+                probability(entry.p_holm),
+                shown,
+            ]
+        )
+    return rows
+
+
+def optimism_cells(table: Table) -> Cells:
+    """What choosing the epoch on test would have pretended."""
+    if not any(line.optimism for line in table.lines):
+        return []
+    rows = [["model", "dev-selected (the result)", "last epoch", "test-selected (diagnostic)", "optimism"]]
+    for line in table.lines:
+        found = line.optimism
+        if found is None:
+            continue
+        shown = [number(table.metric, value) for value in (found.dev_selected, found.last_epoch, found.test_selected)]
+        rows.append([line.row.name, *shown, number(table.metric, found.gap, sign=True)])
+    return rows
+
+
+def cost_cells(table: Table) -> Cells:
+    """Parameters, time and memory."""
+    rows = [["model", "parameters", "seconds an epoch", "seconds a run", "peak memory (MiB)", "device", "threads"]]
+    for line in table.lines:
+        threads = {record["cost"].get("threads", "") for record in line.group.records}
+        rows.append(
+            [
+                line.row.name,
+                f"{line.parameters:,}",
+                f"{line.seconds_per_epoch:.2f}",
+                f"{line.seconds:.0f}",
+                f"{line.peak_mib:.0f}",
+                _listed(record["device"] for record in line.group.records),
+                _listed(str(entry) for entry in threads),
+            ]
+        )
+    return rows
+
+
+def published_cells(table: Table) -> Cells:
+    """Where the published numbers stand, and in what they differ."""
+    rows = [["model", metric_name(table.metric), "chosen on", "differs in", "source"]]
+    for line in table.lines:
+        for entry, _ in line.published:
+            source = entry.source if entry.checked else f"{entry.source} (?: not compared with the paper itself)"
+            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in entry.differs) or "nothing known"
+            rows.append([line.row.name, number(table.metric, entry.score), entry.selection, differs, source])
+    return rows if len(rows) > 1 else []
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted({value for value in values if value}))
+
+
+# Sentences that every format carries
+
+
+def facts(table: Table) -> list[str]:
+    """What was measured, on what, and how."""
+    record, seeds = table.record, table.lines[0].group.seeds
+    split = record["splits"]["test"]
+    corpus = record["corpus"]
+    features = ", ".join(_feature(entry) for entry in record["features"])
+    synthetic = " **The corpus is synthetic (generated).**" if corpus["synthetic"] else ""
+    sentences = [
+        f"Protocol `{record['protocol']}`; {split['conversations']:,} test conversations with {split['utterances']:,} "
+        f"labelled utterances.{synthetic} Features: {features}. Dev split: {corpus['dev_source']}.",
+        f"Every run chooses its epoch on dev and opens test once. Mean ± standard deviation over "
+        f"{'the seeds ' + ', '.join(map(str, seeds)) if len(seeds) > 1 else f'seed {seeds[0]} alone'}; intervals "
+        "resample seeds and whole conversations. "
+        + ("Scores are in percent." if in_percent(table.metric) else "Errors and correlations are in their own units."),
+    ]
+    if table.floor is not None:
+        reachable = "" if table.reachable is None else f"; best reachable: {number(table.metric, table.reachable)}"
+        sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}{reachable}.")
+    if table.missing:
+        sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
+    notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
+    return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
+
+
+def _feature(entry: Mapping[str, Any]) -> str:
+    source = entry["source"]
+    made = source.get("settings", {}).get("encoder") or source.get("tool") or ""
+    return f"{entry['modality']} {entry['width']}-d" + (f" ({made})" if made else "")
+
+
+COMPARISON_NOTE = (
+    "p: paired randomisation test, in which the two models' confusion matrices of a conversation change places at "
+    "random; it speaks of these trained models on other conversations. The interval resamples seeds too. *Shown* means "
+    "that p is below 0.05 after Holm's correction over this table and that the interval leaves out 0."
+)
+OPTIMISM_NOTE = (
+    "A diagnostic, not a result: the means that the same runs would have reported had their last epoch, or the epoch "
+    "best on test, been taken. The last column is what choosing on test would have added."
+)
+COST_NOTE = (
+    "Means over the runs (memory: the largest), as measured where they were made, several side by side; they tell small "
+    "from large, and no more."
+)
+
+
+def provenance(table: Table) -> list[str]:
+    """How the numbers came about."""
+    records = table.records
+    commits = _listed((record["environment"].get("revision") or {}).get("commit", "")[:12] for record in records)
+    versions = _listed(f"torch {record['environment']['versions']['torch']}" for record in records)
+    machines = _listed(
+        f"{record['environment']['cpus']} cores, {record['environment']['system']}, {record['device']}"
+        for record in records
+    )
+    total = sum(float(record["cost"]["seconds"]) for record in records)
+    lines = [
+        f"{len(records)} runs, {total / 60:.0f} minutes of training in all; {versions}; {machines}; ercfusion at "
+        f"{commits or 'an unknown revision'}; finished {_dates(records)}.",
+        f"Made by `python -m ercfusion.reproduce {table.preset.name}` from run records alone. One run by hand:",
+    ]
+    for line in table.lines:
+        words = " ".join(shlex.quote(word) for word in table.preset.arguments(line.row, line.group.seeds[0]))
+        lines.append(f"- {line.row.name}: `python -m ercfusion.train {words}`")
+    return lines
+
+
+def _dates(records: Sequence[Mapping[str, Any]]) -> str:
+    days = sorted({record["finished"][:10] for record in records})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+# Formats
+
+
+def markdown_table(cells: Cells) -> str:
+    """Cells as a Markdown table, the first row its head."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
+    return "\n".join(lines)
+
+
+def sections(table: Table) -> list[tuple[str, str, Cells]]:
+    """Heading, note and cells of every part that this table has."""
+    marks = [f"[{MARKS[name]}] {MARK_WORDS[name]}" for name in MARKS if _has_mark(table, name)]
+    parts = [
+        ("Scores", "; ".join(marks) + "." if marks else "", score_cells(table)),
+        ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
+        ("Differences", COMPARISON_NOTE, comparison_cells(table)),
+        ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
+        ("Published numbers", "", published_cells(table)),
+        ("Cost", COST_NOTE, cost_cells(table)),
+    ]
+    return [part for part in parts if part[2]]
+
+
+def _has_mark(table: Table, name: str) -> bool:
+    return any(name in entry.differs for line in table.lines for entry, _ in line.published)
+
+
+def as_markdown(table: Table) -> str:
+    """The whole table as a Markdown page."""
+    lines = [f"# {table.preset.title}", "", "<!-- Generated from run records: do not edit. -->", ""]
+    for sentence in facts(table):
+        lines += [sentence, ""]
+    for heading, note, cells in sections(table):
+        lines += [f"## {heading}", "", markdown_table(cells), ""]
+        if note:
+            lines += [note, ""]
+    lines += ["## How it was made", ""]
+    first, *rest = provenance(table)
+    return "\n".join([*lines, first, "", rest[0], "", *rest[1:]]) + "\n"
+
+
+def as_latex(table: Table) -> str:
+    """The scores as a LaTeX table that needs the package booktabs."""
+    head, *others = table.metrics
+    columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
+    lines = [
+        "% Generated from run records: do not edit. Needs \\usepackage{booktabs}.",
+        "\\begin{table}",
+        "  \\centering",
+        "  \\begin{tabular}{l" + "r" * len(columns) + "}",
+        "    \\toprule",
+        "    model & " + " & ".join(_tex(entry) for entry in columns) + " \\\\",
+        "    \\midrule",
+    ]
+    for line in table.lines:
+        score = line.test[head]
+        bounds = "" if score.low is None else f"[{number(head, score.low)}, {number(head, score.high)}]"
+        cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
+        lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
+    record = table.record
+    caption = (
+        f"{table.preset.title}: test scores, epochs chosen on dev, mean and standard deviation over "
+        f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
+        f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
+    )
+    lines += [
+        "    \\bottomrule",
+        "  \\end{tabular}",
+        f"  \\caption{{{_tex(caption)}}}",
+        f"  \\label{{tab:{table.preset.name}}}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _spread_tex(metric: str, score: Score) -> str:
+    return _tex(spread(metric, score)).replace("±", "$\\pm$")
+
+
+def _tex(text: str) -> str:
+    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "↓": "$\\downarrow$"}
+    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
+    return "".join(special.get(sign, sign) for sign in text)
+
+
+def as_csv(table: Table) -> str:
+    """One line for every row and score, in the metrics' own unit (shares from 0 to 1), with nothing rounded away."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["row", "model", "metric", "mean", "std", "low", "high", "seeds", *(_SEED_COLUMNS)])
+    for line in table.lines:
+        for metric, score in line.test.items():
+            writer.writerow(
+                [
+                    line.row.name,
+                    line.row.model,
+                    metric,
+                    *(_plain(value) for value in (score.mean, score.std, score.low, score.high)),
+                    len(line.group.seeds),
+                    _plain(line.dev.mean) if metric == table.metric else "",
+                    *_costs(line),
+                ]
+            )
+    return stream.getvalue()
+
+
+_SEED_COLUMNS = ("dev mean", "parameters", "seconds per epoch", "peak MiB")
+
+
+def _costs(line: Line) -> list[str]:
+    return [str(line.parameters), f"{line.seconds_per_epoch:.3f}", f"{line.peak_mib:.1f}"]
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6f}"

@@ -1,0 +1,194 @@
+"""``python -m ercfusion.reproduce``: compute a table of models from records, doing the runs that are missing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ercfusion.cli import run_command, split_flags
+from ercfusion.errors import ConfigError, RunError, did_you_mean
+
+logger = logging.getLogger("ercfusion")
+
+HELP = """\
+Compute a table: do the runs that have no record yet, then write it as Markdown, LaTeX, CSV and an HTML page.
+
+usage: python -m ercfusion.reproduce PRESET [setting=value ...] [flags]
+
+examples
+  python -m ercfusion.reproduce experiments/demo.yaml                 what is missing is run, several at a time
+  python -m ercfusion.reproduce meld data.raw=DIR                     a preset of the library, by its name
+  python -m ercfusion.reproduce meld data.raw=DIR fresh=true out=mine all runs anew, beside the recorded ones
+  python -m ercfusion.reproduce experiments/meld.yaml --check         do the files still say what the records say?
+
+presets     {presets}
+
+settings
+  data.raw=DIR       raw folder of the corpus (or ERCFUSION_DATA=DIR in the environment)
+  data.packs.M=DIR   feature pack of the modality M
+  out=DIR            records and tables go there (default: a folder of the preset's name beside it)
+  runs=DIR           run folders go there (default: outputs/reproduce/NAME)
+  rows=A,B           do the runs of these rows only
+  workers=N          processes (default: one a core)
+  fresh=false        true: do not count the records that come with the preset
+  renew=false        true: run anew where the preset's settings have changed since the record was made
+
+flags
+  --tables           do no run: write the files from the records that there are
+  --check            do and write nothing; status 1 where a record is missing or stale or a file is not up to date
+  --help, -h         this text
+
+Stopped by Ctrl-C or killed, it goes on when the same command is given again. Every number comes from run records, which
+are kept in OUT/records, without texts or weights.
+"""
+
+FILES = ("README.md", "table.tex", "table.csv", "page.html")
+_SETTINGS = ("data.raw", "out", "runs", "rows", "workers", "fresh", "renew")
+
+
+def main(argv: list[str]) -> int:
+    """The command; see :data:`HELP`."""
+    flags, arguments = split_flags(argv, ["--help", "-h", "--check", "--tables"])
+    if "--help" in flags or "-h" in flags or not arguments:
+        from ercfusion.evaluation.preset import known_presets
+
+        print(HELP.format(presets=", ".join(known_presets())), end="")
+        return 0 if flags else 2
+    names = [argument for argument in arguments if "=" not in argument]
+    if len(names) != 1:
+        raise ConfigError(f"one preset is expected, found {len(names)}: {' '.join(names)}")
+    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    for key in settings:
+        if key not in _SETTINGS and not key.startswith("data.packs."):
+            known = [*_SETTINGS, "data.packs.<modality>"]
+            hint = f"What is run stands in the preset. {did_you_mean(key, known)}"
+            raise ConfigError(f"reproduce has no setting {key!r}. {hint}")
+    return reproduce(names[0], settings, check="--check" in flags, tables_only="--tables" in flags)
+
+
+def reproduce(name: str, settings: dict[str, str], *, check: bool = False, tables_only: bool = False) -> int:
+    """Compute the table of a preset; ``settings`` as on the command line. Returns the exit status."""
+    from ercfusion.evaluation.preset import read_preset
+    from ercfusion.training.tables import do_runs, missing_jobs, read_table_records, stale_records
+
+    preset = read_preset(name)
+    beside = preset.path.parent / preset.name
+    default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else beside
+    out = Path(settings["out"]).expanduser() if "out" in settings else default
+    fresh, renew = (_switch(settings, key) for key in ("fresh", "renew"))
+    workers = _workers(settings)
+    if fresh and out.resolve() == beside.resolve():
+        raise ConfigError("fresh=true runs everything anew; choose another folder for it with out=DIR")
+    records = read_table_records(preset, [out] if fresh else [beside, out])
+    stale = stale_records(preset, records)
+    if check:
+        return _check(preset, records, stale, out)
+    if stale and not renew:
+        raise RunError(_stale_text(preset, stale))
+    for row, seed in stale:
+        del records[row][seed]
+    failed = []
+    if not tables_only:
+        extra = [f"{key}={value}" for key, value in settings.items() if key.startswith("data.")]
+        only = settings["rows"].split(",") if "rows" in settings else None
+        runs = Path(settings.get("runs", f"outputs/reproduce/{preset.name}")).expanduser()
+        jobs = missing_jobs(preset, records, runs, extra, only)
+        if jobs:
+            logger.info("%s: %d of %d runs have no record yet", preset.title, len(jobs), _asked(preset))
+            started = time.monotonic()
+            outcomes = do_runs(preset, jobs, records, out, workers)
+            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            minutes = (time.monotonic() - started) / 60
+            logger.info("%d runs in %.1f minutes", len(outcomes) - len(failed), minutes)
+    if not any(records.values()):
+        if failed:
+            raise RunError(f"all runs failed. {failed[0].job.name}: {failed[0].error}")
+        raise RunError(f"no row of {preset.path} has a record yet: leave out --tables to do the runs")
+    for path in _write(preset, records, out):
+        print(path)
+    for outcome in failed:
+        print(f"error: {outcome.job.name}: {outcome.error}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def rendered(preset: Any, records: Any) -> dict[str, str]:
+    """The files of a table by their names."""
+    from ercfusion.evaluation.page import as_page
+    from ercfusion.evaluation.render import as_csv, as_latex, as_markdown
+    from ercfusion.evaluation.table import compute_table
+    from ercfusion.training.tables import wanted_records
+
+    table = compute_table(preset, wanted_records(preset, records))
+    return dict(zip(FILES, (as_markdown(table), as_latex(table), as_csv(table), as_page(table)), strict=True))
+
+
+def _write(preset: Any, records: Any, out: Path) -> list[Path]:
+    from ercfusion.files import atomic_write
+
+    written = []
+    for name, text in rendered(preset, records).items():
+        with atomic_write(out / name) as stream:
+            stream.write(text)
+        written.append(out / name)
+    return written
+
+
+def _check(preset: Any, records: Any, stale: Any, out: Path) -> int:
+    """Say what is not as it should be; 0 where nothing is."""
+    faults = []
+    for row in preset.rows:
+        missing = [str(seed) for seed in row.seeds if seed not in records[row.name]]
+        if missing:
+            faults.append(f"{row.name}: no record for seed {', '.join(missing)}")
+    if stale:
+        faults.append(_stale_text(preset, stale))
+    if any(records.values()):
+        for name, text in rendered(preset, records).items():
+            path = out / name
+            if not path.is_file():
+                faults.append(f"{path} is missing")
+            elif path.read_text(encoding="utf-8") != text:
+                faults.append(f"{path} does not say what the records say")
+    for fault in faults:
+        print(fault)
+    if faults:
+        print(f"bring it up to date with: python -m ercfusion.reproduce {preset.path}")
+        return 1
+    print(f"{preset.title}: {_asked(preset)} records, all files up to date")
+    return 0
+
+
+def _stale_text(preset: Any, stale: Any) -> str:
+    (row, seed), changed = next(iter(stale.items()))
+    key, (was, now) = next(iter(changed.items()))
+    return (
+        f"{len(stale)} records of {preset.name} were made with other settings than the preset now asks for; for "
+        f"example {row}, seed {seed}: {key} was {was!r} and is {now!r}. Run them anew with renew=true, or put the "
+        "setting back."
+    )
+
+
+def _asked(preset: Any) -> int:
+    return sum(len(row.seeds) for row in preset.rows)
+
+
+def _switch(settings: dict[str, str], key: str) -> bool:
+    value = settings.get(key, "false").lower()
+    if value not in ("true", "false"):
+        raise ConfigError(f"{key}={settings[key]}: true or false is expected")
+    return value == "true"
+
+
+def _workers(settings: dict[str, str]) -> int | None:
+    if "workers" not in settings:
+        return None
+    if not settings["workers"].isdigit() or settings["workers"] == "0":
+        raise ConfigError(f"workers={settings['workers']}: a number from 1 on is expected")
+    return int(settings["workers"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,1 @@
+"""Searching settings: what ``python -m ercfusion.sweep`` does."""

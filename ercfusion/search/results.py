@@ -1,0 +1,282 @@
+"""What comes of a sweep: a table, pictures, the best settings as a file, and the winner trained on fresh seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.errors import RunError
+from ercfusion.evaluation.record import RECORD, read_record
+from ercfusion.evaluation.statistics import seed_summary
+from ercfusion.files import atomic_write
+from ercfusion.search.space import setting
+from ercfusion.search.status import described
+from ercfusion.search.study import Plan, best_trial, counting, tally
+from ercfusion.search.worker import tidy, trial_config, typed_arguments
+from ercfusion.tasks.metrics import higher_is_better
+from ercfusion.training.folder import describe, write_json
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+logger = logging.getLogger("ercfusion")
+
+TABLE = "trials.csv"
+BEST = "best.yaml"
+SUMMARY = "summary.json"
+RERUN = "rerun"
+# Complete trials below which importances would be noise.
+_ENOUGH = 10
+
+
+def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
+    """Write down what came of the trials, train the winner again, and write the summary.
+
+    Args:
+        study: With all trials over, as far as this machine knows.
+        plan: Of the sweep.
+        rerun: Train the winner on fresh seeds here.
+
+    Raises:
+        RunError: no trial is complete.
+    """
+    tidy(study, plan)
+    trials = study.get_trials(deepcopy=False)
+    best = best_trial(trials, plan.metric)
+    found = tally(study, trials)
+    if best is None:
+        raise RunError(f"no trial is complete ({found.pruned} pruned, {found.failed} failed): there is no best one")
+    write_best(plan, best, found.over)
+    importance = importances(study)
+    draw(plan, trials, best, importance)
+    seeds = fresh_seeds(plan) if rerun else []
+    records = rerun_winner(plan, best, seeds) if seeds else []
+    first = trials[0]
+    summary = {
+        "study": plan.name,
+        "folder": str(plan.folder),
+        "model": plan.config["preset"]["model"],
+        "protocol": plan.config["study"]["identity"]["protocol"],
+        "synthetic": plan.config["study"]["synthetic"],
+        "metric": plan.metric,
+        "trials": {
+            "asked": found.total,
+            **{name: getattr(found, name) for name in ("over", "complete", "pruned", "failed", "running")},
+        },
+        "first": {"trial": first.number, "state": first.state.name.lower(), "dev": first.value},
+        "best": {
+            "trial": best.number,
+            "dev": best.value,
+            "epoch": best.user_attrs["result"]["epoch"],
+            "settings": best.user_attrs["result"]["settings"],
+            "differs": described(plan, best),
+        },
+        "importance": importance,
+        "rerun": _rerun_summary(plan, records),
+    }
+    write_json(plan.folder / SUMMARY, summary)
+    return summary
+
+
+# Tables and files
+
+
+def rows(plan: Plan, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """One mapping a trial that counts."""
+    table = []
+    for trial in counting(trials):
+        result = trial.user_attrs.get("result", {})
+        row: dict[str, Any] = {"trial": trial.number, "state": trial.state.name.lower()}
+        row[f"dev/{plan.metric}"] = result.get("value")
+        row |= {key: result.get(key) for key in ("epoch", "epochs", "seconds")}
+        row["started"] = trial.datetime_start.isoformat(timespec="seconds") if trial.datetime_start else None
+        owner = trial.user_attrs.get("owner") or [None, None]
+        row |= {"place": owner[0], "worker": owner[1]}
+        settings = result.get("settings", trial.params)
+        row |= {key: settings.get(key) for key in plan.space}
+        row["reason"] = result.get("reason")
+        table.append(row)
+    return table
+
+
+def write_table(study: Study, plan: Plan) -> Path:
+    """All trials as ``trials.csv``."""
+    table = rows(plan, study.get_trials(deepcopy=False))
+    with atomic_write(plan.folder / TABLE) as stream:
+        if table:
+            writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+    return plan.folder / TABLE
+
+
+def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
+    """The settings of the best trial as ``best.yaml``, for ``--settings``: what was typed, and what was found."""
+    import yaml
+
+    settings = {**plan.config["typed"], **best.user_attrs["result"]["settings"]}
+    settings["training.metric"] = plan.metric
+    settings.setdefault("seed", plan.config["seed"])
+    model, data = plan.config["preset"]["model"], plan.config["preset"]["data"]
+    lines = [
+        f"# The best of {over} trials of the sweep {plan.name} ({model} on {data}): trial {best.number},",
+        f"# dev {plan.metric} {best.value:.6f} at epoch {best.user_attrs['result']['epoch']}, seed {settings['seed']}.",
+        f"# That score is optimistic: it is the best of {over} on one seed and one dev split. Read the fresh seeds.",
+        "# To use: python -m ercfusion.train --settings best.yaml seed=1",
+    ]
+    with atomic_write(plan.folder / BEST) as stream:
+        stream.write("\n".join(lines) + "\n")
+        for key, value in settings.items():
+            # Without a style of its own a list stays on its line.
+            flow = None if isinstance(value, list | dict) else False
+            text = yaml.safe_dump({key: value}, default_flow_style=flow, allow_unicode=True, width=10**6)
+            stream.write(text)
+    return plan.folder / BEST
+
+
+# Pictures
+
+
+def importances(study: Study) -> dict[str, float]:
+    """How much each setting decides about belonging to the best tenth (PED-ANOVA); empty where trials are few."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    varied = {key for key in study.best_trial.params if len({trial.params.get(key) for trial in complete}) > 1}
+    if len(complete) < _ENOUGH or len(varied) < 2:
+        return {}
+    # At least five trials among the best, which the estimate needs to be more than noise.
+    quantile = min(0.5, max(0.1, 5 / len(complete)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile), params=sorted(varied)
+        )
+    return {key: round(float(value), 4) for key, value in found.items() if math.isfinite(value)}
+
+
+def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importance: Mapping[str, float]) -> None:
+    """History, settings and importances as pictures."""
+    from ercfusion.evaluation.sweep_plots import plot_importance, plot_search, plot_settings
+
+    folder, table = plan.folder / "plots", rows(plan, trials)
+    folder.mkdir(exist_ok=True)
+    identity = plan.config["study"]["identity"]
+    title = f"Sweep of {plan.config['preset']['model']} on {identity['protocol']}"
+    look: dict[str, Any] = {"title": title, "synthetic": plan.config["study"]["synthetic"]}
+    score = f"dev/{plan.metric}"
+    points = [
+        {"trial": row["trial"], "state": row["state"], "score": row[score], **{key: row[key] for key in plan.space}}
+        for row in table
+        if row["state"] in ("complete", "pruned", "fail")
+    ]
+    maximize = higher_is_better(plan.metric)
+    plot_search(points, folder / "history.png", f"Dev {plan.metric}", maximize=maximize, **look)
+    log = [key for key, dimension in plan.space.items() if dimension.get("log")]
+    defaults = {key: setting(plan.config, key) for key in plan.space}
+    plot_settings(points, defaults, folder / "settings.png", f"Dev {plan.metric}", best.number, log=log, **look)
+    if importance:
+        complete = sum(row["state"] == "complete" for row in table)
+        plot_importance(importance, folder / "importance.png", complete=complete, **look)
+
+
+# The winner on fresh seeds
+
+
+def fresh_seeds(plan: Plan) -> list[int]:
+    """Seeds of the re-run: the first whole numbers, without that of the sweep."""
+    wanted = plan.sweep["rerun"]
+    return [seed for seed in range(wanted + 1) if seed != plan.config["seed"]][:wanted]
+
+
+def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Complete runs of the best settings on fresh seeds, side by side; returns the records of those that succeed."""
+    from ercfusion.training.many import RunJob, train_many
+    from ercfusion.training.pool import Outcome
+
+    parent = plan.folder / RERUN
+    _make_room(parent, best.number)
+    jobs = []
+    for seed in seeds:
+        folder = parent / f"seed-{seed}"
+        config = trial_config(plan, {**best.user_attrs["result"]["settings"], "seed": seed}, folder)
+        if not (folder / "environment.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            typed = [entry for entry in typed_arguments(plan, config) if not entry.startswith("seed=")]
+            describe(folder, config, [*typed, f"seed={seed}"], plan.config["command"])
+        jobs.append(RunJob(f"the winner again, seed {seed}", config, folder))
+    write_json(parent / "winner.json", {"trial": best.number, "settings": best.user_attrs["result"]["settings"]})
+    left = [job for job in jobs if not (job.folder / RECORD).is_file()]
+
+    def ended(outcome: Outcome[RunJob, Any]) -> None:
+        if outcome.error is not None:
+            logger.warning("%s failed: %s", outcome.job.name, outcome.error)
+
+    if left:
+        train_many(left, workers=plan.sweep["workers"], on_done=ended, description="fresh seeds")
+    return [read_record(job.folder) for job in jobs if (job.folder / RECORD).is_file()]
+
+
+def _make_room(parent: Path, trial: int) -> None:
+    """Nothing is overwritten: runs of an earlier winner are moved aside."""
+    note = parent / "winner.json"
+    if not note.is_file():
+        return
+    earlier = json.loads(note.read_text())["trial"]
+    if earlier != trial:
+        parent.rename(parent.with_name(f"{RERUN}-of-trial-{earlier:04d}"))
+
+
+def _rerun_summary(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not records:
+        return None
+    summary: dict[str, Any] = {"seeds": [record["seed"] for record in records]}
+    for split in ("dev", "test"):
+        values = [record["metrics"][split][plan.metric] for record in records]
+        found = seed_summary(values)
+        spread = found["std"] if len(values) > 1 else None
+        summary[split] = {"mean": round(found["mean"], 6), "std": spread and round(spread, 6), "values": values}
+    return summary
+
+
+# In words
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """The lines that the command prints at the end, but for the folder."""
+    trials, best, first, rerun = summary["trials"], summary["best"], summary["first"], summary["rerun"]
+    synthetic = " (synthetic corpus)" if summary["synthetic"] else ""
+    counts = ", ".join(f"{trials[name]} {name}" for name in ("complete", "pruned", "failed", "running") if trials[name])
+    metric = summary["metric"]
+    lines = [
+        "",
+        f"{summary['model']} on {summary['protocol']}{synthetic}, {trials['over']} of {trials['asked']} trials over: "
+        f"{counts}",
+        f"best settings (trial {best['trial']}): {best['differs']}",
+    ]
+    if summary["importance"]:
+        shares = [f"{key} {value:.0%}" for key, value in list(summary["importance"].items())[:5]]
+        lines.append(f"what mattered: {', '.join(shares)}")
+    parts = [f"best trial dev {metric} {best['dev']:.4f} (optimistic: best of {trials['over']})"]
+    if first["state"] == "complete" and best["trial"] != first["trial"]:
+        parts.insert(0, f"first settings dev {metric} {first['dev']:.4f}")
+    if rerun is not None:
+        count = len(rerun["seeds"])
+        parts.append(f"fresh seeds dev {_spread(rerun['dev'])}")
+        parts.append(f"test {_spread(rerun['test'])} with {count} seed{'s' if count > 1 else ''}")
+    lines.append(" | ".join(parts))
+    if trials["running"]:
+        lines.append(f"{trials['running']} trials are still running elsewhere; resume this folder for the final result")
+    return "\n".join(lines)
+
+
+def _spread(values: Mapping[str, Any]) -> str:
+    return f"{values['mean']:.4f}" + (f" +- {values['std']:.4f}" if values["std"] is not None else "")

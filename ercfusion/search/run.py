@@ -1,0 +1,301 @@
+"""A sweep on this machine: its folder, its worker processes, and what comes at the end.
+
+Layout of a sweep's folder::
+
+    config.json      the resolved configuration, with the space    overrides.json, environment.json, sweep.log
+    study.db         the trials (SQLite), unless sweep.storage says otherwise
+    trials/0000/     a folder a trial: config.json, metrics.csv, train.log; the best one has its model
+    trials.csv       all trials in a table                         plots/*.png
+    best.yaml        the best settings, for --settings             rerun/seed-N/   complete runs of the winner
+    summary.json     written last: the sweep is complete
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.errors import RunError, TrainingError
+from ercfusion.search.config import check_sweep, fitted
+from ercfusion.search.results import finish, write_table
+from ercfusion.search.space import data_settings
+from ercfusion.search.status import SweepProgress
+from ercfusion.search.storage import (
+    chosen_storage,
+    kept_storage,
+    masked,
+    named_failures,
+    require_optuna,
+    without_secrets,
+)
+from ercfusion.search.study import (
+    Plan,
+    Watcher,
+    adopt,
+    check_hope,
+    create_or_join,
+    open_study,
+    set_up,
+    tally,
+    unfinished,
+)
+from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
+from ercfusion.tasks.metrics import check_metric
+from ercfusion.training.folder import describe, free_folder, log_file, read_config, write_json
+from ercfusion.training.pool import default_workers, run_jobs
+from ercfusion.training.run import import_modules
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+logger = logging.getLogger("ercfusion")
+
+# Seconds without a sign of life after which another machine's trial is given up (it beats every 30 s).
+SILENCE = 300.0
+# Rounds of worker processes that die without ending a single trial.
+_ROUNDS = 3
+# What may change when a sweep is resumed.
+CHANGEABLE = ("trials", "workers", "timeout", "rerun", "storage")
+# Settings of a machine or of a moment: sweeps that differ in them may still search together.
+_OWN = (
+    *("run", "resume", "output", "data.raw", "data.packs", "trainer.accelerator", "trainer.strategy"),
+    *("training.tensorboard", "training.bootstrap", "training.keep_every_epoch", "training.pictures"),
+)
+_OWN_SWEEP = ("trials", "workers", "storage", "name", "rerun", "timeout", "only")
+
+
+# Beginning
+
+
+def begin(config: dict[str, Any], overrides: Sequence[str], command: str) -> Plan:
+    """Make the folder of a new sweep, and its study or a place in one that exists.
+
+    Args:
+        config: From :func:`ercfusion.search.config.compose_sweep`.
+        overrides: As typed.
+        command: The command line.
+
+    Raises:
+        ErcfusionError: anything that can be found out before the first trial; no folder is left behind then.
+    """
+    require_optuna()
+    import_modules(config["imports"])
+    storage = chosen_storage(config["sweep"]["storage"])
+    found = _prepared(config)
+    config = fitted(config, found.data, found.train.inputs)
+    task = found.data.protocol.task
+    metric = config["sweep"]["metric"] or config["training"]["metric"] or task.metric
+    check_metric(task, metric)
+    folder = _new_folder(config)
+    config["place"] = secrets.token_hex(4)
+    if config["sweep"]["name"] is None:
+        # Made from the time and the place: searching together has to be meant.
+        stem = f"{config['preset']['model']}-{config['data']['name']}-{datetime.now():%Y%m%d-%H%M%S}"
+        config["sweep"] = {**config["sweep"], "name": f"{stem}-{config['place']}"}
+    config["sweep"]["storage"] = masked(storage) if storage is not None else None
+    config["command"] = without_secrets(command, storage)
+    config["study"] = {
+        "metric": metric,
+        "synthetic": found.data.corpus.card.synthetic,
+        "identity": _identity(config, found, metric),
+    }
+    plan = Plan(folder, config, storage, config["sweep"]["name"], config["place"], metric)
+    try:
+        typed = [without_secrets(entry, storage) for entry in overrides]
+        describe(folder, config, typed, config["command"])
+        with named_failures(storage):
+            founder = create_or_join(plan, config["study"]["identity"])
+    except BaseException:
+        shutil.rmtree(folder)  # nothing has come of it
+        raise
+    if not founder:
+        logger.info("joining the study %s", plan.name)
+    return plan
+
+
+def _prepared(config: Mapping[str, Any]) -> DevData:
+    """The data that the search begins with.
+
+    Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
+    """
+    for settings in data_settings(config, config["space"]):
+        dev_data(settings)
+    return dev_data(config["data"])
+
+
+def _new_folder(config: Mapping[str, Any]) -> Path:
+    if config["run"] is None:
+        return free_folder(config, "sweep").resolve()
+    folder = Path(config["run"]).expanduser()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(
+            f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that sweep "
+            f"with: python -m ercfusion.sweep resume={folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:
+    """What must be equal for machines to search together, flat, so that the first difference can be named."""
+    corpus = found.data.corpus
+    flat: dict[str, Any] = {"corpus": corpus.name, "protocol": found.data.protocol.id}
+    flat["the corpus's fingerprint"] = corpus.fingerprint()
+    flat |= {f"the width of {name}": width for name, width in found.train.inputs.widths.items()}
+    for key, dimension in config["space"].items():
+        flat[f"space.{key}"] = dimension
+
+    def add(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict) and value and name not in _OWN:
+                add(value, f"{name}.")
+            elif name not in (*_OWN, *(f"sweep.{own}" for own in _OWN_SWEEP)):
+                flat[name] = value
+
+    add({key: value for key, value in config.items() if key not in (*OWN_KEYS, "preset") or key == "sweep"}, "")
+    flat["data.encoder"] = Path(config["data"]["encoder"]).name  # a folder may lie elsewhere
+    flat["the metric"] = metric
+    return flat
+
+
+def reopen(folder: str | Path, changes: Mapping[str, Any]) -> Plan:
+    """A sweep that was begun before, with other values for some of :data:`CHANGEABLE`.
+
+    Raises:
+        RunError: no folder of a sweep, or its study is gone.
+        ConfigError: a value out of its range.
+    """
+    path, config = read_config(folder)
+    if "sweep" not in config or "study" not in config:
+        raise RunError(f"{folder} is no folder of a sweep; if it is one of a run: python -m ercfusion.train resume=..")
+    require_optuna()
+    import_modules(config["imports"])
+    storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
+    config["sweep"] = {**config["sweep"], **changes}
+    config["sweep"]["storage"] = masked(storage) if storage is not None else None
+    check_sweep(config["sweep"])
+    plan = Plan(path, config, storage, config["sweep"]["name"], config["place"], config["study"]["metric"])
+    with named_failures(storage):
+        if storage is None and not _has_study(plan):
+            create_or_join(plan, config["study"]["identity"])  # stopped before it had been made
+        study = open_study(plan)
+        if study.user_attrs.get("founder") in (plan.place, None):
+            study.set_user_attr("founder", plan.place)
+            study.set_user_attr("format", study.user_attrs.get("format", 1))
+            set_up(study, plan, config["study"]["identity"])
+        if "trials" in changes:
+            study.set_user_attr("trials", changes["trials"])
+    return plan
+
+
+def _has_study(plan: Plan) -> bool:
+    try:
+        open_study(plan)
+    except RunError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time works in a folder."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"another process is working on the sweep in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Searching
+
+
+def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
+    """Do what is left of a sweep: trials, tables and pictures, the winner on fresh seeds; returns the summary.
+
+    Args:
+        plan: From :func:`begin` or :func:`reopen`.
+        rerun_asked: Train the winner again here even though the sweep was begun elsewhere.
+    """
+    with _locked(plan.folder), log_file(plan.folder / "sweep.log"), named_failures(plan.storage):
+        # What was changed by resuming; a process that is stopped now shall find it.
+        write_json(plan.folder / "config.json", plan.config)
+        _prepared(plan.config)  # before the workers: they find the features in the cache
+        study = open_study(plan)
+        try:
+            search(study, plan)
+        finally:
+            write_table(study, plan)
+        founder = study.user_attrs["founder"] == plan.place
+        return finish(study, plan, rerun=founder or rerun_asked)
+
+
+def search(study: Study, plan: Plan) -> None:
+    """Let workers train trials until the study has enough; then wait for those of other machines."""
+    hours = plan.sweep["timeout"]
+    deadline = time.time() + 3600 * hours if hours is not None else None
+    watcher = Watcher(plan, SILENCE)
+    fruitless, forgive = 0, True
+    founder = study.user_attrs["founder"] == plan.place
+    with SweepProgress(study, plan) as progress:
+
+        def tick() -> None:
+            if progress.due():
+                watched = watcher.look(study) if plan.storage is not None else []
+                for number in watched:
+                    logger.warning("trial %d is given up: its machine has been silent for %.0f s", number, SILENCE)
+                progress.tick()
+
+        while True:
+            tidy(study, plan)
+            check_hope(study.get_trials(deepcopy=False))
+            found = tally(study)
+            left = len(unfinished(study.get_trials(deepcopy=False), plan.place))
+            if plan.storage is None:
+                left = found.running
+            late = deadline is not None and time.time() > deadline
+            todo = left + (0 if late else found.missing)
+            if not todo:
+                elsewhere = found.running - left
+                if not elsewhere or not founder or late:
+                    break
+                tick()
+                time.sleep(1)
+                continue
+            wanted = plan.sweep["workers"]
+            workers = min(wanted if wanted is not None else default_workers(todo), max(1, todo))
+            adopt(study, plan, workers, forgive=forgive)
+            forgive = False
+            progress.started(workers)
+            outcomes = run_jobs(
+                [WorkerJob(plan, number, deadline) for number in range(workers)], work, workers=workers, on_tick=tick
+            )
+            errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+            fruitless = fruitless + 1 if errors and tally(study).over == found.over else 0
+            _judge(study, [without_secrets(error, plan.storage) for error in errors], fruitless)
+        progress.tick()
+
+
+def _judge(study: Study, errors: Sequence[str], fruitless: int) -> None:
+    """Stop for what workers failed with, unless it was a death after which others can go on."""
+    check_hope(study.get_trials(deepcopy=False))
+    for error in errors:
+        if error.startswith("unexpected error"):
+            raise RuntimeError(error)
+        if "its process died" not in error:
+            raise RunError(error)
+    if fruitless >= _ROUNDS:
+        raise TrainingError(f"the worker processes die without ending a trial: {errors[0]}. Try sweep.workers=1")

@@ -1,0 +1,282 @@
+"""What is searched: settings by dotted name, each with a range or a list of choices.
+
+A dimension is a plain mapping, as a file ``conf/space/ARCHITECTURE.yaml`` has it and ``config.json`` keeps it::
+
+    optimizer.lr: {low: 1e-4, high: 1e-2, log: true}     numbers from low to high, evenly over the logarithm
+    model.dropout: {low: 0.1, high: 0.6, step: 0.05}     low, low + step, ...
+    model.layers: {low: 1, high: 3}                      whole numbers, where both ends are
+    model.hidden: {choices: [32, 64, 128]}               any values
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+Dimension = dict[str, Any]
+Space = dict[str, Dimension]
+
+_KEYS = ("low", "high", "log", "step", "choices")
+# Sections with settings that can be searched, and settings in them that are not for searching.
+_SECTIONS = ("model", "optimizer", "scheduler", "objective", "training")
+_ALSO = ("data.modalities", "data.encoder")
+_NOT = (
+    *("model.name", "optimizer.name", "scheduler.name", "training.metric", "training.threads"),
+    *("training.tensorboard", "training.bootstrap", "training.keep_every_epoch", "training.pictures"),
+)
+
+
+def check_searchable(key: str, where: str = "") -> None:
+    """Raise :class:`ConfigError` for a setting that cannot or must not be searched."""
+    if key == "seed":
+        raise ConfigError(f"{where}seed is not searched: the winner is trained again on fresh seeds (sweep.rerun)")
+    if key in _NOT or (key.partition(".")[0] not in _SECTIONS and key not in _ALSO) or "." not in key:
+        raise ConfigError(
+            f"{where}{key} cannot be searched: a sweep searches single settings of {', '.join(_SECTIONS)}, "
+            f"and {' and '.join(_ALSO)}. Give it one value, and start one sweep for each."
+        )
+
+
+def read_dimension(key: str, entry: Any, where: str) -> Dimension:
+    """A dimension as a file has it, checked and in one form.
+
+    Args:
+        key: The setting.
+        entry: ``{low, high, log, step}`` or ``{choices}``.
+        where: Goes before messages.
+
+    Raises:
+        ConfigError: another form, or ends that make no range.
+    """
+    check_searchable(key, where)
+    form = f"{where}{key} must be {{low: .., high: ..}}, with log: true or step: .. if wanted, or {{choices: [..]}}"
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{form}; found {entry!r}")
+    for name in entry:
+        if name not in _KEYS:
+            raise ConfigError(f"{where}{key}: unknown entry {name!r}. {did_you_mean(str(name), _KEYS)}")
+    if "choices" in entry:
+        if len(entry) > 1 or not isinstance(entry["choices"], list) or not entry["choices"]:
+            raise ConfigError(f"{form}; found {dict(entry)}")
+        return {"choices": [value for place, value in enumerate(entry["choices"]) if not _in(value, entry, place)]}
+    low, high, step, log = entry.get("low"), entry.get("high"), entry.get("step"), entry.get("log", False)
+    if not _number(low) or not _number(high) or not (step is None or _number(step)) or not isinstance(log, bool):
+        raise ConfigError(f"{form}; found {dict(entry)}")
+    assert low is not None  # what _number says, in words that the type checker knows
+    assert high is not None
+    if not low <= high:
+        raise ConfigError(f"{where}{key}: low ({low}) is above high ({high})")
+    if log and low <= 0:
+        raise ConfigError(f"{where}{key}: a logarithmic range begins above 0, found {low}")
+    if log and step is not None:
+        raise ConfigError(f"{where}{key}: a range has log or step, not both")
+    if step is not None and step <= 0:
+        raise ConfigError(f"{where}{key}: step must be above 0, found {step}")
+    whole = all(isinstance(value, int) for value in (low, high, step if step is not None else 1))
+    if not whole:
+        low, high, step = float(low), float(high), None if step is None else float(step)
+    if step is not None:
+        high = low + math.floor((high - low) / step + 1e-9) * step
+        high = high if whole else float(f"{high:.12g}")
+    return {"low": low, "high": high, **({"log": True} if log else {}), **({} if step is None else {"step": step})}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _in(value: Any, entry: Mapping[str, Any], place: int) -> bool:
+    return any(_same(value, other) for other in entry["choices"][:place])
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def typed_dimension(key: str, parsed: Any, default: Any) -> Dimension:
+    """A dimension from what was typed in Hydra's sweep syntax.
+
+    Args:
+        key: The setting.
+        parsed: Hydra's override.
+        default: The setting's value otherwise; where it is a whole number, an ``interval`` is of whole numbers.
+
+    Raises:
+        ConfigError: see :func:`read_dimension`; ``glob`` and unknown tags.
+    """
+    line, sweep = str(parsed.input_line), parsed.value()
+    where = f"{line!r}: "
+    tags = sorted(getattr(sweep, "tags", ()))
+    if tags not in ([], ["log"]):
+        raise ConfigError(f"{where}the only tag is log, found {', '.join(tags)}")
+    kind = type(sweep).__name__
+    if kind == "ChoiceSweep":
+        if tags:
+            raise ConfigError(f"{where}log goes with a range of numbers, not with choices")
+        values = [getattr(value, "text", value) for value in sweep.list]
+        return read_dimension(key, {"choices": values}, where)
+    if kind == "IntervalSweep":
+        low, high = sweep.start, sweep.end
+        if isinstance(default, int) and not isinstance(default, bool):
+            if low != int(low) or high != int(high):
+                raise ConfigError(f"{where}{key} takes whole numbers (default: {default})")
+            low, high = int(low), int(high)
+        return read_dimension(key, {"low": low, "high": high, "log": bool(tags)}, where)
+    if kind == "RangeSweep":
+        values = list(sweep.range())
+        if not values:
+            raise ConfigError(f"{where}the range is empty")
+        if tags:
+            raise ConfigError(f"{where}log goes with interval(LOW,HIGH), not with the steps of range()")
+        low, high = min(values), max(values)
+        return read_dimension(key, {"low": low, "high": high, "step": abs(sweep.step)}, where)
+    raise ConfigError(f"{where}use a,b,c or choice(..), range(..), interval(..), tag(log,interval(..))")
+
+
+# A dimension and single values
+
+
+def holds(dimension: Dimension, value: Any) -> bool:
+    """Whether a value belongs to a dimension."""
+    if "choices" in dimension:
+        return any(_same(value, choice) for choice in dimension["choices"])
+    if not _number(value) or not dimension["low"] <= value <= dimension["high"]:
+        return False
+    if isinstance(dimension["low"], int):
+        return value == int(value) and (int(value) - dimension["low"]) % dimension.get("step", 1) == 0
+    if "step" not in dimension:
+        return True
+    steps = (value - dimension["low"]) / dimension["step"]
+    return abs(steps - round(steps)) < 1e-6
+
+
+def stretched(dimension: Dimension, value: Any) -> Dimension | None:
+    """The dimension, changed so that it holds ``value``; None where it cannot.
+
+    Choices get one more; a range is widened and, where the value lies between its steps, loses them; a logarithmic
+    range is moved as it is, with the value in its middle (another optimiser has rates of another size).
+    """
+    if holds(dimension, value):
+        return dimension
+    if "choices" in dimension:
+        choices = [*dimension["choices"], value]
+        return {"choices": sorted(choices) if all(map(_number, choices)) else choices}
+    if not _number(value):
+        return None
+    if dimension.get("log"):
+        if value <= 0:
+            return None
+        factor = math.sqrt(dimension["high"] / dimension["low"])
+        low, high = (float(f"{end:.3g}") for end in (value / factor, value * factor))
+        if isinstance(dimension["low"], int):
+            low, high = max(1, int(low)), max(int(high), int(value))
+        return {"low": low, "high": high, "log": True}
+    if isinstance(dimension["low"], int) and value != int(value):
+        return None
+    wider = {**dimension, "low": min(dimension["low"], value), "high": max(dimension["high"], value)}
+    if not (holds(wider, dimension["low"]) and holds(wider, dimension["high"]) and holds(wider, value)):
+        wider.pop("step", None)
+    return wider
+
+
+def clipped(dimension: Dimension, value: Any) -> Any:
+    """The nearest value that a dimension holds (the first choice where there is no nearness)."""
+    if holds(dimension, value):
+        return value
+    if "choices" in dimension:
+        numbers = [choice for choice in dimension["choices"] if _number(choice)]
+        if _number(value) and numbers:
+            return min(numbers, key=lambda choice: abs(choice - value))
+        return dimension["choices"][0]
+    if not _number(value):
+        return dimension["low"]
+    step = dimension.get("step", 1 if isinstance(dimension["low"], int) else None)
+    value = min(max(value, dimension["low"]), dimension["high"])
+    if step is None:
+        return value
+    value = dimension["low"] + round((value - dimension["low"]) / step) * step
+    return value if isinstance(value, int) else float(f"{value:.12g}")
+
+
+def ends(dimension: Dimension) -> list[Any]:
+    """The values that stand for all where a dimension is checked: both ends, or every choice."""
+    return list(dimension["choices"]) if "choices" in dimension else [dimension["low"], dimension["high"]]
+
+
+# Between a space and a configuration
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key.
+
+    Raises:
+        KeyError: no such setting.
+    """
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration with other values by dotted key."""
+    changed = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = changed
+        for part in path:
+            node = node[part]
+        node[last] = copy.deepcopy(value)
+    return changed
+
+
+def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[dict[str, Any]]:
+    """The groups ``data`` that trials may use: one, unless settings of ``data`` are searched."""
+    keys = [key for key in space if key.startswith("data.")]
+    for values in itertools.product(*(ends(space[key]) for key in keys)):
+        yield with_settings(config, dict(zip(keys, values, strict=True)))["data"]
+
+
+# Optuna's side
+
+
+def suggest(trial: Trial, key: str, dimension: Dimension) -> None:
+    """Have a trial choose its value of a dimension; one that it has already it keeps."""
+    if "choices" in dimension:
+        trial.suggest_categorical(key, [encoded(choice) for choice in dimension["choices"]])
+        return
+    low, high, log, step = dimension["low"], dimension["high"], dimension.get("log", False), dimension.get("step")
+    if isinstance(low, int):
+        trial.suggest_int(key, low, high, step=step or 1, log=log)
+    else:
+        trial.suggest_float(key, low, high, step=step, log=log)
+
+
+def encoded(value: Any) -> Any:
+    """A value as Optuna keeps it: lists, which it does not take among choices, as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def trial_settings(space: Space, params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Optuna's parameters of a trial as the configuration takes them.
+
+    Numbers are rounded to six digits, which people can copy, unless they are what ``config`` has already.
+    """
+    values = {}
+    for key, dimension in space.items():
+        value, default = params[key], setting(config, key)
+        if "choices" in dimension:
+            value = next(choice for choice in dimension["choices"] if _same(encoded(choice), value))
+        elif isinstance(value, float) and value != default:
+            value = float(f"{value:.6g}")
+        values[key] = value
+    return values

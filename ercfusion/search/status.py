@@ -1,0 +1,143 @@
+"""How far a sweep is, and the best settings so far: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ercfusion import progress
+from ercfusion.search.space import setting
+from ercfusion.search.study import Plan, Tally, best_trial, tally
+from ercfusion.training.watch import duration
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+logger = logging.getLogger("ercfusion")
+
+# Seconds between two looks into the storage, and between two plain lines.
+_LOOK = 1.0
+_INTERVAL = 20.0
+
+
+def differences(plan: Plan, trial: FrozenTrial) -> list[str]:
+    """What a trial has other than the defaults, as arguments."""
+    settings = trial.user_attrs.get("result", {}).get("settings", trial.params)
+    changed = {key: value for key, value in settings.items() if value != setting(plan.config, key)}
+    return [f"{key}={value}" for key, value in changed.items()]
+
+
+def described(plan: Plan, trial: FrozenTrial) -> str:
+    """A trial's settings in words."""
+    return " ".join(differences(plan, trial)) or "the defaults"
+
+
+class SweepProgress:
+    """Shows a sweep while other processes work on it.
+
+    Args:
+        study: Of the sweep.
+        plan: Of the sweep.
+    """
+
+    def __init__(self, study: Study, plan: Plan) -> None:
+        self.study = study
+        self.plan = plan
+        self.tally: Tally = tally(study)
+        self.best: FrozenTrial | None = None
+        self._begun = self._said = time.monotonic()
+        self._looked = 0.0
+        self._before = self.tally.over
+        self._live: Any = None
+        self._first = True
+
+    def __enter__(self) -> SweepProgress:
+        quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
+        if not quiet and progress._on_terminal() and progress._bar_shown.acquire(blocking=False):
+            from rich.live import Live
+
+            # stdout stays as it is: it is for results, and may be a file.
+            self._live = Live(
+                console=progress.console(),
+                get_renderable=self._picture,
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            progress._bar_shown.release()
+
+    def started(self, workers: int) -> None:
+        """Say what is about to begin."""
+        found = tally(self.study)
+        if self._first:
+            self._first = False
+            logger.info(
+                "sweep %s: %d of %d trials over, %d worker%s, searching %s",
+                self.plan.name,
+                found.over,
+                found.total,
+                workers,
+                "" if workers == 1 else "s",
+                ", ".join(self.plan.space),
+            )
+
+    def due(self) -> bool:
+        """Whether it is time for the next look."""
+        return time.monotonic() - self._looked >= _LOOK
+
+    def tick(self) -> None:
+        """Look into the study, and show what has changed."""
+        now = self._looked = time.monotonic()
+        trials = self.study.get_trials(deepcopy=False)
+        self.tally = tally(self.study, trials)
+        best = best_trial(trials, self.plan.metric)
+        if best is not None and (self.best is None or best.number != self.best.number):
+            known = self.best is None and self._before > 0
+            self.best = best
+            logger.info("%s: %s%s", self._best_words(), described(self.plan, best), " (known before)" if known else "")
+        if self._live is not None:
+            self._live.refresh()
+        elif now - self._said >= _INTERVAL:
+            self._said = now
+            logger.info("trials: %s", ", ".join(self.facts()))
+
+    def _best_words(self) -> str:
+        assert self.best is not None
+        return f"best so far: trial {self.best.number}, dev {self.plan.metric} {self.best.value:.4f}"
+
+    def facts(self) -> list[str]:
+        """How many are over, how they ended, how fast it goes, and how long yet."""
+        found, passed = self.tally, time.monotonic() - self._begun
+        facts = [f"{found.over} of {found.total} over", f"{found.running} running"]
+        facts += [f"{count} {word}" for word, count in (("pruned", found.pruned), ("failed", found.failed)) if count]
+        fresh = found.over - self._before
+        if fresh > 0 and passed > 0:
+            facts.append(f"{60 * fresh / passed:.2g}/min")
+            if found.total > found.over:
+                facts.append(f"about {duration((found.total - found.over) * passed / fresh)} left")
+        return facts
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 1))
+        total = max(self.tally.total, self.tally.over, 1)
+        head.add_row("trials", ProgressBar(total=total, completed=self.tally.over, width=24), ", ".join(self.facts()))
+        if self.best is None:
+            return head
+        text = f"  {self._best_words()}: {described(self.plan, self.best)}"
+        return Group(head, Text(text, no_wrap=True, overflow="ellipsis"))

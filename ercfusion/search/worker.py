@@ -1,0 +1,270 @@
+"""One process of a sweep: it takes trials, trains them, and tells the study how they went.
+
+A trial is trained as ``python -m ercfusion.train`` trains, on the same seed, in a folder that is a run folder but for
+its end: dev alone is scored, the test split is not even built.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.data.store import ConversationStore
+from ercfusion.search.space import setting, trial_settings, with_settings
+from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
+from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
+from ercfusion.tasks.metrics import higher_is_better
+from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from ercfusion.data.load import LoadedData
+
+logger = logging.getLogger("ercfusion")
+
+# Seconds between two signs of life, where another machine may look for them.
+BEAT = 30.0
+CHECKPOINTS = "checkpoints"
+# What the configuration of a sweep has and that of a run has not.
+OWN_KEYS = ("sweep", "space", "typed", "command", "place", "study")
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker process is started with.
+
+    Args:
+        plan: Of the sweep.
+        number: Of the worker, from 0.
+        deadline: Time of the clock after which no trial is begun; None for none.
+    """
+
+    plan: Plan
+    number: int
+    deadline: float | None
+
+
+def work(job: WorkerJob) -> int:
+    """Take trials until none is left to begin; returns how many were trained here.
+
+    Raises:
+        TrainingError: the first trials have all failed.
+        RunError: the storage failed.
+    """
+    from ercfusion.cli import prepare_logging
+    from ercfusion.training.run import import_modules
+
+    prepare_logging()
+    require_optuna()
+    import_modules(job.plan.config["imports"])
+    done = 0
+    with named_failures(job.plan.storage):
+        study = open_study(job.plan)
+        while (trial := next_trial(study, job.plan, job.number, job.deadline)) is not None:
+            run_trial(study, trial, job.plan)
+            done += 1
+    return done
+
+
+def trial_config(plan: Plan, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration of one trial, as that of a run."""
+    config = with_settings(plan.config, {**settings, "run": str(folder), "training.metric": plan.metric})
+    for key in OWN_KEYS:
+        config.pop(key, None)
+    return config
+
+
+def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
+    """Train one trial, or go on with it, and tell the study how it ended."""
+    from optuna import TrialPruned
+
+    folder = plan.trial_folder(trial.number)
+    frozen = _frozen(study, trial.number)
+    _take_over(frozen, plan, folder)
+    settings = trial_settings(plan.space, trial.params, plan.config)
+    epochs = len(frozen.intermediate_values)
+    starts = [*trial.user_attrs.get("starts", []), epochs]
+    state, reason = "COMPLETE", ""
+    if starts.count(epochs) > STARTS:
+        state, reason = "FAIL", f"its process died {STARTS} times (killed, perhaps for memory)"
+    else:
+        trial.set_user_attr("starts", starts)
+        with _alive(trial, plan):
+            try:
+                train_trial(trial_config(plan, settings, folder), folder, plan, _reporter(trial, frozen, plan, folder))
+            except TrialPruned:
+                state = "PRUNED"
+            except Exception as error:
+                if is_storage_failure(error):
+                    raise  # the trial can be continued
+                # Settings that diverge, or that do not go together, or need too much memory: the next may be better.
+                state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
+    result = _result(folder, plan.metric, reason)
+    if state == "COMPLETE" and "value" not in result:
+        state, result["reason"] = "FAIL", "it has no score"
+    trial.set_user_attr("result", {**result, "settings": settings})
+    end(study, trial.number, state, result["value"] if state == "COMPLETE" else None)
+    tidy(study, plan)
+
+
+def _frozen(study: Study, number: int) -> FrozenTrial:
+    return study.get_trials(deepcopy=False)[number]
+
+
+def _take_over(frozen: FrozenTrial, plan: Plan, folder: Path) -> None:
+    """Where this folder has begun the lost trial whose settings this one has, go on from there."""
+    place, number = frozen.user_attrs.get("continues") or (None, 0)
+    begun = plan.trial_folder(number)
+    if place == plan.place and begun.is_dir() and not folder.exists():
+        begun.rename(folder)
+
+
+def _result(folder: Path, metric: str, reason: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"reason": reason} if reason else {}
+    if (folder / HISTORY).is_file():
+        history = read_history(folder / HISTORY)
+        best = best_row(history, metric)
+        result |= {"value": best[f"dev/{metric}"], "epoch": int(best["epoch"]), "epochs": len(history)}
+        result["seconds"] = round(sum(row["seconds"] for row in history), 3)
+    return result
+
+
+def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Callable[[int, float], None]:
+    """What is called after every epoch: it reports the best score so far, which is what the trial would be worth."""
+    from optuna import TrialPruned
+
+    reported = set(frozen.intermediate_values)
+    better = max if higher_is_better(plan.metric) else min
+    scores: list[float] = []
+
+    def report(epoch: int, score: float) -> None:
+        scores.append(score)
+        if epoch not in reported:
+            reported.add(epoch)
+            trial.report(better(scores), epoch)
+
+    def on_epoch(epoch: int, score: float) -> None:
+        report(epoch, score)
+        # The first trial is what everything else is compared with.
+        if trial.number > 0 and trial.should_prune():
+            raise TrialPruned
+
+    if (folder / HISTORY).is_file():
+        # The last row may be of an epoch that had no checkpoint yet; it will be trained again.
+        rows = read_history(folder / HISTORY) if (folder / LAST).is_file() else []
+        for row in rows:
+            report(int(row["epoch"]), row[f"dev/{plan.metric}"])
+    return on_epoch
+
+
+@dataclass(frozen=True)
+class DevData:
+    """A corpus as trials see it: without the test split."""
+
+    data: LoadedData
+    train: ConversationStore
+    dev: ConversationStore
+
+
+# By the settings: trials of one process share it.
+_loaded: dict[str, DevData] = {}
+
+
+def dev_data(settings: dict[str, Any]) -> DevData:
+    """The train and dev splits, which is all that a trial sees."""
+    from ercfusion.data.load import load_data
+
+    key = json.dumps(settings, sort_keys=True)
+    if key not in _loaded:
+        data = load_data(settings)
+        _loaded[key] = DevData(data, data.store("train"), data.store("dev"))
+    return _loaded[key]
+
+
+def train_trial(
+    config: dict[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
+) -> None:
+    """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
+    import torch
+
+    from ercfusion.training.folder import check_ranges, describe, log_file
+    from ercfusion.training.run import fit
+
+    if not (folder / "environment.json").is_file():
+        # Written last by what makes the folder: without it a process was stopped right then.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        describe(folder, config, typed_arguments(plan, config), plan.config["command"])
+    check_ranges(config)
+    torch.set_num_threads(config["training"]["threads"])
+    log = folder / "train.log"
+    # The terminal belongs to the parent: nothing may draw or print into it from here.
+    with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        data = dev_data(config["data"])
+        fit(config, folder, data.train, data.dev, plan.metric, on_epoch)
+
+
+def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:
+    """The arguments of ``train`` that would make the run of one trial."""
+    from ercfusion.cli import override_text
+
+    values = {**plan.config["typed"], **{key: setting(config, key) for key in plan.space}}
+    return [
+        f"{key}={value}" if "." not in key and isinstance(value, str) else override_text(key, value)
+        for key, value in values.items()
+    ]
+
+
+@contextmanager
+def _alive(trial: Trial, plan: Plan) -> Iterator[None]:
+    """Give signs of life meanwhile, where other machines may work on the study."""
+    if plan.storage is None:
+        yield
+        return
+    over = threading.Event()
+
+    def beat() -> None:
+        count = int(trial.user_attrs.get("beat", 0))
+        while not over.wait(BEAT):
+            count += 1
+            try:
+                trial.set_user_attr("beat", count)
+            except Exception as error:
+                # The storage may be away for a moment; the training will find out whether it comes back.
+                logger.debug("no sign of life: %s", error)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def tidy(study: Study, plan: Plan) -> None:
+    """Remove the weights of trials that are over, but for the best one's model: small files remain of each."""
+    trials = study.get_trials(deepcopy=False)
+    best = best_trial(trials, plan.metric)
+    for folder in (plan.folder / "trials").glob("[0-9]*"):
+        number = int(folder.name)
+        if number < len(trials) and trials[number].state.is_finished() and not _continued(trials, plan, number):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            if best is None or number != best.number:
+                shutil.rmtree(folder / MODEL, ignore_errors=True)
+
+
+def _continued(trials: list[FrozenTrial], plan: Plan, number: int) -> bool:
+    """Whether another trial shall go on from this one's checkpoint."""
+    return any(
+        trial.user_attrs.get("continues") == [plan.place, number] and not trial.state.is_finished() for trial in trials
+    )

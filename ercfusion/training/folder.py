@@ -1,0 +1,173 @@
+"""Run folders: made, opened, and thrown away where nothing came of them; see :mod:`ercfusion.training.run`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ercfusion.errors import ConfigError, RunError
+from ercfusion.evaluation.record import command_line, environment
+from ercfusion.files import atomic_write
+
+logger = logging.getLogger("ercfusion")
+
+# Tells the other processes of a distributed run which folder the first one made.
+FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a user started, and not one that it started for distributed training."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+# The least and the largest value of settings whose type alone says too little.
+RANGES: dict[str, tuple[float, float]] = {
+    "training.batch_size": (1, math.inf),
+    "training.max_epochs": (1, math.inf),
+    "training.patience": (0, math.inf),
+    "training.gradient_clip": (0, math.inf),
+    "training.bootstrap": (1, math.inf),
+    "training.threads": (1, math.inf),
+    "objective.label_smoothing": (0, 1),
+    "scheduler.warmup": (0, 1),
+    "trainer.devices": (1, math.inf),
+}
+
+# Others would have to convert the inputs, which the trainer cannot do with packed batches.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` where a setting is out of its range, before anything is written or loaded."""
+    precision = config["trainer"]["precision"]
+    if precision not in PRECISIONS:
+        raise ConfigError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    for key, (low, high) in RANGES.items():
+        section, _, name = key.partition(".")
+        value = config[section].get(name)
+        if value is not None and not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{key} must be {limits}, found {value}")
+
+
+def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
+    """Make the folder of a new run and write down what it is.
+
+    Raises:
+        RunError: ``run=`` names a folder that is not empty.
+        ConfigError: a number is out of its range.
+    """
+    if not is_first_process():
+        return Path(os.environ[FOLDER_VARIABLE])
+    check_ranges(config)
+    if config["run"] is not None:
+        folder = Path(config["run"]).expanduser()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that run "
+                f"with: python -m ercfusion.train resume={folder}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = free_folder(config, "train", f"-seed{config['seed']}")
+    folder = folder.resolve()
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    describe(folder, config, overrides)
+    return folder
+
+
+def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
+    """Write down what a folder will hold: its configuration, what was typed, and the environment.
+
+    Args:
+        folder: Of the run.
+        config: Resolved.
+        overrides: As typed.
+        command: The command line; None for that of this process.
+    """
+    write_json(folder / "config.json", config)
+    write_json(folder / "overrides.json", {"overrides": list(overrides), "command": command or command_line()})
+    write_json(folder / "environment.json", environment())
+
+
+def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
+    """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
+    stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
+    parent = Path(config["output"]).expanduser() / command / f"{config['preset']['model']}-{config['data']['name']}"
+    parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        try:
+            (parent / (stem + suffix)).mkdir()
+        except FileExistsError:
+            continue  # another run started in the same second
+        return parent / (stem + suffix)
+    raise RunError(f"{parent} is full of runs that began at {stem}")
+
+
+def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """An existing run folder and its configuration.
+
+    Raises:
+        RunError: not a folder, or without a readable ``config.json``.
+    """
+    path, config = read_config(folder)
+    os.environ[FOLDER_VARIABLE] = str(path)
+    return path, config
+
+
+def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A folder's absolute path and its ``config.json``; see :func:`open_run_folder`."""
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise RunError(f"{folder} is not a folder")
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion") from None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    return path, config
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
+    own = {"config.json", "overrides.json", "environment.json", "train.log"}
+    if is_first_process() and {path.name for path in folder.iterdir()} <= own:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, complete or absent."""
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Also write what is logged to ``path``, appending, so that a resumed run keeps what was said before."""
+    if not is_first_process():
+        yield
+        return
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        handler.emit(logger.makeRecord("ercfusion", logging.ERROR, "", 0, f"stopped: {error!r}", (), None))
+        raise
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,125 @@
+"""Many runs on one machine: several at a time, each in a process of its own on one thread.
+
+Why in this way: ``benchmarks/README.md``, "Many runs on one machine".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ercfusion.errors import ErcfusionError
+from ercfusion.evaluation.record import RECORD
+from ercfusion.training.pool import Outcome, default_workers, run_jobs
+from ercfusion.training.watch import RunsProgress, WatchedRun
+
+logger = logging.getLogger("ercfusion")
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """A run to be done.
+
+    Args:
+        name: For people: ``cogmen, seed 3``. Runs whose names differ in the seed only are taken to last alike.
+        config: Resolved, as ``config.json`` holds it.
+        folder: Made by :func:`ercfusion.training.run.new_run_folder`; the run may be new, interrupted or complete.
+    """
+
+    name: str
+    config: dict[str, Any]
+    folder: Path
+
+
+def train_run(job: RunJob) -> dict[str, Any]:
+    """Train (or go on training) one run in this process, which shall be a worker's; returns the record.
+
+    Where the configuration does not say how many threads to use it is one, however many processes there are, so that
+    their number changes nothing in the result. Whatever is printed meanwhile goes to the run's log.
+    """
+    import torch
+
+    from ercfusion.cli import prepare_logging
+    from ercfusion.training import run
+
+    prepare_logging()
+    torch.set_num_threads(1)
+    # The terminal belongs to the parent: no bar may be drawn here, and no library may print into it.
+    with (job.folder / "train.log").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        record = run.train(job.config, job.folder)
+    assert record is not None  # only the additional processes of distributed training have none
+    return record
+
+
+def train_many(
+    jobs: Sequence[RunJob],
+    *,
+    workers: int | None = None,
+    work: Callable[[RunJob], Any] = train_run,
+    on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
+    description: str = "runs",
+) -> list[Outcome[RunJob, Any]]:
+    """Train all runs, several at a time, and show how far they are.
+
+    A run that fails does not stop the others; its outcome says why. Ctrl-C stops all processes and raises
+    KeyboardInterrupt; every folder can then be resumed, those of runs that had not begun too.
+
+    Args:
+        jobs: Begun in this order.
+        workers: Processes; None takes :func:`ercfusion.training.pool.default_workers`.
+        work: What is done for each run, a function of a module; it shall train in the run's folder.
+        on_done: Called in this process when a run is over; it may print.
+        description: What the runs are, for the progress.
+
+    Returns:
+        One outcome a run, in the order of ``jobs``.
+    """
+    jobs = list(jobs)
+    workers = default_workers(len(jobs)) if workers is None else workers
+    prepare_packs([job.config for job in jobs if not (job.folder / RECORD).is_file()])
+    numbers = {id(job): number for number, job in enumerate(jobs)}
+    shown = RunsProgress([WatchedRun(job.name, job.config, job.folder) for job in jobs], workers, description)
+
+    def ended(outcome: Outcome[RunJob, Any]) -> None:
+        shown.ended(numbers[id(outcome.job)], outcome.error)
+        if on_done is not None:
+            with shown.hidden():
+                on_done(outcome)
+
+    with shown:
+        return run_jobs(jobs, work, workers=workers, on_done=ended, on_tick=shown.tick)
+
+
+def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Build the text features that runs of these configurations would build, once and where its progress is seen.
+
+    A corpus with features of its own is left to the runs (reading it could take long for nothing), and so is whatever
+    fails: the run says what it needs.
+    """
+    from ercfusion.training.run import import_modules
+
+    for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
+        try:
+            import_modules(config["imports"])
+            _prepare(config["data"])
+        except ErcfusionError as error:
+            logger.debug("features are not prepared: %s", error)
+
+
+def _prepare(settings: Mapping[str, Any]) -> None:
+    from ercfusion.data.corpora import open_corpus
+    from ercfusion.data.corpus import Corpus
+    from ercfusion.data.load import wanted_modalities
+    from ercfusion.features.text import text_pack
+
+    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
+    protocol = corpus.protocol(settings["protocol"])
+    offered = list(dict.fromkeys([*protocol.modalities, *settings["packs"]]))
+    wanted = wanted_modalities(settings["modalities"], offered, protocol)
+    if type(corpus).features is Corpus.features and not set(wanted) <= set(settings["packs"]):
+        text_pack(corpus, protocol, encoder=settings["encoder"])

@@ -1,0 +1,177 @@
+"""The runs of a table: which are missing, doing them, and keeping their records."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.evaluation.archive import read_archive, write_archive
+from ercfusion.evaluation.groups import differences, settings_of
+from ercfusion.evaluation.preset import Row, TablePreset
+from ercfusion.training.many import RunJob, train_many, train_run
+from ercfusion.training.pool import Outcome
+
+logger = logging.getLogger("ercfusion")
+
+RECORDS = "records"
+Records = dict[str, dict[int, dict[str, Any]]]
+"""Records by the row's name and seed."""
+
+
+# Records
+
+
+def archive_path(folder: Path, row: Row) -> Path:
+    """Where the records of a row are kept."""
+    return folder / RECORDS / f"{row.slug}.json"
+
+
+def read_table_records(preset: TablePreset, folders: Sequence[Path]) -> Records:
+    """The records that there are; those of later folders count before those of earlier ones.
+
+    Raises:
+        RunError: an archive is damaged.
+    """
+    found: Records = {row.name: {} for row in preset.rows}
+    for folder in folders:
+        for row in preset.rows:
+            if archive_path(folder, row).is_file():
+                found[row.name].update({record["seed"]: record for record in read_archive(archive_path(folder, row))})
+    return found
+
+
+def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int], dict[str, tuple[Any, Any]]]:
+    """Records made with other settings than the preset asks for now, as {(row, seed): {setting: (was, is)}}."""
+    stale = {}
+    for row in preset.rows:
+        wanted = settings_of(preset.config(row, row.seeds[0]))
+        for seed, record in records[row.name].items():
+            # A setting that the record's version did not have yet is the default that it always had.
+            changed = {
+                key: pair
+                for key, pair in differences(settings_of(record["config"]), wanted).items()
+                if key in settings_of(record["config"])
+            }
+            if record["config"]["preset"]["model"] != row.model:
+                changed["model"] = (record["config"]["preset"]["model"], row.model)
+            if changed:
+                stale[row.name, seed] = changed
+    return stale
+
+
+def wanted_records(preset: TablePreset, records: Records) -> dict[str, list[dict[str, Any]]]:
+    """Of every row the records of the seeds that it asks for, in their order."""
+    return {
+        row.name: [records[row.name][seed] for seed in row.seeds if seed in records[row.name]] for row in preset.rows
+    }
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class TableJob(RunJob):
+    """One run of a table.
+
+    Args:
+        row: Name of its row.
+        metric: The headline, for the optimism diagnostic; the run's own metric where None.
+    """
+
+    row: str = ""
+    metric: str | None = None
+
+
+def table_run(job: TableJob) -> dict[str, Any]:
+    """Train one run, measure its optimism, and remove the models of its epochs; returns the record with both."""
+    import json
+
+    from ercfusion.data.load import load_data
+    from ercfusion.evaluation.optimism import EPOCHS, OPTIMISM, measure_optimism
+
+    record = train_run(job)
+    path = job.folder / OPTIMISM
+    if not path.is_file():
+        measure_optimism(job.folder, record, load_data(job.config["data"]), job.metric)
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for folder in job.folder.glob(EPOCHS):
+        shutil.rmtree(folder)
+    names = ("metric", "dev_selected", "last_epoch", "test_selected", "test_selected_epoch")
+    return {**record, "optimism": {name: report[name] for name in names}}
+
+
+def missing_jobs(
+    preset: TablePreset, records: Records, runs: Path, extra: Sequence[str], only: Sequence[str] | None = None
+) -> list[TableJob]:
+    """The runs without a record, with their folders made (or found, where an earlier call began them).
+
+    Args:
+        preset: The table.
+        records: Those that there are.
+        runs: Below it lie the run folders, ``ROW/seed-N``.
+        extra: Arguments for all runs that change no result, such as ``data.raw=DIR``.
+        only: Names of the rows to do; None for all.
+
+    Raises:
+        ConfigError: no such row, or a wrong argument.
+    """
+    names = [row.name for row in preset.rows]
+    for name in only or ():
+        if name not in names:
+            raise ConfigError(f"{preset.path} has no row {name!r}. {did_you_mean(name, names)}")
+    jobs = []
+    for row in preset.rows:
+        if only is not None and row.name not in only:
+            continue
+        for seed in row.seeds:
+            if seed not in records[row.name]:
+                folder = (runs / row.slug / f"seed-{seed}").absolute()
+                arguments = (*extra, "training.keep_every_epoch=true", "training.pictures=false")
+                config = preset.config(row, seed, (*arguments, f"run='{folder}'"))
+                _ready(folder, config, [*preset.arguments(row, seed), *arguments])
+                jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, preset.metric))
+    return jobs
+
+
+def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    from ercfusion.training.run import new_run_folder, open_run_folder
+
+    if (folder / "config.json").is_file():
+        _, begun = open_run_folder(folder)
+        if not differences(settings_of(begun), settings_of(config)):
+            return
+        aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(aside)
+        logger.info("%s was begun with other settings; it is kept as %s", folder, aside.name)
+    new_run_folder(config, overrides)
+
+
+def do_runs(
+    preset: TablePreset,
+    jobs: Sequence[TableJob],
+    records: Records,
+    out: Path,
+    workers: int | None,
+    on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
+) -> list[Outcome[RunJob, Any]]:
+    """Do the runs; every record is kept in the row's archive below ``out`` as soon as it is there.
+
+    ``records`` is filled on the way.
+    """
+    rows = {row.name: row for row in preset.rows}
+
+    def keep(outcome: Outcome[RunJob, Any]) -> None:
+        job = outcome.job
+        if outcome.result is not None and isinstance(job, TableJob):
+            records[job.row][outcome.result["seed"]] = outcome.result
+            write_archive(archive_path(out, rows[job.row]), list(records[job.row].values()))
+        if on_done is not None:
+            on_done(outcome)
+
+    return train_many(jobs, workers=workers, work=table_run, on_done=keep, description=preset.name)  # type: ignore[arg-type]

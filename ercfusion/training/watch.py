@@ -1,0 +1,272 @@
+"""What is known from outside about runs that other processes train, from their folders: how far, how long yet."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ercfusion import progress
+from ercfusion.errors import RunError
+from ercfusion.evaluation.record import RECORD, read_record
+from ercfusion.training.callbacks import HISTORY, best_row, read_history
+
+logger = logging.getLogger("ercfusion")
+
+# Seconds between two plain lines about all runs.
+_INTERVAL = 20.0
+# Running runs that are shown one by one; a machine of many cores would fill the terminal.
+_LINES = 8
+
+
+class WatchedRun:
+    """One run, as its folder shows it.
+
+    Args:
+        name: For people.
+        config: Of the run.
+        folder: Of the run.
+    """
+
+    def __init__(self, name: str, config: Mapping[str, Any], folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.max_epochs: int = config["training"]["max_epochs"]
+        self.may_stop_early = bool(config["training"]["patience"])
+        self.metric: str | None = config["training"]["metric"]
+        # Runs of one kind take about the same time; the first kind is the narrower one.
+        self.kinds = (re.sub(r"[,;]?\s*\bseed[ =]\S+", "", name), config["preset"]["model"])
+        self.complete = (folder / RECORD).is_file()
+        self.begun: float | None = None
+        self.ended: float | None = None
+        self.rows: list[dict[str, float]] = []
+        self._stamp = 0.0
+        self._first: tuple[int, float] | None = None  # epochs done and the time of it, when first seen
+        self.read()
+        self.before = len(self.rows)
+        self._first = None
+
+    def read(self) -> None:
+        """Look for epochs that have been done since."""
+        path = self.folder / HISTORY
+        try:
+            stamp = path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        if stamp != self._stamp:
+            self._stamp, self.rows = stamp, read_history(path)
+            if self._first is None:
+                self._first = len(self.rows), stamp
+
+    @property
+    def epochs(self) -> int:
+        """Done so far."""
+        return len(self.rows)
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds an epoch, its scoring and saving included; None before the first."""
+        if not self.rows:
+            return None
+        if self._first is not None and self.epochs > self._first[0]:
+            return (self._stamp - self._first[1]) / (self.epochs - self._first[0])
+        return sum(row["seconds"] for row in self.rows) / self.epochs
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds beside the epochs (loading, scoring, drawing); known of runs that have been watched to the end."""
+        if self.complete or self.begun is None or self.ended is None or self.pace is None:
+            return None
+        return max(0.0, self.ended - self.begun - self.pace * (self.epochs - self.before))
+
+    def state(self) -> str:
+        """``cogmen, seed 3: epoch 4/12, dev weighted_f1 0.5512 (best 0.5600 at 3)``."""
+        shown = f"{self.name}: epoch {self.epochs}/{self.max_epochs}"
+        for metric in (self.metric, "weighted_f1", "mae"):  # the last two: what a corpus chooses where nobody does
+            if metric is not None and self.rows and f"dev/{metric}" in self.rows[-1]:
+                best = best_row(self.rows, metric)
+                score = f"dev/{metric}"
+                return f"{shown}, dev {metric} {self.rows[-1][score]:.4f} (best {best[score]:.4f} at {best['epoch']:g})"
+        return shown
+
+
+def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float | None:
+    """Seconds until all runs are over, if none stops early; None before the first epoch of any.
+
+    A run that has not begun is taken to be like the others of its name (but for the seed), else of its model, else
+    like all.
+    """
+    paces: dict[str | None, list[float]] = {}
+    for run in runs:
+        if run.pace is not None:
+            for kind in (*run.kinds, None):
+                paces.setdefault(kind, []).append(run.pace)
+    if not paces:
+        return None
+    overheads = [run.overhead for run in runs if run.overhead is not None]
+    overhead = sum(overheads) / len(overheads) if overheads else 0.0
+    busy: list[float] = []
+    waiting: list[float] = []
+    for run in runs:
+        if run.complete or run.ended is not None:
+            continue
+        known = next(paces[kind] for kind in (*run.kinds, None) if kind in paces)
+        pace = run.pace if run.pace is not None else sum(known) / len(known)
+        whole = (run.max_epochs - run.before) * pace + overhead
+        if run.begun is None:
+            waiting.append(whole)
+        else:
+            busy.append(max(whole - (now - run.begun), (run.max_epochs - run.epochs) * pace))
+    # Every process takes the next run as soon as it is free.
+    free = busy + [0.0] * (workers - len(busy))
+    heapq.heapify(free)
+    for whole in waiting:
+        heapq.heappush(free, heapq.heappop(free) + whole)
+    return max(free)
+
+
+def duration(seconds: float) -> str:
+    """``50 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class RunsProgress:
+    """Shows how far many runs are: a bar and a line for each that is running, or plain lines.
+
+    Without a terminal there is a line about all runs at most every 20 s. In either case a run that ends gets a line.
+
+    Args:
+        runs: In the order in which they are begun.
+        workers: How many are worked on at a time.
+        description: What they are, as in "runs".
+        clock: Seconds since the epoch, as files have them.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[WatchedRun],
+        workers: int,
+        description: str = "runs",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.runs = list(runs)
+        self.workers = workers
+        self.description = description
+        self._clock = clock
+        self._over = 0
+        self._started = self._said = clock()
+        self._live: Any = None
+
+    def __enter__(self) -> RunsProgress:
+        quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
+        if not quiet and progress._on_terminal() and progress._bar_shown.acquire(blocking=False):
+            from rich.live import Live
+
+            # stdout stays as it is: it is for results, and may be a file.
+            self._live = Live(
+                console=progress.console(),
+                get_renderable=self._picture,
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            progress._bar_shown.release()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """No bar meanwhile, so that something can be printed."""
+        if self._live is None:
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start(refresh=True)
+
+    def tick(self) -> None:
+        """Look at the folders, and show what has changed."""
+        now = self._clock()
+        begun = 0
+        for run in self.runs:
+            # Runs are begun in order, the next whenever one ends.
+            if run.ended is None and begun < self.workers:
+                begun += 1
+                if run.begun is None:
+                    run.begun = now
+                run.read()
+        if self._live is not None:
+            self._live.refresh()
+        elif now - self._said >= _INTERVAL:
+            self._said = now
+            logger.info("%s: %s", self.description, ", ".join(self.facts()))
+
+    def ended(self, number: int, error: str | None) -> None:
+        """Tell of the end of one run, by its number in ``runs``."""
+        run, now = self.runs[number], self._clock()
+        run.read()
+        run.begun = now if run.begun is None else run.begun
+        run.ended = now
+        self._over += 1
+        facts = [f"{run.name}: {'failed' if error else 'done'}"]
+        record = None if error else _record(run.folder)
+        if record is not None:
+            metric, scores = record["selection"]["metric"], record["metrics"]
+            facts = [f"{run.name}: epoch {record['selection']['epoch']} of {record['selection']['epochs']}"]
+            facts += [f"{split} {metric} {scores[split][metric]:.4f}" for split in ("dev", "test") if split in scores]
+        took = "complete already" if run.complete else duration(now - run.begun)
+        logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._over, len(self.runs))
+
+    def facts(self) -> list[str]:
+        """How many are done, how fast it goes, and how long yet."""
+        now = self._clock()
+        done = sum(run.epochs for run in self.runs)
+        total = sum(run.epochs if run.ended is not None or run.complete else run.max_epochs for run in self.runs)
+        found = [f"{self._over} of {len(self.runs)} over", f"{done} of {total} epochs"]
+        fresh = done - sum(run.before for run in self.runs)
+        if fresh and now > self._started:
+            found.append(f"{progress._rate(fresh / (now - self._started))} epochs/s")
+        left = seconds_left(self.runs, self.workers, now)
+        if left is not None and self._over < len(self.runs):
+            limit = "at most" if any(run.may_stop_early for run in self.runs if run.ended is None) else "about"
+            found.append(f"{limit} {duration(left)} left")
+        return found
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        now = self._clock()
+        left, spent = seconds_left(self.runs, self.workers, now), now - self._started
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=1.0, completed=0.0 if left is None else spent / max(spent + left, 1e-9), width=24)
+        head.add_row(self.description, bar, ", ".join(self.facts()))
+        running = [run for run in self.runs if run.begun is not None and run.ended is None]
+        lines = [run.state() for run in running[:_LINES]]
+        lines += [f"and {len(running) - _LINES} more"] if len(running) > _LINES else []
+        return Group(head, *(Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(folder)
+    except RunError:
+        return None  # work of another kind, which writes no record

@@ -1,0 +1,137 @@
+"""``python -m ercfusion.verify``: is a re-run inside the recorded band of seeds? If not, what may explain it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.cli import run_command, split_flags
+from ercfusion.errors import ConfigError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from ercfusion.evaluation.band import Verdict
+    from ercfusion.evaluation.groups import Group
+
+HELP = """\
+Is a run inside the band of the recorded seeds? If not: which settings, features and versions differ.
+
+usage: python -m ercfusion.verify RUN [RUN ...] PRESET [setting=value ...]
+
+examples
+  python -m ercfusion.verify outputs/train/cogmen-meld/A experiments/meld.yaml
+  python -m ercfusion.verify outputs/train/cogmen-meld meld        all runs below the folder, a preset by its name
+  python -m ercfusion.verify RUN other/records/cogmen.json         records of your own
+
+The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds. It speaks of seeds on
+the recorded test split, so it is narrower than an interval over conversations. One run of twenty falls outside by
+chance alone; for several runs their mean is judged too.
+
+settings
+  row=NAME           the row of the table (default: the one with the same model and the fewest other settings)
+  metric=NAME        the score (default: the one that chose the checkpoints)
+
+Exit status: 0 when all runs (and their mean) are inside, 1 when not, 2 for a mistake.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The command; see :data:`HELP`."""
+    flags, arguments = split_flags(argv, ["--help", "-h"])
+    if flags or not arguments:
+        print(HELP, end="")
+        return 0 if flags else 2
+    paths = [argument for argument in arguments if "=" not in argument or Path(argument).expanduser().exists()]
+    settings = dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+    for key in settings:
+        if key not in ("row", "metric"):
+            raise ConfigError(f"verify has no setting {key!r}. {did_you_mean(key, ['row', 'metric'])}")
+    if len(paths) < 2:
+        raise ConfigError("a run and a preset (or an archive of records) are expected, in this order")
+    return verify(paths[:-1], paths[-1], settings)
+
+
+def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str]) -> int:
+    """Judge runs by recorded ones; ``settings`` as on the command line. Returns the exit status."""
+    from ercfusion.evaluation.band import judge, nearest_group, prediction_band
+    from ercfusion.evaluation.groups import read_records
+    from ercfusion.evaluation.render import number
+
+    groups = recorded_groups(recorded)
+    verdicts: dict[str, list[Verdict]] = {}
+    worst = 0
+    for record in read_records(runs):
+        group = nearest_group(record, groups, settings.get("row"))
+        verdict = judge(record, group, settings.get("metric"))
+        verdicts.setdefault(group.name, []).append(verdict)
+        print(verdict_text(record, verdict))
+        worst = max(worst, int(verdict.place != "inside"))
+    for name, found in verdicts.items():
+        if len(found) > 1:
+            metric, values = found[0].metric, [verdict.value for verdict in found]
+            band = prediction_band(found[0].group.values(metric).tolist(), len(values))
+            mean = sum(values) / len(values)
+            place = band.place(mean)
+            print(
+                f"mean of {len(values)} runs of {name}: {number(metric, mean)}, {place} the band of such means "
+                f"({number(metric, band.low)} to {number(metric, band.high)})"
+            )
+            worst = max(worst, int(place != "inside"))
+    return worst
+
+
+def recorded_groups(name: str) -> list[Group]:
+    """The recorded rows of a preset, or the groups in an archive.
+
+    Raises:
+        RunError: nothing is recorded.
+    """
+    from ercfusion.evaluation.groups import Group, group_records, read_records
+    from ercfusion.evaluation.preset import find_preset, read_preset
+    from ercfusion.training.tables import read_table_records, wanted_records
+
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix == ".json":
+        return group_records(read_records([path]))
+    preset = read_preset(find_preset(name))
+    records = wanted_records(preset, read_table_records(preset, [preset.path.parent / preset.name]))
+    groups = [Group(row, tuple(found)) for row, found in records.items() if found]
+    if not groups:
+        raise RunError(f"{preset.path} has no recorded run yet: python -m ercfusion.reproduce {name} makes them")
+    return groups
+
+
+def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
+    """What is said of one run."""
+    from ercfusion.evaluation.render import metric_name, number
+
+    metric, band = verdict.metric, verdict.band
+    words = {"inside": "inside", "below": "BELOW", "above": "ABOVE"}[verdict.place]
+    lines = [
+        f"{verdict.group.name}, seed {record['seed']}: test {metric_name(metric)} {number(metric, verdict.value)}, "
+        f"{words} the band of {band.seeds} recorded seeds ({number(metric, band.low)} to {number(metric, band.high)}; "
+        f"mean {number(metric, band.mean)})"
+    ]
+    if verdict.identical:
+        lines.append("  equal to the recorded run of this seed")
+    elif verdict.same_seed is not None:
+        gap = number(metric, verdict.value - verdict.same_seed, sign=True)
+        lines.append(f"  the recorded run of this seed has {number(metric, verdict.same_seed)} (difference {gap})")
+    parts = (
+        ("other settings: this is not the recorded experiment", verdict.settings),
+        ("other data or features", verdict.data),
+        ("another environment", verdict.environment),
+    )
+    for title, found in parts:
+        # Of equal numbers only what makes them numbers of something else is worth a word.
+        if found and not (verdict.identical and found is verdict.environment):
+            lines.append(f"  {title} (recorded -> this run):")
+            lines += [f"    {key}: {was} -> {now}" for key, (was, now) in found.items()]
+    if not verdict.identical and not any(found for _, found in parts):
+        lines.append("  no setting, feature or version differs")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

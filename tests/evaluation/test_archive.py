@@ -1,0 +1,95 @@
+"""Archives say what the records say, in little room, and nothing about where they were made."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from made_records import record
+
+from ercfusion.errors import RunError
+from ercfusion.evaluation.archive import read_archive, write_archive
+from ercfusion.evaluation.record import record_sums
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [record(seed=seed) for seed in (2, 0, 1)]
+
+
+def test_what_is_written_is_read(tmp_path, records):
+    path = write_archive(tmp_path / "a" / "concat.json", records)
+    found = read_archive(path)
+    assert [entry["seed"] for entry in found] == [0, 1, 2]
+    for entry in found:
+        original = next(other for other in records if other["seed"] == entry["seed"])
+        for key in (
+            "metrics",
+            "selection",
+            "cost",
+            "task",
+            "environment",
+            "optimism",
+            "majority",
+            "corpus",
+            "protocol",
+        ):
+            assert entry[key] == original[key], key
+        assert entry["splits"]["test"] == original["splits"]["test"]
+        assert entry["config"]["model"] == original["config"]["model"]
+        for split in ("test",):
+            ids, sums = record_sums(entry, split)
+            expected_ids, expected = record_sums(original, split)
+            assert ids == expected_ids
+            for key, array in expected.items():
+                np.testing.assert_array_equal(sums[key], array)
+
+
+def test_writing_what_was_read_changes_nothing(tmp_path, records):
+    once = write_archive(tmp_path / "once.json", records)
+    again = write_archive(tmp_path / "again.json", read_archive(once))
+    assert once.read_bytes() == again.read_bytes()
+
+
+def test_no_place_of_a_machine_and_no_dev_counts(tmp_path, records):
+    text = write_archive(tmp_path / "concat.json", records).read_text()
+    assert "someone" not in text
+    assert "demo-text" in text  # the pack's name says something, its folder does not
+    assert "dev" not in read_archive(tmp_path / "concat.json")[0]["splits"]
+
+
+def test_shared_entries_stand_once(tmp_path, records):
+    text = write_archive(tmp_path / "concat.json", records).read_text()
+    assert text.count("f" * 64) == 1
+    assert text.count("test/11") == 1
+    assert len(text.splitlines()) == 2 + len(records)
+
+
+def test_seeds_alone_differ_or_everything_does(tmp_path):
+    mixed = [record("concat", 0), record("cogmen", 1, 0.8)]
+    found = read_archive(write_archive(tmp_path / "mixed.json", mixed))
+    assert [entry["config"]["preset"]["model"] for entry in found] == ["concat", "cogmen"]
+    assert "lags" not in found[0]["config"]["model"]
+    assert found[1]["splits"]["test"]["confusion"] == mixed[1]["splits"]["test"]["confusion"]
+
+
+def test_mistakes(tmp_path, records):
+    with pytest.raises(ValueError, match="no records"):
+        write_archive(tmp_path / "none.json", [])
+    with pytest.raises(RunError, match="is missing"):
+        read_archive(tmp_path / "absent.json")
+    (tmp_path / "text.json").write_text("not JSON")
+    with pytest.raises(RunError, match="no archive"):
+        read_archive(tmp_path / "text.json")
+    (tmp_path / "other.json").write_text('{"archive": 99}')
+    with pytest.raises(RunError, match="format 99"):
+        read_archive(tmp_path / "other.json")
+    content = json.loads(write_archive(tmp_path / "good.json", records).read_text())
+    content["shared"]["splits"]["test"]["ids"].pop()
+    (tmp_path / "short.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="damaged"):
+        read_archive(tmp_path / "short.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(RunError, match="format None"):
+        read_archive(tmp_path / "list.json")

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ercfusion.evaluation.comparison import Comparison, compare_all, holm, paired_randomization
+from ercfusion.evaluation.statistics import difference_interval
+from ercfusion.tasks.metrics import scores_from_confusion
+
+
+def macro(matrices: np.ndarray) -> Any:
+    return scores_from_confusion(matrices)["macro_f1"]
+
+
+def mean(sums: np.ndarray) -> Any:
+    return sums[..., 0] / sums[..., 1]
+
+
+def means(values: Any) -> np.ndarray:
+    """(S, B, 2) sums whose score is the mean of the given numbers (S, B)."""
+    array = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    return np.stack([array, np.ones_like(array)], axis=2)
+
+
+def matrices(seeds: int, conversations: int, seed: int, right: int = 0) -> np.ndarray:
+    """(S, B, 3, 3) confusion matrices whose truth depends on the conversation alone."""
+    truth = np.random.default_rng(99).integers(0, 4, (conversations, 3))
+    rng = np.random.default_rng(seed)
+    share = np.ones((3, 3)) + right * np.eye(3)
+    share /= share.sum(axis=1, keepdims=True)
+    return np.array([[[rng.multinomial(n, p) for n, p in zip(row, share)] for row in truth] for _ in range(seeds)])
+
+
+def exhaustive(first: np.ndarray, second: np.ndarray, statistic: Any) -> float:
+    """All exchanges, one after the other; as many seeds on both sides."""
+
+    def difference(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.mean([statistic(a.sum(axis=0)) - statistic(b.sum(axis=0)) for a, b in zip(one, other)]))
+
+    found, large, count = abs(difference(first, second)), 0, 0
+    for exchanged in itertools.product([False, True], repeat=first.shape[1]):
+        one, other = first.copy(), second.copy()
+        for conversation in np.flatnonzero(exchanged):
+            one[:, conversation], other[:, conversation] = second[:, conversation], first[:, conversation]
+        large += abs(difference(one, other)) >= found - 1e-12
+        count += 1
+    return large / count
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_exchanges_against_loops(seeds: int, seed: int) -> None:
+    first, second = matrices(seeds, 7, seed, right=2), matrices(seeds, 7, seed + 50)
+    expected = exhaustive(first, second, macro)
+    assert paired_randomization(first, second, macro) == pytest.approx(expected, abs=1e-12)
+    # With fewer exchanges than there are, they are drawn: a share of 4,000 with a standard error below 0.008.
+    monte_carlo = paired_randomization(np.repeat(first, 2, axis=1), np.repeat(second, 2, axis=1), macro, 4000)
+    assert monte_carlo != expected
+    doubled = exhaustive_share(np.repeat(first, 2, axis=1), np.repeat(second, 2, axis=1))
+    assert monte_carlo == pytest.approx(doubled, abs=0.03)
+
+
+def exhaustive_share(first: np.ndarray, second: np.ndarray) -> float:
+    """All 2^14 exchanges through the library, whose exhaustive form the loops have confirmed."""
+    return paired_randomization(first, second, macro, permutations=2**14)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mean_against_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one = rng.normal(size=10)
+    other = one + rng.normal(0.4, 1, size=10)
+    expected = stats.permutation_test(
+        (one, other), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=np.inf
+    )
+    assert paired_randomization(means(one), means(other), mean) == pytest.approx(expected.pvalue, abs=1e-12)
+    # Several seeds of a mean are their mean, whatever the number of seeds on the other side.
+    first = one + np.array([[0.3], [-0.3], [0.0]])
+    found = paired_randomization(means(first), means(np.stack([other, other])), mean)
+    assert found == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+def test_drawn_exchanges_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 60))
+    expected = stats.permutation_test(
+        (one, other),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        n_resamples=20000,
+        vectorized=True,
+        rng=1,
+    )
+    assert paired_randomization(means(one), means(other), mean, 20000) == pytest.approx(expected.pvalue, abs=0.015)
+
+
+def test_equal_differences_count_as_large() -> None:
+    # Differences of 0.1 in all ten conversations: only the exchange of nothing and of everything is as large.
+    one = np.full(10, 0.3) + np.arange(10)
+    assert paired_randomization(means(one), means(one - 0.1), mean) == pytest.approx(2 / 2**10)
+    # Ties by the hundred, whose sums differ by rounding: 7 - 3 = 4 is reached by |k - (10 - k)| >= 4 heads of 10.
+    signs = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, -0.1, -0.1, -0.1])
+    expected = sum(stats.binom.pmf(k, 10, 0.5) for k in range(11) if abs(2 * k - 10) >= 4)
+    assert paired_randomization(means(one + signs), means(one), mean) == pytest.approx(expected)
+
+
+def test_conversations_without_difference_change_nothing() -> None:
+    first, second = matrices(2, 6, 1, right=2), matrices(2, 6, 2)
+    alike = matrices(2, 40, 3)
+    found = paired_randomization(np.concatenate([first, alike], axis=1), np.concatenate([second, alike], axis=1), macro)
+    # 46 conversations, but 2^6 exchanges at most: all are taken, and the result is a multiple of 1 / 64.
+    assert found * 64 == pytest.approx(round(found * 64))
+    assert paired_randomization(alike, alike, macro) == 1
+    assert paired_randomization(alike[:1], alike[[0, 0]], macro) == 1
+
+
+def test_the_test_sees_a_difference_and_keeps_its_level() -> None:
+    assert paired_randomization(matrices(3, 40, 1, right=3), matrices(3, 40, 2), macro, 2000) == pytest.approx(1 / 2001)
+    rng = np.random.default_rng(0)
+    p = [paired_randomization(*means(rng.normal(size=(2, 30)))[:, None], mean, 199, seed) for seed in range(400)]
+    # 0.05 of 400 with a standard error of 0.011.
+    assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.085
+    assert np.mean(p) == pytest.approx(0.5, abs=0.05)
+
+
+def test_randomization_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = matrices(2, 40, 1), matrices(3, 40, 2)
+    found = paired_randomization(first, second, macro, 500, seed=1)
+    assert found == paired_randomization(first, second, macro, 500, seed=1)
+    assert found != paired_randomization(first, second, macro, 500, seed=2)
+    monkeypatch.setattr("ercfusion.evaluation.comparison._CHUNK", 300)
+    assert paired_randomization(first, second, macro, 500, seed=1) == found
+    with pytest.raises(ValueError, match="same conversations"):
+        paired_randomization(first, second[:, 1:], macro)
+    with pytest.raises(ValueError, match="not defined"):
+        paired_randomization(first, second, lambda sums: np.full(len(sums), np.nan))
+    with pytest.raises(ValueError, match="nothing to resample"):
+        paired_randomization(np.zeros_like(first), np.zeros_like(second), macro)
+
+
+# Several comparisons
+
+
+def holm_by_loops(p: list[float]) -> list[float]:
+    adjusted = [0.0] * len(p)
+    before = 0.0
+    left = list(range(len(p)))
+    while left:
+        smallest = min(left, key=lambda place: p[place])
+        before = adjusted[smallest] = max(before, min(1.0, len(left) * p[smallest]))
+        left.remove(smallest)
+    return adjusted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_against_loops(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = (rng.random(9) ** 3).round(2).tolist()  # ties among them
+    assert holm(p).tolist() == pytest.approx(holm_by_loops(p))
+
+
+def test_holm_edges() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]).tolist() == [1, 1]
+    assert holm([0.02]).tolist() == [0.02]
+    assert holm([]).tolist() == []
+    for bad in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holm([0.5, bad])
+
+
+def test_compare_all() -> None:
+    sums = {"good": matrices(3, 40, 1, right=6), "bad": matrices(2, 40, 2), "same": matrices(3, 40, 3)}
+    found = compare_all(sums, macro, permutations=999, resamples=500)
+    assert [entry.names for entry in found] == [("good", "bad"), ("good", "same"), ("bad", "same")]
+    for entry in found:
+        first, second = (sums[name] for name in entry.names)
+        scores = [np.mean([macro(one.sum(axis=0)) for one in group]) for group in (first, second)]
+        assert entry.difference == pytest.approx(scores[0] - scores[1])
+        assert (entry.low, entry.high) == difference_interval(first, second, macro, 500)
+        assert entry.p == paired_randomization(first, second, macro, 999)
+    assert [entry.p_holm for entry in found] == holm([entry.p for entry in found]).tolist()
+    assert [entry.shown for entry in found] == [True, True, False]
+    chosen = compare_all(sums, macro, [("bad", "good")], permutations=999, resamples=500)
+    assert [entry.names for entry in chosen] == [("bad", "good")]
+    assert chosen[0].difference == -found[0].difference
+    assert chosen[0].p_holm == chosen[0].p
+    assert chosen[0].shown
+    assert compare_all(sums, macro, []) == []
+    with pytest.raises(ValueError, match="'ugly'"):
+        compare_all(sums, macro, [("good", "ugly")])
+
+
+def test_shown_needs_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = means(np.zeros(9)), means(np.ones(9))
+
+    def outcome(p: float, low: float, high: float) -> Comparison:
+        module = "ercfusion.evaluation.comparison"
+        monkeypatch.setattr(f"{module}.paired_randomization", lambda *arguments: p)
+        monkeypatch.setattr(f"{module}.difference_interval", lambda *arguments: (low, high))
+        return compare_all({"a": first, "b": second}, mean)[0]
+
+    assert outcome(0.01, 0.1, 0.2).shown
+    assert outcome(0.01, -0.2, -0.1).shown
+    assert not outcome(0.01, -0.1, 0.2).shown
+    assert not outcome(0.05, 0.1, 0.2).shown, "1 - 0.95 is 0.050000000000000044"

@@ -1,0 +1,117 @@
+"""Runs are grouped by what decides about their result; what differs is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from made_records import record
+
+from ercfusion.errors import RunError
+from ercfusion.evaluation.archive import read_archive, write_archive
+from ercfusion.evaluation.groups import (
+    Group,
+    check_comparable,
+    data_of,
+    differences,
+    environment_of,
+    flat,
+    group_records,
+    read_records,
+    settings_of,
+)
+
+
+def test_seeds_are_grouped_and_settings_are_told_apart():
+    records = [
+        record("concat", 1),
+        record("concat", 0),
+        record("concat", 0, 0.5, "model.dropout=0.1"),
+        record("cogmen", 3),
+        record("concat", 2, 0.5, "training.keep_every_epoch=true", "training.threads=2", "data.raw=/elsewhere"),
+    ]
+    groups = group_records(records)
+    assert [group.name for group in groups] == ["concat model.dropout=0.4", "concat model.dropout=0.1", "cogmen"]
+    assert [group.seeds for group in groups] == [(0, 1, 2), (0,), (3,)]
+
+
+def test_of_one_run_made_twice_the_later_counts():
+    early, late = record(seed=0), record(seed=0, skill=0.9)
+    late["finished"] = "2027-01-01T00:00:00+00:00"
+    for order in ([early, late], [late, early]):
+        (group,) = group_records(order)
+        assert group.records == (late,)
+
+
+def test_archived_runs_and_run_folders_are_one_group(tmp_path):
+    archived = read_archive(write_archive(tmp_path / "a.json", [record(seed=0)]))
+    (group,) = group_records([*archived, record(seed=1)])
+    assert group.seeds == (0, 1)
+
+
+def test_group_arrays():
+    records = [record(seed=seed) for seed in (0, 1, 2)]
+    group = Group("concat", tuple(records))
+    values = [entry["metrics"]["test"]["macro_f1"] for entry in records]
+    np.testing.assert_array_equal(group.values("macro_f1"), values)
+    assert np.isnan(group.values("no such score")).all()
+    sums = group.sums("confusion")
+    assert sums.shape == (3, 12, 6, 6)
+    assert sums.sum() == 3 * records[0]["splits"]["test"]["utterances"]
+    assert group.sums("moments") is None
+    assert group.metric == "weighted_f1"
+
+
+def test_runs_on_other_conversations_cannot_be_compared():
+    one, other = record(seed=0), record(seed=1)
+    confusion = other["splits"]["test"]["confusion"]
+    confusion["test/new"] = confusion.pop("test/11")
+    other["splits"]["test"]["shift"] = {name: [0, 0, 0, 0] for name in confusion}
+    with pytest.raises(RunError, match="1 only in the first, 1 only in the second"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    with pytest.raises(RunError, match="different conversations"):
+        _ = Group("both", (one, other)).conversations
+    another_task = json.loads(json.dumps(one))
+    another_task["task"]["name"] = "sentiment"
+    with pytest.raises(RunError, match="cannot be compared"):
+        check_comparable([Group("a", (one,)), Group("b", (another_task,))])
+
+
+def test_differences_and_flat():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+
+
+def test_what_is_incidental():
+    one = settings_of(record("concat", 0)["config"])
+    two = settings_of(record("concat", 5, 0.5, "trainer=cpu", "training.bootstrap=7")["config"])
+    assert one == two
+    assert "optimizer.lr" in one
+    assert "model.dropout" in one
+    assert not any(key.startswith(("seed", "run", "data.raw", "preset")) for key in one)
+
+
+def test_data_and_environment_by_name():
+    data = data_of(record())
+    assert data["features text: sha256"] == "a" * 64
+    assert not any("pack" in key for key in data)
+    environment = environment_of(record())
+    assert environment["torch"] == "2.13.0+cpu"
+    assert environment["ercfusion commit"] == "0123456789ab"
+
+
+def test_reading_from_folders_archives_and_runs(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / "runs" / f"seed={seed}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record(seed=seed)))
+        (folder / "config.json").write_text("{}")
+    archive = write_archive(tmp_path / "kept.json", [record(seed=4), record(seed=3)])
+    found = read_records([tmp_path / "runs", archive, tmp_path / "runs" / "seed=0"])
+    assert [entry["seed"] for entry in found] == [0, 1, 3, 4, 0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no finished run"):
+        read_records([tmp_path / "empty"])
+    with pytest.raises(RunError, match="not a folder"):
+        read_records([tmp_path / "absent"])

@@ -1,0 +1,199 @@
+"""Tables: every number against NumPy, every format against what it must say."""
+
+from __future__ import annotations
+
+import csv
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_records import TASK, record
+
+from ercfusion.errors import ConfigError
+from ercfusion.evaluation.page import as_page
+from ercfusion.evaluation.preset import Published, Row, TablePreset
+from ercfusion.evaluation.render import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    interval,
+    metric_name,
+    number,
+    probability,
+    published_text,
+    spread,
+)
+from ercfusion.evaluation.statistics import two_level_bootstrap
+from ercfusion.evaluation.table import Score, compute_table
+from ercfusion.tasks.sums import score_source
+
+PAPER = Published(0.6, "Somebody & others (2020), Table 1", "test", ("features", "selection"), checked=False)
+
+
+def preset(**changes) -> TablePreset:
+    rows = (
+        Row("plain", "concat", (), (0, 1, 2)),
+        Row("graph | window", "cogmen", ("model.layers=1",), (0, 1, 2), "words about it", (PAPER,)),
+        Row("not yet", "bclstm", (), (0,)),
+    )
+    return TablePreset(Path("made.yaml"), "A made table", "demo", (), rows, **changes)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {
+        "plain": [record("concat", seed, 0.3) for seed in (0, 1, 2)],
+        "graph | window": [record("cogmen", seed, 0.9, "model.layers=1") for seed in (0, 1, 2)],
+    }
+
+
+@pytest.fixture(scope="module")
+def table(records):
+    return compute_table(preset(), records)
+
+
+def test_numbers_against_numpy(table, records):
+    assert table.metrics == ("weighted_f1", "macro_f1", "accuracy", "ece", "shift_accuracy")
+    assert [line.row.name for line in table.lines] == ["plain", "graph | window"]
+    assert [row.name for row in table.missing] == ["not yet"]
+    for line in table.lines:
+        own = records[line.row.name]
+        for metric, score in line.test.items():
+            values = np.array([entry["metrics"]["test"][metric] for entry in own])
+            assert score.mean == pytest.approx(values.mean())
+            assert score.std == pytest.approx(np.sqrt(((values - values.mean()) ** 2).sum() / 2))
+        assert line.dev.mean == pytest.approx(np.mean([entry["metrics"]["dev"]["weighted_f1"] for entry in own]))
+        for label in TASK.output_names:
+            f1 = [entry["splits"]["test"]["per_class"][label]["f1"] for entry in own]
+            assert line.class_f1[label] == pytest.approx(np.mean(f1))
+        assert line.peak_mib == 502.0
+        assert line.optimism.gap == pytest.approx(0.02)
+    assert (table.floor, table.reachable) == (0.1, 0.95)
+    published, gap = table.lines[1].published[0]
+    assert published is PAPER
+    assert gap == pytest.approx(table.lines[1].test["weighted_f1"].mean - 0.6)
+
+
+def test_intervals_and_tests_are_those_of_the_statistics(table):
+    key, statistic = score_source(TASK, "weighted_f1")
+    for line in table.lines:
+        expected = two_level_bootstrap(line.group.sums(key), statistic)
+        assert (line.test["weighted_f1"].low, line.test["weighted_f1"].high) == expected
+        assert line.test["ece"].low is None
+    (comparison,) = table.comparisons
+    assert comparison.names == ("plain", "graph | window")
+    means = [line.test["weighted_f1"].mean for line in table.lines]
+    assert comparison.difference == pytest.approx(means[0] - means[1], abs=1e-6)
+    assert comparison.shown
+
+
+def test_choices_of_the_preset(records):
+    other = compute_table(preset(metric="accuracy", also=("uar",), against="plain"), records)
+    assert other.metrics[:2] == ("accuracy", "uar")
+    assert [entry.names for entry in other.comparisons] == [("graph | window", "plain")]
+    assert other.lines[0].optimism is None  # measured for another score
+    with pytest.raises(ConfigError, match="no metric"):
+        compute_table(preset(metric="acuracy"), records)
+    with pytest.raises(ValueError, match="no row"):
+        compute_table(preset(), {})
+
+
+def test_one_seed_has_a_mean_and_no_spread(records):
+    single = compute_table(preset(), {name: runs[:1] for name, runs in records.items()})
+    assert "±" not in spread("weighted_f1", single.lines[0].test["weighted_f1"])
+    assert "seed 0 alone" in as_markdown(single)
+
+
+def test_markdown(table):
+    text = as_markdown(table)
+    assert text.startswith("# A made table\n")
+    assert "**The corpus is synthetic (generated).**" in text
+    assert "graph \\| window" in text  # a bar in a name is no cell border
+    assert "Not run yet: not yet." in text
+    assert "words about it" in text
+    assert f"60.00? ({number('weighted_f1', table.lines[1].published[0][1], sign=True)}) [fs]" in text
+    for heading in ("Scores", "F1 by class", "Differences", "Optimism", "Published numbers", "Cost", "How it was made"):
+        assert f"\n## {heading}\n" in text
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    for block in tables:
+        widths = {len(line.replace("\\|", "").split("|")) for line in block.splitlines()}
+        assert len(widths) == 1, block
+    assert "python -m ercfusion.train model=cogmen data=demo model.layers=1 seed=0" in text
+
+
+def test_csv_has_all_digits(table):
+    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert len(rows) == 2 * 5
+    first = rows[0]
+    assert float(first["mean"]) == pytest.approx(table.lines[0].test["weighted_f1"].mean, abs=1e-6)
+    assert (first["row"], first["metric"], first["seeds"]) == ("plain", "weighted_f1", "3")
+    assert float(first["dev mean"]) == pytest.approx(table.lines[0].dev.mean, abs=1e-6)
+    assert rows[3]["low"] == ""  # no interval for the calibration error
+
+
+def test_latex_is_escaped_and_balanced(table):
+    text = as_latex(table)
+    assert text.count("\\begin{") == text.count("\\end{")
+    body = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert len({line.count(" & ") for line in body}) == 1
+    assert "95 \\% interval" in text
+    assert "$\\pm$" in text
+    assert "±" not in text
+
+
+class _Checker(HTMLParser):
+    VOID = ("meta", "line", "circle", "path", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_is_whole_and_needs_nothing_else(table):
+    page = as_page(table)
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert "http" not in page
+    assert "src=" not in page
+    text = " ".join(checker.text)
+    assert "graph | window" in text
+    assert "best reachable" in text
+    assert "Somebody & others (2020)" in text
+    assert page.count("<svg") == 1
+
+
+def test_the_same_records_give_the_same_bytes(table, records):
+    again = compute_table(preset(), records)
+    for write in (as_markdown, as_latex, as_csv, as_page):
+        assert write(table) == write(again)
+
+
+def test_how_numbers_are_written():
+    assert number("weighted_f1", 0.57191) == "57.19"
+    assert number("weighted_f1", -0.00001, sign=True) in ("0.00", "-0.00"[1:])
+    assert number("mae", 0.71234) == "0.712"
+    assert number("accuracy", None) == ""
+    assert number("accuracy", float("nan")) == ""
+    assert spread("mae", Score(0.7, 0.01)) == "0.700 ± 0.010"
+    assert interval("accuracy", 0.5, 0.6) == "50.00 to 60.00"
+    assert (probability(0.0001), probability(0.0414)) == ("< 0.001", "0.041")
+    assert metric_name("ece") == "ECE ↓"
+    assert metric_name("ccc/valence") == "CCC (valence)"
+    assert published_text("mae", Published(0.9, "x"), -0.1) == "0.900 (-0.100)"

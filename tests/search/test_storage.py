@@ -1,0 +1,78 @@
+"""Addresses of storages: their forms, and that no password is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.search import storage
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "secrets"),
+    [
+        ("postgresql://me:pw@host/base", "postgresql://me:***@host/base", ["pw"]),
+        ("mysql+pymysql://me:p%40w@host:3/b", "mysql+pymysql://me:***@host:3/b", ["p%40w", "p@w"]),
+        ("postgresql://me:p@w@host/base", "postgresql://me:***@host/base", ["p@w"]),
+        ("postgresql://me@host/base", "postgresql://me@host/base", []),
+        ("postgresql://host/b?user=me&password=pw&x=1", "postgresql://host/b?user=me&password=***&x=1", ["pw"]),
+        ("sqlite:////a/b@c:d.db", "sqlite:////a/b@c:d.db", []),
+        ("journal:/a/b.journal", "journal:/a/b.journal", []),
+    ],
+)
+def test_masking(url: str, shown: str, secrets: list[str]) -> None:
+    assert storage.masked(url) == shown
+    assert storage.secrets_of(url) == sorted(secrets, key=len, reverse=True)
+    assert storage.has_password(url) == bool(secrets)
+    assert storage.has_password(shown) == bool(secrets)
+    assert not [secret for secret in secrets if secret in storage.without_secrets(f"failed: {url} {secrets}", url)]
+
+
+def test_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalized("journal:x") == f"journal:{tmp_path}/x"
+    assert storage.normalized("x.journal") == f"journal:{tmp_path}/x.journal"
+    assert storage.normalized("sqlite:///x.db") == "sqlite:///x.db"
+    pytest.importorskip("psycopg")
+    for kind in ("postgres", "postgresql"):
+        assert storage.normalized(f"{kind}://a@b/c") == "postgresql+psycopg://a@b/c"
+    assert storage.normalized("postgresql+psycopg2://a@b/c") == "postgresql+psycopg2://a@b/c"
+    with pytest.raises(ConfigError, match="a database URL"):
+        storage.normalized("x.db")
+
+
+def test_what_a_resumed_sweep_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(storage.VARIABLE, raising=False)
+    assert storage.kept_storage(None, None) is None
+    assert storage.kept_storage(None, "journal:/a") == "journal:/a"
+    assert storage.kept_storage("journal:/b", "journal:/a") == "journal:/b"
+    assert storage.chosen_storage(None) is None
+    with pytest.raises(ConfigError, match=r"kept nowhere.*ERCFUSION_SWEEP_STORAGE"):
+        storage.kept_storage(None, "postgresql://me:***@h/b")
+    monkeypatch.setenv(storage.VARIABLE, "sqlite:///other.db")
+    assert storage.chosen_storage(None) == "sqlite:///other.db"
+    assert storage.kept_storage(None, None) is None  # the file in the folder
+    assert storage.kept_storage(None, "postgresql://me:***@h/b") == "sqlite:///other.db"
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "study.db").write_text("this is no database, whatever its name says" * 100)
+    for url, message in (
+        (None, "study.db cannot be opened: file is not a database"),
+        ("abc://x:pw@y/z", r"abc://x:\*\*\*@y/z is no database URL"),
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+    ):
+        with pytest.raises(ErcfusionError, match=message) as caught:
+            storage.open_storage(url, tmp_path)
+        assert "pw@" not in str(caught.value)
+
+
+def test_a_folder_with_signs_that_addresses_read_otherwise(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    folder = tmp_path / "with {braces} and space"
+    folder.mkdir()
+    storage.open_storage(None, folder)
+    assert (folder / "study.db").is_file()

@@ -1,0 +1,136 @@
+"""``python -m ercfusion.compare`` and ``python -m ercfusion.verify`` on made-up records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_records import record
+from runs import command, refused
+
+from ercfusion import compare, verify
+from ercfusion.evaluation.archive import write_archive
+
+PRESET = """
+title: Recorded
+data: demo
+seeds: [0, 1, 2]
+rows:
+  plain: {model: concat}
+  graph: {model: cogmen}
+"""
+
+
+@pytest.fixture
+def places(tmp_path) -> Path:
+    """Run folders below ``runs``, a preset ``kept.yaml`` with its records."""
+    for model, skill in (("concat", 0.4), ("cogmen", 0.8)):
+        entries = [record(model, seed, skill) for seed in (0, 1, 2)]
+        for entry in entries:
+            run = tmp_path / "runs" / model / f"seed={entry['seed']}"
+            run.mkdir(parents=True)
+            (run / "config.json").write_text(json.dumps(entry["config"]))
+            (run / "record.json").write_text(json.dumps(entry))
+        slug = {"concat": "plain", "cogmen": "graph"}[model]
+        write_archive(tmp_path / "kept" / "records" / f"{slug}.json", entries)
+    (tmp_path / "kept.yaml").write_text(PRESET)
+    return tmp_path
+
+
+def run_folder(places: Path, name: str, entry: dict) -> str:
+    folder = places / name
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "record.json").write_text(json.dumps(entry))
+    return str(folder)
+
+
+def test_two_models(places, capsys):
+    status, out, _ = command(compare.main, [str(places / "runs" / "concat"), str(places / "runs" / "cogmen")], capsys)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "demo/balanced, 12 test conversations (synthetic corpus)"
+    plain, graph = (next(line for line in lines if line.startswith(f"{name} ")) for name in ("concat", "cogmen"))
+    assert plain.split()[1] == "3"
+    assert graph.split()[1] == "3"
+    pair = next(line for line in lines if line.startswith("concat minus cogmen"))
+    assert pair.split()[3].startswith("-")
+    assert pair.endswith("yes")
+    assert any(line.startswith("model.name") and line.split() == ["model.name", "concat", "cogmen"] for line in lines)
+
+
+def test_single_runs_seeds_metrics_and_markdown(places, capsys):
+    one, two = (str(places / "runs" / "concat" / f"seed={seed}") for seed in (0, 1))
+    status, out, _ = command(compare.main, [one, two, "metric=accuracy", "--markdown"], capsys)
+    assert status == 0
+    assert "| seed 0 | 1 |" in out
+    assert "test accuracy" in out
+    assert "says nothing about other seeds" in out
+    message = refused(compare.main, [one, two, "metric=acuracy"], capsys)
+    assert "Did you mean 'accuracy'" in message
+
+
+def test_a_run_with_an_archive(places, capsys):
+    better = run_folder(places, "mine", record("cogmen", 0, 1.0, "model.layers=1"))
+    archive = str(places / "kept" / "records" / "graph.json")
+    status, out, _ = command(compare.main, [better, archive], capsys)
+    assert status == 0
+    assert "cogmen model.layers=1" in out
+
+
+def test_what_cannot_be_compared(places, capsys):
+    one = str(places / "runs" / "concat" / "seed=0")
+    assert "one run cannot be compared" in refused(compare.main, [one], capsys)
+    assert "there is no such path" in refused(compare.main, [one, "kind=b"], capsys)
+    assert "is not a folder" in refused(compare.main, [one, str(places / "absent")], capsys)
+    unfinished = places / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    assert "train resume=" in refused(compare.main, [one, str(unfinished)], capsys)
+
+
+def test_recorded_runs_are_inside_their_band(places, capsys):
+    status, out, _ = command(verify.main, [str(places / "runs"), str(places / "kept.yaml")], capsys)
+    assert status == 0
+    assert out.count("inside the band of 3 recorded seeds") == 6
+    assert out.count("equal to the recorded run of this seed") == 6
+    assert out.count("mean of 3 runs") == 2
+    assert "other settings" not in out
+
+
+def test_a_run_outside_and_what_may_explain_it(places, capsys):
+    odd = record("concat", 5, 1.0, "optimizer.lr=0.5")
+    odd["environment"]["versions"]["torch"] = "2.11.0"
+    odd["features"][0]["source"]["sha256"] = "c" * 64
+    path = run_folder(places, "odd", odd)
+    status, out, _ = command(verify.main, [path, str(places / "kept.yaml")], capsys)
+    assert status == 1
+    assert "ABOVE the band" in out
+    assert "optimizer.lr: 0.001 -> 0.5" in out
+    assert "torch: 2.13.0+cpu -> 2.11.0" in out
+    assert f"features text: sha256: {'a' * 64} -> {'c' * 64}" in out
+    bad = run_folder(places, "bad", record("concat", 6, 0.0))
+    status, out, _ = command(verify.main, [bad, str(places / "kept.yaml"), "row=plain"], capsys)
+    assert status == 1
+    assert "BELOW the band" in out
+    assert "no setting, feature or version differs" in out
+
+
+def test_mistakes_of_verify(places, capsys):
+    run, preset = str(places / "runs" / "concat" / "seed=0"), str(places / "kept.yaml")
+    assert "a run and a preset" in refused(verify.main, [run], capsys)
+    assert "no row 'plane'" in refused(verify.main, [run, preset, "row=plane"], capsys)
+    assert "Did you mean 'metric'" in refused(verify.main, [run, preset, "metrik=x"], capsys)
+    other = run_folder(places, "other", record("bclstm", 0))
+    assert "the table has no such row" in refused(verify.main, [other, preset], capsys)
+    (places / "new.yaml").write_text(PRESET)
+    assert "no recorded run yet" in refused(verify.main, [run, str(places / "new.yaml")], capsys)
+
+
+@pytest.mark.parametrize("entry", [compare.main, verify.main])
+def test_help(entry, capsys):
+    status, out, _ = command(entry, ["--help"], capsys)
+    assert status == 0
+    assert "usage: python -m ercfusion." in out
+    assert command(entry, [], capsys)[0] == 2

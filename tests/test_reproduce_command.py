@@ -1,0 +1,238 @@
+"""``python -m ercfusion.reproduce``: does what is missing, survives being killed, writes what the records say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import command, environment, refused
+
+from ercfusion import reproduce as module
+from ercfusion.evaluation.archive import read_archive
+
+TINY = """
+title: A tiny table
+data: demo
+settings:
+  data.options.train: 6
+  data.options.dev: 3
+  data.options.test: 6
+  training.batch_size: 2
+  training.bootstrap: 20
+  training.max_epochs: {epochs}
+  trainer: cpu
+seeds: [0, 1]
+rows:
+  plain: {{model: concat}}
+  deeper, graph:
+    model: cogmen
+    settings: {{model.layers: 1}}
+    published: [{{score: 0.5, source: "Nobody (2020)", selection: test, differs: [features]}}]
+"""
+
+
+def write(folder: Path, epochs: int = 2) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.format(epochs=epochs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The folder of a preset whose table was computed."""
+    folder = tmp_path_factory.mktemp("made")
+    preset = write(folder)
+    found = subprocess.run(
+        [sys.executable, "-m", "ercfusion.reproduce", str(preset), f"runs={folder / 'runs'}", "workers=2"],
+        env=environment(), capture_output=True, text=True, timeout=300, cwd=folder,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[0] == str(folder / "tiny" / "README.md")
+    assert "4 of 4 runs have no record yet" in found.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(made, tmp_path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_table_is_computed(made):
+    assert {path.name for path in (made / "tiny").iterdir()} == {*module.FILES, "records"}
+    records = read_archive(made / "tiny" / "records" / "deeper-graph.json")
+    assert [record["seed"] for record in records] == [0, 1]
+    for record in records:
+        assert record["config"]["model"]["layers"] == 1
+        optimism = record["optimism"]
+        assert optimism["metric"] == "weighted_f1"
+        assert optimism["test_selected"] >= optimism["dev_selected"] == record["metrics"]["test"]["weighted_f1"]
+        assert record["cost"]["threads"] == 1
+        assert "environment" in record
+    text = (made / "tiny" / "README.md").read_text()
+    assert "## Optimism" in text
+    assert "| deeper, graph |" in text
+    run = made / "runs" / "deeper-graph" / "seed-0"
+    assert (run / "record.json").is_file()
+    assert not list(run.glob("checkpoints/epoch-*")), "the models of all epochs fill the disk"
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_no_path_and_no_text_in_what_is_kept(made):
+    for path in (made / "tiny").rglob("*"):
+        if path.is_file():
+            assert str(made) not in path.read_text(), path
+
+
+def test_nothing_is_done_twice(made, capsys):
+    preset = made / "tiny.yaml"
+    before = {path: path.stat().st_mtime_ns for path in (made / "tiny" / "records").iterdir()}
+    status, out, err = command(module.main, [str(preset), f"runs={made / 'runs'}"], capsys)
+    assert status == 0
+    assert "no record yet" not in err
+    assert before == {path: path.stat().st_mtime_ns for path in (made / "tiny" / "records").iterdir()}
+    status, out, _ = command(module.main, [str(preset), "--check"], capsys)
+    assert (status, out) == (0, "A tiny table: 4 records, all files up to date\n")
+
+
+def test_check_tells_what_has_drifted(copy, capsys):
+    preset, folder = copy / "tiny.yaml", copy / "tiny"
+    text = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("weighted", "heavy", 1))
+    (folder / "page.html").unlink()
+    status, out, _ = command(module.main, [str(preset), "--check"], capsys)
+    assert status == 1
+    assert f"{folder / 'README.md'} does not say what the records say" in out
+    assert f"{folder / 'page.html'} is missing" in out
+    assert "table.csv" not in out
+    assert command(module.main, [str(preset), "--tables"], capsys)[0] == 0
+    assert (folder / "README.md").read_text() == text
+    content = json.loads((folder / "records" / "plain.json").read_text())
+    content["runs"].pop()
+    (folder / "records" / "plain.json").write_text(json.dumps(content))
+    status, out, _ = command(module.main, [str(preset), "--check"], capsys)
+    assert status == 1
+    assert "plain: no record for seed 1" in out
+
+
+def test_records_of_other_settings_are_not_mixed_in(copy, capsys):
+    preset = copy / "tiny.yaml"
+    preset.write_text(preset.read_text().replace("model.layers: 1", "model.layers: 2"))
+    message = refused(module.main, [str(preset)], capsys)
+    assert "model.layers was 1 and is 2" in message
+    assert "renew=true" in message
+    assert command(module.main, [str(preset), "--check"], capsys)[0] == 1
+    assert len(read_archive(copy / "tiny" / "records" / "deeper-graph.json")) == 2, "nothing is thrown away unasked"
+
+
+@pytest.mark.slow
+def test_renewing_keeps_the_old_run_folder(copy, capsys):
+    preset = copy / "tiny.yaml"
+    preset.write_text(preset.read_text().replace("model.layers: 1", "model.layers: 0").replace("[0, 1]", "[0]"))
+    status, _, err = command(module.main, [str(preset), f"runs={copy / 'runs'}", "renew=true", "workers=1"], capsys)
+    assert status == 0, err
+    (record,) = [entry for entry in read_archive(copy / "tiny" / "records" / "deeper-graph.json") if entry["seed"] == 0]
+    assert record["config"]["model"]["layers"] == 0
+    kept = list((copy / "runs" / "deeper-graph").glob("seed-0-until-*"))
+    assert len(kept) == 1
+    assert json.loads((kept[0] / "config.json").read_text())["model"]["layers"] == 1
+
+
+@pytest.mark.slow
+def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsys):
+    preset = made / "tiny.yaml"
+    arguments = [str(preset), "fresh=true", f"out={tmp_path / 'mine'}", f"runs={tmp_path / 'runs'}", "rows=plain"]
+    status, _, err = command(module.main, arguments, capsys)
+    assert status == 0, err
+    again, first = (read_archive(folder / "records" / "plain.json") for folder in (tmp_path / "mine", made / "tiny"))
+    for one, other in zip(again, first, strict=True):
+        assert one["metrics"] == other["metrics"]
+        assert one["splits"] == other["splits"]
+        assert one["optimism"] == other["optimism"]
+    assert "Not run yet: deeper, graph." in (tmp_path / "mine" / "README.md").read_text()
+    message = refused(module.main, [str(preset), "fresh=true"], capsys)
+    assert "choose another folder" in message
+
+
+@pytest.mark.slow
+def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
+    preset = write(tmp_path, epochs=1)
+    text = preset.read_text().replace("{model.layers: 1}", "{model.hidden: 63, model.graph_heads: 0}")
+    preset.write_text(text.replace("[0, 1]", "[0]"))
+    status, _, err = command(module.main, [str(preset), f"runs={tmp_path / 'runs'}", "workers=1"], capsys)
+    assert status == 2
+    assert "error: deeper, graph, seed 0:" in err
+    assert "Traceback" not in err or "unexpected" in err
+    assert (tmp_path / "tiny" / "records" / "plain.json").is_file()
+    assert "Not run yet: deeper, graph." in (tmp_path / "tiny" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["melt"], "Did you mean 'meld'"),
+        (["demo", "meld"], "one preset is expected, found 2"),
+        (["demo", "worker=2"], "Did you mean 'workers'"),
+        (["demo", "model.layers=2"], "What is run stands in the preset"),
+        (["demo", "workers=none"], "a number from 1 on"),
+        (["demo", "fresh=maybe"], "true or false"),
+        (["demo", "rows=nothing", "fresh=true", "out=x"], "no row 'nothing'"),
+        (["demo", "--tabels"], "Did you mean '--tables'"),
+        (["demo", "fresh=true", "out=nowhere", "--tables"], "leave out --tables"),
+    ],
+)
+def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(module.main, arguments, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help(capsys):
+    status, out, _ = command(module.main, ["--help"], capsys)
+    assert status == 0
+    assert "demo, meld, mosi" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_table_goes_on(made, tmp_path, ending):
+    """The whole process group is stopped in the middle of a run; the next call ends with the undisturbed result."""
+    preset = write(tmp_path, epochs=60)
+    arguments = [sys.executable, "-m", "ercfusion.reproduce", str(preset), f"runs={tmp_path / 'runs'}", "workers=2"]
+    options = {"env": environment(), "cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(arguments, start_new_session=True, **options)
+    deadline = time.monotonic() + 120
+    while not any(epochs_of(folder) >= 3 for folder in (tmp_path / "runs").glob("*/seed-*")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, ending)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    if ending is signal.SIGINT:
+        assert process.returncode == 130
+    unfinished = [folder for folder in (tmp_path / "runs").glob("*/seed-*") if not (folder / "record.json").is_file()]
+    assert unfinished, "nothing was left to do: the test says nothing"
+    again = subprocess.run(arguments, timeout=300, **options)
+    assert again.returncode == 0, again.stderr
+    other = subprocess.run(
+        [*arguments[:4], "fresh=true", f"out={tmp_path / 'other'}", f"runs={tmp_path / 'other-runs'}"],
+        timeout=300, **options,
+    )  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    for name in ("plain.json", "deeper-graph.json"):
+        stopped, straight = (read_archive(tmp_path / folder / "records" / name) for folder in ("tiny", "other"))
+        assert [record["metrics"] for record in stopped] == [record["metrics"] for record in straight]
+        assert [record["optimism"] for record in stopped] == [record["optimism"] for record in straight]
+
+
+def epochs_of(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0

@@ -1,0 +1,149 @@
+"""Sweeps in real processes: killed, interrupted, side by side on one storage, and on a PostgreSQL server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from runs import history, python
+from sweeps import SMALL, config_of, kill_group, postgres, sweep_process, table, wait_for
+
+pytest.importorskip("optuna")
+pytestmark = pytest.mark.slow
+
+
+def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = [*SMALL, "sweep.trials=6", "sweep.workers=2", "training.max_epochs=10", "training.patience=0"]
+    arguments += ["data.options.train=60", f"run={folder}", "sweep.pruner=none"]
+    process = sweep_process(*arguments)
+
+    def in_the_middle() -> bool:
+        rows = [path for path in folder.glob("trials/*/metrics.csv") if (path.parent / "checkpoints").is_dir()]
+        return len(list(folder.glob("trials/*"))) >= 4 and len(rows) >= 2
+
+    wait_for(in_the_middle, process)
+    kill_group(process)
+    before = {path.parent.name: history(path.parent) for path in folder.glob("trials/*/metrics.csv")}
+    rows = sqlite3.connect(folder / "study.db").execute("select number, state from trials").fetchall()
+    running = [number for number, state in rows if state == "RUNNING"]
+    assert running
+    resumed = python("-m", "ercfusion.sweep", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    rows_after = table(folder)
+    assert [int(row["trial"]) for row in rows_after] == list(range(6))
+    assert {row["state"] for row in rows_after} == {"complete"}
+    assert len({tuple(row[key] for key in config_of(folder)["space"]) for row in rows_after}) == 6
+    for name, epochs in before.items():
+        # What had been computed is still there, and was gone on from.
+        assert history(folder / "trials" / name)[: len(epochs)] == epochs
+    for number in running:
+        if before.get(f"{number:04d}"):
+            assert "resuming" in (folder / "trials" / f"{number:04d}" / "train.log").read_text()
+    for row in rows_after:
+        assert len(history(folder / "trials" / f"{int(row['trial']):04d}")) == 10
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = sweep_process(*SMALL, "sweep.trials=200", "sweep.workers=2", f"run={folder}")
+    wait_for(lambda: len(list(folder.glob("trials/*/metrics.csv"))) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert f"interrupted; continue with: python -m ercfusion.sweep resume={folder}" in err
+    over = sum(row["state"] != "running" for row in table(folder))
+    assert over >= 1
+    resumed = python("-m", "ercfusion.sweep", f"resume={folder}", f"sweep.trials={len(table(folder)) + 1}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "running" not in {row["state"] for row in table(folder)}
+
+
+def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    process = sweep_process(*SMALL, "sweep.trials=500", "sweep.workers=1", f"run={folder}")
+    wait_for(lambda: bool(list(folder.glob("trials/*/metrics.csv"))), process)
+    second = python("-m", "ercfusion.sweep", f"resume={folder}")
+    kill_group(process)
+    assert second.returncode == 2
+    assert "another process is working on the sweep" in second.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
+def test_a_worker_that_dies_takes_its_trial_up_again(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = [*SMALL, "sweep.trials=4", "sweep.workers=1", "training.max_epochs=15", "training.patience=0"]
+    process = sweep_process(*arguments, "data.options.train=60", f"run={folder}")
+    wait_for(lambda: (folder / "trials/0000/checkpoints/last.ckpt").is_file(), process)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == str(folder)
+    assert [row["state"] for row in table(folder)].count("complete") >= 1
+    assert len(table(folder)) == 4
+    assert "resuming" in (folder / "trials/0000/train.log").read_text()
+
+
+def test_two_machines_and_a_journal(tmp_path: Path) -> None:
+    shared = [f"sweep.storage={tmp_path / 'study.journal'}", "sweep.name=together", "sweep.trials=9"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = [
+        sweep_process(*SMALL, *shared, "sweep.workers=1", "sweep.rerun=1", f"run={folder}") for folder in folders
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    for folder in folders:
+        more_of = python("-m", "ercfusion.sweep", f"resume={folder}")
+        assert more_of.returncode == 0, more_of.stderr
+    tables = [table(folder) for folder in folders]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 9
+    assert len({row["place"] for row in tables[0]}) == 2
+    made = [{path.name for path in (folder / "trials").iterdir()} for folder in folders]
+    assert not made[0] & made[1]
+    assert sorted(made[0] | made[1]) == [f"{int(row['trial']):04d}" for row in tables[0]]
+    assert sum((folder / "rerun").is_dir() for folder in folders) == 1
+
+
+def test_a_real_postgresql_server_and_two_workers(tmp_path: Path) -> None:
+    with postgres() as url:
+        folder = tmp_path / "sweep"
+        arguments = ["sweep.name=shared", "sweep.workers=2", "sweep.trials=8", f"run={folder}"]
+        done = python("-m", "ercfusion.sweep", *SMALL, *arguments, ERCFUSION_SWEEP_STORAGE=url)
+        assert done.returncode == 0, done.stderr
+        assert sorted(int(row["trial"]) for row in table(folder)) == list(range(8))
+        assert {row["worker"] for row in table(folder)} == {"0", "1"}
+        assert not (folder / "study.db").exists()
+        # Another machine joins, with its own processes, and adds to it.
+        other = [*SMALL, "sweep.name=shared", "sweep.workers=2", "sweep.trials=12", f"run={tmp_path / 'other'}"]
+        done = python("-m", "ercfusion.sweep", *other, f"sweep.storage='{url}'")
+        assert done.returncode == 0, done.stderr
+        assert len(table(tmp_path / "other")) == 12
+        wrong = url.replace("cret", "kret")
+        done = python("-m", "ercfusion.sweep", f"resume={folder}", ERCFUSION_SWEEP_STORAGE=wrong)
+        assert done.returncode == 2
+        assert "cannot be opened" in done.stderr
+        assert "Traceback" not in done.stderr
+        for text in (done.stderr, *(path.read_text() for path in tmp_path.rglob("*.json"))):
+            assert "cret" not in text
+            assert "kret" not in text
+
+
+def test_pictures_and_the_default_folder(tmp_path: Path) -> None:
+    arguments = [*SMALL, "sweep.trials=14", "sweep.workers=1", "sweep.rerun=1", f"output={tmp_path}/out"]
+    done = python("-m", "ercfusion.sweep", *arguments, "sweep.pruner=none")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.parent == tmp_path / "out/sweep/concat-demo"
+    assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "settings.png", "importance.png"}
+    assert "what mattered: " in done.stdout
+    shutil.rmtree(folder)
