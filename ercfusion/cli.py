@@ -305,6 +305,14 @@ def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def expand_protocol(argument: str) -> list[str]:
+    """``data=demo/far`` is short for ``data=demo data.protocol=demo/far``."""
+    key, _, value = argument.partition("=")
+    if key == "data" and "/" in value:
+        return [f"data={value.partition('/')[0]}", f"data.protocol={value}"]
+    return [argument]
+
+
 def _parse(overrides: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
 from ercfusion.errors import ErcfusionError
 
 HELP = """\
@@ -37,8 +37,6 @@ MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    from ercfusion.train import expand_protocol
-
     flags, arguments = split_flags(argv, ["--help", "-h"])
     if flags:
         print(HELP, end="")

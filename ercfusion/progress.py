@@ -7,11 +7,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -38,7 +40,7 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{_rate(speed)}/s", style="progress.data.speed")
+        return Text("" if speed is None else f"{rate(speed)}/s", style="progress.data.speed")
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -55,9 +57,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    if os.environ.get("ERCFUSION_QUIET", "") not in ("", "0"):
+    if quiet():
         yield from iterable
-    elif not _on_terminal():
+    elif not on_terminal():
         yield from _with_lines(iterable, description, total)
     elif not _bar_shown.acquire(blocking=False):
         yield from iterable
@@ -68,7 +70,78 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             _bar_shown.release()
 
 
-def _on_terminal() -> bool:
+class LiveView:
+    """A picture of the state of things, drawn anew whenever it is refreshed, below what is logged meanwhile.
+
+    It is drawn on a terminal only, and not while another bar is.
+
+    Args:
+        picture: Gives what is drawn, anything that rich can draw.
+    """
+
+    def __init__(self, picture: Callable[[], Any]) -> None:
+        self._picture = picture
+        self._live: Live | None = None
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is drawn."""
+        return self._live is not None
+
+    def start(self) -> None:
+        """Begin to draw, where that can be done."""
+        if quiet() or not on_terminal() or not _bar_shown.acquire(blocking=False):
+            return
+        # stdout stays as it is: it is for results, and may be a file.
+        self._live = Live(
+            console=console(),
+            get_renderable=self._picture,
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start(refresh=True)
+
+    def refresh(self) -> None:
+        """Draw anew."""
+        if self._live is not None:
+            self._live.refresh()
+
+    def stop(self) -> None:
+        """End, and leave nothing on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            _bar_shown.release()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Nothing is drawn meanwhile, so that something can be printed."""
+        if self._live is None:
+            yield
+            return
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start(refresh=True)
+
+
+def quiet() -> bool:
+    """Whether the user wants no progress at all."""
+    return os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
+
+
+def duration(seconds: float) -> str:
+    """``50 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches stderr."""
     # Not console().is_terminal: FORCE_COLOR, which many build machines set, turns that on where nobody watches.
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -105,15 +178,16 @@ def _with_lines(iterable: Iterable[T], description: str, total: int | None) -> I
             now = time.monotonic()
             if now - said >= _INTERVAL:
                 said = now
-                rate = done / (now - start)
-                left = "" if total is None else f", about {max(total - done, 0) / rate:.0f} s left"
-                logger.info("%s: %d%s, %s/s%s", description, done, amount, _rate(rate), left)
+                speed = done / (now - start)
+                left = "" if total is None else f", about {max(total - done, 0) / speed:.0f} s left"
+                logger.info("%s: %d%s, %s/s%s", description, done, amount, rate(speed), left)
     finally:
         timer.cancel()
     seconds = time.monotonic() - start
     if seconds >= _SILENT:
-        logger.info("%s: %d done in %.0f s (%s/s)", description, done, seconds, _rate(done / seconds))
+        logger.info("%s: %d done in %.0f s (%s/s)", description, done, seconds, rate(done / seconds))
 
 
-def _rate(speed: float) -> str:
+def rate(speed: float) -> str:
+    """A speed in few digits."""
     return f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"

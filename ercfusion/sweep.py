@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
 from ercfusion.errors import ConfigError, did_you_mean
 
 HELP = """\
@@ -78,8 +78,6 @@ def help_text(composer: Composer) -> str:
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    from ercfusion.train import expand_protocol
-
     flags, arguments = split_flags(argv, ["--help", "-h", "--cfg"], ["--settings", "--config-dir"])
     composer = Composer("sweep", flags.get("--config-dir"))
     if "--help" in flags or "-h" in flags:
@@ -99,14 +97,9 @@ def main(argv: list[str]) -> int:
         config.pop("typed")
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
-    return _begin(config, [*entries, *arguments])
-
-
-def _begin(config: dict[str, Any], overrides: Sequence[str]) -> int:
-    from ercfusion.evaluation.record import command_line
     from ercfusion.search.run import begin
 
-    return _carry_on(begin(config, overrides, command_line()))
+    return _carry_on(begin(config, [*entries, *arguments], argv))
 
 
 def _resume(composer: Composer, arguments: Sequence[str], flags: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
 from ercfusion.errors import ConfigError, ErcfusionError
 
 logger = logging.getLogger("ercfusion")
@@ -59,14 +59,6 @@ def help_text(composer: Composer) -> str:
         corpora=", ".join(groups["data"]),
         groups="\n".join(f"  {name + '=':<12}{', '.join(groups[name])}" for name in shown),
     )
-
-
-def expand_protocol(argument: str) -> list[str]:
-    """``data=demo/far`` is short for ``data=demo data.protocol=demo/far``."""
-    key, _, value = argument.partition("=")
-    if key == "data" and "/" in value:
-        return [f"data={value.partition('/')[0]}", f"data.protocol={value}"]
-    return [argument]
 
 
 def main(argv: list[str]) -> int:

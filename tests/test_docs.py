@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,25 +118,41 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     yield page.name, words[2:]
 
 
+# Commands whose arguments are no configuration.
+OTHER_COMMANDS = ("evaluate", "reproduce", "verify", "compare")
+
+
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ercfusion.cli import Composer, split_flags
-    from ercfusion.train import expand_protocol
+    from ercfusion.cli import Composer, expand_protocol, split_flags
 
     seen = set()
-    composer = Composer()
+    composer, sweeper = Composer(), Composer("sweep")
     groups = composer.groups()
-    monkeypatch.setattr(composer, "groups", lambda: groups)  # the same for all, and half of the time
+    for each in (composer, sweeper):
+        monkeypatch.setattr(each, "groups", lambda: groups)  # the same for all, and half of the time
     for page, (module, *arguments) in {tuple(words): (page, words) for page, words in commands()}.values():
         seen.add(module)
-        if "--config-dir" in arguments or module == "ercfusion.evaluate":
+        if "--config-dir" in arguments or module.removeprefix("ercfusion.") in OTHER_COMMANDS:
             continue
-        flags, settings = split_flags(arguments, ["--help", "-h", "--cfg", "-m", "--multirun"])
+        flags, settings = split_flags(arguments, ["--help", "-h", "--cfg", "-m", "--multirun"], ["--settings"])
         try:
+            if module == "ercfusion.sweep":
+                understand_sweep(sweeper, settings)
+                continue
             for combination in composer.expand(settings) if "-m" in flags else [settings]:
                 composer.compose([part for setting in combination for part in expand_protocol(setting)])
         except Exception as error:
             raise AssertionError(f"{page}: python -m {module} {shlex.join(arguments)}: {error}") from error
-    assert seen == {"ercfusion.train", "ercfusion.evaluate", "ercfusion.doctor"}
+    assert seen >= {f"ercfusion.{name}" for name in (*OTHER_COMMANDS, "train", "doctor", "sweep")}
+
+
+def understand_sweep(composer: Any, settings: list[str]) -> None:
+    from ercfusion.search.config import compose_sweep
+
+    if any(setting.startswith("resume=") for setting in settings):
+        composer.compose(settings)
+    else:
+        compose_sweep(composer, [], settings)
 
 
 # Links and form
@@ -236,6 +252,8 @@ def test_settings_are_documented_with_their_defaults() -> None:
     for key, value in leaves(Composer().compose(["model=concat"])).items():
         if key.partition(".")[0] not in ("preset", "optimizer", "scheduler", "trainer", "model"):
             expected[key] = {"default": value}
+    for key, value in Composer("sweep").compose([])["sweep"].items():
+        expected[f"sweep.{key}"] = {"default": value}
     for choice, settings in groups["data"].items():
         unknown = {f"data.{key}" for key, value in leaves(settings).items() if value != {}} - set(expected)
         assert not unknown, f"data={choice} has settings that the default corpus has not: {unknown}"
@@ -395,7 +413,34 @@ def demo_ceilings() -> list[str]:
     return rows
 
 
+@cache
+def table(preset: str) -> Any:
+    from ercfusion.evaluation.preset import read_preset
+    from ercfusion.evaluation.table import compute_table
+    from ercfusion.training.tables import read_table_records, wanted_records
+
+    found = read_preset(DOCS.parent / "experiments" / f"{preset}.yaml")
+    return compute_table(found, wanted_records(found, read_table_records(found, [found.path.parent / preset])))
+
+
+def result_scores(preset: str) -> list[str]:
+    """The scores of a table, from the records of its runs."""
+    from ercfusion.evaluation.render import markdown_table, score_cells
+
+    return markdown_table(score_cells(table(preset))).splitlines()
+
+
+def result_optimism(preset: str) -> list[str]:
+    """What choosing on test would have pretended, from the same records."""
+    from ercfusion.evaluation.render import markdown_table, optimism_cells
+
+    return markdown_table(optimism_cells(table(preset))).splitlines()
+
+
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
+    **{f"optimism {name}": ("results.md", partial(result_optimism, name)) for name in ("meld", "mosi", "demo")},
+    "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),

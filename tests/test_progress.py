@@ -22,7 +22,7 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock)
     monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
-    monkeypatch.setattr(progress, "_on_terminal", lambda: False)
+    monkeypatch.setattr(progress, "on_terminal", lambda: False)
     return clock
 
 
@@ -51,7 +51,7 @@ def test_long_loops_say_little(clock, caplog):
 
 def test_the_first_line_does_not_wait_for_the_first_item(caplog, monkeypatch):
     monkeypatch.setattr(progress, "_SILENT", 0.05)
-    monkeypatch.setattr(progress, "_on_terminal", lambda: False)
+    monkeypatch.setattr(progress, "on_terminal", lambda: False)
     with caplog.at_level(logging.INFO, logger="ercfusion"):
         for _ in track(["only"], "walking"):
             progress.time.sleep(0.3)
@@ -73,7 +73,7 @@ def test_an_abandoned_loop_does_not_claim_to_be_done(clock, caplog):
 
 
 def test_bar_on_a_terminal(monkeypatch):
-    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
     drawn = io.StringIO()
     shared = progress.Console(file=drawn, force_terminal=True, width=100)

@@ -33,7 +33,7 @@ rows:
   plain: {{model: concat}}
   deeper, graph:
     model: cogmen
-    settings: {{model.layers: 1}}
+    settings: {{model.layers: 1, training.metric: nll}}
     published: [{{score: 0.5, source: "Nobody (2020)", selection: test, differs: [features]}}]
 """
 
@@ -164,7 +164,9 @@ def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsy
 @pytest.mark.slow
 def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
     preset = write(tmp_path, epochs=1)
-    text = preset.read_text().replace("{model.layers: 1}", "{model.hidden: 63, model.graph_heads: 0}")
+    text = preset.read_text().replace(
+        "{model.layers: 1, training.metric: nll}", "{model.hidden: 63, model.graph_heads: 0}"
+    )
     preset.write_text(text.replace("[0, 1]", "[0]"))
     status, _, err = command(module.main, [str(preset), f"runs={tmp_path / 'runs'}", "workers=1"], capsys)
     assert status == 2

@@ -61,19 +61,14 @@ def test_cfg_shows_what_would_be_searched(tmp_path: Path, capsys: pytest.Capture
 MISTAKES = [
     ("model=majority", "there is nothing to search"),
     ("space=cogmem", "no such space. Did you mean 'cogmen'?"),
-    ("optimizer.lr=interval(1,0)", "low (1.0) is above high (0.0)"),
     ("optimizer.lrr=interval(0,1)", "Did you mean 'optimizer.lr'?"),
     ("model.dropout=interval(0,2)", "the space reaches model.dropout=2.0, which cannot be used"),
     ("model.hidden=8,abc", "model.hidden takes a whole number"),
     ("optimizer.lr=interval(-1,1)", "the space reaches optimizer.lr=-1.0"),
-    ("training.batch_size=range(0,3)", "the space reaches training.batch_size=0"),
     ("model=concat,bclstm", "a sweep searches settings, not model: start one sweep for each"),
-    ("seed=0,1", "the winner is trained again on fresh seeds"),
     ("sweep.only=[model.dropuot]", "not searched: Did you mean 'model.dropout'?"),
-    ("sweep.only=model.layers", "sweep.only names 'model.layers'"),
     ("sweep.trials=0", "sweep.trials must be at least 1, found 0"),
     ("sweep.pruner=mean", "one of median, hyperband, none; found 'mean'"),
-    ("sweep.timeout=0", "sweep.timeout must be above 0"),
     ("sweep.triels=3", "Did you mean 'sweep.trials'?"),
     ("sweep.metric=mae", "'mae' is no metric"),
     ("sweep.storage=here", "a database URL"),
@@ -194,7 +189,7 @@ def test_trials_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.Mon
 def test_one_worker_repeats_itself_and_resumes_as_if_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["sweep.trials=3", "sweep.workers=1", "sweep.sampler=random", "training.max_epochs=3"]
+    arguments = ["sweep.trials=2", "sweep.workers=1", "sweep.sampler=random", "training.max_epochs=3"]
     sweep(tmp_path / "one", *arguments)
     original = Selection.on_train_epoch_end
     left = 5
@@ -220,11 +215,11 @@ def test_one_worker_repeats_itself_and_resumes_as_if_never_stopped(
     assert history(folder / "trials/0001") == history(tmp_path / "one/trials/0001")
     assert "resuming" in (folder / "trials/0001/train.log").read_text()
     # And once more adds trials, without beginning anew.
-    more(folder, "sweep.trials=4")
+    more(folder, "sweep.trials=3")
     rows = table(folder)
-    assert len(rows) == 4
-    assert len({row["optimizer.lr"] for row in rows}) == 4
-    assert without_times(rows[:3]) == without_times(table(tmp_path / "one"))
+    assert len(rows) == 3
+    assert len({row["optimizer.lr"] for row in rows}) == 3
+    assert without_times(rows[:2]) == without_times(table(tmp_path / "one"))
 
 
 @pytest.mark.usefixtures("in_process")
@@ -249,7 +244,7 @@ def test_what_cannot_change_when_a_sweep_is_resumed(tmp_path: Path, capsys: pyte
 def test_bad_trials_are_pruned(tmp_path: Path) -> None:
     """Those that are behind the others after the warm-up are stopped; the first trial never is."""
     arguments = ["training.max_epochs=5", "sweep.only=[optimizer.lr]", "optimizer.lr=1e-9,0.003,0.004,0.005"]
-    arguments += ["sweep.startup=2", "sweep.warmup=2", "sweep.trials=7", "sweep.sampler=random"]
+    arguments += ["sweep.startup=2", "sweep.warmup=2", "sweep.trials=6", "sweep.sampler=random"]
     summary = sweep(tmp_path / "sweep", *arguments)
     rows = table(tmp_path / "sweep")
     assert rows[0]["state"] == "complete"
@@ -294,7 +289,7 @@ def test_a_sweep_that_only_fails_stops(
     monkeypatch.setattr(training, "fit", fails)
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     message = refused(main, [*SMALL, "sweep.trials=20", f"run={tmp_path / 'sweep'}"], capsys)
-    assert "the first 3 trials have all failed, the last with: the loss is not finite" in message
+    assert "the first 3 trials have all failed, the latest with: the loss is not finite" in message
     assert len(table(tmp_path / "sweep")) == 3
 
 
@@ -354,7 +349,6 @@ def test_sweeps_of_one_name_join_if_they_search_for_the_same(
         (["optimizer.lr=0.1"], "begun with space.optimizer.lr = "),
         (["training.max_epochs=1"], "begun with training.max_epochs = 2, here it is 1"),
         (["data.options.seed=5"], "begun with the corpus's fingerprint = "),
-        (["sweep.pruner=none"], "begun with sweep.pruner = "),
     ):
         assert message in refused(main, [*SMALL, *shared, *arguments, f"run={tmp_path / 'no'}"], capsys)
         assert not (tmp_path / "no").exists()

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from runs import TINY, assert_same_run, command, environment, python, read, refused, resume, train
 
+from ercfusion.cli import expand_protocol
 from ercfusion.data.corpora import CORPORA
 from ercfusion.errors import TrainingError
 from ercfusion.models import ARCHITECTURES
 from ercfusion.testing.twins import write_twin
-from ercfusion.train import expand_protocol, main
+from ercfusion.train import main
 from ercfusion.training.run import FOLDER_VARIABLE
 
 FAST = (*TINY, "model=majority", "training.max_epochs=1")

@@ -77,15 +77,16 @@ def as_page(table: Table) -> str:
 
 
 def interval_picture(table: Table) -> str:
-    """An SVG: a line a row with the mean, its interval, the single seeds, and what was published as a cross."""
+    """An SVG: a line a row (but for the majority class) with mean, interval, single seeds, and published numbers."""
     rows = []
-    for line in table.lines:
+    # The floor is a mark: as a row it would press all others together.
+    above = [line for line in table.lines if line.row.model != "majority"]
+    for line in above or table.lines:
         score = line.test[table.metric]
         seeds = [float(value) for value in line.group.values(table.metric)]
         rows.append((line.row.name, score, seeds, [entry.score for entry, _ in line.published]))
-    marks = [value for value in (table.floor, table.reachable) if value is not None]
     known = [value for _, score, seeds, others in rows for value in (score.low, score.high, *seeds, *others)]
-    numbers = [value for value in [*known, *(marks if table.reachable is not None else [])] if value is not None]
+    numbers = [value for value in [*known, table.reachable] if value is not None]
     low, high = min(numbers), max(numbers)
     margin = 0.06 * (high - low) or 0.01
     low, high = low - margin, high + margin

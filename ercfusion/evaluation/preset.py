@@ -8,7 +8,7 @@ A preset is a YAML file in ``experiments/``::
     seeds: [0, 1, 2, 3, 4]
     metric: weighted_f1              # the headline; the protocol's own where it is left out
     also: [macro_f1, accuracy]       # shown beside it
-    against: concat                  # compare every row with this one only; all pairs where it is left out
+    against: concat                  # compare all rows with this one; all pairs (but those with majority) if left out
     notes: What a reader must know.
     rows:
       cogmen: {model: cogmen}
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import ercfusion
-from ercfusion.cli import Composer
+from ercfusion.cli import Composer, expand_protocol
 from ercfusion.errors import ConfigError, did_you_mean
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
@@ -126,8 +126,6 @@ class TablePreset:
         Raises:
             ConfigError: a setting of the preset is wrong; the message names file and row.
         """
-        from ercfusion.train import expand_protocol
-
         typed = [*self.arguments(row, seed), *extra]
         try:
             return Composer("train").compose([part for argument in typed for part in expand_protocol(argument)])

@@ -114,7 +114,8 @@ def score_cells(table: Table) -> Cells:
         score = line.test[head]
         row = [line.row.name, spread(head, score), interval(head, score.low, score.high)]
         if table.reachable is not None and table.floor is not None:
-            row.append(f"{100 * (score.mean - table.floor) / (table.reachable - table.floor):.1f} %")
+            share = 100 * (score.mean - table.floor) / (table.reachable - table.floor)
+            row.append(f"{round(share, 1) + 0.0:.1f} %")  # + 0.0: no minus before a zero
         row += [number(head, line.dev.mean), *(spread(name, line.test[name]) for name in others)]
         if len(rows[0]) > len(row):
             row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
@@ -246,8 +247,8 @@ OPTIMISM_NOTE = (
     "best on test, been taken. The last column is what choosing on test would have added."
 )
 COST_NOTE = (
-    "Means over the runs (memory: the largest), as measured where they were made, several side by side; they tell small "
-    "from large, and no more."
+    "Means over the runs (memory: the largest), as measured where they were made, several side by side; they tell "
+    "small from large, and no more."
 )
 
 
@@ -267,7 +268,11 @@ def provenance(table: Table) -> list[str]:
         f"Made by `python -m ercfusion.reproduce {table.preset.name}` from run records alone. One run by hand:",
     ]
     for line in table.lines:
-        words = " ".join(shlex.quote(word) for word in table.preset.arguments(line.row, line.group.seeds[0]))
+        record = line.group.records[0]
+        typed = table.preset.arguments(line.row, record["seed"])
+        # Another number of threads adds in another order, which training makes visible.
+        typed.append(f"training.threads={record['cost'].get('threads', 1)}")
+        words = " ".join(map(shlex.quote, typed))
         lines.append(f"- {line.row.name}: `python -m ercfusion.train {words}`")
     return lines
 

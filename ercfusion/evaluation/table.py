@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ class Table:
         metrics: All scores shown, the headline first.
         lines: The rows that have records.
         missing: The rows without.
-        comparisons: Between pairs of rows, by the headline.
+        comparisons: Between pairs of rows (but for the majority class), by the headline.
         reachable: The best reachable headline score, where the corpus knows it.
         floor: The majority class's headline score.
     """
@@ -219,7 +220,10 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         return []
     sums = {name: group.sums(source[0]) for name, group in groups.items()}
     usable = {name: array for name, array in sums.items() if array is not None}
-    pairs = None
+    # The majority class is a floor and no rival: comparing with it would only cost the other comparisons their power.
+    floors = {row.name for row in preset.rows if row.model == "majority"}
+    rivals = [name for name in usable if name not in floors]
+    pairs = list(itertools.combinations(rivals if len(rivals) > 1 else usable, 2))
     if preset.against is not None:
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
     return compare_all(usable, source[1], pairs)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ from ercfusion.search.study import (
 )
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.tasks.metrics import check_metric
-from ercfusion.training.folder import describe, free_folder, log_file, read_config, write_json
+from ercfusion.training.folder import describe, empty_folder, log_file, read_config, write_json
 from ercfusion.training.pool import default_workers, run_jobs
 from ercfusion.training.run import import_modules
 
@@ -74,13 +75,13 @@ _OWN_SWEEP = ("trials", "workers", "storage", "name", "rerun", "timeout", "only"
 # Beginning
 
 
-def begin(config: dict[str, Any], overrides: Sequence[str], command: str) -> Plan:
+def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> Plan:
     """Make the folder of a new sweep, and its study or a place in one that exists.
 
     Args:
         config: From :func:`ercfusion.search.config.compose_sweep`.
-        overrides: As typed.
-        command: The command line.
+        overrides: The settings, of files and as typed.
+        argv: The whole command line.
 
     Raises:
         ErcfusionError: anything that can be found out before the first trial; no folder is left behind then.
@@ -93,14 +94,16 @@ def begin(config: dict[str, Any], overrides: Sequence[str], command: str) -> Pla
     task = found.data.protocol.task
     metric = config["sweep"]["metric"] or config["training"]["metric"] or task.metric
     check_metric(task, metric)
-    folder = _new_folder(config)
+    folder = empty_folder(config, "sweep")
     config["place"] = secrets.token_hex(4)
     if config["sweep"]["name"] is None:
         # Made from the time and the place: searching together has to be meant.
         stem = f"{config['preset']['model']}-{config['data']['name']}-{datetime.now():%Y%m%d-%H%M%S}"
         config["sweep"] = {**config["sweep"], "name": f"{stem}-{config['place']}"}
     config["sweep"]["storage"] = masked(storage) if storage is not None else None
-    config["command"] = without_secrets(command, storage)
+    # One by one: quoting for the shell would change a password that has quotes in it.
+    shown = [shlex.quote(masked(without_secrets(argument, storage))) for argument in argv]
+    config["command"] = " ".join(["python -m ercfusion.sweep", *shown])
     config["study"] = {
         "metric": metric,
         "synthetic": found.data.corpus.card.synthetic,
@@ -108,7 +111,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], command: str) -> Pla
     }
     plan = Plan(folder, config, storage, config["sweep"]["name"], config["place"], metric)
     try:
-        typed = [without_secrets(entry, storage) for entry in overrides]
+        typed = [masked(without_secrets(entry, storage)) for entry in overrides]
         describe(folder, config, typed, config["command"])
         with named_failures(storage):
             founder = create_or_join(plan, config["study"]["identity"])
@@ -128,19 +131,6 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
     for settings in data_settings(config, config["space"]):
         dev_data(settings)
     return dev_data(config["data"])
-
-
-def _new_folder(config: Mapping[str, Any]) -> Path:
-    if config["run"] is None:
-        return free_folder(config, "sweep").resolve()
-    folder = Path(config["run"]).expanduser()
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(
-            f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that sweep "
-            f"with: python -m ercfusion.sweep resume={folder}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
 
 
 def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:
@@ -245,8 +235,8 @@ def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
 
 def search(study: Study, plan: Plan) -> None:
     """Let workers train trials until the study has enough; then wait for those of other machines."""
-    hours = plan.sweep["timeout"]
-    deadline = time.time() + 3600 * hours if hours is not None else None
+    hours, since = plan.sweep["timeout"], time.time()
+    deadline = since + 3600 * hours if hours is not None else None
     watcher = Watcher(plan, SILENCE)
     fruitless, forgive = 0, True
     founder = study.user_attrs["founder"] == plan.place
@@ -261,7 +251,6 @@ def search(study: Study, plan: Plan) -> None:
 
         while True:
             tidy(study, plan)
-            check_hope(study.get_trials(deepcopy=False))
             found = tally(study)
             left = len(unfinished(study.get_trials(deepcopy=False), plan.place))
             if plan.storage is None:
@@ -281,17 +270,20 @@ def search(study: Study, plan: Plan) -> None:
             forgive = False
             progress.started(workers)
             outcomes = run_jobs(
-                [WorkerJob(plan, number, deadline) for number in range(workers)], work, workers=workers, on_tick=tick
+                [WorkerJob(plan, number, deadline, since) for number in range(workers)],
+                work,
+                workers=workers,
+                on_tick=tick,
             )
             errors = [outcome.error for outcome in outcomes if outcome.error is not None]
             fruitless = fruitless + 1 if errors and tally(study).over == found.over else 0
-            _judge(study, [without_secrets(error, plan.storage) for error in errors], fruitless)
+            check_hope(study.get_trials(deepcopy=False), plan.place, since)
+            _judge([without_secrets(error, plan.storage) for error in errors], fruitless)
         progress.tick()
 
 
-def _judge(study: Study, errors: Sequence[str], fruitless: int) -> None:
+def _judge(errors: Sequence[str], fruitless: int) -> None:
     """Stop for what workers failed with, unless it was a death after which others can go on."""
-    check_hope(study.get_trials(deepcopy=False))
     for error in errors:
         if error.startswith("unexpected error"):
             raise RuntimeError(error)

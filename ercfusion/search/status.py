@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from ercfusion import progress
 from ercfusion.search.space import setting
 from ercfusion.search.study import Plan, Tally, best_trial, tally
-from ercfusion.training.watch import duration
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -51,31 +49,15 @@ class SweepProgress:
         self._begun = self._said = time.monotonic()
         self._looked = 0.0
         self._before = self.tally.over
-        self._live: Any = None
+        self._view = progress.LiveView(self._picture)
         self._first = True
 
     def __enter__(self) -> SweepProgress:
-        quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
-        if not quiet and progress._on_terminal() and progress._bar_shown.acquire(blocking=False):
-            from rich.live import Live
-
-            # stdout stays as it is: it is for results, and may be a file.
-            self._live = Live(
-                console=progress.console(),
-                get_renderable=self._picture,
-                transient=True,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start(refresh=True)
+        self._view.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-            progress._bar_shown.release()
+        self._view.stop()
 
     def started(self, workers: int) -> None:
         """Say what is about to begin."""
@@ -106,9 +88,8 @@ class SweepProgress:
             known = self.best is None and self._before > 0
             self.best = best
             logger.info("%s: %s%s", self._best_words(), described(self.plan, best), " (known before)" if known else "")
-        if self._live is not None:
-            self._live.refresh()
-        elif now - self._said >= _INTERVAL:
+        self._view.refresh()
+        if not self._view.shown and now - self._said >= _INTERVAL:
             self._said = now
             logger.info("trials: %s", ", ".join(self.facts()))
 
@@ -125,7 +106,7 @@ class SweepProgress:
         if fresh > 0 and passed > 0:
             facts.append(f"{60 * fresh / passed:.2g}/min")
             if found.total > found.over:
-                facts.append(f"about {duration((found.total - found.over) * passed / fresh)} left")
+                facts.append(f"about {progress.duration((found.total - found.over) * passed / fresh)} left")
         return facts
 
     def _picture(self) -> Any:

@@ -168,7 +168,7 @@ def _journal(path: Path) -> BaseStorage:
 def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy import event
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+    from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError
 
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been restarted meanwhile
@@ -183,11 +183,9 @@ def _database(url: str) -> BaseStorage:
             break
         except (ArgumentError, NoSuchModuleError) as error:
             raise ConfigError(f"sweep.storage={masked(url)} is no database URL: {_words(error)}") from None
-        except ImportError:
-            raise
-        except Exception:
+        except (IntegrityError, ProgrammingError):
             # Two machines that make the tables of an empty database at the same moment: the slower one fails once.
-            if sqlite or attempt == 4:
+            if attempt == 4:
                 raise
             time.sleep(0.2 * 2**attempt)
     if sqlite:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FORMAT = 1
-# Failures, and nothing else, before the sweep gives up.
+# Failures in a row before the sweep gives up: where no trial has ever succeeded, and where one has.
 HOPELESS = 3
+BROKEN = 10
 # Times that a trial is begun at one epoch before it counts as what kills its process.
 STARTS = 3
 # Seconds that a machine waits for another one that makes the study.
@@ -253,24 +254,48 @@ def unfinished(trials: Sequence[FrozenTrial], place: str, number: int | None = N
     ]
 
 
-def check_hope(trials: Sequence[FrozenTrial]) -> None:
-    """Raise :class:`TrainingError` where the first trials have all failed."""
+def check_hope(trials: Sequence[FrozenTrial], place: str, since: float) -> None:
+    """Raise :class:`TrainingError` where trials fail one after the other: there is something wrong with them all.
+
+    Args:
+        trials: Of the study.
+        place: Of this folder: another machine's troubles are its own.
+        since: Time of the clock when the sweep was begun or resumed: it may have been put right before.
+    """
     trials = counting(trials)
-    failed = [trial for trial in trials if trial.state.name == "FAIL"]
-    if len(failed) < HOPELESS or any(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials):
+    hopeful = any(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+    ended = [
+        (trial.datetime_complete, trial)
+        for trial in trials
+        if trial.datetime_complete is not None
+        and trial.datetime_complete.timestamp() >= since
+        and (trial.user_attrs.get("owner") or [None])[0] == place
+    ]
+    limit = BROKEN if hopeful else HOPELESS
+    last = [trial for _, trial in sorted(ended, key=lambda pair: (pair[0], pair[1].number))][-limit:]
+    if len(last) < limit or any(trial.state.name != "FAIL" for trial in last):
         return
-    reason = failed[-1].user_attrs.get("result", {}).get("reason", "for an unknown reason")
-    raise TrainingError(f"the first {len(failed)} trials have all failed, the last with: {reason}")
+    reason = last[-1].user_attrs.get("result", {}).get("reason", "for an unknown reason")
+    which = "last" if hopeful else "first"
+    raise TrainingError(f"the {which} {len(last)} trials have all failed, the latest with: {reason}")
 
 
-def next_trial(study: Study, plan: Plan, worker: int, deadline: float | None) -> Trial | None:
+def next_trial(
+    study: Study, plan: Plan, worker: int, deadline: float | None = None, since: float = 0.0
+) -> Trial | None:
     """The next trial for a worker: one that it left unfinished, one that waits, or a new one.
+
+    Args:
+        study, plan: Of the sweep.
+        worker: Its number.
+        deadline: Time of the clock after which none is begun.
+        since: See :func:`check_hope`.
 
     Returns:
         None where nothing is left to begin.
 
     Raises:
-        TrainingError: the first trials have all failed.
+        TrainingError: trials fail one after the other.
     """
     from optuna import trial as optuna_trial
 
@@ -279,7 +304,7 @@ def next_trial(study: Study, plan: Plan, worker: int, deadline: float | None) ->
         left = unfinished(trials, plan.place, worker)
         if left:
             return _with_params(optuna_trial.Trial(study, left[0]._trial_id), plan)
-        check_hope(trials)
+        check_hope(trials, plan.place, since)
         found = tally(study, trials)
         if deadline is not None and time.time() > deadline:
             return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.store import ConversationStore
+from ercfusion.errors import RunError
 from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
@@ -46,19 +47,21 @@ class WorkerJob:
         plan: Of the sweep.
         number: Of the worker, from 0.
         deadline: Time of the clock after which no trial is begun; None for none.
+        since: Time of the clock when the sweep was begun or resumed.
     """
 
     plan: Plan
     number: int
     deadline: float | None
+    since: float
 
 
 def work(job: WorkerJob) -> int:
     """Take trials until none is left to begin; returns how many were trained here.
 
     Raises:
-        TrainingError: the first trials have all failed.
-        RunError: the storage failed.
+        TrainingError: trials fail one after the other.
+        RunError: the storage failed, or the disk.
     """
     from ercfusion.cli import prepare_logging
     from ercfusion.training.run import import_modules
@@ -69,9 +72,14 @@ def work(job: WorkerJob) -> int:
     done = 0
     with named_failures(job.plan.storage):
         study = open_study(job.plan)
-        while (trial := next_trial(study, job.plan, job.number, job.deadline)) is not None:
-            run_trial(study, trial, job.plan)
-            done += 1
+        try:
+            while (trial := next_trial(study, job.plan, job.number, job.deadline, job.since)) is not None:
+                run_trial(study, trial, job.plan)
+                done += 1
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise RunError(f"{error.filename}: {error.strerror}") from error
     return done
 
 
@@ -104,8 +112,8 @@ def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
             except TrialPruned:
                 state = "PRUNED"
             except Exception as error:
-                if is_storage_failure(error):
-                    raise  # the trial can be continued
+                if is_storage_failure(error) or isinstance(error, OSError):
+                    raise  # a server that is away, a full disk: no fault of the trial, which can be continued
                 # Settings that diverge, or that do not go together, or need too much memory: the next may be better.
                 state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
     result = _result(folder, plan.metric, reason)

@@ -67,17 +67,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     if not is_first_process():
         return Path(os.environ[FOLDER_VARIABLE])
     check_ranges(config)
-    if config["run"] is not None:
-        folder = Path(config["run"]).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
-            raise RunError(
-                f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or continue that run "
-                f"with: python -m ercfusion.train resume={folder}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = free_folder(config, "train", f"-seed{config['seed']}")
-    folder = folder.resolve()
+    folder = empty_folder(config, "train", f"-seed{config['seed']}")
     os.environ[FOLDER_VARIABLE] = str(folder)
     describe(folder, config, overrides)
     return folder
@@ -95,6 +85,24 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
     write_json(folder / "config.json", config)
     write_json(folder / "overrides.json", {"overrides": list(overrides), "command": command or command_line()})
     write_json(folder / "environment.json", environment())
+
+
+def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
+    """The folder that ``run=`` names, or a new one (see :func:`free_folder`).
+
+    Raises:
+        RunError: ``run=`` names a folder that is not empty.
+    """
+    if config["run"] is None:
+        return free_folder(config, command, ending).resolve()
+    folder = Path(config["run"]).expanduser()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(
+            f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or go on with what is "
+            f"there: python -m ercfusion.{command} resume={folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
 
 
 def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:

@@ -81,7 +81,7 @@ class TableJob(RunJob):
 
     Args:
         row: Name of its row.
-        metric: The headline, for the optimism diagnostic; the run's own metric where None.
+        metric: The headline, for the optimism diagnostic; the protocol's own where None.
     """
 
     row: str = ""
@@ -98,7 +98,9 @@ def table_run(job: TableJob) -> dict[str, Any]:
     record = train_run(job)
     path = job.folder / OPTIMISM
     if not path.is_file():
-        measure_optimism(job.folder, record, load_data(job.config["data"]), job.metric)
+        data = load_data(job.config["data"])
+        # Not the run's own score: a row may choose its epochs by another one than the table shows.
+        measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
     report = json.loads(path.read_text(encoding="utf-8"))
     for folder in job.folder.glob(EPOCHS):
         shutil.rmtree(folder)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import heapq
 import logging
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +130,6 @@ def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float 
     return max(free)
 
 
-def duration(seconds: float) -> str:
-    """``50 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
 class RunsProgress:
     """Shows how far many runs are: a bar and a line for each that is running, or plain lines.
 
@@ -163,42 +155,18 @@ class RunsProgress:
         self._clock = clock
         self._over = 0
         self._started = self._said = clock()
-        self._live: Any = None
+        self._view = progress.LiveView(self._picture)
 
     def __enter__(self) -> RunsProgress:
-        quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
-        if not quiet and progress._on_terminal() and progress._bar_shown.acquire(blocking=False):
-            from rich.live import Live
-
-            # stdout stays as it is: it is for results, and may be a file.
-            self._live = Live(
-                console=progress.console(),
-                get_renderable=self._picture,
-                transient=True,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start(refresh=True)
+        self._view.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-            progress._bar_shown.release()
+        self._view.stop()
 
-    @contextmanager
-    def hidden(self) -> Iterator[None]:
+    def hidden(self) -> AbstractContextManager[None]:
         """No bar meanwhile, so that something can be printed."""
-        if self._live is None:
-            yield
-            return
-        self._live.stop()
-        try:
-            yield
-        finally:
-            self._live.start(refresh=True)
+        return self._view.hidden()
 
     def tick(self) -> None:
         """Look at the folders, and show what has changed."""
@@ -211,9 +179,8 @@ class RunsProgress:
                 if run.begun is None:
                     run.begun = now
                 run.read()
-        if self._live is not None:
-            self._live.refresh()
-        elif now - self._said >= _INTERVAL:
+        self._view.refresh()
+        if not self._view.shown and now - self._said >= _INTERVAL:
             self._said = now
             logger.info("%s: %s", self.description, ", ".join(self.facts()))
 
@@ -230,7 +197,7 @@ class RunsProgress:
             metric, scores = record["selection"]["metric"], record["metrics"]
             facts = [f"{run.name}: epoch {record['selection']['epoch']} of {record['selection']['epochs']}"]
             facts += [f"{split} {metric} {scores[split][metric]:.4f}" for split in ("dev", "test") if split in scores]
-        took = "complete already" if run.complete else duration(now - run.begun)
+        took = "complete already" if run.complete else progress.duration(now - run.begun)
         logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._over, len(self.runs))
 
     def facts(self) -> list[str]:
@@ -241,11 +208,11 @@ class RunsProgress:
         found = [f"{self._over} of {len(self.runs)} over", f"{done} of {total} epochs"]
         fresh = done - sum(run.before for run in self.runs)
         if fresh and now > self._started:
-            found.append(f"{progress._rate(fresh / (now - self._started))} epochs/s")
+            found.append(f"{progress.rate(fresh / (now - self._started))} epochs/s")
         left = seconds_left(self.runs, self.workers, now)
         if left is not None and self._over < len(self.runs):
             limit = "at most" if any(run.may_stop_early for run in self.runs if run.ended is None) else "about"
-            found.append(f"{limit} {duration(left)} left")
+            found.append(f"{limit} {progress.duration(left)} left")
         return found
 
     def _picture(self) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import ercfusion
-from ercfusion.cli import Composer
+from ercfusion.cli import Composer, override_text
 from ercfusion.data.features import InputSpec
 from ercfusion.models import ARCHITECTURES
 from ercfusion.search.config import check_candidate, compose_sweep
@@ -46,14 +46,16 @@ def test_both_ends_of_every_range_are_settings_that_the_model_takes(name: str, c
             assert (dimension["low"], dimension["high"]) == (float(content[key]["low"]), float(content[key]["high"]))
         assert holds(dimension, setting(config, key)), f"{key}: the default is not in the space"
         for value in ends(dimension):
-            # The command line takes it, too.
-            composed = composer.compose([f"model={name}", f"{key}={str(value).lower()}"])
-            assert setting(composed, key) == value
             check_candidate(with_settings(config, {key: value}), INPUTS)
+    # The command line takes them, too: all first values at once, all second ones, ...
+    for place in range(max(len(ends(dimension)) for dimension in config["space"].values())):
+        values = {key: ends(dimension)[place % len(ends(dimension))] for key, dimension in config["space"].items()}
+        composed = composer.compose([f"model={name}", *(override_text(key, value) for key, value in values.items())])
+        assert {key: setting(composed, key) for key in values} == values
     # Widths and heads have to go together: all corners, not one end at a time.
     structural = [key for key in config["space"] if key.startswith("model.") and "choices" in config["space"][key]]
-    for values in itertools.product(*(ends(config["space"][key]) for key in structural)):
-        check_candidate(with_settings(config, dict(zip(structural, values, strict=True))), INPUTS)
+    for corner in itertools.product(*(ends(config["space"][key]) for key in structural)):
+        check_candidate(with_settings(config, dict(zip(structural, corner, strict=True))), INPUTS)
 
 
 @pytest.mark.parametrize("arguments", [["model=cogmen", "data=meld"], ["model=bclstm", "data=meld"], ["data=demo"]])

@@ -100,6 +100,15 @@ def test_choices_of_the_preset(records):
         compute_table(preset(), {})
 
 
+def test_the_majority_class_is_compared_only_where_there_is_nothing_else(records):
+    runs = {**records, "floor": [record("majority", seed, 0.0) for seed in (0, 1)]}
+    rows = (*preset().rows[:2], Row("floor", "majority", (), (0, 1)))
+    three = TablePreset(Path("made.yaml"), "Made", "demo", (), rows)
+    assert [entry.names for entry in compute_table(three, runs).comparisons] == [("plain", "graph | window")]
+    two = TablePreset(Path("made.yaml"), "Made", "demo", (), (rows[0], rows[2]))
+    assert [entry.names for entry in compute_table(two, runs).comparisons] == [("plain", "floor")]
+
+
 def test_one_seed_has_a_mean_and_no_spread(records):
     single = compute_table(preset(), {name: runs[:1] for name, runs in records.items()})
     assert "±" not in spread("weighted_f1", single.lines[0].test["weighted_f1"])
@@ -120,7 +129,7 @@ def test_markdown(table):
     for block in tables:
         widths = {len(line.replace("\\|", "").split("|")) for line in block.splitlines()}
         assert len(widths) == 1, block
-    assert "python -m ercfusion.train model=cogmen data=demo model.layers=1 seed=0" in text
+    assert "python -m ercfusion.train model=cogmen data=demo model.layers=1 seed=0 training.threads=1" in text
 
 
 def test_csv_has_all_digits(table):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.cli import Composer
+from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError
 from ercfusion.search import storage
 
 
@@ -55,6 +56,17 @@ def test_what_a_resumed_sweep_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.chosen_storage(None) == "sqlite:///other.db"
     assert storage.kept_storage(None, None) is None  # the file in the folder
     assert storage.kept_storage(None, "postgresql://me:***@h/b") == "sqlite:///other.db"
+
+
+def test_addresses_need_no_quotes() -> None:
+    for url in ("postgresql://me:p%40w@host:5432/base", "postgresql://me@/b?host=/run/pg&x=1", "journal:a-b/c.journal"):
+        assert Composer("sweep").compose([f"sweep.storage={url}"])["sweep"]["storage"] == url
+
+
+def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ercfusion\[sweep\]'"):
+        storage.require_optuna()
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ercfusion.errors import RunError
+from ercfusion.errors import RunError, TrainingError
 from ercfusion.search import study as studies
 from ercfusion.search.study import Plan
 
@@ -175,6 +176,36 @@ def test_trials_past_their_time(tmp_path: Path) -> None:
     assert studies.next_trial(study, made, 0, 1.0) is not None
     studies.end(study, trial.number, "COMPLETE", 0.5)
     assert studies.next_trial(study, made, 0, 1.0) is None
+
+
+def test_failures_in_a_row(tmp_path: Path) -> None:
+    made, study = begun(tmp_path, trials=100)
+    began = time.time() - 1
+
+    def ended(state: str, count: int) -> None:
+        for _ in range(count):
+            trial = studies.next_trial(study, made, 0)
+            assert trial is not None
+            trial.set_user_attr("result", {"reason": "it is broken"})
+            studies.end(study, trial.number, state, 0.5 if state == "COMPLETE" else None)
+
+    ended("FAIL", 2)
+    studies.check_hope(study.trials, made.place, began)
+    with pytest.raises(TrainingError, match="the first 3 trials have all failed, the latest with: it is broken"):
+        ended("FAIL", 3)
+    # Put right, and resumed; or another machine's.
+    studies.check_hope(study.trials, made.place, time.time() + 1)
+    studies.check_hope(study.trials, "another", began)
+    later = time.time() + 0.01
+    time.sleep(0.02)
+    trial = studies.next_trial(study, made, 0, None, later)
+    assert trial is not None
+    studies.end(study, trial.number, "COMPLETE", 0.5)
+    ended("FAIL", 9)
+    studies.check_hope(study.trials, made.place, began)
+    ended("FAIL", 1)
+    with pytest.raises(TrainingError, match="the last 10 trials have all failed"):
+        studies.check_hope(study.trials, made.place, began)
 
 
 def test_a_study_that_is_gone(tmp_path: Path) -> None:

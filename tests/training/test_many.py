@@ -13,11 +13,12 @@ from runs import TINY, StubEncoder, assert_same_run, keep_states, stub_text_enco
 
 from ercfusion import progress
 from ercfusion.cli import Composer
+from ercfusion.progress import duration
 from ercfusion.testing.twins import write_twin
 from ercfusion.training.callbacks import HISTORY, write_history
 from ercfusion.training.many import RunJob, prepare_packs, train_many, train_run
 from ercfusion.training.run import new_run_folder
-from ercfusion.training.watch import RunsProgress, WatchedRun, duration, seconds_left
+from ercfusion.training.watch import RunsProgress, WatchedRun, seconds_left
 
 # Pictures take most of the time of a tiny run.
 UNDRAWN = "training.pictures=false"
@@ -208,7 +209,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     drawn = io.StringIO()
     shared = progress.Console(file=drawn, force_terminal=True, width=120)
     monkeypatch.setattr(progress, "console", lambda: shared)
-    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
     yield drawn
     assert not progress._bar_shown.locked()
