@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO, overload
 
+from ercfusion.errors import RunError
+
 StrPath = str | os.PathLike[str]
 
 # Temporaries of a killed writer are removed by the next writer of the same name, but only when nothing in them has
@@ -115,6 +117,31 @@ def atomic_folder(path: StrPath, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(final.parent)
+
+
+@contextmanager
+def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
+    """Let one process at a time do some work in a folder.
+
+    Args:
+        folder: Created where it is not there; the lock is a hidden file in it.
+        work: What is done, for the message.
+
+    Raises:
+        RunError: another process is doing it.
+    """
+    from filelock import FileLock, Timeout
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"another process is working on {work} in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _temporary(final: Path) -> Path:

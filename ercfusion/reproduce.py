@@ -10,6 +10,7 @@ from typing import Any
 
 from ercfusion.cli import run_command, split_flags
 from ercfusion.errors import ConfigError, RunError, did_you_mean
+from ercfusion.files import one_at_a_time
 
 logger = logging.getLogger("ercfusion")
 
@@ -31,7 +32,7 @@ settings
   data.packs.M=DIR   feature pack of the modality M
   out=DIR            records and tables go there (default: a folder of the preset's name beside it)
   runs=DIR           run folders go there (default: outputs/reproduce/NAME)
-  rows=A,B           do the runs of these rows only
+  rows=A,B           do the runs of these rows only (names with a comma: as their files are called)
   workers=N          processes (default: one a core)
   fresh=false        true: do not count the records that come with the preset
   renew=false        true: run anew where the preset's settings have changed since the record was made
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
 def reproduce(name: str, settings: dict[str, str], *, check: bool = False, tables_only: bool = False) -> int:
     """Compute the table of a preset; ``settings`` as on the command line. Returns the exit status."""
     from ercfusion.evaluation.preset import read_preset
-    from ercfusion.training.tables import do_runs, missing_jobs, read_table_records, stale_records
+    from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
     preset = read_preset(name)
     beside = preset.path.parent / preset.name
@@ -90,18 +91,22 @@ def reproduce(name: str, settings: dict[str, str], *, check: bool = False, table
         raise RunError(_stale_text(preset, stale))
     for row, seed in stale:
         del records[row][seed]
-    failed = []
+    failed: list[Any] = []
     if not tables_only:
-        extra = [f"{key}={value}" for key, value in settings.items() if key.startswith("data.")]
-        only = settings["rows"].split(",") if "rows" in settings else None
-        runs = Path(settings.get("runs", f"outputs/reproduce/{preset.name}")).expanduser()
-        jobs = missing_jobs(preset, records, runs, extra, only)
-        if jobs:
-            logger.info("%s: %d of %d runs have no record yet", preset.title, len(jobs), _asked(preset))
-            started = time.monotonic()
-            outcomes = do_runs(preset, jobs, records, out, workers)
-            failed = [outcome for outcome in outcomes if outcome.error is not None]
-            minutes = (time.monotonic() - started) / 60
+        missing = missing_runs(preset, records, settings["rows"].split(",") if "rows" in settings else None)
+        if missing:
+            runs = Path(settings.get("runs", f"outputs/reproduce/{preset.name}")).expanduser()
+            logger.info("%s: %d of %d runs have no record yet", preset.title, len(missing), _asked(preset))
+            with one_at_a_time(runs, "this table"):
+                started = time.monotonic()
+                extra = [f"{key}={value}" for key, value in settings.items() if key.startswith("data.")]
+                try:
+                    outcomes = do_runs(preset, make_jobs(preset, missing, runs, extra), records, out, workers)
+                except KeyboardInterrupt:
+                    print("\nwhat is done is kept: give the same command again to go on", file=sys.stderr)
+                    raise
+                failed = [outcome for outcome in outcomes if outcome.error is not None]
+                minutes = (time.monotonic() - started) / 60
             logger.info("%d runs in %.1f minutes", len(outcomes) - len(failed), minutes)
     if not any(records.values()):
         if failed:

@@ -162,6 +162,21 @@ def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsy
 
 
 @pytest.mark.slow
+def test_a_run_folder_that_was_never_finished_being_made_is_put_aside(made, tmp_path, capsys):
+    begun = tmp_path / "runs" / "plain" / "seed-0"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text("{}")
+    preset = write(tmp_path)
+    preset.write_text(preset.read_text().replace("[0, 1]", "[0]"))
+    arguments = [str(preset), f"runs={tmp_path / 'runs'}", "rows=plain", "workers=1"]
+    status, _, err = command(module.main, arguments, capsys)
+    assert status == 0, err
+    (record,) = read_archive(tmp_path / "tiny" / "records" / "plain.json")
+    assert record["metrics"] == read_archive(made / "tiny" / "records" / "plain.json")[0]["metrics"]
+    assert len(list(begun.parent.glob("seed-0-until-*"))) == 1
+
+
+@pytest.mark.slow
 def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
     preset = write(tmp_path, epochs=1)
     text = preset.read_text().replace(
@@ -196,6 +211,15 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_cannot_work_on_one_table(made, tmp_path, capsys):
+    from ercfusion.files import one_at_a_time
+
+    preset = write(tmp_path)
+    with one_at_a_time(tmp_path / "runs", "it"):
+        message = refused(module.main, [str(preset), f"runs={tmp_path / 'runs'}"], capsys)
+    assert "another process is working on this table" in message
+
+
 def test_help(capsys):
     status, out, _ = command(module.main, ["--help"], capsys)
     assert status == 0
@@ -220,6 +244,7 @@ def test_a_stopped_table_goes_on(made, tmp_path, ending):
     assert "Traceback" not in err
     if ending is signal.SIGINT:
         assert process.returncode == 130
+        assert "give the same command again" in err
     unfinished = [folder for folder in (tmp_path / "runs").glob("*/seed-*") if not (folder / "record.json").is_file()]
     assert unfinished, "nothing was left to do: the test says nothing"
     again = subprocess.run(arguments, timeout=300, **options)

@@ -225,6 +225,11 @@ def facts(table: Table) -> list[str]:
     if table.floor is not None:
         reachable = "" if table.reachable is None else f"; best reachable: {number(table.metric, table.reachable)}"
         sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}{reachable}.")
+    for line in table.lines:
+        if len(line.group.seeds) < len(line.row.seeds):
+            sentences.append(
+                f"Not complete yet: {line.row.name} has {len(line.group.seeds)} of {len(line.row.seeds)} seeds."
+            )
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]

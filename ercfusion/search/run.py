@@ -17,13 +17,13 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.errors import RunError, TrainingError
+from ercfusion.files import one_at_a_time
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
 from ercfusion.search.space import data_settings
@@ -194,22 +194,6 @@ def _has_study(plan: Plan) -> bool:
     return True
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in a folder."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"another process is working on the sweep in {folder}") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 # Searching
 
 
@@ -220,7 +204,7 @@ def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
         plan: From :func:`begin` or :func:`reopen`.
         rerun_asked: Train the winner again here even though the sweep was begun elsewhere.
     """
-    with _locked(plan.folder), log_file(plan.folder / "sweep.log"), named_failures(plan.storage):
+    with one_at_a_time(plan.folder, "the sweep"), log_file(plan.folder / "sweep.log"), named_failures(plan.storage):
         # What was changed by resuming; a process that is stopped now shall find it.
         write_json(plan.folder / "config.json", plan.config)
         _prepared(plan.config)  # before the workers: they find the features in the cache

@@ -51,13 +51,11 @@ def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int]
     stale = {}
     for row in preset.rows:
         wanted = settings_of(preset.config(row, row.seeds[0]))
+        typed = {argument.partition("=")[0] for argument in (*preset.settings, *row.settings)}
         for seed, record in records[row.name].items():
-            # A setting that the record's version did not have yet is the default that it always had.
-            changed = {
-                key: pair
-                for key, pair in differences(settings_of(record["config"]), wanted).items()
-                if key in settings_of(record["config"])
-            }
+            was = settings_of(record["config"])
+            # A setting that the record's version did not have yet had the effect of what is the default now.
+            changed = {key: pair for key, pair in differences(was, wanted).items() if key in was or key in typed}
             if record["config"]["preset"]["model"] != row.model:
                 changed["model"] = (record["config"]["preset"]["model"], row.model)
             if changed:
@@ -108,46 +106,60 @@ def table_run(job: TableJob) -> dict[str, Any]:
     return {**record, "optimism": {name: report[name] for name in names}}
 
 
-def missing_jobs(
-    preset: TablePreset, records: Records, runs: Path, extra: Sequence[str], only: Sequence[str] | None = None
-) -> list[TableJob]:
-    """The runs without a record, with their folders made (or found, where an earlier call began them).
+def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | None = None) -> list[tuple[Row, int]]:
+    """Rows and seeds without a record.
 
     Args:
         preset: The table.
         records: Those that there are.
-        runs: Below it lie the run folders, ``ROW/seed-N``.
-        extra: Arguments for all runs that change no result, such as ``data.raw=DIR``.
-        only: Names of the rows to do; None for all.
+        only: Names of the rows to look at (or of their files, which hold no commas); None for all.
 
     Raises:
-        ConfigError: no such row, or a wrong argument.
+        ConfigError: no such row.
     """
-    names = [row.name for row in preset.rows]
+    known = {name: row.slug for row in preset.rows for name in (row.slug, row.name)}
     for name in only or ():
-        if name not in names:
-            raise ConfigError(f"{preset.path} has no row {name!r}. {did_you_mean(name, names)}")
+        if name not in known:
+            raise ConfigError(f"{preset.path} has no row {name!r}. {did_you_mean(name, known)}")
+    wanted = known.values() if only is None else [known[name] for name in only]
+    return [
+        (row, seed) for row in preset.rows for seed in row.seeds if row.slug in wanted and seed not in records[row.name]
+    ]
+
+
+def make_jobs(
+    preset: TablePreset, missing: Sequence[tuple[Row, int]], runs: Path, extra: Sequence[str]
+) -> list[TableJob]:
+    """The jobs that make missing records, with their run folders made, or found where an earlier call began them.
+
+    Args:
+        preset: The table.
+        missing: Rows and seeds.
+        runs: Below it lie the run folders, ``ROW/seed-N``.
+        extra: Arguments for all runs that change no result, such as ``data.raw=DIR``.
+
+    Raises:
+        ConfigError: a wrong argument.
+    """
     jobs = []
-    for row in preset.rows:
-        if only is not None and row.name not in only:
-            continue
-        for seed in row.seeds:
-            if seed not in records[row.name]:
-                folder = (runs / row.slug / f"seed-{seed}").absolute()
-                arguments = (*extra, "training.keep_every_epoch=true", "training.pictures=false")
-                config = preset.config(row, seed, (*arguments, f"run='{folder}'"))
-                _ready(folder, config, [*preset.arguments(row, seed), *arguments])
-                jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, preset.metric))
+    arguments = (*extra, "training.keep_every_epoch=true", "training.pictures=false")
+    for row, seed in missing:
+        folder = (runs / row.slug / f"seed-{seed}").absolute()
+        config = preset.config(row, seed, (*arguments, f"run='{folder}'"))
+        _ready(folder, config, [*preset.arguments(row, seed), *arguments])
+        jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, preset.metric))
     return jobs
 
 
 def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     from ercfusion.training.run import new_run_folder, open_run_folder
 
-    if (folder / "config.json").is_file():
+    # environment.json is written last: without it a process was stopped while it made the folder.
+    if (folder / "environment.json").is_file():
         _, begun = open_run_folder(folder)
         if not differences(settings_of(begun), settings_of(config)):
             return
+    if folder.is_dir() and any(folder.iterdir()):
         aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
         folder.rename(aside)
         logger.info("%s was begun with other settings; it is kept as %s", folder, aside.name)

@@ -113,6 +113,7 @@ def test_one_seed_has_a_mean_and_no_spread(records):
     single = compute_table(preset(), {name: runs[:1] for name, runs in records.items()})
     assert "±" not in spread("weighted_f1", single.lines[0].test["weighted_f1"])
     assert "seed 0 alone" in as_markdown(single)
+    assert "Not complete yet: plain has 1 of 3 seeds." in as_markdown(single)
 
 
 def test_markdown(table):
