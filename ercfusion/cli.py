@@ -455,3 +455,21 @@ def split_flags(
         else:
             raise ConfigError(f"unknown flag {argument!r}. {did_you_mean(name, [*flags, *valued])}")
     return found, rest
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate paths and names from ``key=value``; a folder's name may hold a "=", so what exists is a path."""
+    paths = [argument for argument in arguments if "=" not in argument or os.path.exists(os.path.expanduser(argument))]
+    return paths, dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+
+
+def switch(settings: Mapping[str, str], key: str) -> bool:
+    """A setting that is true or false, and false where it is not given.
+
+    Raises:
+        ConfigError: another value.
+    """
+    value = settings.get(key, "false").lower()
+    if value not in ("true", "false"):
+        raise ConfigError(f"{key}={settings[key]}: true or false is expected")
+    return value == "true"

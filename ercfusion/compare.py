@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import run_command, split_flags
+from ercfusion.cli import run_command, split_flags, split_settings
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 
 HELP = """\
@@ -38,9 +38,7 @@ def main(argv: list[str]) -> int:
     if "--help" in flags or "-h" in flags or not arguments:
         print(HELP, end="")
         return 0 if flags else 2
-    # A run folder's name may hold a "=": what exists is a path.
-    paths = [argument for argument in arguments if "=" not in argument or Path(argument).expanduser().exists()]
-    settings = dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+    paths, settings = split_settings(arguments)
     for key in settings:
         if key != "metric":
             raise ConfigError(

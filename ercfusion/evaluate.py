@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import run_command, split_flags
+from ercfusion.cli import run_command, split_flags, split_settings, switch
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.files import atomic_write
 
@@ -40,10 +40,9 @@ def main(argv: list[str]) -> int:
     if flags or not arguments:
         print(HELP, end="")
         return 0 if flags else 2
-    runs = [argument for argument in arguments if "=" not in argument]
+    runs, settings = split_settings(arguments)
     if len(runs) != 1:
         raise ConfigError(f"one run folder is expected, found {len(runs)}: {' '.join(runs)}")
-    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     evaluate(Path(runs[0]).expanduser(), settings)
     return 0
 
@@ -61,16 +60,15 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     settings = dict(settings)
     record = read_record(folder)
     split = settings.pop("split", "test")
-    optimism = settings.pop("optimism", "false").lower()
-    if optimism not in ("true", "false"):
-        raise ConfigError(f"optimism={optimism}: true or false is expected")
+    optimism = switch(settings, "optimism")
+    settings.pop("optimism", None)
     import_modules(record["config"]["imports"])
     paths = _with_paths(record["config"]["data"], settings)
     # Before anything is loaded: text features of another version would be built for nothing.
     _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
     data = load_data(paths)
     store = data.store(split)
-    if optimism == "true":
+    if optimism:
         print(optimism_text(measure_optimism(folder, record, data)))
         return
     recognizer = Recognizer.from_pretrained(folder / MODEL)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import run_command, split_flags
+from ercfusion.cli import run_command, split_flags, split_settings, switch
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.files import one_at_a_time
 
@@ -58,10 +58,9 @@ def main(argv: list[str]) -> int:
 
         print(HELP.format(presets=", ".join(known_presets())), end="")
         return 0 if flags else 2
-    names = [argument for argument in arguments if "=" not in argument]
+    names, settings = split_settings(arguments)
     if len(names) != 1:
         raise ConfigError(f"one preset is expected, found {len(names)}: {' '.join(names)}")
-    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     for key in settings:
         if key not in _SETTINGS and not key.startswith("data.packs."):
             known = [*_SETTINGS, "data.packs.<modality>"]
@@ -79,7 +78,7 @@ def reproduce(name: str, settings: dict[str, str], *, check: bool = False, table
     beside = preset.path.parent / preset.name
     default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else beside
     out = Path(settings["out"]).expanduser() if "out" in settings else default
-    fresh, renew = (_switch(settings, key) for key in ("fresh", "renew"))
+    fresh, renew = (switch(settings, key) for key in ("fresh", "renew"))
     workers = _workers(settings)
     if fresh and out.resolve() == beside.resolve():
         raise ConfigError("fresh=true runs everything anew; choose another folder for it with out=DIR")
@@ -178,13 +177,6 @@ def _stale_text(preset: Any, stale: Any) -> str:
 
 def _asked(preset: Any) -> int:
     return sum(len(row.seeds) for row in preset.rows)
-
-
-def _switch(settings: dict[str, str], key: str) -> bool:
-    value = settings.get(key, "false").lower()
-    if value not in ("true", "false"):
-        raise ConfigError(f"{key}={settings[key]}: true or false is expected")
-    return value == "true"
 
 
 def _workers(settings: dict[str, str]) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.cli import run_command, split_flags
+from ercfusion.cli import run_command, split_flags, split_settings
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def main(argv: list[str]) -> int:
     if flags or not arguments:
         print(HELP, end="")
         return 0 if flags else 2
-    paths = [argument for argument in arguments if "=" not in argument or Path(argument).expanduser().exists()]
-    settings = dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+    paths, settings = split_settings(arguments)
     for key in settings:
         if key not in ("row", "metric"):
             raise ConfigError(f"verify has no setting {key!r}. {did_you_mean(key, ['row', 'metric'])}")

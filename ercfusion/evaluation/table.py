@@ -11,10 +11,10 @@ import numpy as np
 
 from ercfusion.data.task import TaskSpec
 from ercfusion.evaluation.comparison import Comparison, compare_all
-from ercfusion.evaluation.groups import Group, check_comparable, differences, settings_of
+from ercfusion.evaluation.groups import Group, check_comparable
 from ercfusion.evaluation.preset import Published, Row, TablePreset
 from ercfusion.evaluation.statistics import two_level_bootstrap
-from ercfusion.tasks.metrics import check_metric, higher_is_better
+from ercfusion.tasks.metrics import check_metric
 from ercfusion.tasks.sums import score_source
 
 # Scores beside the headline where a preset names none.
@@ -227,17 +227,3 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
     if preset.against is not None:
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
     return compare_all(usable, source[1], pairs)
-
-
-# What a table of records may not mix
-
-
-def unlike(preset: TablePreset, row: Row, record: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which a record differs from what its row asks for now, as (record's, row's)."""
-    wanted = preset.config(row, record["seed"])
-    return differences(settings_of(record["config"]), settings_of(wanted))
-
-
-def better(metric: str, first: float, second: float) -> bool:
-    """Whether ``first`` is the better score."""
-    return first > second if higher_is_better(metric) else first < second
