@@ -29,9 +29,9 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.features import FeatureTable, InputSpec
 from ercfusion.data.store import ConversationStore
+from ercfusion.pool import usable_cores
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
-from ercfusion.training.pool import usable_cores
 
 CORES = usable_cores()
 EPOCHS = 2 * CORES

@@ -6,8 +6,9 @@ import itertools
 import logging
 import os
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -455,6 +456,11 @@ def split_flags(
         else:
             raise ConfigError(f"unknown flag {argument!r}. {did_you_mean(name, [*flags, *valued])}")
     return found, rest
+
+
+def listed(names: Iterable[str], indent: int) -> str:
+    """Names for a help text, wrapped below each other from the column ``indent`` on."""
+    return textwrap.fill(", ".join(names), 118 - indent).replace("\n", "\n" + " " * indent)
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

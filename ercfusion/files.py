@@ -34,6 +34,18 @@ def user_cache() -> Path:
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "ercfusion"
 
 
+def shipped_folder(installed: str, checkout: str) -> Path:
+    """A folder that comes with the library.
+
+    Args:
+        installed: Its name inside the installed package.
+        checkout: Its name in a checkout, beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    folder = package / installed
+    return folder if folder.is_dir() else package.parent / checkout
+
+
 def sha256_of(path: StrPath) -> str:
     """SHA-256 of a file's content, in hexadecimal.
 

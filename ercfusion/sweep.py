@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
 from ercfusion.errors import ConfigError, did_you_mean
 
 HELP = """\
@@ -69,8 +69,8 @@ def help_text(composer: Composer) -> str:
     defaults = composer.compose(["model=concat"])["sweep"]
     shown = {name: "null" if value is None else str(value) for name, value in defaults.items()}
     return HELP.format(
-        models=", ".join(groups["model"]),
-        corpora=", ".join(groups["data"]),
+        models=listed(groups["model"], 12),
+        corpora=listed(groups["data"], 12),
         spaces=", ".join(groups.get("space", [])),
         settings="\n".join(f"  {f'sweep.{name}={shown[name]}':<22}{text}" for name, text in SETTINGS.items()),
     )

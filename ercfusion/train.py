@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
 from ercfusion.errors import ConfigError, ErcfusionError
 
 logger = logging.getLogger("ercfusion")
@@ -55,8 +55,8 @@ def help_text(composer: Composer) -> str:
     groups = composer.groups()
     shown = ("optimizer", "scheduler", "trainer")
     return HELP.format(
-        models=", ".join(groups["model"]),
-        corpora=", ".join(groups["data"]),
+        models=listed(groups["model"], 12),
+        corpora=listed(groups["data"], 12),
         groups="\n".join(f"  {name + '=':<12}{', '.join(groups[name])}" for name in shown),
     )
 
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     if not multirun:
         return _run_one(*jobs[0])
     if workers is None:
-        from ercfusion.training.pool import default_workers
+        from ercfusion.pool import default_workers
 
         workers = default_workers(len(jobs))
     records, failed = _one_by_one(jobs) if workers == 1 else _side_by_side(jobs, workers)
@@ -141,9 +141,9 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
 def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]], int]:
     """Run all combinations, ``workers`` at a time; returns the records and how many failed."""
     from ercfusion.evaluation.record import RECORD
+    from ercfusion.pool import Outcome
     from ercfusion.training import run
     from ercfusion.training.many import RunJob, train_many
-    from ercfusion.training.pool import Outcome
 
     shared = set(jobs[0][0]).intersection(*(overrides for overrides, _ in jobs))
     runs: list[RunJob] = []

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from runs import TINY, environment, read
 
-from ercfusion.training.pool import Outcome
+from ercfusion.pool import Outcome
 
 SMALL = (*TINY, "model=concat", "data=demo", "training.max_epochs=2", "sweep.rerun=0")
 

@@ -29,12 +29,12 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--help", "-h"):
         status, out, err = command(main, [flag, "model=nonsense"], capsys)
         assert (status, err) == (0, "")
-        models = re.search(r"^models +(.*)$", out, re.MULTILINE)
-        corpora = re.search(r"^corpora +(.*)$", out, re.MULTILINE)
+        models = re.search(r"^models +(.*(?:\n {12}\w.*)*)$", out, re.MULTILINE)
+        corpora = re.search(r"^corpora +(.*(?:\n {12}\w.*)*)$", out, re.MULTILINE)
         assert models is not None
         assert corpora is not None
-        assert set(ARCHITECTURES) <= set(models[1].split(", "))
-        assert set(CORPORA) == set(corpora[1].split(", "))
+        assert set(ARCHITECTURES) <= set(re.split(r",\s+", models[1]))
+        assert set(CORPORA) == set(re.split(r",\s+", corpora[1]))
         for word in ("adamw", "plateau", "ddp", "--config-dir", "--workers", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
             assert word in out
         assert max(map(len, out.splitlines())) <= 120

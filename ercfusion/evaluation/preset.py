@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ercfusion
 from ercfusion.cli import Composer, expand_protocol
 from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.files import shipped_folder
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
 SELECTIONS = ("dev", "test", "last", "unknown")
@@ -135,9 +135,7 @@ class TablePreset:
 
 def preset_folder() -> Path:
     """Where the presets of the library are: inside the installed package, or beside it in a checkout."""
-    package = Path(ercfusion.__file__).resolve().parent
-    installed = package / "experiments"
-    return installed if installed.is_dir() else package.parent / "experiments"
+    return shipped_folder("experiments", "experiments")
 
 
 def known_presets() -> list[str]:

@@ -199,8 +199,8 @@ def fresh_seeds(plan: Plan) -> list[int]:
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Complete runs of the best settings on fresh seeds, side by side; returns the records of those that succeed."""
+    from ercfusion.pool import Outcome
     from ercfusion.training.many import RunJob, train_many
-    from ercfusion.training.pool import Outcome
 
     parent = plan.folder / RERUN
     _make_room(parent, best.number)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.errors import RunError, TrainingError
 from ercfusion.files import one_at_a_time
+from ercfusion.pool import default_workers, run_jobs
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
 from ercfusion.search.space import data_settings
@@ -50,7 +51,6 @@ from ercfusion.search.study import (
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.tasks.metrics import check_metric
 from ercfusion.training.folder import describe, empty_folder, log_file, read_config, write_json
-from ercfusion.training.pool import default_workers, run_jobs
 from ercfusion.training.run import import_modules
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ercfusion.errors import ErcfusionError
 from ercfusion.evaluation.record import RECORD
-from ercfusion.training.pool import Outcome, default_workers, run_jobs
+from ercfusion.pool import Outcome, default_workers, run_jobs
 from ercfusion.training.watch import RunsProgress, WatchedRun
 
 logger = logging.getLogger("ercfusion")
@@ -71,7 +71,7 @@ def train_many(
 
     Args:
         jobs: Begun in this order.
-        workers: Processes; None takes :func:`ercfusion.training.pool.default_workers`.
+        workers: Processes; None takes :func:`ercfusion.pool.default_workers`.
         work: What is done for each run, a function of a module; it shall train in the run's folder.
         on_done: Called in this process when a run is over; it may print.
         description: What the runs are, for the progress.

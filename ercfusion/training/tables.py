@@ -14,8 +14,8 @@ from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.evaluation.archive import read_archive, write_archive
 from ercfusion.evaluation.groups import differences, settings_of
 from ercfusion.evaluation.preset import Row, TablePreset
+from ercfusion.pool import Outcome
 from ercfusion.training.many import RunJob, train_many, train_run
-from ercfusion.training.pool import Outcome
 
 logger = logging.getLogger("ercfusion")
 

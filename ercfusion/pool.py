@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,6 +26,9 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 logger = logging.getLogger("ercfusion")
+
+DIED = "its process died twice (killed, perhaps for memory)"
+"""The error of a job over which two processes died."""
 
 # Seconds between two calls of ``on_tick``.
 _TICK = 0.5
@@ -82,16 +85,11 @@ def run_jobs(
     on_done: Callable[[Outcome[J, R]], None] | None = None,
     on_tick: Callable[[], None] | None = None,
 ) -> list[Outcome[J, R]]:
-    """Do ``work`` for every job in ``workers`` processes.
-
-    A job that fails does not stop the others. One whose process dies (killed for memory, for instance) is done once
-    more; work that leaves checkpoints then goes on from the last. When the parent is interrupted or dies, so do the
-    processes.
+    """Do ``work`` for every job in ``workers`` processes; see :func:`stream_jobs`.
 
     Args:
         jobs: Anything that can be pickled; begun in this order.
-        work: A function of a module. It runs with torch on (cores / workers) threads, its log messages go nowhere but
-            to the files that it opens itself.
+        work: A function of a module. Its log messages go nowhere but to the files that it opens itself.
         workers: Number of processes.
         on_done: Called in this process when a job is over, in the order in which they end.
         on_tick: Called in this process about twice a second.
@@ -100,45 +98,87 @@ def run_jobs(
         One outcome a job, in the order of ``jobs``.
     """
     outcomes: dict[int, Outcome[J, R]] = {}
-    attempts = dict.fromkeys(range(len(jobs)), 0)
-
-    def settle(number: int, result: R | None, error: str | None) -> None:
-        outcomes[number] = Outcome(jobs[number], result, error)
+    for number, outcome in stream_jobs(jobs, work, workers=workers, limit=len(jobs), on_tick=on_tick):
+        outcomes[number] = outcome
         if on_done is not None:
-            on_done(outcomes[number])
-
-    while len(outcomes) < len(jobs):
-        left = [number for number in attempts if number not in outcomes]
-        with _processes(workers, len(left)) as pool:
-            running: dict[Future[tuple[R | None, str | None]], int] = {}
-            try:
-                while left or running:
-                    while left and len(running) < workers:
-                        number = left.pop(0)
-                        attempts[number] += 1
-                        running[pool.submit(_guarded, work, jobs[number])] = number
-                    ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        result, error = future.result()
-                        settle(running.pop(future), result, error)
-                    if on_tick is not None:
-                        on_tick()
-            except BrokenProcessPool:
-                # One process died, and with it the pool: which job it had is not known.
-                for number in running.values():
-                    if attempts[number] > 1:
-                        settle(number, None, "its process died twice (killed, perhaps for memory)")
-                logger.warning("a worker process died; its work is taken up again")
-            except BaseException:
-                _terminate(pool)
-                raise
+            on_done(outcome)
     return [outcomes[number] for number in range(len(jobs))]
 
 
-def _processes(workers: int, jobs: int) -> ProcessPoolExecutor:
-    count = max(1, min(workers, jobs))
-    threads = max(1, usable_cores() // max(1, workers))
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (threads,))
+def stream_jobs(
+    jobs: Iterable[J],
+    work: Callable[[J], R],
+    *,
+    workers: int,
+    limit: int | None = None,
+    threads: int | None = None,
+    ahead: int = 0,
+    on_tick: Callable[[], None] | None = None,
+) -> Generator[tuple[int, Outcome[J, R]], None, None]:
+    """Do ``work`` for one job after the other in ``workers`` processes; yields (number, outcome) as jobs end.
+
+    Neither the jobs nor their results are kept, so that any number of them fits into memory. A job that fails does not
+    stop the others. When a process dies (killed for memory, a fault in native code), whatever was being done is done
+    once more, one job at a time, so that the one at fault is found; work that leaves checkpoints goes on from the last.
+    When the generator is closed, or the parent is interrupted or dies, so are the processes.
+
+    Args:
+        jobs: Anything that can be pickled; consumed lazily, in order.
+        work: A function of a module.
+        workers: Number of processes.
+        limit: No more processes than this are started; None where the number of jobs is not known.
+        threads: Of torch in each process; None for (cores / workers).
+        ahead: Jobs handed over before a process is free for them, so that none waits for the next.
+        on_tick: Called in this process about twice a second.
+    """
+    waiting = enumerate(jobs)
+    suspects: list[tuple[int, J]] = []  # were being done when a process died
+    over = False
+    while not over or suspects:
+        alone = bool(suspects)
+        count = 1 if alone else max(1, min(workers, workers if limit is None else limit))
+        running: dict[Future[tuple[R | None, str | None]], tuple[int, J]] = {}
+        with _processes(workers, count, threads) as pool:
+            try:
+                while True:
+                    while len(running) < (1 if alone else count + ahead):
+                        if alone:
+                            entry = suspects[0] if suspects else None
+                        else:
+                            entry = next(waiting, None)
+                            over = entry is None
+                        if entry is None:
+                            break
+                        running[pool.submit(_guarded, work, entry[1])] = entry
+                        if alone:
+                            break
+                    if not running:
+                        break
+                    ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        result, error = future.result()
+                        number, job = running.pop(future)
+                        if alone:
+                            suspects.pop(0)
+                        yield number, Outcome(job, result, error)
+                    if on_tick is not None:
+                        on_tick()
+            except BrokenProcessPool:
+                # One process died, and with it the pool: which job it had is not known, unless it had one only.
+                if alone:
+                    number, job = suspects.pop(0)
+                    yield number, Outcome(job, None, DIED)
+                else:
+                    suspects = sorted(running.values(), key=lambda entry: entry[0])
+                    logger.warning("a worker process died; its work is taken up again")
+            except BaseException:
+                _terminate(pool)
+                raise
+
+
+def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExecutor:
+    share = max(1, usable_cores() // max(1, workers)) if threads is None else threads
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (share,))
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:

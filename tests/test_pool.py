@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ercfusion.errors import RunError
-from ercfusion.training.pool import default_workers, run_jobs, usable_cores
+from ercfusion.pool import default_workers, run_jobs, usable_cores
 
 
 def square(number: int) -> int:
@@ -86,7 +86,7 @@ def test_default_workers():
 SLEEPERS = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
-from ercfusion.training.pool import run_jobs
+from ercfusion.pool import run_jobs
 from test_pool import sleep_long
 if __name__ == "__main__":
     run_jobs([{pids!r}] * 2, sleep_long, workers=2)
@@ -105,9 +105,8 @@ def test_processes_end_with_their_parent(tmp_path, ending):
     script, pids = tmp_path / "sleepers.py", tmp_path / "pids"
     pids.mkdir()
     script.write_text(SLEEPERS.format(folder=str(Path(__file__).parent), pids=str(pids)))
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
     parent = subprocess.Popen(
-        [sys.executable, str(script)], env=environment(PYTHONPATH=path), stderr=subprocess.DEVNULL
+        [sys.executable, str(script)], env=environment(PYTHONPATH=str(Path(__file__).parent)), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while len(list(pids.iterdir())) < 2:
