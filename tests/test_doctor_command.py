@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_a_twin_and_its_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     status, out = look(np.ones_like(values), "bad")
     assert status == 1
     assert "train: 6 of 6 columns are constant" in out
-    assert out.count("FAULT") == counted[1].count("FAULT") + 1
+    assert f"{len(keys)} of {len(keys)} utterances have the same values as another" in out
+    assert out.count("FAULT") == counted[1].count("FAULT") + 2
     last = out.splitlines()[-1]
     assert f"{out.count('FAULT')} faults" in last
 
@@ -104,6 +106,78 @@ def test_a_faulty_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "have the same texts in two splits" in out
     assert "have the same texts in two splits" not in before
     assert f"{out.count('FAULT')} faults" in out
+
+
+def test_recordings_and_packs_of_a_corpus_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = write_twin("custom", tmp_path / "mine")
+    arguments = ["data=custom", f"data.raw={raw}"]
+    status, out, err = command(main, arguments, capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith("Twin of a corpus of one's own")
+    assert "protocols  custom/emotion, custom/emotions, custom/affect, custom/votes" in out
+    assert "audio recordings" in out
+    assert "all there" in out
+    # A dead detector: two columns of zeros, one constant, and three turns without features.
+    corpus = open_corpus("custom", raw)
+    splits = corpus.conversations(corpus.protocol())
+    keys = [(one.id, turn.id) for part in splits.values() for one in part for turn in one.turns]
+    values = np.random.default_rng(0).normal(size=(len(keys), 4)).astype(np.float32)
+    values[:, :2], values[:, 3] = 0, 5
+    values[5] = values[4]
+    for modality, kept in (("audio", keys[:-3]), ("visual", keys)):
+        write_pack(
+            raw / "packs" / modality,
+            FeatureTable(modality, kept, values[: len(kept)]),
+            **{"tool": "test", "tool_version": "1", "settings": {}},
+            corpus="custom",
+            fingerprint=corpus.fingerprint(),
+            dimension_names=["brow", "lip", "jaw", "scale"] if modality == "visual" else None,
+        )
+    (raw / "recordings" / "dev01.wav").unlink()
+    status, out, err = command(main, arguments, capsys)
+    assert (status, err) == (0, "")
+    assert "3 of 4 columns are constant: 2 always 0 (brow, lip), 1 with another value (scale)" in out
+    assert "3 of 4 columns are constant: 2 always 0 (column 0, 1), 1 with another value (column 3)" in out
+    assert f"2 of {len(keys)} utterances have the same values as another" in out
+    assert "3 lack audio, and 0 lack all" in out
+    assert re.search(r"note  dev: 1 of \d files are not there \(first: .*dev01\.wav\)", out)
+
+
+def test_a_pack_that_is_given_replaces_that_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = write_twin("custom", tmp_path / "mine")
+    corpus = open_corpus("custom", raw)
+    keys = [
+        (one.id, turn.id)
+        for part in corpus.conversations(corpus.protocol()).values()
+        for one in part
+        for turn in one.turns
+    ]
+    for place, width in ((raw / "packs" / "audio", 5), (tmp_path / "other", 7)):
+        write_pack(
+            place,
+            FeatureTable("audio", keys, np.random.default_rng(0).normal(size=(len(keys), width)).astype(np.float32)),
+            **{"tool": "test", "tool_version": "1", "settings": {}},
+            corpus="custom",
+            fingerprint=corpus.fingerprint(),
+        )
+    arguments = ["data=custom", f"data.raw={raw}"]
+    assert "5 dimensions" in command(main, arguments, capsys)[1]
+    out = command(main, [*arguments, f"data.packs.audio={tmp_path / 'other'}"], capsys)[1]
+    assert "7 dimensions" in out
+    assert "5 dimensions" not in out
+    mistaken = f"data.packs.text={tmp_path / 'other'}"
+    assert "holds the modality 'audio'" in refused_with_output([*arguments, mistaken], capsys)
+
+
+def test_a_broken_corpus_of_ones_own_does_not_hide_the_installation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom" / "corpus.yaml").write_text("title: [")
+    monkeypatch.setenv("ERCFUSION_DATA", str(tmp_path))
+    status, out, _ = command(main, [], capsys)
+    assert status == 0
+    assert f"custom        {tmp_path / 'custom'}" in out
 
 
 def test_mistakes_are_named(

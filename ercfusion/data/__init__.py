@@ -1,13 +1,28 @@
-"""Corpora, conversations and packed batches. Importing this package loads torch and numpy only."""
+"""Corpora, conversations and packed batches.
 
-from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+Importing this package loads numpy only; torch follows with the first batch or store that is asked for, because the
+processes that extract features have no use for it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora import CORPORA, open_corpus
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol
 from ercfusion.data.features import FeatureTable, InputSpec
 from ercfusion.data.schema import LabelMap, LabelSchema, get_schema, map_between
-from ercfusion.data.store import ConversationStore
 from ercfusion.data.task import TaskSpec
+
+if TYPE_CHECKING:
+    from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+    from ercfusion.data.store import ConversationStore
+
+_WITH_TORCH = {
+    "ConversationBatch": "batch",
+    "SequenceValues": "batch",
+    "TaskTargets": "batch",
+    "ConversationStore": "store",
+}
 
 __all__ = [
     "CORPORA",
@@ -31,3 +46,11 @@ __all__ = [
     "map_between",
     "open_corpus",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

@@ -1,64 +1,126 @@
 """What the doctor looks at in every corpus: counts, labels, speakers, leaks between splits, and features.
 
-The functions here compute and return; printing is the command's business.
+The functions here compute and return; printing is the command's business. Recordings are the business of
+:mod:`ercfusion.data.check_media`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.conversation import Conversation, Turn, count_label_shifts
+from ercfusion.data.check_media import check_clips, some
+from ercfusion.data.conversation import Conversation, TargetValue, Turn, count_label_shifts
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
-from ercfusion.data.features import FeatureTable
+from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import CorpusFormatError
 
 _BLOCK = 4096
 """Rows of a feature table looked at together: tables may be memory-mapped and larger than memory."""
-_SHOWN = 3
-"""Examples named in one finding."""
 _LEAK_WORDS = 8
 """Words that a conversation needs for its repetition to be no chance."""
+_PROMPTED = 4
+"""Conversations to each different text from which on a corpus consists of given sentences, which repeat."""
 
 
-def check_corpus(corpus: Corpus, protocol: Protocol, tables: Sequence[FeatureTable] = ()) -> list[Finding]:
+def check_corpus(
+    corpus: Corpus,
+    protocol: Protocol,
+    tables: Sequence[FeatureTable] = (),
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+    media: bool = True,
+) -> list[Finding]:
     """All checks of a corpus under a protocol, and those that the corpus makes itself.
 
     Args:
         corpus: Is read once for the checks here, and once more for its own.
         protocol: Decides on the splits and on the targets that are looked at.
         tables: Features to be checked against the conversations, if any.
+        names: Modality to the names of its dimensions, where they are known.
+        media: Whether recordings are looked at, where the corpus has any.
     """
     splits = corpus.conversations(protocol)
-    findings = check_counts(splits, corpus.card)
+    findings = check_counts(splits, corpus.card, default=protocol.id == corpus.protocol().id)
+    findings += check_label_counts(splits, corpus.card, protocol)
     for split, conversations in splits.items():
         findings += check_split(split, conversations, protocol.task)
     findings += check_unseen_labels(splits, protocol.task)
     findings += check_overlap(splits)
     for table in tables:
-        findings += check_table(splits, table)
+        findings += check_table(splits, table, (names or {}).get(table.modality))
+        findings += check_duplicates(splits, table)
+    findings += check_modalities(splits, tables)
+    if media:
+        findings += check_clips(corpus, protocol, splits)
     return findings + corpus.findings(protocol)
 
 
-def check_counts(splits: Splits, card: CorpusCard) -> list[Finding]:
-    """Conversations and utterances of every split, against the card where it states them."""
+def check_counts(splits: Splits, card: CorpusCard, *, default: bool = True) -> list[Finding]:
+    """Conversations and utterances of every split, against the card where it states them.
+
+    Args:
+        splits: What was read.
+        card: Its counts are those of the corpus's default protocol.
+        default: Whether that is the protocol at hand. Another one may divide the same conversations in another way;
+            then their total alone must be that of the card.
+    """
+    found = {split: _sizes(splits.get(split, [])) for split in dict.fromkeys([*splits, *card.counts])}
+    expected = {split: {**found[split], **card.counts.get(split, {})} for split in found}
     findings = []
-    for split in dict.fromkeys([*splits, *card.counts]):
-        conversations = splits.get(split, [])
-        found = {"conversations": len(conversations), "utterances": sum(map(len, conversations))}
-        text = f"{split}: {_counted(found)}"
-        expected = {what: card.counts.get(split, {}).get(what, number) for what, number in found.items()}
+    if not default and card.counts and found != expected:
+        total, stated = _added(found), _added(expected)
+        for split, sizes in found.items():
+            findings.append(Finding("ok", "counts", f"{split}: {_counted(sizes)}"))
+        text = f"all splits: {_counted(total)}"
+        if total == stated:
+            return [*findings, Finding("ok", "counts", f"{text}, as many as the release has")]
+        return [*findings, Finding("fault", "counts", f"{text}, {_unlike(stated)}")]
+    for split, sizes in found.items():
+        text = f"{split}: {_counted(sizes)}"
         if split not in card.counts:
             findings.append(Finding("note", "counts", f"{text} (the card does not say how many there should be)"))
-        elif found == expected:
+        elif sizes == expected[split]:
             findings.append(Finding("ok", "counts", text))
         else:
-            text = f"{text}, but the release has {_counted(expected)}: files are cut off, edited, or of another release"
-            findings.append(Finding("fault", "counts", text))
+            findings.append(Finding("fault", "counts", f"{text}, {_unlike(expected[split])}"))
+    return findings
+
+
+def _sizes(conversations: Sequence[Conversation]) -> dict[str, int]:
+    return {"conversations": len(conversations), "utterances": sum(map(len, conversations))}
+
+
+def _added(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counts in sizes.values():
+        total.update(counts)
+    return dict(total)
+
+
+def _unlike(expected: Mapping[str, int]) -> str:
+    return f"but the release has {_counted(expected)}: files are cut off, edited, or of another release"
+
+
+def check_label_counts(splits: Splits, card: CorpusCard, protocol: Protocol) -> list[Finding]:
+    """How often each label occurs in every split, against the card where it says so for this protocol."""
+    findings = []
+    for split, expected in card.labels.get(protocol.id, {}).items():
+        found: Counter[str] = Counter()
+        for value in _values([turn for one in splits.get(split, []) for turn in one.turns], protocol.task):
+            found.update(_mass(value))
+        wrong = [label for label in dict.fromkeys([*expected, *found]) if found[label] != expected.get(label, 0)]
+        if not wrong:
+            findings.append(Finding("ok", "label counts", f"{split}: those of the release"))
+            continue
+        shown = [f"{label} {found[label]:g} (the release has {expected.get(label, 0):g})" for label in wrong]
+        text = f"{split}: the counts of {len(wrong)} labels differ: {some(shown)}"
+        findings.append(Finding("fault", "label counts", text))
     return findings
 
 
@@ -101,7 +163,7 @@ def check_split(split: str, conversations: Sequence[Conversation], task: TaskSpe
 
 
 def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Finding]:
-    values = [target.value for turn in turns if (target := turn.targets.get(task.name)) and target.value is not None]
+    values = _values(turns, task)
     findings = []
     missing = len(turns) - len(values)
     if not values:
@@ -129,9 +191,15 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
         shown = ", ".join(f"{label} {number / len(values):.1%}" for label, number in counted.items())
     findings.append(Finding("ok", "labels", f"{split}: {shown}"))
     if foreign:
-        text = f"{split}: values that are no labels of {task.schema.name}: {_some(foreign)}"
+        text = f"{split}: values that are no labels of {task.schema.name}: {some(foreign)}"
         findings.append(Finding("fault", "labels", text))
     return findings
+
+
+def _values(turns: Sequence[Turn], task: TaskSpec) -> list[TargetValue]:
+    # What the labelled ones of the turns are labelled as.
+    targets = (turn.targets.get(task.name) for turn in turns)
+    return [target.value for target in targets if target is not None and target.value is not None]
 
 
 def _mass(value: object) -> dict[str, float]:
@@ -167,11 +235,13 @@ def check_overlap(splits: Splits) -> list[Finding]:
     """Conversations and speakers that more than one split has.
 
     The same sequence of texts in two splits is a leak. A few words ("Hey!", "Hi!") may repeat by chance, so that is
-    only noted. Sharing speakers is usual, but decides on what may be claimed.
+    only noted; and where a corpus has a few given sentences that all speakers say, repetition is its plan. Sharing
+    speakers is usual, but decides on what may be claimed.
     """
     texts: dict[tuple[str, ...], dict[str, str]] = {}
     speakers: dict[str, set[str]] = {}
     occurrences: Counter[str] = Counter()
+    with_words = 0
     for split, conversations in splits.items():
         for conversation in conversations:
             occurrences[conversation.id] += 1
@@ -179,24 +249,29 @@ def check_overlap(splits: Splits) -> list[Finding]:
             words = tuple((turn.text or "").strip() for turn in conversation.turns)
             if any(words) and not conversation.synthetic:  # placeholder texts repeat and mean nothing
                 texts.setdefault(words, {}).setdefault(split, conversation.id)
+                with_words += 1
     findings = []
     if twice := [identifier for identifier, number in occurrences.items() if number > 1]:
-        text = f"{len(twice)} conversation ids occur more than once: {_some(twice)}"
+        text = f"{len(twice)} conversation ids occur more than once: {some(twice)}"
         findings.append(Finding("fault", "overlap", text))
     leaked: list[str] = []
     chance: list[str] = []
+    prompted = bool(texts) and with_words >= _PROMPTED * len(texts)
+    if prompted:
+        text = f"{with_words} conversations have only {len(texts)} different texts: given sentences, and no leak"
+        findings.append(Finding("note", "leakage", text))
     for words, places in texts.items():
-        if len(places) > 1:
+        if len(places) > 1 and not prompted:
             long = len(" ".join(words).split()) >= _LEAK_WORDS
             (leaked if long else chance).append(" = ".join(places.values()))
     if leaked:
-        text = f"{len(leaked)} conversations have the same texts in two splits: {_some(leaked)}"
+        text = f"{len(leaked)} conversations have the same texts in two splits: {some(leaked)}"
         findings.append(Finding("fault", "leakage", text))
-    else:
+    elif not prompted:
         text = f"no conversation of {_LEAK_WORDS} or more words is in two splits"
         findings.append(Finding("ok", "leakage", text))
     if chance:
-        text = f"{len(chance)} conversations of fewer than {_LEAK_WORDS} words are in two splits: {_some(chance)}"
+        text = f"{len(chance)} conversations of fewer than {_LEAK_WORDS} words are in two splits: {some(chance)}"
         findings.append(Finding("note", "leakage", text))
     train = speakers.get("train", set())
     for split, names in speakers.items():
@@ -207,21 +282,26 @@ def check_overlap(splits: Splits) -> list[Finding]:
     return findings
 
 
-def check_table(splits: Splits, table: FeatureTable) -> list[Finding]:
-    """Missing turns, numbers that are not finite, and constant columns of one modality."""
+def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None = None) -> list[Finding]:
+    """Missing turns, numbers that are not finite, and constant columns of one modality.
+
+    Args:
+        splits: What was read.
+        table: The features.
+        names: Of their dimensions; without them columns are numbered from 0.
+    """
+    topic = f"features {table.modality}"
     findings = []
     for split, conversations in splits.items():
-        keys = [(conversation.id, turn.id) for conversation in conversations for turn in conversation.turns]
+        keys = _keys(conversations)
         groups = table.rows(keys)
         missing = np.flatnonzero(groups < 0)
         if len(missing):
             text = f"{split}: {len(missing)} of {len(keys)} utterances have none (first: {'/'.join(keys[missing[0]])})"
-            findings.append(
-                Finding("fault" if len(missing) == len(keys) else "note", f"features {table.modality}", text)
-            )
+            findings.append(Finding("fault" if len(missing) == len(keys) else "note", topic, text))
         else:
             text = f"{split}: all {len(keys)} utterances, {table.width} dimensions"
-            findings.append(Finding("ok", f"features {table.modality}", text))
+            findings.append(Finding("ok", topic, text))
         bad: list[int] = []
         low = np.full(table.width, np.inf)
         high = np.full(table.width, -np.inf)
@@ -233,13 +313,92 @@ def check_table(splits: Splits, table: FeatureTable) -> list[Finding]:
         if bad:
             first = "/".join(keys[bad[0]])
             text = f"{split}: {len(set(bad))} utterances have values that are not finite (first: {first})"
-            findings.append(Finding("fault", f"features {table.modality}", text))
+            findings.append(Finding("fault", topic, text))
         held = int((groups >= 0).sum())
         # A single utterance makes every column constant; that says nothing.
-        if split == "train" and held > 1 and (dead := int((low >= high).sum())):
-            text = f"{split}: {dead} of {table.width} columns are constant"
-            findings.append(Finding("fault" if dead == table.width else "note", f"features {table.modality}", text))
+        if split == "train" and held > 1 and (low >= high).any():
+            findings.append(_constant(topic, split, low, high, names))
     return findings
+
+
+def _constant(
+    topic: str, split: str, low: NDArray[np.float64], high: NDArray[np.float64], names: Sequence[str] | None
+) -> Finding:
+    # Zeros throughout are the sign of a detector that found nothing; another constant is that of a setting.
+    same = low >= high
+    kinds = {
+        "always 0": same & (low == 0) & (high == 0),
+        "with another value": same & (low == high) & (low != 0),
+        "without a finite value": low > high,
+    }
+    parts = []
+    for what, columns in kinds.items():
+        if where := [int(column) for column in np.flatnonzero(columns)]:
+            shown = some([str(column) if names is None else names[column] for column in where])
+            parts.append(f"{len(where)} {what} ({'column ' if names is None else ''}{shown})")
+    number = int(same.sum())
+    text = f"{split}: {number} of {len(same)} columns are constant: {', '.join(parts)}"
+    return Finding("fault" if number == len(same) else "note", topic, text)
+
+
+def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
+    """Different utterances with the very same values; a fault where that is over half of those with features.
+
+    Utterances with the same text have the same text vectors and are not counted for the modality ``text``.
+    """
+    groups: dict[bytes, list[tuple[str, str, bool]]] = {}
+    held = 0
+    for split, conversations in splits.items():
+        turns = [turn for conversation in conversations for turn in conversation.turns]
+        keys = _keys(conversations)
+        for key, turn, row in zip(keys, turns, table.rows(keys), strict=True):
+            if row < 0:
+                continue
+            first, last = (row, row + 1) if table.offsets is None else table.offsets[row : row + 2]
+            values = np.ascontiguousarray(table.values[first:last])
+            held += 1
+            if len(values):
+                # Encoders mostly ignore capitals and the width of spaces.
+                words = " ".join((turn.text or "").casefold().split()) if table.modality == "text" else ""
+                digest = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
+                place = f"{split} {'/'.join(key)}"
+                groups.setdefault(digest, []).append((place, words or place, not values.any()))
+    same, zero, examples = 0, 0, []
+    for members in groups.values():
+        if len({words for _, words, _ in members}) > 1:
+            same += len(members)
+            zero += members[0][2] * len(members)
+            examples.append(f"{members[0][0]} = {next(place for place, words, _ in members if words != members[0][1])}")
+    if not same:
+        return []
+    zeros = f", {zero} of them zeros only" if zero else ""
+    text = f"{same} of {held} utterances have the same values as another{zeros}: {some(examples)}"
+    return [Finding("fault" if 2 * same > held else "note", f"features {table.modality}", text)]
+
+
+def check_modalities(splits: Splits, tables: Sequence[FeatureTable]) -> list[Finding]:
+    """Utterances that lack a modality, and those that lack all, over all tables together (from two on)."""
+    if len(tables) < 2:
+        return []
+    findings = []
+    for split, conversations in splits.items():
+        keys = _keys(conversations)
+        absent = {table.modality: table.rows(keys) < 0 for table in tables}
+        if not any(column.any() for column in absent.values()):
+            text = f"{split}: every utterance has {', '.join(absent)}"
+            findings.append(Finding("ok", "modalities", text))
+            continue
+        every = np.logical_and.reduce(list(absent.values()))
+        lacking = [f"{int(column.sum())} lack {name}" for name, column in absent.items() if column.any()]
+        text = f"{split}: of {len(keys)} utterances {', '.join(lacking)}, and {int(every.sum())} lack all"
+        if every.any():
+            text += f" (first: {'/'.join(keys[int(np.flatnonzero(every)[0])])})"
+        findings.append(Finding("fault" if every.all() else "note", "modalities", text))
+    return findings
+
+
+def _keys(conversations: Sequence[Conversation]) -> list[Key]:
+    return [key for conversation in conversations for key in conversation.keys()]  # noqa: SIM118
 
 
 def _blocks(table: FeatureTable, groups: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -258,7 +417,3 @@ def _blocks(table: FeatureTable, groups: NDArray[np.int64]) -> Iterator[tuple[ND
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in counts.items())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

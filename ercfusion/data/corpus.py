@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ercfusion.data.conversation import Conversation
-from ercfusion.data.features import FeatureTable
+from ercfusion.data.features import FeatureTable, Key
+from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, CorpusNotFoundError, did_you_mean
 
@@ -50,6 +51,7 @@ class CorpusCard:
         citation: Paper to cite.
         layout: The files that the reader expects below the raw folder.
         counts: Split to ``{"conversations": .., "utterances": ..}`` of the release, checked by the doctor.
+        labels: Protocol id to split to ``{label: utterances}`` of the release, checked by the doctor.
         known_issues: Oddities of the release that the reader reproduces rather than repairs.
         synthetic: Generated, not recorded.
     """
@@ -61,6 +63,7 @@ class CorpusCard:
     citation: str
     layout: tuple[str, ...] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     known_issues: tuple[str, ...] = ()
     synthetic: bool = False
 
@@ -113,6 +116,18 @@ class Corpus(ABC):
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
         """Features that come with the corpus, by modality (none by default: they are extracted into packs)."""
         return {}
+
+    def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """The recording of every turn that has one, by (conversation, turn), in the order of the conversations.
+
+        A file that the release should hold is named whether it is there or not; extraction records what is missing.
+
+        Raises:
+            ConfigError: the corpus, as this reader knows it, has no such recordings.
+            CorpusNotFoundError: none of the recordings is there; the message says where they were looked for and how
+                to get them.
+        """
+        raise ConfigError(f"{self.card.title} has no {kind} recordings that could be read here (corpus {self.name!r}).")
 
     def findings(self, protocol: Protocol) -> list[Finding]:
         """What the doctor reports beyond the checks that it makes for every corpus."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.errors import ConfigError, PackError, did_you_mean
 
 
 @dataclass
@@ -70,17 +71,39 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
         if name in packs:
             from ercfusion.features.pack import read_pack
 
-            table = read_pack(packs[name], corpus=corpus.name, fingerprint=corpus.fingerprint())
+            table = read_pack(
+                pack_folder(corpus, splits, name, packs[name]), corpus=corpus.name, fingerprint=corpus.fingerprint()
+            )
             if table.modality != name:
                 raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
         elif name in own:
             table = own[name]
+        elif name != "text":
+            raise PackError(
+                f"{corpus.card.title} comes without {name} features. Make them with: python -m ercfusion.extract "
+                f"data={corpus.name} features=RECIPE, and give data.packs.{name}=RECIPE; or take other modalities with "
+                "data.modalities=[...]. The recipes: python -m ercfusion.extract --list"
+            )
         else:
             from ercfusion.features.text import text_pack
 
             table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
         tables.append(table)
     return tables
+
+
+def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> str:
+    """The folder of a pack from ``data.packs``: a folder, or the name of a recipe whose pack lies at its default place.
+
+    Raises:
+        PackError: a recipe's pack has not been made yet; the message is the command that makes it.
+    """
+    from ercfusion.features.extraction import find_pack
+    from ercfusion.features.recipe import read_recipe, recipe_names
+
+    if Path(place).expanduser().exists() or place not in recipe_names():
+        return place
+    return str(find_pack(corpus, read_recipe(place), modality, splits))
 
 
 def wanted_modalities(asked: Sequence[str] | str | None, offered: Sequence[str], protocol: Protocol) -> list[str]:

@@ -104,6 +104,38 @@ SCHEMAS: dict[str, LabelSchema] = _schemas(
         neutral="neutral",
     ),
     LabelSchema("iemocap4", ("happy", "sad", "neutral", "angry"), neutral="neutral"),
+    # Everything that IEMOCAP's raters could choose; "other" and no agreement are no labels.
+    LabelSchema(
+        "iemocap9",
+        ("neutral", "happy", "sad", "angry", "excited", "frustrated", "fear", "surprise", "disgust"),
+        {
+            "neu": "neutral",
+            "hap": "happy",
+            "ang": "angry",
+            "exc": "excited",
+            "fru": "frustrated",
+            "fea": "fear",
+            "sur": "surprise",
+            "dis": "disgust",
+        },
+        neutral="neutral",
+    ),
+    LabelSchema("mosei6", ("happy", "sad", "anger", "surprise", "disgust", "fear")),
+    LabelSchema("m3ed7", ("happy", "neutral", "sad", "disgust", "anger", "fear", "surprise"), neutral="neutral"),
+    LabelSchema(
+        "dailydialog7",
+        ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise"),
+        {"no emotion": "neutral"},
+        neutral="neutral",
+    ),
+    LabelSchema(
+        "emodb7", ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral"), neutral="neutral"
+    ),
+    LabelSchema(
+        "ravdess8",
+        ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
+        neutral="neutral",
+    ),
     LabelSchema("sentiment2", ("negative", "positive")),
     LabelSchema("demo6", ("neutral", "joy", "sadness", "anger", "surprise", "fear"), neutral="neutral"),
 )

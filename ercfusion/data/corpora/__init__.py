@@ -16,6 +16,14 @@ CORPORA: Registry[Corpus] = Registry(
         "emorynlp": "ercfusion.data.corpora.emorynlp:EmoryNlpCorpus",
         "mosi": "ercfusion.data.corpora.mosi:MosiCorpus",
         "emotionlines": "ercfusion.data.corpora.emotionlines:EmotionLinesCorpus",
+        "iemocap": "ercfusion.data.corpora.iemocap:IemocapCorpus",
+        "mosei": "ercfusion.data.corpora.sdk:MoseiCorpus",
+        "mosi_sdk": "ercfusion.data.corpora.sdk:MosiSdkCorpus",
+        "m3ed": "ercfusion.data.corpora.m3ed:M3edCorpus",
+        "dailydialog": "ercfusion.data.corpora.dailydialog:DailyDialogCorpus",
+        "emodb": "ercfusion.data.corpora.emodb:EmodbCorpus",
+        "ravdess": "ercfusion.data.corpora.ravdess:RavdessCorpus",
+        "custom": "ercfusion.data.corpora.custom:CustomCorpus",
     },
 )
 

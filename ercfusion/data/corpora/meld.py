@@ -10,9 +10,12 @@ from typing import ClassVar
 
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.features import Key
+from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import Row, check_unique, group_rows, read_table
 from ercfusion.data.task import TaskSpec
+from ercfusion.errors import CorpusNotFoundError
 
 FILES: dict[str, str] = {split: f"{split}_sent_emo.csv" for split in SPLITS}
 COLUMNS = (
@@ -29,7 +32,20 @@ COLUMNS = (
 )
 EMOTION = get_schema("meld7")
 SENTIMENT = get_schema("meld3")
-_Clip = tuple[str, str, float, float]
+CLIP_FOLDERS: dict[str, str] = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
+"""Names of the folders in ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz``, which lie in ``MELD.Raw.tar.gz``."""
+CUT_AGAIN = "final_videos_test"
+"""Put in front of the name of a test clip that was cut a second time; the file without it holds another scene."""
+BAD_CLIPS: dict[Key, str] = {
+    ("train/125", "3"): "damaged in the release: no tool decodes it",
+    ("dev/110", "7"): "not in the release",
+}
+"""Turns without a usable clip."""
+_Cut = tuple[str, str, float, float]
 LONG_CLIP = 60.0
 """Seconds from which on a clip cannot be one utterance: its end time is wrong."""
 
@@ -51,10 +67,14 @@ class MeldOddities:
     absent_dialogues: tuple[int, ...]
     late_starts: tuple[int, ...]
     gaps: tuple[int, ...]
-    repeated_clips: tuple[_Clip, ...]
+    repeated_clips: tuple[_Cut, ...]
     no_duration: tuple[str, ...]
     long_clips: Mapping[str, float]
     time_steps_back: tuple[int, ...]
+
+
+def _seven(*counts: int) -> dict[str, int]:
+    return dict(zip(EMOTION.labels, counts, strict=True))
 
 
 def _protocol(name: str, task: str, schema: str, description: str) -> Protocol:
@@ -81,17 +101,30 @@ class MeldCorpus(Corpus):
         licence="GPL-3.0 for the annotations (declare-lab/MELD); the clips come from television: research only.",
         obtain=(
             "https://github.com/declare-lab/MELD, folder data/MELD: download the three CSV files. The clips "
-            "(MELD.Raw.tar.gz, about 10 GB) are needed only to extract audio and visual features."
+            "(MELD.Raw.tar.gz, about 11 GB, linked in its read-me; unpack it and the three archives in it) are needed "
+            "only to extract audio and visual features."
         ),
         citation=(
             "Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea. MELD: A Multimodal Multi-Party Dataset for Emotion "
             "Recognition in Conversations. ACL 2019."
         ),
-        layout=tuple(FILES.values()),
+        layout=(*FILES.values(), *(f"{folder}/ (for audio and video)" for folder in CLIP_FOLDERS.values())),
         counts={
             "train": {"conversations": 1038, "utterances": 9989},
             "dev": {"conversations": 114, "utterances": 1109},
             "test": {"conversations": 280, "utterances": 2610},
+        },
+        labels={
+            "meld/7way": {
+                "train": _seven(4710, 1205, 268, 683, 1743, 271, 1109),
+                "dev": _seven(470, 150, 40, 111, 163, 22, 153),
+                "test": _seven(1256, 281, 50, 208, 402, 68, 345),
+            },
+            "meld/3way": {
+                "train": {"neutral": 4710, "positive": 2334, "negative": 2945},
+                "dev": {"neutral": 470, "positive": 233, "negative": 406},
+                "test": {"neutral": 1256, "positive": 521, "negative": 833},
+            },
         },
         known_issues=(
             "Train has 1,038 dialogues, not the 1,039 of the read-me: number 60 is absent.",
@@ -104,6 +137,9 @@ class MeldCorpus(Corpus):
             "70 / 6 / 12 dialogues have one utterance only.",
             "Same-speaker emotion shifts are 4,001 / 427 / 1,003 (4,003 / 427 / 1,003 were published).",
             "Speakers are names; 'All' and other groups occur as a speaker.",
+            "Of the clips, dia125_utt3 of train is damaged and dia110_utt7 of dev is absent; the folder of test holds "
+            "132 clips twice, of which the one named final_videos_test... has the annotated words.",
+            "Dev and test also hold a few clips (4 and 5) of utterances that the CSV files do not have.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -132,22 +168,99 @@ class MeldCorpus(Corpus):
         return {split: _oddities(_dialogues(path)) for split, path in zip(SPLITS, self.files(), strict=True)}
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """The oddities of each file in words, and clips that two files share."""
+        """The oddities of each file in words, clips that two files share, and, where there are any, the video files."""
         found = [finding for split, odd in self.oddities().items() for finding in _describe(split, odd)]
         if shared := self.shared_clips():
             pairs = ", ".join(" = ".join(places) for places in shared)
             text = f"clips (season, episode, start, end) that are in two splits: {len(shared)} ({pairs})"
             found.append(Finding("note", "leakage", text))
+        return found + self._media_findings(protocol)
+
+    def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """The video of every turn; its sound track (of two or six channels) is the ``audio`` clip too.
+
+        The folders :data:`CLIP_FOLDERS` are looked for in the raw folder, in a folder of the split's name in it
+        (``train/train_splits``), and both again in ``MELD.Raw``: public readers of the clips use all four. A clip of
+        turn 3 of ``test/12`` is ``dia12_utt3.mp4``; where a second cut of it (:data:`CUT_AGAIN`) is there, that is
+        taken: those who compared the two found the annotated words in the second.
+
+        Raises:
+            CorpusNotFoundError: there is no clip at all; the message names the folders that were looked for.
+        """
+        folders = self._clip_folders()
+        names = {split: _listed(folder) for split, folder in folders.items()}
+        if not any(names.values()):
+            looked = [str(folder) for folder in self._candidates("train")]
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no clips were found. For the training split these folders were looked for: "
+                f"{', '.join(looked)}; for dev and test likewise {CLIP_FOLDERS['dev']} and {CLIP_FOLDERS['test']}. "
+                f"Unpack MELD.Raw.tar.gz and then train.tar.gz, dev.tar.gz and test.tar.gz in the raw folder.\n"
+                f"{self._how_to_get()}"
+            )
+        clips = {}
+        for split, conversations in self.conversations(protocol).items():
+            for conversation in conversations:
+                for turn in conversation.turns:
+                    name = clip_name(conversation.id.partition("/")[2], turn.id)
+                    second = f"{CUT_AGAIN}{name}"
+                    chosen = second if split == "test" and second in names[split] else name
+                    clips[conversation.id, turn.id] = Clip(folders[split] / chosen)
+        return clips
+
+    def _candidates(self, split: str) -> list[Path]:
+        root = self.root()
+        return [
+            parent / CLIP_FOLDERS[split]
+            for parent in (root, root / split, root / "MELD.Raw", root / "MELD.Raw" / split)
+        ]
+
+    def _clip_folders(self) -> dict[str, Path]:
+        # The first that exists; where none does, the first, so that a clip's place can be named.
+        found = {}
+        for split in SPLITS:
+            candidates = self._candidates(split)
+            found[split] = next((folder for folder in candidates if folder.is_dir()), candidates[0])
+        return found
+
+    def _media_findings(self, protocol: Protocol) -> list[Finding]:
+        names = {split: _listed(folder) for split, folder in self._clip_folders().items()}
+        if not any(names.values()):
+            # The CSV files alone are a complete corpus for text: nothing to say about clips then.
+            return []
+        found = []
+        clips = self.clips(protocol, "visual")
+        for split in SPLITS:
+            wanted = {key: clip.path.name for key, clip in clips.items() if key[0].startswith(f"{split}/")}
+            missing = ["/".join(key) for key, name in wanted.items() if name not in names[split]]
+            text = f"{split}: {len(wanted) - len(missing)} of {len(wanted)} video files are there"
+            if again := sum(name.startswith(CUT_AGAIN) for name in wanted.values()):
+                text += f", {again} of them the second cut"
+            if missing:
+                text += f"; missing: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            found.append(Finding("note" if missing else "ok", "media", text))
+        for key, reason in BAD_CLIPS.items():
+            if key in clips:
+                found.append(Finding("note", "media", f"the clip of {'/'.join(key)} is {reason}"))
         return found
 
     def shared_clips(self) -> list[tuple[str, ...]]:
         """Clips that more than one split uses, each as the utterances (``split/dialogue/utterance``) that have it."""
-        places: dict[_Clip, list[str]] = {}
+        places: dict[_Cut, list[str]] = {}
         for split, path in zip(SPLITS, self.files(), strict=True):
             for number, rows in _dialogues(path).items():
                 for row in rows:
-                    places.setdefault(_clip(row), []).append(f"{split}/{number}/{row.integer('Utterance_ID')}")
+                    places.setdefault(_cut(row), []).append(f"{split}/{number}/{row.integer('Utterance_ID')}")
         return [tuple(names) for names in places.values() if len({name.split("/")[0] for name in names}) > 1]
+
+
+def clip_name(dialogue: str, utterance: str) -> str:
+    """The release's name of a clip, from the numbers of dialogue and utterance."""
+    return f"dia{dialogue}_utt{utterance}.mp4"
+
+
+def _listed(folder: Path) -> set[str]:
+    # One look at the folder instead of one for each of ten thousand files; macOS's "._dia0_utt0.mp4" are no clips.
+    return {path.name for path in folder.glob("[!.]*.mp4")} if folder.is_dir() else set()
 
 
 def _dialogues(path: Path) -> dict[int, list[Row]]:
@@ -161,7 +274,7 @@ def _dialogues(path: Path) -> dict[int, list[Row]]:
     return {number: sorted(groups[number], key=lambda row: row.integer("Utterance_ID")) for number in sorted(groups)}
 
 
-def _clip(row: Row) -> _Clip:
+def _cut(row: Row) -> _Cut:
     return row["Season"].strip(), row["Episode"].strip(), row.seconds("StartTime"), row.seconds("EndTime")
 
 
@@ -181,7 +294,7 @@ def _turn(row: Row) -> Turn:
 
 def _oddities(dialogues: Mapping[int, list[Row]]) -> MeldOddities:
     late, gaps, back = [], [], []
-    clips: Counter[_Clip] = Counter()
+    clips: Counter[_Cut] = Counter()
     no_duration: list[str] = []
     long_clips: dict[str, float] = {}
     for number, rows in dialogues.items():
@@ -195,7 +308,7 @@ def _oddities(dialogues: Mapping[int, list[Row]]) -> MeldOddities:
             back.append(number)
         for row, utterance, start in zip(rows, utterances, starts, strict=True):
             end = row.seconds("EndTime")
-            clips[_clip(row)] += 1
+            clips[_cut(row)] += 1
             if end <= start:
                 no_duration.append(f"{number}/{utterance}")
             elif end - start > LONG_CLIP:

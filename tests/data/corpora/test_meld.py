@@ -1,11 +1,15 @@
+from collections import Counter
+
 import pytest
 
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import count_label_shifts
-from ercfusion.data.corpora.meld import FILES
+from ercfusion.data.corpora.meld import BAD_CLIPS, CLIP_FOLDERS, FILES
+from ercfusion.data.media import Clip
 from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins import SIZES, write_meld
+from ercfusion.testing.twins.meld_media import write_meld_media
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 ROW = '1,Hm.,Ada,neutral,neutral,0,0,1,1,"00:00:01,000","00:00:02,000"'
@@ -26,6 +30,10 @@ def problem(folder, error=CorpusFormatError):
         load(folder)
     assert str(caught.value).count("\n") <= 4
     return str(caught.value)
+
+
+def keys(splits):
+    return [(one.id, turn.id) for part in splits.values() for one in part for turn in one.turns]
 
 
 def replace(folder, *lines, split="dev"):
@@ -65,8 +73,7 @@ def test_rows_in_any_order_mark_and_windows_line_ends(twin):
 def test_a_twin_has_fewer_conversations_than_the_release(twin):
     corpus = open_corpus("meld", twin)
     faults = [finding for finding in check_corpus(corpus, corpus.protocol()) if finding.level == "fault"]
-    assert {finding.topic for finding in faults} == {"counts"}
-    assert len(faults) == 3
+    assert Counter(finding.topic for finding in faults) == {"counts": 3, "label counts": 3}
 
 
 def test_a_clean_file_has_no_oddities(twin):
@@ -228,4 +235,120 @@ def test_real_oddities(real):
 def test_real_files_pass_the_doctor(real):
     findings = check_corpus(real, real.protocol())
     assert not [finding for finding in findings if finding.level == "fault"]
-    assert sum(finding.topic == "counts" and finding.level == "ok" for finding in findings) == 3
+    for topic in ("counts", "label counts"):
+        assert sum(finding.topic == topic and finding.level == "ok" for finding in findings) == 3
+
+
+@pytest.mark.parametrize("protocol", ["meld/7way", "meld/3way"])
+def test_real_labels_are_those_of_the_card(real, splits, protocol):
+    task = real.protocols[protocol].task
+    for split, conversations in splits.items():
+        found = Counter(turn.targets[task.name].value for one in conversations for turn in one.turns)
+        assert dict(found) == dict(real.card.labels[protocol][split])
+
+
+def test_real_bad_clips_are_turns(real, splits):
+    assert set(BAD_CLIPS) <= set(keys(splits))
+
+
+# Clips
+
+
+def clips(folder, kind="visual"):
+    corpus = open_corpus("meld", folder)
+    return corpus.clips(corpus.protocol(), kind)
+
+
+def media_findings(folder):
+    return [finding for finding in open_corpus("meld", folder).findings(None) if finding.topic == "media"]
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_without_clips(twin):
+    with pytest.raises(CorpusNotFoundError, match="no clips were found") as caught:
+        clips(twin)
+    message = str(caught.value)
+    for place in ("train_splits", "train/train_splits", "MELD.Raw/train_splits", "MELD.Raw/train/train_splits"):
+        assert f"{twin / place}," in message or f"{twin / place};" in message
+    assert "output_repeated_splits_test" in message
+    assert "MELD.Raw.tar.gz" in message
+    assert not media_findings(twin)
+    # Neither folders without clips nor what macOS leaves are clips.
+    touch(twin / "train_splits", "readme.txt", "._dia0_utt0.mp4")
+    with pytest.raises(CorpusNotFoundError, match="no clips were found"):
+        clips(twin)
+
+
+@pytest.mark.parametrize("within", ["", "{split}", "MELD.Raw", "MELD.Raw/{split}"])
+def test_clips_where_the_archives_unpack_them(twin, within):
+    for split, folder in CLIP_FOLDERS.items():
+        touch(twin / within.format(split=split) / folder, "dia0_utt0.mp4", "._dia0_utt0.mp4")
+    found = clips(twin)
+    splits = load(twin)
+    assert list(found) == keys(splits)
+    assert found == clips(twin, "audio")
+    for split, folder in CLIP_FOLDERS.items():
+        clip = found[f"{split}/0", "0"]
+        assert clip == Clip(twin / within.format(split=split) / folder / "dia0_utt0.mp4")
+        assert clip.path.is_file()
+        # A clip that is not there is named all the same.
+        assert found[f"{split}/1", "2"].path == clip.path.with_name("dia1_utt2.mp4")
+
+
+def test_second_cuts_are_preferred_in_test_only(twin):
+    for folder in CLIP_FOLDERS.values():
+        touch(twin / folder, "dia0_utt0.mp4", "final_videos_testdia0_utt0.mp4")
+    names = {key: clip.path.name for key, clip in clips(twin).items()}
+    assert names["test/0", "0"] == "final_videos_testdia0_utt0.mp4"
+    assert names["train/0", "0"] == names["dev/0", "0"] == "dia0_utt0.mp4"
+    (twin / CLIP_FOLDERS["test"] / "dia0_utt0.mp4").unlink()
+    assert clips(twin)["test/0", "0"].path.is_file()
+
+
+def test_one_split_without_clips(twin):
+    touch(twin / "MELD.Raw" / "train_splits", *(f"dia0_utt{number}.mp4" for number in range(3)))
+    found = clips(twin)
+    assert found["train/0", "0"].path.is_file()
+    assert found["dev/0", "0"].path == twin / "dev_splits_complete" / "dia0_utt0.mp4"
+    text = {finding.text.partition(":")[0]: (finding.level, finding.text) for finding in media_findings(twin)}
+    turns = {split: sum(map(len, part)) for split, part in load(twin).items()}
+    assert text["train"][0] == "note"
+    assert f"1 of {turns['train']} video files are there; missing: train/1/0" in text["train"][1]
+    assert f"0 of {turns['dev']} video files" in text["dev"][1]
+
+
+def test_known_bad_clips_are_findings(twin):
+    replace(twin, HEADER, ROW.replace(",0,0,", ",110,7,"))
+    touch(twin / "dev_splits_complete", "dia110_utt6.mp4")
+    texts = [finding.text for finding in media_findings(twin)]
+    assert "the clip of dev/110/7 is not in the release" in texts
+    assert not any("train/125" in text for text in texts)
+
+
+def test_the_twin_with_clips(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: no videos can be written")
+    folder = write_meld_media(tmp_path, within="MELD.Raw/{split}")
+    found = clips(folder)
+    missing = [key for key, clip in found.items() if not clip.path.is_file()]
+    assert missing == [[key for key in found if key[0].startswith("dev/")][-1]]
+    damaged, heard = [], 0
+    for key, clip in found.items():
+        if key in missing:
+            continue
+        try:
+            with av.open(str(clip.path)) as container:
+                heard += bool(container.streams.audio)
+                assert next(container.decode(video=0)).width == 64
+        except av.error.InvalidDataError:
+            damaged.append(key)
+    assert damaged == [[key for key in found if key[0].startswith("train/")][1]]
+    # The silent first cuts of test are not taken.
+    assert heard == len(found) - 2
+    levels = {finding.text.partition(":")[0]: finding.level for finding in media_findings(folder)}
+    assert levels == {"train": "ok", "dev": "note", "test": "ok"}
+    assert sum("2 of them the second cut" in finding.text for finding in media_findings(folder)) == 1

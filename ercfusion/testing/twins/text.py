@@ -1,16 +1,11 @@
-"""Generated twins: small made-up corpora in the layouts of the official releases.
-
-They let every reader be tested, and every command be run from end to end, where the real corpora are not at hand. All
-texts and names are invented here. A word of each sentence depends on the label, and so do the numbers of feature files,
-so that a model can learn something. The same seed gives the same bytes.
-"""
+"""Twins of corpora that are text, or come with features: MELD's CSV files, EmoryNLP, CMU-MOSI, EmotionLines."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +45,6 @@ _EMORYNLP_CUE = {
     "Sad": "sadness",
 }
 _VOTE_ORDER = ("neutral", "joy", "sadness", "fear", "anger", "surprise", "disgust")
-
-
-def write_twin(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """The twin of the corpus called ``name``, written into ``folder`` (made if needed); returns the folder.
-
-    Raises:
-        KeyError: there is no twin of that name.
-    """
-    TWINS[name](folder, seed)
-    return Path(folder)
 
 
 def write_meld(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
@@ -214,12 +199,3 @@ def _write_csv(path: Path, rows: Iterable[Sequence[object]], quote_all: bool = F
         csv.writer(stream, quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL, lineterminator="\n").writerows(
             rows
         )
-
-
-TWINS: Mapping[str, Callable[[str | Path, int], Path]] = {
-    "meld": write_meld,
-    "emorynlp": write_emorynlp,
-    "mosi": write_mosi,
-    "emotionlines": write_emotionlines,
-}
-"""The functions by corpus."""

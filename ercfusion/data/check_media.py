@@ -1,0 +1,259 @@
+"""What the doctor looks at in recordings: what is absent, empty, there twice, or does not fit its transcript.
+
+Files are not decoded: names, sizes and headers are read, and the content only of files that have the same size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import wave
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ercfusion.data.conversation import Turn
+from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
+from ercfusion.data.features import Key
+from ercfusion.data.media import MEDIA_KINDS, Clip, MediaKind
+from ercfusion.errors import ConfigError, CorpusNotFoundError
+from ercfusion.files import sha256_of
+from ercfusion.progress import track
+
+LONG = 10.0
+"""Seconds that no clip of a usual utterance exceeds..."""
+LONG_BASE, LONG_PER_WORD = 5.0, 4.0
+"""...unless its words, spoken very slowly and with a pause, need more."""
+SHORT_PER_WORD = 0.05
+"""Seconds in which nobody says a word."""
+RULE = (
+    f"longer than {LONG:g} s and than {LONG_BASE:g} s + {LONG_PER_WORD:g} s a word, "
+    f"or shorter than {SHORT_PER_WORD:g} s a word"
+)
+_BEYOND = 0.5
+"""Seconds that a turn may end after its recording: times are rounded, and tracks end a little early."""
+_SHOWN = 3
+"""Examples named in one finding."""
+_MANY = 20
+"""Recordings of one length from which on that length is no chance."""
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
+
+
+class _UnreadableError(Exception):
+    # A header that says nothing; never leaves this module.
+    pass
+
+
+@dataclass
+class _File:
+    # What is known of one file: seconds is None where its header cannot be judged here.
+    size: int
+    seconds: float | None = None
+    fault: str = ""
+
+
+def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Finding]:
+    """Recordings of a corpus: absent, empty or damaged files, equal files, and clips that do not fit their words.
+
+    A corpus without recordings, or whose recordings are not there, is passed over.
+
+    Args:
+        corpus: Its :meth:`~ercfusion.data.corpus.Corpus.clips` are looked at, for sound and for pictures.
+        protocol: Handed on to it.
+        splits: Its conversations under the protocol.
+    """
+    findings: list[Finding] = []
+    files: dict[Path, _File] = {}
+    seen: set[tuple[Key, Clip]] = set()
+    for kind in MEDIA_KINDS:
+        try:
+            clips = corpus.clips(protocol, kind)
+        except (ConfigError, CorpusNotFoundError):
+            continue
+        topic = f"{kind} recordings"
+        fresh = _look(clips, kind, files)
+        findings += _presence(topic, splits, clips, files)
+        findings += _damage(topic, fresh, files)
+        findings += _equal(topic, splits, clips, fresh, files)
+        findings += _one_length(topic, fresh, files)
+        # A video that also serves as sound is judged once.
+        new = {key: clip for key, clip in clips.items() if (key, clip) not in seen}
+        seen.update(new.items())
+        findings += _fit(topic, splits, new, files)
+    return findings
+
+
+def _look(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) -> list[Path]:
+    # Size and header of every file that is there; returns those that were not known before.
+    fresh = []
+    paths = dict.fromkeys(clip.path for clip in clips.values())
+    for path in track([path for path in paths if path not in files], f"looking at {kind} recordings"):
+        if not path.is_file():
+            continue
+        fresh.append(path)
+        files[path] = found = _File(path.stat().st_size)
+        if found.size and path.suffix.lower() not in _PICTURES:
+            try:
+                found.seconds = duration(path)
+            except _UnreadableError as error:
+                found.fault = str(error)
+    return fresh
+
+
+def duration(path: Path) -> float | None:
+    """Seconds that a file lasts according to its header; None where that needs PyAV, which is not installed.
+
+    Raises:
+        Exception: the header cannot be read.
+    """
+    if path.suffix.lower() == ".wav":
+        try:
+            return _wave_seconds(path)
+        except (wave.Error, EOFError) as error:
+            # The standard library knows plain samples only; whatever else a WAV file holds, PyAV can tell.
+            if not _has_av():
+                if "unknown format" in str(error):
+                    return None
+                raise _UnreadableError(str(error) or "the file ends within its header") from error
+    return _av_seconds(path) if _has_av() else None
+
+
+def _wave_seconds(path: Path) -> float:
+    with wave.open(str(path), "rb") as stream:
+        frames, width = stream.getnframes(), stream.getsampwidth() * stream.getnchannels()
+        rate = stream.getframerate()
+    if rate <= 0:
+        raise _UnreadableError("a sampling rate of 0")
+    held = path.stat().st_size
+    if frames * width > held:
+        raise _UnreadableError(f"cut off: {frames * width} bytes of sound are announced, the file has {held}")
+    return frames / rate
+
+
+def _av_seconds(path: Path) -> float | None:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if container.duration is not None:
+                return float(container.duration / av.time_base)
+            lengths = [
+                float(stream.duration * stream.time_base)
+                for stream in container.streams
+                if stream.duration is not None and stream.time_base is not None
+            ]
+    except (av.error.FFmpegError, ValueError) as error:
+        raise _UnreadableError(" ".join(str(error).replace(str(path), path.name).split())) from error
+    return max(lengths) if lengths else None
+
+
+def _has_av() -> bool:
+    return importlib.util.find_spec("av") is not None
+
+
+def _presence(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:
+    findings = []
+    for split, turns in _turns(splits).items():
+        named = {key: clips[key].path for key in turns if key in clips}
+        absent = [path for path in dict.fromkeys(named.values()) if path not in files]
+        number = len(set(named.values()))
+        if absent:
+            text = f"{split}: {len(absent)} of {number} files are not there (first: {absent[0]})"
+            findings.append(Finding("fault" if len(absent) == number else "note", topic, text))
+        elif number:
+            text = f"{split}: {number} files for {len(named)} of {len(turns)} utterances, all there"
+            findings.append(Finding("ok", topic, text))
+        else:
+            findings.append(Finding("note", topic, f"{split}: no utterance names a recording"))
+    return findings
+
+
+def _damage(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) -> list[Finding]:
+    findings = []
+    if empty := [path.name for path in fresh if not files[path].size]:
+        findings.append(Finding("fault", topic, f"{len(empty)} files are empty (0 bytes): {some(empty)}"))
+    if damaged := [path for path in fresh if files[path].fault]:
+        first = damaged[0]
+        text = f"{len(damaged)} files cannot be read: {some([path.name for path in damaged])} ({files[first].fault})"
+        findings.append(Finding("fault", topic, text))
+    return findings
+
+
+def _equal(
+    topic: str, splits: Splits, clips: Mapping[Key, Clip], fresh: Sequence[Path], files: Mapping[Path, _File]
+) -> list[Finding]:
+    # Files of different sizes differ: the content of the others alone has to be read.
+    sizes = Counter(files[path].size for path in fresh)
+    alike: dict[tuple[int, str], list[Path]] = {}
+    for path in track([path for path in fresh if files[path].size and sizes[files[path].size] > 1], "comparing files"):
+        alike.setdefault((files[path].size, sha256_of(path)), []).append(path)
+    groups = [paths for paths in alike.values() if len(paths) > 1]
+    if not groups:
+        return []
+    used = {clips[key].path: split for split, turns in _turns(splits).items() for key in turns if key in clips}
+    between = sum(len({used[path] for path in paths}) > 1 for paths in groups)
+    shown = some([f"{used[paths[0]]} {paths[0].name} = {used[paths[1]]} {paths[1].name}" for paths in groups])
+    text = f"{sum(map(len, groups))} files have the content of another: {shown}"
+    if between:
+        text += f"; {between} of these {len(groups)} contents are in two splits"
+    return [Finding("note", topic, text)]
+
+
+def _one_length(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) -> list[Finding]:
+    lengths = Counter(files[path].seconds for path in fresh if files[path].seconds)
+    if len(lengths) != 1 or (number := sum(lengths.values())) < _MANY:
+        return []
+    text = f"all {number} recordings last {next(iter(lengths)):.3f} s: they were cut or padded to one length"
+    return [Finding("note", topic, text)]
+
+
+def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:
+    # Each kind of misfit with the clips that it concerns.
+    long, short, beyond = [], [], []
+    for split, turns in _turns(splits).items():
+        for key, turn in turns.items():
+            clip = clips.get(key)
+            if clip is None or clip.path not in files or clip.path.suffix.lower() in _PICTURES:
+                continue
+            whole = files[clip.path].seconds
+            name = f"{split} {'/'.join(key)}"
+            if clip.end is not None and whole is not None and clip.end > whole + _BEYOND:
+                beyond.append(f"{name} ends at {clip.end:.1f} s of {whole:.1f} s")
+            seconds = _seconds(clip, turn, whole)
+            if seconds is None or turn.text is None:
+                continue
+            words = len(turn.text.split())
+            text = f"{name} {seconds:.2f} s for {words} words"
+            if seconds > LONG and seconds > LONG_BASE + LONG_PER_WORD * words:
+                long.append(text)
+            elif seconds < SHORT_PER_WORD * words:
+                short.append(text)
+    findings = []
+    for what, found in (("far longer", long), ("far shorter", short)):
+        if found:
+            text = f"{len(found)} clips are {what} than their words take: {some(found)}. Rule: {RULE}"
+            findings.append(Finding("note", topic, text))
+    if beyond:
+        findings.append(Finding("note", topic, f"{len(beyond)} turns end after their recording: {some(beyond)}"))
+    return findings
+
+
+def _seconds(clip: Clip, turn: Turn, whole: float | None) -> float | None:
+    # The length of a part is that of its times; of a whole file that of its header, or else that of the turn's times.
+    if clip.end is not None:
+        return clip.end - clip.start
+    if whole is not None:
+        return whole - clip.start
+    return None if turn.start is None or turn.end is None else turn.end - turn.start
+
+
+def _turns(splits: Splits) -> dict[str, dict[Key, Turn]]:
+    return {
+        split: {(conversation.id, turn.id): turn for conversation in conversations for turn in conversation.turns}
+        for split, conversations in splits.items()
+    }
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a finding."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,251 @@
+"""Reading computational sequences: the ``.csd`` files of the CMU Multimodal SDK.
+
+A ``.csd`` file is an HDF5 container with one root group, named after the sequence. Below it stand
+``data/<key>/features`` (T, D), ``data/<key>/intervals`` (T, 2) in seconds, and ``metadata``. A key is a video's id, or
+``id[3]`` once the SDK has aligned the sequence to something: then the parts of a video belong together. This is what
+the SDK's own writer and reader do (``mmsdk/mmdatasdk/computational_sequence`` and ``dataset.py`` of
+CMU-MultiComp-Lab/CMU-MultimodalSDK).
+
+The files of a release take up to 20 GB, so nothing is read until a video is asked for, and then that video alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.tabular import pick, read_json, read_text
+from ercfusion.errors import CorpusFormatError, require_extra
+
+EPSILON = 1e-5
+"""Seconds. Overlaps and segments that are not longer count as none; the SDK's ``align`` uses the same number."""
+
+FOLD_NAMES: Mapping[str, tuple[str, str]] = {
+    "train": ("train", "standard_train_fold"),
+    "dev": ("valid", "standard_valid_fold"),
+    "test": ("test", "standard_test_fold"),
+}
+"""Split to its key in ``splits.json`` and to its variable in the SDK's ``cmu_*_std_folds.py``."""
+
+_AGAIN = "The file was cut off or is of another kind: get it again."
+
+
+class ComputationalSequence:
+    """A ``.csd`` file, open for reading; use it in a ``with`` statement.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingExtraError: h5py is not installed.
+        CorpusFormatError: it is no HDF5 file, or has no single root group with a group ``data``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_extra("h5py", "sdk", "Reading .csd files")
+        import h5py
+
+        self.path = path
+        with self._guarded("the file cannot be opened as HDF5"):
+            self._file = h5py.File(path, "r")
+        try:
+            with self._guarded("the root group cannot be read"):
+                roots = list(self._file)
+                self.name = roots[0] if roots else ""
+                root = self._file[self.name] if len(roots) == 1 else None
+                data = root.get("data") if isinstance(root, h5py.Group) else None
+                # A video's parts, in the order of their names; the parts are put in order of time once they are read.
+                self._parts: dict[str, list[str]] = {}
+                for key in data if isinstance(data, h5py.Group) else ():
+                    self._parts.setdefault(key.split("[")[0], []).append(key)
+            if not self._parts:
+                found = ", ".join(map(repr, roots)) or "nothing"
+                raise CorpusFormatError(
+                    f"{path}: found {found} at the top, but one group with a filled group 'data' below it is expected, "
+                    f"as the CMU Multimodal SDK writes it. {_AGAIN}"
+                )
+        except BaseException:
+            self._file.close()
+            raise
+        self._data: Any = data
+
+    def __enter__(self) -> ComputationalSequence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __contains__(self, video: object) -> bool:
+        return video in self._parts
+
+    def videos(self) -> list[str]:
+        """Ids of the videos that the sequence covers."""
+        return list(self._parts)
+
+    def intervals(self, video: str) -> NDArray[np.float64]:
+        """Start and end of every step, in seconds, shape (T, 2), sorted by start.
+
+        Raises:
+            CorpusFormatError: the array is not there, or is no (T, 2) matrix of numbers.
+        """
+        times = self._times(video)
+        return times[_by_start(times)]
+
+    def features(self, video: str) -> NDArray[Any]:
+        """The steps' values, shape (T, D), in the order of :meth:`intervals`, of the type that the file has.
+
+        Raises:
+            CorpusFormatError: as in :meth:`intervals`, or the values are no matrix with one row an interval.
+        """
+        times = self._times(video)
+        parts = [self._array(key, "features") for key in self._parts[video]]
+        for key, part in zip(self._parts[video], parts, strict=True):
+            if part.ndim != 2 or part.shape[1] != parts[0].shape[1]:
+                self.fail(key, f"features of the shape {part.shape}, but a matrix with one row a step is expected")
+        values = np.concatenate(parts)
+        if len(values) != len(times):
+            self.fail(video, f"{len(values)} rows of features, but {len(times)} intervals")
+        return values[_by_start(times)]
+
+    def numbers(self, video: str) -> NDArray[np.float64]:
+        """:meth:`features` as numbers.
+
+        Raises:
+            CorpusFormatError: as in :meth:`features`, or they are text.
+        """
+        values = self.features(video)
+        if values.dtype.kind not in "fiu":
+            self.fail(video, f"the features are of type {values.dtype}, but numbers are expected")
+        return values.astype(np.float64)
+
+    def words(self, video: str) -> list[str]:
+        """:meth:`features` of a sequence of words as text; ``sp`` is what the aligner writes for a pause.
+
+        Raises:
+            CorpusFormatError: as in :meth:`features`, or they are not one UTF-8 string a step.
+        """
+        values = self.features(video)
+        if values.shape[1] != 1 or values.dtype.kind not in "SUO":
+            self.fail(video, f"found {values.shape[1]} columns of type {values.dtype}, but one of words is expected")
+        spoken = []
+        for step, word in enumerate(values[:, 0]):
+            try:
+                spoken.append(word.decode() if isinstance(word, bytes) else str(word))
+            except UnicodeDecodeError:
+                self.fail(video, f"the word of step {step} (counted from 0), {bytes(word)!r}, is not UTF-8")
+        return spoken
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raise :class:`CorpusFormatError` for an entry of this file."""
+        raise CorpusFormatError(f"{self.path}, {self.name}/data/{key}: {problem}. {_AGAIN}")
+
+    def _times(self, video: str) -> NDArray[np.float64]:
+        parts = [self._array(key, "intervals") for key in self._parts[video]]
+        for key, part in zip(self._parts[video], parts, strict=True):
+            if part.ndim != 2 or part.shape[1] != 2 or part.dtype.kind not in "fiu":
+                self.fail(
+                    key,
+                    f"the intervals have the shape {part.shape} and the type {part.dtype}, but (steps, 2) numbers, "
+                    f"start and end in seconds, are expected",
+                )
+        return np.concatenate(parts).astype(np.float64)
+
+    def _array(self, key: str, name: str) -> NDArray[Any]:
+        import h5py
+
+        with self._guarded(f"{self.name}/data/{key}/{name} cannot be read"):
+            entry = self._data[key]
+            dataset = entry.get(name) if isinstance(entry, h5py.Group) else None
+            if isinstance(dataset, h5py.Dataset) and dataset.shape:
+                return np.asarray(dataset[()])
+        self.fail(key, f"there is no array {name!r}")
+
+    @contextmanager
+    def _guarded(self, problem: str) -> Iterator[None]:
+        # h5py raises any of these where bytes are missing or do not mean what they should.
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise CorpusFormatError(f"{self.path}: {problem} ({error}). {_AGAIN}") from error
+
+
+def _by_start(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    # Stable: steps that start together keep the file's order.
+    return np.argsort(times[:, 0], kind="stable")
+
+
+def overlapping(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.int64]:
+    """Rows of ``times`` (T, 2) that share more than :data:`EPSILON` seconds with the segment from start to end.
+
+    That is the SDK's rule (``align`` in ``mmsdk/mmdatasdk/dataset/dataset.py``): a step on the border of two segments
+    belongs to both. A segment without duration has no steps.
+    """
+    if end - start <= EPSILON:
+        return np.zeros(0, dtype=np.int64)
+    shared = np.minimum(times[:, 1], end) - np.maximum(times[:, 0], start)
+    return np.flatnonzero(shared > EPSILON)
+
+
+def read_folds(path: Path) -> dict[str, frozenset[str]]:
+    """Video ids of train, dev and test, from a ``splits.json`` or from the SDK's ``cmu_*_std_folds.py``.
+
+    The Python file is parsed, never executed: of its three assignments only literal lists of strings are taken. An id
+    that stands twice in one list counts once.
+
+    Raises:
+        CorpusFormatError: a list is missing, empty, or not of strings, or an id is in two lists.
+    """
+    content: Any = _assignments(path) if path.suffix == ".py" else read_json(path)
+    folds: dict[str, frozenset[str]] = {}
+    for split, names in FOLD_NAMES.items():
+        name = names[path.suffix == ".py"]
+        listed: list[Any] = pick(content, name, list, path, "top level")
+        wrong = next((entry for entry in listed if not isinstance(entry, str) or not entry.strip()), None)
+        if wrong is not None or not listed:
+            found = "an empty list" if wrong is None else repr(wrong)
+            raise CorpusFormatError(f"{path}, {name!r}: found {found}, but ids of videos are expected. Get it again.")
+        folds[split] = frozenset(listed)
+        for other in list(folds)[:-1]:
+            if both := sorted(folds[split] & folds[other]):
+                raise CorpusFormatError(
+                    f"{path}, {name!r}: {both[0]!r} is also in {FOLD_NAMES[other][path.suffix == '.py']!r} "
+                    f"({len(both)} such ids). A video belongs to one split: remove it from the other."
+                )
+    return folds
+
+
+def _assignments(path: Path) -> dict[str, Any]:
+    wanted = {names[1] for names in FOLD_NAMES.values()}
+    try:
+        module = ast.parse(read_text(path), filename=path.name)
+    except SyntaxError as error:
+        raise CorpusFormatError(f"{path}, line {error.lineno}: no valid Python ({error.msg}). {_AGAIN}") from error
+    found: dict[str, Any] = {}
+    for statement in module.body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        for name in (target.id for target in statement.targets if isinstance(target, ast.Name)):
+            if name not in wanted:
+                continue
+            try:
+                found[name] = ast.literal_eval(statement.value)
+            except (ValueError, TypeError) as error:
+                raise CorpusFormatError(
+                    f"{path}, line {statement.lineno}: {name} is no literal list of strings. Get the file again from "
+                    f"the SDK, or write the ids into a splits.json."
+                ) from error
+    return found
+
+
+def spoken_text(words: Sequence[str]) -> str | None:
+    """The words as one text, without the marks of pauses; None where nothing was said."""
+    return " ".join(word.strip() for word in words if word.strip() not in ("", "sp")) or None

@@ -1,0 +1,337 @@
+"""What ``corpus.yaml`` says about a corpus of one's own, and how the cells of its targets are read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast, get_args
+
+from ercfusion.data.conversation import Target, TargetValue
+from ercfusion.data.schema import LabelSchema
+from ercfusion.data.tabular import Row, read_text
+from ercfusion.data.task import KINDS, TaskKind, TaskSpec
+from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
+
+Recordings = Literal["turn", "conversation"]
+TABLE = "utterances.csv"
+DEFAULT_TARGET = "emotion"
+RESERVED = ("conversation", "turn", "speaker", "text", "split", "start", "end", "audio", "video")
+"""Columns of ``utterances.csv`` that have a meaning of their own."""
+SEPARATOR = "|"
+"""Between the labels of a multi-label cell."""
+NOTHING = "-"
+"""A multi-label cell for the empty set; an empty cell is not labelled."""
+
+_KEYS: Mapping[str, type] = {
+    "title": str, "licence": str, "citation": str, "synthetic": bool, "recordings": str, "targets": dict,
+}  # fmt: skip
+_COMMON: Mapping[str, type] = {"kind": str, "metric": str}
+_LABELLED: Mapping[str, type] = {"labels": list, "synonyms": dict, "neutral": str}
+_REGRESSED: Mapping[str, type] = {"low": float, "high": float, "dimensions": list}
+_TYPES: Mapping[type, str] = {
+    str: "text",
+    bool: "true or false",
+    float: "a number",
+    list: "a list",
+    dict: "a mapping (key: value)",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of ``corpus.yaml``, checked for keys and types.
+
+    Args:
+        path: The file; None where there is none.
+        values: By key; ``targets`` is left out.
+        targets: Target name to its entries; None where the file names no targets.
+    """
+
+    path: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Mapping[str, Any]] | None = None
+
+    @property
+    def recordings(self) -> Recordings | None:
+        """Whether files hold turns or conversations; None lets every file be judged by itself."""
+        return self.values.get("recordings")
+
+
+def read_settings(path: Path) -> Settings:
+    """Read ``corpus.yaml``.
+
+    Raises:
+        CorpusFormatError: no YAML, an unknown key, or a value of another type; file and key are named.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise CorpusFormatError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from error
+    entries = _checked(path, "", found, _KEYS)
+    recordings = entries.get("recordings")
+    if recordings is not None and recordings not in get_args(Recordings):
+        _fail(path, "recordings", f"found {recordings!r}. {did_you_mean(recordings, get_args(Recordings))}")
+    targets = entries.pop("targets", None)
+    if targets is not None:
+        if not targets:
+            _fail(path, "targets", "the mapping is empty. Name a column of utterances.csv, or leave the key out")
+        targets = {name: _target_entries(path, name, entry) for name, entry in targets.items()}
+    return Settings(path, entries, targets)
+
+
+def _target_entries(path: Path, name: Any, found: Any) -> dict[str, Any]:
+    where = f"targets.{name}"
+    # Names become part of protocol ids and of the names of weights, where "/" and "." have a meaning.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        _fail(path, where, "a target's name is made of letters, digits, _ and -. Rename it and its column")
+    if name in RESERVED:
+        _fail(path, where, f"the column {name!r} has another meaning. Give the target another name")
+    entries = _checked(path, where, found, {**_COMMON, **_LABELLED, **_REGRESSED})
+    kind = entries.setdefault("kind", "single_label")
+    if kind not in KINDS:
+        _fail(path, f"{where}.kind", f"found {kind!r}. {did_you_mean(kind, KINDS)}")
+    foreign = _LABELLED if kind == "regression" else _REGRESSED
+    for key in entries:
+        if key in foreign:
+            _fail(path, f"{where}.{key}", f"a target of the kind {kind} has no such key. Remove it, or correct 'kind'")
+    _check_names(path, where, entries)
+    if kind == "regression":
+        for key in ("low", "high"):
+            if key not in entries:
+                _fail(path, where, f"the key {key!r} is missing: a regression needs the range of its values, low, high")
+        if not (math.isfinite(entries["low"]) and entries["low"] < entries["high"] < math.inf):
+            _fail(path, where, f"low is {entries['low']:g} and high {entries['high']:g}; low must be the smaller one")
+    return entries
+
+
+def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
+    for key in ("labels", "dimensions"):
+        names = entries.get(key)
+        if names is None:
+            continue
+        for entry in names:
+            if not isinstance(entry, str) or not entry.strip() or entry != entry.strip():
+                # Unquoted, YAML reads no, off and 1 as other things than words.
+                _fail(path, f"{where}.{key}", f"found {entry!r}, but text is expected. Put the word in quotes")
+            if entries["kind"] == "multi_label" and (SEPARATOR in entry or entry == NOTHING):
+                _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {SEPARATOR!r} and {NOTHING!r}")
+        if len(set(names)) < len(names):
+            twice = next(entry for entry in names if names.count(entry) > 1)
+            _fail(path, f"{where}.{key}", f"{twice!r} stands there twice. Remove one")
+        least = 2 if entries["kind"] in ("single_label", "distribution") else 1
+        if len(names) < least:
+            _fail(path, f"{where}.{key}", f"{len(names)} names, but at least {least} are needed")
+    for spelling, label in entries.get("synonyms", {}).items():
+        if not isinstance(spelling, str) or not isinstance(label, str):
+            _fail(path, f"{where}.synonyms", f"found {spelling!r}: {label!r}, but two words are expected; quote them")
+
+
+def _checked(path: Path, where: str, found: Any, keys: Mapping[str, type]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        _fail(path, where, f"found {found!r}, but a mapping (key: value) is expected")
+    entries: dict[str, Any] = {}
+    for key, value in found.items():
+        place = f"{where}.{key}" if where else str(key)
+        if key not in keys:
+            _fail(path, place, f"there is no such key. {did_you_mean(str(key), keys)}")
+        kind = keys[key]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind):
+            _fail(path, place, f"found {value!r}, but {_TYPES[kind]} is expected")
+        entries[key] = value
+    return entries
+
+
+def _fail(path: Path, key: str, problem: str) -> NoReturn:
+    place = f", key {key!r}" if key else ""
+    raise CorpusFormatError(f"{path}{place}: {problem.rstrip('.')}.")
+
+
+# Targets
+
+
+@dataclass(frozen=True)
+class TargetReader:
+    """One target of ``utterances.csv``.
+
+    Args:
+        task: What it is.
+        columns: The columns it is read from: its own, or one a label (distribution) or dimension (regression).
+    """
+
+    task: TaskSpec
+    columns: tuple[str, ...]
+
+    def read(self, row: Row) -> Target:
+        """The target of a row; not labelled where its cells are empty.
+
+        Raises:
+            CorpusFormatError: a cell holds no label, no number, or a number out of range; or some cells are empty.
+        """
+        cells = [row[column].strip() for column in self.columns]
+        if not any(cells):
+            return Target(None)
+        for column, cell in zip(self.columns, cells, strict=True):
+            if not cell:
+                others = ", ".join(name for name, other in zip(self.columns, cells, strict=True) if other)
+                row.fail(column, f"the cell is empty, but {others} is not. Fill all of the target's cells, or none.")
+        return Target(self._value(row, cells))
+
+    def _value(self, row: Row, cells: Sequence[str]) -> TargetValue:
+        task, schema = self.task, self.task.schema
+        if task.kind == "single_label" and schema is not None:
+            return row.label(self.columns[0], schema)
+        if task.kind == "multi_label" and schema is not None:
+            return _label_set(row, self.columns[0], cells[0], schema)
+        numbers = tuple(number(row, column) for column in self.columns)
+        if schema is not None:
+            return _shares(row, self.columns, numbers, schema)
+        for column, value in zip(self.columns, numbers, strict=True):
+            if not task.low <= value <= task.high:
+                row.fail(column, f"{value:g} is not between {task.low:g} and {task.high:g}. Correct it, or the range.")
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+def number(row: Row, column: str) -> float:
+    """The cell as a finite number.
+
+    Raises:
+        CorpusFormatError: it is none.
+    """
+    cell = row[column].strip()
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        row.fail(column, f"found {cell!r}, but a number such as 0.25 is expected (a point, no comma).")
+    return value
+
+
+def _label_set(row: Row, column: str, cell: str, schema: LabelSchema) -> frozenset[str]:
+    if cell == NOTHING:
+        return frozenset()
+    # Each part is read as if it stood alone in the cell, so that a wrong one is reported like any other label.
+    parts = [part.strip() for part in cell.split(SEPARATOR)]
+    if not all(parts):
+        row.fail(column, f"found {cell!r}: a label is missing beside {SEPARATOR!r}. Write joy{SEPARATOR}anger, or -.")
+    return frozenset(Row(row.path, row.line, {column: part}).label(column, schema) for part in parts)
+
+
+def _shares(row: Row, columns: Sequence[str], numbers: Sequence[float], schema: LabelSchema) -> dict[str, float]:
+    for column, value in zip(columns, numbers, strict=True):
+        if value < 0:
+            row.fail(column, f"{value:g} is negative, but a share or a count of votes is expected.")
+    total = sum(numbers)
+    if total == 0:
+        row.fail(columns[0], f"all {len(columns)} shares are 0. Leave the cells empty where the turn is not labelled.")
+    return {label: value / total for label, value in zip(schema.labels, numbers, strict=True)}
+
+
+def target_readers(settings: Settings, header: Sequence[str], rows: Sequence[Row]) -> list[TargetReader]:
+    """The targets in the order of ``corpus.yaml``; the column ``emotion`` alone where it names none.
+
+    Raises:
+        CorpusFormatError: a target has no column, or its labels are neither given nor to be found.
+    """
+    if settings.targets is not None:
+        return [_reader(settings, name, entries, header, rows) for name, entries in settings.targets.items()]
+    if DEFAULT_TARGET not in header:
+        near = nearest(DEFAULT_TARGET, header, count=1)
+        hint = f" Is it the one called {near[0]!r}?" if near else ""
+        raise CorpusFormatError(
+            f"{rows[0].path}, line 1: no column {DEFAULT_TARGET!r}, and no targets are named in corpus.yaml. Found: "
+            f"{', '.join(map(repr, header))}.{hint} Rename the column, or name it in corpus.yaml below 'targets'."
+        )
+    return [_reader(settings, DEFAULT_TARGET, {"kind": "single_label"}, header, rows)]
+
+
+def _reader(
+    settings: Settings, name: str, entries: Mapping[str, Any], header: Sequence[str], rows: Sequence[Row]
+) -> TargetReader:
+    table = rows[0].path
+    kind = cast(TaskKind, entries["kind"])
+    metric = entries.get("metric", "kl" if kind == "distribution" else "")
+    if kind == "regression":
+        dimensions = tuple(entries.get("dimensions", [name]))
+        columns = [f"{name}.{dimension}" for dimension in dimensions] if len(dimensions) > 1 else [name]
+        _require(table, name, columns, header)
+        task = TaskSpec(name, kind, None, dimensions, entries["low"], entries["high"], metric)
+        return TargetReader(task, tuple(columns))
+    labels = entries.get("labels")
+    if kind == "distribution":
+        if labels is None:
+            labels = [column.removeprefix(f"{name}.") for column in header if column.startswith(f"{name}.")]
+            if len(labels) < 2:
+                _require(table, name, [f"{name}.LABEL"], header)
+        columns = [f"{name}.{label}" for label in labels]
+    else:
+        columns = [name]
+    _require(table, name, columns, header)
+    if labels is None:
+        # Other spellings are no labels of their own.
+        labels = _found_labels(name, kind, rows, entries.get("synonyms", {}))
+    schema = _schema(settings, name, entries, labels)
+    return TargetReader(TaskSpec(name, kind, schema, metric=metric), tuple(columns))
+
+
+def _schema(settings: Settings, name: str, entries: Mapping[str, Any], labels: Sequence[str]) -> LabelSchema:
+    synonyms: Mapping[str, str] = entries.get("synonyms", {})
+    neutral = entries.get("neutral", next((label for label in labels if label.lower() == "neutral"), None))
+    if settings.path is not None:
+        where = f"targets.{name}"
+        for spelling, label in synonyms.items():
+            if label not in labels:
+                _fail(
+                    settings.path,
+                    f"{where}.synonyms.{spelling}",
+                    f"{label!r} is no label. {did_you_mean(label, labels)}",
+                )
+            if spelling in labels:
+                _fail(settings.path, f"{where}.synonyms.{spelling}", "this is a label already. Remove the synonym")
+        if neutral is not None and neutral not in labels:
+            _fail(settings.path, f"{where}.neutral", f"{neutral!r} is no label. {did_you_mean(neutral, labels)}")
+    return LabelSchema(f"custom/{name}", tuple(labels), synonyms, neutral)
+
+
+def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[str]) -> None:
+    for column in columns:
+        if column not in header:
+            raise CorpusFormatError(
+                f"{table}, line 1: the target {name!r} needs the column {column!r}. Found: "
+                f"{', '.join(map(repr, header))}. Add or rename the column, or correct 'targets' in corpus.yaml."
+            )
+
+
+def _found_labels(name: str, kind: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
+    # The labels of a column: neutral first, the others in alphabetical order.
+    first: dict[str, Row] = {}
+    spelled: dict[str, str] = {}
+    for row in rows:
+        cell = row[name].strip()
+        parts = cell.split(SEPARATOR) if kind == "multi_label" and cell != NOTHING else [cell]
+        for part in map(str.strip, parts):
+            if not part or (kind == "multi_label" and part == NOTHING):
+                continue
+            label = synonyms.get(part, part)
+            first.setdefault(label, row)
+            other = spelled.setdefault(label.lower(), label)
+            if other != label:
+                row.fail(
+                    name,
+                    f"found {label!r}, but {other!r} on line {first[other].line}. Write a label in one way only, or "
+                    f"list the labels in small letters in corpus.yaml: then capital letters do not matter.",
+                )
+    least = 1 if kind == "multi_label" else 2
+    if len(first) < least:
+        raise CorpusFormatError(
+            f"{rows[0].path}, column {name!r}: {len(first)} labels in {len(rows)} rows, but at least {least} are "
+            f"needed. Fill the column, or list all labels in corpus.yaml below targets.{name}.labels."
+        )
+    return sorted(first, key=lambda label: (label.lower() != "neutral", label))

@@ -1,0 +1,234 @@
+"""The two text files that IEMOCAP's release holds for every dialogue: its evaluation and its transcription.
+
+What the lines mean is told by the release's own notes, as public readers quote them: the first line of an utterance
+gives its times, its name, the label on which the raters agree (``xxx`` where there is none) and the means of valence,
+activation and dominance; ``C-E1`` and so on are the categorical raters, ``A-E1`` the dimensional ones, and ``C-F1`` or
+``A-M1`` are actors who rated themselves, whose answers count neither for the label nor for the means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from ercfusion.data.schema import get_schema
+from ercfusion.data.tabular import read_text
+from ercfusion.errors import CorpusFormatError, did_you_mean
+
+CODES = ("neu", "hap", "sad", "ang", "exc", "fru", "fea", "sur", "dis", "oth", "xxx")
+"""What stands as the label of an utterance; ``oth`` is another emotion, ``xxx`` no agreement."""
+NO_AGREEMENT = "xxx"
+OTHER = "other"
+RATED: Mapping[str, str] = {
+    "neutral": "neutral",
+    "neutral state": "neutral",
+    "happiness": "happy",
+    "sadness": "sad",
+    "anger": "angry",
+    "excited": "excited",
+    "frustration": "frustrated",
+    "fear": "fear",
+    "surprise": "surprise",
+    "disgust": "disgust",
+    "other": OTHER,
+}
+"""What a rater could choose, in lower case, and its label in the schema ``iemocap9`` (or :data:`OTHER`)."""
+LOW, HIGH = 1.0, 5.0
+"""Range of the raters' valence, activation and dominance."""
+
+_DIALOGUE = re.compile(r"Ses0([1-5])[FM]_(?:impro|script)\w+")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_HEAD = re.compile(
+    rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+(\S+)\s+\[\s*{_NUMBER},\s*{_NUMBER},\s*{_NUMBER}\s*\]"
+)
+_SPOKEN = re.compile(rf"(\S+?)\s*\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s*:(.*)")
+_RATING = re.compile(r"(C-\w+)\s*:(.*)")
+_TURN = re.compile(r"[FM][0-9A-Za-z]+")
+_AGAIN = "Get the file again from the release."
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What an evaluation file says of one utterance.
+
+    Args:
+        id: The name without the dialogue's, for example ``F000``; its letter is the speaker's sex.
+        start, end: Seconds from the beginning of the dialogue's recording.
+        code: One of :data:`CODES`.
+        vad: Means of valence, activation and dominance, 1 to 5; None where one of them lies outside.
+        ballots: What each categorical rater named, as labels of ``iemocap9`` or :data:`OTHER`; one rater may name
+            several. Actors who rated themselves are left out.
+    """
+
+    id: str
+    start: float
+    end: float
+    code: str
+    vad: tuple[float, float, float] | None
+    ballots: tuple[frozenset[str], ...]
+
+    @property
+    def votes(self) -> dict[str, int]:
+        """How many raters named each label of ``iemocap9``, in its order; labels that nobody named are 0."""
+        named = Counter(label for ballot in self.ballots for label in ballot)
+        return {label: named[label] for label in get_schema("iemocap9").labels}
+
+    @property
+    def majority(self) -> str | None:
+        """The one label (or :data:`OTHER`) that more than half of the raters named; None where it is not one."""
+        named = Counter(label for ballot in self.ballots for label in ballot)
+        most = [label for label, count in named.items() if 2 * count > len(self.ballots)]
+        return most[0] if len(most) == 1 else None
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The two files of one dialogue.
+
+    Args:
+        name: For example ``Ses01F_impro01``; the letter is that of the person who wears the markers.
+        session: 1 to 5.
+        utterances: In order of their start.
+        texts: The words by utterance id, also of utterances that were not rated.
+        pieces: Ids with ``XX``: sounds and fragments that were transcribed and are no utterances.
+        nameless: Transcribed lines that begin with no utterance's name, such as ``M: ...``.
+    """
+
+    name: str
+    session: int
+    utterances: tuple[Utterance, ...]
+    texts: Mapping[str, str]
+    pieces: tuple[str, ...]
+    nameless: int
+
+
+def dialogue_files(folder: Path) -> list[Path]:
+    """The files of a folder that are named after a dialogue, sorted by name.
+
+    Folders beside them and what macOS leaves (``._Ses01F_impro01.txt``) are passed over.
+    """
+    found = [path for path in folder.glob("Ses*.txt") if path.is_file() and _DIALOGUE.fullmatch(path.stem)]
+    return sorted(found, key=lambda path: path.name)
+
+
+def read_dialogue(evaluation: Path, transcription: Path, session: int) -> Dialogue:
+    """A dialogue from its two files.
+
+    Args:
+        evaluation: ``dialog/EmoEvaluation/NAME.txt``.
+        transcription: ``dialog/transcriptions/NAME.txt``.
+        session: The session in whose folder they lie.
+
+    Raises:
+        CorpusFormatError: a line is not as released, an utterance stands twice, or the dialogue belongs to another
+            session; the message names file and line.
+    """
+    name = evaluation.stem
+    match = _DIALOGUE.fullmatch(name)
+    if match is None or int(match[1]) != session:
+        raise CorpusFormatError(
+            f"{evaluation}: the name is not that of a dialogue of session {session}. Put the file where the release "
+            f"has it."
+        )
+    utterances = _evaluation(evaluation, name)
+    texts, pieces, nameless = _transcription(transcription, name)
+    ordered = tuple(sorted(utterances, key=lambda utterance: (utterance.start, utterance.end)))
+    return Dialogue(name, session, ordered, texts, pieces, nameless)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _fail(path: Path, line: int, problem: str) -> NoReturn:
+    raise CorpusFormatError(f"{path}, line {line}: {problem}")
+
+
+def _turn_id(path: Path, line: int, name: str, dialogue: str) -> str:
+    identifier = name.removeprefix(f"{dialogue}_")
+    if identifier == name or not _TURN.fullmatch(identifier):
+        _fail(path, line, f"found {name!r}, but an utterance of {dialogue} ({dialogue}_F000) is expected. {_AGAIN}")
+    return identifier
+
+
+def _evaluation(path: Path, dialogue: str) -> list[Utterance]:
+    heads: dict[str, tuple[int, re.Match[str]]] = {}
+    ballots: dict[str, list[frozenset[str]]] = {}
+    current: str | None = None
+    for line, text in _lines(path):
+        if text.startswith("%"):
+            continue
+        if text.startswith("["):
+            match = _HEAD.fullmatch(text)
+            if match is None:
+                _fail(
+                    path,
+                    line,
+                    f"found {text[:80]!r}, but [START - END], name, label and [V, A, D] are expected. {_AGAIN}",
+                )
+            current = _turn_id(path, line, match[3], dialogue)
+            if current in heads:
+                _fail(path, line, f"{match[3]!r} stands already on line {heads[current][0]}. Remove one of the two.")
+            if match[4] not in CODES:
+                _fail(path, line, f"{match[4]!r} is no label of IEMOCAP. {did_you_mean(match[4], CODES)}")
+            heads[current] = (line, match)
+            ballots[current] = []
+        elif text.startswith(("C-", "A-")):
+            if current is None:
+                _fail(path, line, f"a rating stands before the first utterance. {_AGAIN}")
+            # Ratings by the actors themselves ("C-F1", "C-M1") are no votes of observers.
+            if text.startswith("C-") and text[2:3] not in ("F", "M"):
+                ballots[current].append(_ballot(path, line, text))
+        else:
+            _fail(path, line, f"found {text[:80]!r}, which is neither an utterance nor a rating. {_AGAIN}")
+    if not heads:
+        raise CorpusFormatError(f"{path} holds no utterance. The copy was cut off: get the file again.")
+    return [_utterance(identifier, match, tuple(ballots[identifier])) for identifier, (_, match) in heads.items()]
+
+
+def _utterance(identifier: str, match: re.Match[str], ballots: tuple[frozenset[str], ...]) -> Utterance:
+    valence, activation, dominance = float(match[5]), float(match[6]), float(match[7])
+    inside = all(LOW <= value <= HIGH for value in (valence, activation, dominance))
+    vad = (valence, activation, dominance) if inside else None
+    return Utterance(identifier, float(match[1]), float(match[2]), match[4], vad, ballots)
+
+
+def _ballot(path: Path, line: int, text: str) -> frozenset[str]:
+    # "C-E2:\tNeutral; Anger;\t(a remark)"; remarks may hold anything.
+    match = _RATING.match(text)
+    if match is None:
+        _fail(path, line, f"found {text[:80]!r}, but a rater, a colon and labels are expected. {_AGAIN}")
+    rater, rest = match.groups()
+    named = [" ".join(part.lower().split()) for part in rest.partition("(")[0].split(";")]
+    for label in filter(None, named):
+        if label not in RATED:
+            _fail(path, line, f"{rater}: {label!r} is nothing that a rater could choose. {did_you_mean(label, RATED)}")
+    return frozenset(RATED[label] for label in named if label)
+
+
+def _transcription(path: Path, dialogue: str) -> tuple[dict[str, str], tuple[str, ...], int]:
+    texts: dict[str, str] = {}
+    places: dict[str, int] = {}
+    pieces = []
+    nameless = 0
+    for line, text in _lines(path):
+        if not text.startswith("Ses"):
+            nameless += 1
+            continue
+        match = _SPOKEN.fullmatch(text)
+        if match is None:
+            _fail(path, line, f"found {text[:80]!r}, but 'NAME [START-END]: words' is expected. {_AGAIN}")
+        identifier = _turn_id(path, line, match[1], dialogue)
+        if "XX" in identifier:
+            pieces.append(identifier)
+            continue
+        if identifier in texts:
+            _fail(path, line, f"{match[1]!r} stands already on line {places[identifier]}. Remove one of the two.")
+        texts[identifier], places[identifier] = match[4].strip(), line
+    return texts, tuple(pieces), nameless

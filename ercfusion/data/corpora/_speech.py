@@ -1,0 +1,149 @@
+"""What corpora of single utterances share: conversations of one turn, and splits in which no speaker occurs twice."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS, Corpus, Protocol, Splits
+from ercfusion.data.schema import LabelSchema
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import CorpusNotFoundError
+
+TASK = "emotion"
+TURN = "0"
+"""The turn's id in every conversation."""
+
+Fold = Mapping[str, tuple[str, ...]]
+"""Split to the speakers in it."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recorded sentence.
+
+    Args:
+        id: Name of the conversation that it alone makes up.
+        speaker: Who speaks.
+        emotion: Label name.
+        text: The sentence.
+    """
+
+    id: str
+    speaker: str
+    emotion: str
+    text: str
+
+    def conversation(self) -> Conversation:
+        """A conversation of this utterance alone."""
+        return Conversation(self.id, (Turn(TURN, self.speaker, self.text, targets={TASK: Target(self.emotion)}),))
+
+
+class SpeechCorpus(Corpus):
+    """Base of corpora in which every utterance stands alone. Subclasses list :meth:`utterances` and name ``folds``."""
+
+    folds: ClassVar[Mapping[str, Fold]]
+
+    @abstractmethod
+    def utterances(self) -> list[Utterance]:
+        """All utterances in order of their ids.
+
+        Raises:
+            CorpusNotFoundError: there is no recording.
+            CorpusFormatError: a file has another name than the release gives.
+        """
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The utterances of each split's speakers, sorted by id.
+
+        Raises:
+            CorpusNotFoundError, CorpusFormatError: see :meth:`utterances`; also where a split would be empty.
+        """
+        spoken = self.utterances()
+        splits: Splits = {}
+        for split in SPLITS:
+            speakers = self.folds[protocol.id][split]
+            splits[split] = [entry.conversation() for entry in spoken if entry.speaker in speakers]
+            if not splits[split]:
+                raise CorpusNotFoundError(
+                    f"{self.card.title}: {self.root()} has no utterance of {', '.join(speakers)}, of whom {split} "
+                    f"consists under {protocol.id}. Copy all files of the release.\n{self._how_to_get()}"
+                )
+        return splits
+
+
+def cyclic_folds(prefix: str, groups: Mapping[str, Sequence[str]]) -> dict[str, Fold]:
+    """Protocol id to fold: one group is test, the next one (after the last, the first) dev, and all others train.
+
+    Args:
+        prefix: Of the ids, for example ``emodb/7way-spk``.
+        groups: What follows in the id, to the speakers of the group.
+    """
+    names = list(groups)
+    folds: dict[str, Fold] = {}
+    for position, name in enumerate(names):
+        dev = names[(position + 1) % len(names)]
+        train = tuple(speaker for other in names if other not in (name, dev) for speaker in groups[other])
+        folds[prefix + name] = {"train": train, "dev": tuple(groups[dev]), "test": tuple(groups[name])}
+    return folds
+
+
+def fold_protocols(folds: Mapping[str, Fold], schema: LabelSchema, what: str, dev_source: str) -> dict[str, Protocol]:
+    """The protocols of folds, for a single label and unweighted average recall.
+
+    Args:
+        folds: By protocol id.
+        schema: The labels.
+        what: What speakers are called, for example ``actor``.
+        dev_source: The same for all folds.
+    """
+    task = TaskSpec(TASK, "single_label", schema, metric="uar")
+    found = {}
+    for identifier, fold in folds.items():
+        test, dev = (f"{what} {', '.join(fold[split])}" for split in ("test", "dev"))
+        found[identifier] = Protocol(
+            id=identifier,
+            task=task,
+            description=f"{len(schema)} emotions; test: {test}; dev: {dev}; unweighted average recall",
+            dev_source=dev_source,
+            modalities=("audio",),
+        )
+    return found
+
+
+def label_counts(
+    folds: Mapping[str, Fold], by_speaker: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Protocol id to split to ``{label: utterances}``, from the labels of every speaker."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for identifier, fold in folds.items():
+        counts[identifier] = {}
+        for split, speakers in fold.items():
+            total: dict[str, int] = {}
+            for speaker in speakers:
+                for label, number in by_speaker[speaker].items():
+                    total[label] = total.get(label, 0) + number
+            counts[identifier][split] = total
+    return counts
+
+
+def utterance_counts(labels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """``CorpusCard.counts`` of a protocol from its label counts: every utterance is a conversation."""
+    totals = {split: sum(counted.values()) for split, counted in labels.items()}
+    return {split: {"conversations": total, "utterances": total} for split, total in totals.items()}
+
+
+def recordings(folder: Path, endings: Iterable[str]) -> list[Path]:
+    """Files with these endings (such as ``.wav``) at any depth below ``folder``, sorted; hidden ones are left out."""
+    wanted = tuple(endings)
+    # Copying programs leave hidden twins of files ("._03a01Fa.wav") behind.
+    found = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in wanted and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(path for path in found if path.is_file())

@@ -1,0 +1,229 @@
+"""DailyDialog: written everyday dialogues of two, with one of seven emotions an utterance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.schema import get_schema
+from ercfusion.data.tabular import read_text
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
+
+SCHEMA = get_schema("dailydialog7")
+"""Its order is that of the release's numbers 0 to 6."""
+PARTS: dict[str, str] = {"train": "train", "dev": "validation", "test": "test"}
+"""Split to the name of its folder and files in the release."""
+WHOLE = ("dialogues_text.txt", "dialogues_emotion.txt")
+END = "__eou__"
+"""What the release writes behind every utterance."""
+SPLIT_SEED = 0
+MISMATCHES = 1
+"""Dialogues of the unsplit files that may have another number of labels than of utterances; they are left out."""
+
+
+class DailyDialogCorpus(Corpus):
+    """Reader of the release's split folders or, where they are not there, of its unsplit files.
+
+    The split files are ``train/dialogues_train.txt`` and ``train/dialogues_emotion_train.txt``, and so on with
+    ``validation`` and ``test``; they may also lie one folder deeper (``train/train``, as the zip files unpack in some
+    tools) or directly in the raw folder. Of ``dialogues_text.txt`` and ``dialogues_emotion.txt`` the first 80 % of the
+    dialogues, in an order that depends on a fixed seed alone, train, the next 10 % are dev, the last 10 % test.
+
+    Conversations are called ``train/12`` (``all/12`` with the unsplit files) after their line, counted from 0, turns
+    after their position. The two speakers alternate, as the paper says; they have no names, so they are called
+    ``train/12/A`` and ``train/12/B``. Acts and topics are not read.
+    """
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="dailydialog",
+        title="DailyDialog",
+        licence="CC BY-NC-SA 4.0: research only, as the release says.",
+        obtain=(
+            "http://yanran.li/dailydialog: unpack ijcnlp_dailydialog.zip, and in it train.zip, validation.zip and "
+            "test.zip; data.raw is the folder that holds the folders train, validation and test."
+        ),
+        citation=(
+            "Li, Su, Shen, Li, Cao, Niu. DailyDialog: A Manually Labelled Multi-turn Dialogue Dataset. IJCNLP 2017."
+        ),
+        layout=(
+            *(
+                f"{part}/{name}"
+                for part in PARTS.values()
+                for name in (f"dialogues_{part}.txt", f"dialogues_emotion_{part}.txt")
+            ),
+            f"or {' and '.join(WHOLE)}",
+        ),
+        counts={
+            "train": {"conversations": 11118, "utterances": 87170},
+            "dev": {"conversations": 1000, "utterances": 8069},
+            "test": {"conversations": 1000, "utterances": 7740},
+        },
+        labels={
+            "dailydialog/7way": {
+                split: dict(zip(SCHEMA.labels, numbers, strict=True))
+                for split, numbers in {
+                    "train": (72143, 827, 303, 146, 11182, 969, 1600),
+                    "dev": (7108, 77, 3, 11, 684, 79, 107),
+                    "test": (6321, 118, 47, 17, 1019, 102, 116),
+                }.items()
+            }
+        },
+        known_issues=(
+            "83 % of the utterances are neutral ('no emotion'); the field's score is micro F1 without neutral.",
+            "Many dialogues occur more than once, also in two splits (Wen et al., LREC 2022): scores on test are too "
+            "high. The doctor calls that a fault, and nothing is removed here.",
+            "Speakers are not released: they are taken to alternate.",
+            "Results on a split of one's own (of the unsplit files) do not compare with those on the released one.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = {
+        "dailydialog/7way": Protocol(
+            id="dailydialog/7way",
+            task=TaskSpec("emotion", "single_label", SCHEMA, metric="micro_f1_without_neutral"),
+            description="seven emotions, released split, micro F1 over the six that are not neutral",
+            dev_source=f"the release's folder validation; else all split 80/10/10 by dialogue, seed {SPLIT_SEED}",
+            modalities=("text",),
+        )
+    }
+
+    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        super().__init__(raw, **options)
+        try:
+            released = bool(self._split_files())
+        except CorpusNotFoundError:
+            return  # said with all that is to be said when the files are asked for
+        if not released:
+            # The numbers of the card are those of the released split; of one's own split they say nothing.
+            self.card = replace(self.card, counts={}, labels={})  # type: ignore[misc]
+
+    def files(self) -> list[Path]:
+        """Texts and emotions of train, dev and test in turn, or the two unsplit files."""
+        found = self._split_files()
+        if found:
+            return found
+        if all((self.root() / name).is_file() for name in WHOLE):
+            return self.require(WHOLE)
+        # Neither layout is complete: the error names what is missing of the better one.
+        return self.require([f"{part}/{name}" for part in PARTS.values() for name in _names(part)])
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The dialogues in file order within each split.
+
+        Raises:
+            CorpusNotFoundError: the files of neither layout are there.
+            CorpusFormatError: texts and emotions do not fit together, or an emotion is no number from 0 to 6.
+        """
+        files = self.files()
+        if len(files) > len(WHOLE):
+            return {
+                split: _read(files[2 * place], files[2 * place + 1], split, allowed=0)[0]
+                for place, split in enumerate(SPLITS)
+            }
+        dialogues, _ = _read(files[0], files[1], "all", allowed=MISMATCHES)
+        order = seeded_permutation((dialogue.id for dialogue in dialogues), SPLIT_SEED)
+        dev, test = round(0.8 * len(order)), round(0.9 * len(order))
+        parts = (order[:dev], order[dev:test], order[test:])
+        part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
+        return {split: [dialogue for dialogue in dialogues if part[dialogue.id] == split] for split in SPLITS}
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """Which layout was found, dialogues that were left out, and dialogues that occur twice within a split."""
+        files = self.files()
+        found = []
+        if len(files) == len(WHOLE):
+            text = f"{WHOLE[0]} is split by this library: the results compare with no published ones"
+            found.append(Finding("note", "splits", text))
+            for line, texts, labels in _read(files[0], files[1], "all", allowed=MISMATCHES)[1]:
+                text = f"{WHOLE[0]}, line {line}: {texts} utterances, but {labels} labels; the dialogue is left out"
+                found.append(Finding("note", "labels", text))
+        for split, dialogues in self.conversations(protocol).items():
+            different = {tuple(turn.text for turn in dialogue.turns) for dialogue in dialogues}
+            if again := len(dialogues) - len(different):
+                found.append(
+                    Finding("note", "repetition", f"{split}: {again} dialogues repeat an earlier one word for word")
+                )
+        return found
+
+    def _split_files(self) -> list[Path]:
+        # Empty unless all six files are there.
+        root = self.root()
+        found = []
+        for part in PARTS.values():
+            folders = (root / part, root / part / part, root)
+            for name in _names(part):
+                found += [folder / name for folder in folders if (folder / name).is_file()][:1]
+        return found if len(found) == 2 * len(PARTS) else []
+
+
+def _names(part: str) -> tuple[str, str]:
+    return f"dialogues_{part}.txt", f"dialogues_emotion_{part}.txt"
+
+
+def _lines(path: Path) -> list[str]:
+    # Not splitlines(): it would also cut at characters that stand within utterances, and the two files would no
+    # longer run side by side.
+    lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
+    while not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _read(
+    texts: Path, emotions: Path, prefix: str, allowed: int
+) -> tuple[list[Conversation], list[tuple[int, int, int]]]:
+    # The dialogues, and of those left out: line, number of utterances, number of labels.
+    spoken, labelled = _lines(texts), _lines(emotions)
+    if len(spoken) != len(labelled):
+        raise CorpusFormatError(
+            f"{texts} has {len(spoken)} lines, but {emotions.name} has {len(labelled)}. Both have one line a dialogue: "
+            f"get them again, from one release."
+        )
+    dialogues: list[Conversation] = []
+    skipped: list[tuple[int, int, int]] = []
+    for line, (text, numbers) in enumerate(zip(spoken, labelled, strict=True), start=1):
+        utterances = text.split(END)
+        if not utterances[-1].strip():
+            utterances.pop()
+        if not utterances:
+            raise CorpusFormatError(f"{texts}, line {line}: the line is empty, but a dialogue is expected.")
+        labels = [_label(emotions, line, number) for number in numbers.split()]
+        if len(labels) != len(utterances):
+            skipped.append((line, len(utterances), len(labels)))
+            if len(skipped) > allowed:
+                raise CorpusFormatError(
+                    f"{texts}, line {line}: {len(utterances)} utterances (each ends with {END}), but line {line} of "
+                    f"{emotions.name} has {len(labels)} labels. Lines were lost or moved: get both files again."
+                )
+            continue
+        name = f"{prefix}/{line - 1}"
+        dialogues.append(
+            Conversation(
+                name,
+                tuple(
+                    Turn(
+                        id=str(place),
+                        speaker=f"{name}/{'AB'[place % 2]}",
+                        text=utterance.strip() or None,
+                        targets={"emotion": Target(label)},
+                    )
+                    for place, (utterance, label) in enumerate(zip(utterances, labels, strict=True))
+                ),
+            )
+        )
+    return dialogues, skipped
+
+
+def _label(path: Path, line: int, number: str) -> str:
+    if number not in {str(index) for index in range(len(SCHEMA))}:
+        raise CorpusFormatError(
+            f"{path}, line {line}: found {number!r}, but numbers from 0 to {len(SCHEMA) - 1} are expected "
+            f"({', '.join(f'{index} {label}' for index, label in enumerate(SCHEMA.labels))}). Get the file again."
+        )
+    return SCHEMA.labels[int(number)]

@@ -1,0 +1,462 @@
+"""IEMOCAP: acted dialogues of two people in five sessions, rated by several observers (Busso et al. 2008).
+
+The layout of the release, the counts and the published relabelling were taken from readers and statistics in public
+repositories and cross-checked against each other; the release itself is not at hand here. Where the two differ, the
+release's own text files decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpora._iemocap_files import (
+    HIGH,
+    LOW,
+    NO_AGREEMENT,
+    Dialogue,
+    Utterance,
+    dialogue_files,
+    read_dialogue,
+)
+from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.features import Key
+from ercfusion.data.media import Clip, MediaKind
+from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.schema import get_schema, map_between
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import CorpusNotFoundError
+
+SESSIONS = (1, 2, 3, 4, 5)
+UNPACKED = "IEMOCAP_full_release"
+"""The folder that the release's archive makes; ``data.raw`` may be it, or hold it."""
+DEV_SHARE = 0.1
+DEV_SEED = 0
+DIALOGUES = 151
+UTTERANCES: Mapping[int, int] = {1: 1819, 2: 1811, 3: 2136, 4: 2103, 5: 2170}
+"""Rated utterances of the release by session, 10,039 in all."""
+_ORDER = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+LABELS: Mapping[int, Mapping[str, int]] = {
+    1: dict(zip(_ORDER, (135, 194, 384, 229, 143, 280), strict=True)),
+    2: dict(zip(_ORDER, (117, 197, 362, 137, 210, 325), strict=True)),
+    3: dict(zip(_ORDER, (135, 305, 320, 240, 151, 382), strict=True)),
+    4: dict(zip(_ORDER, (65, 143, 258, 327, 238, 481), strict=True)),
+    5: dict(zip(_ORDER, (143, 245, 384, 170, 299, 381), strict=True)),
+}
+"""Utterances with each of the six usual labels by session, as the release's evaluation files have them."""
+
+PUBLISHED_HAPPY: frozenset[str] = frozenset(
+    f"{dialogue}_{turn}"
+    for dialogue, turns in {
+        "Ses01F_impro03": "F007 F011 F014 M012",
+        "Ses01F_impro06": "M017",
+        "Ses01F_impro07": "F007",
+        "Ses01M_impro03": "F000",
+        "Ses01M_impro07": "F002",
+        "Ses02F_impro03": "F002 F005 F006 F007 F020",
+        "Ses02M_impro03": "F010 M026 M027",
+        "Ses03F_impro02": "M003",
+        "Ses03F_impro03": "F000 F003 F010 M003 M008 M013 M016 M019",
+        "Ses03F_impro04": "M020",
+        "Ses03F_impro07": "F000 F002 F006 M016 M020 M031",
+        "Ses03M_impro02": "F001",
+        "Ses03M_impro03": "F000 F019 M005 M006 M008 M009 M010 M024 M025 M026 M027 M034 M036 M037",
+        "Ses03M_impro05a": "F017",
+        "Ses03M_impro07": "F020 M001 M012 M021",
+        "Ses05F_impro07": "M010",
+    }.items()
+    for turn in turns.split()
+)
+"""The 53 utterances without agreement that are ``happy`` in the feature files of DialogueRNN, MMGCN and COGMEN.
+
+Nobody documented why. The list is the analysis in the read-me of the public repository ``emodet``; it explains exactly
+the difference between the release (595 happy) and those files (648).
+"""
+
+Labels = Literal["six", "four", "happy_alone"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    # What a protocol does: which session is test, which labels it has, and whether it follows the published files.
+    test: int
+    labels: Labels = "six"
+    published: bool = False
+
+
+_PLANS: dict[str, _Plan] = {
+    "6way-ses5": _Plan(5),
+    "4way-ses5": _Plan(5, "four"),
+    "6way-cogmen": _Plan(5, published=True),
+    "4way-cogmen": _Plan(5, "happy_alone", published=True),
+    **{f"6way-ses{session}": _Plan(session) for session in SESSIONS[:-1]},
+    **{f"4way-ses{session}": _Plan(session, "four") for session in SESSIONS[:-1]},
+    "vad-ses5": _Plan(5),
+    "votes-ses5": _Plan(5),
+}
+DIMENSIONS = ("valence", "activation", "dominance")
+
+
+def _protocol(name: str, plan: _Plan) -> Protocol:
+    task = TaskSpec("emotion", "single_label", get_schema("iemocap6" if plan.labels == "six" else "iemocap4"))
+    words = {
+        "six": "six emotions",
+        "four": "four emotions, excited counts as happy",
+        "happy_alone": "four emotions, excited is left out",
+    }[plan.labels]
+    if plan.published:
+        words += "; labels and turns of the published feature files"
+    if name.startswith("vad"):
+        task = TaskSpec("vad", "regression", dimensions=DIMENSIONS, low=LOW, high=HIGH, metric="ccc")
+        words = "mean ratings from 1 to 5"
+    if name.startswith("votes"):
+        task = TaskSpec("votes", "distribution", get_schema("iemocap9"), metric="kl")
+        words = "the shares of the raters' votes for nine emotions"
+    return Protocol(
+        id=f"iemocap/{name}",
+        task=task,
+        description=f"{words}; session {plan.test} is test",
+        dev_source=(
+            f"the first {DEV_SHARE:.0%} of the training dialogues in an order that depends on the seed {DEV_SEED} alone"
+        ),
+        modalities=("text",),
+    )
+
+
+def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
+    # Only of test: which dialogues are dev is known, but how many utterances of each label they hold is not.
+    labels = {}
+    for name, plan in _PLANS.items():
+        if name.startswith(("vad", "votes")):
+            continue
+        counts = dict(LABELS[plan.test])
+        if plan.published:
+            counts["happy"] += sum(identifier.startswith(f"Ses0{plan.test}") for identifier in PUBLISHED_HAPPY)
+        if plan.labels != "six":
+            counts["happy"] += counts["excited"] if plan.labels == "four" else 0
+            counts = {label: counts[label] for label in get_schema("iemocap4").labels}
+        labels[f"iemocap/{name}"] = {"test": counts}
+    return labels
+
+
+class IemocapCorpus(Corpus):
+    """Reader of the full release's tree; only the two folders of text files are needed for conversations.
+
+    A conversation is a dialogue and has its name (``Ses01F_impro01``); its turns are the utterances that were rated, in
+    order of their start, with the rest of their names as ids (``F000``). The speaker is session and sex
+    (``Ses01_F``): the letter in an utterance's name is the one who speaks, that in the dialogue's name only tells who
+    wears the markers. Two consecutive turns may overlap in time.
+
+    Every turn has three targets under every protocol: ``emotion`` (in the protocol's labels; six under the protocols
+    of the other two), ``votes`` (the shares of the labels of ``iemocap9`` among all labels that raters named; actors
+    who rated themselves and "other" do not count) and ``vad`` (the released means of valence, activation and
+    dominance, 1 to 5). A value is None where there is none: no agreement, another label, nothing but "other". The raw
+    votes are those for the labels that the target's task has.
+    """
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="iemocap",
+        title="IEMOCAP (Interactive Emotional Dyadic Motion Capture)",
+        licence="Individual release form of USC SAIL; research only, no redistribution.",
+        obtain=(
+            "Fill in the release form at https://sail.usc.edu/iemocap/iemocap_release.htm and unpack the archive. "
+            "For text alone, dialog/EmoEvaluation and dialog/transcriptions of every session are enough."
+        ),
+        citation=(
+            "Busso, Bulut, Lee, Kazemzadeh, Mower, Kim, Chang, Lee, Narayanan. IEMOCAP: Interactive Emotional Dyadic "
+            "Motion Capture Database. Language Resources and Evaluation 42, 2008."
+        ),
+        layout=(
+            "Session{1..5}/dialog/EmoEvaluation/*.txt",
+            "Session{1..5}/dialog/transcriptions/*.txt",
+            "Session{1..5}/sentences/wav/*/*.wav (for audio)",
+            "Session{1..5}/dialog/avi/DivX/*.avi (for video)",
+        ),
+        labels=_card_labels(),
+        known_issues=(
+            "151 dialogues and 10,039 rated utterances (1,819 / 1,811 / 2,136 / 2,103 / 2,170 by session). 2,507 have "
+            "no majority and 152 are labelled fear, surprise, disgust or other: they are unlabelled context in the "
+            "protocols of six and four emotions (there, so are the 1,849 frustrated of the four).",
+            "The feature files behind most published numbers (DialogueRNN, MMGCN, COGMEN) call 53 utterances without "
+            "majority happy, 1 of them in session 5, and leave out every unlabelled utterance: 7,433 utterances "
+            "instead of 7,380, test 1,623 instead of 1,622. The protocols ending in -cogmen follow them.",
+            "Numbers with excited merged into happy (5,531 utterances) and with excited left out (4,490; 4,543 in the "
+            "published files) are both called four-way and cannot be compared.",
+            "There is no official split. Both speakers of a session are in one split; the scripted half repeats the "
+            "same three plays in every session, so its sentences are in train and in test.",
+            "Turns of the two speakers overlap in time.",
+            "Transcriptions also hold lines without a name (M: ...) and pieces with XX in their name, which were not "
+            "rated; the reader leaves them out.",
+            "Videos show both people; no file names the halves.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = {
+        protocol.id: protocol for protocol in (_protocol(name, plan) for name, plan in _PLANS.items())
+    }
+
+    def files(self) -> list[Path]:
+        """The evaluation and transcription of every dialogue, by session and name.
+
+        Raises:
+            CorpusNotFoundError: a session's folder or a transcription is missing; the message says which.
+        """
+        return [path for _, *paths in self._pairs() for path in paths]
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The dialogues, sorted by name within each split."""
+        dialogues = self._dialogues()
+        plan = _PLANS[protocol.id.partition("/")[2]]
+        training = [dialogue.name for dialogue in dialogues if dialogue.session != plan.test]
+        dev = set(seeded_permutation(training, DEV_SEED)[: max(1, round(DEV_SHARE * len(training)))])
+        splits: Splits = {"train": [], "dev": [], "test": []}
+        for dialogue in dialogues:
+            split = "test" if dialogue.session == plan.test else "dev" if dialogue.name in dev else "train"
+            turns = tuple(
+                _turn(dialogue, utterance, plan)
+                for utterance in dialogue.utterances
+                if not plan.published or _emotion(dialogue, utterance, plan) is not None
+            )
+            # With unlabelled utterances left out, nothing may be left of a dialogue.
+            if turns:
+                splits[split].append(Conversation(dialogue.name, turns))
+        return splits
+
+    def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """The recording of every turn.
+
+        ``audio``: the turn's own file below ``sentences/wav``. ``visual``: the dialogue's video below
+        ``dialog/avi/DivX`` with the turn's start and end. The video shows both people at once, side by side; public
+        readers cut the frame in the middle and take the left half for the person who wears the markers (the letter in
+        the dialogue's name) and the right half for the other. That could not be checked here.
+
+        Raises:
+            CorpusNotFoundError: none of the recordings is there, as in copies of the text files alone.
+        """
+        clips = self._places(protocol, kind)
+        if not any(path.is_file() for path in _paths(clips)):
+            where = "sentences/wav/DIALOGUE/*.wav" if kind == "audio" else "dialog/avi/DivX/*.avi"
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no {kind} recording was found below {self._release()}: looked for "
+                f"Session{{1..5}}/{where}. This copy holds the text files alone; unpack the full release.\n"
+                f"{self._how_to_get()}"
+            )
+        return clips
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """Counts by session, transcripts, labels against votes, times, and recordings where there are any."""
+        dialogues = self._dialogues()
+        plan = _PLANS[protocol.id.partition("/")[2]]
+        found = _counts(dialogues)
+        found += _transcripts(dialogues)
+        found += _votes(dialogues)
+        found += _times(dialogues)
+        if plan.published:
+            alone = {
+                f"{dialogue.name}_{one.id}"
+                for dialogue in dialogues
+                for one in dialogue.utterances
+                if one.code == NO_AGREEMENT
+            }
+            text = (
+                f"{len(PUBLISHED_HAPPY & alone)} of {len(PUBLISHED_HAPPY)} utterances without majority are happy here, "
+                f"as in the published feature files"
+            )
+            found.append(Finding("note", "relabelled", text))
+        for kind in ("audio", "visual"):
+            found += self._recordings(protocol, kind)
+        return found
+
+    def _places(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        # Where the release has the recording of every turn.
+        release = self._release()
+        clips: dict[Key, Clip] = {}
+        for conversations in self.conversations(protocol).values():
+            for conversation in conversations:
+                session = release / f"Session{conversation.id[4]}"
+                for turn in conversation.turns:
+                    if kind == "audio":
+                        name = f"{conversation.id}_{turn.id}.wav"
+                        clip = Clip(session / "sentences" / "wav" / conversation.id / name)
+                    else:
+                        video = session / "dialog" / "avi" / "DivX" / f"{conversation.id}.avi"
+                        clip = Clip(video, turn.start or 0.0, turn.end)
+                    clips[conversation.id, turn.id] = clip
+        return clips
+
+    def _recordings(self, protocol: Protocol, kind: MediaKind) -> list[Finding]:
+        paths = _paths(self._places(protocol, kind))
+        missing = [path.name for path in paths if not path.is_file()]
+        if len(missing) == len(paths):
+            # The text files alone are a complete corpus for text: nothing to say about recordings then.
+            return []
+        text = f"{kind}: {len(paths) - len(missing)} of {len(paths)} files are there"
+        if missing:
+            text += f"; missing: {_some(missing)}"
+        return [Finding("note" if missing else "ok", "clips", text)]
+
+    def _release(self) -> Path:
+        root = self.root()
+        return root / UNPACKED if (root / UNPACKED).is_dir() else root
+
+    def _pairs(self) -> list[tuple[int, Path, Path]]:
+        # Session, evaluation and transcription of every dialogue.
+        release = self._release()
+        folders = {session: release / f"Session{session}" / "dialog" for session in SESSIONS}
+        missing = [
+            f"Session{session}/dialog/{name}"
+            for session, folder in folders.items()
+            for name in ("EmoEvaluation", "transcriptions")
+            if not (folder / name).is_dir() or not dialogue_files(folder / name)
+        ]
+        pairs = []
+        if not missing:
+            for session, folder in folders.items():
+                for evaluation in dialogue_files(folder / "EmoEvaluation"):
+                    pairs.append((session, evaluation, folder / "transcriptions" / evaluation.name))
+            missing = [
+                f"Session{session}/dialog/transcriptions/{path.name}"
+                for session, _, path in pairs
+                if not path.is_file()
+            ]
+        if missing:
+            raise CorpusNotFoundError(
+                f"{self.card.title}: {_some(missing)} not found (or without a dialogue) in {release}.\n"
+                f"{self._how_to_get()}"
+            )
+        return pairs
+
+    def _dialogues(self) -> list[Dialogue]:
+        return [read_dialogue(evaluation, spoken, session) for session, evaluation, spoken in self._pairs()]
+
+
+def _paths(clips: Mapping[Key, Clip]) -> list[Path]:
+    return list(dict.fromkeys(clip.path for clip in clips.values()))
+
+
+def _label(label: str, plan: _Plan) -> str | None:
+    # What a label of the nine is called under the protocol; None where the protocol has no place for it.
+    if label not in get_schema("iemocap6"):
+        return None
+    if plan.labels == "four":
+        return map_between("iemocap6", "iemocap4")(label)
+    return label if plan.labels == "six" or label in get_schema("iemocap4") else None
+
+
+def _emotion(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> str | None:
+    nine = get_schema("iemocap9")
+    if plan.published and utterance.code == NO_AGREEMENT and f"{dialogue.name}_{utterance.id}" in PUBLISHED_HAPPY:
+        return "happy"
+    return _label(nine.canonical(utterance.code), plan) if utterance.code in nine else None
+
+
+def _emotion_votes(utterance: Utterance, plan: _Plan) -> dict[str, int]:
+    # A rater who named two labels that are one under the protocol (happy and excited) names it once.
+    ballots = [{_label(label, plan) for label in ballot} for ballot in utterance.ballots]
+    labels = get_schema("iemocap6" if plan.labels == "six" else "iemocap4").labels
+    return {label: sum(label in ballot for ballot in ballots) for label in labels}
+
+
+def _turn(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> Turn:
+    votes = utterance.votes
+    total = sum(votes.values())
+    shares = {label: count / total for label, count in votes.items()} if total else None
+    return Turn(
+        id=utterance.id,
+        speaker=f"Ses0{dialogue.session}_{utterance.id[0]}",
+        text=dialogue.texts.get(utterance.id),
+        start=utterance.start,
+        end=utterance.end,
+        targets={
+            "emotion": Target(_emotion(dialogue, utterance, plan), _emotion_votes(utterance, plan)),
+            "votes": Target(shares, votes),
+            "vad": Target(utterance.vad),
+        },
+    )
+
+
+def _counts(dialogues: list[Dialogue]) -> list[Finding]:
+    text = f"{len(dialogues)} dialogues in five sessions"
+    good = len(dialogues) == DIALOGUES
+    found = [Finding("ok" if good else "fault", "counts", text if good else f"{text}; the release has {DIALOGUES}")]
+    for session, expected in UTTERANCES.items():
+        number = sum(len(dialogue.utterances) for dialogue in dialogues if dialogue.session == session)
+        text = f"session {session}: {number} rated utterances"
+        if number == expected:
+            found.append(Finding("ok", "counts", text))
+        else:
+            text = f"{text}; the release has {expected}: files are cut off, edited, or of another release"
+            found.append(Finding("fault", "counts", text))
+    return found
+
+
+def _transcripts(dialogues: list[Dialogue]) -> list[Finding]:
+    silent, unrated = [], []
+    for dialogue in dialogues:
+        rated = {utterance.id for utterance in dialogue.utterances}
+        silent += [f"{dialogue.name}_{identifier}" for identifier in sorted(rated - set(dialogue.texts))]
+        unrated += [f"{dialogue.name}_{identifier}" for identifier in sorted(set(dialogue.texts) - rated)]
+    found = []
+    if silent:
+        found.append(Finding("note", "transcripts", f"rated utterances without a transcript: {_some(silent)}"))
+    if unrated:
+        found.append(Finding("note", "transcripts", f"transcribed utterances that were not rated: {_some(unrated)}"))
+    if not silent and not unrated:
+        found.append(Finding("ok", "transcripts", "every rated utterance is transcribed, and the other way round"))
+    pieces = sum(len(dialogue.pieces) for dialogue in dialogues)
+    nameless = sum(dialogue.nameless for dialogue in dialogues)
+    if pieces or nameless:
+        text = f"left out: {pieces} transcribed pieces (XX) and {nameless} lines without an utterance's name"
+        found.append(Finding("note", "transcripts", text))
+    return found
+
+
+def _votes(dialogues: list[Dialogue]) -> list[Finding]:
+    nine = get_schema("iemocap9")
+    against, agreed, outside = [], [], []
+    for dialogue in dialogues:
+        for one in dialogue.utterances:
+            name = f"{dialogue.name}_{one.id}"
+            if one.code == NO_AGREEMENT:
+                agreed += [name] * (one.majority is not None)
+            elif one.majority is not None:
+                label = nine.canonical(one.code) if one.code in nine else "other"
+                against += [name] * (one.majority != label)
+            outside += [name] * (one.vad is None)
+    found = []
+    if against:
+        text = f"utterances whose label is not the one that most raters named: {_some(against)}"
+        found.append(Finding("note", "votes", text))
+    if agreed:
+        text = f"utterances without a label although most raters named the same one: {_some(agreed)}"
+        found.append(Finding("note", "votes", text))
+    if not against and not agreed:
+        found.append(Finding("ok", "votes", "no label contradicts the raters' majority"))
+    if outside:
+        text = f"utterances with a mean rating outside of {LOW:g} to {HIGH:g}, without a vad target: {_some(outside)}"
+        found.append(Finding("note", "ratings", text))
+    return found
+
+
+def _times(dialogues: list[Dialogue]) -> list[Finding]:
+    overlapping, still = 0, []
+    for dialogue in dialogues:
+        latest = 0.0
+        for one in dialogue.utterances:
+            overlapping += one.start < latest
+            latest = max(latest, one.end)
+            still += [f"{dialogue.name}_{one.id}"] * (one.end <= one.start)
+    found = []
+    if overlapping:
+        text = f"{overlapping} utterances start before one in front of them ends"
+        found.append(Finding("note", "times", text))
+    if still:
+        found.append(Finding("note", "times", f"utterances that do not end after they start: {_some(still)}"))
+    return found or [Finding("ok", "times", "no two utterances of a dialogue overlap")]
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{len(listed)} ({', '.join(listed[:5])}{', ...' if len(listed) > 5 else ''})"

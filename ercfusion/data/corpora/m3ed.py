@@ -1,0 +1,333 @@
+"""M3ED: dialogues of two from Chinese TV series, with up to several emotions an utterance from three annotators.
+
+The layout is that of the repository AIM3-RUC/RUCM3ED as public readers of it use it: ``annotation.json`` maps a series
+to its dialogues, a dialogue to ``SpeakerInfo`` and ``Dialog``, and that to utterances with ``StartTime``, ``EndTime``,
+``Text``, ``Speaker`` and ``EmoAnnotation``; ``splitInfo`` lists the series of each split. The reader was tested on
+generated files of that layout, not on the release.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.features import Key
+from ercfusion.data.media import Clip, MediaKind
+from ercfusion.data.schema import get_schema
+from ercfusion.data.tabular import pick, read_json, read_text
+from ercfusion.data.task import TaskKind, TaskSpec
+from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
+
+ANNOTATION = "annotation.json"
+LISTS: dict[str, str] = {
+    "train": "splitInfo/movie_list_train.txt",
+    "dev": "splitInfo/movie_list_val.txt",
+    "test": "splitInfo/movie_list_test.txt",
+}
+SPEECH = "modality_speech"
+"""Folder of the utterances' recordings, ``SPEAKER_UTTERANCE.wav``."""
+SCHEMA = get_schema("m3ed7")
+FRAMES = 25
+"""Frames a second in the times HH:MM:SS:FF, as in the authors' own statistics."""
+
+_TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2}):(\d{1,3})")
+_ANNOTATOR = "EmoAnnotator"
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    # One utterance, and what is odd about it.
+    turn: Turn
+    letter: str
+    unknown: tuple[str, ...]
+    bad_times: bool
+
+
+@dataclass(frozen=True)
+class _Dialogue:
+    series: str
+    name: str
+    utterances: tuple[_Utterance, ...]
+
+    def conversation(self) -> Conversation:
+        return Conversation(self.name, tuple(utterance.turn for utterance in self.utterances))
+
+
+def _protocol(name: str, task: str, kind: TaskKind, metric: str, description: str) -> Protocol:
+    return Protocol(
+        id=f"m3ed/{name}",
+        task=TaskSpec(task, kind, SCHEMA, metric=metric),
+        description=description,
+        dev_source=f"{LISTS['dev']} of the release",
+        modalities=("text",),
+    )
+
+
+class M3edCorpus(Corpus):
+    """Reader of ``annotation.json`` and of the three lists of series.
+
+    Conversations are called as in the release (``anjia_1``), and so are turns (``anjia_1_1``), which stand in the order
+    of the numbers at the end. A speaker is called ``series/name``; where the file gives no name, or the same one to
+    both, ``dialogue/A`` and ``dialogue/B``. Times are seconds from the beginning of the dialogue; a time that is not
+    HH:MM:SS:FF leaves the turn without times, and the doctor counts such turns.
+
+    Every turn has three targets: ``emotion`` (``final_main_emo``), ``emotions`` (the set in ``final_mul_emo``) and
+    ``emotion_distribution``: the shares of the annotators' votes. An annotator who names several emotions votes for
+    each of them, as in the authors' rule for the final emotions; names that are none of the seven (``Other``) are no
+    votes. The raw votes are with all three.
+    """
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="m3ed",
+        title="M3ED (Multi-modal Multi-scene Multi-label Emotional Dialogue)",
+        licence="Research use only; the recordings come from television.",
+        obtain=(
+            "https://github.com/AIM3-RUC/RUCM3ED: annotation.json and the folder splitInfo. Recordings of the "
+            f"utterances are asked for there; their folder {SPEECH} is needed only to extract audio features."
+        ),
+        citation=(
+            "Zhao, Zhang, Hu, Liu, Jin, Wang, Li. M3ED: Multi-modal Multi-scene Multi-label Emotional Dialogue "
+            "Database. ACL 2022."
+        ),
+        layout=(ANNOTATION, *LISTS.values(), f"{SPEECH}/SPEAKER_UTTERANCE.wav (for audio features)"),
+        counts={
+            "train": {"conversations": 685, "utterances": 17427},
+            "dev": {"conversations": 126, "utterances": 2821},
+            "test": {"conversations": 179, "utterances": 4201},
+        },
+        known_issues=(
+            "Texts are Chinese: choose an encoder that knows Chinese (data.encoder); the default one does not.",
+            "A part of the papers on M3ED predicts one set of emotions a dialogue. The protocols here are an "
+            "utterance's.",
+            "Some recordings are reported to be empty (12 of 24,449); extraction records them as missing.",
+            "Frame numbers of 25 and above occur in the release's times; they are added as they are.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = {
+        protocol.id: protocol
+        for protocol in (
+            _protocol("main", "emotion", "single_label", "weighted_f1", "the main emotion of seven, released split"),
+            _protocol(
+                "multilabel",
+                "emotions",
+                "multi_label",
+                "micro_f1",
+                "the set of final emotions, neutral among them",
+            ),
+            _protocol("votes", "emotion_distribution", "distribution", "kl", "the shares of the annotators' votes"),
+        )
+    }
+
+    def files(self) -> list[Path]:
+        """``annotation.json`` and the lists of series."""
+        return self.require([ANNOTATION, *LISTS.values()])
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The dialogues of the series of each split, in file order.
+
+        Raises:
+            CorpusNotFoundError: a file is missing.
+            CorpusFormatError: a final emotion is none of the seven, a key is missing, a series is in two lists, or a
+                split is empty.
+        """
+        return {split: [entry.conversation() for entry in part] for split, part in self._dialogues().items()}
+
+    def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """The recording of every utterance, ``modality_speech/SPEAKER_UTTERANCE.wav`` (``audio`` only).
+
+        Raises:
+            ConfigError: ``kind`` is ``visual``; the layout of the videos is not known here.
+            CorpusNotFoundError: the folder holds none of the recordings.
+        """
+        if kind != "audio":
+            return super().clips(protocol, kind)
+        folder = self.root() / SPEECH
+        found = {
+            (entry.name, utterance.turn.id): Clip(folder / f"{utterance.letter}_{utterance.turn.id}.wav")
+            for part in self._dialogues().values()
+            for entry in part
+            for utterance in entry.utterances
+        }
+        if not any(clip.path.is_file() for clip in found.values()):
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no recording in {folder} (the first would be "
+                f"{next(iter(found.values())).path.name}).\n{self._how_to_get()}"
+            )
+        return found
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """Series in no list, names that are no votes, labels against each other and against the votes, odd times."""
+        listed = {series for names in self._lists().values() for series in names}
+        annotated = set(read_json(self.files()[0]))
+        found = []
+        for text, names in (
+            ("series are in no list of splitInfo and are left out", annotated - listed),
+            (f"series of the lists are not in {ANNOTATION}", listed - annotated),
+        ):
+            if names:
+                found.append(Finding("note", "splits", f"{len(names)} {text} (first: {min(names)})"))
+        for split, part in self._dialogues().items():
+            utterances = [utterance for entry in part for utterance in entry.utterances]
+            unknown = Counter(name for utterance in utterances for name in utterance.unknown)
+            shown = ", ".join(f"{name!r} {count}" for name, count in unknown.most_common(5))
+            odd = {
+                f"entries of annotators are no votes ({shown})": sum(unknown.values()),
+                "utterances have no votes": sum(
+                    utterance.turn.targets["emotion"].votes == {} for utterance in utterances
+                ),
+                "main emotions are not in the set of final emotions": sum(map(_main_outside, utterances)),
+                "main emotions were named by no annotator": sum(map(_main_unvoted, utterances)),
+                "utterances have times that are not HH:MM:SS:FF": sum(utterance.bad_times for utterance in utterances),
+                "utterances do not end after they start": sum(
+                    turn.start is not None and turn.end is not None and turn.end <= turn.start
+                    for turn in (utterance.turn for utterance in utterances)
+                ),
+            }
+            found += [Finding("note", "labels", f"{split}: {count} {what}") for what, count in odd.items() if count]
+        return found
+
+    def _lists(self) -> dict[str, list[str]]:
+        lists: dict[str, list[str]] = {}
+        place: dict[str, Path] = {}
+        for split, path in zip(SPLITS, self.files()[1:], strict=True):
+            lists[split] = []
+            for number, line in enumerate(read_text(path).splitlines(), start=1):
+                series = line.strip()
+                if not series:
+                    continue
+                if series in place:
+                    raise CorpusFormatError(
+                        f"{path}, line {number}: the series {series!r} is already in {place[series].name}. A series "
+                        f"belongs to one split: get the lists again."
+                    )
+                place[series] = path
+                lists[split].append(series)
+        return lists
+
+    def _dialogues(self) -> dict[str, list[_Dialogue]]:
+        path = self.files()[0]
+        content = read_json(path)
+        seen: dict[str, str] = {}
+        splits: dict[str, list[_Dialogue]] = {}
+        for split, listed in self._lists().items():
+            splits[split] = []
+            for series in content if isinstance(content, dict) else ():
+                if series not in listed:
+                    continue
+                for name in pick(content, series, dict, path, "top level"):
+                    if seen.setdefault(name, series) != series:
+                        raise CorpusFormatError(
+                            f"{path}, {series!r}: the dialogue {name!r} is also one of {seen[name]!r}. Names of "
+                            f"dialogues must differ: get the file again."
+                        )
+                    entry = pick(content[series], name, dict, path, repr(series))
+                    splits[split].append(_Dialogue(series, name, tuple(_utterances(path, series, name, entry))))
+            if not splits[split]:
+                raise CorpusFormatError(
+                    f"{path}: none of the {len(listed)} series of {LISTS[split]} has dialogues there. The file was cut "
+                    f"off, or is not of this release: get both again."
+                )
+        return splits
+
+
+def _utterances(path: Path, series: str, name: str, entry: dict[str, Any]) -> Iterator[_Utterance]:
+    where = f"{series!r}, {name!r}"
+    dialog = pick(entry, "Dialog", dict, path, where)
+    if not dialog:
+        raise CorpusFormatError(f"{path}, {where}, key 'Dialog': there is no utterance. Get the file again.")
+    for key in dialog:
+        if not re.fullmatch(r".*_[0-9]+", key, re.ASCII | re.DOTALL):
+            raise CorpusFormatError(
+                f"{path}, {where}, key 'Dialog': found the utterance {key!r}, but a name with a number behind the last "
+                f"underscore is expected (such as anjia_1_1)."
+            )
+    speakers = _speakers(series, name, entry.get("SpeakerInfo"))
+    for key in sorted(dialog, key=lambda utterance: int(utterance.rsplit("_", 1)[1])):
+        here = f"{where}, {key!r}"
+        letter = pick(dialog[key], "Speaker", str, path, here).strip()
+        labels = pick(dialog[key], "EmoAnnotation", dict, path, here)
+        main, *more = _labels(path, here, labels, "final_main_emo")
+        if more:
+            raise CorpusFormatError(f"{path}, {here}, key 'final_main_emo': {1 + len(more)} emotions, but one is main.")
+        votes, unknown = _votes(labels)
+        total = sum(votes.values())
+        shares = {label: votes.get(label, 0) / total for label in SCHEMA.labels} if total else None
+        start, end = (_seconds(dialog[key].get(name)) for name in ("StartTime", "EndTime"))
+        bad = start is None or end is None
+        turn = Turn(
+            id=key,
+            speaker=speakers.get(letter, f"{name}/{letter}"),
+            text=pick(dialog[key], "Text", str, path, here).strip() or None,
+            start=None if bad else start,
+            end=None if bad else end,
+            targets={
+                "emotion": Target(main, votes),
+                "emotions": Target(frozenset(_labels(path, here, labels, "final_mul_emo")), votes),
+                "emotion_distribution": Target(shares, votes),
+            },
+        )
+        yield _Utterance(turn, letter, unknown, bad)
+
+
+def _speakers(series: str, dialogue: str, info: object) -> dict[str, str]:
+    # Letter to name. Names are a convenience: without them, or where they do not tell the speakers apart, letters do.
+    names: dict[str, str] = {}
+    for letter, person in info.items() if isinstance(info, dict) else ():
+        name = person.get("Name") if isinstance(person, dict) else None
+        if isinstance(name, str) and name.strip():
+            names[letter] = f"{series}/{name.strip()}"
+    return names if len(set(names.values())) == len(names) else {}
+
+
+def _split(text: str) -> list[str]:
+    # "Sad,Anger": the strongest first. Some tools write the full-width comma.
+    return [part.strip() for part in re.split("[,，]", text) if part.strip()]
+
+
+def _labels(path: Path, where: str, labels: dict[str, Any], key: str) -> list[str]:
+    found = _split(pick(labels, key, str, path, where))
+    if not found:
+        raise CorpusFormatError(f"{path}, {where}, key {key!r}: the text is empty, but an emotion is expected.")
+    for label in found:
+        if label.lower() not in SCHEMA:
+            raise CorpusFormatError(
+                f"{path}, {where}, key {key!r}: {label!r} is no label of {SCHEMA.name}. "
+                f"{did_you_mean(label.lower(), SCHEMA.labels)}"
+            )
+    return [SCHEMA.canonical(label.lower()) for label in found]
+
+
+def _votes(labels: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
+    votes: Counter[str] = Counter()
+    unknown: list[str] = []
+    for key in sorted(name for name in labels if name.startswith(_ANNOTATOR)):
+        given = _split(labels[key]) if isinstance(labels[key], str) else [str(labels[key])]
+        unknown += [name for name in given if name.lower() not in SCHEMA]
+        # A set: an annotator votes once for an emotion, however often it is written.
+        votes.update({SCHEMA.canonical(name.lower()) for name in given if name.lower() in SCHEMA})
+    return {label: votes[label] for label in SCHEMA.labels if votes[label]}, tuple(unknown)
+
+
+def _seconds(value: object) -> float | None:
+    match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    hours, minutes, seconds, frames = map(int, match.groups())
+    return (hours * 60 + minutes) * 60 + seconds + frames / FRAMES
+
+
+def _main_outside(utterance: _Utterance) -> bool:
+    targets = utterance.turn.targets
+    final = targets["emotions"].value
+    return isinstance(final, frozenset) and targets["emotion"].value not in final
+
+
+def _main_unvoted(utterance: _Utterance) -> bool:
+    target = utterance.turn.targets["emotion"]
+    return bool(target.votes) and target.value not in (target.votes or {})

@@ -1,0 +1,490 @@
+"""CMU-MOSEI and CMU-MOSI from the files of the CMU Multimodal SDK: monologues with word and frame features.
+
+Both corpora come as computational sequences (``.csd``, see :mod:`ercfusion.data.corpora._csd`): one with the labels of
+the segments, one with the words, and one for each kind of features, all with times. File names, column order of the
+labels, ranges and binarisation are those of the SDK's repository, CMU-MultiComp-Lab/CMU-MultimodalSDK, folder
+``mmsdk/mmdatasdk/dataset/standard_datasets``. The reader was tested on generated files of that layout, not on the
+release.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpora._csd import EPSILON, ComputationalSequence, overlapping, read_folds, spoken_text
+from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.features import FeatureTable, Key
+from ercfusion.data.schema import get_schema
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
+
+EMOTIONS = get_schema("mosei6")
+"""Its order is that of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
+LEVELS = ("utterance", "sequence")
+ALIGNMENTS = ("none", "words")
+SPLITS_FILE = "splits.json"
+MOSEI_FEATURES: Mapping[str, Mapping[str, str]] = {
+    "text": {
+        "GloVe": "CMU_MOSEI_TimestampedWordVectors.csd",
+        "GloVe_with_SP": "CMU_MOSEI_TimestampedGloveVectors_with_SP.csd",
+    },
+    "audio": {"COVAREP": "CMU_MOSEI_COVAREP.csd"},
+    "visual": {"Facet42": "CMU_MOSEI_VisualFacet42.csd", "OpenFace2": "CMU_MOSEI_VisualOpenFace2.csd"},
+}
+"""Modality to the kinds of features in the release, each with its file; the first is the default."""
+MOSI_FEATURES: Mapping[str, Mapping[str, str]] = {
+    "text": {"GloVe": "CMU_MOSI_TimestampedWordVectors.csd"},
+    "audio": {
+        "COVAREP": "CMU_MOSI_COVAREP.csd",
+        "openSMILE_IS09": "CMU_MOSI_openSMILE_IS09.csd",
+        "OpenSmile_EB10": "CMU_MOSI_OpenSmile_EB10.csd",
+    },
+    "visual": {
+        "Facet42": "CMU_MOSI_Visual_Facet_42.csd",
+        "Facet41": "CMU_MOSI_Visual_Facet_41.csd",
+        "OpenFace1": "CMU_MOSI_Visual_OpenFace_1.csd",
+        "OpenFace2": "CMU_MOSI_Visual_OpenFace_2.csd",
+    },
+}
+_FOLDS_ADDRESS = (
+    "https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK, folder mmsdk/mmdatasdk/dataset/standard_datasets"
+)
+_TOLERANCE = 1e-4  # scores are stored as 32-bit numbers
+
+
+def _default_files(kinds: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [f"{next(iter(files.values()))} (for {modality})" for modality, files in kinds.items()]
+
+
+def _protocols(corpus: str, *more: Protocol) -> dict[str, Protocol]:
+    dev = f"the SDK's standard_valid_fold, or the list 'valid' of {SPLITS_FILE}"
+    both = (
+        Protocol(
+            id=f"{corpus}/binary",
+            task=TaskSpec("sentiment", "single_label", get_schema("sentiment2"), metric="accuracy"),
+            description="negative (score < 0) or non-negative (score >= 0, called positive), the SDK's folds, accuracy",
+            dev_source=dev,
+            modalities=("text", "audio", "visual"),
+        ),
+        Protocol(
+            id=f"{corpus}/score",
+            task=TaskSpec("sentiment_score", "regression", dimensions=("sentiment",), low=-3.0, high=3.0, metric="mae"),
+            description="sentiment from -3 to 3, the SDK's folds, mean absolute error",
+            dev_source=dev,
+            modalities=("text", "audio", "visual"),
+        ),
+    )
+    return {protocol.id: replace(protocol, dev_source=dev) for protocol in (*more, *both)}
+
+
+@dataclass(frozen=True)
+class _Counts:
+    # What was met while features were read: steps used, of them with a value that is not finite; words without frames.
+    steps: int
+    replaced: int
+    empty_words: int
+
+
+class _SdkCorpus(Corpus):
+    # What the two corpora share. A subclass names its files and the columns of its labels.
+
+    labels_file: ClassVar[str]
+    words_file: ClassVar[str]
+    folds_file: ClassVar[str]
+    kinds: ClassVar[Mapping[str, Mapping[str, str]]]
+    columns: ClassVar[tuple[str, ...]]
+    _has_emotions: ClassVar[bool]
+
+    def __init__(
+        self,
+        raw: str | os.PathLike[str] | None = None,
+        *,
+        text: str | None = "GloVe",
+        audio: str | None = "COVAREP",
+        visual: str | None = "Facet42",
+        level: str = "utterance",
+        align: str = "none",
+        **options: Any,
+    ) -> None:
+        super().__init__(raw, **options)
+        for name, value, choices in (("level", level, LEVELS), ("align", align, ALIGNMENTS)):
+            if value not in choices:
+                raise ConfigError(f"corpus {self.name!r}: {name}={value!r}. {did_you_mean(str(value), choices)}")
+        if align == "words" and level == "utterance":
+            raise ConfigError(
+                f"corpus {self.name!r}: align=words gives one step a word, but level=utterance one vector a turn. "
+                f"Set data.options.level=sequence, or leave align out."
+            )
+        if align == "words" and text is None:
+            raise ConfigError(
+                f"corpus {self.name!r}: align=words takes the words' times from the text features, but text is null. "
+                f"Set data.options.text=GloVe, or leave align out."
+            )
+        self._level = level
+        self._align = align
+        self._sources: dict[str, str] = {}
+        for modality, kind in {"text": text, "audio": audio, "visual": visual}.items():
+            known = self.kinds[modality]
+            if kind is not None and kind not in known and not str(kind).endswith(".csd"):
+                raise ConfigError(
+                    f"corpus {self.name!r}: {modality}={kind!r}. {did_you_mean(str(kind), known)} The name of a .csd "
+                    f"file in the raw folder can stand there too."
+                )
+            if kind is not None:
+                self._sources[modality] = known.get(kind, kind)
+        self._counts: dict[str, _Counts] = {}
+
+    def protocol(self, identifier: str | None = None) -> Protocol:
+        """As for every corpus; audio or visual features that are switched off are not among the modalities.
+
+        Text stays even where ``text`` is null: its features are then made from the words by ``data.encoder``.
+        """
+        found = super().protocol(identifier)
+        kept = tuple(name for name in found.modalities if name == "text" or name in self._sources)
+        return replace(found, modalities=kept)
+
+    def files(self) -> list[Path]:
+        """Labels, words and splits. The feature files decide on no conversation, and hashing them takes minutes."""
+        self.root()
+        return [self._place(self.labels_file), self._place(self.words_file), self._folds()]
+
+    def conversations(self, protocol: Protocol) -> Splits:
+        """The videos of each fold, sorted by id, with their labelled segments in order of time."""
+        labels, words, folds = self.files()
+        split_of = {video: split for split, videos in read_folds(folds).items() for video in videos}
+        splits: Splits = {"train": [], "dev": [], "test": []}
+        with ComputationalSequence(labels) as labelled, ComputationalSequence(words) as spoken:
+            for video in sorted(set(labelled.videos()) & set(split_of)):
+                splits[split_of[video]].append(self._conversation(video, labelled, spoken))
+        for split, videos in splits.items():
+            if not videos:
+                raise CorpusFormatError(
+                    f"{folds}: no video of {split} is in {labels.name}. The two are not of one corpus: get both again."
+                )
+        return splits
+
+    def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
+        """The chosen features of every segment, by modality.
+
+        A segment takes the steps that overlap it (:func:`~ercfusion.data.corpora._csd.overlapping`); one with no steps
+        gets no key: it lacks the modality. Values that are not finite become 0 before anything else, as is usual for
+        COVAREP (it writes minus infinity and NaN for silence); ``source["replaced"]`` counts the steps.
+
+        With ``level=utterance`` a segment's vector is the mean over its steps. With ``level=sequence`` its steps are
+        kept: T is the number of frames, or with ``align=words`` that of words, each with the mean of the frames that
+        overlap it and zeros where there are none (the SDK's ``align`` and ``impute``).
+
+        Raises:
+            CorpusNotFoundError: a file is missing; the message says how to do without the modality.
+            CorpusFormatError: a file is damaged, or has rows of different widths.
+        """
+        videos = [video for part in self.conversations(protocol).values() for video in part]
+        paths = {modality: self._feature_file(modality) for modality in self._sources}
+        return {modality: self._table(modality, paths, videos) for modality in paths}
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """Videos without fold or labels, segments without duration or words, scores of 0, replaced values."""
+        if not self._counts:
+            self.features(protocol)
+        labels, _, folds = self.files()
+        listed = {video for videos in read_folds(folds).values() for video in videos}
+        with ComputationalSequence(labels) as labelled:
+            known = set(labelled.videos())
+        found = []
+        for text, videos in (
+            (f"videos with labels that no fold of {folds.name} lists; they are left out", known - listed),
+            (f"videos of {folds.name} that have no labels", listed - known),
+        ):
+            if videos:
+                found.append(Finding("note", "folds", f"{len(videos)} {text} (first: {min(videos)})"))
+        if not found:
+            found.append(Finding("ok", "folds", f"every video with labels is in one fold of {folds.name}"))
+        for split, part in self.conversations(protocol).items():
+            turns = [turn for video in part for turn in video.turns]
+            odd = {
+                "segments have the sentiment 0 and count as positive in the binary protocol": sum(
+                    turn.targets["sentiment_score"].value == 0 for turn in turns
+                ),
+                "segments have no duration, and so neither words nor features": sum(
+                    (turn.end or 0.0) - (turn.start or 0.0) <= EPSILON for turn in turns
+                ),
+                "segments start before the one in front of them has ended": sum(
+                    (after.start or 0.0) < (before.end or 0.0) - EPSILON
+                    for video in part
+                    for before, after in zip(video.turns, video.turns[1:], strict=False)
+                ),
+            }
+            found += [Finding("note", "segments", f"{split}: {count} {what}") for what, count in odd.items() if count]
+        for modality, read in self._counts.items():
+            text = f"{read.replaced} of {read.steps} steps had values that are not finite; they were set to 0"
+            found.append(Finding("note" if read.replaced else "ok", f"features {modality}", text))
+            if read.empty_words:
+                text = f"{read.empty_words} words have no frames of their own; their features are 0"
+                found.append(Finding("note", f"features {modality}", text))
+        return found
+
+    def _conversation(self, video: str, labelled: ComputationalSequence, spoken: ComputationalSequence) -> Conversation:
+        times, scores = labelled.intervals(video), labelled.numbers(video)
+        if scores.shape[1] != len(self.columns):
+            labelled.fail(
+                video, f"{scores.shape[1]} columns, but {len(self.columns)} are expected ({', '.join(self.columns)})"
+            )
+        words = spoken.words(video) if video in spoken else []
+        word_times = spoken.intervals(video) if video in spoken else np.zeros((0, 2))
+        turns = []
+        for number, ((start, end), row) in enumerate(zip(times.tolist(), scores.tolist(), strict=True)):
+            if not (np.isfinite(start) and np.isfinite(end)):
+                labelled.fail(video, f"segment {number} (counted from 0) lasts from {start} to {end} seconds")
+            low = (-3.0,) + (0.0,) * (len(row) - 1)
+            for column, value, least in zip(self.columns, row, low, strict=True):
+                if not least - _TOLERANCE <= value <= 3.0 + _TOLERANCE:
+                    labelled.fail(
+                        video, f"segment {number} (counted from 0), {column}: {value:g} is not from {least:g} to 3"
+                    )
+            inside = overlapping(word_times, start, end)
+            turns.append(
+                Turn(
+                    id=str(number),
+                    speaker=video,
+                    text=spoken_text([words[step] for step in inside]),
+                    start=start,
+                    end=end,
+                    targets=self._targets(row),
+                )
+            )
+        return Conversation(video, tuple(turns))
+
+    def _targets(self, row: list[float]) -> dict[str, Target]:
+        score = min(max(row[0], -3.0), 3.0)
+        targets = {
+            "sentiment": Target("negative" if score < 0 else "positive"),
+            "sentiment_score": Target(score),
+        }
+        if self._has_emotions:
+            present = (label for label, value in zip(EMOTIONS.labels, row[1:], strict=True) if value > 0)
+            targets["emotions"] = Target(frozenset(present))
+        return targets
+
+    def _table(self, modality: str, paths: Mapping[str, Path], videos: list[Conversation]) -> FeatureTable:
+        # Twice through the file: times first, so that the matrix is made once in its full size, then values.
+        path = paths[modality]
+        with ExitStack() as stack:
+            sequence = stack.enter_context(ComputationalSequence(path))
+            text: ComputationalSequence | None = None
+            if self._align == "words" and modality != "text":
+                text = stack.enter_context(ComputationalSequence(paths["text"]))
+            plan = self._plan(sequence, text, videos)
+            keys = [key for steps in plan.values() for key in steps]
+            sizes = [len(groups) for steps in plan.values() for groups in steps.values()]
+            values: NDArray[np.float32] | None = None
+            filled = used = replaced = empty = 0
+            for video, steps in plan.items():
+                numbers = sequence.numbers(video)
+                if values is None:
+                    values = np.empty((sum(sizes), numbers.shape[1]), dtype=np.float32)
+                if numbers.shape[1] != values.shape[1]:
+                    sequence.fail(video, f"{numbers.shape[1]} columns, but {values.shape[1]} in other videos")
+                finite = np.isfinite(numbers)
+                numbers[~finite] = 0.0
+                for groups in steps.values():
+                    rows = np.concatenate(groups)
+                    used += len(rows)
+                    replaced += int((~finite[rows].all(axis=1)).sum())
+                    for group in groups:
+                        values[filled] = numbers[group].mean(axis=0) if len(group) else 0.0
+                        empty += not len(group)
+                        filled += 1
+        if values is None:
+            raise CorpusFormatError(
+                f"{path}: no step of it lies in a labelled segment. It is not of {self.card.title}: get it again."
+            )
+        self._counts[modality] = _Counts(used, replaced, empty)
+        source = {
+            "corpus": self.name,
+            "files": [path.name],
+            "level": self._level,
+            "align": self._align,
+            "replaced": replaced,
+        }
+        offsets = None if self._level == "utterance" else np.concatenate([[0], np.cumsum(sizes)])
+        return FeatureTable(modality, keys, values, offsets, source)
+
+    def _plan(
+        self, sequence: ComputationalSequence, text: ComputationalSequence | None, videos: list[Conversation]
+    ) -> dict[str, dict[Key, list[NDArray[np.int64]]]]:
+        # By video and turn: the groups of steps that make one row each. Turns and videos without steps are left out.
+        plan: dict[str, dict[Key, list[NDArray[np.int64]]]] = {}
+        for video in videos:
+            if video.id not in sequence:
+                continue
+            times = sequence.intervals(video.id)
+            words = text.intervals(video.id) if text is not None and video.id in text else np.zeros((0, 2))
+            steps: dict[Key, list[NDArray[np.int64]]] = {}
+            for turn in video.turns:
+                start, end = float(turn.start or 0.0), float(turn.end or 0.0)
+                inside = overlapping(times, start, end)
+                if self._level == "utterance":
+                    groups = [inside]
+                elif text is None:
+                    groups = [inside[step : step + 1] for step in range(len(inside))]
+                else:
+                    spoken = words[overlapping(words, start, end)].tolist()
+                    groups = [overlapping(times, max(first, start), min(last, end)) for first, last in spoken]
+                if any(map(len, groups)):
+                    steps[(video.id, turn.id)] = groups
+            if steps:
+                plan[video.id] = steps
+        return plan
+
+    def _feature_file(self, modality: str) -> Path:
+        name = self._sources[modality]
+        try:
+            return self._place(name)
+        except CorpusNotFoundError as error:
+            instead = (
+                "data.options.text=null has text features made from the words by data.encoder"
+                if modality == "text"
+                else f"data.options.{modality}=null does without {modality} features"
+            )
+            known = ", ".join(f"{kind} ({file})" for kind, file in self.kinds[modality].items())
+            raise CorpusNotFoundError(f"{error}\nKinds of {modality} features: {known}; {instead}.") from error
+
+    def _folds(self) -> Path:
+        for name in (SPLITS_FILE, self.folds_file):
+            if self._places(name):
+                return self._place(name)
+        raise CorpusNotFoundError(
+            f"{self.card.title}: neither {SPLITS_FILE} nor {self.folds_file} found in {self.root()}. Take the latter "
+            f"from {_FOLDS_ADDRESS}, or write the ids of the videos yourself as "
+            f'{SPLITS_FILE}: {{"train": [...], "valid": [...], "test": [...]}}.'
+        )
+
+    def _places(self, name: str) -> list[Path]:
+        # In the raw folder, or one folder below, where the SDK's downloader puts labels and features.
+        root = self.root()
+        return [path for path in (root / name, *sorted(root.glob(f"*/{Path(name).name}"))) if path.is_file()]
+
+    def _place(self, name: str) -> Path:
+        places = self._places(name)
+        return places[0] if places else self.require([name])[0]
+
+
+class MoseiCorpus(_SdkCorpus):
+    """Reader of CMU-MOSEI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
+
+    A turn's id is the segment's number in order of time, counted from 0. Three targets are on every turn, whichever the
+    protocol: ``emotions`` (those of the six with a score above 0; none is a valid answer), ``sentiment`` (negative
+    below 0, else positive) and ``sentiment_score`` (-3 to 3).
+
+    Args:
+        raw: Folder with the files, or with folders of them as the SDK downloads them.
+        text: ``GloVe`` (300 dimensions a word), ``GloVe_with_SP`` (the same, with steps for pauses), a file's name, or
+            None to have text features made from the words by ``data.encoder``.
+        audio: ``COVAREP`` (74 dimensions a frame), a file's name, or None for no audio features.
+        visual: ``Facet42`` (35 dimensions a frame), ``OpenFace2``, a file's name, or None for no visual features.
+        level: ``utterance`` (the mean over a segment's steps, the default) or ``sequence``.
+        align: With ``level=sequence``: ``none`` (all frames; over a hundred a second in COVAREP, so that the matrix of
+            the whole corpus takes gigabytes of memory) or ``words`` (one step a word in every modality).
+    """
+
+    labels_file = "CMU_MOSEI_Labels.csd"
+    words_file = "CMU_MOSEI_TimestampedWords.csd"
+    folds_file = "cmu_mosei_std_folds.py"
+    kinds = MOSEI_FEATURES
+    columns = ("sentiment", *EMOTIONS.labels)
+    _has_emotions = True
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="mosei",
+        title="CMU-MOSEI",
+        licence="Research use; the SDK states no licence for the data, and the videos belong to their authors.",
+        obtain=(
+            f"{_FOLDS_ADDRESS}/CMU_MOSEI: cmu_mosei.py lists the addresses of the .csd files (features 1.5 to 17 GB "
+            f"each), cmu_mosei_std_folds.py is the split."
+        ),
+        citation=(
+            "Bagher Zadeh, Liang, Poria, Cambria, Morency. Multimodal Language Analysis in the Wild: CMU-MOSEI Dataset "
+            "and Interpretable Dynamic Fusion Graph. ACL 2018."
+        ),
+        layout=(
+            labels_file,
+            words_file,
+            f"{folds_file} or {SPLITS_FILE}",
+            *_default_files(MOSEI_FEATURES),
+        ),
+        known_issues=(
+            "Emotions are multi-label: present means a mean score above 0 over three annotators. Papers that take the "
+            "strongest emotion as a single label are not comparable.",
+            "Segments with the sentiment 0 count as positive in mosei/binary (negative against non-negative, the "
+            "convention of papers before 2019). Those that leave them out: acc2_non0 among the scores of mosei/score.",
+            "A segment that no word or frame overlaps lacks the modality. The SDK's own pipeline drops such segments, "
+            "so published numbers of utterances are lower.",
+            "COVAREP holds values that are not finite; they become 0.",
+            "One speaker a conversation: models of speaker relations have nothing to work on.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = _protocols(
+        "mosei",
+        Protocol(
+            id="mosei/emotions",
+            task=TaskSpec("emotions", "multi_label", EMOTIONS, metric="micro_f1"),
+            description="the set of emotions with a score above 0, of six, the SDK's folds",
+            dev_source="",
+            modalities=("text", "audio", "visual"),
+        ),
+    )
+
+
+class MosiSdkCorpus(_SdkCorpus):
+    """Reader of CMU-MOSI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
+
+    Both targets are on every turn, whichever the protocol: ``sentiment`` (negative below 0, else positive) and
+    ``sentiment_score`` (-3 to 3). The corpus ``mosi`` has the same videos with other features and another split.
+
+    Args:
+        raw, text, level, align: As in :class:`MoseiCorpus`.
+        audio: ``COVAREP``, ``openSMILE_IS09``, ``OpenSmile_EB10``, a file's name, or None.
+        visual: ``Facet42``, ``Facet41``, ``OpenFace1``, ``OpenFace2``, a file's name, or None.
+    """
+
+    labels_file = "CMU_MOSI_Opinion_Labels.csd"
+    words_file = "CMU_MOSI_TimestampedWords.csd"
+    folds_file = "cmu_mosi_std_folds.py"
+    kinds = MOSI_FEATURES
+    columns = ("sentiment",)
+    _has_emotions = False
+
+    card: ClassVar[CorpusCard] = CorpusCard(
+        name="mosi_sdk",
+        title="CMU-MOSI (files of the CMU Multimodal SDK)",
+        licence="Research use; the SDK states no licence for the data, and the videos belong to their authors.",
+        obtain=(
+            f"{_FOLDS_ADDRESS}/CMU_MOSI: cmu_mosi.py lists the addresses of the .csd files, cmu_mosi_std_folds.py is "
+            f"the split."
+        ),
+        citation="Zadeh, Zellers, Pincus, Morency. MOSI: Multimodal Corpus of Sentiment Intensity. 2016.",
+        layout=(
+            labels_file,
+            words_file,
+            f"{folds_file} or {SPLITS_FILE}",
+            *_default_files(MOSI_FEATURES),
+        ),
+        known_issues=(
+            "Segments with the score 0 count as positive in mosi_sdk/binary (negative against non-negative, the "
+            "convention of papers before 2019). Those that leave them out: acc2_non0 among the scores of "
+            "mosi_sdk/score.",
+            "A segment that no word or frame overlaps lacks the modality.",
+            "93 videos of 89 speakers: some speakers may be in two folds.",
+            "COVAREP holds values that are not finite; they become 0.",
+        ),
+    )
+    protocols: ClassVar[Mapping[str, Protocol]] = _protocols("mosi_sdk")
