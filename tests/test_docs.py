@@ -134,8 +134,12 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.add(module)
         if "--config-dir" in arguments or module.removeprefix("ercfusion.") in OTHER_COMMANDS:
             continue
-        flags, settings = split_flags(arguments, ["--help", "-h", "--cfg", "-m", "--multirun"], ["--settings"])
+        own = ["--strict", "--list"] if module == "ercfusion.extract" else ["--cfg", "-m", "--multirun"]
+        flags, settings = split_flags(arguments, ["--help", "-h", *own], ["--settings"])
         try:
+            if module == "ercfusion.extract":
+                understand_extract(composer, settings)
+                continue
             if module == "ercfusion.sweep":
                 understand_sweep(sweeper, settings)
                 continue
@@ -143,7 +147,21 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
                 composer.compose([part for setting in combination for part in expand_protocol(setting)])
         except Exception as error:
             raise AssertionError(f"{page}: python -m {module} {shlex.join(arguments)}: {error}") from error
-    assert seen >= {f"ercfusion.{name}" for name in (*OTHER_COMMANDS, "train", "doctor", "sweep")}
+    assert seen >= {f"ercfusion.{name}" for name in (*OTHER_COMMANDS, "train", "doctor", "sweep", "extract")}
+
+
+def understand_extract(composer: Any, arguments: list[str]) -> None:
+    from ercfusion.extract import understand
+    from ercfusion.features.imports import LAYOUTS
+    from ercfusion.features.recipe import read_recipe
+
+    settings, data, changes = understand(arguments)
+    composer.compose(data)
+    if "import" in settings:
+        assert settings["layout"] in LAYOUTS
+    elif "features" in settings and not settings["features"].endswith(".yaml"):
+        recipe = read_recipe(settings["features"]).with_settings(changes)
+        assert set(changes) <= set(recipe.settings), changes
 
 
 def understand_sweep(composer: Any, settings: list[str]) -> None:
@@ -254,9 +272,13 @@ def test_settings_are_documented_with_their_defaults() -> None:
             expected[key] = {"default": value}
     for key, value in Composer("sweep").compose([])["sweep"].items():
         expected[f"sweep.{key}"] = {"default": value}
+    options: dict[str, dict[str, Any]] = {}
     for choice, settings in groups["data"].items():
-        unknown = {f"data.{key}" for key, value in leaves(settings).items() if value != {}} - set(expected)
-        assert not unknown, f"data={choice} has settings that the default corpus has not: {unknown}"
+        for key, value in leaves(settings).items():
+            if f"data.{key}" not in expected and value != {}:
+                assert key.startswith("options."), f"data={choice} has a setting that other corpora have not: {key}"
+                options.setdefault(f"data.{key}", {})[choice] = value
+    expected |= options
     assert set(rows) == set(expected)
     for key, by_column in expected.items():
         for column, value in by_column.items():
@@ -379,6 +401,16 @@ def licences_table() -> list[str]:
     return rows
 
 
+def recipes_table() -> list[str]:
+    """One row a recipe."""
+    from ercfusion.features.recipe import read_recipe, recipe_names
+
+    rows = ["| recipe | tool | what comes out |", "|---|---|---|"]
+    for recipe in map(read_recipe, recipe_names()):
+        rows.append(f"| `{recipe.name}` | {recipe.tool} | {recipe.about} |")
+    return rows
+
+
 def demo_parameters() -> list[str]:
     """One row a variant: the parameters of its process."""
     from ercfusion.data.corpora.demo import PROCESSES
@@ -444,6 +476,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "capabilities": ("models/README.md", capability_matrix),
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),
+    "recipes": ("make-features.md", recipes_table),
     "demo parameters": ("corpora.md", demo_parameters),
     "demo ceilings": ("corpora.md", demo_ceilings),
 }

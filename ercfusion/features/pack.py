@@ -2,7 +2,8 @@
 
 A pack holds three files::
 
-    pack.json             what it is: tool, version, settings, corpus and its fingerprint, licence, checksums
+    pack.json             what it is: tool, version, settings, corpus and its fingerprint, licence, checksums, and
+                          which turns are missing, with the reasons
     utterances.parquet    columns ``conversation`` and ``turn``: the keys, in the order of the rows
     values.safetensors    ``values`` (R, D) float32 or float16; at level ``sequence`` also ``offsets`` (keys + 1) int64
 
@@ -24,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,7 @@ from ercfusion.features.storage import (
     remember,
     state_of,
     write_keys,
+    write_values,
 )
 from ercfusion.files import StrPath, atomic_folder, atomic_write, sha256_of, user_cache
 
@@ -92,6 +93,8 @@ def write_pack(
     licence: str = "",
     dimension_names: Sequence[str] | None = None,
     sources: Mapping[str, str] | None = None,
+    missing: Mapping[Key, str] | None = None,
+    notes: Mapping[Key, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write ``table`` as a pack. The folder appears complete or not at all.
@@ -105,6 +108,8 @@ def write_pack(
         licence: A note on what may be done with the values.
         dimension_names: D names, where the tool names its dimensions.
         sources: Name to SHA-256 of what the values depend on besides the corpus (media files, model weights).
+        missing: Turns that have no features, with the reason.
+        notes: Turns whose features are there but questionable, with what is odd.
         overwrite: Replace an existing pack, once the new one is complete.
 
     Returns:
@@ -115,23 +120,21 @@ def write_pack(
             anything else is in the way, or the disk refuses.
     """
     import safetensors
-    import safetensors.numpy
 
     folder = Path(folder)
     if dimension_names is not None and len(dimension_names) != table.width:
         raise PackError(f"{folder}: {len(dimension_names)} dimension names were given for {table.width} dimensions")
-    _refuse_if_in_the_way(folder, overwrite)
+    refuse_if_in_the_way(folder, overwrite)
     dtype = np.float16 if table.values.dtype == np.float16 else np.float32
     with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is refused as such
-        tensors: dict[str, NDArray[Any]] = {"values": np.ascontiguousarray(table.values, dtype=dtype)}
-    fault = first_not_finite(tensors["values"], table.keys, table.offsets, dimension_names)
+        values = table.values.astype(dtype, copy=False)
+    fault = first_not_finite(values, table.keys, table.offsets, dimension_names)
     if fault:
         raise PackError(
             f"{folder}: features {table.modality!r} were not written: {fault}. Repair the extraction, or leave "
             "the turn out of the table: a turn without a row counts as lacking the modality."
         )
-    if table.offsets is not None:
-        tensors["offsets"] = np.ascontiguousarray(table.offsets, dtype=np.int64)
+    offsets = None if table.offsets is None else table.offsets.astype(np.int64, copy=False)
     manifest: dict[str, Any] = {
         "format": "ercfusion-pack",
         "format_version": FORMAT_VERSION,
@@ -151,13 +154,14 @@ def write_pack(
         "licence": licence,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ercfusion": __version__,
+        "missing": _by_turn(missing),
+        "notes": _by_turn(notes),
     }
     json.dumps(manifest, allow_nan=False)  # settings that JSON cannot hold fail here, before the large file is written
     try:
         with atomic_folder(folder, overwrite=overwrite) as building:
             write_keys(building / KEYS, table.keys)
-            safetensors.numpy.save_file(tensors, building / VALUES)
-            shutil.copymode(building / KEYS, building / VALUES)  # safetensors lets nobody but the writer read
+            write_values(building / VALUES, values, offsets)
             manifest["files"] = {
                 name: {"bytes": (building / name).stat().st_size, "sha256": sha256_of(building / name)}
                 for name in (KEYS, VALUES)
@@ -261,10 +265,18 @@ def read_pack(
         raise PackError(f"{folder}: {error}. {AGAIN}") from error
 
 
+def _by_turn(entries: Mapping[Key, str] | None) -> list[dict[str, str]]:
+    return [
+        {"conversation": conversation, "turn": turn, "reason": reason}
+        for (conversation, turn), reason in (entries or {}).items()
+    ]
+
+
 # Checks
 
 
-def _refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
+def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
+    """Raise :class:`PackError` where a pack cannot be written to ``folder`` because of what is there."""
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder} is a file. Choose another folder for the pack.")
     inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,38 @@ def read_keys(path: Path) -> list[Key]:
     if any(not pyarrow.types.is_string(column.type) or column.null_count for column in (conversation, turn)):
         raise PackError(f"{path}: the columns 'conversation' and 'turn' must be strings without gaps. {AGAIN}")
     return list(zip(conversation.to_pylist(), turn.to_pylist(), strict=True))
+
+
+def write_values(path: Path, values: NDArray[Any], offsets: NDArray[Any] | None) -> None:
+    """Write ``values`` (R, D) and ``offsets`` as a safetensors file, block by block.
+
+    The bytes are those that the safetensors package writes; it would need a second copy of the values in memory, which
+    a memory-mapped matrix of a whole corpus does not allow.
+    """
+    import safetensors
+
+    tensors = {"values": values} if offsets is None else {"offsets": offsets, "values": values}
+    header: dict[str, Any] = {}
+    position = 0
+    for name, tensor in tensors.items():  # the widest numbers first, so that all are aligned
+        dtype = next(code for code, numpy in _DTYPES.items() if np.dtype(numpy) == tensor.dtype.newbyteorder("<"))
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            for _, block in _blocks(tensor):
+                stream.write(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
+    # The header is read back by the package itself: what it cannot open is never given a pack's name.
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        if set(opened.keys()) != set(tensors):
+            raise OSError(f"{path} was not written as intended")
 
 
 def map_values(path: Path, manifest: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -127,9 +160,8 @@ def first_not_finite(
     values: NDArray[Any], keys: Sequence[Key], offsets: NDArray[Any] | None, names: Sequence[str] | None
 ) -> str:
     """Key and place of the first NaN or infinite value in words; empty where all (R, D) values are finite."""
-    step = max(1, _BLOCK // max(1, values.shape[1]))
-    for start in range(0, len(values), step):
-        finite = np.isfinite(values[start : start + step])
+    for start, block in _blocks(values):
+        finite = np.isfinite(block)
         if finite.all():
             continue
         row, column = (int(index) for index in np.argwhere(~finite)[0])
@@ -140,6 +172,16 @@ def first_not_finite(
         step_in_turn = "" if offsets is None else f", step {row - int(offsets[owner])}"
         return f"conversation {conversation!r}, turn {turn!r}{step_in_turn} has {values[row, column]} in {place}"
     return ""
+
+
+def _blocks(tensor: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    # Position and rows of a block; what a mapped file put into memory for it is given back afterwards.
+    mapped = getattr(tensor, "_mmap", None)
+    step = max(1, _BLOCK // max(1, int(np.prod(tensor.shape[1:]))))
+    for start in range(0, len(tensor), step):
+        yield start, tensor[start : start + step]
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 # What was verified before

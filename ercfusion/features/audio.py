@@ -1,0 +1,112 @@
+"""Acoustic features by openSMILE: functionals of an utterance, or its low-level descriptors over time.
+
+Eyben, Wöllmer, Schuller. openSMILE: the Munich versatile and fast open-source audio feature extractor. ACM MM 2010.
+eGeMAPS: Eyben et al. The Geneva Minimalistic Acoustic Parameter Set. IEEE Trans. Affective Computing 7(2), 2016.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.features import Level
+from ercfusion.data.media import Clip
+from ercfusion.errors import ConfigError, did_you_mean, require_extra
+from ercfusion.features.clip_error import ClipError
+from ercfusion.features.extractor import Extracted, check_settings, package_version
+from ercfusion.features.sound import check_sound_settings, read_sound
+
+FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016", "emobase", "IS09", "IS10", "IS11", "IS12", "IS13", "GeMAPSv01b")
+LEVELS = {
+    "functionals": "Functionals",
+    "descriptors": "LowLevelDescriptors",
+    "descriptors_deltas": "LowLevelDescriptors_Deltas",
+}
+_DEFAULTS: Mapping[str, Any] = {
+    "feature_set": "eGeMAPSv02",
+    "feature_level": "functionals",
+    "rate": 16000,
+    "resample": "tracks",
+}
+
+
+class OpenSmileExtractor:
+    """openSMILE on the sound of a clip.
+
+    The values are those of ``opensmile.Smile`` on the same file, to the last bit: ``Smile(feature_set, feature_level)``
+    for a plain sound file of one channel that is not resampled; with ``sampling_rate=rate, resample=True`` for one that
+    is; with ``channels=range(n), mixdown=True`` for one of n channels.
+
+    Settings:
+        feature_set: One of :data:`FEATURE_SETS`.
+        feature_level: ``functionals`` (one vector an utterance), ``descriptors`` (one a frame of 10 ms), or
+            ``descriptors_deltas`` (their derivatives; not for the GeMAPS family).
+        rate, resample: See :func:`ercfusion.features.sound.read_sound`.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value that does not.
+        MissingExtraError: the package ``opensmile`` is not installed.
+    """
+
+    kind = "audio"
+    modality = "audio"
+    tool = "opensmile"
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = check_settings(settings, _DEFAULTS, self.tool)
+        wanted, level = self.settings["feature_set"], self.settings["feature_level"]
+        if wanted not in FEATURE_SETS:
+            raise ConfigError(f"feature_set={wanted!r} is unknown. {did_you_mean(str(wanted), FEATURE_SETS)}")
+        if level not in LEVELS:
+            raise ConfigError(f"feature_level={level!r} is unknown. {did_you_mean(str(level), LEVELS)}")
+        if level == "descriptors_deltas" and "GeMAPS" in wanted:
+            raise ConfigError(f"{wanted} has no descriptors_deltas; take feature_level=descriptors")
+        check_sound_settings(self.settings["rate"], self.settings["resample"])
+        require_extra("opensmile", "audio", "Extracting acoustic features")
+        self.level: Level = "utterance" if level == "functionals" else "sequence"
+        self.tool_version = package_version("opensmile")
+        self._smile: Any = None
+
+    @property
+    def licence(self) -> str:
+        """What openSMILE asks for; the package carries the whole text."""
+        return (
+            "openSMILE is licensed by audEERING for research, teaching and personal use only; commercial use needs a "
+            "licence of its own. The terms are in the file LICENSE of the package opensmile."
+        )
+
+    @property
+    def dimension_names(self) -> list[str]:
+        """openSMILE's own names."""
+        self.prepare()
+        return list(self._smile.feature_names)
+
+    def prepare(self) -> None:
+        """Load the feature set."""
+        if self._smile is None:
+            import opensmile
+
+            self._smile = opensmile.Smile(
+                getattr(opensmile.FeatureSet, self.settings["feature_set"]),
+                getattr(opensmile.FeatureLevel, LEVELS[self.settings["feature_level"]]),
+            )
+
+    def __call__(self, clip: Clip) -> Extracted:
+        """Features (T, D) of one clip, T = 1 for functionals; silence is noted.
+
+        Raises:
+            ClipError: the clip cannot be read, or is too short for the feature set.
+        """
+        self.prepare()
+        sound = read_sound(clip, self.settings["rate"], self.settings["resample"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "Segment too short", which is said below
+            values: NDArray[np.float32] = self._smile(sound.samples, sound.rate)[0].T
+        if np.isnan(values).all():
+            raise ClipError(f"too short for {self.settings['feature_set']}: {sound.seconds:.3f} s of sound")
+        note = f"silent: the peak is below -80 dB ({sound.seconds:.2f} s)" if sound.silent else ""
+        return Extracted(np.asarray(values, dtype=np.float32), note, sound.seconds)

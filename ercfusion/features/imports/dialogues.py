@@ -1,0 +1,474 @@
+"""Layouts with one entry a conversation: the tuples of the DialogueRNN line of work, and COGMEN's lists of samples.
+
+A tuple holds dictionaries by conversation (speakers, labels, features, sentences; a list entry an utterance) and the
+lists of conversations that make the splits. Which fields, in which order, was read in the loaders that unpack them;
+:data:`FAMILIES` says for every layout where.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpus import SPLITS
+from ercfusion.data.features import Key
+from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.schema import LabelSchema, get_schema
+from ercfusion.data.task import TaskSpec
+from ercfusion.features.imports._checks import (
+    Imported,
+    LayoutError,
+    disjoint,
+    fail,
+    identifier,
+    mapping,
+    numbers,
+    same_ids,
+    sequence,
+    table,
+    text,
+    whole,
+)
+from ercfusion.features.imports.rebuild import Record
+
+DEV_SHARE = 0.1
+DEV_SEED = 0
+MELD_STARTS: Mapping[str, int] = {"train": 0, "dev": 1039, "test": 1153}
+"""MELD's pickles number the dialogues of all splits in one row: train from 0 (60 is absent), dev from 1039, test from
+1153 to 1432. Read in public loaders of these files, which cut their keys at these numbers."""
+
+_IEMOCAP6 = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
+_MELD7 = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+_MELD3 = ("neutral", "positive", "negative")
+_MELD_SENTIMENT: Mapping[str, frozenset[str]] = {
+    "neutral": frozenset({"neutral"}),
+    "joy": frozenset({"positive"}),
+    "surprise": frozenset({"positive", "negative"}),
+    **{name: frozenset({"negative"}) for name in ("fear", "sadness", "disgust", "anger")},
+}
+"""What MELD's annotation allows, without exception in its 13,708 utterances: it tells a wrong label order."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A layout of tuples.
+
+    Args:
+        title: What the file is.
+        corpus: The corpus it was made from.
+        fields: The tuple's fields in order: ``ids``, ``speakers``, ``sentences``, ``train``, ``dev``, ``test``,
+            ``=NAME`` for labels of the task NAME, ``~NAME`` for features, ``?`` for what is not read.
+        labels: Task name to (schema, names of the indices 0, 1, ... in the file's order).
+        origin: Where the order of fields and labels was read.
+        citation: The paper.
+        widths: Widths of the published file; others are noted, not refused.
+        meld: Dialogues are numbered as MELD's pickles number them.
+    """
+
+    title: str
+    corpus: str
+    fields: tuple[str, ...]
+    labels: Mapping[str, tuple[str, tuple[str, ...]]]
+    origin: str
+    citation: str
+    widths: Mapping[str, int] = field(default_factory=dict)
+    meld: bool = False
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the feature fields."""
+        return tuple(name[1:] for name in self.fields if name.startswith("~"))
+
+
+_TRIPLE = ("~text", "~audio", "~visual", "sentences")
+_NINE = ("ids", "speakers", "=emotion", *_TRIPLE, "train", "test")
+_ROBERTA = ("~text", "~roberta2", "~roberta3", "~roberta4", "sentences", "train", "test", "dev")
+_MAJUMDER = "Majumder et al. DialogueRNN. AAAI 2019."
+_GHOSAL = (
+    "Ghosal et al. COSMIC: COmmonSense knowledge for eMotion Identification in Conversations. EMNLP Findings 2020."
+)
+_HU = "Hu et al. MMGCN. ACL 2021."
+_JOSHI = "Joshi et al. COGMEN: COntextualized GNN based Multimodal Emotion recognitioN. NAACL 2022."
+_EMOTION6 = {"emotion": ("iemocap6", _IEMOCAP6)}
+_EMOTION4 = {"emotion": ("iemocap4", _IEMOCAP6[:4])}
+_MELD_LABELS = {"emotion": ("meld7", _MELD7), "sentiment": ("meld3", _MELD3)}
+_LARGE = dict.fromkeys(("text", "roberta2", "roberta3", "roberta4"), 1024)
+
+FAMILIES: Mapping[str, Family] = {
+    "dialoguernn-iemocap": Family(
+        "IEMOCAP_features_raw.pkl of DialogueRNN and bc-LSTM: IEMOCAP, six emotions, three modalities",
+        "iemocap", _NINE, _EMOTION6, "declare-lab/conv-emotion, DialogueRNN/dataloader.py (IEMOCAPDataset)", _MAJUMDER,
+        {"text": 100, "audio": 100, "visual": 512},
+    ),
+    "dialoguernn-iemocap4": Family(
+        "IEMOCAP_features_4.pkl of COGMEN: the same tuple with four emotions",
+        "iemocap", _NINE, _EMOTION4, "Exploration-Lab/COGMEN, preprocess.py (get_iemocap)", _JOSHI,
+        {"text": 100, "audio": 100, "visual": 512},
+    ),
+    "dialoguernn-meld": Family(
+        "MELD_features_raw.pkl of DialogueRNN and bc-LSTM: MELD, seven emotions and sentiment, text and audio",
+        "meld",
+        ("ids", "speakers", "=emotion", "~text", "~audio", "sentences", "train", "test", "=sentiment"),
+        _MELD_LABELS, "declare-lab/conv-emotion, DialogueRNN/dataloader.py (MELDDataset)", _MAJUMDER,
+        {"text": 600, "audio": 300}, meld=True,
+    ),
+    "mmgcn-iemocap": Family(
+        "IEMOCAP_features.pkl of MMGCN: IEMOCAP, six emotions, three modalities",
+        "iemocap", _NINE, _EMOTION6, "hujingwen6666/MMGCN, dataloader.py (IEMOCAPDataset)", _HU,
+        {"text": 100, "audio": 1582, "visual": 342},
+    ),
+    "mmgcn-meld": Family(
+        "MELD_features_raw1.pkl of MMGCN: MELD, seven emotions and sentiment, three modalities",
+        "meld", (*_NINE, "=sentiment"), _MELD_LABELS, "hujingwen6666/MMGCN, dataloader.py (MELDDataset)", _HU,
+        {"text": 600, "audio": 300, "visual": 342}, meld=True,
+    ),
+    "cosmic-iemocap": Family(
+        "iemocap_features_roberta.pkl of COSMIC: IEMOCAP, six emotions, four layers of RoBERTa",
+        "iemocap", ("speakers", "=emotion", *_ROBERTA), _EMOTION6,
+        "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (IEMOCAPRobertaCometDataset)", _GHOSAL, _LARGE,
+    ),
+    "cosmic-meld": Family(
+        "meld_features_roberta.pkl of COSMIC: MELD, seven emotions and sentiment, four layers of RoBERTa",
+        "meld", ("speakers", "=emotion", "=sentiment", *_ROBERTA), _MELD_LABELS,
+        "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (MELDRobertaCometDataset)", _GHOSAL, _LARGE,
+        meld=True,
+    ),
+    "cosmic-emorynlp": Family(
+        "emorynlp_features_roberta.pkl of COSMIC: EmoryNLP, seven emotions, four layers of RoBERTa",
+        "emorynlp", ("speakers", "=emotion", *_ROBERTA),
+        {"emotion": ("emorynlp7", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))},
+        "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (EmoryNLPRobertaCometDataset)", _GHOSAL, _LARGE,
+    ),
+}  # fmt: skip
+"""The layouts of tuples by name."""
+
+
+@dataclass(frozen=True)
+class _Labels:
+    task: str
+    schema: LabelSchema
+    names: tuple[str, ...]
+
+    def read(self, value: Any, where: str) -> str:
+        index = whole(value, where)
+        if not 0 <= index < len(self.names):
+            fail(where, index, f"a label index from 0 to {len(self.names) - 1} ({', '.join(self.names)})")
+        return self.schema.canonical(self.names[index])
+
+
+def fields_fit(name: str, content: Any) -> bool:
+    """Whether a pickle's content is a tuple with as many fields as the layout, of dictionaries where it has them."""
+    family = FAMILIES[name]
+    if not isinstance(content, tuple | list) or len(content) != len(family.fields):
+        return False
+    return all(
+        isinstance(value, list | tuple | set | frozenset | np.ndarray) == (role in SPLITS)
+        for role, value in zip(family.fields, content, strict=True)
+        if role != "?"
+    )
+
+
+def read_tuple(name: str, content: Any) -> Imported:
+    """The content of a pickle in one of the layouts :data:`FAMILIES`.
+
+    Raises:
+        LayoutError: a field is of another type, length or width than its neighbours, or a label out of range.
+    """
+    family = FAMILIES[name]
+    if not isinstance(content, tuple | list) or len(content) != len(family.fields):
+        fail(f"layout {name!r}", content, f"a tuple of {len(family.fields)} fields ({', '.join(family.fields)})")
+    values = dict(zip(family.fields, content, strict=True))
+    fields = {
+        role: mapping(value, f"field {position} ({role.lstrip('=~')})")
+        for position, (role, value) in enumerate(values.items())
+        if role not in SPLITS
+    }
+    names = {split: _names(values[split], split) for split in SPLITS if split in values}
+    notes: list[str] = []
+    parts = _splits(names, family, notes)
+    disjoint(parts)
+    wanted = [conversation for split in SPLITS for conversation in parts[split]]
+    same_ids(fields, wanted)
+    unused = sorted(set(fields["speakers"]) - set(wanted))
+    if unused:
+        notes.append(f"{len(unused)} conversations are in no split and were left out (first: {unused[0]!r})")
+
+    labels = [_Labels(task, get_schema(schema), order) for task, (schema, order) in family.labels.items()]
+    rows: dict[str, dict[Key, NDArray[Any]]] = {modality: {} for modality in family.modalities}
+    splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
+    positions = "ids" not in fields or not _own_ids(fields["ids"], fields["speakers"], wanted, family, notes)
+    for split in SPLITS:
+        for conversation in parts[split]:
+            entries = {role: entry[conversation] for role, entry in fields.items()}
+            turns = _turns(conversation, entries, labels, positions)
+            splits[split].append(Conversation(conversation, tuple(turns)))
+            for modality, table_rows in rows.items():
+                where = f"field {modality!r}, conversation {conversation!r}"
+                vectors = sequence(entries[f"~{modality}"], where, len(turns))
+                for turn, vector in zip(turns, vectors, strict=True):
+                    table_rows[conversation, turn.id] = numbers(vector, f"{where}, utterance {turn.id!r}", 1)
+    if family.meld:
+        _check_sentiment(splits)
+    tables = {modality: table(modality, entries) for modality, entries in rows.items()}
+    for modality, width in family.widths.items():
+        if tables[modality].width != width:
+            notes.append(f"{modality} has the width {tables[modality].width}; the published file has {width}")
+    if positions:
+        notes.append("utterances are numbered by position")
+    return _imported(name, family, labels, splits, tables, positions, notes)
+
+
+def _imported(
+    name: str,
+    family: Family,
+    labels: Sequence[_Labels],
+    splits: Mapping[str, list[Conversation]],
+    tables: Mapping[str, Any],
+    positions: bool,
+    notes: Sequence[str],
+) -> Imported:
+    from ercfusion.data.corpora import corpus_class
+
+    return Imported(
+        layout=name,
+        corpus=family.corpus,
+        title=family.title,
+        licence=f"{corpus_class(family.corpus).card.licence} The features come from third parties.",
+        citation=family.citation,
+        tasks=tuple(TaskSpec(entry.task, "single_label", entry.schema) for entry in labels),
+        splits=splits,
+        tables=tables,
+        positions=positions,
+        notes=tuple(notes),
+    )
+
+
+def _names(value: Any, split: str) -> list[str]:
+    if isinstance(value, set | frozenset):
+        # A set has no order, and that of its strings differs from run to run.
+        return sorted(identifier(name, f"split {split!r}") for name in value)
+    return [identifier(name, f"split {split!r}") for name in sequence(value, f"split {split!r}")]
+
+
+def _splits(names: Mapping[str, list[str]], family: Family, notes: list[str]) -> dict[str, list[str]]:
+    parts = {split: list(names.get(split, [])) for split in SPLITS}
+    if "dev" in names:
+        if parts["dev"]:
+            return parts
+        notes.append("the file's dev split is empty")
+    disjoint({"train": parts["train"], "test": parts["test"]})
+    if family.meld:
+        if not all(name.isdigit() for name in parts["train"]):
+            raise LayoutError("split 'train': MELD's pickles number their dialogues; found other names.")
+        dev = [name for name in parts["train"] if MELD_STARTS["dev"] <= int(name) < MELD_STARTS["test"]]
+        if dev:
+            parts["dev"] = dev
+            parts["train"] = [name for name in parts["train"] if name not in set(dev)]
+            notes.append(
+                f"dev: the {len(dev)} dialogues numbered {MELD_STARTS['dev']} to {MELD_STARTS['test'] - 1}, which are "
+                f"MELD's own dev split; the file lists them under train"
+            )
+            return parts
+    order = seeded_permutation(parts["train"], DEV_SEED)
+    if len(order) < 2:
+        raise LayoutError(f"split 'train' has {len(order)} conversations; at least 2 are needed to take a dev split.")
+    held = set(order[-max(1, round(DEV_SHARE * len(order))) :])
+    parts["dev"] = [name for name in parts["train"] if name in held]
+    parts["train"] = [name for name in parts["train"] if name not in held]
+    notes.append(
+        f"no dev split in this file: {len(held)} of its {len(order)} training conversations, drawn by the seed "
+        f"{DEV_SEED}, are dev"
+    )
+    return parts
+
+
+def _own_ids(
+    ids: Mapping[str, Any], speakers: Mapping[str, Any], wanted: Sequence[str], family: Family, notes: list[str]
+) -> bool:
+    # IEMOCAP's ids are the release's and are required. What MELD's field of that name holds is not documented; where
+    # it is not one id an utterance, positions serve.
+    if not family.meld:
+        return True
+    for conversation in wanted:
+        entries, count = ids[conversation], len(sequence(speakers[conversation], f"speakers of {conversation!r}"))
+        usable = isinstance(entries, list | tuple | np.ndarray) and len(entries) == count
+        if not usable or not all(isinstance(entry, str | bytes | int | np.integer) for entry in entries):
+            notes.append("the field of utterance ids does not hold one id an utterance and was not read")
+            return False
+    return True
+
+
+def _turns(conversation: str, entries: Mapping[str, Any], labels: Sequence[_Labels], positions: bool) -> list[Turn]:
+    where = f"conversation {conversation!r}"
+    speakers = [
+        _speaker(entry, f"field 'speakers', {where}, utterance {index}")
+        for index, entry in enumerate(sequence(entries["speakers"], f"field 'speakers', {where}"))
+    ]
+    count = len(speakers)
+    if not count:
+        raise LayoutError(f"field 'speakers', {where}: no utterances.")
+    sentences = sequence(entries["sentences"], f"field 'sentences', {where}", count)
+    ids = [str(index) for index in range(count)]
+    if not positions:
+        ids = [
+            _turn_id(conversation, identifier(entry, f"field 'ids', {where}, utterance {index}"))
+            for index, entry in enumerate(sequence(entries["ids"], f"field 'ids', {where}", count))
+        ]
+        twice, times = Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise LayoutError(f"field 'ids', {where}: the utterance {twice!r} stands there {times} times.")
+    targets: list[dict[str, Target]] = [{} for _ in ids]
+    for entry in labels:
+        found = sequence(entries[f"={entry.task}"], f"field {entry.task!r}, {where}", count)
+        for index, value in enumerate(found):
+            place = f"field {entry.task!r}, {where}, utterance {ids[index]!r}"
+            targets[index][entry.task] = Target(entry.read(value, place))
+    return [
+        Turn(turn, speaker, _sentence(sentence, f"field 'sentences', {where}, utterance {turn!r}"), targets=target)
+        for turn, speaker, sentence, target in zip(ids, speakers, sentences, targets, strict=True)
+    ]
+
+
+def _turn_id(conversation: str, name: str) -> str:
+    # IEMOCAP's utterances carry the name of their dialogue: Ses01F_impro01_F000.
+    return name.removeprefix(f"{conversation}_") or name
+
+
+def _sentence(value: Any, where: str) -> str:
+    # COGMEN's MOSEI variants keep lists of words.
+    if isinstance(value, list | tuple):
+        return " ".join(text(word, where) for word in value)
+    return text(value, where)
+
+
+def _speaker(value: Any, where: str) -> str:
+    """A name or number, or a one-hot vector (MELD's pickles), as a name."""
+    if isinstance(value, str | bytes | int | np.integer):
+        return identifier(value, where)
+    vector = numbers(value, where, 1)
+    if not (np.isin(vector, (0, 1)).all() and vector.sum() == 1):
+        fail(where, vector, "a name, or a vector with one 1 and zeros", said=str(vector[:9].tolist()))
+    return f"speaker {int(vector.argmax())}"
+
+
+def _check_sentiment(splits: Mapping[str, list[Conversation]]) -> None:
+    for conversations in splits.values():
+        for conversation in conversations:
+            for turn in conversation.turns:
+                emotion, sentiment = (str(turn.targets[task].value) for task in ("emotion", "sentiment"))
+                if sentiment not in _MELD_SENTIMENT[emotion]:
+                    raise LayoutError(
+                        f"conversation {conversation.id!r}, utterance {turn.id!r}: the emotion {emotion} with the "
+                        f"sentiment {sentiment}, which MELD never has. The labels are in another order than this "
+                        f"layout's, or the two label fields are swapped."
+                    )
+
+
+# COGMEN
+
+COGMEN_FIELDS = ("vid", "speaker", "label", "text", "audio", "visual", "sentence")
+_COGMEN_TITLE = (
+    "data_{0}.pkl of COGMEN's preprocess.py: IEMOCAP, {1} emotions, three modalities and sentence embeddings"
+)
+COGMEN: Mapping[str, Family] = {
+    "cogmen": Family(
+        _COGMEN_TITLE.format("iemocap", "six"), "iemocap", COGMEN_FIELDS, _EMOTION6,
+        "Exploration-Lab/COGMEN, preprocess.py and cogmen/Sample.py", _JOSHI,
+    ),
+    "cogmen-4way": Family(
+        _COGMEN_TITLE.format("iemocap_4", "four"), "iemocap", COGMEN_FIELDS, _EMOTION4,
+        "Exploration-Lab/COGMEN, preprocess.py and cogmen/Sample.py", _JOSHI,
+    ),
+}  # fmt: skip
+"""COGMEN's preprocessed files: ``{"train": [...], "dev": [...], "test": [...]}`` with a sample a conversation."""
+
+_SBERT = "sbert_sentence_embeddings"
+
+
+def samples_fit(content: Any) -> bool:
+    """Whether a pickle's content is a dictionary of train, dev and test with lists of samples."""
+    if not isinstance(content, dict) or set(map(str, content)) != set(SPLITS):
+        return False
+    entries = [entry for part in content.values() if isinstance(part, list | tuple) for entry in part]
+    return bool(entries) and all(set(COGMEN_FIELDS) <= set(_attributes(entry)) for entry in entries)
+
+
+def _attributes(sample: Any) -> dict[str, Any]:
+    return sample.fields if isinstance(sample, Record) else sample if isinstance(sample, dict) else {}
+
+
+def read_samples(name: str, content: Any) -> Imported:
+    """The content of a pickle in one of the layouts :data:`COGMEN`.
+
+    ``text`` is the sentence embedding that COGMEN's models read, where the samples have one; the 100-dimensional text
+    features of the pickle that they were made from are then ``text_cnn``. Splits are the file's (dev is the first tenth
+    of the training list).
+
+    Raises:
+        LayoutError: as in :func:`read_tuple`; also where the labels are those of the sibling layout.
+    """
+    family = COGMEN[name]
+    parts = mapping(content, f"layout {name!r}")
+    if set(parts) != set(SPLITS):
+        fail(f"layout {name!r}", parts, "train, dev and test", said=f"the keys {', '.join(parts)}")
+    label_list = [_Labels(task, get_schema(schema), order) for task, (schema, order) in family.labels.items()]
+    rows: dict[str, dict[Key, NDArray[Any]]] = {}
+    splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    embedded: bool | None = None
+    highest = 0
+    for split in SPLITS:
+        for index, sample in enumerate(sequence(parts[split], f"split {split!r}")):
+            attributes = _attributes(sample)
+            if missing := [entry for entry in COGMEN_FIELDS if entry not in attributes]:
+                fail(f"split {split!r}, sample {index}", sample, f"a sample with the attribute {missing[0]!r}")
+            conversation = identifier(attributes["vid"], f"split {split!r}, sample {index}, 'vid'")
+            found[split].append(conversation)
+            if embedded is None:
+                embedded = _SBERT in attributes
+            elif embedded != (_SBERT in attributes):
+                fail(f"conversation {conversation!r}", sample, f"{_SBERT} in all samples or in none")
+            entries = {
+                "speakers": attributes["speaker"], "sentences": attributes["sentence"], "=emotion": attributes["label"],
+            }  # fmt: skip
+            turns = _turns(conversation, entries, label_list, True)
+            highest = max([highest, *(_index(turn, label_list[0]) for turn in turns)])
+            splits[split].append(Conversation(conversation, tuple(turns)))
+            sources = {"text": _SBERT, "text_cnn": "text"} if embedded else {"text": "text"}
+            for modality, attribute in {**sources, "audio": "audio", "visual": "visual"}.items():
+                where = f"attribute {attribute!r}, conversation {conversation!r}"
+                vectors = sequence(attributes[attribute], where, len(turns))
+                target = rows.setdefault(modality, {})
+                for turn, vector in zip(turns, vectors, strict=True):
+                    target[conversation, turn.id] = numbers(vector, f"{where}, utterance {turn.id!r}", 1)
+    disjoint(found)
+    if name == "cogmen" and highest < len(_EMOTION4["emotion"][1]):
+        raise LayoutError(
+            "no utterance is excited or frustrated: these are the four-emotion files. Give layout=cogmen-4way."
+        )
+    notes = ["utterances are numbered by position", "dev: the first tenth of the training list, as COGMEN cuts it"]
+    if not embedded:
+        notes.append(f"the samples have no {_SBERT}: text is the 100-dimensional set that COGMEN's models do not read")
+    tables = {modality: table(modality, entries) for modality, entries in rows.items()}
+    return _imported(name, family, label_list, splits, tables, True, notes)
+
+
+def _index(turn: Turn, labels: _Labels) -> int:
+    # The file's own number of a turn's label.
+    return labels.names.index(str(turn.targets[labels.task].value))
+
+
+def meld_place(name: str) -> tuple[str, int] | None:
+    """Split and MELD's own dialogue number of a dialogue number of the pickles; None where it is no number."""
+    if not re.fullmatch(r"\d+", name):
+        return None
+    number = int(name)
+    split = [split for split, start in MELD_STARTS.items() if number >= start][-1]
+    return split, number - MELD_STARTS[split]

@@ -1,0 +1,178 @@
+"""Files of ``torch.save``, read as NumPy arrays without torch.
+
+Both formats are known: the ZIP archive (``data.pkl`` beside one raw file a storage, since torch 1.6) and the older
+sequence of pickles followed by the raw storages. The pickles go through the reader of
+:mod:`ercfusion.features.imports.unpickle`; a tensor becomes an array of its storage's numbers. Models, optimisers,
+sparse and quantised tensors are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from ercfusion.features.imports.rebuild import UnpickleError
+from ercfusion.features.imports.unpickle import TORCH_LEGACY, Stream, load_stream
+
+_STORAGES: Mapping[str, str] = {
+    "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
+    "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?",
+}  # fmt: skip
+
+
+class _Storage:
+    # The numbers of one or more tensors, in a row.
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+
+
+def rebuilder(module: str, name: str, path: Path, inner: bool) -> Callable[..., Any] | None:
+    """What stands for a name of torch in a pickle; None where it is not among those that plain tensors need.
+
+    Args:
+        module, name: As the file has them.
+        path: The file, for messages.
+        inner: The pickle is inside a tensor of another one, and may hold no further pickles.
+    """
+    if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+        return _tensor
+    if module == "torch.storage" and name == "_load_from_bytes" and not inner:
+        return lambda data: _nested(data, path)
+    if module == "torch" and name in _STORAGES:
+        return lambda *arguments: _storage_type(name)
+    if module == "torch" and name == "Size":
+        return lambda extents=(): tuple(extents)
+    return None
+
+
+def _storage_type(name: str) -> Any:
+    raise UnpickleError(f"a tensor's {name} is called, which no pickler writes")
+
+
+def load_archive(archive: zipfile.ZipFile, path: Path) -> Any:
+    """The content of a ZIP archive of ``torch.save``.
+
+    Raises:
+        UnpickleError: another archive, or a storage is missing or of another length than stated.
+    """
+    names = archive.namelist()
+    pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        if any(name.endswith(".npy") for name in names):
+            raise UnpickleError(f"{path} is a NumPy archive (.npz), not a pickle. It holds: {', '.join(names[:5])}.")
+        raise UnpickleError(
+            f"{path} is a ZIP archive (it holds {', '.join(names[:5])}), not a pickle. Unpack it first."
+        )
+    folder = pickles[0].removesuffix("data.pkl")
+    if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
+        raise UnpickleError(
+            f"{path} is a compressed archive; those of torch.save are not. Unpack it and pack it again."
+        )
+    if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+        raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
+    storages: dict[str, _Storage] = {}
+
+    def persistent(reference: Any) -> _Storage:
+        dtype, key, count = _reference(reference, path)
+        if key not in storages:
+            name = f"{folder}data/{key}"
+            if name not in names:
+                raise UnpickleError(f"{path}: the numbers of a tensor ({name}) are missing. Get the file again.")
+            data = archive.read(name)
+            if len(data) != count * dtype.itemsize:
+                raise UnpickleError(f"{path}: {name} has {len(data)} bytes for {count} numbers. Get the file again.")
+            storages[key] = _Storage(np.frombuffer(bytearray(data), dtype))
+        return storages[key]
+
+    return load_stream(io.BytesIO(archive.read(pickles[0])), path, persistent)
+
+
+def load_legacy(stream: Stream, size: int, path: Path, *, inner: bool = False) -> Any:
+    """The content of a file of ``torch.save`` in the format of before torch 1.6.
+
+    Args:
+        stream: It begins with :data:`~ercfusion.features.imports.unpickle.TORCH_LEGACY`.
+        size: Its bytes.
+        path: The file, for messages.
+        inner: The stream is itself part of a pickle.
+
+    Raises:
+        UnpickleError: the file is cut off, or made on a big-endian machine.
+    """
+    stream.seek(len(TORCH_LEGACY))
+    load_stream(stream, path)  # the version of the format
+    system = load_stream(stream, path)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
+    storages: dict[str, _Storage] = {}
+    reserved = 0
+
+    def persistent(reference: Any) -> _Storage:
+        nonlocal reserved
+        dtype, key, count = _reference(reference, path)
+        if key not in storages:
+            # Tensors are views of their storages, which come last in the file and are filled then.
+            reserved += count * dtype.itemsize
+            if reserved > size:
+                raise UnpickleError(f"{path}: tensors of {reserved} bytes are announced in a file of {size}.")
+            storages[key] = _Storage(np.zeros(count, dtype))
+        return storages[key]
+
+    result = load_stream(stream, path, persistent, inner=inner)
+    keys = load_stream(stream, path)
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise UnpickleError(f"{path}: the list of tensors does not match the tensors. Get the file again.")
+    for key in keys:
+        values = storages[str(key)].values
+        count = int.from_bytes(stream.read(8), "little")
+        data = stream.read(values.nbytes)
+        if count != len(values) or len(data) != values.nbytes:
+            raise UnpickleError(f"{path} ends inside the numbers of a tensor. Get the file again.")
+        values[:] = np.frombuffer(data, values.dtype)
+    return result
+
+
+def _nested(data: Any, path: Path) -> Any:
+    # Inside of an ordinary pickle, a tensor carries its storage as the bytes of a small file of its own.
+    if not isinstance(data, bytes) or not data.startswith(TORCH_LEGACY):
+        raise UnpickleError(f"{path}: a tensor is stored in a format that this reader does not know.")
+    return load_legacy(io.BytesIO(data), len(data), path, inner=True)
+
+
+def _reference(reference: Any, path: Path) -> tuple[np.dtype[Any], str, int]:
+    if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
+        raise UnpickleError(f"{path}: the pickle refers to something that is no tensor storage.")
+    name = str(getattr(reference[1], "name", "")).removeprefix("torch.")
+    key, count = reference[2], reference[4]
+    if name not in _STORAGES:
+        raise UnpickleError(f"{path}: a tensor has numbers of an unknown type ({name or reference[1]!r}).")
+    if len(reference) == 6 and reference[5] is not None:
+        raise UnpickleError(f"{path}: a tensor is stored as a view of another one, as torch did before version 0.4.")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise UnpickleError(f"{path}: a tensor storage has no name or length.")
+    return np.dtype(_STORAGES[name]), key, count
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
+    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise UnpickleError("a tensor is described in a way that torch does not use")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise UnpickleError("a tensor has a negative or broken shape")
+    values = storage.values
+    count = 1
+    for extent in size:
+        count *= extent
+    last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
+    if count and (last >= len(values) or count > len(values)):
+        raise UnpickleError(f"a tensor of shape {size} has the numbers of {len(values)} elements")
+    if not count:
+        return np.zeros(size, values.dtype)
+    return as_strided(values[offset:], size, [step * values.itemsize for step in stride])

@@ -1,0 +1,317 @@
+"""From a foreign pickle to feature packs, with a corpus of its own or for one whose official release is at hand."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ercfusion import __version__
+from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.corpus import SPLITS, Corpus, Protocol
+from ercfusion.data.features import FeatureTable, Key
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import ConfigError, PackError
+from ercfusion.features.imports._checks import Imported
+from ercfusion.features.imports.dialogues import FAMILIES, meld_place
+from ercfusion.features.imports.layouts import ORIGINS, read_layout
+from ercfusion.features.imports.unpickle import safe_load
+from ercfusion.features.pack import write_pack
+from ercfusion.files import StrPath, atomic_folder, atomic_write, sha256_of
+
+CUSTOM = "custom"
+TABLE, SETTINGS, PACKS = "utterances.csv", "corpus.yaml", "packs"
+MOST_DIFFERENT = 0.01
+"""Share of labels, or of speakers, that may differ between a pickle and the release; above it they are not of one
+corpus version, or not in the order that was assumed."""
+_TOLERANCE = 0.01
+
+logger = logging.getLogger(__name__)
+
+
+def import_pickle(
+    path: StrPath,
+    layout: str | None,
+    out: StrPath,
+    *,
+    corpus: Corpus | None = None,
+    protocol: Protocol | str | None = None,
+) -> Path:
+    """Write the features of a foreign pickle as packs.
+
+    Without ``corpus``, ``out`` becomes a corpus of its own (``data=custom data.raw=OUT``): texts, speakers, splits and
+    labels come from the pickle. With it, ``out`` holds packs only, ``OUT/packs/MODALITY``, for use with the official
+    release: every utterance of the pickle must exist there, and labels and speakers must agree.
+
+    Args:
+        path: The pickle; see :func:`~ercfusion.features.imports.unpickle.safe_load`.
+        layout: A name of :data:`~ercfusion.features.imports.layouts.LAYOUTS`.
+        out: A folder that does not exist yet, or is empty. It appears complete or not at all.
+        corpus: The official release, opened.
+        protocol: A protocol of it, whose labels the pickle's are compared with; the first one by default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: no such layout, or the layout is not one of this corpus.
+        UnpickleError: the pickle asks for more than data, or is damaged.
+        LayoutError: the content is not as the layout says.
+        PackError: pickle and release do not agree, a value is NaN or infinite, or ``out`` cannot be written.
+        CorpusNotFoundError, CorpusFormatError: the release is not there, or not as released.
+    """
+    path, out = Path(path), Path(out)
+    if corpus is None and protocol is not None:
+        raise ConfigError("a protocol belongs to a corpus: give the corpus too, or leave the protocol out.")
+    imported = read_layout(safe_load(path), layout)
+    sources = {path.name: sha256_of(path)}
+    try:
+        with atomic_folder(out) as building:
+            if corpus is None:
+                _write_corpus(building, imported)
+                own = open_corpus(CUSTOM, building)
+                _check_readable(own, imported)
+                _write_packs(building, imported, imported.tables, own, sources, {})
+            else:
+                chosen = protocol if isinstance(protocol, Protocol) else corpus.protocol(protocol)
+                keys, report = _match(imported, corpus, chosen)
+                tables = {name: _renamed(entry, keys) for name, entry in imported.tables.items()}
+                _write_packs(building, imported, tables, corpus, sources, {"protocol": chosen.id, **report})
+    except FileExistsError as error:
+        raise PackError(f"{out} exists already and is not empty. Choose another folder.") from error
+    except OSError as error:
+        raise PackError(f"{out} cannot be written: {error}. Make room, or choose another folder.") from error
+    for note in imported.notes:
+        logger.info("%s: %s", path.name, note)
+    return out
+
+
+def _write_packs(
+    folder: Path,
+    imported: Imported,
+    tables: Mapping[str, FeatureTable],
+    corpus: Corpus,
+    sources: Mapping[str, str],
+    report: Mapping[str, Any],
+) -> None:
+    settings = {
+        "layout": imported.layout,
+        "origin": ORIGINS[imported.layout],
+        "citation": imported.citation,
+        "notes": list(imported.notes),
+        **report,
+    }
+    fingerprint = corpus.fingerprint()
+    for modality, table in tables.items():
+        write_pack(
+            folder / PACKS / modality,
+            table,
+            tool="import",
+            tool_version=__version__,
+            settings=settings,
+            corpus=corpus.name,
+            fingerprint=fingerprint,
+            licence=imported.licence,
+            sources=sources,
+        )
+
+
+# A corpus of its own
+
+
+def _write_corpus(folder: Path, imported: Imported) -> None:
+    import yaml
+
+    settings = {
+        "title": imported.title,
+        "licence": imported.licence,
+        "citation": imported.citation,
+        "targets": {task.name: _target_settings(task) for task in imported.tasks},
+    }
+    with atomic_write(folder / SETTINGS) as stream:
+        yaml.safe_dump(settings, stream, sort_keys=False, allow_unicode=True, width=10_000)
+    with atomic_write(folder / TABLE) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["conversation", "turn", "speaker", "text", "split", *(task.name for task in imported.tasks)])
+        for split in SPLITS:
+            for conversation in imported.splits[split]:
+                for turn in conversation.turns:
+                    cells = [_cell(turn.targets.get(task.name), task) for task in imported.tasks]
+                    writer.writerow([conversation.id, turn.id, turn.speaker, turn.text or "", split, *cells])
+
+
+def _target_settings(task: TaskSpec) -> dict[str, Any]:
+    entries: dict[str, Any] = {"kind": task.kind, "metric": task.metric}
+    if task.schema is None:
+        return {**entries, "low": task.low, "high": task.high, "dimensions": list(task.dimensions)}
+    entries["labels"] = list(task.schema.labels)
+    return entries if task.schema.neutral is None else {**entries, "neutral": task.schema.neutral}
+
+
+def _cell(target: Target | None, task: TaskSpec) -> str:
+    if target is None or target.value is None:
+        return ""
+    value = target.value
+    if isinstance(value, frozenset) and task.schema is not None:
+        return "|".join(label for label in task.schema.labels if label in value) or "-"
+    # repr gives the shortest text that reads back as the same number.
+    return value if isinstance(value, str) else repr(value)
+
+
+def _check_readable(corpus: Corpus, imported: Imported) -> None:
+    # What was written is read once as training will read it: a difference is a defect here, not the user's.
+    for task in imported.tasks:
+        splits = corpus.conversations(corpus.protocol(task.name))
+        for split in SPLITS:
+            written = [(turn.speaker, turn.targets.get(task.name)) for turn in _turns(imported.splits[split])]
+            read = [(turn.speaker, turn.targets.get(task.name)) for turn in _turns(splits[split])]
+            if written != read:
+                raise PackError(f"the corpus of layout {imported.layout!r} does not read back as it was written")
+
+
+def _turns(conversations: Sequence[Conversation]) -> list[Turn]:
+    return [turn for conversation in conversations for turn in conversation.turns]
+
+
+# For a release
+
+
+@dataclass
+class _Comparison:
+    what: str
+    compared: int = 0
+    differ: int = 0
+    first: str = ""
+
+    def add(self, same: bool, place: str) -> None:
+        self.compared += 1
+        if not same:
+            self.differ += 1
+            self.first = self.first or place
+
+    def check(self, corpus: Corpus, protocol: Protocol) -> dict[str, int]:
+        if self.differ > MOST_DIFFERENT * self.compared:
+            raise PackError(
+                f"{self.differ} of {self.compared} {self.what} differ between the pickle and {corpus.card.title} under "
+                f"{protocol.id} (first: {self.first}). They are not of one version, or the protocol has other labels: "
+                f"choose another protocol ({', '.join(corpus.protocols)}), or import without a corpus."
+            )
+        return {"compared": self.compared, "differ": self.differ}
+
+
+def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict[Key, Key], dict[str, Any]]:
+    # The release's key of every key of the pickle, and how far the two agree.
+    if imported.corpus and imported.corpus != corpus.name:
+        raise ConfigError(
+            f"the layout {imported.layout!r} is of the corpus {imported.corpus!r}, but {corpus.name!r} was given."
+        )
+    released = {
+        conversation.id: (split, conversation)
+        for split, conversations in corpus.conversations(protocol).items()
+        for conversation in conversations
+    }
+    keys: dict[Key, Key] = {}
+    labels, speakers = _Comparison("labels"), _Comparison("speakers")
+    moved = 0
+    for split, conversations in imported.splits.items():
+        for conversation in conversations:
+            name = _released_name(imported, conversation.id)
+            if name not in released:
+                raise PackError(
+                    f"the pickle's conversation {conversation.id!r} would be {name!r} in {corpus.card.title}, which "
+                    f"has none of that name (its first is {next(iter(released), '')!r}). Import without a "
+                    f"corpus instead."
+                )
+            home, whole = released[name]
+            moved += home != split
+            pairs = _pairs(imported, conversation, whole, protocol)
+            keys.update({(conversation.id, own.id): (name, other.id) for own, other in pairs})
+            _compare(imported, conversation.id, pairs, protocol, labels, speakers)
+    if not labels.compared:
+        raise PackError(
+            f"no label of the pickle could be compared with {protocol.id}: the pickle has "
+            f"{', '.join(task.name for task in imported.tasks)}, the protocol {protocol.task.name}. Choose another "
+            f"protocol ({', '.join(corpus.protocols)})."
+        )
+    total = sum(len(entry.turns) for _, entry in released.values())
+    return keys, {
+        "labels": labels.check(corpus, protocol),
+        "speakers": speakers.check(corpus, protocol),
+        "conversations_in_another_split": moved,
+        "utterances_without_features": total - len(keys),
+    }
+
+
+def _released_name(imported: Imported, name: str) -> str:
+    if imported.layout in FAMILIES and FAMILIES[imported.layout].meld:
+        place = meld_place(name)
+        return name if place is None else f"{place[0]}/{place[1]}"
+    return name
+
+
+def _pairs(imported: Imported, own: Conversation, other: Conversation, protocol: Protocol) -> list[tuple[Turn, Turn]]:
+    if not imported.positions:
+        turns = {turn.id: turn for turn in other.turns}
+        for turn in own.turns:
+            if turn.id not in turns:
+                raise PackError(
+                    f"the pickle's utterance {turn.id!r} of the conversation {own.id!r} is not in {other.id!r} of the "
+                    f"release (found there: {', '.join(list(turns)[:3])}, ...). Import without a corpus instead."
+                )
+        return [(turn, turns[turn.id]) for turn in own.turns]
+    # Without ids the order decides. The pickles leave out what has no label of their set, so the labelled turns are
+    # tried where the numbers differ.
+    task = protocol.task.name
+    labelled = [turn for turn in other.turns if task in turn.targets and turn.targets[task].valid]
+    for candidates in (list(other.turns), labelled):
+        if len(candidates) == len(own.turns):
+            return list(zip(own.turns, candidates, strict=True))
+    raise PackError(
+        f"the pickle has {len(own.turns)} utterances of the conversation {own.id!r} and no ids for them; {other.id!r} "
+        f"of the release has {len(other.turns)}, of which {len(labelled)} are labelled under {protocol.id}. Choose the "
+        f"protocol that the file was made for, or import without a corpus."
+    )
+
+
+def _compare(
+    imported: Imported,
+    conversation: str,
+    pairs: Sequence[tuple[Turn, Turn]],
+    protocol: Protocol,
+    labels: _Comparison,
+    speakers: _Comparison,
+) -> None:
+    own_names = [own.speaker for own, _ in pairs]
+    other_names = [other.speaker for _, other in pairs]
+    numbered = zip(_numbers(own_names), _numbers(other_names), strict=True)
+    for (own, other), (first, second) in zip(pairs, numbered, strict=True):
+        place = f"conversation {conversation!r}, utterance {own.id!r}"
+        speakers.add(first == second, f"{place}: {own.speaker!r} and {other.speaker!r}")
+        name = protocol.task.name
+        mine, theirs = own.targets.get(name), other.targets.get(name)
+        if mine is not None and theirs is not None and mine.valid and theirs.valid:
+            labels.add(_same(mine.value, theirs.value), f"{place}: {_said(mine.value)} and {_said(theirs.value)}")
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    # Who is who, whatever they are called.
+    order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [order[name] for name in names]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, float | int) and isinstance(second, float | int):
+        return abs(first - second) <= _TOLERANCE
+    return bool(first == second)
+
+
+def _said(value: Any) -> str:
+    return "|".join(sorted(value)) or "-" if isinstance(value, frozenset) else str(value)
+
+
+def _renamed(table: FeatureTable, keys: Mapping[Key, Key]) -> FeatureTable:
+    return FeatureTable(table.modality, [keys[key] for key in table.keys], table.values, table.offsets)

@@ -1,0 +1,187 @@
+"""Reading sound: WAV and FLAC files, and the sound tracks of videos.
+
+A waveform comes out as one channel of float32 numbers in -1 to 1. It is resampled at most once, to a rate that the
+recipe states; files of plain sound are otherwise taken as they were recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.media import Clip
+from ercfusion.errors import ConfigError, did_you_mean, require_extra
+from ercfusion.features.clip_error import ClipError
+
+Resample = Literal["tracks", "all", "none"]
+
+# Files that hold nothing but sound, which libsndfile reads to the exact sample.
+_PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
+# A peak below this (-80 dB of full scale) is silence: less than four steps of 16-bit sound.
+SILENCE = 1e-4
+# Seconds decoded before a clip's start, because compressed sound needs the packets before it.
+_LEAD = 0.5
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A waveform.
+
+    Args:
+        samples: (n,) float32, -1 to 1, all channels taken together.
+        rate: Samples a second.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.samples) / self.rate
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing can be heard (peak below -80 dB of full scale)."""
+        return not len(self.samples) or float(np.abs(self.samples).max()) < SILENCE
+
+
+def check_sound_settings(rate: int | None, resample: str) -> None:
+    """Raise :class:`ConfigError` for settings that make no sense; see :func:`read_sound`."""
+    if resample not in get_args(Resample):
+        raise ConfigError(f"resample={resample!r} is unknown. {did_you_mean(str(resample), get_args(Resample))}")
+    if rate is None and resample != "none":
+        raise ConfigError(f"resample={resample} needs a rate (samples a second), for example rate=16000")
+    if rate is not None and (not isinstance(rate, int) or isinstance(rate, bool) or not 1000 <= rate <= 192_000):
+        raise ConfigError(f"rate={rate!r}: a whole number of samples a second from 1000 to 192000 is expected")
+
+
+def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none") -> Sound:
+    """The sound of a clip.
+
+    Channels are taken together: those of plain sound files by their mean, those of a video's track by FFmpeg's own
+    rules for one channel (which know that the middle of surround sound carries the voices).
+
+    Args:
+        clip: The file, and the part of it.
+        rate: To which sound is resampled where ``resample`` says so.
+        resample: ``tracks``: sound tracks of videos and compressed sound are brought to ``rate``, plain files (WAV,
+            FLAC, ...) keep their own; ``all``: every clip is brought to ``rate``; ``none``: no clip is.
+
+    Raises:
+        ClipError: the file is absent, empty or damaged, has no sound, or nothing lies between start and end.
+        MissingExtraError: soundfile or PyAV is not installed.
+    """
+    try:
+        size = clip.path.stat().st_size
+    except OSError as error:
+        raise ClipError(f"no such file: {clip.path.name}" if not clip.path.exists() else str(error.strerror)) from error
+    if size == 0:
+        raise ClipError("the file is empty (0 bytes)")
+    if clip.end is not None and clip.end <= clip.start:
+        raise ClipError(f"the turn ends at {clip.end:g} s, not after its start at {clip.start:g} s")
+    plain = clip.path.suffix.lower() in _PLAIN
+    if plain:
+        sound = _plain(clip)
+        if resample == "all" and rate is not None and sound.rate != rate:
+            sound = Sound(_resampled(sound, rate), rate)
+    else:
+        sound = _track(clip, None if resample == "none" else rate)
+    if not len(sound.samples):
+        raise ClipError("the file holds no sound" if clip.start == 0 else f"the file ends before {clip.start:g} s")
+    # Resampling can overshoot, and what is beyond 1 would wrap around as a 16-bit number.
+    return Sound(np.clip(sound.samples, -1.0, np.float32(32767 / 32768)), sound.rate)
+
+
+def _plain(clip: Clip) -> Sound:
+    require_extra("soundfile", "audio", "Reading sound files")
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(str(clip.path)) as stream:
+            first = round(clip.start * stream.samplerate)
+            last = stream.frames if clip.end is None else min(stream.frames, round(clip.end * stream.samplerate))
+            if first >= stream.frames:
+                return Sound(np.empty(0, np.float32), stream.samplerate)
+            stream.seek(first)
+            samples = stream.read(last - first, dtype="float32", always_2d=True)
+            rate = int(stream.samplerate)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
+    mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return Sound(np.ascontiguousarray(mixed, dtype=np.float32), rate)
+
+
+def _resampled(sound: Sound, rate: int) -> NDArray[np.float32]:
+    require_extra("audresample", "audio", "Resampling")
+    import audresample
+
+    return np.asarray(audresample.resample(sound.samples[None], sound.rate, rate)[0], dtype=np.float32)
+
+
+def _track(clip: Clip, rate: int | None) -> Sound:
+    require_extra("av", "audio", "Reading the sound of videos")
+    import av
+
+    try:
+        with av.open(str(clip.path)) as container:
+            if not container.streams.audio:
+                raise ClipError("the file has no sound track")
+            stream = container.streams.audio[0]
+            own_rate = int(stream.rate or 0)
+            if own_rate <= 0:
+                raise ClipError("the sound track states no sampling rate")
+            if clip.start > _LEAD:
+                container.seek(int((clip.start - _LEAD) * 1_000_000), backward=True)
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=rate or own_rate)
+            frames = list(_needed(container.decode(stream), clip, own_rate))
+            samples = _through(resampler, frames)
+    except ClipError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
+    return Sound(samples, rate or own_rate)
+
+
+def _needed(frames: Any, clip: Clip, rate: int) -> Any:
+    # The decoded frames between start and end, the first and the last cut to the sample.
+    import av
+
+    first = round(clip.start * rate)
+    last = None if clip.end is None else round(clip.end * rate)
+    position = None
+    for frame in frames:
+        if position is None:
+            position = 0 if clip.start <= _LEAD else round(float(frame.time or 0.0) * rate)
+        begin, end = position, position + frame.samples
+        position = end
+        if last is not None and begin >= last:
+            return
+        cut_front, cut_back = max(0, first - begin), 0 if last is None else max(0, end - last)
+        if cut_front >= frame.samples:
+            continue
+        if cut_front or cut_back:
+            values = frame.to_ndarray()
+            packed = not frame.format.is_planar
+            channels = frame.layout.nb_channels
+            width = channels if packed else 1
+            values = np.ascontiguousarray(values[:, cut_front * width : values.shape[1] - cut_back * width])
+            part = av.AudioFrame.from_ndarray(values, format=frame.format.name, layout=frame.layout.name)
+            part.sample_rate = frame.sample_rate
+            frame = part
+        frame.pts = None  # one gapless piece, whatever the container says
+        yield frame
+
+
+def _through(resampler: Any, frames: list[Any]) -> NDArray[np.float32]:
+    parts = []
+    for frame in [*frames, None] if frames else []:
+        parts += [np.asarray(out.to_ndarray()[0], dtype=np.float32) for out in resampler.resample(frame)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,306 @@
+"""Visual features: the faces of a clip, by Py-Feat, or from tables that Py-Feat or OpenFace wrote.
+
+The frames are chosen by :mod:`ercfusion.features.frames`, the face and its statistics by
+:mod:`ercfusion.features.faces`; a tool only says what it sees in a frame, so that the same settings mean the same for
+every tool and every corpus.
+
+Cheong, Jolly, Xie, Byrne, Kenney, Chang. Py-Feat: Python Facial Expression Analysis Toolbox. Affective Science 4, 2023.
+Baltrusaitis, Zadeh, Lim, Morency. OpenFace 2.0: Facial Behavior Analysis Toolkit. FG 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.features import Level
+from ercfusion.data.media import Clip
+from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean, require_extra
+from ercfusion.features.clip_error import ClipError
+from ercfusion.features.detector import RUNNING, check_detector, detect_faces, detector_licence, load_detector
+from ercfusion.features.extractor import Extracted, check_settings, package_version
+from ercfusion.features.faces import (
+    FEX_SETS,
+    OPENFACE_SETS,
+    STATISTICS,
+    WHICH_FACES,
+    FaceTable,
+    choose_faces,
+    fill_rows,
+    join_tables,
+    pool_rows,
+)
+from ercfusion.features.fex import read_fex, read_openface
+from ercfusion.features.frames import check_window, choose_times, read_frames
+
+TOOLS = ("py-feat", "fex", "openface")
+
+_COMMON: Mapping[str, Any] = {
+    "fps": None,
+    "max_frames": None,
+    "columns": ["aus", "emotions", "pose"],
+    "which_face": "largest",
+    "pooling": ["mean", "std", "max"],
+    "min_score": 0.5,
+}
+_TABLE: Mapping[str, Any] = {"folder": None, "pattern": "{stem}.csv", "tool_version": "unknown"}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "py-feat": {**_COMMON, "fps": 5.0, "detector": {}},
+    "fex": {**_COMMON, **_TABLE, "video_fps": None},
+    # OpenFace says itself which rows to believe (success); its confidence is no probability of a face.
+    "openface": {**_COMMON, **_TABLE, "columns": ["aus", "pose", "gaze"], "min_score": 0.0},
+}
+_OPENFACE_LICENCE = (
+    "OpenFace is licensed for academic or non-profit noncommercial research only; publications must cite its papers."
+)
+
+
+class VisualExtractor:
+    """Faces of a clip, as one vector or as a sequence of frames.
+
+    Settings:
+        tool: ``py-feat`` (detects faces in the frames of the clip), ``fex`` or ``openface`` (reads the table that the
+            tool wrote for the clip's file; the tool itself is not needed).
+        fps: Frames a second that are looked at; None for all. 5 for ``py-feat``, all rows of a table.
+        max_frames: The most frames of a clip, at equal distances; None for no limit.
+        columns: Sets of columns in the order of the features: names of :data:`~ercfusion.features.faces.FEX_SETS`, or
+            of :data:`~ercfusion.features.faces.OPENFACE_SETS` for ``openface``.
+        which_face: ``largest``, ``longest_tracked`` or ``all``; see :func:`~ercfusion.features.faces.choose_faces`.
+        pooling: Statistics over the frames, of ``mean``, ``std``, ``min``, ``max``: one vector an utterance, a block
+            of columns for each statistic and ``face_share`` at the end, the share of the frames that were looked at in
+            which a face was taken. None for a sequence: a row for each face that was taken, with a last column
+            ``track`` where ``which_face`` is ``all``. Frames without a face are left out of both.
+        min_score: Faces of which the tool is less certain are left out, 0 to 1 (``FaceScore``, ``confidence``).
+        detector: For ``py-feat``; see :func:`~ercfusion.features.detector.check_detector`.
+        folder, pattern: For tables: the file of a clip is ``folder/pattern``, with ``{stem}``, ``{name}`` and
+            ``{parent}`` of the clip's file put in (its name without and with ending, its folder's name). Where
+            ``folder`` is None, the clip's own folder is meant. Rows before the clip's start or after its end are left
+            out.
+        video_fps: For ``fex``: frames a second of the recording, which a Fex file does not say. Needed for clips that
+            are parts of a file, and together with ``fps``.
+        tool_version: For tables: what wrote them, for the record.
+
+    A number that a tool left out (NaN) is left out of the statistics, and in a sequence replaced by the mean of its
+    column over the clip. A column without any number in a clip becomes 0, and the result says so in its note.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value that does not or does not fit another.
+        MissingExtraError: ``py-feat`` or PyAV is not installed, and the tool needs them.
+    """
+
+    modality = "visual"
+    kind: Literal["visual"] = "visual"
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.tool = str(settings.get("tool", "py-feat"))
+        if self.tool not in TOOLS:
+            raise ConfigError(f"tool={self.tool!r} gives no visual features. {did_you_mean(self.tool, TOOLS)}")
+        self.settings = check_settings(settings, _DEFAULTS[self.tool], self.tool)
+        chosen = self.settings
+        sets = OPENFACE_SETS if self.tool == "openface" else FEX_SETS
+        chosen["columns"] = _names("columns", chosen["columns"], list(sets))
+        self.columns = [column for name in chosen["columns"] for column in sets[name]]
+        self._set_of = {column: name for name in chosen["columns"] for column in sets[name]}
+        if len(self._set_of) < len(self.columns):
+            raise ConfigError(f"columns={chosen['columns']} names some columns twice; leave out the set that is a part")
+        if chosen["pooling"] is not None:
+            chosen["pooling"] = _names("pooling", chosen["pooling"], STATISTICS)
+        if chosen["which_face"] not in WHICH_FACES:
+            wrong = chosen["which_face"]
+            raise ConfigError(f"which_face={wrong!r} is unknown. {did_you_mean(str(wrong), WHICH_FACES)}")
+        for name in ("fps", "max_frames", "video_fps"):
+            _check_positive(name, chosen.get(name), whole=name == "max_frames")
+        if not (_is_number(chosen["min_score"]) and 0 <= chosen["min_score"] <= 1):
+            raise ConfigError(f"min_score={chosen['min_score']!r}: a number from 0 to 1 is expected")
+        if self.tool == "py-feat":
+            require_extra("feat", "face", "Detecting faces")
+            require_extra("av", "face", "Reading frames")
+            self._options = check_detector(chosen["detector"], chosen["columns"])
+            # What only says how to run it does not tell one pack from another.
+            chosen["detector"] = {name: value for name, value in self._options.items() if name not in RUNNING}
+            self.tool_version = package_version("py-feat")
+        else:
+            _check_pattern(chosen["pattern"])
+            # The pack tells the folder's name, not where somebody keeps it.
+            self._folder = None if chosen["folder"] is None else Path(chosen["folder"]).expanduser()
+            chosen["folder"] = None if self._folder is None else self._folder.name
+            self.tool_version = str(chosen["tool_version"])
+        if self.tool == "fex" and chosen["fps"] is not None and chosen["video_fps"] is None:
+            raise ConfigError("fps needs video_fps, the rate of the recording, which a Fex file does not say")
+        self.level: Level = "sequence" if chosen["pooling"] is None else "utterance"
+        self._detector: Any = None
+        self._latest: tuple[Path, FaceTable] | None = None
+
+    @property
+    def licence(self) -> str:
+        """What the tool and, for Py-Feat, the weights of its models ask for."""
+        if self.tool == "openface":
+            return _OPENFACE_LICENCE
+        return detector_licence(self.settings["detector"]["version"] if self.tool == "py-feat" else None)
+
+    @property
+    def dimension_names(self) -> list[str]:
+        """``AU01.mean``, ..., ``face_share`` for an utterance; the columns (and ``track``) for a sequence."""
+        if self.settings["pooling"] is None:
+            return [*self.columns, "track"] if self.settings["which_face"] == "all" else list(self.columns)
+        return [f"{column}.{name}" for name in self.settings["pooling"] for column in self.columns] + ["face_share"]
+
+    def prepare(self) -> None:
+        """Load the detector, once a process; nothing for tables.
+
+        Raises:
+            MissingExtraError: Py-Feat cannot be imported.
+            ConfigError: it cannot be loaded as asked for, for example because its weights cannot be downloaded.
+        """
+        if self.tool == "py-feat" and self._detector is None:
+            self._detector = load_detector(self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sent to a worker, which loads its own detector: that may lie on a device, and a table is read again faster.
+        return self.__dict__ | {"_detector": None, "_latest": None}
+
+    def __call__(self, clip: Clip) -> Extracted:
+        """Features (T, D) float32 of one clip, T = 1 where they are pooled.
+
+        Raises:
+            ClipError: there is no such file, it is empty or cannot be read, nothing lies between the clip's start and
+                end, or there is no face in any frame.
+        """
+        self.prepare()
+        table, looked = self._detected(clip) if self.tool == "py-feat" else self._recorded(clip)
+        faces = choose_faces(table, self.settings["which_face"], self.settings["min_score"])
+        if not len(faces):
+            raise ClipError(f"no face in any of {looked} frames")
+        values = faces.matrix(self.columns)
+        if self.settings["pooling"] is None:
+            features, void = fill_rows(values)
+            if self.settings["which_face"] == "all":
+                features = np.column_stack([features, faces.track])
+        else:
+            pooled, void = pool_rows(values, self.settings["pooling"])
+            features = np.append(pooled, len(np.unique(faces.frame)) / looked)[None]
+        empty = dict.fromkeys(self._set_of[name] for name, is_void in zip(self.columns, void, strict=True) if is_void)
+        note = f"no number at all, so 0: {int(void.sum())} columns of {', '.join(empty)}" if empty else ""
+        seconds = 0.0 if clip.end is None else clip.end - clip.start
+        if clip.end is None and np.isfinite(table.seconds).any():
+            seconds = float(np.nanmax(table.seconds)) - clip.start
+        return Extracted(features.astype(np.float32), note, max(seconds, 0.0))
+
+    def source(self, clip: Clip) -> Path:
+        """The file that the features of a clip are made from: its own, or its table's."""
+        if self.tool == "py-feat":
+            return clip.path
+        name = self.settings["pattern"].format(**_parts(clip.path))
+        return (self._folder or clip.path.parent) / name
+
+    def _detected(self, clip: Clip) -> tuple[FaceTable, int]:
+        """All faces that Py-Feat finds in the frames, numbered from 0, and how many frames there were."""
+        tables: list[FaceTable] = []
+        batch: list[NDArray[np.uint8]] = []
+        times: list[float] = []
+
+        def look() -> None:
+            first = len(times) - len(batch)
+            faces = detect_faces(self._detector, batch, self.settings["min_score"])
+            frame = faces.frame + first
+            tables.append(replace(faces, frame=frame, seconds=np.array(times)[frame]))
+            batch.clear()
+
+        for frame in read_frames(clip, fps=self.settings["fps"], max_frames=self.settings["max_frames"]):
+            # The frames of a batch make one tensor; a recording may change its size on the way.
+            if batch and (len(batch) == self._options["batch_size"] or batch[0].shape != frame.image.shape):
+                look()
+            batch.append(frame.image)
+            times.append(frame.time)
+        look()
+        table = join_tables(tables)
+        self._require_columns(table, "Py-Feat's answer")
+        return table, len(times)
+
+    def _recorded(self, clip: Clip) -> tuple[FaceTable, int]:
+        """The rows of the clip's table in its window, frames numbered from 0, and how many frames there were."""
+        check_window(clip)
+        table = self._table(self.source(clip))
+        frames, first, frame = np.unique(table.frame, return_index=True, return_inverse=True)
+        times = table.seconds[first]
+        if np.isnan(times).any():
+            if clip.start > 0 or clip.end is not None:
+                raise ClipError("the clip is a part of the recording, and a Fex file has no times: set video_fps")
+            # Without times, and so without a window or a rate, all frames count: any rising numbers do.
+            times = frames.astype(np.float64)
+        taken = choose_times(
+            times,
+            start=clip.start,
+            end=clip.end,
+            fps=self.settings["fps"],
+            max_frames=self.settings["max_frames"],
+        )
+        if not len(taken):
+            until = "the end" if clip.end is None else f"{clip.end:g} s"
+            raise ClipError(f"no row between {clip.start:g} s and {until} of the table")
+        inside = np.isin(frame, taken)
+        return replace(table.rows(inside), frame=np.searchsorted(taken, frame[inside]).astype(np.int64)), len(taken)
+
+    def _table(self, path: Path) -> FaceTable:
+        # The turns of a long recording follow each other: its table is read once.
+        if self._latest is None or self._latest[0] != path:
+            if not path.is_file():
+                raise ClipError(f"no such file: {path.name}")
+            try:
+                if self.tool == "fex":
+                    table = read_fex(path, video_fps=self.settings["video_fps"])
+                else:
+                    table = read_openface(path)
+            except CorpusFormatError as error:
+                # The reason goes into the pack, where the folders of this machine are nobody's business.
+                raise ClipError(str(error).replace(str(path), path.name)) from error
+            self._require_columns(table, path.name)
+            self._latest = (path, table)
+        return self._latest[1]
+
+    def _require_columns(self, table: FaceTable, where: str) -> None:
+        missing = [column for column in self.columns if column not in table.columns]
+        if missing:
+            name = self._set_of[missing[0]]
+            hint = "angles in its place (older tables have no position)" if name == "pose" else "the others"
+            raise ClipError(f"{where} has no column {missing[0]!r} of the set {name!r}: set columns to {hint}")
+
+
+def _names(setting: str, given: Any, known: Sequence[str]) -> list[str]:
+    """``given`` as a list of names, checked."""
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise ConfigError(f"{setting}={given!r}: a list of names is expected, for example [{known[0]}]")
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{setting}: {name!r} is unknown. {did_you_mean(str(name), known)}")
+        if list(given).count(name) > 1:
+            raise ConfigError(f"{setting}: {name!r} is named twice")
+    return list(given)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_positive(setting: str, value: Any, *, whole: bool) -> None:
+    if value is not None and not (_is_number(value) and value > 0 and not (whole and not isinstance(value, int))):
+        raise ConfigError(f"{setting}={value!r}: a {'whole ' if whole else ''}number above 0 or null is expected")
+
+
+def _parts(path: Path) -> dict[str, str]:
+    return {"stem": path.stem, "name": path.name, "parent": path.parent.name}
+
+
+def _check_pattern(pattern: Any) -> None:
+    try:
+        str(pattern).format(**_parts(Path("folder/clip.mp4")))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"pattern={pattern!r} cannot be filled in ({error}): it may hold {{stem}}, {{name}} and {{parent}}"
+        ) from error

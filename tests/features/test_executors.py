@@ -1,0 +1,97 @@
+"""The same work on a dask.distributed cluster: the same pack, and a worker that is killed half-way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_extraction import content
+from tools import Recordings, loudness, write_recordings
+
+from ercfusion.errors import ConfigError, RunError
+from ercfusion.features.executors import executor
+from ercfusion.features.extraction import extract_pack
+from ercfusion.features.pack import read_pack
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where the workers find the tool
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        yield cluster
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ERCFUSION_QUIET", "1")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return write_recordings(tmp_path / "raw", count=8)
+
+
+def extract(corpus: Recordings, out: Path, recipe: Any, **options: Any) -> Path:
+    return extract_pack(corpus, corpus.protocol(), recipe, out=out, **options).folder
+
+
+def test_the_same_pack_although_a_worker_is_killed(cluster: Any, corpus: Recordings, tmp_path: Path) -> None:
+    (corpus.root() / "talk1-1.wav").write_bytes(b"damaged")
+    log = tmp_path / "log"
+    recipe = loudness(wait=0.15, log=str(log))
+    victim = next(iter(cluster.workers.values())).pid
+
+    def kill_half_way() -> None:
+        deadline = time.monotonic() + 60
+        while (not log.exists() or len(log.read_text().splitlines()) < 10) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_half_way)
+    killer.start()
+    there = extract(corpus, tmp_path / "there", recipe, executor_name="dask", address=cluster.scheduler_address)
+    killer.join()
+    done = len(log.read_text().splitlines())
+    assert done >= 24
+    here = extract(corpus, tmp_path / "here", recipe, workers=1)
+    assert content(there) == content(here)
+    assert len(read_pack(there)) == 23
+
+
+def test_a_cluster_that_is_not_there(corpus: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ercfusion.features.executors.CONNECT", "1s")
+    with pytest.raises(RunError, match=r"executor\.address=tcp://127\.0\.0\.1:9: the scheduler does not answer"):
+        extract(corpus, tmp_path / "pack", loudness(), executor_name="dask", address="tcp://127.0.0.1:9")
+
+
+def test_a_tool_that_cannot_be_loaded(cluster: Any, corpus: Recordings, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="a worker of the cluster failed: ConfigError: the weights cannot be loaded"):
+        extract(
+            corpus,
+            tmp_path / "pack",
+            loudness(broken=True),
+            executor_name="dask",
+            address=cluster.scheduler_address,
+        )
+
+
+def test_settings() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'dask'"):
+        executor("dusk", address=None, workers=1)
+    with pytest.raises(ConfigError, match=r"executor\.address is for executor=dask"):
+        executor("local", address="tcp://somewhere", workers=1)
+
+
+sys.path.insert(0, str(Path(__file__).parent))
