@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
 from ercfusion.errors import ConfigError, ErcfusionError
+
+if TYPE_CHECKING:
+    from ercfusion.data.corpus import Finding
 
 HELP = """\
 Look over the installation, and over a corpus and its features, before training starts.
@@ -109,12 +114,15 @@ def examine(settings: dict[str, Any]) -> int:
         tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
         if tables[name].modality != name:
             raise ConfigError(f"data.packs.{name}: {place} holds the modality {tables[name].modality!r}")
-    names = {}
+    names: dict[str, list[str]] = {}
+    remarks: list[Finding] = []
     for table in tables.values():
-        dimensions = read_manifest(table.source["pack"])["dimensions"] if "pack" in table.source else None
-        if dimensions is not None:
-            names[table.modality] = dimensions
-    findings = check_corpus(corpus, protocol, list(tables.values()), names=names)
+        if "pack" in table.source:
+            manifest = read_manifest(table.source["pack"])
+            remarks += pack_remarks(manifest)
+            if manifest["dimensions"] is not None:
+                names[table.modality] = manifest["dimensions"]
+    findings = remarks + check_corpus(corpus, protocol, list(tables.values()), names=names)
     topic = ""
     for finding in findings:
         if finding.topic != topic:
@@ -125,6 +133,23 @@ def examine(settings: dict[str, Any]) -> int:
     notes = sum(finding.level == "note" for finding in findings)
     print(f"{len(findings)} findings: {faults} faults, {notes} notes")
     return faults
+
+
+def pack_remarks(manifest: Mapping[str, Any]) -> list[Finding]:
+    """What was noted when a pack was made: turns without features, and questionable ones, by reason."""
+    from ercfusion.data.corpus import Finding
+
+    found = []
+    for name, what in (("missing", "had no features"), ("notes", "are questionable")):
+        reasons: dict[str, list[str]] = {}
+        for entry in manifest.get(name, []):
+            # Numbers in a reason (a duration) differ from clip to clip.
+            kind = re.sub(r"\d+(\.\d+)?", "...", entry["reason"])
+            reasons.setdefault(kind, []).append(f"{entry['conversation']}/{entry['turn']}")
+        for kind, turns in sorted(reasons.items(), key=lambda item: -len(item[1])):
+            text = f"{len(turns)} utterances {what} when the pack was made: {kind} (first: {turns[0]})"
+            found.append(Finding("note", f"pack {manifest['modality']}", text))
+    return found
 
 
 if __name__ == "__main__":

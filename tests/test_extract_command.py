@@ -65,6 +65,16 @@ def test_from_recordings_to_a_trained_model(tmp_path: Path, capsys: pytest.Captu
     assert (status, out) == (0, [str(pack)])
     assert "exists already: audio features" in err
 
+    from ercfusion.doctor import main as doctor
+
+    assert run_command(doctor, ["data=emodb", f"data.raw={raw}", "data.packs.audio=egemaps"]) in (0, 1)
+    told = capsys.readouterr().out
+    assert (
+        f"1 utterances had no features when the pack was made: the file is empty (... bytes) (first: {paths[1].stem}/0)"
+        in told
+    )
+    assert "1 utterances are questionable when the pack was made: silent" in told
+
     arguments = ["model=concat", "data=emodb", f"data.raw={raw}", "data.packs.audio=egemaps", f"run={tmp_path / 'run'}"]
     assert train([*arguments, "training.max_epochs=1", "training.bootstrap=20", "training.threads=1"]) == 0
     record = json.loads((tmp_path / "run" / "record.json").read_text())

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
+from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, CorpusNotFoundError, did_you_mean
 
@@ -81,6 +82,19 @@ class Finding:
     level: Literal["ok", "note", "fault"]
     topic: str
     text: str
+
+
+def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
+    """80 % train, 10 % dev and 10 % test of a release that has no splits, drawn by conversation.
+
+    The order of :func:`~ercfusion.data.permute.seeded_permutation` is cut, so the split depends on the seed and the
+    ids alone; within a split the conversations keep their order.
+    """
+    order = seeded_permutation((conversation.id for conversation in conversations), seed)
+    dev, test = round(0.8 * len(order)), round(0.9 * len(order))
+    parts = (order[:dev], order[dev:test], order[test:])
+    part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
+    return {split: [entry for entry in conversations if part[entry.id] == split] for split in SPLITS}
 
 
 class Corpus(ABC):

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ercfusion.data.conversation import Conversation, Target, Turn
-from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
-from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
 from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import read_text
 from ercfusion.data.task import TaskSpec
@@ -127,11 +126,7 @@ class DailyDialogCorpus(Corpus):
                 for place, split in enumerate(SPLITS)
             }
         dialogues, _ = _read(files[0], files[1], "all", allowed=MISMATCHES)
-        order = seeded_permutation((dialogue.id for dialogue in dialogues), SPLIT_SEED)
-        dev, test = round(0.8 * len(order)), round(0.9 * len(order))
-        parts = (order[:dev], order[dev:test], order[test:])
-        part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
-        return {split: [dialogue for dialogue in dialogues if part[dialogue.id] == split] for split in SPLITS}
+        return drawn_splits(dialogues, SPLIT_SEED)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
         """Which layout was found, dialogues that were left out, and dialogues that occur twice within a split."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ercfusion.data.conversation import Conversation, Target, Turn
-from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
-from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
 from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json
 from ercfusion.data.task import TaskKind, TaskSpec
@@ -120,11 +119,7 @@ class EmotionLinesCorpus(Corpus):
         if len(files) == len(SPLITS):
             return {split: _read(path, split) for split, path in zip(SPLITS, files, strict=True)}
         dialogues = _read(files[0], "friends")
-        order = seeded_permutation((dialogue.id for dialogue in dialogues), SPLIT_SEED)
-        dev, test = round(0.8 * len(order)), round(0.9 * len(order))
-        parts = (order[:dev], order[dev:test], order[test:])
-        part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
-        return {split: [dialogue for dialogue in dialogues if part[dialogue.id] == split] for split in SPLITS}
+        return drawn_splits(dialogues, SPLIT_SEED)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
         """How far the voters agree, and labels that contradict the votes."""
