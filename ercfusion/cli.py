@@ -224,7 +224,7 @@ class Composer:
             # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
             for line in list(chosen):
                 group, _, choice = line.partition("=")
-                if group in ("optimizer", "scheduler"):
+                if group in ("optimizer", "scheduler", "curriculum"):
                     own = _flatten(compose(f"{group}/{choice}", []))
                     chosen += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
         for entry, line, origin in values:

@@ -262,13 +262,13 @@ def test_settings_are_documented_with_their_defaults() -> None:
     rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if "key" in row}
     expected: dict[str, dict[str, Any]] = {}
     groups = choices_of_groups()
-    for group in ("optimizer", "scheduler", "trainer", "model"):
+    for group in ("optimizer", "scheduler", "curriculum", "trainer", "model"):
         for choice, settings in groups[group].items():
             for key, value in leaves(settings).items():
                 expected.setdefault(f"{group}.{key}", {})[choice] = value
     # concat has no tuned settings for the default corpus: what is composed are the defaults.
     for key, value in leaves(Composer().compose(["model=concat"])).items():
-        if key.partition(".")[0] not in ("preset", "optimizer", "scheduler", "trainer", "model"):
+        if key.partition(".")[0] not in ("preset", "optimizer", "scheduler", "curriculum", "trainer", "model"):
             expected[key] = {"default": value}
     for key, value in Composer("sweep").compose([])["sweep"].items():
         expected[f"sweep.{key}"] = {"default": value}

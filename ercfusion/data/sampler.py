@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from ercfusion.data.curriculum import Curriculum
+
 POOL = 8
 """Batches over which conversations are sorted by length: enough to save padding, few enough to stay random."""
 
@@ -23,12 +25,19 @@ class ConversationSampler(Sampler[list[int]]):
 
     In distributed training every process gets an equal share of each batch, and the same number of batches.
 
+    With a curriculum an epoch uses a part of the conversations, so that the number of batches depends on the epoch. An
+    epoch that uses all of them has the very batches that it would have without a curriculum.
+
     Args:
         lengths: Utterances of each conversation.
         batch_size: Conversations in a batch, over all processes.
         seed: Of the run.
         length_aware: See above.
         rank, world_size: This process and the number of processes.
+        curriculum: Which conversations each epoch uses; all of them where None.
+
+    Raises:
+        ValueError: more processes than conversations in a batch or in any epoch, or another split's curriculum.
     """
 
     def __init__(
@@ -40,10 +49,16 @@ class ConversationSampler(Sampler[list[int]]):
         length_aware: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        curriculum: Curriculum | None = None,
     ) -> None:
-        if batch_size < world_size or len(lengths) < world_size:
+        if curriculum is not None and len(curriculum) != len(lengths):
+            raise ValueError(f"a curriculum of {len(curriculum)} conversations for a split of {len(lengths)}")
+        fewest, where = len(lengths), "the split"
+        if curriculum is not None:
+            fewest, where = curriculum.fewest, "every epoch of the curriculum"
+        if batch_size < world_size or fewest < world_size:
             raise ValueError(
-                f"{world_size} processes need at least as many conversations in the split ({len(lengths)}) and in a "
+                f"{world_size} processes need at least as many conversations in {where} ({fewest}) and in a "
                 f"batch ({batch_size})"
             )
         self.lengths = list(lengths)
@@ -52,6 +67,7 @@ class ConversationSampler(Sampler[list[int]]):
         self.length_aware = length_aware
         self.rank = rank
         self.world_size = world_size
+        self.curriculum = curriculum
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,18 +75,29 @@ class ConversationSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._cuts())
+        """Batches of the chosen epoch."""
+        return len(self._cuts(self._count(self.epoch)))
 
-    def _cuts(self) -> list[slice]:
+    def steps(self, epochs: int) -> int:
+        """Batches of the first ``epochs`` epochs together."""
+        return sum(len(self._cuts(self._count(epoch))) for epoch in range(epochs))
+
+    def _count(self, epoch: int) -> int:
+        return len(self.lengths) if self.curriculum is None else self.curriculum.count(epoch)
+
+    def _cuts(self, count: int) -> list[slice]:
         """Where the shuffled conversations are cut; a last batch too small for all processes joins the one before."""
-        starts = list(range(0, len(self.lengths), self.batch_size))
-        if len(starts) > 1 and len(self.lengths) - starts[-1] < self.world_size:
+        starts = list(range(0, count, self.batch_size))
+        if len(starts) > 1 and count - starts[-1] < self.world_size:
             starts.pop()
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(self.lengths)], strict=True)]
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = torch.randperm(self._count(self.epoch), generator=generator).tolist()
+        if self.curriculum is not None:
+            used = self.curriculum.conversations(self.epoch)
+            order = [used[place] for place in order]
         if self.length_aware:
             pool = POOL * self.batch_size
             order = [
@@ -78,7 +105,7 @@ class ConversationSampler(Sampler[list[int]]):
                 for start in range(0, len(order), pool)
                 for index in sorted(order[start : start + pool], key=lambda index: self.lengths[index])
             ]
-        batches = [order[cut] for cut in self._cuts()]
+        batches = [order[cut] for cut in self._cuts(len(order))]
         for number in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[number][self.rank :: self.world_size]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ercfusion.errors import CorpusFormatError, did_you_mean
+from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,24 @@ SCHEMAS: dict[str, LabelSchema] = _schemas(
     LabelSchema("demo6", ("neutral", "joy", "sadness", "anger", "surprise", "fear"), neutral="neutral"),
 )
 
+# Directions of emotions in the plane of valence (to the right) and arousal (up), in units of pi / 20 (9 degrees) from
+# positive valence, as the released code of Li et al. (ECAI 2025) has them. Boredom, which theirs lacks, stands about
+# where Russell (1980, "A circumplex model of affect") puts it, at 242 degrees. There is no direction for EmoryNLP's
+# peaceful and powerful, nor for RAVDESS's calm, that could be given beside these.
+_DIRECTIONS: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (3, ("joy", "happy", "happiness")),
+    (7, ("excited", "excitement")),
+    (9, ("surprise", "surprised")),
+    (11, ("anger", "angry")),
+    (17, ("disgust",)),
+    (19, ("fear", "fearful")),
+    (21, ("frustrated", "frustration")),
+    (27, ("boredom",)),
+    (29, ("sadness", "sad")),
+)
+WHEEL: Mapping[str, int] = MappingProxyType({name: angle for angle, names in _DIRECTIONS for name in names})
+"""Angles of label names on the emotion wheel, in units of pi / 20, 0 to 39."""
+
 MAPS: tuple[LabelMap, ...] = (
     LabelMap("meld7", "emotionlines7", {label: label for label in SCHEMAS["meld7"].labels}),
     LabelMap("emotionlines7", "meld7", {label: label for label in SCHEMAS["meld7"].labels}),
@@ -221,6 +239,20 @@ def map_between(source: str, target: str) -> LabelMap:
             return label_map
     known = ", ".join(f"{entry.source} -> {entry.target}" for entry in MAPS)
     raise KeyError(f"no map from {source!r} to {target!r}. Known maps: {known}")
+
+
+def wheel_angles(schema: LabelSchema) -> dict[str, int | None]:
+    """Where the labels of ``schema`` stand on the emotion wheel, in units of pi / 20; None for the neutral one.
+
+    Raises:
+        ConfigError: a label has no place on the wheel; the message names all of these.
+    """
+    missing = [label for label in schema.labels if label != schema.neutral and label not in WHEEL]
+    if missing:
+        raise ConfigError(
+            f"the labels {schema.name} have no emotion wheel: no valence and arousal is known for {', '.join(missing)}"
+        )
+    return {label: None if label == schema.neutral else WHEEL[label] for label in schema.labels}
 
 
 def check_labels(labels: Iterable[str], schema: LabelSchema) -> None:

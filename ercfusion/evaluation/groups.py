@@ -104,6 +104,9 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by dotted key that decide about a run's result, but for its seed and its data's content."""
+    if config.get("curriculum", {}).get("name") == "none":
+        # As in records that are older than curricula.
+        config = {key: value for key, value in config.items() if key != "curriculum"}
     return {
         key: value
         for key, value in flat(config).items()

@@ -27,7 +27,7 @@ Space = dict[str, Dimension]
 
 _KEYS = ("low", "high", "log", "step", "choices")
 # Sections with settings that can be searched, and settings in them that are not for searching.
-_SECTIONS = ("model", "optimizer", "scheduler", "objective", "training")
+_SECTIONS = ("model", "optimizer", "scheduler", "objective", "training", "curriculum")
 _ALSO = ("data.modalities", "data.encoder")
 _NOT = (
     *("model.name", "optimizer.name", "scheduler.name", "training.metric", "training.threads"),

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
 
+from ercfusion.data.curriculum import Curriculum
 from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, RunError, TrainingError
@@ -84,12 +85,17 @@ class Selection(pl.Callback):
     is the best so far, the model is saved to ``model/``; at last ``checkpoints/last.ckpt`` is written. A run killed in
     between resumes from the last complete checkpoint and, being deterministic, writes the same files again.
 
+    Under a curriculum, patience counts epochs in which all conversations are in use, and no others: training does not
+    stop because the easy ones have been learnt.
+
     Args:
         folder: The run folder.
         dev: The dev split.
         metric: The score that decides.
         max_epochs: For the progress lines.
         patience: Epochs without improvement before training stops; 0 never stops early.
+        curriculum: Which conversations each epoch uses; all of them where None. A checkpoint made under another one is
+            refused.
         keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
         talk: Print a line an epoch.
         on_epoch: Called last, with the epoch (from 1) and its score, when all of it is on disk; what it raises ends the
@@ -104,6 +110,7 @@ class Selection(pl.Callback):
         *,
         max_epochs: int,
         patience: int = 0,
+        curriculum: Curriculum | None = None,
         keep_every_epoch: bool = False,
         talk: bool = True,
         on_epoch: Callable[[int, float], None] | None = None,
@@ -113,6 +120,7 @@ class Selection(pl.Callback):
         self.metric = metric
         self.max_epochs = max_epochs
         self.patience = patience
+        self.curriculum = curriculum
         self.keep_every_epoch = keep_every_epoch
         self.talk = talk
         self.on_epoch = on_epoch
@@ -123,11 +131,24 @@ class Selection(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers for the checkpoint."""
-        return {"history": self.history}
+        return {"history": self.history, "curriculum": self._digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the history of a checkpoint."""
+        """Continue the history of a checkpoint.
+
+        Raises:
+            RunError: it was made under another curriculum.
+        """
+        if state_dict.get("curriculum") != self._digest:
+            raise RunError(
+                "the checkpoint was made under another curriculum: its settings, the seed or the conversations of the "
+                "training split have changed since. Undo that, or begin a new run."
+            )
         self.history = list(state_dict["history"])
+
+    @property
+    def _digest(self) -> str | None:
+        return None if self.curriculum is None else self.curriculum.digest
 
     @property
     def best(self) -> Mapping[str, float] | None:
@@ -138,7 +159,11 @@ class Selection(pl.Callback):
     def exhausted(self) -> bool:
         """Whether patience has run out."""
         best = self.best
-        return bool(self.patience and best and self.history[-1]["epoch"] - best["epoch"] >= self.patience)
+        if not self.patience or best is None:
+            return False
+        # Epochs are numbered from 1 here, and from 0 by the curriculum: this is the last one without all conversations.
+        learning = 0 if self.curriculum is None else self.curriculum.full_from
+        return bool(self.history[-1]["epoch"] - max(best["epoch"], learning) >= self.patience)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was killed right after its last epoch has nothing more to train."""
@@ -186,8 +211,12 @@ class Selection(pl.Callback):
         best = self.best
         assert best is not None
         name = f"dev/{self.metric}"
+        used = ""
+        if self.curriculum is not None:
+            count = self.curriculum.count(int(row["epoch"]) - 1)
+            used = f"  {count:,} of {len(self.curriculum):,} conversations" if count < len(self.curriculum) else ""
         logger.info(
-            "epoch %d/%d  loss %.4f  dev %s %.4f  (best %.4f at %d)  %.1f s",
+            "epoch %d/%d  loss %.4f  dev %s %.4f  (best %.4f at %d)  %.1f s%s",
             row["epoch"],
             self.max_epochs,
             row.get("train/loss", float("nan")),
@@ -196,6 +225,7 @@ class Selection(pl.Callback):
             best[name],
             best["epoch"],
             row["seconds"],
+            used,
         )
 
 
@@ -219,8 +249,8 @@ class TrainingBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by the trainer."""
-        steps = int(trainer.num_training_batches)
-        self._bar.update(self._task, total=steps * (trainer.max_epochs or 1), completed=steps * trainer.current_epoch)
+        steps = trainer.datamodule.sampler.steps  # type: ignore[attr-defined]
+        self._bar.update(self._task, total=steps(trainer.max_epochs or 1), completed=steps(trainer.current_epoch))
         self._bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.evaluation.record import command_line, environment
 from ercfusion.files import atomic_write
@@ -49,6 +50,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     precision = config["trainer"]["precision"]
     if precision not in PRECISIONS:
         raise ConfigError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    check_curriculum(config.get("curriculum", {"name": "none"}))  # sweeps begun by earlier versions have none
     for key, (low, high) in RANGES.items():
         section, _, name = key.partition(".")
         value = config[section].get(name)
@@ -146,7 +148,7 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def discard_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
-    own = {"config.json", "overrides.json", "environment.json", "train.log"}
+    own = {"config.json", "overrides.json", "environment.json", "train.log", TABLE}
     if is_first_process() and {path.name for path in folder.iterdir()} <= own:
         for path in folder.iterdir():
             path.unlink()

@@ -38,6 +38,8 @@ class ConversationModule(pl.LightningModule):
         scheduler: ``name`` (``constant``; ``cosine`` with ``warmup``, the fraction of all steps over which the rate
             rises; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score) and its arguments.
         maximize: Whether the dev score is better when higher.
+        steps: Of the optimiser in all epochs together, over which ``cosine`` falls; the trainer's estimate where None,
+            which takes all epochs to be as long as the first.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ConversationModule(pl.LightningModule):
         scheduler: Mapping[str, Any],
         *,
         maximize: bool = True,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         self.recognizer = recognizer
@@ -55,6 +58,7 @@ class ConversationModule(pl.LightningModule):
         self.optimizer_config = dict(optimizer)
         self.scheduler_config = dict(scheduler)
         self.maximize = maximize
+        self.steps = steps
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -108,7 +112,7 @@ class ConversationModule(pl.LightningModule):
             )
             # Known to the trainer, so that checkpoints hold its state, but stepped by epoch_scored alone.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = int(self.trainer.estimated_stepping_batches) if self.steps is None else self.steps
         cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.pop("warmup", 0.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
@@ -165,3 +169,29 @@ class _Batches(Dataset[ConversationBatch]):
 def train_loader(store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> DataLoader[Any]:
     """A loader that cuts the sampler's batches out of the store (in this process: cutting is index arithmetic)."""
     return DataLoader(_Batches(store), sampler=sampler, batch_size=None, pin_memory=pin_memory)
+
+
+class TrainingBatches(pl.LightningDataModule):
+    """The training split's batches, for a trainer whose epochs may differ in length.
+
+    The trainer takes the number of batches from a loader when it gets it, and never looks again: later epochs would be
+    cut at the length of the first. With ``reload_dataloaders_every_n_epochs=1`` it asks for a loader before each epoch,
+    and gets one that knows which epoch is meant. (The trainer's own ``set_epoch`` comes after that.)
+
+    Args:
+        store: The training split.
+        sampler: Of its conversations.
+        pin_memory: See :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> None:
+        super().__init__()
+        self.store = store
+        self.sampler = sampler
+        self.pin_memory = pin_memory
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The loader of the epoch that comes next."""
+        assert self.trainer is not None
+        self.sampler.set_epoch(self.trainer.current_epoch)
+        return train_loader(self.store, self.sampler, pin_memory=self.pin_memory)

@@ -1,5 +1,8 @@
 """A run: from a configuration to a folder with a trained, dev-selected model and its record.
 
+Under a curriculum the folder also has ``curriculum.csv``, which says of every conversation how hard it is and when it
+comes into use.
+
 Layout of a run folder::
 
     config.json          the resolved configuration      overrides.json   what the user typed
@@ -28,6 +31,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
@@ -56,7 +60,7 @@ from ercfusion.training.folder import free_folder as free_folder
 from ercfusion.training.folder import is_first_process, log_file
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
-from ercfusion.training.module import ConversationModule, train_loader
+from ercfusion.training.module import ConversationModule, TrainingBatches
 
 logger = logging.getLogger("ercfusion")
 
@@ -130,6 +134,30 @@ def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) 
     return recognizer
 
 
+def curriculum_of(config: Mapping[str, Any], train_store: ConversationStore) -> Curriculum | None:
+    """The curriculum that ``config`` asks for; None where all conversations are in use from the beginning."""
+    settings = config.get("curriculum", {"name": "none"})  # folders of earlier versions have no such section
+    return build_curriculum(settings, train_store.conversations, train_store.tasks[0], config["seed"])
+
+
+def announce(config: Mapping[str, Any], folder: Path, curriculum: Curriculum) -> None:
+    """Write down which conversation comes into use when, and say what will happen."""
+    settings, full = config["curriculum"], curriculum.full_from + 1
+    if not (folder / LAST).is_file():  # a checkpoint made under another curriculum is refused, and its table kept
+        write_table(folder / TABLE, curriculum)
+    lowered = f" ({settings['buckets']} were asked for)" if settings["buckets"] > curriculum.buckets else ""
+    logger.info(
+        "curriculum %s, %s: buckets: %d%s; all conversations are in use from epoch %d on",
+        settings["name"] + (" reversed" if settings["reverse"] else ""),
+        curriculum.pacing,
+        curriculum.buckets,
+        lowered,
+        full,
+    )
+    if config["training"]["max_epochs"] < full:
+        logger.warning("training.max_epochs=%d ends before that", config["training"]["max_epochs"])
+
+
 def fit(
     config: Mapping[str, Any],
     folder: Path,
@@ -146,13 +174,7 @@ def fit(
     recognizer = build_recognizer(config, train_store)
     task = recognizer.task
     weights = class_weights(train_store.targets[task.name], task, config["objective"]["class_weights"])
-    module = ConversationModule(
-        recognizer,
-        Objective(config["objective"]["weights"], weights),
-        config["optimizer"],
-        config["scheduler"],
-        maximize=higher_is_better(metric),
-    )
+    curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(
         folder,
@@ -160,6 +182,7 @@ def fit(
         metric,
         max_epochs=settings["max_epochs"],
         patience=settings["patience"],
+        curriculum=curriculum,
         keep_every_epoch=settings["keep_every_epoch"],
         talk=is_first_process(),
         on_epoch=on_epoch,
@@ -184,6 +207,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=0 if curriculum is None else 1,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
@@ -198,9 +222,18 @@ def fit(
             length_aware=settings["length_aware"],
             world_size=trainer.world_size,
             rank=int(os.environ.get("LOCAL_RANK", "0")) if trainer.world_size > 1 else 0,
+            curriculum=curriculum,
         )
     except ValueError as error:
         raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
+    module = ConversationModule(
+        recognizer,
+        Objective(config["objective"]["weights"], weights),
+        config["optimizer"],
+        config["scheduler"],
+        maximize=higher_is_better(metric),
+        steps=sampler.steps(settings["max_epochs"]),
+    )
     last = folder / LAST
     if is_first_process():
         logger.info(
@@ -212,9 +245,11 @@ def fit(
             f"{count_parameters(recognizer):,}",
             "resuming" if last.is_file() else f"up to {settings['max_epochs']} epochs",
         )
-    loader = train_loader(train_store, sampler, pin_memory=trainer.strategy.root_device.type == "cuda")
+        if curriculum is not None:
+            announce(config, folder, curriculum)
+    batches = TrainingBatches(train_store, sampler, pin_memory=trainer.strategy.root_device.type == "cuda")
     try:
-        trainer.fit(module, loader, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+        trainer.fit(module, datamodule=batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except ErcfusionError as error:
         if not is_first_process():
             raise SystemExit(0) from None  # every process stops for the same reason; the first one says so
@@ -326,6 +361,18 @@ def finish(
     write_predictions(folder / "predictions.parquet", predictions)
     if config["training"].get("pictures", True):
         draw_pictures(folder / "plots", history, predictions, record)
+        curriculum = curriculum_of(config, train_store)
+        if curriculum is not None:
+            from ercfusion.evaluation.curriculum_plots import plot_curriculum
+
+            (folder / "plots").mkdir(exist_ok=True)
+            plot_curriculum(
+                curriculum,
+                folder / "plots" / "curriculum.png",
+                len(history),
+                title=f"Curriculum {config['curriculum']['name']} on {protocol.id}, train split",
+                synthetic=corpus.card.synthetic,
+            )
     write_record(folder, record)
     return record
 

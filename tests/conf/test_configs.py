@@ -12,6 +12,7 @@ import yaml
 import ercfusion
 from ercfusion.cli import Composer
 from ercfusion.data.corpora import CORPORA
+from ercfusion.data.curriculum import CURRICULA, check_curriculum
 from ercfusion.models import ARCHITECTURES, architecture_options
 from ercfusion.training.module import OPTIMIZERS, SCHEDULERS
 
@@ -42,7 +43,7 @@ def test_every_model_composes_with_every_corpus(model: str, composer: Composer) 
         assert config["data"]["name"] == data
         assert config["model"]["name"] in ARCHITECTURES
         assert set(config) == set(content(CONF / "train.yaml")) - {"defaults"} | {
-            *("training", "objective", "data", "optimizer", "scheduler", "trainer", "model", "preset"),
+            *("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "model", "preset"),
         }
 
 
@@ -74,12 +75,20 @@ def test_every_optimizer_and_schedule_has_a_file_of_its_name() -> None:
             assert content(CONF / group / f"{name}.yaml")["name"] == name
 
 
+def test_every_curriculum_has_a_file_of_its_name() -> None:
+    assert {content(CONF / "curriculum" / f"{name}.yaml")["name"] for name in names("curriculum")} == set(CURRICULA)
+    for name in names("curriculum"):
+        settings = content(CONF / "curriculum" / f"{name}.yaml")
+        assert settings["name"] == name
+        check_curriculum(settings)
+
+
 def test_corpora_have_the_same_keys() -> None:
     keys = {tuple(content(CONF / "data" / f"{name}.yaml")) for name in names("data")}
     assert keys == {("name", "raw", "protocol", "modalities", "encoder", "packs", "options")}
 
 
-@pytest.mark.parametrize("group", ["optimizer", "scheduler", "trainer"])
+@pytest.mark.parametrize("group", ["optimizer", "scheduler", "curriculum", "trainer"])
 def test_every_other_choice_composes(group: str, composer: Composer) -> None:
     for name in names(group):
         expected = content(CONF / group / f"{name}.yaml")

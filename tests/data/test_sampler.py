@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
+from ercfusion.data.curriculum import PACINGS, Curriculum
 from ercfusion.data.sampler import POOL, ConversationSampler, mix_seed
 
 
@@ -105,3 +107,65 @@ def test_mixed_seeds_are_unrelated() -> None:
     # Each bit is set in about half of them.
     for bit in range(63):
         assert 600 < sum(seed >> bit & 1 for seed in seeds) < 1000
+
+
+# Curricula
+
+
+def curriculum(count: int, **settings: Any) -> Curriculum:
+    order = list(range(count))
+    random.Random(count).shuffle(order)
+    return Curriculum(tuple(map(str, range(count))), (0.5,) * count, tuple(order), **settings)
+
+
+@pytest.mark.parametrize("length_aware", [True, False])
+@pytest.mark.parametrize("pacing", PACINGS)
+def test_an_epoch_uses_its_part_of_the_curriculum(pacing: str, length_aware: bool) -> None:
+    paced = curriculum(43, buckets=5, pacing=pacing, epochs_per_bucket=2)
+    settings: Any = {"seed": 3, "length_aware": length_aware}
+    sampler = ConversationSampler(lengths(43), 4, **settings, curriculum=paced)
+    plain = ConversationSampler(lengths(43), 4, **settings)
+    total = 0
+    for number in (*range(14), 3):  # in any order: nothing is remembered
+        batches = epoch(sampler, number)
+        assert sorted(index for batch in batches for index in batch) == paced.conversations(number)
+        assert len(batches) == len(sampler) == -(-paced.count(number) // 4)
+        assert sorted(map(len, batches), reverse=True)[:-1] == [4] * (len(batches) - 1)
+        assert sampler.steps(number) + len(batches) == sampler.steps(number + 1)
+        if number >= paced.full_from:
+            assert batches == epoch(plain, number)
+            total += 1
+    assert total >= 4
+    assert sampler.steps(0) == 0
+    assert plain.steps(7) == 7 * 11
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("pacing", PACINGS)
+def test_processes_share_the_batches_of_a_curriculum(pacing: str, world_size: int) -> None:
+    paced = curriculum(31, buckets=6, pacing=pacing)
+
+    def share(rank: int, size: int, number: int) -> list[list[int]]:
+        sampler = ConversationSampler(lengths(31), 6, 7, rank=rank, world_size=size, curriculum=paced)
+        batches = epoch(sampler, number)
+        assert len(batches) == len(sampler)
+        return batches
+
+    for number in range(8):
+        shares = [share(rank, world_size, number) for rank in range(world_size)]
+        assert len({len(part) for part in shares}) == 1
+        assert min(len(batch) for part in shares for batch in part) >= 1
+        joined = [[index for part in parts for index in part] for parts in zip(*shares, strict=True)]
+        assert sorted(index for batch in joined for index in batch) == paced.conversations(number)
+        # But for a last batch too small for all processes, which joins the one before, they are the batches of one.
+        if paced.count(number) % 6 == 0 or paced.count(number) % 6 >= world_size:
+            assert [sorted(batch) for batch in joined] == [sorted(batch) for batch in share(0, 1, number)]
+
+
+def test_curricula_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="a curriculum of 5 conversations for a split of 6"):
+        ConversationSampler([3] * 6, 2, curriculum=curriculum(5, buckets=2))
+    message = r"3 processes need at least as many conversations in every epoch of the curriculum \(2\)"
+    with pytest.raises(ValueError, match=message):
+        ConversationSampler([3] * 8, 4, world_size=3, curriculum=curriculum(8, buckets=4))
+    ConversationSampler([3] * 8, 4, world_size=2, curriculum=curriculum(8, buckets=4))

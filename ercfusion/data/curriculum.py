@@ -1,0 +1,329 @@
+"""Curricula: which conversations of the training split an epoch may use, the easy ones first.
+
+A conversation is the harder, the more often the emotion changes in it (Yang, Shen, Mao, Cai: "Hybrid Curriculum
+Learning for Emotion Recognition in Conversation", AAAI 2022)::
+
+    DIF = (N_shift + N_spk) / (N_utt + N_spk)
+
+with N_shift changes of label, N_spk speakers and N_utt utterances. Li, Xu and Qiao (LSDGNN with improved curriculum
+learning, ECAI 2025) let every change a -> b count ``weight * S(a, b) + beta`` instead of 1, where S is a similarity
+from an emotion wheel: changes between similar emotions are the hard ones.
+
+Sorted by difficulty and cut into buckets, the conversations come into use at a pace, until all are in use. What an
+epoch uses is a function of the settings, the seed and the epoch; nothing is remembered, so a run can be resumed at any
+epoch. Where papers and released code differ:
+
+- An unlabelled utterance breaks the chain: no change is counted to it or from it. (One released program counts "no
+  label" as a label of its own, which makes sparsely labelled conversations hard.)
+- Buckets differ by one conversation at most. (Released programs cut off ``ceil(n / K)`` at a time, which may give fewer
+  than K buckets and then fails.)
+- Equally hard conversations are ordered by a hash of seed and id, not by their place in a file.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.data.conversation import Conversation
+from ercfusion.data.schema import LabelSchema, wheel_angles
+from ercfusion.data.task import TaskSpec
+from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.files import atomic_write
+
+CURRICULA = ("none", "emotion_shift", "weighted_shift")
+SCOPES = ("same", "different", "both")
+PACINGS = ("baby_step", "one_pass", "linear", "root")
+TABLE = "curriculum.csv"
+
+# Difficulty
+
+
+def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same") -> list[tuple[str, str]]:
+    """The changes of label in a conversation, in order, as (label before, label after).
+
+    Args:
+        conversation: With targets of ``task``; an unlabelled utterance breaks the chain.
+        task: Single-label.
+        scope: ``same``: from one utterance of a speaker to the next of the same speaker, whatever is said between;
+            ``different``: between neighbouring utterances of different speakers; ``both``: between any neighbours.
+
+    Raises:
+        ValueError: another scope, or a task that is not single-label.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}; found {scope!r}")
+    if task.kind != "single_label" or task.schema is None:
+        raise ValueError(f"task {task.name!r} is {task.kind}: only single labels change from one to another")
+    changes: list[tuple[str, str]] = []
+    chains: dict[str, tuple[str, str | None]] = {}  # by chain, the last utterance: speaker and label
+    for turn in conversation.turns:
+        target = turn.targets.get(task.name)
+        label = None
+        if target is not None and target.value is not None:
+            label = task.schema.canonical(str(target.value))
+        chain = turn.speaker if scope == "same" else ""
+        speaker, before = chains.get(chain, ("", None))
+        chains[chain] = (turn.speaker, label)
+        if before is None or label is None or before == label:
+            continue
+        if scope != "different" or speaker != turn.speaker:
+            changes.append((before, label))
+    return changes
+
+
+def shift_difficulty(
+    conversation: Conversation,
+    task: TaskSpec,
+    *,
+    scope: str = "same",
+    cost: Callable[[str, str], float] | None = None,
+) -> float:
+    """DIF of a conversation, above 0; at most 1 where no change costs more than 1.
+
+    All utterances count into N_utt, labelled or not. The sum of the costs is rounded once, so that it does not depend
+    on their order.
+
+    Args:
+        conversation: See :func:`label_changes`.
+        task: Single-label.
+        scope: See :func:`label_changes`.
+        cost: Of a change from one label to another; 1 each where None.
+    """
+    changes = label_changes(conversation, task, scope)
+    shifts = float(len(changes)) if cost is None else math.fsum(cost(before, after) for before, after in changes)
+    speakers = len(conversation.speakers)
+    return (shifts + speakers) / (len(conversation) + speakers)
+
+
+def wheel_similarity(schema: LabelSchema) -> NDArray[np.float64]:
+    """(C, C) similarities S of the labels in the schema's order, from 0 to 1, symmetric.
+
+    0 between labels of opposite valence; 1 / C between neutral and any other; otherwise the cosine of the angle between
+    the two on the wheel, or 0 where it is negative (Yang et al. 2022). 1 on the diagonal.
+
+    Raises:
+        ConfigError: a label has no place on the wheel.
+    """
+    angles = list(wheel_angles(schema).values())
+    found = np.eye(len(angles))
+    for row, one in enumerate(angles):
+        for column, other in enumerate(angles):
+            if row == column:
+                continue
+            if one is None or other is None:
+                found[row, column] = 1 / len(angles)
+                continue
+            # Whole numbers of pi / 20 decide what is opposite or at right angles: no rounding takes part.
+            apart = _folded(one - other)
+            if (_folded(one) - 10) * (_folded(other) - 10) >= 0 and apart < 10:
+                found[row, column] = math.cos(apart * math.pi / 20)
+    return found
+
+
+def _folded(angle: int) -> int:
+    """The angle from the positive axis, 0 to 20, of one from 0 to 39 (in units of pi / 20)."""
+    angle %= 40
+    return min(angle, 40 - angle)
+
+
+def change_cost(schema: LabelSchema, weight: float = 1.0, beta: float = 0.4) -> Callable[[str, str], float]:
+    """The cost of a change a -> b, ``weight * S(a, b) + beta`` (Li et al. 2025); see :func:`wheel_similarity`."""
+    similarity = wheel_similarity(schema)
+    return lambda before, after: weight * float(similarity[schema.index(before), schema.index(after)]) + beta
+
+
+# Pace
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Conversations in the order in which they come into use, and the pace. Epochs are counted from 0.
+
+    With K buckets, p epochs each, and t the epoch:
+
+    - ``baby_step``: buckets 1 to t // p + 1, then all (Yang et al. 2022, with p = 1).
+    - ``one_pass``: bucket t // p + 1 alone, one after the other, then all.
+    - ``linear``: the first share c(t) = c0 + (1 - c0) t / T of the conversations (Platanios et al., NAACL 2019), where
+      c0 = 1 / K, the first bucket, and T = (K - 1) p, so that all are in use when baby steps would have all in use.
+    - ``root``: c(t) = sqrt(c0^2 + (1 - c0^2) t / T): the more conversations are in use, the more slowly new ones come
+      (there, too).
+
+    Shares are rounded up to whole conversations, in integer arithmetic.
+
+    Args:
+        ids: Of the n conversations, as they lie in the split.
+        difficulty: Of each.
+        order: Their positions in the split, first the first to come into use.
+        buckets: K, from 1 to n.
+        pacing: One of :data:`PACINGS`.
+        epochs_per_bucket: p, at least 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    ids: tuple[str, ...]
+    difficulty: tuple[float, ...]
+    order: tuple[int, ...]
+    buckets: int = 5
+    pacing: str = "baby_step"
+    epochs_per_bucket: int = 1
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.ids))) or len(self.difficulty) != len(self.ids):
+            raise ValueError("order and difficulty must say something of every conversation, once")
+        if not 1 <= self.buckets <= len(self.ids):
+            raise ValueError(f"buckets must be from 1 to the {len(self.ids)} conversations, found {self.buckets}")
+        if self.pacing not in PACINGS:
+            raise ValueError(f"pacing must be one of {', '.join(PACINGS)}; found {self.pacing!r}")
+        if self.epochs_per_bucket < 1:
+            raise ValueError(f"epochs_per_bucket must be at least 1, found {self.epochs_per_bucket}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def full_from(self) -> int:
+        """The first epoch from which on all conversations are in use."""
+        if self.buckets == 1:
+            return 0
+        steps = self.buckets if self.pacing == "one_pass" else self.buckets - 1
+        return steps * self.epochs_per_bucket
+
+    def _bound(self, bucket: int) -> int:
+        """How many conversations the first ``bucket`` buckets hold: ceil(bucket n / K)."""
+        return -(-bucket * len(self) // self.buckets)
+
+    def part(self, epoch: int) -> slice:
+        """Which stretch of ``order`` an epoch uses; never an empty one."""
+        n, k, p = len(self), self.buckets, self.epochs_per_bucket
+        if epoch >= self.full_from:
+            return slice(0, n)
+        step = epoch // p
+        if self.pacing == "one_pass":
+            return slice(self._bound(step), self._bound(step + 1))
+        if self.pacing == "baby_step":
+            return slice(0, self._bound(step + 1))
+        # With c0 = 1 / K and T = (K - 1) p the shares are (p + t) / (p K) and sqrt((p + (K + 1) t) / p) / K.
+        if self.pacing == "linear":
+            return slice(0, -(-n * (p + epoch) // (p * k)))
+        square = -(-n * n * (p + (k + 1) * epoch) // (p * k * k))
+        return slice(0, math.isqrt(square - 1) + 1)
+
+    def count(self, epoch: int) -> int:
+        """How many conversations an epoch uses."""
+        part = self.part(epoch)
+        return int(part.stop - part.start)
+
+    def conversations(self, epoch: int) -> list[int]:
+        """Positions in the split of the conversations that an epoch uses, ascending."""
+        return sorted(self.order[self.part(epoch)])
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of conversations that any epoch uses."""
+        return min(self.count(epoch) for epoch in range(self.full_from + 1))
+
+    @cached_property
+    def bucket_of(self) -> tuple[int, ...]:
+        """The bucket, from 1, of every conversation of the split."""
+        found = [0] * len(self)
+        for bucket in range(1, self.buckets + 1):
+            for index in self.order[self._bound(bucket - 1) : self._bound(bucket)]:
+                found[index] = bucket
+        return tuple(found)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies order, buckets and pace: under another digest an epoch may use other conversations."""
+        content = [[self.ids[index] for index in self.order], self.buckets, self.pacing, self.epochs_per_bucket]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def build_curriculum(
+    settings: Mapping[str, Any], conversations: Sequence[Conversation], task: TaskSpec, seed: int
+) -> Curriculum | None:
+    """The curriculum of the configuration group ``curriculum``; None for ``name: none``.
+
+    More buckets than conversations are lowered to one conversation a bucket.
+
+    Args:
+        settings: See :func:`check_curriculum`.
+        conversations: Of the training split.
+        task: Whose labels change.
+        seed: Of the run; decides about the order of equally hard conversations.
+
+    Raises:
+        ConfigError: a wrong setting, a task that is not single-label, or labels without an emotion wheel.
+    """
+    check_curriculum(settings)
+    name = settings["name"]
+    if name == "none":
+        return None
+    if task.kind != "single_label" or task.schema is None:
+        raise ConfigError(
+            f"curriculum={name} counts changes of a single label; {task.name!r} is a {task.kind} task. Use "
+            "curriculum=none"
+        )
+    cost = None
+    if name == "weighted_shift":
+        try:
+            cost = change_cost(task.schema, settings["weight"], settings["beta"])
+        except ConfigError as error:
+            raise ConfigError(f"curriculum={name} cannot be had: {error}. Use curriculum=emotion_shift") from error
+    found = [shift_difficulty(one, task, scope=settings["scope"], cost=cost) for one in conversations]
+    sign = -1 if settings["reverse"] else 1
+    keys = [
+        (sign * difficulty, hashlib.sha256(f"{seed}/{one.id}".encode()).digest())
+        for difficulty, one in zip(found, conversations, strict=True)
+    ]
+    return Curriculum(
+        ids=tuple(one.id for one in conversations),
+        difficulty=tuple(found),
+        order=tuple(sorted(range(len(keys)), key=keys.__getitem__)),
+        buckets=min(settings["buckets"], len(keys)),
+        pacing=settings["pacing"],
+        epochs_per_bucket=settings["epochs_per_bucket"],
+    )
+
+
+def check_curriculum(settings: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` where a setting of the group ``curriculum`` is none of its values.
+
+    They are ``name`` and, but for ``none``, ``scope``, ``buckets``, ``pacing``, ``epochs_per_bucket``, ``reverse`` and,
+    for ``weighted_shift``, ``weight`` and ``beta``.
+    """
+    name = settings["name"]
+    if name not in CURRICULA:
+        raise ConfigError(f"curriculum.name={name!r} is unknown. {did_you_mean(str(name), CURRICULA)}")
+    if name == "none":
+        return
+    for key, choices in {"scope": SCOPES, "pacing": PACINGS}.items():
+        if settings[key] not in choices:
+            raise ConfigError(f"curriculum.{key} must be one of {', '.join(choices)}; found {settings[key]!r}")
+    least = {"buckets": 1, "epochs_per_bucket": 1, **({"weight": 0, "beta": 0} if name == "weighted_shift" else {})}
+    for key, low in least.items():
+        if not low <= settings[key] < math.inf:
+            raise ConfigError(f"curriculum.{key} must be at least {low}, found {settings[key]}")
+
+
+def write_table(path: Path, curriculum: Curriculum) -> None:
+    """Conversation, difficulty and bucket (from 1) as CSV, in the order in which they come into use."""
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["conversation", "difficulty", "bucket"])
+        for index in curriculum.order:
+            writer.writerow([curriculum.ids[index], curriculum.difficulty[index], curriculum.bucket_of[index]])
