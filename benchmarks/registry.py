@@ -14,7 +14,12 @@ from torch import Tensor
 from ercfusion.data.batch import ConversationBatch, TaskTargets
 from ercfusion.ops.packing import Packing
 
-MODULES: dict[str, str] = {"cogmen": "benchmarks.cogmen", "many": "benchmarks.many"}
+MODULES: dict[str, str] = {
+    "cogmen": "benchmarks.cogmen",
+    "dialoguernn": "benchmarks.dialoguernn",
+    "mmgcn": "benchmarks.mmgcn",
+    "many": "benchmarks.many",
+}
 """Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""
 
 EMOTIONS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")

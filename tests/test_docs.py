@@ -401,6 +401,26 @@ def licences_table() -> list[str]:
     return rows
 
 
+def model_settings() -> list[str]:
+    """One row an option, one column a preset."""
+    from ercfusion.models import ARCHITECTURES
+
+    order = list(ARCHITECTURES)
+    presets = dict(
+        sorted(choices_of_groups()["model"].items(), key=lambda item: (order.index(item[1]["name"]), item[0]))
+    )
+    keys = dict.fromkeys(key for settings in presets.values() for key in leaves(settings))
+    rows = [f"| key | {' | '.join(presets)} |", "|---" * (len(presets) + 1) + "|"]
+    for key in keys:
+        cells = [_cell(settings[key]) if key in settings else "" for settings in presets.values()]
+        rows.append(f"| `model.{key}` | {' | '.join(cells)} |")
+    return rows
+
+
+def _cell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
 def recipes_table() -> list[str]:
     """One row a recipe."""
     from ercfusion.features.recipe import read_recipe, recipe_names
@@ -477,6 +497,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),
+    "model settings": ("commands.md", model_settings),
     "demo parameters": ("corpora.md", demo_parameters),
     "demo ceilings": ("corpora.md", demo_ceilings),
 }

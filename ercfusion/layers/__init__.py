@@ -4,6 +4,9 @@ B conversations, N utterances of the whole batch, L the longest conversation, D 
 says True where something is there.
 """
 
+from ercfusion.layers.dag import DagStack
+from ercfusion.layers.dialogue_rnn import DialogueRecurrence
+from ercfusion.layers.gcn2 import GCN2, AngularGraph, GCN2Conv
 from ercfusion.layers.graph import GraphAttention, RelationalConv
 from ercfusion.layers.inputs import ModalityProjection, Standardize
 from ercfusion.layers.recurrent import PackedLSTM
@@ -11,6 +14,11 @@ from ercfusion.layers.relative import RelativeBias
 from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
 
 __all__ = [
+    "GCN2",
+    "AngularGraph",
+    "DagStack",
+    "DialogueRecurrence",
+    "GCN2Conv",
     "GraphAttention",
     "ModalityProjection",
     "PackedLSTM",

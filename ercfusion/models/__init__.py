@@ -17,6 +17,11 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "majority": "ercfusion.models.majority:Majority",
         "concat": "ercfusion.models.concat:Concat",
         "bclstm": "ercfusion.models.bclstm:BcLstm",
+        "dialoguernn": "ercfusion.models.dialoguernn:DialogueRnn",
+        "dialoguegcn": "ercfusion.models.dialoguegcn:DialogueGcn",
+        "mmgcn": "ercfusion.models.mmgcn:Mmgcn",
+        "dagerc": "ercfusion.models.dagerc:DagErc",
+        "lsdgnn": "ercfusion.models.lsdgnn:Lsdgnn",
         "cogmen": "ercfusion.models.cogmen:Cogmen",
     },
 )

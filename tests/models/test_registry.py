@@ -43,6 +43,13 @@ VARIANTS: dict[str, Variant] = {
     "bclstm_detached": Variant("bclstm", {"hierarchy": "hierarchical", "detach": True, "dense": 32}, unimodal=True),
     "bclstm_unidirectional": Variant("bclstm", {"bidirectional": False, "residual": True, "layers": 2}),
     "concat_unimodal": Variant("concat", unimodal=True),
+    "dialoguernn_listener": Variant("dialoguernn", {"listener": True}),
+    "dialoguernn_causal": Variant("dialoguernn", {"bidirectional": False, "emotion_attention": False}),
+    "dagerc_gat": Variant("dagerc", {"attention": "gat", "projection": 0, "window": 2}),
+    "lsdgnn_causal": Variant("lsdgnn", {"causal": True}),
+    "lsdgnn_released": Variant(
+        "lsdgnn", {"projection": 0, "residual": False, "scale": False, "difference": "released"}
+    ),
     "cogmen_speaker_pair": Variant("cogmen", {"relations": "speaker_pair", "past": 3, "future": 1}),
     "cogmen_no_transformer": Variant("cogmen", {"layers": 0, "past": 3, "future": 2, "direction": "released"}),
     "cogmen_masked_release": Variant(

@@ -1,0 +1,194 @@
+r"""The recurrence of DialogueRNN: a global, a party and an emotion state that are updated utterance by utterance.
+
+Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019). For utterance
+:math:`u_t` of speaker s, with :math:`[\cdot;\cdot]` a concatenation and GRU(hidden, input):
+
+.. math::
+    g_t &= \mathrm{GRU}_G(g_{t-1}, [u_t; q_{s,t-1}]) \\
+    \alpha_t &= \mathrm{softmax}_{i < t}(u_t^\top W_\alpha g_i), \quad c_t = \sum_{i < t} \alpha_{ti} g_i \\
+    q_{s,t} &= \mathrm{GRU}_P(q_{s,t-1}, [u_t; c_t]) \\
+    q_{i,t} &= q_{i,t-1} \text{ or } \mathrm{GRU}_L(q_{i,t-1}, [u_t; q_{s,t}]) \text{ for the other parties } i \\
+    e_t &= \mathrm{GRU}_E(e_{t-1}, q_{s,t})
+
+All states begin at zero, and :math:`c_1 = 0`. :meth:`DialogueRecurrence.forward_reference` is this, a conversation and
+an utterance at a time; :meth:`DialogueRecurrence.forward` computes the same for all conversations and both directions
+together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.layers.dialogue_steps import EmotionChain, PartyChain, Steps, listening_chain, speaker_slots
+from ercfusion.ops.packing import Packing
+
+
+class DialogueCell(nn.Module):
+    """The parameters of one direction.
+
+    Args:
+        in_features: Width of the utterance vectors.
+        global_size, party_size, emotion_size: Widths of the three states.
+        listener: Also update the parties who listen.
+    """
+
+    def __init__(
+        self, in_features: int, global_size: int, party_size: int, emotion_size: int, *, listener: bool = False
+    ) -> None:
+        super().__init__()
+        self.query = nn.Linear(in_features, global_size, bias=False)
+        self.global_gru = nn.GRUCell(in_features + party_size, global_size)
+        self.party_gru = nn.GRUCell(in_features + global_size, party_size)
+        self.emotion_gru = nn.GRUCell(party_size, emotion_size)
+        self.listener_gru = nn.GRUCell(in_features + party_size, party_size) if listener else None
+
+    def read(self, x: Tensor, speaker: list[int], *, backward: bool) -> Tensor:
+        """The equations for one conversation, an utterance at a time: (n, in_features) -> (n, emotion_size)."""
+        parties = {s: x.new_zeros(self.party_gru.hidden_size) for s in speaker}
+        g, e = x.new_zeros(self.global_gru.hidden_size), x.new_zeros(self.emotion_gru.hidden_size)
+        history: list[Tensor] = []
+        states = {}
+        for t in reversed(range(len(x))) if backward else range(len(x)):
+            u, s = x[t], speaker[t]
+            c = torch.zeros_like(g)
+            if history:
+                past = torch.stack(history)
+                c = (past @ self.query(u)).softmax(0) @ past
+            g = self.global_gru(torch.cat([u, parties[s]]), g)
+            history.append(g)
+            q = self.party_gru(torch.cat([u, c]), parties[s])
+            if self.listener_gru is not None:
+                parties = {i: self.listener_gru(torch.cat([u, q]), state) for i, state in parties.items()}
+            parties[s] = q
+            states[t] = e = self.emotion_gru(q, e)
+        return torch.stack([states[t] for t in range(len(x))])
+
+
+class DialogueRecurrence(nn.Module):
+    """Emotion states of DialogueRNN; see the module for the equations.
+
+    The backward direction has parameters of its own and reads every conversation from its last utterance to its first.
+    A party is whoever speaks in the conversation, with any number of them and whatever they are numbered. Listeners are
+    updated from the first utterance on, so one who has not spoken yet knows what has been said.
+
+    Args:
+        in_features: Width of the utterance vectors.
+        global_size, party_size, emotion_size: Widths of the three states.
+        listener: Update the parties who listen (the paper's DialogueRNN_l), otherwise they keep their state.
+        bidirectional: Also read from the end; the output is then twice as wide.
+        dropout: Probability of dropping a number of a new state, anew at every utterance; what is dropped is missing
+            from the recurrence, too.
+
+    Shapes:
+        x (N, in_features), speaker (N) integers, packing of the N utterances -> (N, out_features), the forward states
+        before the backward ones.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        global_size: int,
+        party_size: int,
+        emotion_size: int,
+        *,
+        listener: bool = False,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(in_features, global_size, party_size, emotion_size) < 1:
+            raise ValueError(
+                "in_features, global_size, party_size and emotion_size must be at least 1; "
+                f"found {in_features}, {global_size}, {party_size}, {emotion_size}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, found {dropout}")
+        self.in_features, self.dropout = in_features, float(dropout)
+        self.out_features = emotion_size * (2 if bidirectional else 1)
+        self.cells = nn.ModuleList(
+            DialogueCell(in_features, global_size, party_size, emotion_size, listener=listener)
+            for _ in range(2 if bidirectional else 1)
+        )
+
+    def forward_reference(self, x: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
+        """The equations as loops, without dropout: the specification of :meth:`forward`."""
+        parts = list(zip(x.split(packing.lengths), speaker.split(packing.lengths), strict=True))
+        directions = [
+            torch.cat([cell.read(part, who.tolist(), backward=number == 1) for part, who in parts])
+            for number, cell in enumerate(self._cells())
+        ]
+        return torch.cat(directions, 1)
+
+    def _cells(self) -> list[DialogueCell]:
+        return [cell for cell in self.cells if isinstance(cell, DialogueCell)]
+
+    def forward(self, x: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
+        """See the class. The steps run in the parameters' precision, also under autocast."""
+        steps = Steps(packing, speaker, len(self.cells))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self._cells()[0].query.weight.dtype)
+            return self._forward(x, speaker, packing, steps)
+
+    def _forward(self, x: Tensor, speaker: Tensor, packing: Packing, steps: Steps) -> Tensor:
+        width, cells = self.in_features, self._cells()
+        u = steps.arrange(x)  # (dirs, N, in_features)
+
+        def stacked(gru: str, name: str) -> Tensor:
+            return torch.stack([getattr(getattr(cell, gru), name) for cell in cells])
+
+        # What depends on u alone is computed for all utterances in one product.
+        global_in, party_in = stacked("global_gru", "weight_ih"), stacked("party_gru", "weight_ih")
+        queries = torch.stack([cell.query.weight for cell in cells])
+        direct = [global_in[..., :width], party_in[..., :width], queries]
+        no_bias = queries.new_zeros(queries.shape[:2])
+        offset = [stacked("global_gru", "bias_ih"), stacked("party_gru", "bias_ih"), no_bias]
+        listener = cells[0].listener_gru is not None
+        if listener:
+            listener_in = stacked("listener_gru", "weight_ih")
+            direct.append(listener_in[..., :width])
+            offset.append(stacked("listener_gru", "bias_ih"))
+        projected = torch.baddbmm(torch.cat(offset, 1)[:, None], u, torch.cat(direct, 1).transpose(1, 2))
+        global_u, party_u, query, *listener_u = projected.split([weight.shape[1] for weight in direct], 2)
+
+        mask = self._mask(steps, queries, queries.shape[1])
+        party_mask = self._mask(steps, queries, party_in.shape[1] // 3)
+        # The party's last state enters the global GRU as input and the party's own as hidden state: one product.
+        both = torch.cat([global_in[..., width:], stacked("party_gru", "weight_hh")], 1)
+        shared = (
+            global_u,
+            party_u,
+            query,
+            both,
+            stacked("party_gru", "bias_hh"),
+            stacked("global_gru", "weight_hh"),
+            stacked("global_gru", "bias_hh"),
+            party_in[..., width:],
+            mask,
+            party_mask,
+        )
+        if listener:
+            party = listening_chain(
+                steps,
+                speaker_slots(packing, speaker),
+                *shared,
+                listener_u[0],
+                listener_in[..., width:],
+                stacked("listener_gru", "weight_hh"),
+                stacked("listener_gru", "bias_hh"),
+                self.dropout if self.training else 0.0,
+            )
+        else:
+            party = PartyChain.apply(steps, *shared)
+        gates = torch.baddbmm(
+            stacked("emotion_gru", "bias_ih")[:, None], party, stacked("emotion_gru", "weight_ih").transpose(1, 2)
+        )
+        hidden, bias = stacked("emotion_gru", "weight_hh"), stacked("emotion_gru", "bias_hh")
+        return steps.restore(EmotionChain.apply(steps, gates, hidden, bias, self._mask(steps, hidden, hidden.shape[2])))
+
+    def _mask(self, steps: Steps, like: Tensor, width: int) -> Tensor | None:
+        """(dirs, N, width) zeros and 1 / (1 - dropout), drawn at once for all steps; None where nothing is dropped."""
+        if not self.training or not self.dropout:
+            return None
+        return F.dropout(like.new_ones(len(self.cells), steps.total, width), self.dropout)

@@ -1,0 +1,129 @@
+"""DAG-ERC: a recurrence along a directed acyclic graph of the conversation's utterances."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers.dag import DagStack
+from ercfusion.layers.inputs import ModalityProjection
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+
+class UtteranceInput(nn.Module):
+    """The vector x of an utterance and the recurrence's input H^0 = ReLU(W x + b).
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed to make x; 0 concatenates the features as
+            they are, with zeros for an absent modality.
+        hidden: Width of H^0.
+        dropout: Probability, on x.
+
+    Shapes:
+        batch -> x (N, out_features), H^0 (N, hidden).
+    """
+
+    def __init__(self, inputs: InputSpec, projection: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.out_features = projection or sum(inputs.widths.values())
+        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(self.out_features, hidden)
+
+    def forward(self, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        if self.project is None:
+            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
+        else:
+            x = F.gelu(torch.stack(list(self.project(batch).values())).sum(0))
+        x = self.dropout(x)
+        return x, F.relu(self.linear(x))
+
+
+def readout(in_features: int, hidden: int, layers: int, dropout: float) -> nn.Sequential:
+    """The published classifier without its last linear layer: ``layers`` times linear and ReLU, then dropout.
+
+    Raises:
+        ValueError: ``layers`` is not positive.
+    """
+    if layers < 1:
+        raise ValueError(f"mlp_layers must be at least 1, found {layers}")
+    parts: list[nn.Module] = []
+    for number in range(layers):
+        parts += [nn.Linear(hidden if number else in_features, hidden), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Dropout(dropout))
+
+
+class DagErc(Architecture):
+    r"""DAG-ERC: Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021).
+
+    Utterance i hears all utterances from its speaker's last one (``window``: last but ...) to the one before it, in the
+    same layer: information flows from the beginning of the conversation to its end within every layer, and nothing
+    flows back. Relations tell predecessors of the same speaker from others.
+
+    *The paper* gives the graph (section 3.2) and the layer (section 3.3): attention over the predecessors, then two
+    GRUs in which utterance and message change places; all layers' vectors and the features are concatenated for the
+    classifier. It uses one modality, text. *The released code* leaves out the attention's nonlinearity, so the query
+    cancels in the softmax and the weights are the same whoever asks. It runs through padding, which does no harm in
+    a recurrence from left to right, and projects all predecessors anew for every utterance.
+
+    *Here* the recurrence is exact and much faster (:func:`ercfusion.ops.dag.dag_recursion`). Parts that get no gradient
+    do not exist: the query's half of the attention, its bias, and the released code's unused attention behind the
+    layers. Any number of modalities is projected to a common width and summed. ``attention=gat`` makes the weights
+    depend on who asks. The published form is the preset ``model=dagerc_released``.
+
+    It never reads a later utterance and so can follow a conversation as it goes on
+    (:class:`ercfusion.ops.dag.DagState`).
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        hidden: Width of the recurrence and of the output.
+        layers: Layers of the recurrence.
+        window: How many earlier utterances of its own speaker an utterance reaches back to.
+        attention: ``dagerc`` or ``gat``.
+        mlp_layers: Linear layers between the concatenation and the head.
+        dropout: Probability, before the head.
+        input_dropout: Probability, on the encoded input.
+
+    Shapes:
+        batch -> hidden (N, hidden).
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        hidden: int = 128,
+        layers: int = 2,
+        window: int = 1,
+        attention: str = "dagerc",
+        mlp_layers: int = 2,
+        dropout: float = 0.4,
+        input_dropout: float = 0.1,
+    ) -> None:
+        self.projection_width = projection
+        super().__init__(inputs)
+        if window < 1:
+            raise ValueError(f"window must be at least 1, found {window}")
+        self.hidden_size = hidden
+        self.encode = UtteranceInput(inputs, projection, hidden, input_dropout)
+        self.recur = DagStack(hidden, layers, (window,), attention)
+        self.readout = readout((layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Causal; absent modalities are known where the input is projected."""
+        return Capabilities(causal=True, missing_aware=self.projection_width > 0, speakers="same_other")
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        x, h = self.encode(batch)
+        layers = self.recur(h, batch.speaker, batch.packing)[0]  # (L, N, hidden)
+        return Encoded(self.readout(torch.cat([h, *layers.to(h.dtype), x], dim=1)))

@@ -1,0 +1,347 @@
+"""DialogueGCN: a context LSTM, then two graph convolutions over a window with learned edge weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.errors import BatchError
+from ercfusion.layers import ModalityProjection, PackedLSTM
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.ops.graph import RELATIONS, WindowGraph
+from ercfusion.ops.packing import Packing
+
+
+class EdgeAttention(nn.Module):
+    r"""Weights of the edges of a window graph: every utterance spreads 1 over the members of its window.
+
+    ``bilinear``: :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (x_t^\top W x_u)`, eq. 1 of Ghosal et al. (EMNLP
+    2019). ``position``, the released code: :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (w_t^\top x_u)`, with a
+    vector of its own for each absolute position t, whatever is said there.
+
+    Args:
+        features: Width of x.
+        positions: 0 for ``bilinear``; otherwise the number of positions that ``position`` knows.
+
+    Shapes:
+        x (N, features), graph over the same N utterances -> (B, L, L), [b, t, u]; zero where u is not heard by t.
+
+    Raises:
+        BatchError: a conversation is longer than the positions.
+    """
+
+    def __init__(self, features: int, positions: int = 0) -> None:
+        super().__init__()
+        self.positions = positions
+        self.score = nn.Linear(features, positions or features, bias=False)
+
+    def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """See the class."""
+        packing = graph.packing
+        if self.positions:
+            if packing.longest > self.positions:
+                raise BatchError(
+                    f"edges='position' knows {self.positions} positions; "
+                    f"a conversation has {packing.longest} utterances (option positions)"
+                )
+            scores = packing.pad(self.score(x)).transpose(1, 2)[:, : packing.longest]
+        else:
+            padded = packing.pad(x)
+            scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
+        # A padded row has no neighbour: it hears itself, since a softmax over nothing is not a number.
+        own = torch.eye(packing.longest, dtype=torch.bool, device=x.device)
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = wide.masked_fill(~(graph.adjacency | own), -math.inf).softmax(-1)
+        return weights * packing.mask[:, :, None]
+
+
+class WeightedRelationalConv(nn.Module):
+    r"""Relational graph convolution with edge weights and, optionally, shared basis matrices.
+
+    .. math:: x_t' = W_0 x_t + b + \sum_r \sum_{u \in N_r(t)} \frac{\alpha_{tu}}{c_{tr}} W_r x_u, \quad
+              W_r = \sum_k a_{rk} V_k
+
+    Ghosal et al. (EMNLP 2019), eq. 3, after Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional
+    Networks" (ESWC 2018), eqs. 2 and 3. Neighbours are summed before they are transformed, in slots for the relations
+    that can end in an utterance of a given speaker.
+
+    Args:
+        in_features, out_features: Widths.
+        num_relations: R, that of the graphs it will see.
+        bases: Number of V_k; 0 gives every relation a matrix of its own.
+        normalize: ``sum`` (c = 1) or ``relation`` (c the number of neighbours in relation r).
+
+    Shapes:
+        x (N, in_features), graph over the same N utterances, weights (B, L, L), [b, t, u] -> (N, out_features).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, num_relations: int, bases: int = 0, normalize: str = "sum"
+    ) -> None:
+        super().__init__()
+        self.num_relations = num_relations
+        self.normalize = _one_of("normalize", normalize, ("sum", "relation"))
+        self.weight = nn.Parameter(torch.empty(bases or num_relations, in_features, out_features))
+        bound = math.sqrt(6 / (in_features + out_features))
+        nn.init.uniform_(self.weight, -bound, bound)
+        self.shares = nn.Parameter(torch.empty(num_relations, bases)) if bases else None
+        if self.shares is not None:
+            nn.init.xavier_uniform_(self.shares)
+        self.root = nn.Linear(in_features, out_features)
+        nn.init.xavier_uniform_(self.root.weight)
+        nn.init.zeros_(self.root.bias)
+
+    def matrices(self) -> Tensor:
+        """(R, in_features, out_features): W_r."""
+        if self.shares is None:
+            return self.weight
+        return (self.shares @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+
+    def forward(self, x: Tensor, graph: WindowGraph, weights: Tensor) -> Tensor:
+        """See the class."""
+        R, S = self.num_relations, graph.num_speakers
+        if graph.num_relations != R:
+            raise ValueError(f"the graph has {graph.num_relations} relations, the layer {R}")
+        slot, slots = graph.relation_blocks, R
+        if graph.relations == "speaker_pair":
+            # r = 2 * (S * speaker_u + speaker_t) + c; without the speaker of t, whose matrices are chosen below
+            slot, slots = torch.where(slot < R, 2 * (slot // (2 * S)) + slot % 2, R), 2 * S
+        heard = slot[:, None] == torch.arange(slots, device=x.device)[:, None, None]  # (B, slots, L, L)
+        blocks = heard * weights[:, None]
+        if self.normalize == "relation":
+            blocks = blocks / heard.sum(-1, keepdim=True).clamp(min=1)
+        B, _, L, _ = blocks.shape
+        sums = torch.bmm(blocks.to(x.dtype).view(B, slots * L, L), graph.packing.pad(x)).view(B, slots, L, -1)
+        sums = graph.packing.pack(sums.transpose(1, 2)).flatten(1)  # (N, slots * in_features)
+        out, matrices = self.root(x), self.matrices()
+        if graph.relations == "same_other":
+            return out + sums @ matrices.flatten(0, 1)
+        by_target = matrices.unflatten(0, (S, S, 2)).transpose(0, 1).flatten(1, 3)
+        for speaker_t in range(S):
+            rows = (graph.number == speaker_t).nonzero().squeeze(1)
+            if len(rows):
+                out = out.index_add(0, rows, (sums.index_select(0, rows) @ by_target[speaker_t]).to(out.dtype))
+        return out
+
+
+class WindowConv(nn.Module):
+    r"""Graph convolution that treats all neighbours alike: :math:`x_t' = W_0 x_t + b + W \sum_{u \in N(t)} x_u / c_t`.
+
+    Ghosal et al. (EMNLP 2019), eq. 4; Morris et al., "Weisfeiler and Leman Go Neural" (AAAI 2019).
+
+    Args:
+        in_features, out_features: Widths.
+        aggregate: ``mean`` (c the number of neighbours) or ``sum`` (c = 1, as published).
+
+    Shapes:
+        x (N, in_features), graph over the same N utterances -> (N, out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, aggregate: str = "mean") -> None:
+        super().__init__()
+        self.aggregate = _one_of("aggregate", aggregate, ("mean", "sum"))
+        self.neighbours = nn.Linear(in_features, out_features)
+        self.root = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
+        """See the class."""
+        adjacency = graph.adjacency.to(x.dtype)
+        if self.aggregate == "mean":
+            adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
+        return self.root(x) + self.neighbours(graph.packing.pack(torch.bmm(adjacency, graph.packing.pad(x))))
+
+
+class NodalAttention(nn.Module):
+    r"""Attention over the whole conversation: :math:`x_t' = \sum_u \mathrm{softmax}_u (x_t^\top W x_u) x_u`.
+
+    Ghosal et al. (EMNLP 2019), eqs. 6 and 7; with ``tanh`` the scores pass through a hyperbolic tangent first, as in
+    the released code, so that no utterance outweighs another by more than e^2.
+
+    Shapes:
+        x (N, features), packing of the N utterances -> (N, features) and the weights (B, L, L).
+    """
+
+    def __init__(self, features: int, tanh: bool = False) -> None:
+        super().__init__()
+        self.tanh = tanh
+        self.score = nn.Linear(features, features, bias=False)
+
+    def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        padded = packing.pad(x)
+        scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
+        scores = scores.tanh() if self.tanh else scores
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = wide.masked_fill(~packing.mask[:, None, :], -math.inf).softmax(-1)
+        return packing.pack(weights.to(padded.dtype) @ padded), weights
+
+
+class DialogueGcn(Architecture):
+    r"""DialogueGCN: Ghosal et al., "DialogueGCN: A Graph Convolutional Neural Network for Emotion Recognition in
+    Conversation" (EMNLP 2019).
+
+    A recurrent network puts every utterance into its sequential context; a relational graph convolution over a window,
+    weighed by a learned similarity, and a second, plain one put it into the context of the speakers; the classifier
+    reads both, through an attention over the whole conversation.
+
+    *The paper* (section 3.3) weighs the edges of a window by a softmax of a bilinear form (eq. 1), tells relations
+    apart by the numbers of both speakers and by their order, divides each relation's messages by their number once
+    more (eq. 3) and sums those of the second convolution (eq. 4). *The released code* differs: the weights
+    of a window depend on the absolute position of its centre instead of what is said there, so that conversations of
+    more than 110 utterances cannot be run; messages run from the centre to the members, so that the weights an
+    utterance receives do not sum to 1; messages are summed with these weights alone (the behaviour of the graph library
+    of that time; later versions take the mean instead) through 30 shared basis matrices; there is no activation between
+    the convolutions; and the attention's scores pass through a tanh. Its LSTM reads padding.
+
+    *Here* the defaults are the paper's bilinear weights with the window's centre as the receiver; relations that tell
+    the same speaker from another, so that any number of speakers will do; weights that sum to 1 over a window, divided
+    by nothing else; a mean in the second convolution, since a sum makes an utterance's size depend on how far it
+    is from the ends. The classifier reads the utterance's own vector beside the attention's mixture: a mixture alone
+    begins as nearly the same vector for all utterances of a conversation, and takes long to become anything else. The
+    modalities, of which the paper has text alone, are projected to a common width and summed; the LSTM is packed. The
+    literal form is the preset ``model=dialoguegcn_released``, which sets ``projection=0 edges=position bases=30
+    relations=speaker_pair normalize=sum aggregate=sum direction=released activation=none nodal=tanh residual=false``;
+    what eqs. 3 and 4 say is ``normalize=relation aggregate=sum``.
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        context: LSTM units a direction.
+        layers: Stacked LSTM layers.
+        bidirectional: Read from both ends.
+        hidden: Width of the graph convolutions, and of the output.
+        past, future: The window; -1 reaches to the end of the conversation.
+        edges: Weights of the edges: ``bilinear`` or ``position`` (see :class:`EdgeAttention`).
+        positions: Longest conversation that ``edges=position`` knows.
+        relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
+        max_speakers: With ``speaker_pair``: at most so many speakers are told apart, and no more than a training
+            conversation has; further speakers share the last number.
+        bases: Basis matrices that the relations share; 0 for a matrix each.
+        normalize: ``sum`` or ``relation`` (see :class:`WeightedRelationalConv`).
+        aggregate: In the second convolution: ``mean`` or ``sum``.
+        direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse, with
+            weights normalised over what an utterance sends).
+        activation: After each convolution: ``relu`` or ``none``.
+        nodal: Attention over the conversation before the classifier: ``softmax``, ``tanh`` (see
+            :class:`NodalAttention`) or ``none``.
+        residual: Give the classifier the utterance's own vector beside what that attention makes of all.
+        dropout: Probability, on the projected input, in and after the LSTM, and before the classifier.
+
+    Shapes:
+        batch -> hidden (N, hidden).
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        context: int = 64,
+        layers: int = 2,
+        bidirectional: bool = True,
+        hidden: int = 64,
+        past: int = 10,
+        future: int = 10,
+        edges: str = "bilinear",
+        positions: int = 110,
+        relations: str = "same_other",
+        max_speakers: int = 9,
+        bases: int = 0,
+        normalize: str = "sum",
+        aggregate: str = "mean",
+        direction: str = "paper",
+        activation: str = "relu",
+        nodal: str = "softmax",
+        residual: bool = True,
+        dropout: float = 0.4,
+    ) -> None:
+        self.projection_width = projection
+        self.bidirectional = bidirectional
+        self.past, self.future = past, future
+        self.relations = _one_of("relations", relations, RELATIONS)
+        self.direction = _one_of("direction", direction, ("paper", "released"))
+        self.nodal_form = _one_of("nodal", nodal, ("softmax", "tanh", "none"))
+        for name, value, least in (("positions", positions, 1), ("max_speakers", max_speakers, 1), ("bases", bases, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, found {value}")
+        self.num_speakers = min(inputs.speakers, max_speakers)
+        super().__init__(inputs)
+        self.hidden_size = hidden
+        self.dropout = nn.Dropout(dropout)
+        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.fuse: nn.Module = nn.Identity()
+        if projection:
+            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
+        width = projection or sum(inputs.widths.values())
+        self.lstm = PackedLSTM(width, context, layers, dropout, bidirectional=bidirectional)
+        width = self.lstm.out_features
+        known = positions if _one_of("edges", edges, ("bilinear", "position")) == "position" else 0
+        self.edges = EdgeAttention(width, known)
+        num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
+        self.relational = WeightedRelationalConv(width, hidden, num_relations, bases, normalize)
+        self.plain = WindowConv(hidden, hidden, aggregate)
+        relu = _one_of("activation", activation, ("relu", "none")) == "relu"
+        self.activate: nn.Module = nn.ReLU() if relu else nn.Identity()
+        self.nodal = None if nodal == "none" else NodalAttention(width + hidden, nodal == "tanh")
+        self.residual = residual
+        both = 2 if residual and self.nodal is not None else 1
+        self.classifier = nn.Linear(both * (width + hidden), hidden)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Causal where nothing looks ahead: the LSTM, the window, and the attention over the conversation."""
+        speakers: Literal["none", "same_other", "numbered"] = "same_other"
+        if self.relations == "speaker_pair":
+            speakers = "numbered" if self.num_speakers > 1 else "none"
+        return Capabilities(
+            causal=not self.bidirectional
+            and self.future == 0
+            and self.direction == "paper"
+            and self.nodal_form == "none",
+            missing_aware=self.projection_width > 0,
+            speakers=speakers,
+            compiles=False,
+            compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
+        )
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        packing = batch.packing
+        if self.project is None:
+            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
+        else:
+            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        context = self.dropout(self.lstm(x, packing))
+
+        graph = self._graph(batch, self.past, self.future)
+        weights = self.edges(context, graph)
+        if self.direction == "released":
+            # What the centre gave its members: at [t, u] now the weight that u, a centre, has for t.
+            graph, weights = self._graph(batch, self.future, self.past), weights.transpose(1, 2)
+        spoken = self.activate(self.relational(context, graph, weights))
+        local = self.activate(self.plain(spoken, graph))
+
+        out = torch.cat([context, local], dim=1)
+        attention = {"edges": weights[:, None]}
+        if self.nodal is not None:
+            attended, over = self.nodal(out, packing)
+            out = torch.cat([out, attended], dim=1) if self.residual else attended
+            attention["nodal"] = over[:, None] * packing.mask[:, None, :, None]
+        hidden = self.dropout(F.relu(self.classifier(out)))
+        return Encoded(hidden, attention=attention if self.keep_attention else {})
+
+    def _graph(self, batch: ConversationBatch, past: int, future: int) -> WindowGraph:
+        return WindowGraph(batch.packing, batch.speaker, past, future, self.relations, self.num_speakers)  # type: ignore[arg-type]
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    return value

@@ -1,0 +1,157 @@
+"""DialogueRNN: global, party and emotion states that follow the conversation, and attention over the emotion states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import ModalityProjection
+from ercfusion.layers.dialogue_rnn import DialogueRecurrence
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.ops.packing import Packing
+
+
+class DialogueRnn(Architecture):
+    """Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019).
+
+    A global state follows the conversation, every speaker has a party state, and the emotion states follow the party
+    states of whoever speaks (:mod:`ercfusion.layers.dialogue_rnn` has the equations). A second attention lets every
+    utterance look at the emotion states of the whole conversation.
+
+    *The paper* has five variants: DialogueRNN reads forwards; with the listeners' states updated too (``listener``);
+    in both directions (``bidirectional``); with attention over the emotion states (``emotion_attention``); and with the
+    last two, its best one. It updates listeners with visual cues of their own where there are any.
+
+    *The released code* updates listeners with the utterance and the speaker's new state instead; drops numbers of
+    every state inside the recurrence, and 0.15 more than it is told of the emotion states; computes every party's
+    update at every utterance and keeps the speaker's; knows a fixed number of parties; and chooses its epoch by the
+    loss on the test split. Early revisions read the backward direction's utterances with the speakers in forward order.
+    Its context attention ends before the present, so padding does no harm there, and the attention over emotion states
+    is masked.
+
+    *Here* the listeners' update and the dropouts are the released ones, each dropout with an option of its own; any
+    number of speakers will do. The default is the last variant with two changes: the modalities are projected to a
+    common width first, and the classifier is given the utterance's own input and emotion states beside the attention's
+    mixture. That one begins as nearly the same mean for all utterances of a conversation, and with nothing beside it
+    may stay there: two conversations are not learned by heart in 400 steps. The published form is the preset
+    ``model=dialoguernn_released``, which sets ``projection=0 residual=false`` and the published widths.
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        global_size, party_size, emotion_size: Widths of the three states, a direction.
+        hidden: Width of the dense layer before the classifier.
+        listener: Update the parties who listen, too.
+        bidirectional: Also read from the end; False and ``emotion_attention=False`` make it causal.
+        emotion_attention: Give the classifier a mixture of all emotion states of the conversation; without
+            ``residual`` instead of the utterance's own.
+        residual: Give the classifier the encoded input and the utterance's own emotion states, too.
+        dropout: Probability, on the projected input and before the classifier.
+        state_dropout: Probability, on every new state inside the recurrence.
+        emotion_dropout: Probability, on the emotion states that leave the recurrence.
+
+    Shapes:
+        batch -> hidden (N, hidden).
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        global_size: int = 128,
+        party_size: int = 128,
+        emotion_size: int = 128,
+        hidden: int = 128,
+        listener: bool = False,
+        bidirectional: bool = True,
+        emotion_attention: bool = True,
+        residual: bool = True,
+        dropout: float = 0.4,
+        state_dropout: float = 0.1,
+        emotion_dropout: float = 0.25,
+    ) -> None:
+        self.bidirectional = bidirectional
+        self.projection_width = projection
+        self.emotion_attention = emotion_attention
+        super().__init__(inputs)
+        least = {"projection": 0, "global_size": 1, "party_size": 1, "emotion_size": 1, "hidden": 1}
+        for (name, low), value in zip(least.items(), (projection, global_size, party_size, emotion_size, hidden)):
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, found {value}")
+        chances = {"dropout": dropout, "state_dropout": state_dropout, "emotion_dropout": emotion_dropout}
+        for name, chance in chances.items():
+            if not 0 <= chance < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, found {chance}")
+        self.hidden_size = hidden
+        self.residual = residual
+        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.fuse: nn.Module = nn.Identity()
+        if projection:
+            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
+        width = projection or sum(inputs.widths.values())
+        self.recurrence = DialogueRecurrence(
+            width,
+            global_size,
+            party_size,
+            emotion_size,
+            listener=listener,
+            bidirectional=bidirectional,
+            dropout=state_dropout,
+        )
+        states = self.recurrence.out_features
+        self.emotion_dropout = nn.Dropout(emotion_dropout)
+        self.match = nn.Linear(states, states) if emotion_attention else None
+        own = (states if emotion_attention else 0) + width
+        self.dense = nn.Linear(states + (own if residual else 0), hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tells speakers apart without numbering them; absent modalities are known where the input is projected."""
+        return Capabilities(
+            causal=not self.bidirectional and not self.emotion_attention,
+            missing_aware=self.projection_width > 0,
+            speakers="same_other",
+            compiles=False,
+            compile_note="the recurrence loops over the utterances of the longest conversation in Python",
+        )
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        if self.project is None:
+            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
+        else:
+            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        emotions = self.emotion_dropout(self.recurrence(x, batch.speaker, batch.packing))
+        parts, attention = [emotions], {}
+        if self.match is not None:
+            mixed = self._attend(emotions, batch.packing)
+            parts = [mixed, emotions] if self.residual else [mixed]
+            if self.keep_attention:
+                attention["emotions"] = self.attention_map(emotions, batch.packing)
+        if self.residual:
+            parts.append(x)
+        hidden = self.dropout(F.relu(self.dense(torch.cat(parts, dim=1))))
+        return Encoded(hidden, attention=attention)
+
+    def attention_map(self, emotions: Tensor, packing: Packing) -> Tensor:
+        """(B, 1, L, L) weights of the emotion states (N, D), [b, 0, receiver, source]; rows of utterances sum to 1."""
+        assert self.match is not None
+        scores = packing.pad(self.match(emotions)) @ packing.pad(emotions).transpose(1, 2)
+        weights = scores.masked_fill(~packing.mask[:, None], -torch.inf).softmax(-1)
+        return (weights * packing.mask[:, :, None])[:, None]
+
+    def _attend(self, emotions: Tensor, packing: Packing) -> Tensor:
+        """Matching attention (N, D) -> (N, D): softmax over the conversation of e_i . (W e_t + b), mixing the e_i."""
+        assert self.match is not None
+        query, states = packing.pad(self.match(emotions)), packing.pad(emotions)
+        # Unscaled, as published. Autocast gives the query in another precision than the states.
+        mask = packing.mask[:, None, None]
+        states = states[:, None].to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query[:, None], states, states, attn_mask=mask, scale=1.0)
+        return packing.pack(mixed[:, 0])

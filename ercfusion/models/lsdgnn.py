@@ -1,0 +1,202 @@
+"""LSDGNN: a short-distance and a long-distance DAG-ERC that exchange what they found."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers.dag import DagStack
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.dagerc import UtteranceInput, readout
+from ercfusion.ops.packing import Packing
+
+DIFFERENCES = ("utterance", "released")
+FLOOR = 0.1
+"""Added to the distance of the two stacks, so that the term ``difference`` is at most 1 / FLOOR a layer."""
+
+
+class BiaffineExchange(nn.Module):
+    r"""Each of two sequences of vectors looks up, at every utterance, what the other has for the conversation.
+
+    .. math:: S' = \mathrm{softmax}(S W_1 K^\top) K, \quad K' = \mathrm{softmax}(K W_2 S^\top) S
+
+    The softmax runs over the utterances of the same conversation only, and with ``causal`` over those up to oneself.
+
+    Args:
+        width: D.
+        causal: See above.
+        scale: Divide the scores by the square root of D.
+
+    Shapes:
+        short, long (N, ..., D), packing of the N utterances -> the same two shapes.
+    """
+
+    def __init__(self, width: int, *, causal: bool = False, scale: bool = True) -> None:
+        super().__init__()
+        self.causal = causal
+        self.scale = 1 / math.sqrt(width) if scale else 1.0
+        self.short_long = nn.Parameter(torch.empty(width, width))
+        self.long_short = nn.Parameter(torch.empty(width, width))
+        nn.init.xavier_uniform_(self.short_long, math.sqrt(2))
+        nn.init.xavier_uniform_(self.long_short, math.sqrt(2))
+
+    def forward(self, short: Tensor, long: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        # (B, ..., T, D), T the longest conversation
+        padded = [packing.pad(value).movedim(1, -2) for value in (short, long)]
+        mask = packing.mask[:, None].expand(-1, packing.longest, -1)
+        if self.causal:
+            mask = mask.tril()
+        mask = mask.view(packing.size, *[1] * (short.ndim - 2), *mask.shape[1:])
+
+        def look(asking: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+            score = (asking @ weight @ other.mT * self.scale).masked_fill(~mask, -math.inf)
+            return packing.pack((score.softmax(-1) @ other).movedim(-2, 1))
+
+        return look(padded[0], self.short_long, padded[1]), look(padded[1], self.long_short, padded[0])
+
+
+def difference(short: Tensor, long: Tensor) -> Tensor:
+    """One over the distance of two stacks, summed over the layers: small where they find different things.
+
+    Vectors are brought to length 1 and their distances averaged over the utterances, so the value depends neither on
+    padding nor on how utterances are spread over conversations. The distance d of a layer enters as 1 / (d + 0.1):
+    the term stays below 10 a layer, and keeps a gradient, where the stacks agree.
+
+    Args:
+        short, long: (N, L, D).
+
+    Returns:
+        A scalar, at least in single precision.
+    """
+    wide = torch.promote_types(short.dtype, torch.float32)
+    unit = [F.normalize(value.to(wide), dim=-1, eps=1e-6) for value in (short, long)]
+    distance = ((unit[0] - unit[1]).square().sum(-1) + 1e-12).sqrt().mean(0)  # (L)
+    return (1 / (distance + FLOOR)).sum()
+
+
+def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor:
+    """The regulariser of the released code: whole padded conversations, centred over the batch, one over the distance.
+
+    It depends on the batch and on padding (here zeros; in the released code whatever it computes there). For a
+    batch of one conversation, where centring leaves nothing, the released code gives infinity without a gradient; here
+    it is 0.
+
+    Args:
+        short, long: (N, L, D).
+        packing: Of the N utterances.
+
+    Returns:
+        A scalar, at least in single precision.
+    """
+    wide = torch.promote_types(short.dtype, torch.float32)
+    if packing.size == 1:
+        return short.to(wide).sum() * 0.0
+    unit = []
+    for value in (short, long):
+        rows = packing.pad(value.to(wide)).transpose(1, 2).flatten(2)  # (B, L, T * D)
+        rows = rows - rows.mean(0)
+        unit.append(rows / (rows.norm(dim=2, keepdim=True) + 1e-6))
+    distance = ((unit[0] - unit[1]).square().sum(2) + 1e-12).sqrt().mean(0)  # (L)
+    return (1 / distance).sum()
+
+
+class Lsdgnn(Architecture):
+    """LSDGNN: Li, Xu and Qiao, "Long-Short Distance Graph Neural Networks" (ECAI 2025, arXiv 2507.15205).
+
+    Two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`) on the same input: the short one hears back to its
+    speaker's last utterance, the long one to the speaker's fifth last. Layer by layer each then looks up the other's
+    vectors by biaffine attention, and a regulariser pulls the two apart. All modalities are used. The paper's
+    curriculum is a matter of training, not of this network.
+
+    *The released code* lets the biaffine attention see padding, so the output depends on the other conversations of a
+    batch. It also sees later utterances: the network is not causal as DAG-ERC is. The looked-up vectors replace the
+    stacks' own, which are lost. The regulariser includes padding, depends on the batch, and is infinite for
+    a batch of one conversation. The attention inside the stacks is that of DAG-ERC, whose query cancels.
+
+    *Here* the exchange stays within a conversation, and with ``causal=True`` before it; the stacks' own vectors are
+    kept beside what they looked up (``residual``, a sum); scores are scaled; the regulariser is the auxiliary loss
+    ``difference`` on the stacks' own vectors, an average over real utterances and bounded. Weigh it by
+    ``objective.weights.difference`` (0 switches it off). The preset ``model=lsdgnn_released`` sets ``residual=false
+    scale=false difference=released``; the exchange is masked there, too.
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        hidden: Width of the stacks and of the output.
+        layers: Layers of each stack.
+        short, long: Windows of the two stacks: how many earlier utterances of its own speaker an utterance reaches
+            back to.
+        attention: Inside the stacks: ``dagerc`` or ``gat``.
+        causal: Let the exchange, and so the whole network, see no later utterance.
+        residual: Keep the stacks' own vectors.
+        scale: Divide the scores of the exchange by the square root of the width.
+        difference: The regulariser: ``utterance`` (average over utterances) or ``released``.
+        mlp_layers: Linear layers between the concatenation and the head.
+        dropout: Probability, on what is exchanged in all layers but the last, and before the head.
+        input_dropout: Probability, on the encoded input.
+
+    Shapes:
+        batch -> hidden (N, hidden); the loss ``difference``.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        hidden: int = 128,
+        layers: int = 2,
+        short: int = 1,
+        long: int = 5,
+        attention: str = "dagerc",
+        causal: bool = False,
+        residual: bool = True,
+        scale: bool = True,
+        difference: str = "utterance",
+        mlp_layers: int = 2,
+        dropout: float = 0.4,
+        input_dropout: float = 0.1,
+    ) -> None:
+        self.projection_width = projection
+        self.causal = causal
+        super().__init__(inputs)
+        if difference not in DIFFERENCES:
+            raise ValueError(f"difference must be one of {', '.join(DIFFERENCES)}; found {difference!r}")
+        for name, window in (("short", short), ("long", long)):
+            if window < 1:
+                raise ValueError(f"{name} must be at least 1, found {window}")
+        self.hidden_size = hidden
+        self.residual = residual
+        self.difference = difference
+        self.encode = UtteranceInput(inputs, projection, hidden, input_dropout)
+        self.recur = DagStack(hidden, layers, (short, long), attention)
+        self.exchange = BiaffineExchange(hidden, causal=causal, scale=scale)
+        self.dropout = nn.Dropout(dropout)
+        self.readout = readout(2 * (layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Causal if asked for; absent modalities are known where the input is projected."""
+        return Capabilities(causal=self.causal, missing_aware=self.projection_width > 0, speakers="same_other")
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        x, h = self.encode(batch)
+        short, long = self.recur(h, batch.speaker, batch.packing).transpose(1, 2)  # (N, L, hidden) each
+        if self.difference == "released":
+            apart = difference_released(short, long, batch.packing)
+        else:
+            apart = difference(short, long)
+        found = torch.stack(self.exchange(short, long, batch.packing), dim=2)  # (N, L, 2, hidden)
+        found = torch.cat([self.dropout(found[:, :-1]), found[:, -1:]], dim=1)
+        if self.residual:
+            found = found + torch.stack([short, long], dim=2)
+        features = torch.cat([h, h, found.to(h.dtype).flatten(1), x], dim=1)
+        return Encoded(self.readout(features), losses={"difference": apart})

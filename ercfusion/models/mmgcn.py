@@ -1,0 +1,154 @@
+"""MMGCN: one deep graph over the utterances of a conversation in all their modalities."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import ModalityProjection, PackedLSTM
+from ercfusion.layers.gcn2 import GCN2, AngularGraph
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+TEXT = "text"
+"""The modality that the published model treats differently."""
+
+SCOPES = ("all", "text", "none")
+
+
+class Mmgcn(Architecture):
+    r"""MMGCN: Hu et al., "MMGCN: Multimodal Fusion via Deep Graph Convolution Network for Emotion Recognition in
+    Conversation" (ACL 2021).
+
+    Every modality of every utterance is a node. Nodes of one modality are joined throughout the conversation, the
+    nodes of one utterance among each other, each edge weighed by the angle between its nodes' vectors. A deep graph
+    convolution (GCNII) runs over this graph; the classifier reads, for all modalities of an utterance, what went into
+    the graph and what came out.
+
+    *The paper* (section 3) encodes text by a bidirectional LSTM and the other modalities by a linear layer, adds an
+    embedding of the speaker to every node, and runs plain GCNII layers, 4 of them on IEMOCAP. *The
+    released code* differs: the speaker's embedding is added to the text alone; its layers are the variant with a
+    second matrix for the initial representation; the number of layers that the run script sets (4) is ignored for the
+    64 that are written into the branch for three modalities; and the LSTM reads padding, so that an utterance's score
+    depends on the other conversations of its batch. It also builds one dense matrix over all nodes of the batch, with
+    two dense products to normalise it, although it is block-diagonal.
+
+    *Here* the defaults follow the paper. The LSTM is packed, the graph has no entry that is zero by construction
+    (:class:`ercfusion.layers.gcn2.AngularGraph`), and a node's weight with itself is a constant instead of an
+    arccosine at its steepest, whose rounding errors the published gradient multiplies by 224. An absent modality is
+    no node: it takes no part in the graph, and the classifier reads a learned vector in its place. Any modalities
+    will do, one or many. The literal form is the preset ``model=mmgcn_released``, which sets ``speakers=text
+    variant=true layers=64 activation=relu``.
+
+    Args:
+        inputs: Modalities and widths.
+        projection: Width to which each modality is projected, and of the vectors that are compared; even.
+        recurrent: Which modalities pass through a bidirectional LSTM: ``all``, ``text`` (the modality of that name,
+            if there is one) or ``none``.
+        lstm_layers: Stacked LSTM layers.
+        speakers: To which modalities the speaker's embedding is added: ``all``, ``text`` or ``none``. There are as
+            many embeddings as a training conversation has speakers at most; further speakers share the last one.
+        hidden: Width of the graph convolutions.
+        layers: Graph convolutions; 0 leaves them out.
+        alpha: Share of a node's initial representation in every layer, from 0 to 1.
+        theta: Strength of the layers' matrices, above 0: that of layer l is ln(theta / l + 1).
+        variant: GCNII's second form, with a matrix of its own for the initial representation.
+        activation: Before the classifier: ``gelu``, or ``relu`` as published.
+        dropout: Probability, between LSTM layers, in the graph convolutions (not in the angles) and before the
+            classifier.
+
+    Shapes:
+        batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        projection: int = 128,
+        recurrent: str = "text",
+        lstm_layers: int = 2,
+        speakers: str = "all",
+        hidden: int = 64,
+        layers: int = 4,
+        alpha: float = 0.1,
+        theta: float = 0.5,
+        variant: bool = False,
+        activation: str = "gelu",
+        dropout: float = 0.4,
+    ) -> None:
+        self.speaker_scope = _one_of("speakers", speakers, SCOPES)
+        self.recurrent_scope = _one_of("recurrent", recurrent, SCOPES)
+        self.num_speakers = inputs.speakers
+        super().__init__(inputs)
+        names = list(inputs.widths)
+        if projection < 2 or projection % 2:
+            raise ValueError(f"projection must be even and above 0, found {projection}")
+        if layers < 0:
+            raise ValueError(f"layers must be at least 0, found {layers}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie from 0 to 1, found {alpha}")
+        if theta <= 0:
+            raise ValueError(f"theta must be above 0, found {theta}")
+        if speakers == TEXT and TEXT not in names:
+            raise ValueError(f"speakers='text' needs the modality 'text'; the data has {', '.join(names)}")
+        self.hidden_size = len(names) * (projection + hidden)
+        relu = _one_of("activation", activation, ("gelu", "relu")) == "relu"
+        self.activate: nn.Module = nn.ReLU() if relu else nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.project = ModalityProjection(inputs.widths, projection)
+        for vector in self.project.absent.values():
+            nn.init.normal_(vector, std=0.1)  # a ReLU lets no gradient through at exactly zero
+        self.context = nn.ModuleDict()
+        for name in _within(recurrent, names):
+            self.context[name] = PackedLSTM(projection, projection // 2, lstm_layers, dropout)
+        self.embedded = _within(speakers, names)
+        if self.embedded:
+            self.speaker = nn.Embedding(self.num_speakers, projection)
+            # Smaller than the projected features: at their size who speaks would decide about every angle.
+            nn.init.normal_(self.speaker.weight, std=0.1)
+        self.graph = GCN2(projection, hidden, layers, alpha=alpha, theta=theta, variant=variant, dropout=dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The graph reads the whole conversation; speakers are known by number."""
+        speakers: Literal["none", "numbered"] = "none"
+        if self.speaker_scope != "none" and self.num_speakers > 1:
+            speakers = "numbered"
+        if self.recurrent_scope == "none" or (self.recurrent_scope == TEXT and TEXT not in self.inputs.widths):
+            return Capabilities(speakers=speakers)
+        note = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
+        return Capabilities(speakers=speakers, compiles=False, compile_note=note)
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        nodes = self.project(batch)
+        for name, layer in self.context.items():
+            nodes[name] = layer(nodes[name], batch.packing)
+        if self.embedded:
+            who = self.speaker(batch.speaker.clamp(max=self.num_speakers - 1))
+            nodes |= {name: nodes[name] + who for name in self.embedded}
+        x = torch.stack(list(nodes.values()))  # (M, N, projection)
+
+        exchanged = self.graph(x, AngularGraph(x, batch.present, batch.packing))
+        # What the stack makes of an absent node is no message of anybody's; it must not look like one.
+        exchanged = exchanged.masked_fill(~batch.present.t()[:, :, None], 0.0)
+        out = self.dropout(self.activate(torch.cat([x, exchanged], dim=2)))
+        return Encoded(
+            out.transpose(0, 1).flatten(1), modalities={name: out[m] for m, name in enumerate(batch.modalities)}
+        )
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    return value
+
+
+def _within(scope: str, names: list[str]) -> list[str]:
+    """The modalities that a scope means."""
+    return {"all": names, "text": [name for name in names if name == TEXT], "none": []}[scope]

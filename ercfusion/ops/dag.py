@@ -1,0 +1,434 @@
+"""The recurrence of DAG-ERC along directed acyclic graphs of utterances, for packed conversations.
+
+Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3. An
+utterance hears its predecessors *in its own layer*, so a layer has to run through a conversation from left to right.
+The published program does so layer by layer, and projects all predecessors anew at every step. Here
+
+- all layers, stacks and conversations advance together, as a wavefront: utterance t of layer l is due at step t + l, so
+  that a conversation of n utterances takes n + L - 1 steps instead of n L;
+- a step is three grouped matrix products (vector, message and relations of every layer at once); predecessors are
+  averaged by speaker *before* they are projected, so none is projected twice;
+- the attention is computed on the edges that exist, not on padded windows. So the sums that make a message have the
+  same terms in the same order whatever comes later or is in the batch besides;
+- the backward pass is written by hand: it walks through the steps once for the gradients of the vectors, and forms each
+  weight's gradient by one matrix product over all steps at the end.
+
+N utterances of B conversations, D width, S stacks, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ercfusion.ops.dag_reference import (
+    DAG_ATTENTIONS,
+    SLOPE,
+    DagAttention,
+    DagWeights,
+    dag_node,
+    first_predecessor,
+)
+from ercfusion.ops.packing import Packing
+
+
+def dag_windows(speaker: Tensor, packing: Packing, window: int) -> Tensor:
+    """The first predecessor of every utterance; section 3.2 of the paper.
+
+    The predecessors of utterance i are the utterances from its speaker's ``window``-th last one before i up to i - 1,
+    or all earlier ones of the conversation where the speaker has not spoken so often yet: a contiguous stretch.
+
+    Args:
+        speaker: (N) integers; they only have to differ within a conversation.
+        packing: The conversations.
+        window: How many earlier utterances of its own speaker an utterance reaches back to; at least 1.
+
+    Returns:
+        (N) rows of the packed batch: utterance i has the predecessors ``result[i]`` to ``i - 1``. The first utterance
+        of a conversation has its own row, which is to say none.
+
+    Raises:
+        ValueError: ``window`` is not positive.
+    """
+    if window < 1:
+        raise ValueError(f"a window must be at least 1, found {window}")
+    # Utterances of one speaker of one conversation stand side by side after two stable sorts, in their order.
+    order = speaker.argsort(stable=True)
+    order = order[packing.conversation[order].argsort(stable=True)]
+    back = order.roll(window)
+    reached = (packing.conversation[back] == packing.conversation[order]) & (speaker[back] == speaker[order])
+    reached &= torch.arange(packing.total, device=order.device) >= window  # not around the end
+    first = torch.empty_like(order)
+    first[order] = torch.where(reached, back, packing.offsets[packing.conversation[order]])
+    return first
+
+
+def dag_recursion(
+    h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: DagWeights, attention: DagAttention = "dagerc"
+) -> Tensor:
+    r"""S independent stacks of L layers of the DAG-ERC recurrence, from the same input.
+
+    For layer l = 1 .. L and utterance i with the predecessors j in [first_i, i - 1] (eqs. 4 to 9 of the paper; here
+    :math:`h_i^0` is ``h``):
+
+    .. math::
+        m_i = \sum_j \alpha_{ij} W_{r(i, j)} h^l_j, \quad
+        h^l_i = \mathrm{GRU}_c(h^{l-1}_i; m_i) + \mathrm{GRU}_p(m_i; h^{l-1}_i)
+
+    with GRU(input; state), a relation r for predecessors of the same speaker and one for all others, and m = 0 without
+    predecessors. The attention is a softmax over the predecessors of
+
+    - ``dagerc``: :math:`w^\top h^l_j`. The published score is a linear function of the concatenation
+      :math:`[h^{l-1}_i; h^l_j]`. Its part in :math:`h^{l-1}_i` and its bias are the same for all j and cancel in the
+      softmax, exactly; they do not exist here. So the attention is the same whoever asks.
+    - ``gat``: :math:`w^\top \mathrm{LeakyReLU}(h^{l-1}_i + h^l_j)`, which depends on who asks (as in Brody et al., ICLR
+      2022; not in the paper).
+
+    Computed in the precision of the weights, under autocast too. Not differentiable twice. On a GPU the plan of the
+    edges makes the host wait once a call.
+
+    Args:
+        h: (N, D).
+        first: (S, N) integers, :func:`dag_windows` of every stack.
+        speaker: (N) integers.
+        packing: The conversations.
+        weights: Of all stacks and layers.
+        attention: See above.
+
+    Returns:
+        (S, L, N, D), the vectors of all layers of all stacks.
+
+    Raises:
+        ValueError: an unknown attention, or shapes that do not fit together.
+    """
+    if attention not in DAG_ATTENTIONS:
+        raise ValueError(f"attention must be one of {', '.join(DAG_ATTENTIONS)}; found {attention!r}")
+    S, _, D = weights.attention.shape
+    if tuple(h.shape) != (packing.total, D) or tuple(first.shape) != (S, packing.total):
+        raise ValueError(
+            f"{S} stacks of width {D} on {packing.total} utterances need h ({packing.total}, {D}) and first "
+            f"({S}, {packing.total}); found {tuple(h.shape)} and {tuple(first.shape)}"
+        )
+    return _uncompiled(h, first, speaker, packing, weights, attention)
+
+
+def _run(h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: DagWeights, attention: str) -> Tensor:
+    plan = _plan(first, speaker, packing, weights.attention.shape[1])
+    with torch.autocast(h.device.type, enabled=False):
+        tensors = [h.to(weights.attention.dtype), *_arrange(weights)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return _Wavefront.apply(plan, attention, *tensors)
+        return _forward(plan, attention, tensors, None)
+
+
+# A compiler would unroll the steps, anew for every batch of other lengths.
+_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_run)
+
+
+def _arrange(weights: DagWeights) -> list[Tensor]:
+    """Weights by group: the last layer's stacks first (see :class:`_Plan`), gates r_c, r_p, z_c, z_p, n_c, n_p."""
+
+    def gates(weight: Tensor) -> Tensor:
+        return weight.unflatten(2, (2, 3, -1)).transpose(2, 3).flatten(2, 4)
+
+    parts = [gates(weights.input_weight), gates(weights.input_bias).unsqueeze(2)]
+    parts += [gates(weights.message_weight), gates(weights.message_bias).unsqueeze(2)]
+    parts += [weights.relation.transpose(2, 3).flatten(3), weights.attention]
+    return [part.transpose(0, 1).flip(0).flatten(0, 1).contiguous() for part in parts]
+
+
+@dataclass
+class _Plan:
+    """Who is due when, and who hears whom.
+
+    Step t in [0, T), T = longest + L, holds utterance i of layer l with i + l = t (layer 0 is the input). The vectors
+    of all steps are one tensor (T, (L + 1) S, B, D). Its groups are ordered with the *last* layer first, and its rows
+    with the longest conversation first. So the groups due at a step stand side by side and belong to ascending
+    positions, one after the other, and the conversations that have not ended stand in front.
+
+    Edges are sorted by receiver (position, stack, row), then by relation, then by distance. So the edges of a step are
+    a slice, and the sources' rows in the tensor are ``base + t * stride``.
+    """
+
+    S: int
+    L: int
+    B: int
+    longest: int
+    nodes: Tensor  # (L + 1, S, N) rows of the tensor, flattened but for D
+    rows: list[int]  # by position: conversations that are longer
+    starts: list[int]  # by position: first edge; and the number of edges
+    base: Tensor  # (E)
+    stride: int
+    cell: Tensor  # (E) receiver and relation: 2 * ((position * S + stack) * B + row) + relation
+    offsets: Tensor  # (2 * longest * S * B + 1) first edge of each cell
+
+    def step(self, t: int) -> tuple[slice, slice, int, int, int]:
+        """Groups due at step t, the groups of the layers below, conversations, first position, positions."""
+        low, high = max(1, t - self.longest + 1), min(self.L, t)  # layers
+        due = slice((self.L - high) * self.S, (self.L - low + 1) * self.S)
+        below = slice(due.start + self.S, due.stop + self.S)
+        return due, below, self.rows[t - high], t - high, high - low + 1
+
+    def edges(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of step t: sources (E_t), cells (E_t), first edge of each cell, and of each receiver and the number."""
+        _, _, _, position, count = self.step(t)
+        begin, end = self.starts[position], self.starts[position + count]
+        cells = 2 * self.S * self.B
+        offsets = self.offsets[position * cells : (position + count) * cells + 1] - begin
+        return (
+            self.base[begin:end] + t * self.stride,
+            self.cell[begin:end] - position * cells,
+            offsets[:-1],
+            offsets[::2],
+        )
+
+    @property
+    def total(self) -> int:
+        """Rows that all steps have together, for one group."""
+        return sum(self.step(t)[2] for t in range(1, self.longest + self.L))
+
+
+def _plan(first: Tensor, speaker: Tensor, packing: Packing, L: int) -> _Plan:
+    S, N = first.shape
+    B, longest, device = packing.size, packing.longest, first.device
+    order = sorted(range(B), key=lambda b: -packing.lengths[b])
+    rank = torch.empty(B, dtype=torch.long)
+    rank[torch.tensor(order)] = torch.arange(B)
+    row, position = rank.to(device)[packing.conversation], packing.position
+    stack, layer = torch.arange(S, device=device)[:, None], torch.arange(L + 1, device=device)[:, None, None]
+    nodes = (((position + layer) * (L + 1) + L - layer) * S + stack) * B + row
+
+    receiver = ((position * S + stack) * B + row).flatten()
+    receiver, by = receiver.sort()
+    utterance = by % N
+    size = (torch.arange(N, device=device) - first).flatten()[by]
+    E = int(size.sum())
+    edge = torch.repeat_interleave(torch.arange(S * N, device=device), size, output_size=E)
+    distance = torch.arange(E, device=device) - (size.cumsum(0) - size)[edge] + 1
+    other = speaker[utterance[edge]] != speaker[utterance[edge] - distance]
+    cell, by = (2 * receiver[edge] + other).sort(stable=True)
+    # Group (L - l) S + s of step t = i + l, with l eliminated.
+    base = receiver[edge] + L * S * B - distance * (L + 1) * S * B
+    offsets = torch.searchsorted(cell, torch.arange(2 * longest * S * B + 1, device=device))
+    return _Plan(
+        S=S,
+        L=L,
+        B=B,
+        longest=longest,
+        nodes=nodes,
+        rows=[sum(length > i for length in packing.lengths) for i in range(longest)],
+        starts=offsets[:: 2 * S * B].tolist(),
+        base=base[by],
+        stride=L * S * B,
+        cell=cell,
+        offsets=offsets,
+    )
+
+
+def _bags(values: Tensor, index: Tensor, offsets: Tensor, share: Tensor) -> Tensor:
+    """Sums of ``share * values[index]`` over stretches, each added up in its order."""
+    return torch.embedding_bag(values, index, offsets, False, 0, False, share)[0]
+
+
+def _per_receiver(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
+    return torch.segment_reduce(values, reduce, offsets=offsets)
+
+
+class _Saved:
+    """What the backward pass needs: vectors of all steps, operands of the weights' gradients, and gates by step."""
+
+    def __init__(self, plan: _Plan, like: Tensor) -> None:
+        G, M, D = plan.L * plan.S, plan.total, like.shape[1]
+        self.vectors = like  # replaced
+        self.operands = like.new_zeros(G, M, 2 * D)  # message, input
+        self.means = like.new_zeros(G, M, 2 * D)  # of the predecessors, by relation
+        self.steps: list[tuple[Tensor, ...]] = []  # sigmoids, new gates, gated parts of those, attention
+
+
+def _forward(plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Saved | None) -> Tensor:
+    h, input_weight, input_bias, message_weight, message_bias, relation, query = tensors
+    D, S, L, B, T = h.shape[1], plan.S, plan.L, plan.B, plan.longest + plan.L
+    vectors = h.new_zeros(T, (L + 1) * S, B, D)
+    flat = vectors.view(-1, D)
+    for nodes in plan.nodes[0]:
+        flat.index_copy_(0, nodes, h)
+    score = h.new_zeros(T, (L + 1) * S, B)
+    place = 0
+    for t in range(1, T):
+        due, below, R, _, _ = plan.step(t)
+        x = vectors[t - 1, below, :R]
+        index, cell, cells, receivers = plan.edges(t)
+        receiver = cell >> 1
+        if attention == "dagerc":
+            scores = score.view(-1).index_select(0, index)
+        else:
+            asked = flat.index_select(0, index) + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
+            scores = (F.leaky_relu(asked, SLOPE) * query[due].index_select(0, receiver // B)).sum(1)
+        top = _per_receiver(scores, receivers, "max")
+        share = (scores - top.index_select(0, receiver)).exp()
+        share = share / _per_receiver(share, receivers).index_select(0, receiver)
+        means = _bags(flat, index, cells, share).view(-1, B, 2 * D)[:, :R]
+
+        message = torch.bmm(means, relation[due].mT)
+        from_input = torch.baddbmm(input_bias[due], x, input_weight[due].mT)
+        from_message = torch.baddbmm(message_bias[due], message, message_weight[due].mT)
+        sigmoids = (from_input[..., : 4 * D] + from_message[..., : 4 * D]).sigmoid_()
+        reset_c, reset_p, update_c, update_p = sigmoids.split(D, 2)
+        new_c = torch.addcmul(from_input[..., 4 * D : 5 * D], reset_c, from_message[..., 4 * D : 5 * D]).tanh_()
+        new_p = torch.addcmul(from_message[..., 5 * D :], reset_p, from_input[..., 5 * D :]).tanh_()
+        own = torch.lerp(new_c, message, update_c) + torch.lerp(new_p, x, update_p)
+        vectors[t, due, :R] = own
+        if attention == "dagerc":
+            score[t, due, :R] = torch.bmm(own, query[due].unsqueeze(2)).squeeze(2)
+        if saved is not None:
+            stretch = slice(place, place + R)
+            saved.operands[due, stretch, :D] = message
+            saved.operands[due, stretch, D:] = x
+            saved.means[due, stretch] = means
+            gated = torch.cat([from_message[..., 4 * D : 5 * D], from_input[..., 5 * D :]], 2)
+            saved.steps.append((sigmoids, torch.cat([new_c, new_p], 2), gated, share))
+            place += R
+    if saved is not None:
+        saved.vectors = vectors
+    return flat.index_select(0, plan.nodes[1:].transpose(0, 1).flatten()).view(S, L, -1, D)
+
+
+def _backward(
+    plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Saved, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    _, input_weight, _, message_weight, _, relation, query = tensors
+    D, S, B, T = gradient.shape[-1], plan.S, plan.B, plan.longest + plan.L
+    vectors, flat = saved.vectors, saved.vectors.view(-1, D)
+    d_vectors = torch.zeros_like(vectors)
+    d_flat = d_vectors.view(-1, D)
+    d_flat.index_copy_(0, plan.nodes[1:].transpose(0, 1).flatten(), gradient.flatten(0, 2))
+    d_score = vectors.new_zeros(vectors.shape[:3])
+    d_query = torch.zeros_like(query)
+    M = plan.total
+    d_input = gradient.new_zeros(len(query), M, 6 * D)
+    d_message_side = gradient.new_zeros(len(query), M, 6 * D)
+    d_messages = gradient.new_zeros(len(query), M, D)
+    place = M
+    for t in range(T - 1, 0, -1):
+        due, below, R, _, _ = plan.step(t)
+        place -= R
+        stretch = slice(place, place + R)
+        sigmoids, new, gated, share = saved.steps[t - 1]
+        d_own = d_vectors[t, due, :R]
+        if attention == "dagerc":
+            d_own = d_own + d_score[t, due, :R, None] * query[due, None]
+        # The two GRUs side by side: (g, R, 2, D), first GRU_c.
+        sigmoids, new, gated = (part.unflatten(2, (-1, D)) for part in (sigmoids, new, gated))
+        state = saved.operands[due, stretch].unflatten(2, (2, D))
+        reset, update = sigmoids[:, :, :2], sigmoids[:, :, 2:]
+        d_own = d_own.unsqueeze(2)
+        d_state = d_own * update
+        d_update = torch.ops.aten.sigmoid_backward(d_own * (state - new), update)
+        d_new = torch.ops.aten.tanh_backward(d_own - d_state, new)
+        d_reset = torch.ops.aten.sigmoid_backward(d_new * gated, reset)
+        d_gated = d_new * reset
+        shared = [d_reset.flatten(2), d_update.flatten(2)]
+        d_input[due, stretch] = torch.cat([*shared, d_new[:, :, 0], d_gated[:, :, 1]], 2)
+        d_message_side[due, stretch] = torch.cat([*shared, d_gated[:, :, 0], d_new[:, :, 1]], 2)
+        d_message = torch.baddbmm(d_state[:, :, 0], d_message_side[due, stretch], message_weight[due])
+        d_x = torch.baddbmm(d_state[:, :, 1], d_input[due, stretch], input_weight[due])
+        d_messages[due, stretch] = d_message
+        d_vectors[t - 1, below, :R] += d_x
+
+        # Edges. No source occurs twice in a step, so the order of these additions cannot matter.
+        index, cell, _, receivers = plan.edges(t)
+        receiver = cell >> 1
+        d_means = vectors.new_zeros(len(d_message), B, 2 * D)
+        d_means[:, :R] = torch.bmm(d_message, relation[due])
+        heard = d_means.view(-1, D).index_select(0, cell)
+        source = flat.index_select(0, index)
+        d_share = share * (heard * source).sum(1)
+        d_scores = d_share - share * _per_receiver(d_share, receivers).index_select(0, receiver)
+        d_source = heard * share[:, None]
+        if attention == "dagerc":
+            d_score.view(-1).index_add_(0, index, d_scores)
+        else:
+            asked = source + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
+            by_edge = torch.ops.aten.leaky_relu_backward(d_scores[:, None], asked, SLOPE, False)
+            d_query[due] += _per_receiver(by_edge * asked, receivers).view(-1, B, D).sum(1)
+            by_edge = by_edge * query[due].index_select(0, receiver // B)
+            d_source = d_source + by_edge
+            d_vectors[t - 1, below] += _per_receiver(by_edge, receivers).view(-1, B, D)
+        d_flat.index_add_(0, index, d_source)
+
+    if attention == "dagerc":
+        groups = len(query)
+        d_query = torch.einsum("tgb,tgbd->gd", d_score[:, :groups], vectors[:, :groups])
+    d_h = d_flat.index_select(0, plan.nodes[0].flatten()).unflatten(0, (S, -1)).sum(0)
+    message, x = saved.operands.split(D, 2)
+    return (
+        d_h,
+        torch.bmm(d_input.mT, x),
+        d_input.sum(1, keepdim=True),
+        torch.bmm(d_message_side.mT, message),
+        d_message_side.sum(1, keepdim=True),
+        torch.bmm(d_messages.mT, saved.means),
+        d_query,
+    )
+
+
+class _Wavefront(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, attention: str, *tensors: Tensor) -> Tensor:
+        saved = _Saved(plan, tensors[0])
+        output = _forward(plan, attention, tensors, saved)
+        ctx.plan, ctx.attention, ctx.saved = plan, attention, saved
+        ctx.save_for_backward(*tensors)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_backward(ctx.plan, ctx.attention, ctx.saved_tensors, ctx.saved, gradient)
+
+
+class DagState:
+    """The recurrence for one conversation as it goes on: one utterance at a time, equal to the whole at once.
+
+    Args:
+        weights: Of S stacks and L layers.
+        windows: Of each stack; see :func:`dag_windows`.
+        attention: See :func:`dag_recursion`.
+
+    Raises:
+        ValueError: an unknown attention, a window below 1, or another number of windows than of stacks.
+    """
+
+    def __init__(self, weights: DagWeights, windows: Sequence[int], attention: DagAttention = "dagerc") -> None:
+        if attention not in DAG_ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(DAG_ATTENTIONS)}; found {attention!r}")
+        if len(windows) != len(weights.attention) or min(windows) < 1:
+            raise ValueError(f"{len(weights.attention)} stacks need as many windows of at least 1; found {windows}")
+        self.weights, self.windows, self.attention = weights, tuple(windows), attention
+        self.speakers: list[int] = []
+        """Of the utterances so far. A window may reach back to the first of them, so all vectors are kept."""
+        self._past = weights.attention.new_zeros(*weights.attention.shape[:2], 16, weights.attention.shape[2])
+
+    @torch.no_grad()
+    def step(self, h: Tensor, speaker: int) -> Tensor:
+        """Take the next utterance: h (D) -> (S, L, D), its vectors in all layers. Without gradients."""
+        t = len(self.speakers)
+        _, L, room, _ = self._past.shape
+        if t == room:
+            self._past = torch.cat([self._past, torch.zeros_like(self._past)], 2)
+        for stack, window in enumerate(self.windows):
+            low = first_predecessor(self.speakers, speaker, window)
+            same = torch.tensor([before == speaker for before in self.speakers[low:]], dtype=torch.bool)
+            vector = h.to(self._past.dtype)
+            for layer in range(L):
+                past = self._past[stack, layer, low:t]
+                vector = dag_node(vector, past, same.to(h.device), self.weights.node(stack, layer), self.attention)
+                self._past[stack, layer, t] = vector
+        self.speakers.append(speaker)
+        return self._past[:, :, t].clone()
