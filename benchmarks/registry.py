@@ -16,6 +16,7 @@ from ercfusion.ops.packing import Packing
 
 MODULES: dict[str, str] = {
     "cogmen": "benchmarks.cogmen",
+    "dagerc": "benchmarks.dagerc",
     "dialoguernn": "benchmarks.dialoguernn",
     "mmgcn": "benchmarks.mmgcn",
     "many": "benchmarks.many",
