@@ -492,6 +492,7 @@ def result_optimism(preset: str) -> list[str]:
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
     **{f"optimism {name}": ("results.md", partial(result_optimism, name)) for name in ("meld", "mosi", "demo")},
+    "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
     "corpora": ("corpora.md", corpora_table),
