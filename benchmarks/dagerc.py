@@ -213,6 +213,7 @@ BENCHMARKS = (
                 "ours, same architecture and widths", our_epoch, check_epoch, epoch_flops, adam_traffic
             ),
         },
+        targets={"wavefront": 10.0},
         make_inputs=make_inputs,
     ),
 )

@@ -310,11 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slots = sum(packing.size * packing.longest for packing in packings)
         if not results:
             print(f"shape {options.shape}: {sum(p.size for p in packings)} conversations, {sum(lengths)} utterances,")
-            print(f"  {len(packings)} batches, {slots} slots when padded, width {shape.width}")
+            print(f"  {len(packings)} batches, {slots} slots when padded, width {inputs.shape.width}")
         checks = {}
         if options.check != "none":
             compared = inputs.batches if options.check == "all" else inputs.batches[-1:]
-            checks = check_benchmark(benchmark, Inputs(shape, compared))
+            checks = check_benchmark(benchmark, Inputs(inputs.shape, compared))
         names = [name for name in benchmark.implementations if not options.only or name in options.only]
         if not names:
             continue

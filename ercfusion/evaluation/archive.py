@@ -13,9 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.evaluation.record import FORMAT as RECORD_FORMAT
+from ercfusion.evaluation.record import dense_counts
 from ercfusion.files import atomic_write
+from ercfusion.tasks.metrics import per_class_of
 
 FORMAT = 1
 
@@ -88,6 +93,8 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
+    if "confusion" in split:
+        split.pop("per_class", None)  # follows from the confusion
     for key, write in _WRITERS.items():
         if key in split:
             counts = split[key]
@@ -106,6 +113,10 @@ def _expand(record: dict[str, Any]) -> dict[str, Any]:
             if len(split[key]) != len(ids):
                 raise ValueError(f"{len(split[key])} entries in {key} for {len(ids)} conversations")
             split[key] = {name: read(value) for name, value in zip(ids, split[key], strict=True)}
+    if "confusion" in split and "per_class" not in split:
+        labels = TaskSpec.from_dict(record["task"]).output_names
+        matrix = sum(dense_counts(cells, len(labels)) for cells in split["confusion"].values())
+        split["per_class"] = per_class_of(np.asarray(matrix), labels)
     return record
 
 

@@ -14,6 +14,7 @@ labels share the maximum have none and are left out of these scores, but not of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -180,17 +181,26 @@ def _plain(result: dict[str, Floats]) -> dict[str, Any]:
 
 def per_class(predictions: Predictions) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and support (number of true utterances) of every label, in the schema's order."""
-    if predictions.task.kind == "multi_label":
-        hits, false_alarms, misses = conversation_counts(predictions).sum(axis=0).T
-        truths, said = hits + misses, hits + false_alarms
-    else:
-        matrix = confusion_matrix(predictions)
-        hits, truths, said = np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    labels = predictions.task.output_names
+    if predictions.task.kind != "multi_label":
+        return per_class_of(confusion_matrix(predictions), labels)
+    hits, false_alarms, misses = conversation_counts(predictions).sum(axis=0).T
+    return _per_class(hits, hits + misses, hits + false_alarms, labels)
+
+
+def per_class_of(matrix: NDArray[Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """:func:`per_class` from a confusion matrix (C, C), truth in rows."""
+    return _per_class(np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0), labels)
+
+
+def _per_class(
+    hits: NDArray[Any], truths: NDArray[Any], said: NDArray[Any], labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     table = zip(_ratio(hits, said), _ratio(hits, truths), _ratio(2 * hits, truths + said), truths, strict=True)
     names = ("precision", "recall", "f1", "support")
     return {
         label: {name: float(number) for name, number in zip(names, row, strict=True)}
-        for label, row in zip(predictions.task.output_names, table, strict=True)
+        for label, row in zip(labels, table, strict=True)
     }
 
 

@@ -93,3 +93,22 @@ def test_mistakes(tmp_path, records):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(RunError, match="format None"):
         read_archive(tmp_path / "list.json")
+
+
+def test_scores_by_class_follow_from_the_confusion(tmp_path, records):
+    path = write_archive(tmp_path / "concat.json", records)
+    assert "per_class" not in path.read_text()
+    originals = {entry["seed"]: entry for entry in records}
+    for entry in read_archive(path):
+        expected = originals[entry["seed"]]["splits"]["test"]["per_class"]
+        assert expected
+        assert entry["splits"]["test"]["per_class"] == expected
+
+
+def test_scores_by_class_of_older_archives_are_read(tmp_path, records):
+    path = write_archive(tmp_path / "concat.json", records)
+    content = json.loads(path.read_text())
+    for entry in content["runs"]:
+        entry["splits"]["test"]["per_class"] = {"joy": {"f1": 0.25}}
+    path.write_text(json.dumps(content))
+    assert read_archive(path)[0]["splits"]["test"]["per_class"] == {"joy": {"f1": 0.25}}
