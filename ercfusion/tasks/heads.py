@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from ercfusion.data.batch import TaskTargets
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError
+from ercfusion.losses import concordance as concordance
+from ercfusion.losses import focal_loss
 
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 REGRESSION_LOSSES = ("mse", "mae", "ccc")
@@ -92,7 +94,9 @@ class Head(nn.Module):
             return logits.clamp(self.task.low, self.task.high)
         return logits.softmax(-1)
 
-    def loss(self, logits: Tensor, targets: TaskTargets, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, logits: Tensor, targets: TaskTargets, weights: Tensor | None = None, *, gamma: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Weighted sum of the losses of the labelled utterances, and the sum of their weights.
 
         The quotient is the batch's loss; the two are kept apart so that a loss over several processes, or several
@@ -103,9 +107,12 @@ class Head(nn.Module):
             targets: Of the N utterances; the content of unlabelled ones never matters.
             weights: (C) from :func:`class_weights`. A single-label utterance weighs as much as its class, a
                 distribution as the mean over its classes; for multi-label tasks they weigh the labels.
+            gamma: Of the focal loss, for single-label tasks only; 0 is cross-entropy.
         """
         valid = targets.valid
         rows, value = logits.float()[valid], targets.value[valid]
+        if gamma and self.task.kind == "single_label":
+            return focal_loss(rows, value, gamma=gamma, smoothing=self.label_smoothing, weights=weights)
         if self.task.kind == "single_label":
             weight = torch.ones(len(rows), device=rows.device) if weights is None else weights[value]
             each = F.cross_entropy(rows, value, reduction="none", label_smoothing=self.label_smoothing)
@@ -126,17 +133,3 @@ class Head(nn.Module):
         if self.regression_loss == "mae":
             return (rows - value).abs().mean(-1)
         return (1 - concordance(rows, value)).mean().expand(len(rows))
-
-
-def concordance(prediction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Tensor:
-    r"""Concordance correlation of each column, :math:`2 s_{xy} / (s_x^2 + s_y^2 + (m_x - m_y)^2)`.
-
-    Lin (1989), with biased variances; in the covariance form, which stays finite for a constant prediction.
-
-    Shapes:
-        prediction, target (N, K) -> (K).
-    """
-    mean_p, mean_t = prediction.mean(0), target.mean(0)
-    covariance = ((prediction - mean_p) * (target - mean_t)).mean(0)
-    spread = prediction.var(0, correction=0) + target.var(0, correction=0) + (mean_p - mean_t).square()
-    return 2 * covariance / (spread + epsilon)

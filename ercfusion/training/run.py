@@ -39,7 +39,7 @@ from ercfusion.errors import ConfigError, ErcfusionError, TrainingError
 from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_scores, split_record, write_record
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
-from ercfusion.tasks.objective import Objective
+from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import (
@@ -173,7 +173,9 @@ def fit(
     settings = config["training"]
     recognizer = build_recognizer(config, train_store)
     task = recognizer.task
-    weights = class_weights(train_store.targets[task.name], task, config["objective"]["class_weights"])
+    targets = train_store.targets[task.name]
+    weights = class_weights(targets, task, config["objective"]["class_weights"])
+    objective = build_objective(config["objective"], recognizer, targets, weights)
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(
@@ -228,7 +230,7 @@ def fit(
         raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
     module = ConversationModule(
         recognizer,
-        Objective(config["objective"]["weights"], weights),
+        objective,
         config["optimizer"],
         config["scheduler"],
         maximize=higher_is_better(metric),

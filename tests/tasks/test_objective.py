@@ -1,14 +1,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from runs import assert_same_run, history, keep_states, resume, train
 from torch import Tensor
 
+import ercfusion
+from ercfusion.cli import Composer
 from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.task import TaskKind
 from ercfusion.errors import ConfigError
-from ercfusion.tasks.objective import Objective, mean_over_processes
+from ercfusion.losses import adaptive_triplet_loss, focal_loss, supervised_contrastive, triplet_loss, variance_loss
+from ercfusion.losses.reference import class_balanced_weights_reference
+from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
+from ercfusion.search.config import compose_sweep
+from ercfusion.search.space import ends
+from ercfusion.tasks.heads import class_weights
+from ercfusion.tasks.objective import (
+    LOSSES,
+    Objective,
+    build_objective,
+    check_objective,
+    mean_over_processes,
+    objective_settings,
+)
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 from ercfusion.testing import make_task, random_batch, random_store, take
 
@@ -120,3 +140,296 @@ def test_mean_over_processes_leaves_its_count_alone(monkeypatch: pytest.MonkeyPa
     count = torch.tensor(2.0)
     assert mean_over_processes(torch.tensor(10.0), count) == 10 / (8 / 4)
     assert count == 2
+
+
+# The task's loss
+
+
+def built(recognizer: Recognizer, **settings: Any) -> Objective:
+    """An objective from settings beside the defaults, with a training split of 200 utterances."""
+    targets = random_store((90, 110), tasks=[recognizer.task], seed=5).targets["emotion"]
+    weights = {"task": 1.0, **settings.pop("weights", {})}
+    balance = class_weights(targets, recognizer.task, settings.get("class_weights", "none"))
+    return build_objective({"weights": weights, **settings}, recognizer, targets, balance)
+
+
+def test_the_default_is_what_it_was_to_the_last_bit(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    targets = random_store((90, 110), tasks=[TASK], seed=5).targets["emotion"]
+    recognized = recognizer(batch)
+    for scheme in ("none", "balanced", "effective"):
+        weights = class_weights(targets, TASK, scheme)
+        total, terms = built(recognizer, class_weights=scheme)(recognizer, recognized, batch)
+        assert torch.equal(terms["task"], quotient(recognizer, recognized.logits, batch, weights))
+        assert torch.equal(total, Objective({"task": 1.0}, weights)(recognizer, recognized, batch)[0])
+        assert list(terms) == ["task", "unimodal"]
+
+
+def test_focal(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    recognized, target = recognizer(batch), batch.targets["emotion"]
+    _, terms = built(recognizer, loss="focal", focal={"gamma": 3.0})(recognizer, recognized, batch)
+
+    def expected(logits: Tensor, gamma: float) -> Tensor:
+        total, count = focal_loss(logits, target.value, gamma=gamma, valid=target.valid)
+        return total / count
+
+    torch.testing.assert_close(terms["task"], expected(recognized.logits, 3.0))
+    each = [expected(logits, 3.0) for logits in recognized.unimodal.values()]
+    torch.testing.assert_close(terms["unimodal"], torch.stack(each).sum())
+    _, terms = built(recognizer, loss="focal")(recognizer, recognized, batch)
+    torch.testing.assert_close(terms["task"], expected(recognized.logits, 2.0))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_class_balanced(gamma: float, recognizer: Recognizer, batch: ConversationBatch) -> None:
+    settings = {"beta": 0.99, "gamma": gamma}
+    objective = built(recognizer, loss="class_balanced", class_balanced=settings)
+    targets = random_store((90, 110), tasks=[TASK], seed=5).targets["emotion"]
+    counts = [float((targets.value == label).sum()) for label in range(4)]
+    weights = torch.tensor(class_balanced_weights_reference(counts, 0.99))
+    torch.testing.assert_close(objective.class_weights, weights)
+    recognized, target = recognizer(batch), batch.targets["emotion"]
+    total, count = focal_loss(recognized.logits, target.value, gamma=gamma, weights=weights, valid=target.valid)
+    torch.testing.assert_close(objective(recognizer, recognized, batch)[1]["task"], total / count)
+
+
+# Representation terms
+
+
+def test_terms_of_hidden_vectors(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    recognized, target = recognizer(batch), batch.targets["emotion"]
+    weights = {"supcon": 0.5, "triplet": 2.0, "variance": 0.1, "covariance": 0.0}
+    settings = {"supcon": {"temperature": 0.3, "include_lonely": True}, "triplet": {"mining": "all", "margin": 0.4}}
+    objective = built(recognizer, weights={**weights, "unimodal": 0.0}, **settings, variance={"std": 2.0})
+    total, terms = objective(recognizer, recognized, batch)
+    assert list(terms) == ["task", "unimodal", "supcon", "triplet", "variance"]
+    hidden, valid = recognized.encoded.hidden, target.valid
+    pairs = {
+        "supcon": supervised_contrastive(hidden, target.value, temperature=0.3, include_lonely=True, valid=valid),
+        "triplet": triplet_loss(hidden, target.value, mining="all", margin=0.4, valid=valid),
+        "variance": variance_loss(hidden, target=2.0, valid=valid),
+    }
+    for name, (value, count) in pairs.items():
+        assert value > 0
+        torch.testing.assert_close(terms[name], value / count)
+    torch.testing.assert_close(total, terms["task"] + sum(weights[name] * terms[name] for name in pairs))
+
+
+def test_terms_of_modalities_leave_absent_ones_out(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    recognized, target = recognizer(batch), batch.targets["emotion"]
+    assert not batch.present.all()
+
+    def of(name: str) -> Tensor:
+        there = target.valid & batch.present[:, batch.column(name)]
+        total, count = adaptive_triplet_loss(recognized.encoded.modalities[name], target.value, valid=there)
+        return total / count
+
+    each = torch.stack([of(name) for name in batch.modalities]).sum()
+    hidden, count = adaptive_triplet_loss(recognized.encoded.hidden, target.value, valid=target.valid)
+    for representations, expected in (("modalities", each), ("both", each + hidden / count)):
+        settings = {"triplet": {"of": representations, "adaptive": True}}
+        _, terms = built(recognizer, weights={"triplet": 1.0}, **settings)(recognizer, recognized, batch)
+        torch.testing.assert_close(terms["triplet"], expected)
+
+
+def test_a_projection_is_trained_and_belongs_to_the_objective(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    before = set(recognizer.state_dict())
+    settings = {"projection": 3, "of": "both"}
+    objective = built(recognizer, weights={"supcon": 1.0}, supcon=settings)
+    assert set(recognizer.state_dict()) == before
+    shapes = {name: tuple(value.shape) for name, value in objective.state_dict().items()}
+    assert shapes["terms.supcon.projections.hidden.2.weight"] == (3, recognizer.architecture.hidden_size)
+    assert len(shapes) == 4 * 4
+    for part in (batch, take(batch, [0])):  # the second has one utterance, and no pair
+        total, _ = objective(recognizer, recognizer(part), part)
+        gradients = torch.autograd.grad(total, list(objective.parameters()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert (gradients[0].abs().max() > 0) == (part is batch)
+
+
+def test_a_queue_remembers_training_batches(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    objective = built(recognizer, weights={"supcon": 1.0}, supcon={"queue": 500})
+    number = int(batch.targets["emotion"].valid.sum())
+    recognized = recognizer(batch)
+    counts = []
+    for _ in range(2):
+        objective.train()(recognizer, recognized, batch)
+        counts.append(int(objective.state_dict()["terms.supcon.queues.hidden.filled"]))
+    assert counts == [number, 2 * number]
+    _, terms = objective.eval()(recognizer, recognized, batch)
+    assert int(objective.state_dict()["terms.supcon.queues.hidden.filled"]) == 2 * number
+    plain = built(recognizer, weights={"supcon": 1.0})(recognizer, recognized, batch)[1]
+    assert terms["supcon"] > plain["supcon"]  # more keys, larger denominators
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_term_is_finite_under_autocast(
+    dtype: torch.dtype, recognizer: Recognizer, batch: ConversationBatch
+) -> None:
+    names = [name for name in TERMS if name != "rank"]
+    settings: dict[str, Any] = {name: {"projection": 4, "of": "both"} for name in names}
+    objective = built(recognizer, weights=dict.fromkeys(names, 0.1), loss="focal", **settings)
+    with torch.autocast("cpu", dtype=dtype):
+        total, terms = objective(recognizer, recognizer(batch), batch)
+    assert set(names) < set(terms)
+    assert all(value.isfinite() for value in terms.values())
+    gradients = torch.autograd.grad(total, [*recognizer.parameters(), *objective.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "distribution", "regression"])
+def test_terms_and_losses_that_do_not_fit_the_task(kind: TaskKind) -> None:
+    task = make_task(kind)
+    other = Recognizer("concat", random_store(tasks=[task]).inputs, task, {"hidden": 8})
+    for name in ("supcon", "inter_class", "triplet"):
+        with pytest.raises(
+            ConfigError, match=rf"objective.weights.{name} is for single_label tasks; this one is {kind}"
+        ):
+            built(other, weights={name: 0.1})
+        built(other, weights={name: 0.0})
+    for loss in ("focal", "class_balanced"):
+        with pytest.raises(ConfigError, match=rf"objective.loss={loss} is for single_label tasks; 'emotion' is {kind}"):
+            built(other, loss=loss)
+    batch = random_batch(tasks=[task], labelled=0.6)
+    names = ["variance", "covariance", *(["rank"] if kind == "regression" else [])]
+    total, terms = built(other, weights=dict.fromkeys(names, 0.1))(other, other(batch), batch)
+    assert list(terms) == ["task", *names]
+    assert total.isfinite()
+
+
+def test_rank_is_for_regression(recognizer: Recognizer) -> None:
+    with pytest.raises(
+        ConfigError, match=r"objective\.weights\.rank is for regression tasks; this one is single_label"
+    ):
+        built(recognizer, weights={"rank": 0.1})
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"loss": "focl"}, "objective.loss must be one of cross_entropy, focal, class_balanced; found 'focl'"),
+    ({"loss": "focal", "focal": {"gama": 1.0}}, "objective.focal has no setting 'gama'. Did you mean 'gamma'"),
+    ({"loss": "focal", "focal": {"gamma": -1.0}}, "objective.focal.gamma must be at least 0, found -1.0"),
+    ({"loss": "class_balanced", "class_balanced": {"beta": 1.0}}, "beta must be at least 0 and below 1, found 1.0"),
+    ({"loss": "class_balanced", "class_weights": "balanced"}, "brings weights of its own"),
+    ({"supcn": {}}, "objective has no setting 'supcn'. Did you mean 'supcon'"),
+    ({"supcon": {"tmperature": 1.0}}, "objective.supcon has no setting 'tmperature'. Did you mean 'temperature'"),
+    ({"supcon": {"temperature": 0.0}}, "objective.supcon: temperature must be above 0, found 0.0"),
+    ({"supcon": {"of": "all"}}, "objective.supcon.of must be one of hidden, modalities, both; found 'all'"),
+    ({"supcon": {"projection": -1}}, "objective.supcon.projection must be a whole number of at least 0, found -1"),
+    ({"triplet": {"queue": 5}}, "objective.triplet has no setting 'queue'"),
+    ({"triplet": {"mining": "semi"}}, "objective.triplet: mining must be one of hard, all, active; found 'semi'"),
+    ({"triplet": {"literal": True}}, "objective.triplet: literal=true and hinge=false go with adaptive=true only"),
+    ({"variance": {"std": 0.0}}, "objective.variance: target must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_mistakes_in_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_objective({"weights": {}, **settings})
+    assert message in str(caught.value)
+
+
+def test_a_term_of_modalities_needs_them() -> None:
+    plain = Recognizer("cogmen", random_store(tasks=[TASK]).inputs, TASK)
+    assert not plain(random_batch(tasks=[TASK])).encoded.modalities
+    with pytest.raises(ConfigError, match=r"objective.supcon.of=modalities: the architecture .* no representation"):
+        built(plain, weights={"supcon": 0.1}, supcon={"of": "modalities"})
+
+
+def test_an_auxiliary_loss_of_the_name_of_a_term(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    recognized = recognizer(batch)
+    recognized.encoded.losses = {"variance": torch.tensor(3.0)}
+    assert Objective({})(recognizer, recognized, batch)[1]["variance"] == 3.0  # the architecture's own
+    with pytest.raises(ConfigError, match="names an auxiliary loss 'variance', which is a term of the objective too"):
+        built(recognizer, weights={"variance": 0.1})(recognizer, recognized, batch)
+
+
+def test_processes_with_representation_terms_ask_as_often_as_each_other(
+    recognizer: Recognizer, batch: ConversationBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a pair must not skip the exchange that the others wait in."""
+    objective = built(recognizer, weights={"supcon": 0.1, "triplet": 0.1}, supcon={"of": "both"})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    counts = []
+    for part in (batch, take(batch, [0])):
+        asked: list[Tensor] = []
+        monkeypatch.setattr(torch.distributed, "all_reduce", asked.append)
+        objective(recognizer, recognizer(part), part)
+        counts.append(len(asked))
+    assert counts == [1 + 3 + 4 + 1] * 2
+
+
+# Configuration
+
+CHOICES = sorted((Path(ercfusion.__file__).parent / "conf" / "objective").glob("*.yaml"))
+
+
+def test_configurations_name_every_setting_with_its_default() -> None:
+    composer = Composer("train")
+    default = composer.compose(["model=concat"])["objective"]
+    assert set(default) == {"weights", "class_weights", "label_smoothing", "regression_loss"}
+    every = objective_settings()
+    for path in CHOICES:
+        found = composer.compose(["model=concat", f"objective={path.stem}"])["objective"]
+        check_objective(found)
+        sections = {key: value for key, value in found.items() if key in every}
+        assert sections == {key: every[key] for key in sections}, path.name
+        if path.stem == "all":
+            assert set(sections) == set(every)
+            assert found["loss"] == "cross_entropy"
+            assert {name: found["weights"][name] for name in TERMS} == dict.fromkeys(TERMS, 0.0)
+        elif path.stem != "default":
+            assert set(sections) == {path.stem}
+            assert found.get("loss") == (path.stem if path.stem in LOSSES else None)
+            assert (found["weights"].get(path.stem, 0) > 0) == (path.stem in TERMS)
+        shared = {key: found[key] for key in default if key != "weights"}
+        assert shared == {key: default[key] for key in shared}
+
+
+def test_a_term_has_the_settings_that_it_lists() -> None:
+    for name in TERMS:
+        RepresentationTerm(name, **term_settings(name))
+
+
+def test_yaml_reads_every_name_as_a_text() -> None:
+    """`on` and `off` would be true and false."""
+    for path in CHOICES:
+        loaded = yaml.safe_load(path.read_text())
+        assert all(isinstance(key, str) for value in loaded.values() if isinstance(value, dict) for key in value)
+
+
+def test_a_preset_keeps_its_own_weights() -> None:
+    found = Composer("train").compose(
+        ["model=bclstm_poria2017", "objective=supcon", "objective.supcon.temperature=0.2"]
+    )
+    assert found["objective"]["weights"] == {"task": 1.0, "unimodal": 1.0, "supcon": 0.1}
+    assert found["objective"]["supcon"]["temperature"] == 0.2
+
+
+def test_a_sweep_reaches_weights_and_settings() -> None:
+    ranges = ["objective.weights.supcon=interval(0.01,1)", "objective.supcon.temperature=interval(0.05,0.5)"]
+    config = compose_sweep(Composer("sweep"), [], ["model=concat", "objective=all", *ranges])
+    assert ends(config["space"]["objective.weights.supcon"]) == [0.01, 1.0]
+    assert ends(config["space"]["objective.supcon.temperature"]) == [0.05, 0.5]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_with_every_part_resumes_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [
+        *("model=concat", "objective=all", "objective.loss=focal", "objective.focal.gamma=1.5"),
+        *("objective.weights.supcon=0.5", "objective.supcon.projection=6", "objective.supcon.queue=20"),
+        *("objective.weights.triplet=0.2", "objective.triplet.adaptive=true", "objective.triplet.of=modalities"),
+        *("objective.weights.variance=0.1", "training.max_epochs=2", "training.patience=0"),
+    ]
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path)
+        train(tmp_path / "whole", *arguments)
+    rows = history(tmp_path / "whole")
+    assert {"train/supcon", "train/triplet", "train/variance", "train/task"} < set(rows[0])
+    assert "train/rank" not in rows[0]
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("1", "whole")]
+    name = "objective.terms.supcon.projections.hidden.0.weight"
+    assert not torch.equal(*(state["state_dict"][name] for state in states))  # the optimiser sees it
+    assert int(states[0]["state_dict"]["objective.terms.supcon.queues.hidden.filled"]) == 20
+    resume(tmp_path / "1")
+    assert_same_run(tmp_path / "1", tmp_path / "whole")

@@ -1,0 +1,32 @@
+"""Losses as functions of tensors, for any training loop; :mod:`ercfusion.tasks.objective` makes terms of them.
+
+All take rows that count (``valid``), compute in float32 under autocast and in float64 where the inputs are, and return
+a sum and what to divide it by, except :func:`concordance`, which is a correlation, and the weights and margins.
+"""
+
+from ercfusion.losses.classification import class_balanced_weights, focal_loss, smoothed_cross_entropy
+from ercfusion.losses.concordance import concordance
+from ercfusion.losses.contrastive import (
+    MemoryQueue,
+    inter_class_contrastive,
+    rank_n_contrast,
+    supervised_contrastive,
+)
+from ercfusion.losses.spread import covariance_loss, variance_loss
+from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
+
+__all__ = [
+    "MemoryQueue",
+    "adaptive_margins",
+    "adaptive_triplet_loss",
+    "class_balanced_weights",
+    "concordance",
+    "covariance_loss",
+    "focal_loss",
+    "inter_class_contrastive",
+    "rank_n_contrast",
+    "smoothed_cross_entropy",
+    "supervised_contrastive",
+    "triplet_loss",
+    "variance_loss",
+]
