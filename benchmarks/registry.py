@@ -15,11 +15,15 @@ from ercfusion.data.batch import ConversationBatch, TaskTargets
 from ercfusion.ops.packing import Packing
 
 MODULES: dict[str, str] = {
+    "broad_mamba": "benchmarks.broad_mamba",
     "cogmen": "benchmarks.cogmen",
     "dagerc": "benchmarks.dagerc",
     "dialoguernn": "benchmarks.dialoguernn",
+    "fusion": "benchmarks.fusion",
+    "m2fnet": "benchmarks.m2fnet",
     "mmgcn": "benchmarks.mmgcn",
     "many": "benchmarks.many",
+    "scan": "benchmarks.scan",
 }
 """Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""
 

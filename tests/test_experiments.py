@@ -26,9 +26,14 @@ def test_presets_are_found_from_a_checkout():
     assert preset_folder() == FOLDER
 
 
+STUDIES = {"meld-curriculum"}
+"""Tables that answer one question with the architectures that there were, and need not grow with the zoo."""
+
+
 def test_every_architecture_is_in_every_table(preset):
     names = {preset.config(row, row.seeds[0])["model"]["name"] for row in preset.rows}
-    assert names == set(ARCHITECTURES)
+    assert names <= set(ARCHITECTURES)
+    assert names == set(ARCHITECTURES) or preset.name in STUDIES
 
 
 def test_tables_are_complete_and_current(preset, capsys):

@@ -4,27 +4,42 @@ B conversations, N utterances of the whole batch, L the longest conversation, D 
 says True where something is there.
 """
 
+from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
+from ercfusion.layers.fusion import ConcatFusion, FusionAttention, GatedFusion, ModalityDropout
 from ercfusion.layers.gcn2 import GCN2, AngularGraph, GCN2Conv
 from ercfusion.layers.graph import GraphAttention, RelationalConv
 from ercfusion.layers.inputs import ModalityProjection, Standardize
+from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from ercfusion.layers.recurrent import PackedLSTM
 from ercfusion.layers.relative import RelativeBias
+from ercfusion.layers.tensor_fusion import LowRankFusion, TensorFusion
 from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
 
 __all__ = [
     "GCN2",
     "AngularGraph",
+    "BidirectionalMamba",
+    "BroadLearning",
+    "ConcatFusion",
     "DagStack",
     "DialogueRecurrence",
+    "FusionAttention",
     "GCN2Conv",
+    "GatedFusion",
     "GraphAttention",
+    "LowRankFusion",
+    "Mamba",
+    "MambaState",
+    "ModalityDropout",
     "ModalityProjection",
     "PackedLSTM",
     "PackedTransformer",
     "PackedTransformerLayer",
+    "ProbabilityGuidedFusion",
     "RelationalConv",
     "RelativeBias",
     "Standardize",
+    "TensorFusion",
 ]

@@ -23,6 +23,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "dagerc": "ercfusion.models.dagerc:DagErc",
         "lsdgnn": "ercfusion.models.lsdgnn:Lsdgnn",
         "cogmen": "ercfusion.models.cogmen:Cogmen",
+        "broad_mamba": "ercfusion.models.broad_mamba:BroadMamba",
+        "tfn": "ercfusion.models.tfn:Tfn",
+        "lmf": "ercfusion.models.lmf:Lmf",
+        "m2fnet": "ercfusion.models.m2fnet:M2FNet",
     },
 )
 

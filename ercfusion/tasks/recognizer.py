@@ -90,7 +90,9 @@ class Recognizer(nn.Module):
 
         self.head = head(self.architecture.hidden_size)
         self.unimodal_heads = nn.ModuleDict()
-        if unimodal:
+        # An architecture with the attribute ``guided`` asks, while it encodes, what a classifier on each modality says.
+        self.guided = bool(getattr(self.architecture, "guided", False))
+        if unimodal or self.guided:
             widths = self._representation_widths()
             if not widths:
                 raise ConfigError(
@@ -129,9 +131,29 @@ class Recognizer(nn.Module):
     def forward(self, batch: ConversationBatch) -> Recognized:
         """Logits for the N utterances of ``batch``."""
         self.architecture.check_inputs(batch)
-        encoded: Encoded = self.architecture(self.standardize.forward(batch))
+        batch = self.standardize.forward(batch)
+        guide = (self.outcomes,) if self.guided else ()
+        encoded: Encoded = self.architecture(batch, *guide)
         unimodal = {name: head(encoded.modalities[name]) for name, head in self.unimodal_heads.items()}
         return Recognized(self.head(encoded.hidden), encoded, unimodal)
+
+    def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:
+        """What the classifier on one modality says, as logits of outcomes of which exactly one occurs.
+
+        Args:
+            modality: Its name.
+            representation: (N, D).
+
+        Returns:
+            (N, 1, C) for single-label and distribution tasks, (N, C, 2) (no, yes) for multi-label ones. None for
+            regression, where a number comes without a probability.
+        """
+        logits: Tensor = self.unimodal_heads[modality](representation)
+        if self.task.kind == "regression":
+            return None
+        if self.task.kind == "multi_label":
+            return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        return logits.unsqueeze(1)
 
     @torch.no_grad()
     def predict(self, store: ConversationStore, *, conversations: int = 64) -> Predictions:

@@ -1,0 +1,304 @@
+"""Fusion of several modalities' vectors into one: by attention, by gates, by concatenation.
+
+M modalities; a *stream* is one modality's vectors (N, D) for the N packed utterances. ``present`` (N, M) says True
+where an utterance has the modality; what stands in a stream where it has not is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.layers.transformer import LONG
+from ercfusion.ops.packing import Packing
+
+VALUES = ("main", "other")
+
+
+class FusionAttention(nn.Module):
+    r"""One main stream looks through its conversation with the eyes of each other stream.
+
+    The fusion attention module of M2FNet (Chudasama et al., CVPR workshops 2022). With K other streams,
+
+    .. math::
+        F_k = \mathrm{MHA}_k(Q = T,\; K = X_k,\; V = T), \qquad T' = W [F_1; \dots; F_K; T] + b
+
+    T the main stream (text), X_k another one, MHA multi-head attention over the utterances of the same conversation:
+    how much utterance j says to utterance i is judged from the text of i and, say, the sound of j, but *what* it says
+    is its text. That works because all streams have one vector an utterance. ``values="other"`` is ordinary
+    cross-attention, :math:`V = X_k`. Every MHA has weights of its own.
+
+    An utterance without modality k is not a key of :math:`F_k`. Where no key is left, :math:`F_k` is zero.
+
+    There is no loop over heads or streams: queries and values are one product, the keys another, and the streams stand
+    side by side on the axis of the heads, so that one call attends for all. Keys have no bias: softmax would not see
+    it.
+
+    Args:
+        width: D; a multiple of ``heads``.
+        others: K, the number of other streams; at least 1.
+        heads: Heads of each MHA.
+        dropout: Probability, on attention weights.
+        values: ``main`` or ``other``: where values come from.
+        residual: Give T + s * T' instead of T', with a learned number s for each dimension that starts at 0.1: the
+            other streams begin as a small correction of the main one.
+        causal: Attend to the past and to oneself only.
+
+    Shapes:
+        main (N, D), others K of (N, D), present (N, K) or None for all -> (N, D).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        others: int,
+        heads: int,
+        dropout: float = 0.1,
+        *,
+        values: str = "main",
+        residual: bool = False,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        if others < 1:
+            raise ValueError(f"others must be at least 1, found {others}")
+        if values not in VALUES:
+            raise ValueError(f"values must be 'main' or 'other', found {values!r}")
+        self.heads = heads
+        self.others = others
+        self.values = values
+        self.causal = causal
+        self.dropout_rate = dropout
+        from_main, from_other = (2, 1) if values == "main" else (1, 2)
+        self.read_main = nn.Linear(width, from_main * others * width)
+        self.read_other = nn.Parameter(torch.empty(others, width, from_other * width))
+        self.value_bias = nn.Parameter(torch.zeros(others, 1, width)) if values == "other" else None
+        self.out = nn.Parameter(torch.empty(others, width, width))
+        self.out_bias = nn.Parameter(torch.zeros(others, 1, width))
+        self.fuse = nn.Linear((others + 1) * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.1)) if residual else None
+        nn.init.zeros_(self.read_main.bias)
+        bound = (3 / width) ** 0.5  # Xavier's for a square matrix: each of those that lie side by side
+        for weight in (self.read_main.weight, self.read_other, self.out):
+            nn.init.uniform_(weight, -bound, bound)
+
+    def forward(
+        self, main: Tensor, others: Sequence[Tensor], packing: Packing, present: Tensor | None = None
+    ) -> Tensor:
+        """See the class."""
+        if len(others) != self.others:
+            raise ValueError(f"built for {self.others} other streams, got {len(others)}")
+        stacked = torch.stack(list(others))
+        if present is not None:  # a mask alone would not keep a not-a-number out
+            stacked = torch.where(present.t()[..., None], stacked, 0.0)
+        queries, keys, values = self._project(main, stacked)
+        if packing.longest < LONG or packing.size == 1 or main.device.type != "cpu" or torch.compiler.is_compiling():
+            mixed, heard = self._mix(queries, keys, values, packing, present)
+        else:  # as in PackedTransformerLayer: long conversations are quicker without padding
+            lengths = list(packing.lengths)
+            masks = [None] * len(lengths) if present is None else present.split(lengths)
+            rows = zip(queries.split(lengths), keys.split(lengths), values.split(lengths), masks, strict=True)
+            parts = [self._mix(q, k, v, Packing([len(q)], packing.device), mask) for q, k, v, mask in rows]
+            mixed = torch.cat([part[0] for part in parts])
+            heard = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
+        found = torch.baddbmm(self.out_bias.to(mixed.dtype), mixed.transpose(0, 1), self.out).transpose(0, 1)
+        if heard is not None:
+            found = torch.where(heard[..., None], found, 0.0)
+        fused = self.fuse(torch.cat([found.flatten(1), main.to(found.dtype)], dim=1))
+        return fused if self.scale is None else main + self.scale * fused
+
+    def _project(self, main: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (N, K, D)."""
+        of_main = self.read_main(main).unflatten(1, (-1, self.others, main.shape[1]))  # (N, 1 or 2, K, D)
+        of_other = torch.bmm(others, self.read_other).transpose(0, 1)  # (N, K, D or 2 D)
+        if self.value_bias is None:
+            queries, values = of_main.unbind(1)
+            return queries, of_other, values
+        keys, values = of_other.chunk(2, dim=2)
+        return of_main.squeeze(1), keys, values + self.value_bias.transpose(0, 1)
+
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, present: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values (N, K, D) -> mixed values (N, K, D), and where there was a key at all (N, K).
+
+        The latter is None where every utterance hears at least itself.
+        """
+        q, k, v = (packing.pad(x).unflatten(-1, (self.heads, -1)).flatten(2, 3).transpose(1, 2) for x in (q, k, v))
+        allowed = self._allowed(packing, present)
+        any_key = heard = None
+        if allowed is not None:
+            any_key = allowed.any(-1, keepdim=True)
+            allowed = allowed | ~any_key  # without any key, attend to all: nothing is divided by zero, nor used
+            if allowed.shape[1] > 1:
+                allowed = allowed.repeat_interleave(self.heads, dim=1)
+        dropout = self.dropout_rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, K H, L, d)
+        mixed = packing.pack(mixed.transpose(1, 2)).unflatten(1, (self.others, self.heads)).flatten(2)
+        if present is not None and any_key is not None:
+            heard = packing.pack(any_key.squeeze(-1).transpose(1, 2).expand(-1, packing.longest, -1))
+        return mixed, heard
+
+    def _allowed(self, packing: Packing, present: Tensor | None) -> Tensor | None:
+        """Who may be a key of whom, (B, 1 or K, 1 or L, L), [b, stream, query, key]; None where all may."""
+        L = packing.longest
+        if present is None and not self.causal and min(packing.lengths) == L:
+            return None
+        keys = packing.mask[:, None] if present is None else packing.pad(present).transpose(1, 2)
+        allowed = keys[:, :, None, :]
+        if self.causal:
+            allowed = allowed & torch.ones(L, L, dtype=torch.bool, device=packing.device).tril()
+        return allowed
+
+
+class GatedFusion(nn.Module):
+    r"""A weighted sum of the modalities, with weights that an utterance gets from its own vectors.
+
+    .. math:: g = \mathrm{norm}(W [x_1; \dots; x_M] + b), \qquad y = \sum_m g_m x_m
+
+    After Arevalo et al., "Gated Multimodal Units for Information Fusion" (ICLR workshops 2017), whose unit has vector
+    gates and two modalities; here M, and an absent modality takes part neither in the weights' input (zeros stand for
+    it) nor in the sum. Under softmax the present modalities' weights sum to 1; an utterance without any gives zero.
+
+    Args:
+        width: D.
+        modalities: M.
+        gate: ``scalar`` (a weight a modality) or ``vector`` (a weight a dimension and modality).
+        norm: ``softmax`` over the modalities, or ``sigmoid`` for each by itself.
+        main: Which modality the gate prefers at first; -1 for none.
+        start: How strongly: the main modality's bias minus that of the others.
+
+    Shapes:
+        streams M of (N, D), present (N, M) or None for all -> (N, D).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        modalities: int,
+        *,
+        gate: str = "vector",
+        norm: str = "softmax",
+        main: int = -1,
+        start: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if gate not in ("scalar", "vector"):
+            raise ValueError(f"gate must be 'scalar' or 'vector', found {gate!r}")
+        if norm not in ("softmax", "sigmoid"):
+            raise ValueError(f"norm must be 'softmax' or 'sigmoid', found {norm!r}")
+        if not -1 <= main < modalities:
+            raise ValueError(f"main must be -1 or one of {modalities} modalities, found {main}")
+        self.modalities = modalities
+        self.norm = norm
+        self.gate = nn.Linear(modalities * width, modalities * (width if gate == "vector" else 1))
+        with torch.no_grad():
+            bias = self.gate.bias.view(modalities, -1)
+            bias.zero_()
+            if main >= 0:
+                bias[main] += start / 2
+                bias[[m for m in range(modalities) if m != main]] -= start / 2
+
+    def forward(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """See the class."""
+        x = self._stack(streams, present)
+        return (self._weights(x, present) * x).sum(1)
+
+    def weights(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """The weights (N, M, 1), or (N, M, D) with vector gates; zero for absent modalities."""
+        return self._weights(self._stack(streams, present), present)
+
+    def _stack(self, streams: Sequence[Tensor], present: Tensor | None) -> Tensor:
+        x = torch.stack(list(streams), dim=1)
+        return x if present is None else torch.where(present[..., None], x, 0.0)
+
+    def _weights(self, x: Tensor, present: Tensor | None) -> Tensor:
+        score = self.gate(x.flatten(1)).unflatten(1, (self.modalities, -1))
+        if present is None:
+            return score.softmax(1) if self.norm == "softmax" else score.sigmoid()
+        here = present[..., None]
+        if self.norm == "softmax":
+            # The smallest number instead of -inf: an utterance without any modality must not divide by zero.
+            score = score.masked_fill(~here, torch.finfo(score.dtype).min).softmax(1)
+        else:
+            score = score.sigmoid()
+        return torch.where(here, score, 0.0)
+
+
+class ConcatFusion(nn.Module):
+    """A small network a modality, concatenation, one dense layer.
+
+    The plain fusion of Mandal & Li (2025, arXiv 2505.04642), of which only the kind of layers is known; sizes are ours.
+    A learned vector stands in for an absent modality.
+
+    Args:
+        widths: D_m, widths of the M streams.
+        hidden: Width of each stream's network.
+        out_features: Of the dense layer.
+        dropout: Probability, after every dense layer.
+
+    Shapes:
+        streams M of (N, D_m), present (N, M) or None for all -> (N, out_features).
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int, out_features: int, dropout: float = 0.4) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)) for width in widths
+        )
+        self.absent = nn.Parameter(torch.zeros(len(widths), hidden))
+        self.fuse = nn.Sequential(nn.Linear(len(widths) * hidden, out_features), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        """See the class."""
+        encoded = []
+        for m, (encode, x) in enumerate(zip(self.encoders, streams, strict=True)):
+            if present is None:
+                encoded.append(encode(x))
+            else:
+                here = present[:, m, None]
+                encoded.append(torch.where(here, encode(torch.where(here, x, 0.0)), self.absent[m]))
+        return self.fuse(torch.cat(encoded, dim=1))
+
+
+class ModalityDropout(nn.Module):
+    """Hides whole modalities during training, so that none is leant on alone.
+
+    Every present modality of an utterance is hidden with probability p; where that would leave nothing, everything
+    stays. After Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition" (TPAMI 2016). Nothing is scaled:
+    what is hidden is absent, and the network treats it as such.
+
+    Args:
+        p: Probability for each modality.
+        conversations: Hide a modality in a whole conversation instead of utterance by utterance.
+        spare: Column of a modality that is never hidden; -1 for none.
+
+    Shapes:
+        present (N, M) bool, packing -> (N, M) bool.
+    """
+
+    def __init__(self, p: float, *, conversations: bool = False, spare: int = -1) -> None:
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must be from 0 to 1, found {p}")
+        self.dropout_rate = float(p)
+        self.conversations = conversations
+        self.spare = spare
+
+    def forward(self, present: Tensor, packing: Packing) -> Tensor:
+        """See the class."""
+        if not self.training or self.dropout_rate == 0:
+            return present
+        units = packing.size if self.conversations else packing.total
+        kept = torch.rand(units, present.shape[1], device=present.device) >= self.dropout_rate
+        if self.spare >= 0:
+            kept[:, self.spare] = True
+        if self.conversations:
+            kept = kept.index_select(0, packing.conversation)
+        left = present & kept
+        return torch.where(left.any(1, keepdim=True), left, present)

@@ -1,0 +1,339 @@
+"""Broad Mamba: selective state spaces over each modality, a broad layer, fusion guided by probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
+from ercfusion.layers.inputs import ModalityProjection
+from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.ops.packing import Packing
+
+Outcomes = Callable[[str, Tensor], Tensor | None]
+"""From a modality and its representation (N, D) to logits (N, Q, C) of what a classifier on it says, or None."""
+
+FUSIONS = ("confidence", "entropy", "uniform")
+SPEAKERS = ("numbered", "same_other", "none")
+
+
+class BroadMambaState(NamedTuple):
+    """What a causal Broad Mamba remembers of B conversations.
+
+    Args:
+        mixers: One state for every Mamba block.
+        speaker: (B), who spoke last.
+    """
+
+    mixers: tuple[MambaState, ...]
+    speaker: Tensor
+
+
+class BroadMambaBlock(nn.Module):
+    """A Mamba block and a broad layer, each after a normalisation and added to what it read.
+
+    Args:
+        width: d.
+        dropout: Probability, on what is added.
+        bidirectional, tied, combine: See :class:`ercfusion.layers.mamba.BidirectionalMamba`.
+        mamba: Options of :class:`ercfusion.layers.mamba.Mamba`.
+        write: How much stronger than in Mamba's own initialisation an utterance enters the state, with the same
+            forgetting.
+        broad: Options of :class:`ercfusion.layers.broad.BroadLearning`; None leaves the broad layer out.
+
+    Shapes:
+        x (N, width), packing of the N utterances -> (N, width).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        dropout: float,
+        *,
+        bidirectional: bool,
+        tied: bool,
+        combine: str,
+        mamba: dict[str, Any],
+        write: float,
+        broad: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mixer: Mamba | BidirectionalMamba
+        # Steps are longer and rates smaller by the same factor: the decay exp(step * rate) stays, the input does not.
+        mamba = {**mamba, "dt_min": 0.001 * write, "dt_max": 0.1 * write}
+        if bidirectional:
+            self.mixer = BidirectionalMamba(width, tied=tied, combine=combine, **mamba)
+        else:
+            self.mixer = Mamba(width, **mamba)
+        with torch.no_grad():
+            for part in self.mixer.modules():
+                if isinstance(part, Mamba):
+                    part.A_log.sub_(math.log(write))
+        self.broad_norm = None if broad is None else nn.LayerNorm(width)
+        self.broad = None if broad is None else BroadLearning(width, **broad)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """See the class."""
+        return self._widen(x + self.dropout(self.mixer(self.norm(x), packing)))
+
+    def step(self, x: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
+        """One more utterance of each of B conversations: (B, width)."""
+        assert isinstance(self.mixer, Mamba)
+        mixed, state = self.mixer.step(self.norm(x), state)
+        return self._widen(x + self.dropout(mixed)), state
+
+    def _widen(self, x: Tensor) -> Tensor:
+        if self.broad is None or self.broad_norm is None:
+            return x
+        return x + self.dropout(self.broad(self.broad_norm(x)))
+
+
+class BroadMamba(Architecture):
+    r"""Broad Mamba, after Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models and
+    Probability-guidance Fusion" (arXiv 2404.17858; ECML PKDD 2025).
+
+    *The paper's* idea, as its abstract states it: each modality is put into context by a bidirectional state space
+    model instead of attention; a broad learning system then looks for features in a wider space; and the probabilities
+    of the labels that each modality predicts become the weights with which the modalities are fused. No code was
+    released.
+
+    *Ours* is everything that the abstract leaves open, so that no figure obtained here is one of the paper: the state
+    space model is Mamba's selective one with its convolution (Gu & Dao, 2023); blocks are pre-norm with residual
+    connections, a Mamba block and a broad layer each; speakers enter as an embedding that is added; the formulas of the
+    weights (:class:`ercfusion.layers.broad.ProbabilityGuidedFusion`); and ``joint_layers`` further blocks behind the
+    fusion. These are there because evidence that only several modalities reveal together cannot be followed through the
+    conversation by blocks that see one modality; ``joint_layers=0`` leaves them out.
+
+    The probabilities come from the classifiers that the recognizer puts on the modalities' representations. This class
+    declares itself ``guided``, by which the recognizer makes these classifiers, whatever the objective, and lends them
+    to :meth:`forward`. They learn from the task through the weights and, with ``objective.weights.unimodal`` above 0,
+    from the labels directly; with ``detach=true`` only so. Without a recognizer, and in regression, where there are no
+    probabilities, the modalities that are present weigh the same. Weights for every class (``class_wise`` of the layer)
+    would need fused class scores instead of a vector, and are not an option here.
+
+    Args:
+        inputs: Modalities and widths.
+        width: d, of all vectors.
+        layers: Blocks on each modality.
+        joint_layers: Blocks on the fused vectors.
+        state: S, numbers that a channel remembers.
+        expand: Channels inside a Mamba block, as a multiple of the width.
+        taps: Utterances that a block's convolution reads; 1 leaves a factor for every channel.
+        write: Above 0: how much more strongly than in Mamba's own initialisation an utterance is written into the
+            state, while as much is forgotten. Mamba's, 1, is meant for thousands of steps, of which each counts little.
+        bidirectional: False makes it causal; it can then read utterance by utterance (:meth:`step`).
+        tied: Both directions have the same weights.
+        combine: Of the directions: ``add``, ``concat`` or ``gate``.
+        feature_groups, feature_width: Groups of feature nodes in a broad layer and nodes a group; 0 groups leave the
+            broad layers out.
+        enhancement_groups, enhancement_width: Groups of enhancement nodes and nodes a group; 0 leaves them out.
+        feature_activation, activation: Of the feature and of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or
+            ``gelu``.
+        trainable: False keeps the random weights of all nodes, as in a classical broad learning system.
+        fusion: Weights by ``confidence`` or ``entropy`` of the modalities' classifiers, or ``uniform``.
+        temperature: Above 0; a large one weighs all modalities alike.
+        epsilon: In [0, 1], how much of the weight is shared evenly.
+        detach: The weights send no gradient to the classifiers.
+        speakers: ``numbered`` (an embedding of the speaker's number), ``same_other`` (of whether the last utterance had
+            the same speaker) or ``none``.
+        dropout: Probability, in the blocks and before the head.
+        input_dropout: Probability, on the projected input.
+
+    Shapes:
+        batch -> hidden (N, width); one representation (N, width) a modality.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        width: int = 64,
+        layers: int = 1,
+        joint_layers: int = 2,
+        state: int = 16,
+        expand: int = 2,
+        taps: int = 1,
+        write: float = 16.0,
+        bidirectional: bool = True,
+        tied: bool = False,
+        combine: str = "add",
+        feature_groups: int = 1,
+        feature_width: int = 16,
+        enhancement_groups: int = 1,
+        enhancement_width: int = 16,
+        feature_activation: str = "linear",
+        activation: str = "tanh",
+        trainable: bool = True,
+        fusion: str = "confidence",
+        temperature: float = 1.0,
+        epsilon: float = 0.1,
+        detach: bool = False,
+        speakers: str = "numbered",
+        dropout: float = 0.5,
+        input_dropout: float = 0.0,
+    ) -> None:
+        self.bidirectional, self.speakers = bidirectional, speakers
+        self.guided = fusion != "uniform"
+        self.detach = detach
+        self.contextual = layers + joint_layers > 0
+        super().__init__(inputs)
+        for name, value, choices in (("fusion", fusion, FUSIONS), ("speakers", speakers, SPEAKERS)):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+        for name, number in (("layers", layers), ("joint_layers", joint_layers)):
+            if number < 0:
+                raise ValueError(f"{name} must be at least 0, found {number}")
+        if not write > 0:
+            raise ValueError(f"write must be above 0, found {write}")
+        self.hidden_size = width
+        self.project = ModalityProjection(inputs.widths, width)
+        self.speaker: nn.Embedding | None = None
+        if speakers != "none":
+            self.speaker = nn.Embedding(3 if speakers == "same_other" else inputs.speakers, width)
+            nn.init.normal_(self.speaker.weight, std=0.5)
+        self.input_norm = nn.ModuleDict({name: nn.LayerNorm(width) for name in inputs.widths})
+        self.input_dropout = nn.Dropout(input_dropout)
+        broad: dict[str, Any] | None = None
+        if feature_groups:
+            broad = {
+                "feature_groups": feature_groups,
+                "feature_width": feature_width,
+                "enhancement_groups": enhancement_groups,
+                "enhancement_width": enhancement_width,
+                "feature_activation": feature_activation,
+                "activation": activation,
+                "trainable": trainable,
+            }
+
+        def blocks(number: int) -> nn.ModuleList:
+            mamba = {"d_state": state, "d_conv": taps, "expand": expand}
+            made = (
+                BroadMambaBlock(
+                    width,
+                    dropout,
+                    bidirectional=bidirectional,
+                    tied=tied,
+                    combine=combine,
+                    mamba=mamba,
+                    write=write,
+                    broad=broad,
+                )
+                for _ in range(number)
+            )
+            return nn.ModuleList(made)
+
+        self.single = nn.ModuleDict({name: blocks(layers) for name in inputs.widths})
+        self.single_norm = nn.ModuleDict({name: nn.LayerNorm(width) for name in inputs.widths})
+        rule = "confidence" if fusion == "uniform" else fusion
+        self.fuse = ProbabilityGuidedFusion(rule, temperature=temperature, detach=detach, epsilon=epsilon)
+        self.joint = blocks(joint_layers)
+        self.joint_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Causal in one direction; knows absent modalities; with ``detach`` its classifiers need the term unimodal."""
+        return Capabilities(
+            contextual=self.contextual or self.speakers == "same_other",
+            causal=not self.bidirectional or not self.contextual,
+            speakers=self.speakers,  # type: ignore[arg-type]
+            needs_unimodal=self.detach and self.guided,
+        )
+
+    def forward(self, batch: ConversationBatch, outcomes: Outcomes | None = None) -> Encoded:
+        """See the class.
+
+        Args:
+            batch: Standardised.
+            outcomes: What a classifier on a modality says; see :meth:`ercfusion.tasks.recognizer.Recognizer.outcomes`.
+        """
+        self.check_inputs(batch)
+        packing = batch.packing
+
+        def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+            for block in blocks:
+                x = block(x, packing)
+            return x
+
+        return self._encode(batch, self._speaker_codes(batch, None), outcomes, run)
+
+    def step(
+        self, batch: ConversationBatch, state: BroadMambaState | None = None, outcomes: Outcomes | None = None
+    ) -> tuple[Encoded, BroadMambaState]:
+        """Read one more utterance of each of B conversations: what :meth:`forward` gives for it in the whole.
+
+        Args:
+            batch: B conversations of one utterance each, the next one; speakers numbered as in the whole conversation.
+            state: What the last step returned; None before the first. It is not changed.
+            outcomes: As for :meth:`forward`.
+
+        Returns:
+            What :meth:`forward` returns, for B utterances, and the new state.
+
+        Raises:
+            ValueError: the model is bidirectional, or a conversation has more than one utterance.
+        """
+        self.check_inputs(batch)
+        if self.bidirectional:
+            raise ValueError("a bidirectional model cannot read step by step: make it with bidirectional=False")
+        if batch.packing.longest > 1:
+            raise ValueError(f"a step takes one utterance of each conversation, found {batch.packing.longest}")
+        before = iter(() if state is None else state.mixers)
+        after: list[MambaState] = []
+
+        def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+            for block in blocks:
+                assert isinstance(block, BroadMambaBlock)
+                x, new = block.step(x, next(before, None))
+                after.append(new)
+            return x
+
+        codes = self._speaker_codes(batch, None if state is None else state.speaker)
+        encoded = self._encode(batch, codes, outcomes, run)
+        return encoded, BroadMambaState(tuple(after), batch.speaker)
+
+    def _encode(
+        self,
+        batch: ConversationBatch,
+        codes: Tensor | None,
+        outcomes: Outcomes | None,
+        run: Callable[[Sequence[nn.Module], Tensor], Tensor],
+    ) -> Encoded:
+        singles: dict[str, Tensor] = {}
+        for name, x in self.project(batch).items():
+            x = self.input_norm[name](x if codes is None else x + codes)
+            x = run(self.single[name], self.input_dropout(x))  # type: ignore[arg-type]
+            singles[name] = self.single_norm[name](x)
+        fused = self._fuse(batch, singles, outcomes)
+        hidden = self.dropout(self.joint_norm(run(self.joint, fused)))  # type: ignore[arg-type]
+        return Encoded(hidden, modalities=singles)
+
+    def _fuse(self, batch: ConversationBatch, singles: dict[str, Tensor], outcomes: Outcomes | None) -> Tensor:
+        values = torch.stack(list(singles.values()), dim=1)  # (N, M, width)
+        said = [outcomes(name, value) for name, value in singles.items()] if outcomes and self.guided else []
+        logits = [each for each in said if each is not None]
+        if not logits:  # The same for all: only presence tells them apart.
+            return self.fuse(values, values.new_zeros(*values.shape[:2], 1), batch.present)
+        return self.fuse(values, torch.stack(logits, dim=1), batch.present)
+
+    def _speaker_codes(self, batch: ConversationBatch, last: Tensor | None) -> Tensor | None:
+        """(N, width) to be added to every modality, or None."""
+        if self.speaker is None:
+            return None
+        if self.speakers == "numbered":  # Further speakers than training had share the last number.
+            return self.speaker(batch.speaker.clamp(max=self.speaker.num_embeddings - 1))
+        if last is None:
+            last = batch.speaker.roll(1)
+            known = batch.packing.position > 0
+        else:
+            known = torch.ones_like(last, dtype=torch.bool)
+        return self.speaker(torch.where(known, 1 + (last != batch.speaker).long(), 0))

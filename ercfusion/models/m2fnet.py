@@ -1,0 +1,197 @@
+"""M2FNet: a Transformer over the conversation for each modality, then text that looks through the others' eyes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
+from ercfusion.layers.fusion import FusionAttention, GatedFusion, ModalityDropout
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+
+class M2FNet(Architecture):
+    """M2FNet: Chudasama et al., "M2FNet: Multi-modal Fusion Network for Emotion Recognition" (CVPR workshops 2022).
+
+    Every modality is put into context by Transformer layers of its own, each with one more residual around it,
+    X + Enc(X). Then the main stream, text, goes through several fusion attention modules
+    (:class:`ercfusion.layers.fusion.FusionAttention`): queries and values are text, keys are another modality. A
+    classifier reads the other modalities and the last text.
+
+    *The paper* trains extractors for all three modalities first; this is the network on utterance vectors, its
+    "dialogue-level" part. Encoders run at the width of the features and are projected to a common width afterwards;
+    nothing tells the order of utterances. *No code was released by the authors*; two re-implementations by others agree
+    with this reading, and neither reaches the published figures.
+
+    *Here* the defaults are the sound form: modalities are projected first, with a learned vector for an absent one;
+    Transformer layers are pre-norm (each Enc ends in a normalisation, so that X + Enc(X) does not double); a learned
+    bias tells distances and the same speaker from another (``lags``); absent utterances are not keys of the fusion;
+    fusion is a small correction of text at first (``residual``); and modalities are hidden at random in training
+    (``modality_dropout``), so that none is leant on alone. What this is worth where the other modalities are weak is in
+    ``docs/models/m2fnet.md``. The published form is the preset ``model=m2fnet_released``, which sets ``encode=raw
+    norm_first=false activation=relu lags=0 residual=false readout=concat modality_dropout=0``.
+
+    Any modalities will do. With one, there is no fusion.
+
+    Args:
+        inputs: Modalities and widths.
+        main: The main stream. Where it is ``text`` and the data has no text, the first modality is; any other name must
+            be one of the data's.
+        width: Common width of the streams; a multiple of ``heads``.
+        encode: ``projected``: encoders run at the common width. ``raw``: at that of the features (with the largest
+            number of heads up to ``heads`` that divides it), and are projected afterwards.
+        layers: Transformer layers of each modality; 0 leaves them out.
+        heads: Of the Transformers and of each attention of the fusion.
+        feedforward: Width of the Transformers' feed-forward layers.
+        outer_residual: X + Enc(X) around each layer, instead of Enc(X).
+        norm_first: Pre-norm Transformer layers.
+        activation: Of the Transformers and the output layer: ``gelu`` or ``relu``.
+        lags: Distances that the Transformers tell apart, for the same and for another speaker
+            (:class:`ercfusion.layers.RelativeBias`); 0 for none, as published.
+        fusions: Fusion attention modules; 0 leaves them out.
+        values: Where the fusion's values come from: ``main``, as published, or ``other``, ordinary cross-attention.
+        residual: Let fusion begin as a small correction of the main stream.
+        readout: What the output layer reads: ``concat``, the streams side by side, as published, or ``gated``, their
+            sum with learned weights (:class:`ercfusion.layers.fusion.GatedFusion`).
+        gate_start: How strongly the gates prefer the main stream at first.
+        hidden: Width of the output.
+        dropout: Probability, in Transformers and fusion, on the projected input, and around the output layer.
+        modality_dropout: Probability with which each modality of an utterance is hidden in training.
+        causal: Never read later utterances.
+
+    Shapes:
+        batch -> hidden (N, hidden), one representation (N, width) a modality.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        main: str = "text",
+        width: int = 128,
+        encode: str = "projected",
+        layers: int = 2,
+        heads: int = 4,
+        feedforward: int = 256,
+        outer_residual: bool = True,
+        norm_first: bool = True,
+        activation: str = "gelu",
+        lags: int = 10,
+        fusions: int = 2,
+        values: str = "main",
+        residual: bool = True,
+        readout: str = "concat",
+        gate_start: float = 2.0,
+        hidden: int = 128,
+        dropout: float = 0.4,
+        modality_dropout: float = 0.3,
+        causal: bool = False,
+    ) -> None:
+        names = list(inputs.widths)
+        self.speakers = lags > 0 and layers > 0
+        self.contextual = layers > 0 or (fusions > 0 and len(names) > 1)
+        self.causal = causal
+        super().__init__(inputs)
+        if main not in names and main != "text":
+            raise ValueError(f"main must be one of {', '.join(names)}; found {main!r}")
+        for option, value, choices in (
+            ("encode", encode, ("projected", "raw")),
+            ("readout", readout, ("concat", "gated")),
+            ("activation", activation, ("gelu", "relu")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{option} must be one of {', '.join(choices)}; found {value!r}")
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.main = main if main in names else names[0]
+        self.others = [name for name in names if name != self.main]
+        self.hidden_size = hidden
+        self.outer_residual = outer_residual
+        self.activation = F.gelu if activation == "gelu" else F.relu
+        self.hide = ModalityDropout(modality_dropout)
+        self.dropout = nn.Dropout(dropout)
+
+        raw = encode == "raw"
+        self.project = None if raw else ModalityProjection(inputs.widths, width)
+        self.narrow = nn.ModuleDict(
+            {name: nn.Linear(size, width) for name, size in inputs.widths.items()} if raw else {}
+        )
+        self.absent = nn.ParameterDict(
+            {name: nn.Parameter(0.02 * torch.randn(size)) for name, size in inputs.widths.items()} if raw else {}
+        )
+
+        def stack(size: int) -> nn.ModuleList:
+            fitting = max(number for number in range(1, heads + 1) if size % number == 0)
+            return nn.ModuleList(
+                PackedTransformer(
+                    1,
+                    size,
+                    fitting,
+                    feedforward,
+                    dropout,
+                    norm_first=norm_first,
+                    activation=activation,
+                    causal=causal,
+                    lags=lags,
+                )
+                for _ in range(layers)
+            )
+
+        self.encoders = nn.ModuleDict({name: stack(size if raw else width) for name, size in inputs.widths.items()})
+        for module in self.encoders.modules():
+            if isinstance(module, RelativeBias):
+                nn.init.normal_(module.weight, std=0.02)  # speakers enter nowhere else: not blind to them at the start
+        self.fusions = nn.ModuleList(
+            FusionAttention(width, len(self.others), heads, dropout, values=values, residual=residual, causal=causal)
+            for _ in range(fusions if self.others else 0)
+        )
+        self.gate = None
+        if readout == "gated" and self.others:
+            self.gate = GatedFusion(width, len(names), main=len(self.others), start=gate_start)
+        self.readout = nn.Linear(width * (1 if self.gate else len(names)), hidden)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Speakers are known by the relative bias alone."""
+        return Capabilities(
+            contextual=self.contextual, causal=self.causal, speakers="same_other" if self.speakers else "none"
+        )
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        if self.training:
+            batch = batch.hide(~self.hide(batch.present, batch.packing))
+        streams = self._encode(batch)
+        others = [streams[name] for name in self.others]
+        main = streams[self.main]
+        if self.fusions:
+            present = batch.present.index_select(
+                1, torch.tensor([batch.column(name) for name in self.others], device=batch.device)
+            )
+            for fusion in self.fusions:
+                main = fusion(main, others, batch.packing, present)
+        fused = torch.cat([*others, main], dim=1) if self.gate is None else self.gate([*others, main])
+        hidden = self.dropout(self.activation(self.readout(self.dropout(fused))))
+        return Encoded(hidden, modalities=streams)
+
+    def _encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
+        """Every modality in its conversation, (N, width) each."""
+        if self.project is not None:
+            streams = {name: self.dropout(value) for name, value in self.project(batch).items()}
+        else:
+            here = batch.present
+            streams = {
+                name: torch.where(here[:, batch.column(name), None], batch.values(name), self.absent[name])
+                for name in self.inputs.widths  # a ParameterDict is sorted by name
+            }
+        for name, encoders in self.encoders.items():
+            for encoder in encoders:  # type: ignore[attr-defined]
+                encoded = encoder(streams[name], batch.packing, batch.speaker)
+                streams[name] = streams[name] + encoded if self.outer_residual else encoded
+        for name, narrow in self.narrow.items():
+            streams[name] = self.dropout(narrow(self.dropout(streams[name])))
+        return streams

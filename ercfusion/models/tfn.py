@@ -1,0 +1,294 @@
+"""Tensor Fusion: one vector a modality, and a linear layer on all products of their numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import ConversationBatch
+from ercfusion.data.features import InputSpec
+from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias
+from ercfusion.layers.tensor_fusion import TensorFusion
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+
+CONTEXTS = ("lstm", "transformer", "none")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class Tfn(Architecture):
+    r"""TFN: Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017).
+
+    Each modality of an utterance becomes one vector z_m; a linear layer reads the outer product of the [1; z_m], which
+    holds every single modality, every pair and the product of all; a second dense layer and the classifier follow.
+
+    *The paper* sees one utterance at a time. Audio and visual features, averaged over the utterance, pass through
+    three ReLU layers of 32, the words through an LSTM and two ReLU layers of 128; single elements of the tensor are
+    dropped. *The code that circulates* (a re-implementation that benchmark suites took over) normalises the audio and
+    visual input over the batch, padding included, has one linear layer without activation behind the text LSTM, and
+    drops its last axis at batch size 1.
+
+    *Here* every modality, text too, comes as one vector an utterance, so that the LSTM over words has no part; any one
+    to four modalities will do. By default each modality is first put into the context of its conversation, by an LSTM
+    of its own; ``context=none`` is the published form, utterance by utterance. Layer normalisation, or batch
+    normalisation over the utterances that have the modality. Numbers of the z_m are dropped instead of elements of the
+    tensor (``dropout_form=element`` drops those), and the tensor is never formed:
+    :class:`ercfusion.layers.tensor_fusion.TensorFusion`. For an absent modality stands what its context says about it;
+    without a context, or with ``absent=zero``, its terms vanish. The published sizes are the preset
+    ``model=tfn_released``.
+
+    Args:
+        inputs: Modalities and widths; at most four.
+        context: What reads the conversation, one a modality: ``lstm``, ``transformer`` or ``none``.
+        projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
+            of ``heads``. Not used with ``context=none``.
+        context_layers: Layers of the context.
+        heads, lags: Of the Transformer; see :class:`ercfusion.layers.PackedTransformer`.
+        bidirectional: False reads forwards only, which makes the model causal.
+        width: d_m, the width of z_m.
+        text_width, audio_width, visual_width: The same for the modality of that name; 0 is ``width``.
+        layers: Dense layers from a modality's vector to z_m.
+        norm: Before these layers: ``layer``, ``batch`` or ``none``.
+        activation: Of all dense layers: ``gelu``, ``relu`` or ``tanh``.
+        text_linear: The last dense layer of the modality ``text`` has no activation.
+        post: Width of the two dense layers behind the tensor.
+        dropout: Probability, on the context's input, between its layers and on its output.
+        input_dropout: Probability, on the features where no context reads them (``context=none``).
+        fusion_dropout: Probability, at the tensor.
+        dropout_form: ``factor`` (numbers of the z_m) or ``element`` (of the tensor, as published).
+        post_norm: Layer normalisation of what the linear layer makes of the tensor, before the activation: products of
+            M numbers below 1 are small.
+        post_dropout: Probability, after each of the two dense layers behind the tensor.
+        absent: What stands for an absent z_m: ``zero``, ``learned``, or ``context``, what the context makes of a
+            learned vector and the neighbours; without a context this is ``zero``.
+
+    Shapes:
+        batch -> hidden (N, post); one representation (N, d_m) a modality.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        context: str = "lstm",
+        projection: int = 128,
+        context_layers: int = 1,
+        heads: int = 4,
+        lags: int = 10,
+        bidirectional: bool = True,
+        width: int = 16,
+        text_width: int = 0,
+        audio_width: int = 0,
+        visual_width: int = 0,
+        layers: int = 2,
+        norm: str = "layer",
+        activation: str = "tanh",
+        text_linear: bool = False,
+        post: int = 64,
+        dropout: float = 0.4,
+        input_dropout: float = 0.1,
+        fusion_dropout: float = 0.0,
+        dropout_form: str = "factor",
+        post_norm: bool = True,
+        post_dropout: float = 0.2,
+        absent: str = "context",
+    ) -> None:
+        self.reads = context_capabilities(context, lags, bidirectional)
+        super().__init__(inputs)
+        self.vectors = ModalityVectors(
+            inputs,
+            {"text": text_width, "audio": audio_width, "visual": visual_width},
+            width,
+            context=context,
+            projection=projection,
+            context_layers=context_layers,
+            heads=heads,
+            lags=lags,
+            bidirectional=bidirectional,
+            layers=layers,
+            norm=norm,
+            activation=activation,
+            text_linear=text_linear,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            absent=absent,
+        )
+        self.hidden_size = post
+        self.fuse = TensorFusion(
+            list(self.vectors.widths.values()),
+            post,
+            dropout=fusion_dropout,
+            dropout_form=dropout_form,
+            absent=self.vectors.absent_form,
+        )
+        self.post_norm = nn.LayerNorm(post) if post_norm else nn.Identity()
+        self.activate = ACTIVATIONS[activation]()
+        self.post = nn.Linear(post, post)
+        self.post_dropout = nn.Dropout(post_dropout)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As its context."""
+        return self.reads
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """See the class."""
+        self.check_inputs(batch)
+        z = self.vectors(batch)
+        fused = self.fuse(list(z.values()), self.vectors.present(batch))
+        hidden = self.post_dropout(self.activate(self.post_norm(fused)))
+        return Encoded(self.post_dropout(self.activate(self.post(hidden))), modalities=z)
+
+
+class ModalityVectors(nn.Module):
+    """One vector z_m an utterance and modality, with or without its conversation: what TFN and LMF fuse.
+
+    Args:
+        inputs: Modalities and widths.
+        special: Widths of z_m by modality; 0 or a modality that is not named has ``width``.
+        width: See ``special``.
+        context, projection, context_layers, heads, lags, bidirectional, layers, norm, activation, text_linear,
+            dropout, input_dropout, absent: See :class:`Tfn`.
+
+    Shapes:
+        batch -> {modality: (N, d_m)}.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        special: dict[str, int],
+        width: int,
+        *,
+        context: str,
+        projection: int,
+        context_layers: int,
+        heads: int,
+        lags: int,
+        bidirectional: bool,
+        layers: int,
+        norm: str,
+        activation: str,
+        text_linear: bool,
+        dropout: float,
+        input_dropout: float,
+        absent: str,
+    ) -> None:
+        super().__init__()
+        one_of("context", context, CONTEXTS)
+        one_of("norm", norm, ("layer", "batch", "none"))
+        one_of("activation", activation, tuple(ACTIVATIONS))
+        one_of("absent", absent, ("zero", "learned", "context"))
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, found {layers}")
+        for name, number in (("width", width), *((f"{name}_width", found) for name, found in special.items())):
+            if number < (1 if name == "width" else 0):
+                raise ValueError(f"{name} must be positive, found {number}")
+        self.widths = {name: special.get(name, 0) or width for name in inputs.widths}
+        self.context_form = context
+        self.absent = "zero" if (absent, context) == ("context", "none") else absent
+        self.dropout = nn.Dropout(dropout)
+        self.dense_dropout = nn.Dropout(input_dropout if context == "none" else dropout)
+        self.project: ModalityProjection | None = None
+        self.context = nn.ModuleDict()
+        entering = dict(inputs.widths)
+        if context != "none":
+            if context_layers < 1:
+                raise ValueError(f"context_layers must be at least 1, found {context_layers}")
+            if projection < 2 or projection % 2:
+                raise ValueError(f"projection must be even and above 0, found {projection}")
+            self.project = ModalityProjection(inputs.widths, projection)
+            entering = dict.fromkeys(entering, projection)
+        for name in entering:
+            if context == "lstm":
+                units = projection // 2 if bidirectional else projection
+                self.context[name] = PackedLSTM(projection, units, context_layers, dropout, bidirectional=bidirectional)
+            elif context == "transformer":
+                stack = PackedTransformer(
+                    context_layers, projection, heads, 2 * projection, dropout, causal=not bidirectional, lags=lags
+                )
+                for part in stack.modules():
+                    if isinstance(part, RelativeBias):
+                        nn.init.normal_(part.weight, std=0.02)
+                self.context[name] = stack
+        norms = {"layer": nn.LayerNorm, "batch": PresentBatchNorm, "none": nn.Identity}
+        self.norm = nn.ModuleDict({name: norms[norm](size) for name, size in entering.items()})
+        self.dense = nn.ModuleDict()
+        for name, size in entering.items():
+            parts: list[nn.Module] = []
+            for number in range(layers):
+                parts.append(nn.Linear(size if number == 0 else self.widths[name], self.widths[name]))
+                if not (text_linear and name == "text" and number == layers - 1):
+                    parts.append(ACTIVATIONS[activation]())
+            self.dense[name] = nn.Sequential(*parts)
+
+    @property
+    def absent_form(self) -> str:
+        """The same in the words of the fusion layers: they see to it unless the context does."""
+        return "learned" if self.absent == "learned" else "zero"
+
+    def present(self, batch: ConversationBatch) -> Tensor | None:
+        """(N, M) bool for the fusion layer; None where the context's vector is to be fused, whatever is present."""
+        return None if self.absent == "context" else batch.present
+
+    def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
+        """See the class."""
+        projected = None if self.project is None else self.project(batch)
+        z = {}
+        for name in self.widths:
+            if projected is None:
+                x = batch.values(name)
+            else:
+                x = self.dropout(F.gelu(projected[name]))
+                layer = self.context[name]
+                x = x + (
+                    layer(x, batch.packing, batch.speaker)
+                    if self.context_form == "transformer"
+                    else layer(x, batch.packing)
+                )
+            norm = self.norm[name]
+            x = norm(x, batch.present[:, batch.column(name)]) if isinstance(norm, PresentBatchNorm) else norm(x)
+            z[name] = self.dense[name](self.dense_dropout(x))
+        return z
+
+
+def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabilities:
+    """What an architecture can do that reads its conversation through :class:`ModalityVectors` alone."""
+    if context == "none":
+        return Capabilities(contextual=False, causal=True)
+    if context == "transformer":
+        return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none")
+    note = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
+    return Capabilities(causal=not bidirectional, compiles=False, compile_note=note)
+
+
+class PresentBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics are those of the rows that are present; zeros in the others.
+
+    With fewer than two such rows in train mode the running statistics are used, and left as they are.
+
+    Shapes:
+        x (N, D), present (N) bool -> (N, D).
+    """
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:  # type: ignore[override]
+        """See the class."""
+        if not self.training:
+            return torch.where(present[:, None], super().forward(x), 0.0)
+        rows = present.nonzero().squeeze(1)
+        chosen = x.index_select(0, rows)
+        if len(rows) < 2:
+            normal = F.batch_norm(chosen, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        else:
+            normal = super().forward(chosen)
+        return torch.zeros_like(x, dtype=normal.dtype).index_copy(0, rows, normal)
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """``value``, or ValueError that names it where it is none of the ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
+    return value

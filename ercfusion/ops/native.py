@@ -1,0 +1,124 @@
+"""C compiled on first use, once a machine and user, and loaded without headers of Python or torch.
+
+The library of a source file lies in a cache folder of the user (``ERCFUSION_CACHE``, else the platform's) under a name
+that is a hash of the source, the compiler's version, the flags and the processor: another of any of these is another
+file. It is written under a temporary name and renamed, so that processes which build at the same time do no harm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger("ercfusion")
+
+FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+"""Of -ffast-math only what leaves infinities, NaN, signs of zero and the order of sums as written.
+
+Products may be fused with sums. Nothing needs sums to be reordered: what is vectorised is independent.
+"""
+
+TUNING = (("-march=native",), ("-mcpu=native",), ())
+"""The first that the compiler takes: instructions of this very processor where that is possible."""
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: ``ERCFUSION_CACHE``, else ``ercfusion`` in the user's cache folder."""
+    if chosen := os.environ.get("ERCFUSION_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ercfusion"
+
+
+def find_compiler() -> list[str] | None:
+    """The command of a C compiler, or None.
+
+    ``CC`` where it is set (and then nothing else), else the one that Python was built with, cc, gcc or clang.
+    """
+    if chosen := os.environ.get("CC"):
+        candidates = [chosen]
+    else:
+        candidates = [sysconfig.get_config_var("CC") or "cc", "cc", "gcc", "clang"]
+    for candidate in candidates:
+        command = shlex.split(candidate)
+        if command and shutil.which(command[0]):
+            return command
+    return None
+
+
+def build(source: Path) -> ctypes.CDLL:
+    """The library of one C file, from the cache or built now.
+
+    Raises:
+        OSError: there is no compiler, it fails, or its result cannot be stored or loaded; says which.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        asked = os.environ.get("CC")
+        raise OSError(f"no C compiler ({asked!r}, named by CC, not found)" if asked else "no C compiler found")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    # Sources are short: a few milliseconds, once a process.
+    parts = [source.read_text(), shlex.join(compiler), version, " ".join(FLAGS), repr(TUNING), _processor()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    path = cache_folder() / f"{source.stem}-{key}.so"
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)  # damaged: build it anew
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=".so", prefix=f".{source.stem}-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        message = ""
+        for tuning in TUNING:
+            command = [*compiler, *FLAGS, *tuning, str(source), "-o", str(temporary)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                # Load before others can see it: a library that does not load is never installed.
+                library = ctypes.CDLL(str(temporary))
+                os.replace(temporary, path)
+                return library
+            message = message or (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        raise OSError(f"{shlex.join(compiler)} failed: {message}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """:func:`build` once a process: the library and an empty text, or None and why not, which is logged once."""
+    try:
+        return build(source), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())
+        log.info("%s is not compiled (%s); torch does its work, more slowly", source.name, reason)
+        return None, reason
+
+
+def _processor() -> str:
+    """What -march=native depends on: architecture, model and instruction sets."""
+    lines = [platform.system(), platform.machine(), platform.processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        wanted = ("model name", "flags", "Features", "CPU part")
+        seen = {line for line in cpuinfo.read_text().splitlines() if line.startswith(wanted)}
+        lines += sorted(seen)
+    return "\n".join(lines)

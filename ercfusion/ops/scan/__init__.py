@@ -1,0 +1,18 @@
+"""The selective scan of Mamba for conversations: one operator, several backends.
+
+Importing it needs neither a compiler nor Triton nor a GPU; see :func:`selective_scan`.
+"""
+
+from ercfusion.ops.scan.backends import ScanBackend, ScanGradients, ScanInputs, backends, register_backend
+from ercfusion.ops.scan.interface import selective_scan
+from ercfusion.ops.scan.reference import scan_reference
+
+__all__ = [
+    "ScanBackend",
+    "ScanGradients",
+    "ScanInputs",
+    "backends",
+    "register_backend",
+    "scan_reference",
+    "selective_scan",
+]

@@ -1,0 +1,362 @@
+"""The selective scan of Mamba on packed or padded conversations, as one differentiable operator of torch.
+
+Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024). What is accepted here beside
+what the authors' program accepts: conversations of different lengths side by side without padding, the reverse
+direction and both directions in one call, an initial state, a gradient from the final state, any device.
+
+:func:`selective_scan` brings its arguments into one form (:class:`ercfusion.ops.scan.backends.ScanInputs`) by views
+that autograd knows; the operators ``ercfusion::selective_scan`` and ``ercfusion::selective_scan_backward`` choose a
+backend and run it. ``torch.compile`` sees two operators and looks no further.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ercfusion.ops.packing import Packing
+from ercfusion.ops.scan.backends import ScanInputs, accumulation_dtype, choose
+
+Reverse = bool | Literal["both"]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    offsets: Tensor | Packing | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reverse: Reverse = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""A linear recurrence for every channel, whose step, input and readout depend on the utterance.
+
+    Mamba's S6 (algorithm 2 of the paper). For every conversation and every channel d, with S states each,
+
+    .. math::
+        \Delta_t &= \mathrm{softplus}(\delta_t + \mathrm{bias}) \\
+        h_t &= e^{\Delta_t A} h_{t-1} + \Delta_t u_t B_t \\
+        y_t &= (\langle C_t, h_t\rangle + D u_t)\, \mathrm{silu}(z_t)
+
+    where softplus is applied on request, and bias, D and z are optional. The input's factor :math:`\Delta B` is Euler's
+    rule, as in the authors' program (the paper's equation 4 has the exact one).
+
+    Computed in float32 whatever the inputs are, in float64 where one of them is float64. Gradients reach every tensor,
+    from the output and from the final state; not twice. No conversation's result depends on the others.
+
+    **Packed**: u is (N, D), the N utterances of all conversations one after another, and ``offsets`` says where each
+    begins. **Padded**: u is (B, L, D), and ``lengths`` says how many of the L are real; the rest is not read, may hold
+    anything, and is 0 in the output and in every gradient.
+
+    **Both directions** (``reverse="both"``): every tensor may have one more leading axis of 2, forward and reverse, or
+    lack it where the two directions share it.
+
+    Args:
+        u: (N, D) or (B, L, D); floating. Three dimensions mean padded, unless ``offsets`` is given.
+        delta: Like u.
+        A: (D, S), as a rule negative. Complex A stands for conjugate pairs: then y is twice the real part of the sum.
+        B: (N, S), or (N, G, S) where each of the G groups of neighbouring channels has its own; G divides D. (1, D, S)
+            does not depend on the utterance; so does (D, S) in padded form (in packed form it could not be told from
+            (N, S)). With padding (B, L, S), (B, L, G, S), (1, 1, D, S) or (D, S).
+        C: Like B; the form and the groups may differ.
+        D: (D), the input's direct way to the output.
+        z: Like u; gates the output.
+        delta_bias: (D), added to delta.
+        delta_softplus: Apply softplus to delta plus bias (the identity above 20).
+        offsets: (B + 1) integers from 0 to N, on any device; conversation b has the rows ``offsets[b]`` to
+            ``offsets[b + 1]``. A :class:`Packing` carries its lengths on the host and never makes it wait for the
+            device; a tensor on a GPU is read once a call. None in packed form: one conversation.
+        lengths: (B) integers from 0 to L, for padded tensors only. None: all are L. Under ``torch.compile`` without
+            graph breaks, a sequence of int instead of a tensor.
+        reverse: Read from each conversation's last utterance to its first; or ``"both"``.
+        initial_state: (B, D, S), the state before the first utterance in reading direction. None: zeros.
+        return_final_state: Return the state after the last utterance in reading direction too.
+        backend: Force a backend by name (:func:`ercfusion.ops.scan.backends`); so does the environment variable
+            ERCFUSION_SCAN_BACKEND. None: the first that accepts.
+
+    Returns:
+        y like u, in its dtype; with ``return_final_state`` also the final state (B, D, S) in the dtype of the
+        computation. With both directions (2, N, D) or (2, B, L, D), and (2, B, D, S).
+
+    Raises:
+        ValueError: shapes, devices or offsets that do not fit together, or a forced backend that declines.
+    """
+    if reverse not in (False, True, "both"):
+        raise ValueError(f'reverse must be False, True or "both"; found {reverse!r}')
+    directions = (False, True) if reverse == "both" else (bool(reverse),)
+    both = len(directions) == 2
+    padded = _is_padded(u, offsets, lengths)
+    tokens = 2 if padded else 1
+    if u.ndim not in ((tokens + 1, tokens + 2) if both else (tokens + 1,)) or not u.is_floating_point():
+        wanted = "(B, L, D)" if padded else "(N, D)"
+        more = f" or (2, {wanted[1:]}" if both else ""
+        raise ValueError(f"u must be floating and {wanted}{more}; found {tuple(u.shape)} of {u.dtype}")
+    place, width = tuple(u.shape[-tokens - 1 : -1]), u.shape[-1]
+    if A.ndim < 2:
+        raise ValueError(f"A must be ({width}, S) for the {width} channels of u; found {tuple(A.shape)}")
+    states = A.shape[-1]
+
+    fit = _Fit(u, both)
+    u_ = fit("u", u, (*place, width))
+    delta_ = fit("delta", delta, (*place, width))
+    A_ = fit("A", A, (width, states))
+    B_ = fit.grouped("B", B, place, width, states)
+    C_ = fit.grouped("C", C, place, width, states)
+    D_ = None if D is None else fit("D", D, (width,))
+    z_ = None if z is None else fit("z", z, (*place, width))
+    bias_ = None if delta_bias is None else fit("delta_bias", delta_bias, (width,))
+
+    rows: Tensor | None = None
+    host: Sequence[int] | None
+    if padded:
+        host, rows = _padded_lengths(lengths, place[0], place[1], u.device)
+        offset: Tensor | None = None
+        u_, delta_, B_, C_ = (_pack(x, rows) for x in (u_, delta_, B_, C_))
+        z_ = None if z_ is None else _pack(z_, rows)
+    else:
+        offset, host = _packed_lengths(offsets, place[0], u.device)
+    size = len(host) if host is not None else len(cast(Tensor, offset)) - 1
+    initial = None if initial_state is None else fit("initial_state", initial_state, (size, width, states))
+
+    B_, C_ = _same_groups(B_, C_)
+    out, final = torch.ops.ercfusion.selective_scan(
+        u_, delta_, A_, B_, C_, D_, z_, bias_, initial, offset, host, directions, delta_softplus, backend or ""
+    )
+    if rows is not None:
+        out = out.new_zeros(len(directions), place[0] * place[1], width).index_copy(1, rows, out)
+    if padded:
+        out = out.unflatten(1, place)
+    if not both:
+        out, final = out.squeeze(0), final.squeeze(0)
+    return (out, final) if return_final_state else out
+
+
+# Arguments
+
+
+def _is_padded(u: Tensor, offsets: object, lengths: object) -> bool:
+    if offsets is not None and lengths is not None:
+        raise ValueError("offsets are for packed tensors and lengths for padded ones; found both")
+    return lengths is not None or (offsets is None and u.ndim > 2)
+
+
+class _Fit:
+    """Tensors with their direction axis, (K, ...), shared ones as views; errors where they do not fit ``u``."""
+
+    def __init__(self, u: Tensor, both: bool) -> None:
+        self.u, self.both = u, both
+
+    def __call__(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        self._device(name, x)
+        if tuple(x.shape) == shape:
+            return self._share(x)
+        if self.both and tuple(x.shape) == (2, *shape):
+            return x
+        also = f" or {(2, *shape)}" if self.both else ""
+        raise ValueError(f"{name} must be {shape}{also} to fit u {tuple(self.u.shape)}; found {tuple(x.shape)}")
+
+    def grouped(self, name: str, x: Tensor, place: tuple[int, ...], width: int, states: int) -> Tensor:
+        """B or C with its group axis: (K, N, G, S) or (K, B, L, G, S)."""
+        self._device(name, x)
+        t = len(place)
+        found = []
+        for directed in (False, True) if self.both else (False,):
+            if directed and (x.ndim == 0 or x.shape[0] != 2):
+                continue
+            shape = tuple(x.shape[1:]) if directed else tuple(x.shape)
+            if len(shape) < 2 or shape[-1] != states:
+                continue
+            if shape == (*place, states):
+                found.append((directed, x.unsqueeze(-2)))
+            elif len(shape) == t + 2 and shape[:t] == place and shape[t] > 0 and width % shape[t] == 0:
+                found.append((directed, x))
+            elif shape == (*[1] * t, width, states) or (t == 2 and not directed and shape == (width, states)):
+                static = x.reshape(*([2] if directed else []), *[1] * t, width, states)
+                found.append((directed, static.expand(*([2] if directed else []), *place, width, states)))
+        if len(found) == 1:
+            return found[0][1] if found[0][0] else self._share(found[0][1])
+        fits = f"u {tuple(self.u.shape)} with {states} states"
+        if found:
+            raise ValueError(
+                f"{name} {tuple(x.shape)} fits {fits} with and without an axis of directions; give it that axis"
+            )
+        raise ValueError(
+            f"{name} must be {(*place, states)}, or {(*place, 'G', states)} where G divides {width}, or "
+            f"{(*[1] * t, width, states)}{', with or without an axis of 2 before it' if self.both else ''}, to fit "
+            f"{fits}; found {tuple(x.shape)}"
+        )
+
+    def _share(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(0).expand(2, *x.shape) if self.both else x.unsqueeze(0)
+
+    def _device(self, name: str, x: Tensor) -> None:
+        if x.device != self.u.device:
+            raise ValueError(f"{name} is on {x.device}, u on {self.u.device}")
+
+
+def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """B and C with the same number of groups, by repetition where they differ."""
+    groups = math.lcm(B.shape[2], C.shape[2])
+    return _repeat(B, groups), _repeat(C, groups)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    return x if x.shape[2] == groups else x.repeat_interleave(groups // x.shape[2], 2)
+
+
+def _pack(x: Tensor, rows: Tensor | None) -> Tensor:
+    """(K, B, L, ...) -> (K, N, ...): the real ones only."""
+    flat = x.flatten(1, 2)
+    return flat if rows is None else flat.index_select(1, rows)
+
+
+def _padded_lengths(
+    lengths: Tensor | Sequence[int] | None, B: int, L: int, device: torch.device
+) -> tuple[list[int], Tensor | None]:
+    """Lengths on the host, and the rows of the flattened (B L) that are real; None where all are."""
+    if lengths is None:
+        return [L] * B, None
+    if isinstance(lengths, Tensor) and (lengths.ndim != 1 or lengths.is_floating_point()):
+        raise ValueError(f"lengths must be {B} integers; found {tuple(lengths.shape)} of {lengths.dtype}")
+    host = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
+    if len(host) != B or any(not 0 <= n <= L for n in host):
+        raise ValueError(f"lengths must be {B} integers from 0 to {L} to fit u; found {host}")
+    if min(host, default=L) == L:
+        return host, None
+    rows = torch.tensor([b * L + t for b, n in enumerate(host) for t in range(n)], dtype=torch.long)
+    return host, rows.to(device, non_blocking=True)
+
+
+def _packed_lengths(
+    offsets: Tensor | Packing | None, N: int, device: torch.device
+) -> tuple[Tensor | None, Sequence[int] | None]:
+    """What the operator takes: offsets or lengths or both."""
+    if offsets is None:
+        return None, [N]
+    if isinstance(offsets, Packing):
+        if sum(offsets.lengths) != N:
+            raise ValueError(f"the packing has {sum(offsets.lengths)} utterances, u has {N}")
+        # The cached tensor is out of reach of a compiler; the operator makes it anew from the lengths.
+        if torch.compiler.is_compiling() or offsets.device != device:
+            return None, list(offsets.lengths)
+        return offsets.offsets, offsets.lengths
+    if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"offsets must be (B + 1) integers; found {tuple(offsets.shape)} of {offsets.dtype}")
+    if torch.compiler.is_compiling():
+        return offsets, None  # what they hold is not known before the graph runs
+    bounds = offsets.tolist()
+    return offsets.to(device, torch.long), _check_bounds(bounds, N)
+
+
+def _check_bounds(bounds: list[int], N: int) -> list[int]:
+    host = [end - start for start, end in itertools.pairwise(bounds)]
+    if bounds[0] != 0 or bounds[-1] != N or min(host) < 0:
+        raise ValueError(f"offsets must rise from 0 to the {N} utterances of u; found {bounds}")
+    return host
+
+
+# The operators
+
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? initial, "
+    "Tensor? offsets, SymInt[]? lengths, bool[] reverse, bool softplus, str backend"
+)
+_TENSORS = 9
+"""How many of the arguments have a gradient: those before ``offsets``."""
+
+
+def _inputs(arguments: Sequence[Any]) -> ScanInputs:
+    """Arguments of the operator as a backend takes them: offsets on the device and lengths on the host, both."""
+    u, delta, A, B, C, D, z, delta_bias, initial, offsets, lengths, reverse, softplus, _ = arguments
+    if lengths is None:
+        lengths = _check_bounds(offsets.tolist(), u.shape[1])
+    if offsets is None:
+        host = torch.zeros(len(lengths) + 1, dtype=torch.long)
+        host[1:] = torch.tensor(lengths, dtype=torch.long).cumsum(0)
+        offsets = host
+    offsets = offsets.to(u.device, torch.long, non_blocking=True)
+    return ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial, offsets, tuple(lengths), tuple(reverse), softplus)
+
+
+def _own(results: Sequence[tuple[Tensor, torch.dtype]], arguments: Sequence[Any]) -> list[Tensor]:
+    """Results in their dtypes, each in memory of its own, as torch demands of operators."""
+    taken = {x.untyped_storage().data_ptr() for x in arguments if isinstance(x, Tensor)}
+    own = []
+    for result, dtype in results:
+        x = result.detach().to(dtype).contiguous()
+        if x.numel() and x.untyped_storage().data_ptr() in taken:
+            x = x.clone()
+        taken.add(x.untyped_storage().data_ptr())
+        own.append(x)
+    return own
+
+
+@torch.library.custom_op("ercfusion::selective_scan", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = _inputs(arguments)
+    with torch.autocast(inputs.u.device.type, enabled=False):
+        out, final, *_ = choose(inputs, arguments[-1]).forward(*inputs)
+    state = accumulation_dtype(*arguments[:_TENSORS])[1]
+    out, final = _own([(out, inputs.u.dtype), (final, state)], arguments)
+    return out, final
+
+
+@_scan.register_fake
+def _scan_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    u, A, offsets, lengths = arguments[0], arguments[2], arguments[_TENSORS], arguments[_TENSORS + 1]
+    state = accumulation_dtype(*arguments[:_TENSORS])[1]
+    size = len(lengths) if lengths is not None else offsets.shape[0] - 1
+    return u.new_empty(u.shape), A.new_empty((A.shape[0], size, *A.shape[1:]), dtype=state)
+
+
+@torch.library.custom_op(
+    "ercfusion::selective_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor? grad_out, Tensor? grad_final, {_ARGUMENTS}) -> ({', '.join(['Tensor'] * _TENSORS)})",
+)
+def _scan_backward(grad_out: Tensor | None, grad_final: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs = _inputs(arguments)
+    if grad_out is None:
+        grad_out = torch.zeros_like(inputs.u)
+    with torch.autocast(inputs.u.device.type, enabled=False):
+        backend = choose(inputs, arguments[-1], final_gradient=grad_final is not None)
+        found = backend.backward(grad_out, grad_final, *inputs)
+    pairs = list(zip(found, arguments[:_TENSORS], strict=True))
+    own = iter(_own([(g, x.dtype) for g, x in pairs if g is not None and x is not None], (grad_out, *arguments)))
+    # An operator cannot return None: what has no gradient gets an empty tensor.
+    return tuple(inputs.u.new_empty(0) if g is None or x is None else next(own) for g, x in pairs)
+
+
+@_scan_backward.register_fake
+def _scan_backward_fake(grad_out: Tensor | None, grad_final: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    u = arguments[0]
+    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in arguments[:_TENSORS])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[: _TENSORS + 1])
+    ctx.rest = inputs[_TENSORS + 1 :]
+
+
+def _autograd(ctx: Any, grad_out: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    found = torch.ops.ercfusion.selective_scan_backward(grad_out, grad_final, *saved, *ctx.rest)
+    grads = [grad if x is not None else None for grad, x in zip(found, saved[:_TENSORS], strict=True)]
+    return (*grads, *[None] * (1 + len(ctx.rest)))
+
+
+_scan.register_autograd(_autograd, setup_context=_setup)

@@ -1,0 +1,115 @@
+"""The CUDA kernel of the package ``mamba_ssm`` as a backend of the selective scan.
+
+That kernel takes padded tensors (B, D, L), one direction, no initial state, and propagates nothing from its final
+state. So conversations are padded and, for the reverse direction, turned round each at its own end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ercfusion.ops.scan.backends import ScanGradients, ScanInputs, autograd_inside
+
+MOST_STATES = 256
+LONG_AGO = -1e4
+"""A raw delta that softplus makes 0, in every floating dtype: nothing happens in a padded step."""
+
+
+class MambaSsmScan:
+    """``selective_scan_fn`` of ``mamba_ssm``, where it is installed with its CUDA extension.
+
+    Args:
+        function: To call instead, with the same signature.
+        device: Type of device that it is for.
+    """
+
+    name = "mamba_ssm"
+    final_gradient = False
+
+    def __init__(self, function: Callable[..., Any] | None = None, device: str = "cuda") -> None:
+        self.function, self.device = function, device
+
+    @staticmethod
+    def installed() -> bool:
+        """Whether the package and its compiled extension are there; imports neither."""
+        return all(importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "selective_scan_cuda"))
+
+    def declines(self, inputs: ScanInputs) -> str | None:
+        """Other devices, initial states, complex or float64 tensors, more than 256 states."""
+        if inputs.u.device.type != self.device:
+            return f"it is for {self.device}, and the tensors are on {inputs.u.device}"
+        if inputs.initial is not None:
+            return "it knows no initial state"
+        if any(x.is_complex() or x.dtype == torch.float64 for x in inputs[:9] if isinstance(x, Tensor)):
+            return "it computes in float32, with real tensors"
+        if inputs.A.shape[2] > MOST_STATES:
+            return f"it takes at most {MOST_STATES} states; found {inputs.A.shape[2]}"
+        return None
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        with torch.no_grad():
+            return self._run(ScanInputs(*arguments))
+
+    def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
+        """Runs the kernel again under autograd, which then calls the kernel's own backward pass."""
+        leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else None for x in arguments[:9]]
+        with autograd_inside():
+            out, _ = self._run(ScanInputs(*leaves, *arguments[9:]))  # type: ignore[arg-type]
+            present = [leaf for leaf in leaves if leaf is not None]
+            found = iter(torch.autograd.grad(out, present, grad_out, materialize_grads=True))
+        return ScanGradients(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]
+
+    def _run(self, x: ScanInputs) -> tuple[Tensor, Tensor]:
+        function = self.function
+        if function is None:
+            from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+            function = selective_scan_fn
+        device, dtype = x.u.device, x.u.dtype
+        K, N, _ = x.u.shape
+        B, L = len(x.lengths), max(1, *x.lengths)
+        length = torch.tensor(x.lengths, device=device).unsqueeze(1)
+        position = torch.arange(L, device=device)
+        real = position < length
+        outputs, finals = [], []
+        for k in range(K):
+            turned = length - 1 - position if x.reverse[k] else position
+            # (B L) rows of the packed tensors; padding points at a row of its own behind them.
+            rows = torch.where(real, x.offsets[:-1].unsqueeze(1) + turned, N).flatten()
+
+            def pad(values: Tensor, fill: Tensor, rows: Tensor = rows) -> Tensor:
+                wide = torch.cat([values, fill.expand(1, *values.shape[1:])]).to(dtype)
+                return wide.index_select(0, rows).unflatten(0, (B, L)).movedim(1, -1).contiguous()
+
+            def whole(values: Tensor | None, k: int = k) -> Tensor | None:
+                return None if values is None else values[k].float().contiguous()
+
+            zero = x.u.new_zeros(())
+            bias = whole(x.delta_bias)
+            if x.softplus:
+                nothing = zero + LONG_AGO
+            else:
+                nothing = zero if bias is None else -bias.detach().to(x.delta.dtype)
+            y, final = function(
+                pad(x.u[k], zero),
+                pad(x.delta[k], nothing),
+                whole(x.A),
+                pad(x.B[k], zero),
+                pad(x.C[k], zero),
+                D=whole(x.D),
+                z=None if x.z is None else pad(x.z[k], zero),
+                delta_bias=bias,
+                delta_softplus=x.softplus,
+                return_last_state=True,
+            )
+            slots = torch.arange(B * L, device=device)[real.flatten()]
+            back = torch.empty(N, dtype=torch.long, device=device).index_copy(0, rows.index_select(0, slots), slots)
+            outputs.append(y.movedim(-1, 1).flatten(0, 1).index_select(0, back))
+            finals.append(final)
+        return torch.stack(outputs), torch.stack(finals)
