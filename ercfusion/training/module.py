@@ -34,7 +34,7 @@ class ConversationModule(pl.LightningModule):
         recognizer: Prepared with the training split.
         objective: What is minimised.
         optimizer: ``name`` and the arguments of the torch optimiser. Biases, normalisations and other vectors are not
-            decayed.
+            decayed, nor is a parameter with a true attribute ``_no_weight_decay``.
         scheduler: ``name`` (``constant``; ``cosine`` with ``warmup``, the fraction of all steps over which the rate
             rises; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score) and its arguments.
         maximize: Whether the dev score is better when higher.
@@ -89,9 +89,11 @@ class ConversationModule(pl.LightningModule):
             raise ConfigError(f"optimizer.name={name!r} is unknown. {did_you_mean(name, OPTIMIZERS)}")
         decay = settings.pop("weight_decay", 0.0)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        decayed = [p for p in parameters if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
+        chosen = {id(parameter) for parameter in decayed}
         groups = [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": decay},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": decay},
+            {"params": [parameter for parameter in parameters if id(parameter) not in chosen], "weight_decay": 0.0},
         ]
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])

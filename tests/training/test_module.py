@@ -59,6 +59,16 @@ def test_vectors_are_not_decayed(store: ConversationStore) -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(together)
 
 
+def test_parameters_marked_so_are_not_decayed(store: ConversationStore) -> None:
+    made = module(store, model="broad_mamba")
+    decayed, free = made.configure_optimizers().param_groups
+    rates = {id(parameter) for name, parameter in made.named_parameters() if name.endswith("A_log")}
+    assert rates
+    assert rates <= {id(parameter) for parameter in free["params"]}
+    together = {id(parameter) for parameter in (*decayed["params"], *free["params"])}
+    assert together == {id(parameter) for parameter in made.parameters()}
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
