@@ -158,7 +158,7 @@ class BroadMamba(Architecture):
         *,
         width: int = 64,
         layers: int = 1,
-        joint_layers: int = 2,
+        joint_layers: int = 1,
         state: int = 16,
         expand: int = 2,
         taps: int = 1,
