@@ -9,6 +9,7 @@ A preset is a YAML file in ``experiments/``::
     metric: weighted_f1              # the headline; the protocol's own where it is left out
     also: [macro_f1, accuracy]       # shown beside it
     against: concat                  # compare all rows with this one; all pairs (but those with majority) if left out
+    pairs: [[cogmen, concat]]        # or: compare these alone
     notes: What a reader must know.
     rows:
       cogmen: {model: cogmen}
@@ -25,6 +26,7 @@ A preset is a YAML file in ``experiments/``::
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +100,7 @@ class TablePreset:
         metric: Headline score, or None for the protocol's own.
         also: Scores beside it.
         against: The row that all others are compared with, or None for all pairs.
+        pairs: The comparisons that were planned; empty for what ``against`` says. The fewer, the more power each keeps.
         notes: For the reader.
     """
 
@@ -109,6 +112,7 @@ class TablePreset:
     metric: str | None = None
     also: tuple[str, ...] = ()
     against: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
     notes: str = ""
 
     @property
@@ -186,6 +190,7 @@ def read_preset(path: str | Path) -> TablePreset:
         metric=entries.get("metric", str, None),
         also=tuple(entries.get("also", list, [])),
         against=entries.get("against", str, None),
+        pairs=_pairs(entries),
         notes=" ".join(entries.get("notes", str, "").split()),
     )
     entries.done()
@@ -194,6 +199,11 @@ def read_preset(path: str | Path) -> TablePreset:
     names = [row.name for row in rows]
     if preset.against is not None and preset.against not in names:
         raise ConfigError(f"{path}: against: no row {preset.against!r}. {did_you_mean(preset.against, names)}")
+    for name in itertools.chain(*preset.pairs):
+        if name not in names:
+            raise ConfigError(f"{path}: pairs: no row {name!r}. {did_you_mean(name, names)}")
+    if preset.pairs and preset.against is not None:
+        raise ConfigError(f"{path}: against and pairs both say what is compared: keep one")
     slugs: dict[str, str] = {}
     for row in rows:
         if row.slug in slugs:
@@ -234,6 +244,19 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
     )
     entries.done()
     return row
+
+
+def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
+    found = entries.get("pairs", list, [])
+    for number, pair in enumerate(found):
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
+            raise entries.wrong(
+                f"pairs[{number}]", f"the names of two rows are expected, [first, second]; found {pair!r}"
+            )
+    names = [(str(first), str(second)) for first, second in found]
+    if len({frozenset(pair) for pair in names}) < len(names):
+        raise entries.wrong("pairs", "a pair stands there twice")
+    return tuple(names)
 
 
 def _settings(entries: _Entries) -> tuple[str, ...]:

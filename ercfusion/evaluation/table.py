@@ -226,4 +226,6 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
     pairs = list(itertools.combinations(rivals if len(rivals) > 1 else usable, 2))
     if preset.against is not None:
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
+    if preset.pairs:
+        pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
     return compare_all(usable, source[1], pairs)

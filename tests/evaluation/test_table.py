@@ -100,6 +100,15 @@ def test_choices_of_the_preset(records):
         compute_table(preset(), {})
 
 
+def test_planned_comparisons_alone(records):
+    runs = {**records, "not yet": [record("bclstm", seed, 0.5) for seed in (0, 1, 2)]}
+    assert len(compute_table(preset(), runs).comparisons) == 3
+    planned = (("plain", "graph | window"), ("not yet", "plain"))
+    assert [entry.names for entry in compute_table(preset(pairs=planned), runs).comparisons] == list(planned)
+    # A row without records takes its comparisons with it.
+    assert [entry.names for entry in compute_table(preset(pairs=planned), records).comparisons] == [planned[0]]
+
+
 def test_the_majority_class_is_compared_only_where_there_is_nothing_else(records):
     runs = {**records, "floor": [record("majority", seed, 0.0) for seed in (0, 1)]}
     rows = (*preset().rows[:2], Row("floor", "majority", (), (0, 1)))
