@@ -9,6 +9,8 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
+
 
 class Concat(Architecture):
     """Per-modality multilayer perceptrons, concatenated, and one dense layer; every utterance by itself.
@@ -22,24 +24,35 @@ class Concat(Architecture):
         hidden: Width of the encoders and of the dense layer.
         dropout: Probability, on the inputs of every dense layer but the first.
         input_dropout: Probability, on the features themselves.
+        activation: ``gelu``, ``relu``, or ``none``: with the classifier behind it, the model is then one linear layer
+            on the concatenated features, which cannot use evidence that lies in a product of two of them.
 
     Shapes:
         batch -> hidden (N, hidden), one representation (N, hidden) a modality.
     """
 
     def __init__(
-        self, inputs: InputSpec, *, hidden: int = 256, dropout: float = 0.4, input_dropout: float = 0.1
+        self,
+        inputs: InputSpec,
+        *,
+        hidden: int = 256,
+        dropout: float = 0.4,
+        input_dropout: float = 0.1,
+        activation: str = "gelu",
     ) -> None:
         super().__init__(inputs)
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; found {activation!r}")
+        bend = _ACTIVATIONS[activation]
         self.hidden_size = hidden
         self.encoders = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.Dropout(input_dropout), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout))
+                name: nn.Sequential(nn.Dropout(input_dropout), nn.Linear(width, hidden), bend(), nn.Dropout(dropout))
                 for name, width in inputs.widths.items()
             }
         )
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in inputs.widths})
-        self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), nn.GELU(), nn.Dropout(dropout))
+        self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), bend(), nn.Dropout(dropout))
 
     @property
     def capabilities(self) -> Capabilities:

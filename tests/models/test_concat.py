@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -37,3 +40,18 @@ def test_dropout_on_the_input_and_after_it() -> None:
     for options in ({"dropout": 0.5, "input_dropout": 0.0}, {"dropout": 0.0, "input_dropout": 0.5}):
         model = Concat(InputSpec(WIDTHS), **options)
         assert not torch.equal(model(batch).hidden, model(batch).hidden)
+
+
+def test_without_activation_it_is_affine() -> None:
+    torch.manual_seed(0)
+    first, second = (random_batch((3, 5), seed=seed, dtype=torch.float64) for seed in (1, 2))
+    mixed = {name: 0.3 * first.features[name] + 0.7 * second.features[name] for name in WIDTHS}
+    for activation, affine in (("none", True), ("relu", False), ("gelu", False)):
+        model = Concat(InputSpec(WIDTHS), activation=activation).double().eval()
+        expected = 0.3 * model(first).hidden + 0.7 * model(second).hidden
+        assert torch.allclose(model(replace(first, features=mixed)).hidden, expected) is affine
+
+
+def test_unknown_activation() -> None:
+    with pytest.raises(ValueError, match="gelu, relu, none; found 'selu'"):
+        Concat(InputSpec(WIDTHS), activation="selu")
