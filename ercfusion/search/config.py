@@ -62,9 +62,11 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         try:
             default = setting(config, key)
         except KeyError:
-            # The composer has the words for it, and the nearest right name.
-            composer.compose([*file_entries, *plain, f"{key}=0"])
-            raise
+            # Where settings may be added, such as the weight of a term, it is one that was off until now; elsewhere the
+            # composer has the words for it, and the nearest right name.
+            plain.append(f"{key}=0.0")
+            config = composer.compose([*file_entries, *plain])
+            default = setting(config, key)
         dimension = typed_dimension(key, parsed, default)
         for value in ends(dimension):
             composer.compose([*file_entries, *plain, override_text(key, value)])

@@ -413,6 +413,14 @@ def test_a_sweep_reaches_weights_and_settings() -> None:
     assert ends(config["space"]["objective.supcon.temperature"]) == [0.05, 0.5]
 
 
+def test_a_sweep_may_add_a_weight() -> None:
+    config = compose_sweep(Composer("sweep"), [], ["model=concat", "objective.weights.supcon=interval(0.01,1)"])
+    assert ends(config["space"]["objective.weights.supcon"]) == [0.01, 1.0]
+    assert config["objective"]["weights"]["supcon"] == 0  # off where the search begins
+    with pytest.raises(ConfigError, match=r"there is no setting 'objective\.nothing'"):
+        compose_sweep(Composer("sweep"), [], ["model=concat", "objective.nothing=interval(0.01,1)"])
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_with_every_part_resumes_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
