@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import run_command, split_flags, split_settings, switch
+from ercfusion.cli import listed, run_command, split_flags, split_settings, switch
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.files import one_at_a_time
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if "--help" in flags or "-h" in flags or not arguments:
         from ercfusion.evaluation.preset import known_presets
 
-        print(HELP.format(presets=", ".join(known_presets())), end="")
+        print(HELP.format(presets=listed(known_presets(), 12)), end="")
         return 0 if flags else 2
     names, settings = split_settings(arguments)
     if len(names) != 1:

@@ -29,7 +29,8 @@ examples
 
 models      {models}
 corpora     {corpora}
-spaces      {spaces} (chosen by the model; space=NAME takes another)
+spaces      {spaces}
+            (chosen by the model; space=NAME takes another)
 
 the section sweep (beside all settings of python -m ercfusion.train)
 {settings}
@@ -71,7 +72,7 @@ def help_text(composer: Composer) -> str:
     return HELP.format(
         models=listed(groups["model"], 12),
         corpora=listed(groups["data"], 12),
-        spaces=", ".join(groups.get("space", [])),
+        spaces=listed(groups.get("space", []), 12),
         settings="\n".join(f"  {f'sweep.{name}={shown[name]}':<22}{text}" for name, text in SETTINGS.items()),
     )
 

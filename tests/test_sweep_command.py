@@ -42,7 +42,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("sweep.trials=50", "sweep.storage=null", "resume=DIR", "--settings", "cogmen", "meld", "optimistic"):
         assert word in out
     for name in set(ARCHITECTURES) - {"majority"}:
-        assert re.search(rf"^spaces .*\b{name}\b", out, re.MULTILINE)
+        assert re.search(rf"^spaces [^()]*\b{name}\b", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 120
 
 
