@@ -95,7 +95,8 @@ def examine(settings: dict[str, Any]) -> int:
     """Print the card and the findings of a corpus; returns the number of faults."""
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import open_corpus
-    from ercfusion.data.load import pack_folder
+    from ercfusion.data.corpus import Finding
+    from ercfusion.data.load import known_labels, pack_folder
     from ercfusion.features.pack import read_manifest, read_pack
 
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
@@ -107,6 +108,7 @@ def examine(settings: dict[str, Any]) -> int:
     if protocol.task.schema is not None:
         print(f"  labels     {', '.join(protocol.task.schema.labels)}")
     tables = dict(corpus.features(protocol))
+    remarks: list[Finding] = []
     splits = corpus.conversations(protocol) if settings["packs"] else {}
     for name, place in settings["packs"].items():
         # As in training, a pack that is given replaces what the corpus has.
@@ -114,8 +116,10 @@ def examine(settings: dict[str, Any]) -> int:
         tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
         if tables[name].modality != name:
             raise ConfigError(f"data.packs.{name}: {place} holds the modality {tables[name].modality!r}")
+        found, text = known_labels(tables[name], corpus, protocol, splits)
+        if found:
+            remarks.append(Finding("fault", f"pack {name}", text))
     names: dict[str, list[str]] = {}
-    remarks: list[Finding] = []
     for table in tables.values():
         if "pack" in table.source:
             manifest = read_manifest(table.source["pack"])

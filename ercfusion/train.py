@@ -27,6 +27,8 @@ examples
   python -m ercfusion.train data=meld data.protocol=meld/3way    three sentiments instead of seven emotions
   python -m ercfusion.train data=mosi data.modalities=[text]     one modality of three
   python -m ercfusion.train optimizer.lr=1e-3 model.dropout=0.5  any setting by its name
+  python -m ercfusion.train task=metric_learning data=emodb data.raw=DIR data.packs.audio=logmel
+                                                                 train vectors of sound, and export them as a pack
   python -m ercfusion.train -m seed=0,1,2 model=concat,bclstm    every combination, as many at a time as there are cores
   python -m ercfusion.train resume=RUN                           go on with an interrupted run
 
@@ -53,7 +55,7 @@ epoch, checkpoints, the model, predictions, pictures and record.json. Its path i
 def help_text(composer: Composer) -> str:
     """The text of ``--help``, with the models, corpora and groups that exist."""
     groups = composer.groups()
-    shown = ("optimizer", "scheduler", "curriculum", "trainer")
+    shown = ("task", "optimizer", "scheduler", "curriculum", "trainer")
     return HELP.format(
         models=listed(groups["model"], 12),
         corpora=listed(groups["data"], 12),

@@ -29,11 +29,15 @@ def test_presets_are_found_from_a_checkout():
 STUDIES = {"meld-curriculum"}
 """Tables that answer one question with the architectures that there were, and need not grow with the zoo."""
 
+TRAINED_FOR_VECTORS = {"utterance_encoder"}
+"""Architectures that are trained for the vectors they make, not for recognition: a row of their classifiers' scores
+beside conversation models would compare what is not meant to be compared. docs/metric-learning.md has their figures."""
+
 
 def test_every_architecture_is_in_every_table(preset):
     names = {preset.config(row, row.seeds[0])["model"]["name"] for row in preset.rows}
     assert names <= set(ARCHITECTURES)
-    assert names == set(ARCHITECTURES) or preset.name in STUDIES
+    assert names == set(ARCHITECTURES) - TRAINED_FOR_VECTORS or preset.name in STUDIES
 
 
 def test_tables_are_complete_and_current(preset, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, PackError, did_you_mean
+
+logger = logging.getLogger("ercfusion")
 
 
 @dataclass
@@ -76,6 +79,10 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
             )
             if table.modality != name:
                 raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
+            found, text = known_labels(table, corpus, protocol, splits)
+            if found:
+                table.source["leak"] = found  # so that the record of a run says so
+                logger.warning("data.packs.%s=%s: %s", name, packs[name], text)
         elif name in own:
             table = own[name]
         elif name != "text":
@@ -90,6 +97,18 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
             table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
         tables.append(table)
     return tables
+
+
+def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:
+    """How many turns of dev and test a pack's values were trained with the labels of, by split, and that in words."""
+    from ercfusion.features.pack import read_manifest
+    from ercfusion.features.provenance import leak_text, leaks
+
+    if "trained_on" not in table.source:
+        return {}, ""
+    entries = read_manifest(table.source["pack"])["trained_on"]
+    found = leaks(entries, corpus.name, splits)
+    return found, leak_text(entries, found, protocol.id) if found else ""
 
 
 def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> str:

@@ -24,6 +24,7 @@ _INCIDENTAL = (
     "output",
     "resume",
     "preset",
+    "task",
     "data.raw",
     "data.packs",
     "training.keep_every_epoch",
@@ -107,6 +108,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("curriculum", {}).get("name") == "none":
         # As in records that are older than curricula.
         config = {key: value for key, value in config.items() if key != "curriculum"}
+    if config.get("objective", {}).get("probe") is False:  # as in records that are older than that setting
+        config = {**config, "objective": {key: value for key, value in config["objective"].items() if key != "probe"}}
     return {
         key: value
         for key, value in flat(config).items()

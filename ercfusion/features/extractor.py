@@ -92,6 +92,7 @@ EXTRACTORS: Registry[Any] = Registry(
     "extraction tool",
     {
         "opensmile": "ercfusion.features.audio:OpenSmileExtractor",
+        "logmel": "ercfusion.features.logmel:LogMelExtractor",
         "sentence-transformers": "ercfusion.features.encode:SentenceExtractor",
         "transformers": "ercfusion.features.encode:TransformerExtractor",
         "py-feat": "ercfusion.features.visual:VisualExtractor",

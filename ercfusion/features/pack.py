@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from ercfusion import __version__
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.errors import BatchError, ConfigError, PackError, did_you_mean
+from ercfusion.features.provenance import TrainedOn, checked, summary
 from ercfusion.features.storage import (
     AGAIN,
     KEYS,
@@ -95,6 +96,7 @@ def write_pack(
     sources: Mapping[str, str] | None = None,
     missing: Mapping[Key, str] | None = None,
     notes: Mapping[Key, str] | None = None,
+    trained_on: TrainedOn | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write ``table`` as a pack. The folder appears complete or not at all.
@@ -110,6 +112,7 @@ def write_pack(
         sources: Name to SHA-256 of what the values depend on besides the corpus (media files, model weights).
         missing: Turns that have no features, with the reason.
         notes: Turns whose features are there but questionable, with what is odd.
+        trained_on: Whose labels the values were trained with, if any's (see :mod:`ercfusion.features.provenance`).
         overwrite: Replace an existing pack, once the new one is complete.
 
     Returns:
@@ -157,6 +160,8 @@ def write_pack(
         "missing": _by_turn(missing),
         "notes": _by_turn(notes),
     }
+    if trained_on is not None:
+        manifest["trained_on"] = [dict(entry) for entry in trained_on]
     json.dumps(manifest, allow_nan=False)  # settings that JSON cannot hold fail here, before the large file is written
     try:
         with atomic_folder(folder, overwrite=overwrite) as building:
@@ -259,6 +264,9 @@ def read_pack(
         remember(state)
     source = {"pack": str(folder), "sha256": checksum, "corpus_fingerprint": manifest["corpus_fingerprint"]}
     source |= {name: manifest[name] for name in ("tool", "tool_version", "settings", "corpus", "created")}
+    learned = checked(manifest.get("trained_on"), str(folder / MANIFEST))
+    if learned:
+        source["trained_on"] = summary(learned)
     try:
         return FeatureTable(manifest["modality"], keys, values, offsets, source)
     except BatchError as error:

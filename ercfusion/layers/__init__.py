@@ -14,6 +14,14 @@ from ercfusion.layers.inputs import ModalityProjection, Standardize
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from ercfusion.layers.recurrent import PackedLSTM
 from ercfusion.layers.relative import RelativeBias
+from ercfusion.layers.spectrogram import (
+    MaskedBatchNorm,
+    SpecAugment,
+    SpectrogramNet,
+    pad_sequences,
+    pool_frames,
+    random_crop,
+)
 from ercfusion.layers.tensor_fusion import LowRankFusion, TensorFusion
 from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
 
@@ -32,6 +40,7 @@ __all__ = [
     "LowRankFusion",
     "Mamba",
     "MambaState",
+    "MaskedBatchNorm",
     "ModalityDropout",
     "ModalityProjection",
     "PackedLSTM",
@@ -40,6 +49,11 @@ __all__ = [
     "ProbabilityGuidedFusion",
     "RelationalConv",
     "RelativeBias",
+    "SpecAugment",
+    "SpectrogramNet",
     "Standardize",
     "TensorFusion",
+    "pad_sequences",
+    "pool_frames",
+    "random_crop",
 ]

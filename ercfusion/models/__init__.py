@@ -27,6 +27,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "tfn": "ercfusion.models.tfn:Tfn",
         "lmf": "ercfusion.models.lmf:Lmf",
         "m2fnet": "ercfusion.models.m2fnet:M2FNet",
+        "utterance_encoder": "ercfusion.models.utterance_encoder:UtteranceEncoder",
     },
 )
 

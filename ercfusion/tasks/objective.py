@@ -23,7 +23,7 @@ LOSSES: dict[str, dict[str, float]] = {
 }
 """Losses of a single-label task by name, with their settings; ``cross_entropy`` is the usual loss of every task."""
 
-_PLAIN = ("weights", "class_weights", "label_smoothing", "regression_loss", "loss")
+_PLAIN = ("weights", "class_weights", "label_smoothing", "regression_loss", "loss", "probe")
 
 
 class Objective(nn.Module):
@@ -119,6 +119,14 @@ def check_objective(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"objective has no setting {key!r}. {did_you_mean(key, known)}")
     for name in TERMS:
         _make_term(name, settings)
+    probe, weights = settings.get("probe", False), settings.get("weights") or {}
+    if not isinstance(probe, bool):
+        raise ConfigError(f"objective.probe must be true or false, found {probe!r}")
+    if probe and not any(weight != 0 for name, weight in weights.items() if name not in ("task", "unimodal")):
+        raise ConfigError(
+            "objective.probe=true: the classifier sends no gradient back, and no other term has a weight, so that the "
+            "architecture would learn nothing. Give one, for example objective.weights.triplet=1, or take probe=false."
+        )
 
 
 def _task_settings(settings: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

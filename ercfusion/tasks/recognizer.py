@@ -51,6 +51,8 @@ class Recognizer(nn.Module):
         options: Options of the architecture.
         unimodal: Also put a head on each modality's representation (for the objective term ``unimodal``).
         label_smoothing, regression_loss: See :class:`ercfusion.tasks.heads.Head`.
+        probe: Let no classifier send a gradient back: the architecture learns from other terms of the objective alone,
+            and the classifiers read what it made.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Recognizer(nn.Module):
         unimodal: bool = False,
         label_smoothing: float = 0.0,
         regression_loss: str = "mse",
+        probe: bool = False,
     ) -> None:
         super().__init__()
         self.config = {
@@ -74,7 +77,9 @@ class Recognizer(nn.Module):
             "unimodal": unimodal,
             "label_smoothing": label_smoothing,
             "regression_loss": regression_loss,
+            "probe": probe,
         }
+        self.probe = probe
         self.inputs = inputs
         self.task = task
         self.standardize = Standardize(inputs.widths)
@@ -134,8 +139,9 @@ class Recognizer(nn.Module):
         batch = self.standardize.forward(batch)
         guide = (self.outcomes,) if self.guided else ()
         encoded: Encoded = self.architecture(batch, *guide)
-        unimodal = {name: head(encoded.modalities[name]) for name, head in self.unimodal_heads.items()}
-        return Recognized(self.head(encoded.hidden), encoded, unimodal)
+        read = _without_gradient if self.probe else _as_it_is
+        unimodal = {name: head(read(encoded.modalities[name])) for name, head in self.unimodal_heads.items()}
+        return Recognized(self.head(read(encoded.hidden)), encoded, unimodal)
 
     def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:
         """What the classifier on one modality says, as logits of outcomes of which exactly one occurs.
@@ -233,6 +239,7 @@ class Recognizer(nn.Module):
                 unimodal=config["unimodal"],
                 label_smoothing=config["label_smoothing"],
                 regression_loss=config["regression_loss"],
+                probe=config.get("probe", False),  # models of earlier versions do not say
             )
         except KeyError as error:
             raise RunError(f"{folder / 'config.json'}: the entry {error} is missing") from error
@@ -241,3 +248,27 @@ class Recognizer(nn.Module):
         except (SafetensorError, RuntimeError) as error:
             raise RunError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
         return recognizer.eval()
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """The identity, with a gradient of zeros.
+
+    Unlike a detached copy it keeps everything before it in the graph: distributed training waits for a gradient of
+    every parameter, also of those that only a classifier would have trained (the vectors for absent modalities).
+    """
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return torch.zeros_like(gradients[0])
+
+
+def _without_gradient(value: Tensor) -> Tensor:
+    return _ZeroGradient.apply(value)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value

@@ -1,7 +1,7 @@
 """A run: from a configuration to a folder with a trained, dev-selected model and its record.
 
 Under a curriculum the folder also has ``curriculum.csv``, which says of every conversation how hard it is and when it
-comes into use.
+comes into use; with ``task.export`` it has ``packs``, a feature pack for every modality.
 
 Layout of a run folder::
 
@@ -129,9 +129,15 @@ def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) 
         unimodal=objective["weights"].get("unimodal", 0.0) > 0,
         label_smoothing=objective["label_smoothing"],
         regression_loss=objective["regression_loss"],
+        probe=objective.get("probe", False),  # runs of earlier versions have no such setting
     )
     recognizer.prepare(train_store, standardize=config["training"]["standardize"])
     return recognizer
+
+
+def exports(config: Mapping[str, Any]) -> bool:
+    """Whether feature packs are written at the end."""
+    return bool(config.get("task", {}).get("export", False))  # folders of earlier versions have no such section
 
 
 def curriculum_of(config: Mapping[str, Any], train_store: ConversationStore) -> Curriculum | None:
@@ -172,6 +178,10 @@ def fit(
     """
     settings = config["training"]
     recognizer = build_recognizer(config, train_store)
+    if exports(config):
+        from ercfusion.training.export import check_exportable
+
+        check_exportable(recognizer)  # rather now than when all is done
     task = recognizer.task
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config["objective"]["class_weights"])
@@ -375,8 +385,27 @@ def finish(
                 title=f"Curriculum {config['curriculum']['name']} on {protocol.id}, train split",
                 synthetic=corpus.card.synthetic,
             )
+    if exports(config):
+        record["packs"] = export(recognizer, data, folder)
     write_record(folder, record)
     return record
+
+
+def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
+    """Write the packs of a run; returns what its record says of them, by modality."""
+    from ercfusion.features.pack import read_manifest
+    from ercfusion.features.provenance import trained_on
+    from ercfusion.training.export import PACKS, write_packs
+
+    corpus, protocol = data.corpus, data.protocol
+    learned = trained_on(corpus.name, corpus.fingerprint(), protocol.id, "train", data.splits["train"])
+    found = {}
+    for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
+        manifest = read_manifest(pack)
+        checksum = manifest["files"]["values.safetensors"]["sha256"]
+        found[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
+        found[name]["sha256"] = checksum
+    return found
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:

@@ -43,7 +43,8 @@ def test_every_model_composes_with_every_corpus(model: str, composer: Composer) 
         assert config["data"]["name"] == data
         assert config["model"]["name"] in ARCHITECTURES
         assert set(config) == set(content(CONF / "train.yaml")) - {"defaults"} | {
-            *("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "model", "preset"),
+            *("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "model", "task"),
+            "preset",
         }
 
 

@@ -367,12 +367,20 @@ CHOICES = sorted((Path(ercfusion.__file__).parent / "conf" / "objective").glob("
 def test_configurations_name_every_setting_with_its_default() -> None:
     composer = Composer("train")
     default = composer.compose(["model=concat"])["objective"]
-    assert set(default) == {"weights", "class_weights", "label_smoothing", "regression_loss"}
+    assert set(default) == {"weights", "class_weights", "label_smoothing", "regression_loss", "probe"}
+    assert default["probe"] is False
     every = objective_settings()
     for path in CHOICES:
         found = composer.compose(["model=concat", f"objective={path.stem}"])["objective"]
         check_objective(found)
         sections = {key: value for key, value in found.items() if key in every}
+        if path.stem == "metric_learning":  # a combination with values of its own
+            assert {key: set(value) for key, value in sections.items()} == {
+                key: set(every[key]) for key in ("triplet", "covariance", "variance")
+            }
+            assert {section["of"] for section in sections.values()} == {"modalities"}
+            assert found["probe"] is True
+            continue
         assert sections == {key: every[key] for key in sections}, path.name
         if path.stem == "all":
             assert set(sections) == set(every)

@@ -1,0 +1,180 @@
+"""Log-mel spectrograms, as sequence features: the input of networks that learn from sound itself.
+
+Frames are cut without padding, weighted by a periodic Hann window and transformed with the next power of two as the
+transform's length; the power spectrum is summed under triangles that are equally wide on a mel scale. The two scales
+are those of HTK (O'Shaughnessy's formula, 2595 log10(1 + f / 700)) and of Slaney's Auditory Toolbox (1998), which is
+linear up to 1 kHz.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ercfusion.data.features import Level
+from ercfusion.data.media import Clip
+from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.features.extractor import Extracted, check_settings, package_version
+from ercfusion.features.sound import check_sound_settings, read_sound
+
+SCALES = ("slaney", "htk")
+_DEFAULTS: Mapping[str, Any] = {
+    "rate": 16000,
+    "window": 25.0,
+    "hop": 10.0,
+    "bands": 64,
+    "lowest": 20.0,
+    "highest": 8000.0,
+    "scale": "slaney",
+    "floor": 1e-10,
+}
+# Frames that are transformed together: an hour of sound need not be in memory in all its overlapping frames.
+_FRAMES = 4096
+# Slaney's scale: 200 / 3 Hz a mel up to 1 kHz, then 27 mels to a factor of 6.4.
+_LINEAR, _CORNER, _STEP = 200 / 3, 1000.0, math.log(6.4) / 27
+
+
+class LogMelExtractor:
+    """The log-mel spectrogram of a clip.
+
+    Settings:
+        rate: Samples a second to which every clip is resampled.
+        window, hop: Length of a frame and distance between frames, in milliseconds; a whole number of samples is taken.
+        bands: Triangles, and so the width of the features.
+        lowest, highest: Hz; where the first triangle begins and the last one ends.
+        scale: ``slaney`` or ``htk``.
+        floor: Least energy, above 0; the logarithm is the natural one.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value out of its range.
+    """
+
+    kind = "audio"
+    modality = "audio"
+    level: Level = "sequence"
+    tool = "logmel"
+    licence = ""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = check_settings(settings, _DEFAULTS, self.tool)
+        rate, scale = self.settings["rate"], self.settings["scale"]
+        if rate is None:
+            raise ConfigError("logmel: rate=null: every clip needs the same rate, for example rate=16000")
+        check_sound_settings(rate, "all")
+        if scale not in SCALES:
+            raise ConfigError(f"logmel: scale={scale!r} is unknown. {did_you_mean(str(scale), SCALES)}")
+        for name in ("window", "hop", "lowest", "highest", "floor"):
+            value = self.settings[name]
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+                raise ConfigError(f"logmel: {name}={value!r}: a number is expected")
+        bands = self.settings["bands"]
+        if not isinstance(bands, int) or isinstance(bands, bool) or bands < 1:
+            raise ConfigError(f"logmel: bands={bands!r}: a whole number of at least 1 is expected")
+        self.window = round(self.settings["window"] * rate / 1000)
+        self.hop = round(self.settings["hop"] * rate / 1000)
+        if self.window < 2 or self.hop < 1:
+            raise ConfigError(
+                f"logmel: a window of {self.settings['window']} ms and a hop of {self.settings['hop']} ms are "
+                f"{self.window} and {self.hop} samples at {rate} a second; at least 2 and 1 are needed"
+            )
+        low, high = self.settings["lowest"], self.settings["highest"]
+        if not low < high <= rate / 2:
+            raise ConfigError(
+                f"logmel: lowest={low:g} and highest={high:g} Hz must rise, and end at rate / 2 = {rate / 2:g} at most"
+            )
+        if self.settings["floor"] == 0:
+            raise ConfigError("logmel: floor=0 has no logarithm; give a small number such as 1e-10")
+        self.transform = 1 << (self.window - 1).bit_length()
+        self.filters = mel_filters(bands, self.transform, rate, low, high, scale)
+        empty = (self.filters.sum(0) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ConfigError(
+                f"logmel: bands={bands}: {len(empty)} of them hold no line of the spectrum (first: band {empty[0]}). "
+                "Take fewer bands, a longer window, or a wider range of frequencies."
+            )
+        self.hann = torch.hann_window(self.window, periodic=True, dtype=torch.float64)
+        self.tool_version = package_version("torch")
+
+    @property
+    def dimension_names(self) -> list[str]:
+        """The bands by number and centre frequency."""
+        edges = _edges(
+            self.settings["bands"], self.settings["lowest"], self.settings["highest"], self.settings["scale"]
+        )
+        return [f"band{number:03d}_{centre:.0f}Hz" for number, centre in enumerate(edges[1:-1].tolist())]
+
+    def prepare(self) -> None:
+        """Nothing is heavy."""
+
+    def __call__(self, clip: Clip) -> Extracted:
+        """Log energies (T, bands) of one clip; one that is shorter than a window is filled up with silence, and noted.
+
+        Raises:
+            ClipError: the clip cannot be read.
+            MissingExtraError: a package for reading or resampling it is not installed.
+        """
+        sound = read_sound(clip, self.settings["rate"], "all")
+        notes = []
+        samples = torch.from_numpy(np.asarray(sound.samples, dtype=np.float64))
+        if len(samples) < self.window:
+            notes.append(f"shorter than a window of {self.settings['window']:g} ms: {sound.seconds:.4f} s of sound")
+        if sound.silent:
+            notes.append(f"silent: the peak is below -80 dB ({sound.seconds:.2f} s)")
+        return Extracted(self.spectrogram(samples), "; ".join(notes), sound.seconds)
+
+    def spectrogram(self, samples: Tensor) -> NDArray[np.float32]:
+        """Log energies (T, bands) of a waveform (n,), with T = 1 + (max(n, window) - window) // hop.
+
+        Computed in float64: a quiet band beside a loud one keeps its digits, and the number of threads has no effect
+        on what is stored.
+        """
+        samples = samples.double()
+        if len(samples) < self.window:
+            samples = torch.nn.functional.pad(samples, (0, self.window - len(samples)))
+        frames = samples.unfold(0, self.window, self.hop)
+        parts = []
+        for block in frames.split(_FRAMES):
+            power = torch.fft.rfft(block * self.hann, n=self.transform).abs().square()
+            parts.append((power @ self.filters).clamp(min=self.settings["floor"]).log().float())
+        return torch.cat(parts).numpy()
+
+
+def mel_filters(bands: int, transform: int, rate: int, lowest: float, highest: float, scale: str) -> Tensor:
+    """Triangles with the peak 1 over the lines of a spectrum, (transform // 2 + 1, bands) float64.
+
+    Args:
+        bands: Number of triangles; each begins and ends at its neighbours' peaks.
+        transform: Length of the Fourier transform, in samples.
+        rate: Samples a second.
+        lowest, highest: Hz.
+        scale: One of :data:`SCALES`, on which the peaks are equally far apart.
+    """
+    edges = _edges(bands, lowest, highest, scale)
+    lines = torch.arange(transform // 2 + 1, dtype=torch.float64) * rate / transform
+    rising = (lines[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - lines[:, None]) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0)
+
+
+def _edges(bands: int, lowest: float, highest: float, scale: str) -> Tensor:
+    """(bands + 2) frequencies in Hz: the peaks, with where the first triangle begins and the last one ends."""
+    first, last = (_to_mel(frequency, scale) for frequency in (lowest, highest))
+    mels = torch.linspace(first, last, bands + 2, dtype=torch.float64)
+    if scale == "htk":
+        return 700 * (10 ** (mels / 2595) - 1)
+    corner = _CORNER / _LINEAR
+    return torch.where(mels < corner, mels * _LINEAR, _CORNER * ((mels - corner) * _STEP).exp())
+
+
+def _to_mel(frequency: float, scale: str) -> float:
+    if scale == "htk":
+        return 2595 * math.log10(1 + frequency / 700)
+    if frequency < _CORNER:
+        return frequency / _LINEAR
+    return _CORNER / _LINEAR + math.log(frequency / _CORNER) / _STEP

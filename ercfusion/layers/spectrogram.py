@@ -1,0 +1,248 @@
+"""From sequences of frames to one vector an utterance: a residual convolution network, pooling, augmentation.
+
+Utterances of different length lie padded in one tensor. What a position beyond an utterance's end holds never matters:
+every convolution finds zeros there, as it does beyond the edge of an utterance that is alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.data.batch import SequenceValues
+
+# Multiples of `channels` in the four stages of ResNet-18; every stage but the first halves both axes.
+_WIDTHS = (1, 2, 4, 8)
+_BLOCKS = 2
+
+
+def pad_sequences(stored: SequenceValues) -> tuple[Tensor, Tensor]:
+    """Packed sequences side by side.
+
+    Shapes:
+        values (sum of T_i, D) with offsets (N + 1) -> (N, T, D), zero beyond an end, and the mask (N, T); T is the
+        longest, at least 1.
+    """
+    steps = stored.offsets.diff()
+    longest = max(1, int(steps.max())) if len(steps) else 1
+    mask = torch.arange(longest, device=steps.device) < steps[:, None]
+    padded = stored.values.new_zeros(len(steps), longest, stored.values.shape[1])
+    padded[mask] = stored.values
+    return padded, mask
+
+
+def random_crop(stored: SequenceValues, frames: int) -> SequenceValues:
+    """Sequences of more than ``frames`` steps cut to so many, at a random place; others as they are.
+
+    One random number an utterance is drawn from torch's global generator, whatever the lengths.
+
+    Shapes:
+        values (sum of T_i, D) with offsets (N + 1) -> (sum of min(T_i, frames), D) with offsets (N + 1).
+    """
+    steps = stored.offsets.diff()
+    kept = steps.clamp(max=frames)
+    draws = torch.rand(len(steps)).to(steps.device)
+    first = stored.offsets[:-1] + (draws * (steps - kept + 1)).long().clamp(max=steps - kept)
+    offsets = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
+    owner = torch.repeat_interleave(torch.arange(len(steps), device=steps.device), kept)
+    rows = torch.arange(int(offsets[-1]), device=steps.device) - offsets[owner] + first[owner]
+    return SequenceValues(stored.values[rows], offsets)
+
+
+class SpecAugment(nn.Module):
+    """Hides stretches of time and bands of a spectrogram in training (Park et al., Interspeech 2019), and adds noise.
+
+    Hidden cells become 0, the mean after standardisation. The width of each stretch is drawn between 0 and the limit,
+    then its place. In eval mode nothing happens. Randomness comes from torch's global generator.
+
+    Args:
+        time_masks, time_width: Number of stretches of an utterance, and their largest width in frames; never more than
+            a fifth of the utterance each, so that short ones keep most of their frames.
+        band_masks, band_width: Number of stretches of bands, and their largest width.
+        noise: Standard deviation of normal noise, in units of the standardised values.
+
+    Shapes:
+        (N, T, D), mask (N, T) -> (N, T, D), zero where the mask is False.
+    """
+
+    def __init__(
+        self,
+        time_masks: int = 2,
+        time_width: int = 20,
+        band_masks: int = 2,
+        band_width: int = 8,
+        noise: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.time_masks, self.time_width = time_masks, time_width
+        self.band_masks, self.band_width = band_masks, band_width
+        self.noise = noise
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """See the class."""
+        if not self.training:
+            return torch.where(mask[:, :, None], values, 0.0)
+        if self.noise > 0:
+            values = values + self.noise * torch.randn_like(values)
+        steps = mask.sum(1)
+        kept = mask[:, :, None].expand_as(values)
+        for _ in range(self.time_masks):
+            limit = torch.minimum(steps // 5, steps.new_tensor(self.time_width))
+            kept = kept & ~_stretch(values.shape[1], steps, limit)[:, :, None]
+        bands = steps.new_full((len(steps),), values.shape[2])
+        for _ in range(self.band_masks):
+            limit = bands.clamp(max=self.band_width)
+            kept = kept & ~_stretch(values.shape[2], bands, limit)[:, None, :]
+        return torch.where(kept, values, 0.0)
+
+
+def _stretch(size: int, length: Tensor, limit: Tensor) -> Tensor:
+    """(N, size) bool: a stretch of 0 to ``limit`` (N) places, within the first ``length`` (N)."""
+    draws = torch.rand(2, len(length)).to(length.device)
+    width = (draws[0] * (limit + 1)).long().clamp(max=limit)
+    start = (draws[1] * (length - width + 1)).long()
+    place = torch.arange(size, device=length.device)
+    return (place >= start[:, None]) & (place < (start + width)[:, None])
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation of pictures with a time axis, whose statistics are those of real frames alone.
+
+    In training mean and variance of a channel are taken over all bands of the frames that the mask has, and running
+    averages are kept; in eval mode these are used, so that a result does not depend on the batch. Without a padded or
+    absent frame it is :class:`torch.nn.BatchNorm2d`. Where the mask has no frame in training, the running averages are
+    used. (Each process of distributed training has statistics of its own.)
+
+    Args:
+        channels: C.
+        momentum: Share of a new batch in the running averages.
+        epsilon: Added to variances.
+
+    Shapes:
+        (N, C, T, D), mask (N, T) -> (N, C, T, D), zero where the mask is False.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean = nn.Buffer(torch.zeros(channels))
+        self.running_variance = nn.Buffer(torch.ones(channels))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See the class."""
+        here = mask[:, None, :, None]
+        mean: Tensor = self.running_mean
+        variance: Tensor = self.running_variance
+        if self.training:
+            count = mask.sum() * x.shape[3]
+            some = count > 0
+            # In full precision under autocast: sums over a batch of spectrograms lose digits otherwise.
+            wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+            present = torch.where(here, wide, 0.0)
+            own_mean = present.sum((0, 2, 3)) / count.clamp(min=1)
+            apart = torch.where(here, wide - own_mean[:, None, None], 0.0)
+            own_variance = apart.square().sum((0, 2, 3)) / count.clamp(min=1)
+            with torch.no_grad():
+                share = torch.where(some, self.momentum, 0.0)
+                spread = own_variance * (count / (count - 1).clamp(min=1))
+                self.running_mean.lerp_(own_mean.to(self.running_mean), share.to(self.running_mean))
+                self.running_variance.lerp_(spread.to(self.running_variance), share.to(self.running_variance))
+            mean = torch.where(some, own_mean, mean)
+            variance = torch.where(some, own_variance, variance)
+        scale = self.weight * (variance + self.epsilon).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.where(here, x * scale[:, None, None] + shift[:, None, None], 0.0)
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut (He et al., CVPR 2016, figure 5 left)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.first_norm = MaskedBatchNorm(outside)
+        self.second = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.second_norm = MaskedBatchNorm(outside)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or inside != outside:
+            self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False)
+            self.shortcut_norm = MaskedBatchNorm(outside)
+        self.stride = stride
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mask = mask[:, :: self.stride]
+        y = self.first_norm(self.first(x), mask).relu()
+        y = self.second_norm(self.second(y), mask)
+        if self.shortcut is not None:
+            x = self.shortcut_norm(self.shortcut(x), mask)
+        return (x + y).relu(), mask
+
+
+class SpectrogramNet(nn.Module):
+    """ResNet-18 (He et al., CVPR 2016) on spectrograms of one channel and any length, up to the pooling.
+
+    A convolution of 7 x 7 and a maximum over 3 x 3, both of stride 2, then four stages of two blocks; the last three
+    halve time and bands. A step of the result so stands for 32 frames. The classifier of ResNet-18 is left out.
+
+    Zeros stand beyond the end of an utterance before every convolution, as beyond the edges of the picture, so that
+    an utterance has the same result alone, in a batch, and next to longer ones.
+
+    Args:
+        channels: Of the first stage, doubled by every later one; 64 in ResNet-18.
+
+    Shapes:
+        (N, T, D), mask (N, T) -> (N, T', 8 channels), the mean over bands, and the mask (N, T'), with T' = T / 32
+        rounded up.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, found {channels}")
+        self.width = _WIDTHS[-1] * channels
+        self.stem = nn.Conv2d(1, channels, 7, 2, padding=3, bias=False)
+        self.stem_norm = MaskedBatchNorm(channels)
+        blocks, inside = [], channels
+        for stage, factor in enumerate(_WIDTHS):
+            for number in range(_BLOCKS):
+                blocks.append(_Block(inside, factor * channels, 2 if stage and not number else 1))
+                inside = factor * channels
+        self.blocks = nn.ModuleList(blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        if values.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # torch 2.13 on a CPU: the gradient of a bfloat16 convolution of stride 2 on a picture of one column has
+            # entries that are not finite.
+            with torch.autocast("cpu", enabled=False):
+                return self._features(values.float(), mask)
+        return self._features(values, mask)
+
+    def _features(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.where(mask[:, :, None], values, 0.0)[:, None]
+        mask = mask[:, ::2]
+        x = self.stem_norm(self.stem(x), mask).relu()
+        # Zeros beyond the end are never more than what is there after ReLU: the maximum does not see them.
+        x, mask = F.max_pool2d(x, 3, 2, padding=1), mask[:, ::2]
+        x = torch.where(mask[:, None, :, None], x, 0.0)
+        for block in self.blocks:
+            x, mask = block(x, mask)
+        return x.mean(3).transpose(1, 2), mask
+
+
+def pool_frames(frames: Tensor, mask: Tensor) -> Tensor:
+    """Mean and maximum over the frames that the mask has; zeros where it has none.
+
+    Shapes:
+        (N, T, D), mask (N, T) -> (N, 2 D), the mean first.
+    """
+    here = mask[:, :, None]
+    mean = torch.where(here, frames, 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    highest = frames.masked_fill(~here, -torch.inf).amax(1)
+    return torch.cat([mean, torch.where(mask.any(1, keepdim=True), highest, 0.0)], dim=1)
