@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tables import table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -465,16 +466,6 @@ def demo_ceilings() -> list[str]:
     return rows
 
 
-@cache
-def table(preset: str) -> Any:
-    from ercfusion.evaluation.preset import read_preset
-    from ercfusion.evaluation.table import compute_table
-    from ercfusion.training.tables import read_table_records, wanted_records
-
-    found = read_preset(DOCS.parent / "experiments" / f"{preset}.yaml")
-    return compute_table(found, wanted_records(found, read_table_records(found, [found.path.parent / preset])))
-
-
 def result_scores(preset: str) -> list[str]:
     """The scores of a table, from the records of its runs."""
     from ercfusion.evaluation.render import markdown_table, score_cells
@@ -489,9 +480,40 @@ def result_optimism(preset: str) -> list[str]:
     return markdown_table(optimism_cells(table(preset))).splitlines()
 
 
+def result_pairs(preset: str) -> list[str]:
+    """The differences that a table tests, from the same records."""
+    from ercfusion.evaluation.render import comparison_cells, markdown_table
+
+    return markdown_table(comparison_cells(table(preset))).splitlines()
+
+
+SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + visual", "all three")
+
+
+def result_subsets(preset: str, metric: str) -> list[str]:
+    """A line a model, a column a subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
+    from ercfusion.evaluation.render import markdown_table, metric_name, spread
+
+    scores = {line.row.name: spread(metric, line.test[metric]) for line in table(preset).lines}
+    models = [name for name in scores if f"{name}, text" in scores]
+    rows = [[model, *(scores.get(f"{model}, {subset}", scores[model]) for subset in SUBSETS)] for model in models]
+    return markdown_table([[metric_name(metric), *SUBSETS], *rows]).splitlines()
+
+
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
     **{f"optimism {name}": ("results.md", partial(result_optimism, name)) for name in ("meld", "mosi", "demo")},
+    **{
+        f"subsets {preset} {metric}": ("modalities.md", partial(result_subsets, preset, metric))
+        for preset, metric in (
+            ("mosi-fusion", "accuracy"),
+            ("mosi-fusion", "weighted_f1"),
+            ("mosi-fusion-score", "mae"),
+            ("mosi-fusion-score", "pearson"),
+            ("mosi-fusion-score", "acc7"),
+        )
+    },
+    **{f"pairs {name}": ("modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")},
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),

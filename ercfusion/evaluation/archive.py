@@ -3,7 +3,8 @@
 An archive holds no text, no weights, no path of a machine and nothing of the dev split but its scores. What all runs
 have in common stands in it once (``shared``), then comes one line a run (``runs``). The counts of the test
 conversations, from which every statistic follows, are written as short texts in the order of ``conversations``:
-``"0,0,3 0,4"`` is a confusion matrix with 3 in row 0, column 0 and 1 in row 0, column 4.
+``"0,0,3 0,4"`` is a confusion matrix with 3 in row 0, column 0 and 1 in row 0, column 4. The moments of a regression
+stand column by column, so that those of the truth, which all runs have in common, stand there once.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
             counts = split[key]
             split["ids"] = list(counts)
             split[key] = [write(value) for value in counts.values()]
+    if "moments" in split:
+        split["moments"] = _write_columns(split["moments"])
     return split
 
 
@@ -108,6 +111,8 @@ def _expand(record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"record format {record.get('format')!r}")
     split = record["splits"]["test"]
     ids = split.pop("ids", [])
+    if isinstance(split.get("moments"), dict):  # a list in older archives
+        split["moments"] = _read_columns(split["moments"])
     for key, read in _READERS.items():
         if key in split:
             if len(split[key]) != len(ids):
@@ -139,6 +144,28 @@ def _read_numbers(text: str) -> list[int]:
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+def _write_columns(moments: Sequence[Sequence[Sequence[float]]]) -> dict[str, str]:
+    """By dimension and number of the sum ("0.3") its values of all conversations: sums of the truth are then shared."""
+    table = np.asarray(moments, dtype=np.float64)
+    return {
+        f"{dimension}.{number}": " ".join(f"{value:.9g}" for value in table[:, dimension, number])
+        for dimension in range(table.shape[1])
+        for number in range(table.shape[2])
+    }
+
+
+def _read_columns(columns: Mapping[str, str]) -> list[list[list[float]]]:
+    places = [tuple(map(int, name.split("."))) for name in columns]
+    values = [[float(number) for number in text.split()] for text in columns.values()]
+    table = np.empty((len(values[0]), *(max(place) + 1 for place in zip(*places, strict=True))))
+    if table[0].size != len(columns):
+        raise ValueError(f"{len(columns)} columns of moments for {table[0].size}")
+    for (dimension, number), column in zip(places, values, strict=True):
+        table[:, dimension, number] = column
+    found: list[list[list[float]]] = table.tolist()
+    return found
 
 
 _WRITERS: dict[str, Callable[[Any], Any]] = {

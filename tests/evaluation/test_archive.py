@@ -112,3 +112,42 @@ def test_scores_by_class_of_older_archives_are_read(tmp_path, records):
         entry["splits"]["test"]["per_class"] = {"joy": {"f1": 0.25}}
     path.write_text(json.dumps(content))
     assert read_archive(path)[0]["splits"]["test"]["per_class"] == {"joy": {"f1": 0.25}}
+
+
+def of_regression(seed: int) -> dict:
+    """A record whose test split has moments of two dimensions; in each the first and third sum are of the truth."""
+    rng, truth = np.random.default_rng(seed), np.random.default_rng(99)
+    split = record(seed=seed)["splits"]["test"]
+    ids = list(split["confusion"])
+    table = rng.standard_normal((len(ids), 2, 4)) * 1e3
+    table[:, :, ::2] = truth.integers(0, 20, (len(ids), 2, 2))
+    moments = {name: [[float(f"{x:.9g}") for x in row] for row in rows] for name, rows in zip(ids, table, strict=True)}
+    kept = {key: value for key, value in split.items() if key not in ("confusion", "shift", "per_class")}
+    made = record(seed=seed)
+    return {**made, "splits": {**made["splits"], "test": {**kept, "moments": moments}}}
+
+
+def test_moments_are_kept_to_the_last_digit_and_those_of_the_truth_once(tmp_path):
+    records = [of_regression(seed) for seed in (0, 1, 2)]
+    path = write_archive(tmp_path / "mae.json", records)
+    for found, original in zip(read_archive(path), records, strict=True):
+        assert found["splits"]["test"]["moments"] == original["splits"]["test"]["moments"]
+    content = json.loads(path.read_text())
+    assert set(content["shared"]["splits"]["test"]["moments"]) == {"0.0", "0.2", "1.0", "1.2"}
+    assert all(set(run["splits"]["test"]["moments"]) == {"0.1", "0.3", "1.1", "1.3"} for run in content["runs"])
+    # Archives of before have lists, conversation by conversation.
+    ids = content["shared"]["splits"]["test"]["ids"]
+    del content["shared"]["splits"]["test"]["moments"]
+    for run, original in zip(content["runs"], records, strict=True):
+        run["splits"]["test"]["moments"] = [original["splits"]["test"]["moments"][name] for name in ids]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    assert [entry["splits"]["test"] for entry in read_archive(old)] == [
+        entry["splits"]["test"] for entry in read_archive(path)
+    ]
+    # A column that is missing is damage.
+    del content["runs"][0]["splits"]["test"]["moments"]
+    content["runs"][0]["splits"]["test"]["moments"] = {"0.0": "1 2", "1.1": "1 2"}
+    old.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="damaged"):
+        read_archive(old)
