@@ -513,7 +513,9 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
             ("mosi-fusion-score", "acc7"),
         )
     },
-    **{f"pairs {name}": ("modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")},
+    **{
+        f"pairs {name}": ("modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")
+    },
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),

@@ -36,6 +36,8 @@ _INCIDENTAL = (
     "trainer.devices",
     "trainer.strategy",
 )
+# Settings that older records do not have, with the value that they had in effect: left out where they have it.
+_LATER: dict[str, Any] = {"objective.probe": False, "training.modality_dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("curriculum", {}).get("name") == "none":
         # As in records that are older than curricula.
         config = {key: value for key, value in config.items() if key != "curriculum"}
-    if config.get("objective", {}).get("probe") is False:  # as in records that are older than that setting
-        config = {**config, "objective": {key: value for key, value in config["objective"].items() if key != "probe"}}
     return {
         key: value
         for key, value in flat(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in _INCIDENTAL)
+        and not (key in _LATER and value == _LATER[key])
     }
 
 

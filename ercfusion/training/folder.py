@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "training.max_epochs": (1, math.inf),
     "training.patience": (0, math.inf),
     "training.gradient_clip": (0, math.inf),
+    "training.modality_dropout": (0, 1),
     "training.bootstrap": (1, math.inf),
     "training.threads": (1, math.inf),
     "objective.label_smoothing": (0, 1),

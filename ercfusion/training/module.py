@@ -15,6 +15,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, TrainingError, did_you_mean
+from ercfusion.layers import ModalityDropout
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -40,6 +41,8 @@ class ConversationModule(pl.LightningModule):
         maximize: Whether the dev score is better when higher.
         steps: Of the optimiser in all epochs together, over which ``cosine`` falls; the trainer's estimate where None,
             which takes all epochs to be as long as the first.
+        modality_dropout: Probability with which each modality of an utterance is hidden in training, whatever the
+            architecture (:class:`ercfusion.layers.ModalityDropout`).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ConversationModule(pl.LightningModule):
         *,
         maximize: bool = True,
         steps: int | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.recognizer = recognizer
@@ -59,6 +63,7 @@ class ConversationModule(pl.LightningModule):
         self.scheduler_config = dict(scheduler)
         self.maximize = maximize
         self.steps = steps
+        self.hide = ModalityDropout(modality_dropout)
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -66,6 +71,8 @@ class ConversationModule(pl.LightningModule):
         Raises:
             TrainingError: the loss is not finite; the message says which batch.
         """
+        if self.hide.dropout_rate > 0:
+            batch = batch.hide(~self.hide(batch.present, batch.packing))
         total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
         # Over all processes: each weighs its terms alike in the epoch's means, and all stop where one has to.
         labelled = batch.targets[self.recognizer.task.name].valid.sum()

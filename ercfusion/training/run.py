@@ -245,6 +245,7 @@ def fit(
         config["scheduler"],
         maximize=higher_is_better(metric),
         steps=sampler.steps(settings["max_epochs"]),
+        modality_dropout=settings.get("modality_dropout", 0.0),  # folders of earlier versions have no such setting
     )
     last = folder / LAST
     if is_first_process():

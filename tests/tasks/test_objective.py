@@ -436,6 +436,7 @@ def test_a_run_with_every_part_resumes_to_the_last_bit(tmp_path: Path, monkeypat
         *("objective.weights.supcon=0.5", "objective.supcon.projection=6", "objective.supcon.queue=20"),
         *("objective.weights.triplet=0.2", "objective.triplet.adaptive=true", "objective.triplet.of=modalities"),
         *("objective.weights.variance=0.1", "training.max_epochs=2", "training.patience=0"),
+        "training.modality_dropout=0.3",
     ]
     with monkeypatch.context() as patch:
         keep_states(patch, tmp_path)

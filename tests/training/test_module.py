@@ -37,15 +37,36 @@ def module(
     unimodal: bool = False,
     maximize: bool = True,
     model: str = "bclstm",
+    **more: Any,
 ) -> ConversationModule:
     torch.manual_seed(0)
     recognizer = Recognizer(model, store.inputs, store.tasks[0], unimodal=unimodal)
     recognizer.prepare(store)
     made = ConversationModule(
-        recognizer, Objective(weights or {}), optimizer, scheduler or {"name": "constant"}, maximize=maximize
+        recognizer, Objective(weights or {}), optimizer, scheduler or {"name": "constant"}, maximize=maximize, **more
     )
     made._trainer = SimpleNamespace(estimated_stepping_batches=20, current_epoch=4, lr_scheduler_configs=[])  # type: ignore[assignment]
     return made
+
+
+def test_modalities_are_hidden_in_training(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for rate in (0.0, 0.4):
+        made = module(store, modality_dropout=rate)
+        monkeypatch.setattr(made, "log_dict", lambda *arguments, **options: None)
+        made.recognizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].present))
+        batch = store.batch(range(len(store)))
+        torch.manual_seed(1)
+        made.training_step(batch, 0)
+        torch.manual_seed(1)
+        made.training_step(batch, 0)
+    plain, same, hidden, again = seen
+    assert torch.equal(plain, batch.present)
+    assert torch.equal(plain, same)
+    assert torch.equal(hidden, again)  # from the generator that the trainer seeds, so that runs resume exactly
+    assert not (hidden & ~plain).any()
+    assert 0 < hidden.sum() < plain.sum()
+    assert torch.equal(hidden.any(1), plain.any(1))
 
 
 def test_vectors_are_not_decayed(store: ConversationStore) -> None:
