@@ -92,6 +92,10 @@ class _ConsoleHandler(logging.Handler):
 # Composing
 
 
+_BASES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+"""What :meth:`Composer._base` found before."""
+
+
 class Composer:
     """Composes configurations from the package's groups and a user's ``key=value`` arguments.
 
@@ -219,8 +223,8 @@ class Composer:
                 raise ConfigError(f"{origin}{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
             else:
                 chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
+        base = self._base(tuple(chosen))
         with self._initialized() as compose:
-            base = _flatten(compose(self.root, chosen))
             # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
             for line in list(chosen):
                 group, _, choice = line.partition("=")
@@ -231,6 +235,17 @@ class Composer:
             with _naming(origin):
                 chosen.append(_checked_value(entry, line, base, groups))
         return chosen
+
+    def _base(self, chosen: tuple[str, ...]) -> dict[str, Any]:
+        """The settings by dotted key that a choice of groups brings, before any of them is changed."""
+        # The package's own files stay as they are; those of a user may be edited between two calls.
+        if self.config_dir is None and (self.root, chosen) in _BASES:
+            return _BASES[self.root, chosen]
+        with self._initialized() as compose:
+            found = _flatten(compose(self.root, list(chosen)))
+        if self.config_dir is None:
+            _BASES[self.root, chosen] = found
+        return found
 
     def _initialized(self) -> Any:
         from hydra import compose, initialize_config_module

@@ -34,7 +34,7 @@ def test_in_the_interpreter(which: str) -> None:
     command = [sys.executable, "-m", "pytest", "-m", which, "-o", "python_functions=check_*", "-p", "no:cacheprovider"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        [*command, "-p", "no:xdist", str(Path(__file__).resolve())],
+        [*command, "-n", "0", str(Path(__file__).resolve())],
         env=environment | {"TRITON_INTERPRET": "1"},
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
