@@ -55,7 +55,7 @@ epoch, checkpoints, the model, predictions, pictures and record.json. Its path i
 def help_text(composer: Composer) -> str:
     """The text of ``--help``, with the models, corpora and groups that exist."""
     groups = composer.groups()
-    shown = ("task", "optimizer", "scheduler", "curriculum", "trainer")
+    shown = ("task", "objective", "optimizer", "scheduler", "curriculum", "trainer")
     return HELP.format(
         models=listed(groups["model"], 12),
         corpora=listed(groups["data"], 12),
