@@ -97,7 +97,9 @@ def test_a_worker_that_dies_takes_its_trial_up_again(tmp_path: Path) -> None:
 
 
 def test_two_machines_and_a_journal(tmp_path: Path) -> None:
+    # Long trials, none of them pruned: one process must not be through before the other has started.
     shared = [f"sweep.storage={tmp_path / 'study.journal'}", "sweep.name=together", "sweep.trials=9"]
+    shared += ["training.max_epochs=40", "training.patience=0", "sweep.pruner=none"]
     folders = [tmp_path / "one", tmp_path / "two"]
     processes = [
         sweep_process(*SMALL, *shared, "sweep.workers=1", "sweep.rerun=1", f"run={folder}") for folder in folders
