@@ -55,7 +55,7 @@ def recall(values: NDArray[Any], labels: NDArray[Any], speakers: NDArray[Any], c
         if len(constants) > 1:
             inner = [recall(values[train], labels[train], speakers[train], (constant,)) for constant in constants]
             constant = constants[int(np.argmax(inner))]
-        guessed[~train] = _fitted(values[train], labels[train], constant).predict(values[~train])
+        guessed[~train] = fitted(values[train], labels[train], constant).predict(values[~train])
     return float(recall_score(labels, guessed, average="macro"))
 
 
@@ -69,7 +69,8 @@ def by_speaker(values: NDArray[Any], speakers: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def _fitted(values: NDArray[Any], labels: NDArray[Any], constant: float) -> Any:
+def fitted(values: NDArray[Any], labels: NDArray[Any], constant: float) -> Any:
+    """A linear support vector machine with this C on values standardised by themselves."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.emodb import CONSTANTS, _fitted, by_speaker
+from benchmarks.emodb import CONSTANTS, by_speaker, fitted
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.emodb import FOLDS
 from ercfusion.errors import MissingExtraError
@@ -125,12 +125,12 @@ def recall(speech: Speech, by_fold: Mapping[str, Values]) -> tuple[float, float]
             features = by_speaker(values, speech.speakers) if own else values
             train, labels = ~test & ~dev, speech.labels
             scores = [
-                recall_score(labels[dev], _fitted(features[train], labels[train], C).predict(features[dev]), **_MACRO)
+                recall_score(labels[dev], fitted(features[train], labels[train], C).predict(features[dev]), **_MACRO)
                 for C in CONSTANTS["egemaps"]
             ]
             chosen = CONSTANTS["egemaps"][int(np.argmax(scores))]
             truth.append(labels[test])
-            guessed.append(_fitted(features[~test], labels[~test], chosen).predict(features[test]))
+            guessed.append(fitted(features[~test], labels[~test], chosen).predict(features[test]))
         results.append(float(recall_score(np.concatenate(truth), np.concatenate(guessed), **_MACRO)))
     return results[0], results[1]
 

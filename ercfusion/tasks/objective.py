@@ -186,7 +186,7 @@ def build_objective(
         if weights.get(name, 0.0) != 0:
             term = _make_term(name, settings)
             term.check_task(task.kind)
-            modalities = {} if term.of == "hidden" else recognizer._representation_widths()
+            modalities = {} if term.of == "hidden" else recognizer.representation_widths()
             terms.append(term.build(recognizer.architecture.hidden_size, modalities))
     return Objective(weights, class_weights, gamma=values.get("gamma", 0.0), terms=terms)
 

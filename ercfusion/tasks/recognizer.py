@@ -98,7 +98,7 @@ class Recognizer(nn.Module):
         # An architecture with the attribute ``guided`` asks, while it encodes, what a classifier on each modality says.
         self.guided = bool(getattr(self.architecture, "guided", False))
         if unimodal or self.guided:
-            widths = self._representation_widths()
+            widths = self.representation_widths()
             if not widths:
                 raise ConfigError(
                     f"{architecture} with these options has no representation of a single modality for "
@@ -107,7 +107,7 @@ class Recognizer(nn.Module):
             self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
 
-    def _representation_widths(self) -> dict[str, int]:
+    def representation_widths(self) -> dict[str, int]:
         """Widths of the per-modality representations, found by encoding one made-up utterance."""
         from ercfusion.ops.packing import Packing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ PACKS = "packs"
 
 def check_exportable(recognizer: Recognizer) -> None:
     """Raise :class:`ConfigError` where a model has nothing to export."""
-    if not set(recognizer._representation_widths()) & set(recognizer.inputs.modalities):
+    if not set(recognizer.representation_widths()) & set(recognizer.inputs.modalities):
         raise ConfigError(
             f"task.export=true: {recognizer.config['architecture']} with these options has no representation of a "
             "single modality that could become a feature pack. Take model=utterance_encoder, or set task.export=false."
@@ -106,8 +107,6 @@ def write_packs(
         learned: What it was trained on (:func:`ercfusion.features.provenance.trained_on`).
         overwrite: Replace packs that are there: a run that was stopped here writes all of them again.
     """
-    import json
-
     keys: dict[str, list[Key]] = {}
     parts: dict[str, list[NDArray[np.float32]]] = {}
     turns: list[Key] = []
