@@ -15,7 +15,7 @@ from pathlib import Path
 from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
 from ercfusion.data.features import Key
-from ercfusion.data.media import MEDIA_KINDS, Clip, MediaKind
+from ercfusion.data.media import MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
 from ercfusion.errors import ConfigError, CorpusNotFoundError
 from ercfusion.files import sha256_of
 from ercfusion.progress import track
@@ -46,9 +46,10 @@ class _UnreadableError(Exception):
 
 @dataclass
 class _File:
-    # What is known of one file: seconds is None where its header cannot be judged here.
+    # What is known of one file: seconds and rate are None if its header cannot be judged here.
     size: int
     seconds: float | None = None
+    rate: int | None = None
     fault: str = ""
 
 
@@ -76,6 +77,8 @@ def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Find
         findings += _damage(topic, fresh, files)
         findings += _equal(topic, splits, clips, fresh, files)
         findings += _one_length(topic, fresh, files)
+        if kind == "audio":
+            findings += _rates(topic, files)
         # A video that also serves as sound is judged once.
         new = {key: clip for key, clip in clips.items() if (key, clip) not in seen}
         seen.update(new.items())
@@ -95,6 +98,7 @@ def _look(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) 
         if found.size and path.suffix.lower() not in _PICTURES:
             try:
                 found.seconds = duration(path)
+                found.rate = sampling_rate(path) if kind == "audio" else None
             except _UnreadableError as error:
                 found.fault = str(error)
     return fresh
@@ -122,8 +126,8 @@ def _wave_seconds(path: Path) -> float:
     with wave.open(str(path), "rb") as stream:
         frames, width = stream.getnframes(), stream.getsampwidth() * stream.getnchannels()
         rate = stream.getframerate()
-    if rate <= 0:
-        raise _UnreadableError("a sampling rate of 0")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise _UnreadableError(f"a sampling rate of {rate} Hz: {RATES[0]} to {RATES[1]} are read")
     held = path.stat().st_size
     if frames * width > held:
         raise _UnreadableError(f"cut off: {frames * width} bytes of sound are announced, the file has {held}")
@@ -205,6 +209,18 @@ def _one_length(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) 
         return []
     text = f"all {number} recordings last {next(iter(lengths)):.3f} s: they were cut or padded to one length"
     return [Finding("note", topic, text)]
+
+
+def _rates(topic: str, files: Mapping[Path, _File]) -> list[Finding]:
+    by_rate: dict[int, list[Path]] = {}
+    for path, entry in files.items():
+        if entry.rate is not None:
+            by_rate.setdefault(entry.rate, []).append(path)
+    if len(by_rate) < 2:
+        return []
+    shown = ", ".join(f"{rate} Hz ({len(by_rate[rate])}, first {by_rate[rate][0].name})" for rate in sorted(by_rate))
+    text = f"several sampling rates: {shown}. Features of sound depend on the rate: bring all to one for an extraction"
+    return [Finding("note", topic, f"{text} (features.resample=all features.rate=16000)")]
 
 
 def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:

@@ -1,7 +1,9 @@
-"""Where the recording of a turn lies."""
+"""Where the recording of a turn is, and what the header of a sound file says."""
 
 from __future__ import annotations
 
+import importlib.util
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,3 +26,49 @@ class Clip:
     path: Path
     start: float = 0.0
     end: float | None = None
+
+
+RATES = (1000, 192_000)
+"""Sampling rates that are read, in Hz. What a header says beyond them is damage: 1 Hz would make hours of a second."""
+
+
+def sampling_rate(path: Path) -> int | None:
+    """Samples per second according to the header; None if it cannot be read with what is installed here."""
+    header = _wave_header(path)
+    if header is not None:
+        return header[0]
+    try:
+        if importlib.util.find_spec("soundfile") is not None:
+            import soundfile
+
+            return int(soundfile.info(str(path)).samplerate)
+    except (soundfile.SoundFileError, OSError):
+        pass  # not a plain sound file: perhaps a video
+    if importlib.util.find_spec("av") is None:
+        return None
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return int(container.streams.audio[0].rate or 0) or None if container.streams.audio else None
+    except (av.error.FFmpegError, OSError, ValueError):
+        return None
+
+
+def announced_frames(path: Path) -> int | None:
+    """Frames of sound that the header of a WAV file announces; None for other files and unknown lengths."""
+    header = _wave_header(path)
+    return None if header is None else header[1]
+
+
+def _wave_header(path: Path) -> tuple[int, int | None] | None:
+    # Rate and frames. Programs that write into a pipe do not know the length, and announce the largest.
+    if path.suffix.lower() != ".wav":
+        return None
+    try:
+        with wave.open(str(path), "rb") as stream:
+            rate, frames = stream.getframerate(), stream.getnframes()
+            size = frames * stream.getnchannels() * stream.getsampwidth()
+    except (wave.Error, EOFError, OSError):
+        return None
+    return rate, frames if size < 0x7FFFFF00 else None

@@ -7,7 +7,7 @@ eGeMAPS: Eyben et al. The Geneva Minimalistic Acoustic Parameter Set. IEEE Trans
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ercfusion.data.media import Clip
 from ercfusion.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import Extracted, check_settings, package_version
-from ercfusion.features.sound import check_sound_settings, read_sound
+from ercfusion.features.sound import check_sound_settings, read_sound, uneven_rates
 
 FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016", "emobase", "IS09", "IS10", "IS11", "IS12", "IS13", "GeMAPSv01b")
 LEVELS = {
@@ -37,9 +37,11 @@ _DEFAULTS: Mapping[str, Any] = {
 class OpenSmileExtractor:
     """openSMILE on the sound of a clip.
 
-    The values are those of ``opensmile.Smile`` on the same file, to the last bit: ``Smile(feature_set, feature_level)``
-    for a plain sound file of one channel that is not resampled; with ``sampling_rate=rate, resample=True`` for one that
-    is; with ``channels=range(n), mixdown=True`` for one of n channels.
+    The values equal those of ``opensmile.Smile`` on the same file to the last bit: ``Smile(feature_set,
+    feature_level)`` for a plain sound file of one channel that is not resampled; with ``sampling_rate=rate,
+    resample=True`` for one that is; with ``channels=range(n), mixdown=True`` for one of n channels (``Smile`` on its
+    own reads the first channel only). They differ for files of floating-point samples beyond -1 to 1: here these are
+    clipped, in ``Smile`` they wrap around.
 
     Settings:
         feature_set: One of :data:`FEATURE_SETS`.
@@ -108,5 +110,8 @@ class OpenSmileExtractor:
             values: NDArray[np.float32] = self._smile(sound.samples, sound.rate)[0].T
         if np.isnan(values).all():
             raise ClipError(f"too short for {self.settings['feature_set']}: {sound.seconds:.3f} s of sound")
-        note = f"silent: the peak is below -80 dB ({sound.seconds:.2f} s)" if sound.silent else ""
-        return Extracted(np.asarray(values, dtype=np.float32), note, sound.seconds)
+        return Extracted(np.asarray(values, dtype=np.float32), "; ".join(sound.notes), sound.seconds)
+
+    def remarks(self, clips: Sequence[Clip]) -> dict[Clip, str]:
+        """Clips that are processed at another sampling rate than most; see :func:`.sound.uneven_rates`."""
+        return uneven_rates(clips, self.settings["rate"], self.settings["resample"])

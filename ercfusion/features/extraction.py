@@ -114,6 +114,7 @@ def extract_pack(
     refuse_if_in_the_way(target, overwrite=has_pack(target))  # rather now than when all is done
     if extractor.licence:
         _announce(extractor.tool, extractor.licence)
+    remarks = _remarks_on_all(extractor, work)
     building = target.with_name(f".{target.name}.building")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def extract_pack(
                 groups = _groups(work, recipe, extractor.batch if is_text else 1, journal)
                 run = _runner(executor_name, address, workers, len(groups), is_text)
                 _work_off(run, groups, work, journal, is_text=is_text, strict=strict, what=recipe.name)
-                made = _assemble(journal, work, building)
+                made = _assemble(journal, work, building, remarks)
                 _write(target, made, corpus, recipe, extractor, identity, overwrite=has_pack(target))
             shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
@@ -221,6 +222,22 @@ def _announce(tool: str, licence: str) -> None:
             stream.write(licence + "\n")
     except OSError as error:
         logger.debug("that the licence was shown could not be noted: %s", error)
+
+
+def _remarks_on_all(extractor: Any, work: WorkList) -> dict[Any, str]:
+    # Said before hours of work rather than after them.
+    remarks: dict[Any, str] = extractor.remarks(work.items) if hasattr(extractor, "remarks") else {}
+    if remarks:
+        first, text = next(iter(remarks.items()))
+        logger.warning(
+            "%d of %d recordings are not like the others (first: %s, %s). Features of sound depend on the sampling "
+            "rate; bring all to one with features.resample=all features.rate=16000",
+            len(remarks),
+            len(work.items),
+            relative_name(first.path, work.root),
+            text,
+        )
+    return remarks
 
 
 def _forget(building: Path) -> None:
@@ -340,8 +357,9 @@ class _Made:
     sources: dict[str, str]
 
 
-def _assemble(journal: Journal, work: WorkList, building: Path) -> _Made:
+def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping[Any, str]) -> _Made:
     entries = [journal.entries[owner] for owner in work.owners]
+    items = [work.items[owner] for owner in work.owners]
     held = [position for position, entry in enumerate(entries) if entry.position >= 0]
     missing = {work.keys[at]: entry.reason for at, entry in enumerate(entries) if entry.position < 0}
     if not held:
@@ -374,9 +392,14 @@ def _assemble(journal: Journal, work: WorkList, building: Path) -> _Made:
         values,
         offsets,
         missing,
-        {work.keys[at]: entries[at].reason for at in held if entries[at].reason},
+        {work.keys[at]: note for at in held if (note := _note(entries[at].reason, remarks.get(items[at], "")))},
         {f"{len(files)} recordings": digest.hexdigest()} if files else {},
     )
+
+
+def _note(own: str, remark: str) -> str:
+    # A pack that is taken over has the remark already.
+    return own if remark in own else "; ".join(part for part in (own, remark) if part)
 
 
 def _write(

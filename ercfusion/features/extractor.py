@@ -38,6 +38,7 @@ class ClipExtractor(Protocol):
 
     It is made from the settings of a recipe, in the process that coordinates and in every worker; ``prepare`` loads
     what is heavy. A clip that gives nothing raises :class:`~ercfusion.features.clip_error.ClipError` with the reason.
+    An extractor may also have ``remarks(clips) -> dict[Clip, str]``: what is odd about clips among the others.
     """
 
     kind: Literal["audio", "visual"]

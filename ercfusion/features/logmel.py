@@ -120,12 +120,10 @@ class LogMelExtractor:
             MissingExtraError: a package for reading or resampling it is not installed.
         """
         sound = read_sound(clip, self.settings["rate"], "all")
-        notes = []
+        notes = sound.notes
         samples = torch.from_numpy(np.asarray(sound.samples, dtype=np.float64))
         if len(samples) < self.window:
             notes.append(f"shorter than a window of {self.settings['window']:g} ms: {sound.seconds:.4f} s of sound")
-        if sound.silent:
-            notes.append(f"silent: the peak is below -80 dB ({sound.seconds:.2f} s)")
         return Extracted(self.spectrogram(samples), "; ".join(notes), sound.seconds)
 
     def spectrogram(self, samples: Tensor) -> NDArray[np.float32]:

@@ -6,13 +6,16 @@ recipe states; files of plain sound are otherwise taken as they were recorded.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.media import Clip
+from ercfusion.data.media import RATES, Clip, announced_frames, sampling_rate
 from ercfusion.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 
@@ -24,6 +27,8 @@ _PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
 SILENCE = 1e-4
 # Seconds decoded before a clip's start, because compressed sound needs the packets before it.
 _LEAD = 0.5
+# Seconds that a turn may end after its recording without a note: times are rounded, and tracks end a little early.
+_BEYOND = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,12 @@ class Sound:
     Args:
         samples: (n,) float32, -1 to 1, all channels taken together.
         rate: Samples a second.
+        cut: Why less was read than was asked for; empty if nothing is missing.
     """
 
     samples: NDArray[np.float32]
     rate: int
+    cut: str = ""
 
     @property
     def seconds(self) -> float:
@@ -48,6 +55,12 @@ class Sound:
         """Whether nothing can be heard (peak below -80 dB of full scale)."""
         return not len(self.samples) or float(np.abs(self.samples).max()) < SILENCE
 
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about it, in words: silence, and sound that is missing at the end."""
+        silent = f"silent: the peak is below -80 dB ({self.seconds:.2f} s)" if self.silent else ""
+        return [note for note in (silent, self.cut) if note]
+
 
 def check_sound_settings(rate: int | None, resample: str) -> None:
     """Raise :class:`ConfigError` for settings that make no sense; see :func:`read_sound`."""
@@ -55,8 +68,10 @@ def check_sound_settings(rate: int | None, resample: str) -> None:
         raise ConfigError(f"resample={resample!r} is unknown. {did_you_mean(str(resample), get_args(Resample))}")
     if rate is None and resample != "none":
         raise ConfigError(f"resample={resample} needs a rate (samples a second), for example rate=16000")
-    if rate is not None and (not isinstance(rate, int) or isinstance(rate, bool) or not 1000 <= rate <= 192_000):
-        raise ConfigError(f"rate={rate!r}: a whole number of samples a second from 1000 to 192000 is expected")
+    if rate is not None and (not isinstance(rate, int) or isinstance(rate, bool) or not RATES[0] <= rate <= RATES[1]):
+        raise ConfigError(
+            f"rate={rate!r}: a whole number of samples per second from {RATES[0]} to {RATES[1]} is expected"
+        )
 
 
 def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none") -> Sound:
@@ -87,13 +102,48 @@ def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none")
     if plain:
         sound = _plain(clip)
         if resample == "all" and rate is not None and sound.rate != rate:
-            sound = Sound(_resampled(sound, rate), rate)
+            sound = Sound(_resampled(sound, rate), rate, sound.cut)
     else:
         sound = _track(clip, None if resample == "none" else rate)
     if not len(sound.samples):
         raise ClipError("the file holds no sound" if clip.start == 0 else f"the file ends before {clip.start:g} s")
     # Resampling can overshoot, and what is beyond 1 would wrap around as a 16-bit number.
-    return Sound(np.clip(sound.samples, -1.0, np.float32(32767 / 32768)), sound.rate)
+    return Sound(np.clip(sound.samples, -1.0, np.float32(32767 / 32768)), sound.rate, sound.cut or _short(clip, sound))
+
+
+def uneven_rates(clips: Sequence[Clip], rate: int | None, resample: Resample) -> dict[Clip, str]:
+    """Clips whose sound would be processed at another sampling rate than most, with a note for each.
+
+    Features depend on the rate: loudness and spectral measures of the same voice differ at 16 and 48 kHz. Only headers
+    are read. Files that are absent or cannot be read are passed over.
+
+    Args:
+        clips: Of one pack.
+        rate, resample: As in :func:`read_sound`.
+    """
+    rates: dict[Path, int] = {}
+    for path in dict.fromkeys(clip.path for clip in clips):
+        keeps = resample == "none" or (resample == "tracks" and path.suffix.lower() in _PLAIN)
+        found = sampling_rate(path) if keeps and path.is_file() else rate
+        if found is not None:
+            rates[path] = found
+    counts = Counter(rates.values())
+    if len(counts) < 2:
+        return {}
+    # The higher rate decides between equal numbers, so that the order of the clips does not.
+    usual = max(counts, key=lambda found: (counts[found], found))
+    return {
+        clip: f"processed at {rates[clip.path]} Hz, most of this pack at {usual} Hz"
+        for clip in clips
+        if clip.path in rates and rates[clip.path] != usual
+    }
+
+
+def _short(clip: Clip, sound: Sound) -> str:
+    ends = clip.start + sound.seconds
+    if clip.end is None or clip.end <= ends + _BEYOND:
+        return ""
+    return f"the turn ends at {clip.end:.2f} s, its recording at {ends:.2f} s"
 
 
 def _plain(clip: Clip) -> Sound:
@@ -102,17 +152,29 @@ def _plain(clip: Clip) -> Sound:
 
     try:
         with soundfile.SoundFile(str(clip.path)) as stream:
+            if not RATES[0] <= stream.samplerate <= RATES[1]:
+                raise ClipError(f"a sampling rate of {stream.samplerate} Hz: {RATES[0]} to {RATES[1]} are read")
             first = round(clip.start * stream.samplerate)
             last = stream.frames if clip.end is None else min(stream.frames, round(clip.end * stream.samplerate))
             if first >= stream.frames:
                 return Sound(np.empty(0, np.float32), stream.samplerate)
             stream.seek(first)
             samples = stream.read(last - first, dtype="float32", always_2d=True)
-            rate = int(stream.samplerate)
+            rate, held = int(stream.samplerate), int(stream.frames)
     except (soundfile.SoundFileError, OSError) as error:
         raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
     mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return Sound(np.ascontiguousarray(mixed, dtype=np.float32), rate)
+    return Sound(
+        np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(held, first + len(mixed)))
+    )
+
+
+def _cut_off(clip: Clip, rate: int, held: int) -> str:
+    # A file that ends before its header says: a copy or a download that was broken off.
+    announced = announced_frames(clip.path)
+    if announced is None or announced <= held or (clip.end is not None and round(clip.end * rate) <= held):
+        return ""
+    return f"cut off: the file announces {announced / rate:.2f} s of sound and holds {held / rate:.2f} s"
 
 
 def _resampled(sound: Sound, rate: int) -> NDArray[np.float32]:

@@ -74,6 +74,23 @@ def test_recordings_of_one_length_were_cut(tmp_path):
     assert texts_of(look([*cut, wav(tmp_path, "own.wav", 1.1)]), "note") == []
 
 
+def test_several_sampling_rates(tmp_path):
+    paths = [write_wav(tmp_path / f"{rate}.wav", tone(1.0, rate), rate) for rate in (8000, 48000)]
+    (text,) = texts_of(look([*paths, wav(tmp_path, "own.wav", seed=1)]), "note")
+    assert text.startswith("several sampling rates: 8000 Hz (2, first 8000.wav), 48000 Hz (1, first 48000.wav).")
+    assert "features.resample=all features.rate=16000" in text
+    assert texts_of(look([paths[0], wav(tmp_path, "more.wav", seed=2)]), "note") == []
+
+
+def test_a_sampling_rate_that_nobody_records_with(tmp_path):
+    path = wav(tmp_path, "odd.wav")
+    content = bytearray(path.read_bytes())
+    content[24:28] = (1).to_bytes(4, "little")
+    path.write_bytes(content)
+    (text,) = texts_of(look([path]), "fault")
+    assert "a sampling rate of 1 Hz: 1000 to 192000 are read" in text
+
+
 def test_absent_files(tmp_path):
     here, gone = wav(tmp_path, "here.wav"), tmp_path / "gone.wav"
     findings = look([here, gone, gone, None], split=lambda n: ("train", "train", "dev", "test")[n])

@@ -21,6 +21,7 @@ from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
 from ercfusion.features.pack import KEYS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
+from ercfusion.testing.media import tone, write_wav
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
 
@@ -122,6 +123,27 @@ def test_a_clip_over_which_processes_die(corpus: Recordings, workers: int) -> No
     made = extract(corpus, loudness(die="talk2-0.wav"), workers=workers)
     assert made.missing == {("talk2", "0"): "its process died twice (killed, perhaps for memory)"}
     assert len(read_pack(made.folder)) == 11
+
+
+def test_recordings_of_two_sampling_rates(corpus: Recordings, caplog: pytest.LogCaptureFixture) -> None:
+    """Said before the work, and kept in the pack: loudness is another number at another rate."""
+    pytest.importorskip("opensmile")
+    other = sorted(corpus.root().glob("talk1-*.wav"))
+    for path in other:
+        write_wav(path, tone(0.4, 16000), 16000)
+    recipe = Recipe("voice", "opensmile", {"feature_set": "IS09"})
+    with caplog.at_level(logging.WARNING, "ercfusion"):
+        made = extract(corpus, recipe)
+    note = "processed at 16000 Hz, most of this pack at 8000 Hz"
+    assert made.notes == {("talk1", str(turn)): note for turn in range(3)}
+    assert caplog.text.count("3 of 12 recordings are not like the others (first: talk1-0.wav, processed at 16000") == 1
+    assert "features.resample=all features.rate=16000" in caplog.text
+    corpus.clips(corpus.protocol(), "audio")["talk2", "0"].path.unlink()
+    extract(corpus, recipe, fresh=True)
+    again = extract(corpus, recipe, retry=True)  # taken over from the pack, and not said twice
+    assert again.notes == made.notes
+    even = extract(corpus, Recipe("voice", "opensmile", {"feature_set": "IS09", "resample": "all"}))
+    assert even.notes == {}
 
 
 def test_strict_stops_and_keeps_what_was_done(corpus: Recordings, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ercfusion.data.media import Clip
 from ercfusion.errors import ConfigError
 from ercfusion.features.clip_error import ClipError
-from ercfusion.features.sound import check_sound_settings, read_sound
+from ercfusion.features.sound import check_sound_settings, read_sound, uneven_rates
 from ercfusion.testing.media import tone, write_video, write_wav
 
 soundfile = pytest.importorskip("soundfile")
@@ -126,3 +126,59 @@ def test_settings() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_sound_settings(rate, resample)  # type: ignore[arg-type]
+
+
+def test_what_is_missing_at_the_end_is_noted(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "voice.wav").read_bytes()
+    header, half = 44, 22050
+    (tmp_path / "cut.wav").write_bytes(whole[: header + half])  # half of 22,050 frames of two bytes
+    cut = "cut off: the file announces 1.00 s of sound and holds 0.50 s"
+    assert read_sound(Clip(tmp_path / "cut.wav")).notes == [cut]
+    assert read_sound(Clip(tmp_path / "cut.wav"), 16000, "all").notes == [cut]
+    assert read_sound(Clip(tmp_path / "cut.wav", 0.0, 0.4)).notes == []  # this part is whole
+    assert read_sound(Clip(folder / "voice.wav")).notes == []
+    assert read_sound(Clip(folder / "voice.wav", 0.5, 1.4)).notes == []  # times are rounded
+    late = "the turn ends at 5.00 s, its recording at 1.00 s"
+    assert read_sound(Clip(folder / "voice.wav", 0.5, 5.0)).notes == [late]
+    assert "the turn ends at 9.00 s" in read_sound(Clip(folder / "talk.mp4", 0.5, 9.0), 16000, "tracks").notes[0]
+
+
+def test_a_length_that_the_writer_did_not_know(folder: Path, tmp_path: Path) -> None:
+    """Programs that write into a pipe announce the largest length: nothing was cut off."""
+    whole = bytearray((folder / "voice.wav").read_bytes())
+    whole[40:44] = (0xFFFFFFFF).to_bytes(4, "little")
+    (tmp_path / "pipe.wav").write_bytes(whole)
+    assert read_sound(Clip(tmp_path / "pipe.wav")).notes == []
+
+
+@pytest.mark.parametrize("rate", [1, 10_000_000])
+def test_a_sampling_rate_that_nobody_records_with(folder: Path, tmp_path: Path, rate: int) -> None:
+    """One second that is called 1 Hz would become hours of sound."""
+    whole = bytearray((folder / "voice.wav").read_bytes())
+    whole[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "odd.wav").write_bytes(whole)
+    with pytest.raises(ClipError, match=f"a sampling rate of {rate} Hz: 1000 to 192000 are read"):
+        read_sound(Clip(tmp_path / "odd.wav"), 16000, "all")
+
+
+def test_clips_at_another_rate_than_most(folder: Path, tmp_path: Path) -> None:
+    for name, rate in (("a", 16000), ("b", 16000), ("c", 48000)):
+        write_wav(tmp_path / f"{name}.wav", tone(0.1, rate), rate)
+    soundfile.write(tmp_path / "float.wav", tone(0.1, 48000), 48000, subtype="FLOAT")
+    (tmp_path / "noise.wav").write_bytes(b"RIFF" + bytes(range(256)))
+    a, b, c, floats, noise, absent = (
+        Clip(tmp_path / f"{name}.wav") for name in ("a", "b", "c", "float", "noise", "absent")
+    )
+    note = "processed at 48000 Hz, most of this pack at 16000 Hz"
+    assert uneven_rates([a, b, c, noise, absent], 16000, "tracks") == {c: note}
+    assert uneven_rates([a, a, b, floats], None, "none") == {floats: note}
+    assert uneven_rates([a, b, c], 16000, "all") == {}
+    assert uneven_rates([a, b], None, "none") == uneven_rates([], 16000, "tracks") == {}
+    # Half and half: the higher rate counts as usual, in any order.
+    assert list(uneven_rates([a, b, c, floats], None, "none")) == [a, b]
+    assert list(uneven_rates([floats, c, a, b], None, "none")) == [a, b]
+    # Sound tracks are brought to the rate of the recipe, plain files keep their own.
+    track = Clip(folder / "talk.mp4")
+    assert uneven_rates([a, b, track], 16000, "tracks") == {}
+    assert list(uneven_rates([a, b, track], None, "none")) == [track]
+    assert list(uneven_rates([c, floats, track], 16000, "tracks")) == [track]
