@@ -362,6 +362,96 @@ def capability_matrix() -> list[str]:
     return rows
 
 
+def commands_table() -> list[str]:
+    """One row a command: the modules that have a help text, with its first line."""
+    from importlib import import_module
+
+    import ercfusion
+
+    rows = ["| command | what it does |", "|---|---|"]
+    for path in sorted(Path(ercfusion.__file__).parent.glob("*.py")):
+        if "\ndef main(" in path.read_text(encoding="utf-8"):
+            text = import_module(f"ercfusion.{path.stem}").HELP
+            rows.append(f"| `python -m ercfusion.{path.stem}` | {text.splitlines()[0].rstrip('.')} |")
+    assert len(rows) > 2
+    return rows
+
+
+def groups_table() -> list[str]:
+    """One row a group of presets: which is the default, and which there are."""
+    from ercfusion.cli import Composer
+
+    composer = Composer()
+    chosen = {
+        name: str(choice)
+        for entry in yaml_of("train")["defaults"]
+        if isinstance(entry, dict)
+        for name, choice in entry.items()
+        if not name.startswith("optional ")
+    }
+    rows = ["| group | default | choices |", "|---|---|---|"]
+    for name, choices in composer.groups().items():
+        if name in chosen and len(choices) > 1:
+            rows.append(f"| `{name}` | `{chosen[name]}` | {', '.join(f'`{choice}`' for choice in choices)} |")
+    assert len(rows) > 7
+    return rows
+
+
+def training_presets() -> list[str]:
+    """One row a model's preset that chooses its own optimiser or schedule."""
+    rows = ["| preset | `optimizer` | `scheduler` |", "|---|---|---|"]
+    usual = {name: next(iter(re.findall(rf"- {name}: (\w+)", text_of("train")))) for name in ("optimizer", "scheduler")}
+    for preset in choices_of_groups()["model"]:
+        own = dict(re.findall(r"override /(\w+): (\w+)", text_of(f"model/{preset}")))
+        if own:
+            rows.append(f"| `{preset}` | {' | '.join(f'`{own.get(name, usual[name])}`' for name in usual)} |")
+    return rows
+
+
+def text_of(name: str) -> str:
+    """The file of a configuration."""
+    import ercfusion
+
+    return (Path(ercfusion.__file__).parent / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def yaml_of(name: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text_of(name))
+
+
+def test_every_environment_variable_is_told() -> None:
+    import ercfusion
+
+    sources = sorted(Path(ercfusion.__file__).parent.rglob("*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    read = set(re.findall(r"""["']((?:ERCFUSION|XDG)_[A-Z_]+)["']""", text))
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`((?:ERCFUSION|XDG)_[A-Z_]+)`", page.partition("## Environment variables")[2]))
+    assert told == read
+
+
+def test_what_the_readme_lists_is_all_there_is() -> None:
+    from ercfusion.data import CORPORA
+    from ercfusion.models import ARCHITECTURES
+
+    lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
+    for word, names in (("models", ARCHITECTURES), ("corpora", CORPORA)):
+        (row,) = (line for line in lines if line.startswith(f"| {word} |"))
+        missing = [name for name in names if f"`{name}`" not in row]
+        assert not missing, f"README.md does not list the {word} {', '.join(missing)}"
+
+
+def test_no_number_of_things_is_typed() -> None:
+    """A count in a sentence ("seven commands") is wrong after the next addition."""
+    number = "four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|\\d+"
+    thing = "commands|groups|corpora|recipes|layouts|extractors|metrics|presets|optimisers|schedules"
+    for page in [*PAGES, DOCS.parent / "README.md"]:
+        outside = "\n".join(prose(page))
+        assert not (found := re.findall(rf"(?i)\b(?:{number}) (?:{thing})\b", outside)), f"{page.name}: {found}"
+
+
 def corpora_table() -> list[str]:
     """One row a protocol, from the cards."""
     from ercfusion.data import CORPORA
@@ -519,6 +609,9 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
+    "commands": ("commands.md", commands_table),
+    "groups": ("commands.md", groups_table),
+    "presets with their own training": ("commands.md", training_presets),
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),

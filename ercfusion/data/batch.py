@@ -47,15 +47,15 @@ class ConversationBatch:
     """B conversations with N utterances in all, packed: no padding exists until a layer asks for it.
 
     Three masks are kept apart. *Padding* exists only in what :meth:`pad` returns. *Availability* says what the corpus
-    has. *Drop* says what was hidden on purpose by a named protocol. A model sees :attr:`present`, their combination,
-    and reads values through :meth:`values`, which never lets the content of an absent modality through.
+    has. *Drop* says what is hidden on purpose. A model sees :attr:`present`, their combination, and reads values
+    through :meth:`values`, which never lets the content of an absent modality through.
 
     Args:
         packing: Lengths and offsets of the conversations.
         features: Modality name to (N, D) values, in the column order of the masks.
         speaker: (N) integers, numbered from 0 within each conversation in order of first appearance.
         available: (N, M) bool, True where the corpus has the modality.
-        drop: (N, M) bool, True where a protocol hides it; None hides nothing.
+        drop: (N, M) bool, True where it is hidden on purpose; None hides nothing.
         targets: By task name.
         sequences: Modality name to a sequence feature; such a modality has a column in the masks and, in
             ``features``, the mean of its vectors, so that utterance-level models can use it.
