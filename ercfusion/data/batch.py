@@ -60,6 +60,8 @@ class ConversationBatch:
         sequences: Modality name to a sequence feature; such a modality has a column in the masks and, in
             ``features``, the mean of its vectors, so that utterance-level models can use it.
         ids: The conversations' ids, length B (may be empty).
+        stand_in: In distributed training: this process has no part of the batch, and these conversations, which belong
+            to another one, stand in for it. They count in nothing.
     """
 
     packing: Packing
@@ -70,6 +72,7 @@ class ConversationBatch:
     targets: Mapping[str, TaskTargets] = field(default_factory=dict)
     sequences: Mapping[str, SequenceValues] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
+    stand_in: bool = False
 
     def __post_init__(self) -> None:
         total = self.packing.total

@@ -23,7 +23,8 @@ class ConversationSampler(Sampler[list[int]]):
     they are cut into batches, and the batches are shuffled again: conversations of one batch are then of similar
     length, so that layers which have to pad waste little.
 
-    In distributed training every process gets an equal share of each batch, and the same number of batches.
+    In distributed training the batches are those of a single process, and every process gets a share of each. A last
+    batch of fewer conversations than processes leaves some with an empty share.
 
     With a curriculum an epoch uses a part of the conversations, so that the number of batches depends on the epoch. An
     epoch that uses all of them has the very batches that it would have without a curriculum.
@@ -37,7 +38,7 @@ class ConversationSampler(Sampler[list[int]]):
         curriculum: Which conversations each epoch uses; all of them where None.
 
     Raises:
-        ValueError: more processes than conversations in a batch or in any epoch, or another split's curriculum.
+        ValueError: more processes than conversations in a batch, or another split's curriculum.
     """
 
     def __init__(
@@ -53,14 +54,10 @@ class ConversationSampler(Sampler[list[int]]):
     ) -> None:
         if curriculum is not None and len(curriculum) != len(lengths):
             raise ValueError(f"a curriculum of {len(curriculum)} conversations for a split of {len(lengths)}")
-        fewest, where = len(lengths), "the split"
-        if curriculum is not None:
-            fewest, where = curriculum.fewest, "every epoch of the curriculum"
-        if batch_size < world_size or fewest < world_size:
-            raise ValueError(
-                f"{world_size} processes need at least as many conversations in {where} ({fewest}) and in a "
-                f"batch ({batch_size})"
-            )
+        if batch_size < world_size:
+            raise ValueError(f"{world_size} processes need at least as many conversations in a batch, not {batch_size}")
+        if not lengths:
+            raise ValueError("the split has no conversations")
         self.lengths = list(lengths)
         self.batch_size = batch_size
         self.seed = seed
@@ -86,11 +83,8 @@ class ConversationSampler(Sampler[list[int]]):
         return len(self.lengths) if self.curriculum is None else self.curriculum.count(epoch)
 
     def _cuts(self, count: int) -> list[slice]:
-        """Where the shuffled conversations are cut; a last batch too small for all processes joins the one before."""
-        starts = list(range(0, count, self.batch_size))
-        if len(starts) > 1 and count - starts[-1] < self.world_size:
-            starts.pop()
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+        """Where the shuffled conversations are cut, whatever the number of processes."""
+        return [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))

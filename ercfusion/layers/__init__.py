@@ -12,6 +12,7 @@ from ercfusion.layers.gcn2 import GCN2, AngularGraph, GCN2Conv
 from ercfusion.layers.graph import GraphAttention, RelationalConv
 from ercfusion.layers.inputs import ModalityProjection, Standardize
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
+from ercfusion.layers.norm import SharedBatchNorm
 from ercfusion.layers.recurrent import PackedLSTM
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.layers.spectrogram import (
@@ -49,6 +50,7 @@ __all__ = [
     "ProbabilityGuidedFusion",
     "RelationalConv",
     "RelativeBias",
+    "SharedBatchNorm",
     "SpecAugment",
     "SpectrogramNet",
     "Standardize",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ercfusion.data.batch import SequenceValues
+from ercfusion.ops.processes import differentiable_sum, stands_in, sum_over_processes
 
 # Multiples of `channels` in the four stages of ResNet-18; every stage but the first halves both axes.
 _WIDTHS = (1, 2, 4, 8)
@@ -112,7 +113,7 @@ class MaskedBatchNorm(nn.Module):
     In training mean and variance of a channel are taken over all bands of the frames that the mask has, and running
     averages are kept; in eval mode these are used, so that a result does not depend on the batch. Without a padded or
     absent frame it is :class:`torch.nn.BatchNorm2d`. Where the mask has no frame in training, the running averages are
-    used. (Each process of distributed training has statistics of its own.)
+    used. In distributed training the statistics are those of the whole batch.
 
     Args:
         channels: C.
@@ -137,14 +138,15 @@ class MaskedBatchNorm(nn.Module):
         mean: Tensor = self.running_mean
         variance: Tensor = self.running_variance
         if self.training:
-            count = mask.sum() * x.shape[3]
+            counted = here & (not stands_in())
+            count = sum_over_processes((mask & (not stands_in())).sum() * x.shape[3])
             some = count > 0
             # In full precision under autocast: sums over a batch of spectrograms lose digits otherwise.
             wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-            present = torch.where(here, wide, 0.0)
-            own_mean = present.sum((0, 2, 3)) / count.clamp(min=1)
-            apart = torch.where(here, wide - own_mean[:, None, None], 0.0)
-            own_variance = apart.square().sum((0, 2, 3)) / count.clamp(min=1)
+            present = torch.where(counted, wide, 0.0)
+            own_mean = differentiable_sum(present.sum((0, 2, 3))) / count.clamp(min=1)
+            apart = torch.where(counted, wide - own_mean[:, None, None], 0.0)
+            own_variance = differentiable_sum(apart.square().sum((0, 2, 3))) / count.clamp(min=1)
             with torch.no_grad():
                 share = torch.where(some, self.momentum, 0.0)
                 spread = own_variance * (count / (count - 1).clamp(min=1))

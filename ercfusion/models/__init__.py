@@ -8,7 +8,7 @@ from typing import Any
 
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
 from ercfusion.registry import Registry
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -80,6 +80,7 @@ def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "BatchLoss",
     "Capabilities",
     "Encoded",
     "architecture_class",

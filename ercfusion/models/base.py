@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,28 @@ from torch import Tensor, nn
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import BatchError
+from ercfusion.ops.processes import Shares
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """An auxiliary loss of a whole batch, in two parts: what each utterance brings, and what is made of it.
+
+    Kept apart, because in distributed training the utterances of a batch are spread over processes: those of all of
+    them are collected before ``function`` is called. A loss that is a mean over utterances is one of them, and so is
+    one that compares utterances with each other.
+
+    Args:
+        function: Called with the values and the packing of the same utterances; returns a scalar.
+        values: (N, ...) each.
+    """
+
+    function: Callable[..., Tensor]
+    values: tuple[Tensor, ...]
+
+    def __call__(self, shares: Shares) -> Tensor:
+        """The loss of the batch that the processes share, a scalar."""
+        return self.function(*map(shares.gather, self.values), shares.packing)
 
 
 @dataclass
@@ -23,13 +45,14 @@ class Encoded:
         modalities: Per-modality representations (N, D_m), where the architecture has them; the objective term
             ``unimodal`` puts a head on each.
         attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` asks for them.
-        losses: Auxiliary losses by name, each a scalar; the objective weighs them by that name.
+        losses: Auxiliary losses by name; the objective weighs them by that name. A scalar will do for a single process;
+            distributed training needs a :class:`BatchLoss`.
     """
 
     hidden: Tensor
     modalities: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Tensor] = field(default_factory=dict)
-    losses: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor | BatchLoss] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

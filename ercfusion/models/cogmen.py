@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
-from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv
+from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv, SharedBatchNorm
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.ops.graph import RELATIONS, WindowGraph
 from ercfusion.ops.packing import Packing
+from ercfusion.ops.processes import longest_over_processes
 
 
 class Cogmen(Architecture):
@@ -111,7 +112,7 @@ class Cogmen(Architecture):
         graph_width = hidden * graph_heads
         self.norm: nn.Module = nn.LayerNorm(graph_width)
         if _one_of("norm", norm, ("layer", "batch")) == "batch":
-            self.norm = nn.BatchNorm1d(graph_width)
+            self.norm = SharedBatchNorm(graph_width)
         self.classifier = nn.Linear(graph_width + (2 * width if residual else 0), hidden)
 
     @property
@@ -146,10 +147,13 @@ class Cogmen(Architecture):
         if self.mask_padding:
             return self.context(x, packing, batch.speaker)
         # The released code: every conversation is as long as the longest, and its padding is attended to.
-        full = Packing([packing.longest] * packing.size, packing.device)
-        speaker = packing.pad(batch.speaker).flatten()
-        context = self.context(packing.pad(x).flatten(0, 1), full, speaker)
-        return packing.pack(context.unflatten(0, (packing.size, -1)))
+        # (In training also as the longest that another process has: it is of the same batch.)
+        longest = max(packing.longest, longest_over_processes(packing)) if self.training else packing.longest
+        full = Packing([longest] * packing.size, packing.device)
+        beyond = longest - packing.longest
+        padded = [F.pad(packing.pad(value), (0, 0) * (value.ndim - 1) + (0, beyond)) for value in (x, batch.speaker)]
+        context = self.context(padded[0].flatten(0, 1), full, padded[1].flatten())
+        return packing.pack(context.unflatten(0, (packing.size, -1))[:, : packing.longest])
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

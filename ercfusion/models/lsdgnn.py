@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.layers.dag import DagStack
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
 from ercfusion.models.dagerc import UtteranceInput, readout
 from ercfusion.ops.packing import Packing
 
@@ -61,7 +61,7 @@ class BiaffineExchange(nn.Module):
         return look(padded[0], self.short_long, padded[1]), look(padded[1], self.long_short, padded[0])
 
 
-def difference(short: Tensor, long: Tensor) -> Tensor:
+def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> Tensor:
     """One over the distance of two stacks, summed over the layers: small where they find different things.
 
     Vectors are brought to length 1 and their distances averaged over the utterances, so the value depends neither on
@@ -70,6 +70,7 @@ def difference(short: Tensor, long: Tensor) -> Tensor:
 
     Args:
         short, long: (N, L, D).
+        packing: Of the N utterances; makes no difference here.
 
     Returns:
         A scalar, at least in single precision.
@@ -190,10 +191,7 @@ class Lsdgnn(Architecture):
         self.check_inputs(batch)
         x, h = self.encode(batch)
         short, long = self.recur(h, batch.speaker, batch.packing).transpose(1, 2)  # (N, L, hidden) each
-        if self.difference == "released":
-            apart = difference_released(short, long, batch.packing)
-        else:
-            apart = difference(short, long)
+        apart = BatchLoss(difference_released if self.difference == "released" else difference, (short, long))
         found = torch.stack(self.exchange(short, long, batch.packing), dim=2)  # (N, L, 2, hidden)
         found = torch.cat([self.dropout(found[:, :-1]), found[:, -1:]], dim=1)
         if self.residual:

@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
-from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias
+from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.ops.processes import processes
 
 CONTEXTS = ("lstm", "transformer", "none")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -265,7 +266,7 @@ def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabi
     return Capabilities(causal=not bidirectional, compiles=False, compile_note=note)
 
 
-class PresentBatchNorm(nn.BatchNorm1d):
+class PresentBatchNorm(SharedBatchNorm):
     """Batch normalisation whose statistics are those of the rows that are present; zeros in the others.
 
     With fewer than two such rows in train mode the running statistics are used, and left as they are.
@@ -280,7 +281,7 @@ class PresentBatchNorm(nn.BatchNorm1d):
             return torch.where(present[:, None], super().forward(x), 0.0)
         rows = present.nonzero().squeeze(1)
         chosen = x.index_select(0, rows)
-        if len(rows) < 2:
+        if len(rows) < 2 and processes() == 1:
             normal = F.batch_norm(chosen, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         else:
             normal = super().forward(chosen)

@@ -14,6 +14,7 @@ from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
+from ercfusion.ops.processes import Shares
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 
 LOSSES: dict[str, dict[str, float]] = {
@@ -58,14 +59,20 @@ class Objective(nn.Module):
     def forward(
         self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, a scalar, and the unweighted terms by name."""
-        targets = batch.targets[recognizer.task.name]
-        terms = {"task": self._task_loss(recognizer, recognized.logits, targets)}
+        """The total, a scalar, and the unweighted terms by name.
+
+        In distributed training the outputs for the whole batch are collected first, and all that follows is computed
+        as in a single process (see :mod:`ercfusion.ops.processes`): a term need not know about processes.
+        """
+        shares = Shares(batch.packing, batch.stand_in)
+        own = batch.targets[recognizer.task.name]
+        targets = TaskTargets(shares.gather(own.value), shares.gather(own.valid))
+        terms = {"task": self._task_loss(recognizer, shares.gather(recognized.logits), targets)}
         if recognized.unimodal:
-            losses = [self._task_loss(recognizer, logits, targets) for logits in recognized.unimodal.values()]
-            terms["unimodal"] = torch.stack(losses).sum()
-        terms.update(recognized.encoded.losses)
-        for name, value in self._representation_losses(recognized, batch, targets).items():
+            outputs = map(shares.gather, recognized.unimodal.values())
+            terms["unimodal"] = torch.stack([self._task_loss(recognizer, logits, targets) for logits in outputs]).sum()
+        terms.update(_auxiliary(recognized, shares))
+        for name, value in self._representation_losses(recognized, batch, targets, shares).items():
             if name in terms:
                 raise ConfigError(
                     f"the architecture names an auxiliary loss {name!r}, which is a term of the objective too: "
@@ -82,25 +89,41 @@ class Objective(nn.Module):
 
     def _task_loss(self, recognizer: Recognizer, logits: Tensor, targets: TaskTargets) -> Tensor:
         weights: Tensor | None = self.class_weights  # type: ignore[assignment]
-        return mean_over_processes(*recognizer.head.loss(logits, targets, weights, gamma=self.gamma))
+        return _mean(*recognizer.head.loss(logits, targets, weights, gamma=self.gamma))
 
     def _representation_losses(
-        self, recognized: Recognized, batch: ConversationBatch, targets: TaskTargets
+        self, recognized: Recognized, batch: ConversationBatch, targets: TaskTargets, shares: Shares
     ) -> dict[str, Tensor]:
         if not self.terms:
             return {}
-        encoded = recognized.encoded
-        mask = batch.present
-        present = {name: mask[:, batch.column(name)] for name in encoded.modalities if name in batch.features}
+        hidden, mask = shares.gather(recognized.encoded.hidden), shares.gather(batch.present)
+        modalities = {name: shares.gather(vectors) for name, vectors in recognized.encoded.modalities.items()}
+        present = {name: mask[:, batch.column(name)] for name in modalities if name in batch.features}
         return {
             name: torch.stack(
                 [
-                    mean_over_processes(total, count)
-                    for total, count in term(encoded.hidden, encoded.modalities, targets.value, targets.valid, present)
+                    _mean(total, count)
+                    for total, count in term(hidden, modalities, targets.value, targets.valid, present)
                 ]
             ).sum()
             for name, term in self.terms.items()
         }
+
+
+def _auxiliary(recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
+    terms = {}
+    for name, loss in recognized.encoded.losses.items():
+        if isinstance(loss, Tensor) and shares.size > 1:
+            raise ConfigError(
+                f"the architecture's auxiliary loss {name!r} is a number for this process's share of the batch. To "
+                "train in several processes, return an ercfusion.models.base.BatchLoss, or train in one process"
+            )
+        terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
+    return terms
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    return total / count.clamp(min=1e-12)
 
 
 # From a configuration
@@ -200,16 +223,3 @@ def objective_settings() -> dict[str, dict[str, Any]]:
     """Every section of settings with its defaults: of the losses that have any, and of the representation terms."""
     losses: dict[str, dict[str, Any]] = {name: dict(values) for name, values in LOSSES.items() if values}
     return losses | {name: term_settings(name) for name in TERMS}
-
-
-def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count``, where in distributed training the count is that of all processes.
-
-    Data-parallel training averages the gradients of W processes. Dividing each process's sum by (count of all) / W
-    makes that average the gradient of the mean over all utterances, however unevenly they are spread.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = count.detach().clone()
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return total / count.clamp(min=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ercfusion.errors import ConfigError, RunError
 from ercfusion.layers import Standardize
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
+from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
 from ercfusion.tasks.outputs import Predictions
 
@@ -138,7 +140,8 @@ class Recognizer(nn.Module):
         self.architecture.check_inputs(batch)
         batch = self.standardize.forward(batch)
         guide = (self.outcomes,) if self.guided else ()
-        encoded: Encoded = self.architecture(batch, *guide)
+        with standing_in() if batch.stand_in else nullcontext():
+            encoded: Encoded = self.architecture(batch, *guide)
         read = _without_gradient if self.probe else _as_it_is
         unimodal = {name: head(read(encoded.modalities[name])) for name, head in self.unimodal_heads.items()}
         return Recognized(self.head(read(encoded.hidden)), encoded, unimodal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, TrainingError, did_you_mean
 from ercfusion.layers import ModalityDropout
+from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -75,7 +77,7 @@ class ConversationModule(pl.LightningModule):
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
         # Over all processes: each weighs its terms alike in the epoch's means, and all stop where one has to.
-        labelled = batch.targets[self.recognizer.task.name].valid.sum()
+        labelled = batch.targets[self.recognizer.task.name].valid.sum() * (not batch.stand_in)
         counts = sum_over_processes(torch.stack([labelled, (~torch.isfinite(total)).long()]))
         if counts[1] > 0:
             values = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in terms.items())
@@ -145,13 +147,6 @@ def _made(section: str, maker: Callable[..., Any], *arguments: Any, **settings: 
         raise ConfigError(f"{section} settings {settings} are refused: {error}") from error
 
 
-def sum_over_processes(counts: Tensor) -> Tensor:
-    """Element-wise sum over all processes of distributed training; ``counts`` itself where there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(counts)
-    return counts
-
-
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
     """The learning rate of step s as a fraction of its peak: a linear rise, then half a cosine down to zero."""
     rise = max(1, round(steps * warmup))
@@ -167,11 +162,14 @@ def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
 class _Batches(Dataset[ConversationBatch]):
     def __init__(self, store: ConversationStore) -> None:
         self.store = store
+        self.shortest = min(range(len(store)), key=store.lengths.__getitem__)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getitem__(self, indices: list[int]) -> ConversationBatch:
+        if not indices:  # the batch has fewer conversations than there are processes
+            return replace(self.store.batch([self.shortest]), stand_in=True)
         return self.store.batch(indices)
 
 
@@ -202,5 +200,6 @@ class TrainingBatches(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The loader of the epoch that comes next."""
         assert self.trainer is not None
+        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
         self.sampler.set_epoch(self.trainer.current_epoch)
         return train_loader(self.store, self.sampler, pin_memory=self.pin_memory)

@@ -12,6 +12,7 @@ from ercfusion.models.lsdgnn import BiaffineExchange, Lsdgnn, difference, differ
 from ercfusion.ops import Packing
 from ercfusion.ops.dag import dag_windows
 from ercfusion.ops.dag_reference import dag_recursion_reference
+from ercfusion.ops.processes import Shares
 from ercfusion.testing import WIDTHS, random_batch
 
 RELEASED: dict[str, Any] = {
@@ -84,7 +85,9 @@ def test_forward_by_its_parts(residual: bool) -> None:
         out = F.linear(out, state[f"readout.{part}.weight"], state[f"readout.{part}.bias"]).relu()
     encoded = model(batch)
     torch.testing.assert_close(encoded.hidden, out, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(encoded.losses["difference"], difference_released(*stacks, batch.packing))
+    torch.testing.assert_close(
+        encoded.losses["difference"](Shares(batch.packing)), difference_released(*stacks, batch.packing)
+    )
 
 
 def test_dropout_leaves_the_last_exchange_alone() -> None:
@@ -155,7 +158,7 @@ def test_training_on_the_difference_moves_the_stacks_apart() -> None:
     optimizer = torch.optim.SGD(model.recur.parameters(), lr=0.3)
     values = []
     for _ in range(5):
-        loss = model(batch).losses["difference"]
+        loss = model(batch).losses["difference"](Shares(batch.packing))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -171,10 +174,10 @@ def test_equal_windows_and_weights_are_one_stack_twice() -> None:
         for parameter in model.recur.parameters():
             parameter[1] = parameter[0]
     batch = random_batch((6, 3), dtype=torch.float64)
-    assert float(model(batch).losses["difference"].detach()) == pytest.approx(20, rel=1e-3)
+    assert float(model(batch).losses["difference"](Shares(batch.packing)).detach()) == pytest.approx(20, rel=1e-3)
     with torch.no_grad():
         model.recur.windows = (1, 2)
-    assert float(model(batch).losses["difference"].detach()) < 19
+    assert float(model(batch).losses["difference"](Shares(batch.packing)).detach()) < 19
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from runs import assert_same_run, history, keep_states, resume, train
+from shared_batches import Case, Threads, assert_equal_steps, averaged, objective_cases
 from torch import Tensor
 
 import ercfusion
@@ -26,7 +27,6 @@ from ercfusion.tasks.objective import (
     Objective,
     build_objective,
     check_objective,
-    mean_over_processes,
     objective_settings,
 )
 from ercfusion.tasks.recognizer import Recognized, Recognizer
@@ -108,38 +108,6 @@ def test_no_labelled_utterance_gives_zero(recognizer: Recognizer, batch: Convers
     total.backward()
     assert float(total.detach()) == 0
     assert all((parameter.grad == 0).all() for parameter in recognizer.parameters())
-
-
-def test_processes_together_descend_on_the_mean_over_all_utterances(
-    recognizer: Recognizer, batch: ConversationBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes with unequal shares: the average of their gradients is the gradient over the whole batch."""
-    objective = Objective({})
-    parameters = list(recognizer.parameters())
-
-    def gradient(part: ConversationBatch) -> list[Tensor]:
-        total, _ = objective(recognizer, recognizer(part), part)
-        return list(torch.autograd.grad(total, parameters))
-
-    expected = gradient(batch)
-    shares = [take(batch, [0, 4]), take(batch, [1, 2, 3])]
-    counts = [float(share.targets["emotion"].valid.sum()) for share in shares]
-    assert counts[0] != counts[1]
-    monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.fill_(sum(counts)))
-    for found, *pair in zip(expected, *(gradient(share) for share in shares), strict=True):
-        torch.testing.assert_close(torch.stack(pair).mean(0), found, rtol=1e-4, atol=1e-6)
-
-
-def test_mean_over_processes_leaves_its_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.add_(6))
-    count = torch.tensor(2.0)
-    assert mean_over_processes(torch.tensor(10.0), count) == 10 / (8 / 4)
-    assert count == 2
 
 
 # The task's loss
@@ -343,20 +311,25 @@ def test_an_auxiliary_loss_of_the_name_of_a_term(recognizer: Recognizer, batch: 
         built(recognizer, weights={"variance": 0.1})(recognizer, recognized, batch)
 
 
-def test_processes_with_representation_terms_ask_as_often_as_each_other(
+OBJECTIVES = objective_cases()
+
+
+@pytest.mark.parametrize("case", OBJECTIVES, ids=[case.name for case in OBJECTIVES])
+def test_two_processes_have_the_loss_and_the_gradient_of_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every term and every loss, with unequal shares, and with a batch that leaves a process without a conversation."""
+    expected = case.steps()
+    found = Threads(monkeypatch, 2).run(lambda rank: case.steps(rank, 2))
+    assert_equal_steps(case, averaged(found), expected)
+
+
+def test_a_number_as_auxiliary_loss_is_for_one_process(
     recognizer: Recognizer, batch: ConversationBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process without a pair must not skip the exchange that the others wait in."""
-    objective = built(recognizer, weights={"supcon": 0.1, "triplet": 0.1}, supcon={"of": "both"})
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    counts = []
-    for part in (batch, take(batch, [0])):
-        asked: list[Tensor] = []
-        monkeypatch.setattr(torch.distributed, "all_reduce", asked.append)
-        objective(recognizer, recognizer(part), part)
-        counts.append(len(asked))
-    assert counts == [1 + 3 + 4 + 1] * 2
+    recognized = recognizer(batch)
+    recognized.encoded.losses = {"apart": torch.tensor(3.0)}
+    assert Objective({})(recognizer, recognized, batch)[1]["apart"] == 3.0
+    with pytest.raises(ConfigError, match=r"auxiliary loss 'apart' is a number for this process's share .*BatchLoss"):
+        Threads(monkeypatch, 2).run(lambda rank: Objective({})(recognizer, recognized, batch))
 
 
 # Configuration

@@ -9,12 +9,16 @@ import pytest
 import torch
 from runs import TINY, history, python, read, train
 from safetensors.torch import load_file
+from shared_batches import assert_equal_steps, averaged, model_cases, objective_cases, work_of_a_process
 
-# Five conversations in batches of three: uneven shares, and a last batch of two. (Not Adam: it blows up the rounding
+from ercfusion.losses.terms import TERMS
+from ercfusion.models import ARCHITECTURES
+
+# Five conversations in batches of four: the last batch has one, for two processes. (Not Adam: it blows up the rounding
 # errors of gradients that are zero, such as those of the attention's key bias.)
 SETTINGS = (
-    *(*TINY, "data.options.train=5", "training.batch_size=3", "seed=1"),
-    *("model=cogmen", "model.dropout=0", "optimizer=sgd", "scheduler=constant"),
+    *(*TINY, "data.options.train=5", "training.batch_size=4", "seed=1"),
+    *("model=cogmen", "model.dropout=0", "objective=supcon", "optimizer=sgd", "scheduler=constant"),
 )
 
 
@@ -34,7 +38,7 @@ def assert_close(found: Path, expected: Path) -> None:
     for name, value in others.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
     for row, other in zip(history(found), history(expected), strict=True):
-        for name in ("epoch", "lr", "train/loss", "train/task", "dev/nll"):
+        for name in ("epoch", "lr", "train/loss", "train/task", "train/supcon", "dev/nll"):
             assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
 
 
@@ -52,6 +56,18 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert read(two / "record.json")["metrics"]["test"]["nll"] == pytest.approx(
         record["metrics"]["test"]["nll"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_every_term_and_every_architecture_in_two_processes(tmp_path: Path) -> None:
+    """Gradients, losses and running averages of three batches, in two processes and in one."""
+    cases = [*objective_cases(), *model_cases()]
+    assert {case.model for case in cases} >= set(ARCHITECTURES)
+    assert {name for case in cases for name in case.objective.get("weights", {})} >= set(TERMS)
+    torch.multiprocessing.spawn(work_of_a_process, (2, cases, str(tmp_path)), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for case, *found in zip(cases, *parts, strict=True):
+        assert_equal_steps(case, averaged(found), case.steps())
 
 
 @pytest.mark.slow
