@@ -126,16 +126,18 @@ def causal_conv(
         y = _causal_conv(x, weight, bias, starts, sizes, way, silu)
     else:
         sizes = tuple(starts.diff().tolist()) if sizes is None else sizes  # type: ignore[union-attr]
-        initial = _directions("initial", initial, 3, K)
+        # Wide before they are shared: the sum of both directions' gradients is rounded, not they.
+        wide = x.to(_accumulates(x)).expand(K, -1, -1)
+        initial = _directions("initial", initial, 3, K).to(wide.dtype).expand(K, -1, -1, -1)
         expected = (K, len(sizes), W - 1, x.shape[2])
         if tuple(initial.shape) != expected:
             raise ValueError(f"initial must be (B, W - 1, D) = {expected[1:]}, found {tuple(initial.shape[1:])}")
-        parts = [_with_initial(*each, sizes) for each in zip(x, initial, way, strict=True)]
+        parts = [_with_initial(*each, sizes) for each in zip(wide, initial, way, strict=True)]
         longer = Packing([size + W - 1 for size in sizes], x.device)
         y = _causal_conv(
             torch.stack([part for part, _ in parts]), weight, bias, longer.offsets, longer.lengths, way, silu
         )
-        y = torch.stack([part.index_select(0, rows) for part, (_, rows) in zip(y, parts, strict=True)])
+        y = torch.stack([part.index_select(0, rows) for part, (_, rows) in zip(y, parts, strict=True)]).to(x.dtype)
     return y if both else y.squeeze(0)
 
 
@@ -158,9 +160,9 @@ def _bounds(offsets: Packing | Tensor | None, x: Tensor) -> tuple[Tensor | None,
 
 
 def _directions(name: str, value: Tensor, ndim: int, K: int) -> Tensor:
-    """``value`` with a leading axis of K; a view where it had none."""
+    """``value`` with a leading axis of K; of 1 if the directions share it."""
     if value.ndim == ndim:
-        return value.unsqueeze(0).expand(K, *value.shape)
+        return value.unsqueeze(0)
     if value.ndim != ndim + 1 or value.shape[0] != K:
         allowed = f"{ndim} dimensions, or {K} times that" if K > 1 else f"{ndim} dimensions"
         raise ValueError(f"{name} must have {allowed}; found shape {tuple(value.shape)}")
@@ -176,7 +178,7 @@ def _with_initial(x: Tensor, initial: Tensor, reverse: bool, sizes: Sequence[int
     step = torch.arange(gap, device=x.device)
     start = new.offsets[:-1, None] + (old.length[:, None] + gap - 1 - step if reverse else step)
     rows = x.new_zeros(new.total, x.shape[1]).index_copy(0, own, x)
-    return rows.index_copy(0, start.flatten(), initial.to(x.dtype).flatten(0, 1)), own
+    return rows.index_copy(0, start.flatten(), initial.flatten(0, 1)), own
 
 
 def _padded(
@@ -205,7 +207,21 @@ def _padded(
     return y.new_zeros(*y.shape[:-2], B * L, D).index_copy(-2, real, y).unflatten(-2, (B, L))
 
 
-# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D).
+# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D); 1 instead of K for what they share, the
+# gradients of which are summed before they are rounded to its dtype.
+
+
+def _expand(x: Tensor, weight: Tensor, bias: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    return (
+        x.expand(K, -1, -1),
+        weight.expand(K, -1, -1),
+        None if bias is None else bias.expand(K, -1),
+    )
+
+
+def _gather(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of an argument from that of its expanded form."""
+    return (gradient if gradient.shape == like.shape else gradient.sum(0, keepdim=True)).to(like.dtype)
 
 
 def _complete(
@@ -228,6 +244,7 @@ def _causal_conv(
     reverse: Sequence[bool],
     silu: bool,
 ) -> Tensor:
+    x, weight, bias = _expand(x, weight, bias, len(reverse))
     kernels = _kernels(x)
     offsets, lengths = _complete(offsets, lengths, x, kernels is not None)
     if kernels is not None:
@@ -252,7 +269,7 @@ def _(
     reverse: Sequence[bool],
     silu: bool,
 ) -> Tensor:
-    return x.new_empty(x.shape)
+    return x.new_empty((len(reverse), *x.shape[1:]))
 
 
 @torch.library.custom_op("ercfusion::causal_conv_backward", mutates_args=())
@@ -266,6 +283,8 @@ def _causal_conv_backward(
     reverse: Sequence[bool],
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    shared, shared_bias = (x, weight), bias
+    x, weight, bias = _expand(x, weight, bias, len(reverse))
     kernels = _kernels(x)
     offsets, lengths = _complete(offsets, lengths, x, kernels is not None)
     dbias: Tensor | None
@@ -275,11 +294,29 @@ def _causal_conv_backward(
         dx, dweight, dbias = kernels.causal_conv_backward(
             grad, x, weight.contiguous(), shift, offsets, lengths, way, silu
         )
-        return dx.to(x.dtype), dweight.to(weight.dtype), x.new_empty(0) if dbias is None else dbias.to(weight.dtype)
-    dx, dweight = x.new_empty(x.shape), weight.new_empty(weight.shape)
-    dbias = weight.new_empty(0 if bias is None else bias.shape)
+    else:
+        dx, dweight, dbias = _gradients(grad, x, weight, bias, lengths, reverse, silu)
+    dx, dweight = (_gather(each, like) for each, like in zip((dx, dweight), shared, strict=True))
+    if dbias is None or shared_bias is None:
+        return dx, dweight, x.new_empty(0)
+    return dx, dweight, _gather(dbias, shared_bias)
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Sequence[int],
+    reverse: Sequence[bool],
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """In torch, of x, weight and bias, in the dtype in which they are computed."""
+    dtype = _accumulates(x, weight, bias)
+    dx, dweight = x.new_empty(x.shape, dtype=dtype), x.new_empty(weight.shape, dtype=dtype)
+    dbias = None if bias is None else x.new_empty(bias.shape, dtype=dtype)
     for k, back in enumerate(reverse):
-        g = grad[k].to(_accumulates(x, weight, bias))
+        g = grad[k].to(dtype)
         if silu:  # The sum is cheaper to make again than to keep.
             total = _sum_of_taps(x[k], weight[k], None if bias is None else bias[k], lengths, bool(back))
             gate = total.sigmoid()
@@ -287,7 +324,7 @@ def _causal_conv_backward(
         # What utterance t gave to t + j comes back from there: the same convolution, read the other way.
         dx[k] = _sum_of_taps(g, weight[k], None, lengths, not back)
         dweight[k] = _tap_gradients(g, x[k], weight.shape[2], lengths, bool(back))
-        if bias is not None:
+        if dbias is not None:
             dbias[k] = g.sum(0)
     return dx, dweight, dbias
 
@@ -303,7 +340,11 @@ def _(
     reverse: Sequence[bool],
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(0 if bias is None else bias.shape)
+    return (
+        x.new_empty(x.shape),
+        weight.new_empty(weight.shape),
+        x.new_empty(0) if bias is None else torch.empty_like(bias),
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -152,6 +152,25 @@ def test_half_precision_is_summed_in_single() -> None:
         assert torch.equal(causal_conv(low, weight.float(), bias.float(), packing), found)
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients(dtype: torch.dtype, earlier: bool) -> None:
+    """What both directions share gets the exact gradient rounded once, not the sum of two rounded ones."""
+    packing = Packing((30, 7))
+    shapes = {"x": (37, 5), "weight": (5, 4), "bias": (5,)} | ({"initial": (2, 3, 5)} if earlier else {})
+    given = {name: random(*shape, seed=len(name)).detach().to(dtype) for name, shape in shapes.items()}
+    direction = random(2, 37, 5, seed=9).detach().to(dtype)
+    gradients = []
+    for wide in (dtype, torch.float64):
+        leaves = {name: value.to(wide).requires_grad_() for name, value in given.items()}
+        y = causal_conv(**leaves, offsets=packing, reverse="both", activation="silu")
+        assert y.dtype == wide
+        gradients.append(torch.autograd.grad(y, list(leaves.values()), direction.to(wide)))
+    for name, found, exact in zip(given, *gradients, strict=True):
+        bound = torch.finfo(dtype).eps / 2 * exact.abs() + 1e-6 * exact.abs().max() + 1e-7
+        assert ((found.double() - exact).abs() <= bound).all(), name
+
+
 def test_uninitialised_memory_is_never_read() -> None:
     packing = Packing(LENGTHS)
     x, weight = random(packing.total, 3), random(3, 4, seed=1)

@@ -424,6 +424,91 @@ def test_half_precision(dtype: torch.dtype, backend: str) -> None:
     assert all(x.grad is not None and x.grad.dtype == x.dtype and x.grad.isfinite().all() for x in leaves.values())
 
 
+def assert_rounded(found: Tensor, exact: Tensor, name: str) -> None:
+    """``found`` is ``exact`` rounded once to its dtype, but for what float32 cannot resolve of the whole."""
+    info = torch.finfo(found.dtype)
+    bound = info.eps / 2 * exact.abs() + 2e-6 * exact.abs().max() + info.smallest_normal * info.eps / 2
+    excess = (found.double() - exact).abs() / bound
+    assert excess.max() <= 1, f"{name}: {float(excess.max()):.1f} times the bound"
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+@pytest.mark.parametrize("reverse", [False, "both"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients(dtype: torch.dtype, reverse: Reverse, backend: str) -> None:
+    """Every gradient is the exact one rounded once, also of what directions, utterances and groups share."""
+    need(backend)
+    lengths = LENGTHS["mixed"]
+    forms: list[dict[str, Tensor]] = [make(lengths, width=12, states=8, dtype=dtype)]
+    grouped = make(lengths, width=12, states=8, groups=3, dtype=dtype)
+    if backend == "native":
+        forms.append(grouped)  # it has no B for every channel
+    else:
+        static = {"B": make((12,), states=8, dtype=dtype)["B"].detach()[None].requires_grad_()}
+        forms.append({**grouped, **static})
+    for tensors in forms:
+        exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+        settings: dict[str, Any] = {"offsets": offsets_of(lengths), "reverse": reverse, "delta_softplus": True}
+        shape = (2, sum(lengths), 12) if reverse == "both" else (sum(lengths), 12)
+        direction = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+        out = selective_scan(**tensors, **settings, backend=backend)
+        wanted = selective_scan(**exact, **settings, backend="reference")
+        assert_rounded(out.detach(), wanted.detach(), "out")  # type: ignore[union-attr]
+        found = torch.autograd.grad(out, list(tensors.values()), direction)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(wanted, list(exact.values()), direction.double())  # type: ignore[arg-type]
+        for name, one, other in zip(tensors, found, gradients, strict=True):
+            assert one.dtype == dtype
+            assert_rounded(one, other, name)
+
+
+@pytest.mark.parametrize("given", ["offsets", "lengths"])
+def test_shared_tensors_are_expanded_inside(given: str) -> None:
+    """B for all utterances, packed or padded (one conversation of one utterance and an empty one too)."""
+    for sizes in ((2, 3), (1,), (0,), (0, 1)):
+        N, L = sum(sizes), max(*sizes, 1)
+        padded = given == "lengths"
+        shape = (len(sizes), L) if padded else (N,)
+        u, A, B = torch.randn(*shape, 4), -torch.rand(4, 3), torch.randn(*[1] * len(shape), 4, 3, requires_grad=True)
+        C = torch.randn(*shape, 3)
+        more: dict[str, Any] = {"lengths": sizes} if padded else {"offsets": offsets_of(sizes)}
+        out = selective_scan(u, u, A, B, C, delta_softplus=True, **more, reverse="both")
+        written = B.expand(*shape, 4, 3)
+        wanted = selective_scan(u, u, A, written, C, delta_softplus=True, **more, reverse="both", backend="reference")
+        torch.testing.assert_close(out, wanted)
+        gradients = [torch.autograd.grad(y.sum(), B)[0] for y in (out, wanted)]  # type: ignore[union-attr]
+        torch.testing.assert_close(*gradients)
+
+
+KINDS = {"infinite": torch.inf, "negative": -torch.inf, "not_a_number": torch.nan}
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", *OPTIONAL])
+def test_infinities_and_not_a_number(name: str, kind: str, backend: str) -> None:
+    """Values and gradients are finite where the reference's are, and else the same kind of not finite.
+
+    But for the gradients of B and C, which are sums over channels: infinite in one backend can be NaN in another.
+    """
+    need(backend)
+    for optional, reverse in ((OPTIONAL, False), ((), False), (("z",), "both"), (("D", "initial_state"), "both")):
+        if name in OPTIONAL and name not in optional:
+            continue
+        for last, states in ((False, 4), (True, 4), (False, 1)):
+            tensors = make((5, 0, 7), width=6, states=states, optional=optional, dtype=torch.float32)
+            with torch.no_grad():
+                tensors[name].view(-1)[-1 if last else tensors[name].numel() // 2] = KINDS[kind]
+            settings: dict[str, Any] = {"offsets": offsets_of((5, 0, 7)), "reverse": reverse, "delta_softplus": True}
+            wanted = measure(tensors, **settings, backend="reference")
+            found = measure(tensors, **settings, backend=backend)
+            for which, exact in wanted.items():
+                value = found[which]
+                assert torch.equal(value.isfinite(), exact.isfinite()), which
+                if which not in ("B", "C"):
+                    rest = ~exact.isfinite()
+                    assert torch.equal(value[rest].nan_to_num(7.0), exact[rest].nan_to_num(7.0)), which
+
+
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_not_a_number_stays_where_it_is(backend: str) -> None:
     """NaN and infinity reach what depends on them, and nothing else."""

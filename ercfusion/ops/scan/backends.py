@@ -22,7 +22,7 @@ class ScanInputs(NamedTuple):
     views with any strides, a stride of 0 included; none is changed.
 
     Args:
-        u: (K, N, D).
+        u: (K, N, D). What the directions share has stride 0 there: leave its gradient unrounded, it will be summed.
         delta: (K, N, D), before bias and softplus.
         A: (K, D, S).
         B: (K, N, G, S).

@@ -4,9 +4,14 @@ Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (
 what the authors' program accepts: conversations of different lengths side by side without padding, the reverse
 direction and both directions in one call, an initial state, a gradient from the final state, any device.
 
-:func:`selective_scan` brings its arguments into one form (:class:`ercfusion.ops.scan.backends.ScanInputs`) by views
-that autograd knows; the operators ``ercfusion::selective_scan`` and ``ercfusion::selective_scan_backward`` choose a
-backend and run it. ``torch.compile`` sees two operators and looks no further.
+:func:`selective_scan` brings its arguments into one form by views that autograd knows; the operators
+``ercfusion::selective_scan`` and ``ercfusion::selective_scan_backward`` choose a backend and run it. ``torch.compile``
+sees two operators and looks no further.
+
+A tensor that the two directions, all utterances or several groups share enters the operator once and is expanded inside
+(:class:`ercfusion.ops.scan.backends.ScanInputs`). Autograd would sum the gradients of the copies in the tensor's own
+dtype: in bfloat16, two rounded gradients of opposite sign can leave nothing but rounding errors. The operator sums them
+in the dtype of the computation and rounds once.
 """
 
 from __future__ import annotations
@@ -124,14 +129,13 @@ def selective_scan(
     if padded:
         host, rows = _padded_lengths(lengths, place[0], place[1], u.device)
         offset: Tensor | None = None
-        u_, delta_, B_, C_ = (_pack(x, rows) for x in (u_, delta_, B_, C_))
-        z_ = None if z_ is None else _pack(z_, rows)
+        u_, delta_, B_, C_ = (_pack(x, place, rows) for x in (u_, delta_, B_, C_))
+        z_ = None if z_ is None else _pack(z_, place, rows)
     else:
         offset, host = _packed_lengths(offsets, place[0], u.device)
     size = len(host) if host is not None else len(cast(Tensor, offset)) - 1
     initial = None if initial_state is None else fit("initial_state", initial_state, (size, width, states))
 
-    B_, C_ = _same_groups(B_, C_)
     out, final = torch.ops.ercfusion.selective_scan(
         u_, delta_, A_, B_, C_, D_, z_, bias_, initial, offset, host, directions, delta_softplus, backend or ""
     )
@@ -154,7 +158,7 @@ def _is_padded(u: Tensor, offsets: object, lengths: object) -> bool:
 
 
 class _Fit:
-    """Tensors with their direction axis, (K, ...), shared ones as views; errors where they do not fit ``u``."""
+    """Tensors with their direction axis, (K, ...), shared ones (1, ...); errors where they do not fit ``u``."""
 
     def __init__(self, u: Tensor, both: bool) -> None:
         self.u, self.both = u, both
@@ -162,14 +166,14 @@ class _Fit:
     def __call__(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         self._device(name, x)
         if tuple(x.shape) == shape:
-            return self._share(x)
+            return x.unsqueeze(0)
         if self.both and tuple(x.shape) == (2, *shape):
             return x
         also = f" or {(2, *shape)}" if self.both else ""
         raise ValueError(f"{name} must be {shape}{also} to fit u {tuple(self.u.shape)}; found {tuple(x.shape)}")
 
     def grouped(self, name: str, x: Tensor, place: tuple[int, ...], width: int, states: int) -> Tensor:
-        """B or C with its group axis: (K, N, G, S) or (K, B, L, G, S)."""
+        """B or C with its group axis: (K, N, G, S) or (K, B, L, G, S); what is shared has 1 for K, N, B or L."""
         self._device(name, x)
         t = len(place)
         found = []
@@ -184,10 +188,9 @@ class _Fit:
             elif len(shape) == t + 2 and shape[:t] == place and shape[t] > 0 and width % shape[t] == 0:
                 found.append((directed, x))
             elif shape == (*[1] * t, width, states) or (t == 2 and not directed and shape == (width, states)):
-                static = x.reshape(*([2] if directed else []), *[1] * t, width, states)
-                found.append((directed, static.expand(*([2] if directed else []), *place, width, states)))
+                found.append((directed, x.reshape(*([2] if directed else []), *[1] * t, width, states)))
         if len(found) == 1:
-            return found[0][1] if found[0][0] else self._share(found[0][1])
+            return found[0][1] if found[0][0] else found[0][1].unsqueeze(0)
         fits = f"u {tuple(self.u.shape)} with {states} states"
         if found:
             raise ValueError(
@@ -199,28 +202,15 @@ class _Fit:
             f"{fits}; found {tuple(x.shape)}"
         )
 
-    def _share(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(0).expand(2, *x.shape) if self.both else x.unsqueeze(0)
-
     def _device(self, name: str, x: Tensor) -> None:
         if x.device != self.u.device:
             raise ValueError(f"{name} is on {x.device}, u on {self.u.device}")
 
 
-def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """B and C with the same number of groups, by repetition where they differ."""
-    groups = math.lcm(B.shape[2], C.shape[2])
-    return _repeat(B, groups), _repeat(C, groups)
-
-
-def _repeat(x: Tensor, groups: int) -> Tensor:
-    return x if x.shape[2] == groups else x.repeat_interleave(groups // x.shape[2], 2)
-
-
-def _pack(x: Tensor, rows: Tensor | None) -> Tensor:
-    """(K, B, L, ...) -> (K, N, ...): the real ones only."""
+def _pack(x: Tensor, place: tuple[int, ...], rows: Tensor | None) -> Tensor:
+    """(K, B, L, ...) -> (K, N, ...): the real ones only; (K, 1, ...) if all utterances share it."""
     flat = x.flatten(1, 2)
-    return flat if rows is None else flat.index_select(1, rows)
+    return flat if rows is None or x.shape[1:3] != place else flat.index_select(1, rows)
 
 
 def _padded_lengths(
@@ -280,15 +270,35 @@ _TENSORS = 9
 
 def _inputs(arguments: Sequence[Any]) -> ScanInputs:
     """Arguments of the operator as a backend takes them: offsets on the device and lengths on the host, both."""
-    u, delta, A, B, C, D, z, delta_bias, initial, offsets, lengths, reverse, softplus, _ = arguments
+    *tensors, offsets, lengths, reverse, softplus, _ = arguments
+    # A tensor with its axis of directions, as a view if they share it.
+    expanded: list[Any] = [None if x is None else x.expand(len(reverse), *x.shape[1:]) for x in tensors]
+    u, delta, A, B, C, D, z, delta_bias, initial = expanded
+    groups, N = math.lcm(B.shape[2], C.shape[2]), u.shape[1]
+    B, C = (_repeat(x.expand(-1, N, -1, -1), groups) for x in (B, C))
     if lengths is None:
-        lengths = _check_bounds(offsets.tolist(), u.shape[1])
+        lengths = _check_bounds(offsets.tolist(), N)
     if offsets is None:
         host = torch.zeros(len(lengths) + 1, dtype=torch.long)
         host[1:] = torch.tensor(lengths, dtype=torch.long).cumsum(0)
         offsets = host
     offsets = offsets.to(u.device, torch.long, non_blocking=True)
     return ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial, offsets, tuple(lengths), tuple(reverse), softplus)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    return x if x.shape[2] == groups else x.repeat_interleave(groups // x.shape[2], 2)
+
+
+def _gather(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of an argument of the operator from that of its expanded form, summed over what shares it."""
+    if gradient.shape == like.shape:
+        return gradient
+    gradient = gradient.to(accumulation_dtype(gradient)[1])
+    if gradient.ndim == 4 and gradient.shape[2:] != like.shape[2:]:
+        gradient = gradient.unflatten(2, (like.shape[2], -1)).sum(3)
+    shared = [i for i, (n, m) in enumerate(zip(gradient.shape, like.shape, strict=True)) if n != m]
+    return gradient.sum(shared, keepdim=True) if shared else gradient
 
 
 def _own(results: Sequence[tuple[Tensor, torch.dtype]], arguments: Sequence[Any]) -> list[Tensor]:
@@ -319,7 +329,8 @@ def _scan_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     u, A, offsets, lengths = arguments[0], arguments[2], arguments[_TENSORS], arguments[_TENSORS + 1]
     state = accumulation_dtype(*arguments[:_TENSORS])[1]
     size = len(lengths) if lengths is not None else offsets.shape[0] - 1
-    return u.new_empty(u.shape), A.new_empty((A.shape[0], size, *A.shape[1:]), dtype=state)
+    directions = len(arguments[_TENSORS + 2])
+    return u.new_empty((directions, *u.shape[1:])), A.new_empty((directions, size, *A.shape[1:]), dtype=state)
 
 
 @torch.library.custom_op(
@@ -330,12 +341,13 @@ def _scan_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _scan_backward(grad_out: Tensor | None, grad_final: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     inputs = _inputs(arguments)
     if grad_out is None:
-        grad_out = torch.zeros_like(inputs.u)
+        grad_out = inputs.u.new_zeros(inputs.u.shape)
     with torch.autocast(inputs.u.device.type, enabled=False):
         backend = choose(inputs, arguments[-1], final_gradient=grad_final is not None)
         found = backend.backward(grad_out, grad_final, *inputs)
     pairs = list(zip(found, arguments[:_TENSORS], strict=True))
-    own = iter(_own([(g, x.dtype) for g, x in pairs if g is not None and x is not None], (grad_out, *arguments)))
+    results = [(_gather(g, x), x.dtype) for g, x in pairs if g is not None and x is not None]
+    own = iter(_own(results, (grad_out, *arguments)))
     # An operator cannot return None: what has no gradient gets an empty tensor.
     return tuple(inputs.u.new_empty(0) if g is None or x is None else next(own) for g, x in pairs)
 

@@ -57,8 +57,17 @@ class MambaSsmScan:
             return self._run(ScanInputs(*arguments))
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
-        """Runs the kernel again under autograd, which then calls the kernel's own backward pass."""
-        leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else None for x in arguments[:9]]
+        """Runs the kernel again under autograd, which then calls the kernel's own backward pass.
+
+        It rounds the gradients of u, delta, B, C and z of each direction to their dtype, those of A, D and the bias
+        not.
+        """
+        leaves = [
+            x.detach().to(torch.float32 if name in ("A", "D", "delta_bias") else x.dtype).requires_grad_()
+            if isinstance(x, Tensor)
+            else None
+            for name, x in zip(ScanInputs._fields[:9], arguments[:9], strict=True)
+        ]
         with autograd_inside():
             out, _ = self._run(ScanInputs(*leaves, *arguments[9:]))  # type: ignore[arg-type]
             present = [leaf for leaf in leaves if leaf is not None]

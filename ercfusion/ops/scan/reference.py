@@ -117,13 +117,17 @@ class ReferenceScan:
             return scan_reference(*inputs)  # type: ignore[arg-type]
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *inputs: object) -> ScanGradients:
-        """Runs the loops again, with a graph."""
-        leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else None for x in inputs[:9]]
+        """Runs the loops again, with a graph, on tensors of the dtype of the computation: no gradient is rounded."""
+        given = [x if isinstance(x, Tensor) else None for x in inputs[:9]]
+        real, state = accumulation_dtype(*given)
+        leaves = [
+            None if x is None else x.detach().to(state if x.is_complex() else real).requires_grad_() for x in given
+        ]
         with autograd_inside():
             out, final = scan_reference(*leaves, *inputs[9:])  # type: ignore[arg-type]
-            results, directions = [out], [grad_out]
+            results, directions = [out], [grad_out.to(out.dtype)]
             if grad_final is not None:
-                results, directions = [out, final], [grad_out, grad_final]
+                results, directions = [out, final], [*directions, grad_final]
             present = [leaf for leaf in leaves if leaf is not None]
             found = iter(torch.autograd.grad(results, present, directions, materialize_grads=True))
         return ScanGradients(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]

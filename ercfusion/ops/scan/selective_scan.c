@@ -322,7 +322,7 @@ static void NAME(forward_task)(const scan_t *a, int64_t k, int64_t group, const 
                     h[i] = next;
                     y += next * Ct[i];
                 }
-                y += s.skip * u;
+                if (a->skip) y += s.skip * u; /* 0 times infinity would be NaN */
                 if (a->z.data) {
                     vec z = NAME(load)(ROW(a->z, k, row) + s.channel, s.n);
                     y *= z * NAME(sigmoid)(z);
@@ -405,7 +405,8 @@ static void NAME(backward_task)(
                         dC[i] += gy * next;
                     }
                     if (a->z.data) {
-                        vec dz = gate * (y + at->skip * u) * open * ((REAL)1 + z * ((REAL)1 - open));
+                        if (a->skip) y += at->skip * u;
+                        vec dz = gate * y * open * ((REAL)1 + z * ((REAL)1 - open));
                         NAME(store)((REAL *)a->dz + (k * a->N + row) * a->D + at->channel, dz, at->n);
                     }
                     dts[t] = dt, us[t] = u, gys[t] = gy;
@@ -429,7 +430,8 @@ static void NAME(backward_task)(
                     const vec dx = (rate * LN2 + into * u) * slopes[t];
                     const int64_t place = (k * a->N + row) * a->D + at->channel;
                     NAME(store)((REAL *)a->ddelta + place, dx, at->n);
-                    NAME(store)((REAL *)a->du + place, at->skip * gy + dt * into, at->n);
+                    vec du = dt * into; if (a->skip) du += at->skip * gy;
+                    NAME(store)((REAL *)a->du + place, du, at->n);
                     dskip[j] += gy * u;
                     dbias[j] += dx;
                 }

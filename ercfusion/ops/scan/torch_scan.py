@@ -94,7 +94,7 @@ class TorchScan:
         if inputs.D is not None:
             skip = plan.channels(inputs.D)
             du, y = du + skip * gy, y + skip * plan.x if y is not None else None
-            dD = plan.sum(gy * plan.x).to(inputs.D.dtype)
+            dD = plan.sum(gy * plan.x)
         dz = None
         if inputs.z is not None:
             assert y is not None

@@ -164,7 +164,10 @@ def causal_conv_backward(
     reverse: Sequence[bool],
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight and bias, in their dtypes, from that of y (K, N, D); see :func:`causal_conv_forward`."""
+    """Gradients of x, weight and bias from that of y (K, N, D); see :func:`causal_conv_forward`.
+
+    That of x is in its dtype, unless the directions share x and their sum is yet to be made; sums are not rounded.
+    """
     if grad.shape != x.shape:
         raise ValueError(f"grad must be {tuple(x.shape)} like x; found {tuple(grad.shape)}")
     call = _arguments(x, weight, bias, offsets, lengths, reverse, silu)
@@ -172,12 +175,13 @@ def causal_conv_backward(
     K, N, D = x.shape
     tiles = triton.cdiv(N, ROWS)
     wide = torch.float64 if call["WIDE"] == tl.float64 else torch.float32
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    shared = K > 1 and x.stride(0) == 0
+    dx = torch.empty(x.shape, dtype=wide if shared else x.dtype, device=x.device)
     dweight = torch.empty(tiles, K, D, weight.shape[2], dtype=wide, device=x.device)
     dbias = torch.empty(tiles, K, D, dtype=wide, device=x.device)
     call |= {"grad": grad, "grad_k": grad.stride(0), "grad_n": grad.stride(1)}
     _launch(backward_kernel, call | {"dx": dx, "dweight": dweight, "dbias": dbias}, K)
-    return dx, dweight.sum(0).to(weight.dtype), None if bias is None else dbias.sum(0).to(bias.dtype)
+    return dx, dweight.sum(0), None if bias is None else dbias.sum(0)
 
 
 def _rows(tensor: Tensor) -> Tensor:

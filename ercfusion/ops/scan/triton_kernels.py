@@ -137,7 +137,8 @@ def scan_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & on, _timestep(raw, SOFTPLUS), 0.0)
-            h = tl.exp2(dt[None, :, None] * decay_rate) * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
+            decay = tl.where(on, tl.exp2(dt[None, :, None] * decay_rate), 1.0)  # 0 * decay_rate may be NaN
+            h = decay * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
             if LOCAL:
                 passed += dt
             else:
@@ -201,10 +202,11 @@ def adjoint_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & (tau - i >= 0), _timestep(raw, SOFTPLUS), 0.0)
+            decay = tl.where(tau - i >= 0, tl.exp2(dt[None, :, None] * decay_rate), 1.0)
             gy = gs[i]
             if GATE:
                 gy *= zs[i] / (1.0 + tl.exp(-zs[i]))
-            carry = tl.exp2(dt[None, :, None] * decay_rate) * (carry + gy[None, :, None] * cs[i][:, None, :])
+            carry = decay * (carry + gy[None, :, None] * cs[i][:, None, :])
         tau -= STEPS
     tl.store(_states(local, k * segments + segment, d, s, D, S), carry, mask=tile)
 
@@ -252,7 +254,7 @@ def carry_kernel(
         for i in tl.static_range(STEPS):
             at = k * segments + first + (j + i) * step
             tl.store(_states(handed, at, d, s, D, S), x, mask=tile & (j + i < count))
-            x = tl.exp2(totals[i][None, :, None] * decay_rate) * x + locals_[i]
+            x = tl.where(j + i < count, tl.exp2(totals[i][None, :, None] * decay_rate), 1.0) * x + locals_[i]
         j += STEPS
 
 
@@ -318,7 +320,8 @@ def backward_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & (tau + i < size), _timestep(raw, SOFTPLUS), 0.0)
-            h = tl.exp2(dt[None, :, None] * decay_rate) * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
+            decay = tl.where(tau + i < size, tl.exp2(dt[None, :, None] * decay_rate), 1.0)
+            h = decay * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
         tau += STEPS
     tl.debug_barrier()  # what one lane noted, another may read
 
@@ -347,7 +350,7 @@ def backward_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & (tau + i < size), _timestep(raw, SOFTPLUS), 0.0)
-            decay = tl.exp2(dt[None, :, None] * decay_rate)
+            decay = tl.where(tau + i < size, tl.exp2(dt[None, :, None] * decay_rate), 1.0)
             h = decay * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
             hs += (h,)
             dts += (dt,)
@@ -379,7 +382,7 @@ def backward_kernel(
             tl.store(du + at, du_.to(du.dtype.element_ty), mask=real & on)
             carry *= decays[i]  # now the gradient of the state in front of the utterance
             faded = carry * hs[i]
-            drate += faded * dts[i][None, :, None]
+            drate += tl.where(on, faded * dts[i][None, :, None], 0.0)  # an infinite state, behind the last utterance
             ddt = _over_states(faded * decay_rate) * LN2 + us[i] * through
             if SOFTPLUS:
                 raw = raws[i]

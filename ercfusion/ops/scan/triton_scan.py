@@ -84,7 +84,11 @@ class TritonScan:
             return call.scan(call.received())
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *inputs: Any) -> ScanGradients:
-        """From the gradients of the two results and the same inputs: gradients in the dtypes of the inputs."""
+        """From the gradients of the two results and the same inputs.
+
+        Gradients of single utterances are in the dtype of their input, all that are sums in float32; so are those of
+        what both directions share, whose sum is yet to be made.
+        """
         call = _Call(ScanInputs(*inputs), self)
         with _on(call.u):
             return call.gradients(_rows(grad_out), None if grad_final is None else _whole(grad_final))
@@ -239,8 +243,8 @@ class _Call:
             final = self._handed(local, final, True)
 
         sizes, K, G, S = self.segments.lengths, self.K, self.G, self.S
-        du, ddelta = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (self.u, self.delta))
-        dgate = None if self.gate is None else torch.empty_like(self.gate, memory_format=torch.contiguous_format)
+        du, ddelta = self._like(self.u), self._like(self.delta)
+        dgate = None if self.gate is None else self._like(self.gate)
         db, dc = (self._empty(self.blocks, K, self.N, G, S) for _ in range(2))
         da = self._empty(len(sizes), K, self.D, S)
         dskip, dbias = (self._empty(len(sizes), K, self.D) for _ in range(2))
@@ -260,13 +264,13 @@ class _Call:
         return ScanGradients(
             du,
             ddelta,
-            da.sum(0).to(given.A.dtype),
+            da.sum(0),
             self._ungrouped(db, given.B),
             self._ungrouped(dc, given.C),
-            None if given.D is None else dskip.sum(0).to(given.D.dtype),
+            None if given.D is None else dskip.sum(0),
             dgate,
-            None if given.delta_bias is None else dbias.sum(0).to(given.delta_bias.dtype),
-            None if dinitial is None or given.initial is None else dinitial.to(given.initial.dtype),
+            None if given.delta_bias is None else dbias.sum(0),
+            dinitial,
         )
 
     def _handed(self, local: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
@@ -296,7 +300,12 @@ class _Call:
         total = partial[0] if self.blocks == 1 else partial.sum(0)
         if like.shape[2] != self.G:
             total = total.unflatten(2, (like.shape[2], -1)).sum(3)
-        return total.to(like.dtype)
+        return total
+
+    def _like(self, x: Tensor) -> Tensor:
+        """Memory for the gradient of ``x``; float32 if the directions share ``x``: their sum is rounded, not they."""
+        shared = self.K > 1 and x.stride(0) == 0
+        return torch.empty(x.shape, dtype=torch.float32 if shared else x.dtype, device=x.device)
 
     def _edges(self) -> tuple[int, int, int, int]:
         return self.K, len(self.segments.lengths), self.D, self.S
