@@ -35,8 +35,20 @@ print(json.dumps({"built": built, "ours": ours, "modules": sorted({name.partitio
     assert "torch" in found["modules"]
     loaded = [name for name in HEAVY if name in found["modules"]]
     assert not loaded, f"building the architectures loads {', '.join(loaded)}"
-    # Where Triton is installed, parts of torch import it themselves; kernels of ours must wait until they are used.
+    # Kernels wait until they are used.
     assert not [name for name in found["ours"] if "triton" in name]
+
+
+SLOW = ("torch._dynamo", "torch._inductor", "triton", "sympy", "torchmetrics", "sklearn", "scipy", "matplotlib")
+
+
+def test_layers_load_no_compiler_and_no_tables() -> None:
+    """The parts that other projects import: torch and numpy, nothing that takes seconds or many megabytes."""
+    found = run(
+        "import json, sys, ercfusion.layers, ercfusion.models, ercfusion.losses, ercfusion.data\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert not [name for name in (*HEAVY, *SLOW, *EXTRAS) if name in found]
 
 
 def test_the_data_package_needs_no_table_reader() -> None:

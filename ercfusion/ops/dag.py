@@ -18,7 +18,7 @@ N utterances of B conversations, D width, S stacks, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,10 @@ def dag_recursion(
             f"{S} stacks of width {D} on {packing.total} utterances need h ({packing.total}, {D}) and first "
             f"({S}, {packing.total}); found {tuple(h.shape)} and {tuple(first.shape)}"
         )
-    return _uncompiled(h, first, speaker, packing, weights, attention)
+    if torch.compiler.is_compiling():
+        # A compiler would unroll the steps, again for every batch of other lengths. Not at import: it takes seconds.
+        return torch.compiler.disable(_run)(h, first, speaker, packing, weights, attention)
+    return _run(h, first, speaker, packing, weights, attention)
 
 
 def _run(h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: DagWeights, attention: str) -> Tensor:
@@ -125,10 +128,6 @@ def _run(h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: D
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return _Wavefront.apply(plan, attention, *tensors)
         return _forward(plan, attention, tensors, None)
-
-
-# A compiler would unroll the steps, anew for every batch of other lengths.
-_uncompiled: Callable[..., Tensor] = torch.compiler.disable(_run)
 
 
 def _arrange(weights: DagWeights) -> list[Tensor]:

@@ -192,6 +192,33 @@ def test_backward_twice() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
+def test_a_compiler_leaves_the_steps_alone() -> None:
+    """Under ``torch.compile`` the recursion runs as it is: only what is around it is traced."""
+    traced: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        traced.extend(str(node.target) for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph
+
+    def around(h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: DagWeights) -> Tensor:
+        return dag_recursion(h * 2, first, speaker, packing, weights) + 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(around, backend=keep)
+    for lengths in ((5, 3), (3, 7)):
+        arguments = make(lengths, 2, (1,), 2)
+        leaves = [arguments[0], *arguments[4]]
+        expected, found = around(*arguments), compiled(*arguments)
+        assert torch.equal(found, expected)
+        for one, two in zip(*(torch.autograd.grad(y.sum(), leaves) for y in (found, expected)), strict=True):
+            assert torch.equal(one, two)
+    torch.compiler.reset()
+    scalar = ("mul", "add", "eq", "not_", "lt", "le", "gt", "ge", "ne", "and_", "or_")  # with checks of lengths
+    assert traced
+    assert {name.removeprefix("<built-in function ").rstrip(">") for name in traced} <= set(scalar)
+
+
 def test_refusals() -> None:
     h, first, speaker, packing, weights = make((5, 3), 2, (1,), 2)
     with pytest.raises(ValueError, match="attention must be one of dagerc, gat; found 'dot'"):
