@@ -19,6 +19,9 @@ CONFIG_MODULE = "ercfusion.conf"
 # Keys below which a user may add entries of their own, with an example of a value (None: any).
 OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
 
+# Settings that take a name, or values by name.
+TEXT_OR_SECTION = ("objective.class_weights",)
+
 # Settings that may be null, with an example of another value: where null is the default it cannot tell the type.
 NULLABLE: dict[str, Any] = {
     "run": "",
@@ -315,7 +318,7 @@ def _value_text(value: Any) -> str:
 
 def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in TEXT_OR_SECTION:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -390,7 +393,7 @@ def _checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str
     text = line.partition("=")[2]
     if isinstance(example, list | ListConfig) and (isinstance(value, str) or hasattr(value, "text")):
         return f"{key}=[{text}]"  # one entry
-    if not _same_kind(example, value):
+    if not _same_kind(example, value) and not (key in TEXT_OR_SECTION and isinstance(value, str | dict)):
         shown = f" (default: {default})" if default is not None else ""
         wanted = _kind("" if isinstance(example, str) else example)
         raise ConfigError(f"{line!r}: {key} takes {wanted}{shown}, not {_kind(value)}")

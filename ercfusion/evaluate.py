@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ examples
   python -m ercfusion.evaluate outputs/train/cogmen-meld/20260101-120000-seed0
   python -m ercfusion.evaluate RUN split=dev
   python -m ercfusion.evaluate RUN data.raw=DIR          the corpus has moved since
+  python -m ercfusion.evaluate RUN hide=audio,visual     what is left without sound and faces
   python -m ercfusion.evaluate RUN optimism=true         dev-selected against test-selected (a diagnostic)
 
 settings
   split=test         train, dev or test
   data.raw=DIR       raw folder of the corpus, where it is not where it was
   data.packs.M=DIR   feature pack of the modality M, likewise
+  hide=NAMES         modalities that every utterance shall lack, with commas between them; their features are not read
   optimism=false     score every epoch on test and say how much choosing on test would flatter; never a result
                      (the run must have been trained with training.keep_every_epoch=true)
 
-Writes RUN/evaluation/SPLIT.json (scores) and RUN/evaluation/SPLIT.parquet (predictions).
+Writes RUN/evaluation/SPLIT.json (scores) and RUN/evaluation/SPLIT.parquet (predictions); with hide=audio these are
+SPLIT-without-audio.json and SPLIT-without-audio.parquet. A split without labels has predictions only.
 """
 
 
@@ -55,39 +58,98 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.record import read_record, rounded_scores, split_record
     from ercfusion.tasks.recognizer import Recognizer
-    from ercfusion.training.run import MODEL, import_modules
+    from ercfusion.training.run import MODEL, check_finite, import_modules
 
     settings = dict(settings)
     record = read_record(folder)
     split = settings.pop("split", "test")
     optimism = switch(settings, "optimism")
     settings.pop("optimism", None)
+    hidden = hidden_modalities(settings.pop("hide", ""), record)
+    if hidden and optimism:
+        raise ConfigError("optimism=true looks at the epochs of the run as they were: leave out hide=")
     import_modules(record["config"]["imports"])
     paths = _with_paths(record["config"]["data"], settings)
     # Before anything is loaded: text features of another version would be built for nothing.
     _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
+    if hidden:
+        seen = [entry["modality"] for entry in record["features"] if entry["modality"] not in hidden]
+        paths = {**paths, "modalities": seen}
     data = load_data(paths)
+    data.tables = with_hidden(data.tables, hidden, record)
     store = data.store(split)
     if optimism:
         print(optimism_text(measure_optimism(folder, record, data)))
         return
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     predictions = recognizer.predict(store)
+    check_finite(predictions, split)
     found = rounded_scores(predictions)
-    target = folder / "evaluation"
+    target, name = folder / "evaluation", "-".join([split, *(["without", *hidden] if hidden else [])])
     target.mkdir(exist_ok=True)
-    write_predictions(target / f"{split}.parquet", {split: predictions})
-    with atomic_write(target / f"{split}.json") as stream:
-        report = {"split": split, "protocol": record["protocol"], "metrics": found, **split_record(predictions)}
-        stream.write(json.dumps(report, indent=1) + "\n")
-    print(f"{record['config']['preset']['model']} on {record['protocol']}, {split} split")
-    for name, value in found.items():
-        print(f"  {name:<28}{value:.4f}")
-    recorded = record["metrics"].get(split)
-    if recorded is not None:
+    write_predictions(target / f"{name}.parquet", {split: predictions})
+    with atomic_write(target / f"{name}.json") as stream:
+        report = {"split": split, "protocol": record["protocol"], "hidden": hidden, "metrics": found}
+        stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
+    without = f", without {', '.join(hidden)}" if hidden else ""
+    print(f"{record['config']['preset']['model']} on {record['protocol']}, {split} split{without}")
+    print(_comparison(found, record, split, hidden))
+    print(target / f"{name}.parquet")
+
+
+def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> str:
+    """The scores, and how they are to those of the record."""
+    if not found:
+        return "  the split has no labels: no scores, predictions only"
+    recorded = record["metrics"].get(split, {})
+    if hidden and recorded:
+        lines = [f"  {'':<28}{'hidden':>8}{'recorded':>10}"]
+        lines += [
+            f"  {name:<28}{value:>8.4f}" + (f"{recorded[name]:>10.4f}" if name in recorded else "")
+            for name, value in found.items()
+        ]
+        return "\n".join(lines)
+    lines = [f"  {name:<28}{value:.4f}" for name, value in found.items()]
+    if recorded:
         worst = max((abs(found[name] - recorded[name]) for name in recorded if name in found), default=0.0)
-        print("equal to the run's record" if worst < 1e-5 else f"differs from the run's record by up to {worst:.2g}")
-    print(target / f"{split}.parquet")
+        lines.append(
+            "equal to the run's record" if worst < 1e-5 else f"differs from the run's record by up to {worst:.2g}"
+        )
+    return "\n".join(lines)
+
+
+def hidden_modalities(typed: str, record: Mapping[str, Any]) -> list[str]:
+    """The modalities named by ``hide=``, in the order of the model.
+
+    Raises:
+        ConfigError: the run has no such modality, or none would be left.
+    """
+    names = [name.strip() for name in typed.strip().removeprefix("[").removesuffix("]").split(",") if name.strip()]
+    known = [entry["modality"] for entry in record["features"]]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"hide: the run has no modality {name!r}. {did_you_mean(name, known)}")
+    if set(names) == set(known):
+        raise ConfigError(f"hide={','.join(names)} leaves no modality: the run has {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[str, Any]) -> list[Any]:
+    """The feature tables in the order of the run, those of ``hidden`` without any turn."""
+    import numpy as np
+
+    from ercfusion.data.features import FeatureTable
+
+    loaded = {table.modality: table for table in tables}
+    result = []
+    for entry in record["features"]:
+        name = entry["modality"]
+        if name not in hidden:
+            result.append(loaded[name])
+            continue
+        offsets = np.zeros(1, dtype=np.int64) if entry["level"] == "sequence" else None
+        result.append(FeatureTable(name, [], np.zeros((0, entry["width"]), dtype=np.float32), offsets))
+    return result
 
 
 def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
@@ -98,7 +160,7 @@ def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[st
         elif key.startswith("data.packs."):
             changed["packs"][key.removeprefix("data.packs.")] = value
         else:
-            known = ["split", "optimism", "data.raw", "data.packs.<modality>"]
+            known = ["split", "optimism", "hide", "data.raw", "data.packs.<modality>"]
             raise ConfigError(f"evaluate has no setting {key!r}. {did_you_mean(key, known)}")
     return changed
 

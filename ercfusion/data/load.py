@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
+from ercfusion.data.usable import check_presence
 from ercfusion.errors import ConfigError, PackError, did_you_mean
 
 logger = logging.getLogger("ercfusion")
@@ -44,21 +45,27 @@ class LoadedData:
         return ConversationStore(self.splits[split], self.tables, [self.protocol.task])
 
 
-def load_data(settings: Mapping[str, Any]) -> LoadedData:
+def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], object] | None = None) -> LoadedData:
     """Open a corpus and its features; missing text features are extracted once and kept as a pack.
 
     Args:
         settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``modalities``, ``encoder``,
             ``packs``, ``options``.
+        check: Called with the conversations before any features are read or extracted; what it raises ends the call.
 
     Raises:
         ConfigError: a modality that neither the corpus nor a pack offers.
+        BatchError: features that hold no turn of the corpus, or of all modalities none of a split.
         CorpusNotFoundError, CorpusFormatError, PackError: see there.
     """
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])
     splits = corpus.conversations(protocol)
-    return LoadedData(corpus, protocol, splits, load_tables(corpus, protocol, splits, settings))
+    if check is not None:
+        check(protocol, splits)
+    tables = load_tables(corpus, protocol, splits, settings)
+    check_presence(tables, splits, settings["packs"])
+    return LoadedData(corpus, protocol, splits, tables)
 
 
 def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Mapping[str, Any]) -> list[FeatureTable]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -55,7 +56,10 @@ def _encode(target: Target, task: TaskSpec) -> Tensor:
         numbers = value if isinstance(value, tuple) else (value,)
         if len(numbers) != task.size:
             raise ValueError(f"{task.size} numbers are expected")
-        return torch.tensor([float(number) for number in numbers])  # type: ignore[arg-type]
+        values = [float(number) for number in numbers]  # type: ignore[arg-type]
+        if not all(map(math.isfinite, values)):
+            raise ValueError("finite numbers are expected")
+        return torch.tensor(values)
     if task.kind == "single_label":
         if not isinstance(value, str):
             raise TypeError("a label name is expected")
@@ -71,7 +75,7 @@ def _encode(target: Target, task: TaskSpec) -> Tensor:
         raise TypeError("a mapping from label names to probabilities is expected")
     for label, probability in value.items():
         encoded[schema.index(label)] = probability
-    if (encoded < 0).any() or abs(float(encoded.sum()) - 1) > 1e-4:
+    if not ((encoded >= 0).all() and abs(float(encoded.sum()) - 1) <= 1e-4):  # also refuses NaN
         raise ValueError("probabilities must be non-negative and sum to 1")
     return encoded
 
@@ -85,7 +89,8 @@ class ConversationStore:
         tasks: The tasks whose targets are encoded.
 
     Raises:
-        BatchError: no feature table, or a table that has none of the split's turns.
+        BatchError: no feature table, or no table has any of the split's turns. Turns that one of several tables lacks
+            lack that modality, even if these are all turns of the split.
     """
 
     def __init__(
@@ -111,11 +116,6 @@ class ConversationStore:
         columns = []
         for table in tables:
             rows = table.rows(keys)
-            if (rows < 0).all():
-                raise BatchError(
-                    f"features {table.modality!r} hold none of the {len(keys)} turns of this split (first looked for: "
-                    f"{keys[0]}; first held: {table.keys[0] if table.keys else 'none'}): they are another corpus's."
-                )
             columns.append(torch.from_numpy(rows >= 0))
             if table.offsets is None:
                 self.features[table.modality] = _gather(table.values, rows)
@@ -123,6 +123,12 @@ class ConversationStore:
                 self.sequences[table.modality] = stored = _gather_sequences(table, rows)
                 self.features[table.modality] = _sequence_means(stored)
         self.available = torch.stack(columns, dim=1)
+        if not bool(self.available.any()):
+            held = "; ".join(f"{table.modality}: {table.keys[0] if table.keys else 'none'}" for table in tables)
+            raise BatchError(
+                f"none of the {len(keys)} turns of this split has any features (first looked for: {keys[0]}; first "
+                f"held: {held}): the features are those of another corpus or of other splits."
+            )
         self.targets = {task.name: encode_targets(self.conversations, task) for task in tasks}
 
     def __len__(self) -> int:

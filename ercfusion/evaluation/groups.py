@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.evaluation.archive import read_archive
-from ercfusion.evaluation.record import read_record, record_sums
+from ercfusion.evaluation.record import read_record, record_sums, require_test_scores
 
 # Settings that say where things lie, how much is said, or which machine computes, but not what is computed.
 _INCIDENTAL = (
@@ -163,7 +163,7 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Records of run folders, of folders of run folders, and of archives, in this order.
 
     Raises:
-        RunError: nothing of the kind is there, or a run is not finished.
+        RunError: nothing of the kind is there, or a run is not finished, or has no test scores.
     """
     records: list[dict[str, Any]] = []
     for entry in paths:
@@ -177,6 +177,7 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
             records += [read_record(folder) for folder in inside]
         else:
             records.append(read_record(path))
+    require_test_scores(records)
     return records
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ercfusion.data.load import LoadedData
 from ercfusion.errors import RunError
+from ercfusion.evaluation.record import require_test_scores
 from ercfusion.files import atomic_write
 from ercfusion.progress import track
 from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
@@ -34,11 +35,12 @@ def measure_optimism(
         ``optimism``, the third minus the first.
 
     Raises:
-        RunError: the run kept no epochs.
+        RunError: the run kept no epochs, or its test split has no labels.
     """
     epochs = sorted(folder.glob(EPOCHS))
     if not epochs:
         raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
+    require_test_scores([record])
     metric = metric or str(record["selection"]["metric"])
     store, dev_store, test = data.store("test"), data.store("dev"), {}
     for path in track(epochs, "scoring epochs"):

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,21 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
 
 
 def rounded_scores(predictions: Predictions) -> dict[str, float]:
-    """All scores of a split, to six decimals (more would be noise and hide equality)."""
+    """All scores of a split, to six decimals (more would be noise and hide equality); none if nothing is labelled."""
+    if not np.any(predictions.valid):
+        return {}
     return {name: round(float(value), 6) for name, value in scores(predictions).items()}
+
+
+def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise :class:`RunError` for the first record of a run whose test split had no labels."""
+    for record in records:
+        if not record["metrics"].get("test"):
+            raise RunError(
+                f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has "
+                "no test scores: its test split has no labels. Its predictions are in predictions.parquet of its "
+                "folder; its dev scores are in record.json."
+            )
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:

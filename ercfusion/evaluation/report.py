@@ -15,6 +15,7 @@ from ercfusion.evaluation.plots import (
     plot_title,
     plot_training_curves,
 )
+from ercfusion.models.base import BATCH_NOTE
 from ercfusion.tasks.metrics import confusion_matrix, higher_is_better, per_class
 from ercfusion.tasks.outputs import Predictions
 
@@ -30,20 +31,25 @@ def score_table(record: Mapping[str, Any]) -> str:
     """Dev and test scores beside the majority floor, the interval and, where it is known, the best reachable score."""
     metrics, interval = record["metrics"], record["intervals"]["test"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
-    names = [name for name in HEADLINE[record["task"]["kind"]] if name in metrics["test"]]
+    shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
+    names = [name for name in HEADLINE[record["task"]["kind"]] if name in shown]
     chosen = record["selection"]["metric"]
-    if chosen not in names and chosen in metrics["test"]:
+    if chosen not in names and chosen in shown:
         names.insert(0, chosen)
     head = ["", "dev", "test", "95 % interval", "majority"] + (["best reachable"] if best else [])
     rows = [head]
     for name in names:
         low_high = f"{interval[name][0]:.4f} to {interval[name][1]:.4f}" if name in interval else ""
-        row = [name, f"{metrics['dev'][name]:.4f}", f"{metrics['test'][name]:.4f}", low_high]
+        row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), low_high]
         row.append(f"{floor[name]:.4f}" if name in floor else "")
         if best:
             row.append(f"{best[name]:.4f}" if name in best else "")
         rows.append(row)
     return aligned(rows)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -56,9 +62,13 @@ def summary(record: Mapping[str, Any]) -> str:
         f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
         score_table(record),
     ]
+    if "test" in record.get("unlabelled", ()):
+        lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
+    if record.get("batch_dependence"):
+        lines.append(BATCH_NOTE.format(record["batch_dependence"]))
     best = record["corpus"].get("reachable", {}).get("test", {})
     name = selection["metric"]
-    if name in best and name in record["majority"]["test"]:
+    if name in best and name in record["majority"]["test"] and name in record["metrics"]["test"]:
         floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
         if top > floor:
             share = (found - floor) / (top - floor)
@@ -87,7 +97,11 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
         metric = members[0]["selection"]["metric"]
         cells = []
         for split in ("dev", "test"):
-            found = seed_summary([member["metrics"][split][metric] for member in members])
+            values = [member["metrics"][split][metric] for member in members if metric in member["metrics"][split]]
+            if len(values) < len(members):  # no labels, or none on which the score is defined
+                cells.append("-")
+                continue
+            found = seed_summary(values)
             spread = f" +- {found['std']:.4f}" if len(members) > 1 else ""
             cells.append(f"{found['mean']:.4f}{spread}")
         rows.append([name, str(len(members)), metric, *cells])
@@ -132,6 +146,8 @@ def draw_pictures(
         synthetic=synthetic,
     )
     for split, part in predictions.items():
+        if not part.valid.any():
+            continue  # nothing to compare with
         title = plot_title(protocol, model, split)
         if part.task.kind == "regression":
             plot_scatter(part, folder / f"{split}-scatter.png", title, synthetic=synthetic)

@@ -13,6 +13,7 @@ from ercfusion.data.task import TaskSpec
 from ercfusion.evaluation.comparison import Comparison, compare_all
 from ercfusion.evaluation.groups import Group, check_comparable
 from ercfusion.evaluation.preset import Published, Row, TablePreset
+from ercfusion.evaluation.record import require_test_scores
 from ercfusion.evaluation.statistics import two_level_bootstrap
 from ercfusion.tasks.metrics import check_metric
 from ercfusion.tasks.sums import score_source
@@ -142,12 +143,13 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
 
     Raises:
         ConfigError: the task has no such metric.
-        RunError: rows were tested on different conversations.
+        RunError: rows were tested on different conversations, or on conversations without labels.
         ValueError: no row has a record.
     """
     groups = {row.name: Group(row.name, tuple(records[row.name])) for row in preset.rows if records.get(row.name)}
     if not groups:
         raise ValueError(f"no row of {preset.path} has a record yet")
+    require_test_scores(record for group in groups.values() for record in group.records)
     check_comparable(list(groups.values()))
     first = next(iter(groups.values()))
     task = first.task

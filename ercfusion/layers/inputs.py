@@ -37,6 +37,8 @@ class Standardize(nn.Module):
                 rows = batch.features[name][present].double()
             else:
                 rows = stored.values[torch.repeat_interleave(present, stored.offsets.diff())].double()
+            if not len(rows):
+                continue  # no training turn has the modality: values that come later are used as they are
             deviation = rows.std(0, correction=0)
             self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
             self.get_buffer(f"scale_{name}").copy_(torch.where(deviation > 1e-8, 1 / deviation.clamp(min=1e-8), 1.0))

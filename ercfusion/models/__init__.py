@@ -8,7 +8,7 @@ from typing import Any
 
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
+from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, Limits
 from ercfusion.registry import Registry
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -60,6 +60,17 @@ def architecture_options(name: str) -> dict[str, Any]:
     return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
 
 
+def architecture_limits(name: str, options: Mapping[str, Any] | None = None) -> Limits:
+    """The limits of an architecture with ``options``, without building it; see :class:`Limits`.
+
+    Raises:
+        ConfigError: unknown name; the message names the nearest.
+    """
+    found = architecture_class(name)
+    # A name may also lead to a function that makes an architecture.
+    return found.limits(options or {}) if hasattr(found, "limits") else Limits()
+
+
 def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] | None = None) -> Architecture:
     """An architecture for the given inputs.
 
@@ -83,7 +94,9 @@ __all__ = [
     "BatchLoss",
     "Capabilities",
     "Encoded",
+    "Limits",
     "architecture_class",
+    "architecture_limits",
     "architecture_options",
     "build_architecture",
     "register",

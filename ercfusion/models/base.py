@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -82,6 +83,24 @@ class Capabilities:
     compile_note: str = ""
 
 
+BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"
+"""What runs, records and tables say of an architecture with :attr:`Limits.batch_dependence`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What follows from an architecture's options without its inputs, so that it is known before data are loaded.
+
+    Args:
+        longest: The most utterances that a conversation may have; None for any number.
+        batch_dependence: Why the score of an utterance depends on the other conversations of its batch, as the end of
+            a sentence that begins with "because"; empty where it does not.
+    """
+
+    longest: int | None = None
+    batch_dependence: str = ""
+
+
 class Architecture(nn.Module, ABC):
     """Base of all architectures.
 
@@ -109,6 +128,21 @@ class Architecture(nn.Module, ABC):
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What this instance can do; may depend on its options."""
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """The limits of an instance with ``options``; a subclass that has any overrides this.
+
+        Args:
+            options: Those that are not at their defaults, or all of them.
+        """
+        return Limits()
+
+    @classmethod
+    def with_defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the constructor: those of ``options``, and the defaults of the others."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {**{entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}, **options}
 
     @abstractmethod
     def forward(self, batch: ConversationBatch) -> Encoded:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv, SharedBatchNorm
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
 from ercfusion.ops.graph import RELATIONS, WindowGraph
 from ercfusion.ops.packing import Packing
 from ercfusion.ops.processes import longest_over_processes
@@ -122,6 +125,12 @@ class Cogmen(Architecture):
             missing_aware=self.projection_width > 0,
             speakers="same_other" if self.relations == "same_other" else "numbered",
         )
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the attention, its amount matters."""
+        masked = cls.with_defaults(options)["mask_padding"]
+        return Limits(batch_dependence="" if masked else "mask_padding=false lets its Transformer attend to padding")
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import BatchError
 from ercfusion.layers import ModalityProjection, PackedLSTM
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
 from ercfusion.ops.graph import RELATIONS, WindowGraph
 from ercfusion.ops.packing import Packing
 
@@ -309,6 +310,12 @@ class DialogueGcn(Architecture):
             compiles=False,
             compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
         )
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """Vectors for absolute positions end somewhere."""
+        known = cls.with_defaults(options)
+        return Limits(longest=known["positions"] if known["edges"] == "position" else None)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""

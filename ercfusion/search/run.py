@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ercfusion.data.usable import LABELLED
 from ercfusion.errors import RunError, TrainingError
 from ercfusion.files import one_at_a_time
 from ercfusion.pool import default_workers, run_jobs
@@ -50,6 +51,7 @@ from ercfusion.search.study import (
 )
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.tasks.metrics import check_metric
+from ercfusion.training.checks import before_features
 from ercfusion.training.folder import describe, empty_folder, log_file, read_config, write_json
 from ercfusion.training.run import import_modules
 
@@ -128,9 +130,10 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
 
     Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
     """
+    check = before_features(config, LABELLED, config["sweep"]["metric"])
     for settings in data_settings(config, config["space"]):
-        dev_data(settings)
-    return dev_data(config["data"])
+        dev_data(settings, check)
+    return dev_data(config["data"], check)
 
 
 def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:

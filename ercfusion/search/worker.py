@@ -187,13 +187,13 @@ class DevData:
 _loaded: dict[str, DevData] = {}
 
 
-def dev_data(settings: dict[str, Any]) -> DevData:
-    """The train and dev splits, which is all that a trial sees."""
+def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = None) -> DevData:
+    """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
     from ercfusion.data.load import load_data
 
     key = json.dumps(settings, sort_keys=True)
     if key not in _loaded:
-        data = load_data(settings)
+        data = load_data(settings, check)
         _loaded[key] = DevData(data, data.store("train"), data.store("dev"))
     return _loaded[key]
 

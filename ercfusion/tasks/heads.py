@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ercfusion.data.batch import TaskTargets
 from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError
+from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.losses import concordance as concordance
 from ercfusion.losses import focal_loss
 
@@ -16,20 +19,79 @@ CLASS_WEIGHTS = ("none", "balanced", "effective")
 REGRESSION_LOSSES = ("mse", "mae", "ccc")
 
 
-def class_weights(targets: TaskTargets, task: TaskSpec, scheme: str) -> Tensor | None:
-    """Weights of the classes from the counts of a training split.
+def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None = None) -> dict[str, float] | None:
+    """Check the setting ``objective.class_weights``.
+
+    Args:
+        scheme: A name of :data:`CLASS_WEIGHTS`, or a weight for every label by its name.
+        task: Whose labels they are; None checks what can be checked without knowing them.
+
+    Returns:
+        Weights by the schema's own label names where ``scheme`` gives them, otherwise None.
+
+    Raises:
+        ConfigError: an unknown name, a label without a weight, or a weight that is not a number of at least 0; one
+            message names all such labels.
+    """
+    key = "objective.class_weights"
+    if isinstance(scheme, str):
+        if scheme not in CLASS_WEIGHTS:
+            raise ConfigError(
+                f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label name such as "
+                f"{{joy: 2, anger: 1}}; found {scheme!r}"
+            )
+        return None
+    if not isinstance(scheme, Mapping):
+        raise ConfigError(f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label; found {scheme!r}")
+    wrong = [
+        f"{label}: {weight!r}"
+        for label, weight in scheme.items()
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf
+    ]
+    if wrong:
+        raise ConfigError(f"{key}: weights must be numbers of at least 0; found {', '.join(wrong)}")
+    if not any(weight > 0 for weight in scheme.values()):
+        raise ConfigError(f"{key}: no label has a weight above 0")
+    if task is None:
+        return None
+    if task.schema is None:
+        raise ConfigError(f"{key} gives weights by label, but the regression task {task.name!r} has no labels")
+    named: dict[str, float] = {}
+    problems = []
+    for spelling, weight in scheme.items():
+        try:
+            label = task.schema.canonical(str(spelling))
+        except CorpusFormatError:
+            problems.append(f"{spelling!r} is not a label. {did_you_mean(str(spelling), task.schema.labels)}")
+            continue
+        if label in named:
+            problems.append(f"{label!r} has two weights.")
+        named[label] = float(weight)
+    missing = [label for label in task.schema.labels if label not in named]
+    if missing:
+        problems.append(f"Without a weight: {', '.join(missing)}.")
+    if problems:
+        raise ConfigError(f"{key} does not fit the labels {task.schema.name}: {' '.join(problems)}")
+    return named
+
+
+def class_weights(targets: TaskTargets, task: TaskSpec, scheme: str | Mapping[str, float]) -> Tensor | None:
+    """Weights of the classes, from the counts of a training split or as given.
 
     Args:
         targets: Of the training split only.
         task: Single-label, multi-label or distribution.
         scheme: ``none``; ``balanced``, proportional to 1 / n_c; ``effective``, proportional to (1 - b) / (1 - b ** n_c)
-            with b = (N - 1) / N (Cui et al., CVPR 2019). n_c sums probabilities for a distribution task.
+            with b = (N - 1) / N (Cui et al., CVPR 2019); n_c sums probabilities for a distribution task. Or a weight
+            for every label by its name, taken as it is.
 
     Returns:
-        (C) weights with mean 1 over the labelled utterances (a class that never occurs gets 0), or None.
+        (C) weights, or None. Those from counts have mean 1 over the labelled utterances (a class that never occurs gets
+        0).
     """
-    if scheme not in CLASS_WEIGHTS:
-        raise ConfigError(f"objective.class_weights must be one of {', '.join(CLASS_WEIGHTS)}; found {scheme!r}")
+    given = check_class_weights(scheme, task)
+    if given is not None and task.schema is not None:
+        return torch.tensor([given[label] for label in task.schema.labels])
     if scheme == "none" or task.schema is None:
         return None
     value = targets.value[targets.valid]

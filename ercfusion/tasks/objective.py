@@ -15,6 +15,7 @@ from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
 from ercfusion.ops.processes import Shares
+from ercfusion.tasks.heads import check_class_weights
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 
 LOSSES: dict[str, dict[str, float]] = {
@@ -154,6 +155,7 @@ def check_objective(settings: Mapping[str, Any]) -> None:
 
 def _task_settings(settings: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     """The task's loss and its settings, checked."""
+    check_class_weights(settings.get("class_weights", "none"))
     name = settings.get("loss", "cross_entropy")
     if name not in LOSSES:
         raise ConfigError(f"objective.loss must be one of {', '.join(LOSSES)}; found {name!r}")

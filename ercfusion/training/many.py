@@ -106,20 +106,24 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:
             import_modules(config["imports"])
-            _prepare(config["data"])
+            _prepare(config)
         except ErcfusionError as error:
             logger.debug("features are not prepared: %s", error)
 
 
-def _prepare(settings: Mapping[str, Any]) -> None:
+def _prepare(config: Mapping[str, Any]) -> None:
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Corpus
     from ercfusion.data.load import wanted_modalities
     from ercfusion.features.text import text_pack
+    from ercfusion.training.checks import before_features
 
+    settings = config["data"]
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])
     offered = list(dict.fromkeys([*protocol.modalities, *settings["packs"]]))
     wanted = wanted_modalities(settings["modalities"], offered, protocol)
     if type(corpus).features is Corpus.features and not set(wanted) <= set(settings["packs"]):
-        text_pack(corpus, protocol, encoder=settings["encoder"])
+        splits = corpus.conversations(protocol)
+        before_features(config)(protocol, splits)
+        text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)

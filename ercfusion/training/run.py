@@ -37,8 +37,10 @@ from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, ErcfusionError, TrainingError
 from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_scores, split_record, write_record
+from ercfusion.models import architecture_limits
+from ercfusion.models.base import BATCH_NOTE
 from ercfusion.tasks.heads import class_weights
-from ercfusion.tasks.metrics import best_thresholds, check_metric, higher_is_better, scores
+from ercfusion.tasks.metrics import best_thresholds, higher_is_better
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.recognizer import Recognizer
@@ -53,6 +55,7 @@ from ercfusion.training.callbacks import (
     best_row,
     read_history,
 )
+from ercfusion.training.checks import before_features, check_disk, check_selectable
 from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
@@ -88,10 +91,9 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     with log_file(folder / "train.log"):
         if config["training"]["threads"] is not None:
             torch.set_num_threads(config["training"]["threads"])
-        data = load_data(config["data"])
+        data = load_data(config["data"], before_features(config))
         train_store, dev_store = data.store("train"), data.store("dev")
         metric = config["training"]["metric"] or data.protocol.task.metric
-        check_metric(data.protocol.task, metric)
         reset_peak_memory()
         started = time.perf_counter()
         device = fit(config, folder, train_store, dev_store, metric)
@@ -133,6 +135,12 @@ def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) 
     )
     recognizer.prepare(train_store, standardize=config["training"]["standardize"])
     return recognizer
+
+
+def batch_dependence(config: Mapping[str, Any]) -> str:
+    """Why scores depend on how conversations are put into batches; empty where they do not."""
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    return architecture_limits(config["model"]["name"], options).batch_dependence
 
 
 def exports(config: Mapping[str, Any]) -> bool:
@@ -183,6 +191,9 @@ def fit(
 
         check_exportable(recognizer)  # rather now than when all is done
     task = recognizer.task
+    check_selectable(dev_store, task, metric)
+    if is_first_process():
+        check_disk(folder, recognizer, config)
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config["objective"]["class_weights"])
     objective = build_objective(config["objective"], recognizer, targets, weights)
@@ -258,6 +269,8 @@ def fit(
             f"{count_parameters(recognizer):,}",
             "resuming" if last.is_file() else f"up to {settings['max_epochs']} epochs",
         )
+        if dependence := batch_dependence(config):
+            logger.warning("%s", BATCH_NOTE.format(dependence))
         if curriculum is not None:
             announce(config, folder, curriculum)
     batches = TrainingBatches(train_store, sampler, pin_memory=trainer.strategy.root_device.type == "cuda")
@@ -303,7 +316,13 @@ def finish(
     device: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score the chosen model on dev and, for the first and only time, on test; write everything down."""
+    """Score the chosen model on dev and, for the first and only time, on test; write everything down.
+
+    Without labels test is predicted only: the record then has no scores of it, and says so under ``unlabelled``.
+
+    Raises:
+        TrainingError: an output for the test split is not a finite number.
+    """
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.report import draw_pictures, model_card
     from ercfusion.evaluation.statistics import interval_for
@@ -316,11 +335,13 @@ def finish(
         dev = recognizer.predict(dev_store)
     test_store = data.store("test")
     predictions = {"dev": dev, "test": recognizer.predict(test_store)}
-    floor = {split: scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+    check_finite(predictions["test"], "test")
+    floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
     history = read_history(folder / HISTORY)
     best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
-    headline = [name for name in ("weighted_f1", "macro_f1", "accuracy", metric) if name in floor["test"]]
+    headline = ["weighted_f1", "macro_f1", "accuracy", metric]
+    headline = [name for name in dict.fromkeys(headline) if name in (floor["test"] or floor["dev"])]
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -353,12 +374,11 @@ def finish(
                     round(bound, 6)
                     for bound in interval_for(predictions["test"], name, config["training"]["bootstrap"])
                 ]
-                for name in dict.fromkeys(headline)
+                for name in headline
+                if name in floor["test"]
             },
         },
-        "majority": {
-            split: {name: round(part[name], 6) for name in dict.fromkeys(headline)} for split, part in floor.items()
-        },
+        "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
         "splits": {split: split_record(part) for split, part in predictions.items()},
         "cost": {
             "parameters": count_parameters(recognizer),
@@ -368,6 +388,11 @@ def finish(
             "threads": torch.get_num_threads(),
         },
     }
+    unlabelled = [split for split, found in record["metrics"].items() if not found]
+    if unlabelled:
+        record["unlabelled"] = unlabelled
+    if dependence := batch_dependence(config):
+        record["batch_dependence"] = dependence
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
@@ -390,6 +415,18 @@ def finish(
         record["packs"] = export(recognizer, data, folder)
     write_record(folder, record)
     return record
+
+
+def check_finite(predictions: Predictions, split: str) -> None:
+    """Raise :class:`TrainingError` unless all outputs for a split are finite numbers."""
+    wrong = ~np.isfinite(predictions.output).all(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        where = f"{predictions.conversation_ids[predictions.conversation[row]]}/{predictions.turn_ids[row]}"
+        raise TrainingError(
+            f"the outputs for {int(wrong.sum())} utterances of the {split} split are not finite (first: {where}): "
+            "look at the features of these utterances"
+        )
 
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:

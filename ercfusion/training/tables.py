@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.evaluation.archive import read_archive, write_archive
 from ercfusion.evaluation.groups import differences, settings_of
 from ercfusion.evaluation.preset import Row, TablePreset
@@ -93,6 +93,7 @@ def table_run(job: TableJob) -> dict[str, Any]:
     from ercfusion.data.load import load_data
     from ercfusion.evaluation.optimism import EPOCHS, OPTIMISM, measure_optimism
 
+    check_testable(job.config)
     record = train_run(job)
     path = job.folder / OPTIMISM
     if not path.is_file():
@@ -104,6 +105,20 @@ def table_run(job: TableJob) -> dict[str, Any]:
         shutil.rmtree(folder)
     names = ("metric", "dev_selected", "last_epoch", "test_selected", "test_selected_epoch")
     return {**record, "optimism": {name: report[name] for name in names}}
+
+
+def check_testable(config: Mapping[str, Any]) -> None:
+    """Raise :class:`RunError` if the test split of a run has no labels: a table would have nothing to show for it."""
+    from ercfusion.data.corpora import open_corpus
+    from ercfusion.data.usable import check_splits
+    from ercfusion.training.run import import_modules
+
+    import_modules(config["imports"])
+    data = config["data"]
+    corpus = open_corpus(data["name"], data["raw"], **data["options"])
+    protocol = corpus.protocol(data["protocol"])
+    if check_splits(protocol, corpus.conversations(protocol)):
+        raise RunError(f"{protocol.id}: the test split has no labels, so that a table has no scores to show")
 
 
 def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | None = None) -> list[tuple[Row, int]]:

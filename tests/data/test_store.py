@@ -162,10 +162,21 @@ def test_a_store_needs_conversations_and_features() -> None:
     with pytest.raises(BatchError, match="no features were given"):
         ConversationStore(CONVERSATIONS, [], [])
     other = FeatureTable("text", [("q", "1")], np.zeros((1, 2)))
-    with pytest.raises(BatchError, match=r"'text' hold none of the 6 turns .*first looked for: \('x', '1'\)"):
+    with pytest.raises(BatchError, match=r"none of the 6 turns .*first looked for: \('x', '1'\).*text: \('q', '1'\)"):
         ConversationStore(CONVERSATIONS, [other], [])
-    with pytest.raises(BatchError, match="first held: none"):
+    with pytest.raises(BatchError, match="first held: text: none"):
         ConversationStore(CONVERSATIONS, [FeatureTable("text", [], np.zeros((0, 2)))], [])
+
+
+def test_a_modality_that_no_turn_has_is_absent_everywhere() -> None:
+    other = FeatureTable("audio", [("q", "1")], np.ones((1, 2)))
+    steps = FeatureTable("visual", [], np.zeros((0, 3)), np.zeros(1, dtype=np.int64))
+    store = ConversationStore(CONVERSATIONS, [TEXT, other, steps], [])
+    assert store.available.any(0).tolist() == [True, False, False]
+    assert not store.features["audio"].any()
+    batch = store.batch([0, 2])
+    assert batch.sequence("visual").offsets.tolist() == [0] * 6
+    assert store.inputs.widths == {"text": 2, "audio": 2, "visual": 3}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def test_nothing_fitted_changes_nothing() -> None:
         assert torch.equal(result.features[name], batch.features[name])
 
 
+def test_a_modality_without_any_utterance_is_left_as_it_is() -> None:
+    batch = random_batch(steps={"audio": 3})
+    drop = torch.zeros_like(batch.available)
+    drop[:, :2] = True  # text, and the sequences of audio
+    standardize = Standardize(WIDTHS)
+    standardize.fit(batch.hide(drop))
+    for name in ("text", "audio"):
+        assert (standardize.get_buffer(f"mean_{name}") == 0).all()
+        assert (standardize.get_buffer(f"scale_{name}") == 1).all()
+    assert standardize.get_buffer("mean_visual").abs().max() > 0
+
+
 def test_dropped_modalities_do_not_count() -> None:
     batch = random_batch()
     drop = torch.zeros_like(batch.available)

@@ -1,0 +1,124 @@
+"""What is checked before the first epoch: nothing that can be known then may end a run after its training."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ercfusion.data.corpus import Protocol, Splits
+from ercfusion.data.store import ConversationStore
+from ercfusion.data.task import TaskSpec
+from ercfusion.data.usable import check_splits
+from ercfusion.errors import ConfigError, RunError
+from ercfusion.models import architecture_limits
+from ercfusion.tasks.heads import check_class_weights
+from ercfusion.tasks.metrics import check_metric, scores
+from ercfusion.tasks.outputs import Predictions
+
+logger = logging.getLogger("ercfusion")
+
+SPLITS = ("train", "dev", "test")
+# Logs, predictions, pictures and the record of a run together.
+_SMALL_FILES = 16 * 2**20
+
+
+def before_features(
+    config: Mapping[str, Any], needed: Sequence[str] = SPLITS, metric: str | None = None
+) -> Callable[[Protocol, Splits], None]:
+    """The checks of a run that need no features, for :func:`ercfusion.data.load.load_data`.
+
+    Args:
+        config: Resolved.
+        needed: Splits that will be used; a sweep does without test.
+        metric: The score that will choose the checkpoint; that of the configuration or of the protocol where None.
+    """
+
+    def check(protocol: Protocol, splits: Splits) -> None:
+        check_metric(protocol.task, metric or config["training"]["metric"] or protocol.task.metric)
+        check_class_weights(config["objective"]["class_weights"], protocol.task)
+        check_lengths(config, splits, needed)
+        if check_splits(protocol, splits, needed):
+            logger.warning(
+                "the test split has no labels for the task %r: the run will end with predictions for it, but without "
+                "test scores",
+                protocol.task.name,
+            )
+
+    return check
+
+
+def check_lengths(config: Mapping[str, Any], splits: Splits, needed: Sequence[str] = SPLITS) -> None:
+    """Raise :class:`ConfigError` if a conversation is longer than the architecture can take."""
+    name = config["model"]["name"]
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    longest = architecture_limits(name, options).longest
+    if longest is None:
+        return
+    too_long = [(split, one) for split in needed for one in splits.get(split, []) if len(one) > longest]
+    if too_long:
+        split, first = max(too_long, key=lambda entry: len(entry[1]))
+        raise ConfigError(
+            f"model {name!r} with these options takes conversations of up to {longest} utterances; {len(too_long)} are "
+            f"longer, the longest is {first.id!r} of the {split} split with {len(first)}. Take other options of the "
+            "model (docs/models), another model, or cut the conversations."
+        )
+
+
+def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> None:
+    """Raise :class:`ConfigError` unless ``metric`` is defined on the dev split, whatever a model will answer there."""
+    if metric not in scores(constant_answers(dev, task)):
+        raise ConfigError(
+            f"training.metric={metric} is not defined on the dev split: none of its {dev.num_utterances} utterances "
+            "counts for it. Choose another score, or another dev split."
+        )
+
+
+def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
+    """Predictions that say the same of every utterance: the middle of the range, or all labels alike."""
+    targets = store.targets[task.name]
+    middle = (task.low + task.high) / 2 if task.kind == "regression" else 1 / task.size
+    return Predictions(
+        task=task,
+        output=np.full((store.num_utterances, task.size), middle),
+        value=targets.value.numpy(),
+        valid=targets.valid.numpy(),
+        lengths=tuple(store.lengths),
+        speaker=store.speaker.numpy(),
+        conversation_ids=tuple(conversation.id for conversation in store.conversations),
+        turn_ids=tuple(turn.id for conversation in store.conversations for turn in conversation.turns),
+    )
+
+
+def check_disk(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
+    """Raise :class:`RunError` if the disk of the run folder has clearly too little room for the run.
+
+    Args:
+        folder: Of the run.
+        module: What is trained; the size of checkpoints follows from its parameters.
+        config: Resolved.
+    """
+    weights = sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
+    # The checkpoint holds the weights and the two moments of Adam. It is replaced by a complete new one, so that two
+    # exist for a moment; so do two models.
+    needed = 2 * 3 * weights + 2 * weights + _SMALL_FILES
+    if config["training"]["keep_every_epoch"]:
+        needed += config["training"]["max_epochs"] * weights
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free < needed - there:
+        kept = ", with training.keep_every_epoch=true," if config["training"]["keep_every_epoch"] else ""
+        raise RunError(
+            f"{folder}: the run{kept} needs about {_mebibytes(needed - there)} MiB on this disk, which has "
+            f"{_mebibytes(free, up=False)} MiB free. Make room, or choose a folder on another disk with output=DIR."
+        )
+
+
+def _mebibytes(count: float, *, up: bool = True) -> str:
+    return f"{(math.ceil if up else math.floor)(count / 2**20):,}"
