@@ -113,7 +113,7 @@ def examine(settings: dict[str, Any]) -> int:
     for name, place in settings["packs"].items():
         # As in training, a pack that is given replaces what the corpus has.
         folder = pack_folder(corpus, splits, name, place)
-        tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.fingerprint(), verify="full")
+        tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints(), verify="full")
         if tables[name].modality != name:
             raise ConfigError(f"data.packs.{name}: {place} holds the modality {tables[name].modality!r}")
         found, text = known_labels(tables[name], corpus, protocol, splits)

@@ -58,7 +58,7 @@ def check_corpus(
     findings += check_modalities(splits, tables)
     if media:
         findings += check_clips(corpus, protocol, splits)
-    return findings + corpus.findings(protocol)
+    return findings + corpus.notes(protocol) + corpus.findings(protocol)
 
 
 def check_counts(splits: Splits, card: CorpusCard, *, default: bool = True) -> list[Finding]:

@@ -16,7 +16,7 @@ from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
-from ercfusion.errors import ConfigError, CorpusNotFoundError
+from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.files import sha256_of
 from ercfusion.progress import track
 
@@ -34,6 +34,8 @@ _BEYOND = 0.5
 """Seconds that a turn may end after its recording: times are rounded, and tracks end a little early."""
 _SHOWN = 3
 """Examples named in one finding."""
+_LISTED = 50
+"""Absent files named in one finding."""
 _MANY = 20
 """Recordings of one length from which on that length is no chance."""
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
@@ -56,7 +58,7 @@ class _File:
 def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Finding]:
     """Recordings of a corpus: absent, empty or damaged files, equal files, and clips that do not fit their words.
 
-    A corpus without recordings, or whose recordings are not there, is passed over.
+    A corpus without recordings, or whose recordings are not there, is passed over, unless its own table names them.
 
     Args:
         corpus: Its :meth:`~ercfusion.data.corpus.Corpus.clips` are looked at, for sound and for pictures.
@@ -67,11 +69,19 @@ def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Find
     files: dict[Path, _File] = {}
     seen: set[tuple[Key, Clip]] = set()
     for kind in MEDIA_KINDS:
-        try:
-            clips = corpus.clips(protocol, kind)
-        except (ConfigError, CorpusNotFoundError):
-            continue
         topic = f"{kind} recordings"
+        try:
+            try:
+                clips = corpus.clips(protocol, kind)
+            except CorpusNotFoundError:
+                clips = corpus.named_clips(protocol, kind)
+        except ConfigError:
+            continue
+        except CorpusFormatError as error:
+            findings.append(Finding("fault", topic, str(error)))
+            continue
+        if not clips:
+            continue
         fresh = _look(clips, kind, files)
         findings += _presence(topic, splits, clips, files)
         findings += _damage(topic, fresh, files)
@@ -163,6 +173,9 @@ def _presence(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapp
         number = len(set(named.values()))
         if absent:
             text = f"{split}: {len(absent)} of {number} files are not there (first: {absent[0]})"
+            if len(absent) > 1:
+                more = f", and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
+                text += f": {', '.join(path.name for path in absent[:_LISTED])}{more}"
             findings.append(Finding("fault" if len(absent) == number else "note", topic, text))
         elif number:
             text = f"{split}: {number} files for {len(named)} of {len(turns)} utterances, all there"

@@ -97,6 +97,29 @@ def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
     return {split: [entry for entry in conversations if part[entry.id] == split] for split in SPLITS}
 
 
+_TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".txt", ".csv", ".parquet", ".json", ".jsonl")
+
+
+def _similar(root: Path, missing: Sequence[str]) -> str:
+    # Files that may be the missing ones in another format or under a name with other capitals or a second ending.
+    for name in missing:
+        wanted = Path(name)
+        folder = root / wanted.parent
+        entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        tables = [entry for entry in entries if entry.lower().endswith(_TABLES) and not entry.startswith((".", "~"))]
+        stem = wanted.stem.casefold()
+        near = [entry for entry in tables if entry.casefold().partition(".")[0] == stem]
+        if not near and len(missing) == 1 and wanted.suffix == ".csv":
+            # A folder with one table holds the one that is meant.
+            near = [entry for entry in tables if entry.lower().endswith(_TABLES[:3])]
+        if near:
+            if near[0].lower().endswith(_TABLES[:3]):
+                kind = wanted.suffix[1:].upper()
+                return f" There is {near[0]}: save it as {kind} (UTF-8) under the name {wanted.name}."
+            return f" There is {near[0]}: if it is this file, rename it to {wanted.name}."
+    return ""
+
+
 class Corpus(ABC):
     """Base of all corpora.
 
@@ -143,6 +166,18 @@ class Corpus(ABC):
         """
         raise ConfigError(f"{self.card.title} has no {kind} recordings that could be read here (corpus {self.name!r}).")
 
+    def named_clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """The recordings that the corpus's own files name, for a corpus of which none may be there (none by default).
+
+        The doctor asks where :meth:`clips` finds no file: what is named and absent is a fault, and what a release
+        offers besides its texts is not.
+        """
+        return {}
+
+    def notes(self, protocol: Protocol) -> list[Finding]:
+        """What the reader decided where the files leave it open; training logs it, and the doctor reports it."""
+        return []
+
     def findings(self, protocol: Protocol) -> list[Finding]:
         """What the doctor reports beyond the checks that it makes for every corpus."""
         return []
@@ -163,6 +198,21 @@ class Corpus(ABC):
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    def source_fingerprint(self, source: str | None = None) -> str:
+        """What a feature pack is bound to: the parts of the corpus that features are made of.
+
+        Of a release it is :meth:`fingerprint`, because its files never change. A corpus of one's own leaves out what
+        features do not depend on.
+
+        Args:
+            source: ``text``, ``audio`` or ``visual``; None for all of them.
+        """
+        return self.fingerprint()
+
+    def pack_fingerprints(self) -> tuple[str, ...]:
+        """The fingerprints that a pack made from this version of the corpus may have."""
+        return (self.fingerprint(),)
 
     def protocol(self, identifier: str | None = None) -> Protocol:
         """The protocol called ``identifier`` (with or without the corpus's name before it); the first one by default.
@@ -210,7 +260,8 @@ class Corpus(ABC):
         missing = [name for name in names if not (root / name).is_file()]
         if missing:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {', '.join(missing)} not found in {root}.\n{self._how_to_get()}"
+                f"{self.card.title}: {', '.join(missing)} not found in {root}.{_similar(root, missing)}\n"
+                f"{self._how_to_get()}"
             )
         return [root / name for name in names]
 

@@ -61,6 +61,8 @@ def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], o
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])
     splits = corpus.conversations(protocol)
+    for note in corpus.notes(protocol):
+        logger.info("%s: %s", corpus.name, note.text)
     if check is not None:
         check(protocol, splits)
     tables = load_tables(corpus, protocol, splits, settings)
@@ -81,9 +83,8 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
         if name in packs:
             from ercfusion.features.pack import read_pack
 
-            table = read_pack(
-                pack_folder(corpus, splits, name, packs[name]), corpus=corpus.name, fingerprint=corpus.fingerprint()
-            )
+            folder = pack_folder(corpus, splits, name, packs[name])
+            table = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
             if table.modality != name:
                 raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
             found, text = known_labels(table, corpus, protocol, splits)

@@ -6,11 +6,17 @@ the IEMOCAP pickles), so an index is obtained from a :class:`LabelSchema` and ne
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
+
+
+def label_key(text: str) -> str:
+    """What all spellings of one label have in common: composed Unicode (NFC), small letters, single blanks."""
+    return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,18 @@ class LabelSchema:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (LabelSchema, (self.name, self.labels, dict(self.synonyms), self.neutral))
+
+    def find(self, text: str) -> str | None:
+        """The label that ``text`` is a spelling of; None if there is none.
+
+        Blanks around it, the case of letters and the Unicode form do not matter, unless two labels differ in these
+        only.
+        """
+        if text in self:
+            return self.canonical(text)
+        wanted = label_key(text)
+        found = {self.canonical(name) for name in (*self.labels, *self.synonyms) if label_key(name) == wanted}
+        return found.pop() if len(found) == 1 else None
 
     def index(self, label: str) -> int:
         """Class index of ``label`` (synonyms allowed).

@@ -2,7 +2,7 @@
 
 Every reader goes through this module, so that a damaged or re-saved file is reported in the same way whichever corpus
 it belongs to. Nothing is repaired silently: a byte order mark and Windows line ends are the only differences from the
-release that are accepted without a word.
+release that are accepted without a word. A table of one's own may have another separator and another encoding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,16 @@ _WIDE = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_AGAIN = "Get the file again from the release, or save it as UTF-8."
+RELEASED = "Get the file again from the release, or save it as UTF-8."
+"""What to do with a file of a release that is not UTF-8."""
+SEPARATORS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""Between the cells of a table of one's own, with their names; the first is that of releases."""
+_BINARY = (
+    (b"PK\x03\x04", "an Excel workbook (.xlsx) or another zip file"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x1f\x8b", "a gzip file"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,15 @@ class Row:
         path: The file.
         line: Line on which the record starts, counted from 1 (a quoted cell may run over several lines).
         cells: Text by column name, as stored.
+        decimal: What stands before the decimals of numbers.
+        own: The file is a table of one's own and not of a release.
     """
 
     path: Path
     line: int
     cells: Mapping[str, str]
+    decimal: str = "."
+    own: bool = False
 
     def __getitem__(self, column: str) -> str:
         return self.cells[column]
@@ -58,7 +72,8 @@ class Row:
         """The cell without white space around it; an empty cell is an error."""
         value = self.cells[column].strip()
         if not value:
-            self.fail(column, "the cell is empty. Get the file again from the release.")
+            advice = "Fill it." if self.own else "Get the file again from the release."
+            self.fail(column, f"the cell is empty. {advice}")
         return value
 
     def integer(self, column: str) -> int:
@@ -89,55 +104,98 @@ class Row:
         return micro / 10**6
 
     def label(self, column: str, schema: LabelSchema) -> str:
-        """The cell as the schema's own spelling of a label; capital letters do not matter."""
+        """The cell as the schema's own spelling of a label; capital letters and the Unicode form do not matter."""
         value = self.cells[column].strip()
-        try:
-            return schema.canonical(value if value in schema else value.lower())
-        except CorpusFormatError:
+        label = schema.find(value)
+        if label is None:
             self.fail(column, f"{value!r} is no label of {schema.name}. {did_you_mean(value.lower(), schema.labels)}")
+        return label
 
 
-def read_text(path: Path) -> str:
-    """The content of a UTF-8 file, with or without a byte order mark, line ends as stored.
+def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED) -> str:
+    """The content of a text file, with or without a byte order mark, line ends as stored.
+
+    Args:
+        path: The file.
+        encoding: Its encoding; None for UTF-8.
+        remedy: What the user shall do where the file has another encoding. ``{encoding}`` in it is replaced by the
+            encoding that the file probably has.
 
     Raises:
-        CorpusFormatError: the file is empty or not UTF-8; the message names the line and the byte.
+        CorpusFormatError: the file is empty or not in the encoding; the message names the line and the byte.
     """
     data = path.read_bytes()
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise CorpusFormatError(
             f"{path} is empty ({len(data)} bytes). The download or copy was cut off: get the file again."
         )
-    for mark, encoding in _WIDE:
+    for mark, what in _BINARY:
         if data.startswith(mark):
-            raise CorpusFormatError(f"{path}, line 1: the file is {encoding}, but UTF-8 is expected. {_AGAIN}")
+            raise CorpusFormatError(
+                f"{path} is {what}, whatever its name says. Open it in the program that wrote it and save it as CSV "
+                f"(UTF-8) under this name."
+            )
+    if encoding is None:
+        for mark, name in _WIDE:
+            if data.startswith(mark):
+                advice = remedy.format(encoding=name.lower())
+                raise CorpusFormatError(f"{path}, line 1: the file is {name}, but UTF-8 is expected. {advice}")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         # For a file that begins with a mark, the error counts from behind it.
-        position = error.start + (len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        skipped = len(codecs.BOM_UTF8) if encoding is None and data.startswith(codecs.BOM_UTF8) else 0
+        position = error.start + skipped
         line = data.count(b"\n", 0, position) + 1
         column = position - (data.rfind(b"\n", 0, position) + 1) + 1
+        place = f"{path}, line {line}, byte {column}: the byte 0x{data[position]:02x} is not"
+        if encoding is not None:
+            raise CorpusFormatError(f"{place} {encoding} ({error.reason}). Name another encoding.") from error
+        guess, others = _probable_encoding(data)
         raise CorpusFormatError(
-            f"{path}, line {line}, byte {column}: the byte 0x{data[position]:02x} is not UTF-8 ({error.reason}). "
-            f"The file was probably saved as Latin-1 or Windows-1252. {_AGAIN}"
+            f"{place} UTF-8 ({error.reason}). The file is probably {others}. {remedy.format(encoding=guess)}"
         ) from error
     zero = text.find("\0")
     if zero >= 0:
         line = text.count("\n", 0, zero) + 1
+        advice = remedy.format(encoding="utf-16-le")
         raise CorpusFormatError(
-            f"{path}, line {line}: there is a zero byte. The file is damaged, or UTF-16 without a mark. {_AGAIN}"
+            f"{path}, line {line}: there is a zero byte. The file is damaged, or UTF-16 without a mark. {advice}"
         )
     return text
 
 
-def read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _probable_encoding(data: bytes) -> tuple[str, str]:
+    # A name for Python, and what is probable in words. In text of a Western language few bytes are beyond ASCII.
+    beyond = sum(byte >= 0x80 for byte in data)
+    try:
+        data.decode("cp1252")
+        western = 5 * beyond < len(data)
+    except UnicodeDecodeError:
+        western = False
+    if western:
+        return "cp1252", "Windows-1252 (cp1252)"
+    return "gb18030", "in gb18030 (Chinese), shift_jis (Japanese), cp949 (Korean) or cp1251 (Cyrillic)"
+
+
+def read_records(
+    path: Path, *, encoding: str | None = None, separator: str = ",", remedy: str = RELEASED
+) -> Iterator[tuple[int, list[str]]]:
     """The records of a CSV file, each with the line on which it starts; blank lines are passed over.
+
+    Args:
+        path: The file.
+        encoding, remedy: As in :func:`read_text`.
+        separator: What stands between cells.
 
     Raises:
         CorpusFormatError: as in :func:`read_text`, or the quotation marks do not close.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    return _records(path, read_text(path, encoding, remedy=remedy), separator)
+
+
+def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     start = 1
     while True:
         try:
@@ -149,13 +207,18 @@ def read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 f"{path}, line {start}: the record that starts there is no CSV ({error}). A quotation mark is probably "
                 f"missing, or stands alone where two are needed."
             ) from error
-        if any(cell.strip() for cell in cells):
+        # What Excel puts in front of a table to name its separator is no record.
+        if any(cell.strip() for cell in cells) and not (start == 1 and _names_separator(cells)):
             yield start, cells
         start = reader.line_num + 1
 
 
+def _names_separator(cells: Sequence[str]) -> bool:
+    return cells[0].lower() in {"sep=", *(f"sep={mark}" for mark in SEPARATORS)} and not any(map(str.strip, cells[1:]))
+
+
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The records of a CSV file with a header line.
+    """The records of a CSV file of a release, which has a header line.
 
     Args:
         path: The file.
@@ -165,30 +228,84 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
         CorpusFormatError: as in :func:`read_records`, or a column is missing, a name occurs twice, a record has more or
             fewer cells than the header, or there are no records.
     """
-    records = read_records(path)
+    text = read_text(path)
+    advice = f"The release has the columns {', '.join(columns)}; restore the header line."
+    found = _separator(path, text, columns)
+    if found != ",":
+        advice = (
+            f"The cells are separated by {SEPARATORS[found]}, as spreadsheet programs save them. Get the file again "
+            f"from the release, or save it with commas."
+        )
+    return _rows(path, text, columns, ",", advice)
+
+
+def read_own_table(
+    path: Path, columns: Sequence[str], *, encoding: str | None = None, remedy: str = RELEASED
+) -> tuple[list[Row], str]:
+    """The records of a table of one's own and the separator of its cells, one of :data:`SEPARATORS`.
+
+    The separator is the one with which the header has the columns that are needed. Where it is not the comma, numbers
+    may have a decimal comma (``Row.decimal``). Names of columns are in Unicode's composed form (NFC).
+
+    Args:
+        path: The file.
+        columns: Names that the header must have.
+        encoding, remedy: As in :func:`read_text`.
+
+    Raises:
+        CorpusFormatError: as in :func:`read_table`.
+    """
+    text = read_text(path, encoding, remedy=remedy)
+    separator = _separator(path, text, columns)
+    advice = f"The columns {' and '.join(columns)} are required: rename or add them."
+    return _rows(path, text, columns, separator, advice, own=True), separator
+
+
+def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
+    # The first with which the header has all columns; else the one with which it has most cells.
+    headers = {}
+    for separator in SEPARATORS:
+        try:
+            names = next(_records(path, text, separator), (1, []))[1]
+        except CorpusFormatError:
+            continue
+        headers[separator] = [unicodedata.normalize("NFC", name.strip()) for name in names]
+    for separator, header in headers.items():
+        if all(column in header for column in columns):
+            return separator
+    return max(headers, key=lambda separator: len(headers[separator]), default=",")
+
+
+def _rows(
+    path: Path, text: str, columns: Sequence[str], separator: str, advice: str, *, own: bool = False
+) -> list[Row]:
+    records = _records(path, text, separator)
     header_line, names = next(records, (1, []))
-    header = [name.strip() for name in names]
+    header = [unicodedata.normalize("NFC", name.strip()) if own else name.strip() for name in names]
     for column in columns:
         if column not in header:
             raise CorpusFormatError(
-                f"{path}, line {header_line}: no column {column!r}. {_found_columns(column, header)}\n"
-                f"The release has the columns {', '.join(columns)}; restore the header line."
+                f"{path}, line {header_line}: no column {column!r}. {_found_columns(column, header)}\n{advice}"
             )
+    for column in filter(None, header if own else columns):
         if header.count(column) > 1:
             raise CorpusFormatError(
                 f"{path}, line {header_line}: the column {column!r} occurs {header.count(column)} times. Keep one."
             )
+    decimal = "." if separator == "," else ","
     rows = []
     for line, cells in records:
         if len(cells) != len(header):
+            mark = SEPARATORS[separator].removesuffix("s")
             raise CorpusFormatError(
-                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}. A comma or a quotation "
-                f"mark is missing or too many; cells with commas must be quoted."
+                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}. A {mark} or a quotation "
+                f"mark is missing or too many; cells with {SEPARATORS[separator]} must be quoted."
             )
-        rows.append(Row(path, line, dict(zip(header, cells, strict=True))))
+        rows.append(Row(path, line, dict(zip(header, cells, strict=True)), decimal, own))
     if not rows:
         raise CorpusFormatError(
-            f"{path} holds a header line and no records. The download or copy was cut off: get the file again."
+            f"{path} holds a header line and no records. "
+            f"{'Add a row per utterance.' if own else 'The download or copy was cut off: get the file again.'}"
         )
     return rows
 

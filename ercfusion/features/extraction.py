@@ -29,6 +29,7 @@ from ercfusion.features.executors import Group, Outcomes, executor, in_this_proc
 from ercfusion.features.extractor import TextExtractor
 from ercfusion.features.journal import Journal, Result
 from ercfusion.features.pack import (
+    bound_pack_folder,
     default_pack_folder,
     has_pack,
     read_manifest,
@@ -148,7 +149,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
         PackError: there is none; the message is the command that makes it.
     """
     root = default_pack_folder(corpus.name, recipe.name, settings={}, fingerprint="").parent
-    fingerprint = corpus.fingerprint()
+    fingerprints = corpus.pack_fingerprints()
     try:
         extractor = recipe.extractor()
         wanted = {"tool": extractor.tool, **_settings(extractor, recipe)}
@@ -162,7 +163,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
             continue
         manifest = read_manifest(folder)
         made = {"tool": manifest["tool"], **manifest["settings"]}
-        if manifest["corpus_fingerprint"] == fingerprint and all(made.get(key) == wanted[key] for key in wanted):
+        if manifest["corpus_fingerprint"] in fingerprints and all(made.get(key) == wanted[key] for key in wanted):
             covered = len(keys.intersection(read_keys(folder / KEYS)))
             best = max(best or (-1, folder), (covered, folder))
     if best is None:
@@ -182,17 +183,21 @@ def _settings(extractor: Any, recipe: Recipe) -> dict[str, Any]:
     return dict(getattr(extractor, "settings", recipe.settings))
 
 
+def _source(extractor: Any) -> str:
+    return "text" if isinstance(extractor, TextExtractor) else str(extractor.kind)
+
+
 def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any, identity: dict[str, Any]) -> Path:
     if out is not None:
         return Path(out).expanduser().absolute()
     if isinstance(extractor, SentenceExtractor):
         return text_pack_folder(corpus, identity)  # where training looks for it
-    return default_pack_folder(corpus.name, recipe.name, settings=identity, fingerprint=corpus.fingerprint())
+    return bound_pack_folder(corpus, recipe.name, identity, _source(extractor))
 
 
 def _existing(target: Path, corpus: Corpus, identity: dict[str, Any]) -> Extraction:
     manifest = read_manifest(target)
-    if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] != corpus.fingerprint():
+    if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] not in corpus.pack_fingerprints():
         raise PackError(
             f"{target} holds a pack of {manifest['corpus']!r} in another version. Choose another folder with out=, or "
             "replace it with fresh=true."
@@ -250,7 +255,7 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
     here = {
         "tool_version": extractor.tool_version,
         "corpus": corpus.name,
-        "corpus_fingerprint": corpus.fingerprint(),
+        "corpus_fingerprint": corpus.source_fingerprint(_source(extractor)),
         **identity,
     }
     path = building / _WORK
@@ -429,7 +434,7 @@ def _write(
         tool_version=extractor.tool_version,
         settings=settings,
         corpus=corpus.name,
-        fingerprint=corpus.fingerprint(),
+        fingerprint=corpus.source_fingerprint(_source(extractor)),
         licence=" ".join(part for part in (extractor.licence, recipe.licence, terms) if part),
         dimension_names=getattr(extractor, "dimension_names", None),
         sources={**made.sources, **sources},

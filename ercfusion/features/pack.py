@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion import __version__
+from ercfusion.data.corpus import Corpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.errors import BatchError, ConfigError, PackError, did_you_mean
 from ercfusion.features.provenance import TrainedOn, checked, summary
@@ -77,6 +78,22 @@ def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str,
     return (Path(root).expanduser() if root else user_cache() / "packs") / corpus / folder
 
 
+def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, Any], source: str) -> Path:
+    """Where the pack that a recipe makes of a corpus lies: the name covers what it is made of, and nothing else.
+
+    A pack that an earlier version named after the corpus's files is found too, while these are unchanged.
+
+    Args:
+        corpus: At hand.
+        recipe_name, settings: Of the recipe.
+        source: What the pack is made of; see :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint`.
+    """
+    name = corpus.name
+    whole = default_pack_folder(name, recipe_name, settings=settings, fingerprint=corpus.fingerprint())
+    bound = default_pack_folder(name, recipe_name, settings=settings, fingerprint=corpus.source_fingerprint(source))
+    return whole if has_pack(whole) and not has_pack(bound) else bound
+
+
 def has_pack(folder: StrPath) -> bool:
     """Whether a pack lies in ``folder`` (complete if :func:`write_pack` wrote it; nothing is verified)."""
     return (Path(folder) / MANIFEST).is_file()
@@ -106,7 +123,8 @@ def write_pack(
         table: Values (R, D); float16 is kept, any other type is stored as float32.
         tool, tool_version: What computed the values.
         settings: Its settings; anything that JSON can hold.
-        corpus, fingerprint: Name and :meth:`~ercfusion.data.corpus.Corpus.fingerprint` of the corpus.
+        corpus, fingerprint: Name of the corpus, and its
+            :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint` for what the values were made of.
         licence: A note on what may be done with the values.
         dimension_names: D names, where the tool names its dimensions.
         sources: Name to SHA-256 of what the values depend on besides the corpus (media files, model weights).
@@ -222,7 +240,7 @@ def read_pack(
     folder: StrPath,
     *,
     corpus: str | None = None,
-    fingerprint: str | None = None,
+    fingerprint: str | Collection[str] | None = None,
     width: int | None = None,
     verify: Verify = "auto",
 ) -> FeatureTable:
@@ -230,7 +248,8 @@ def read_pack(
 
     Args:
         folder: The pack's folder.
-        corpus, fingerprint: The corpus at hand; None does not check.
+        corpus, fingerprint: The corpus at hand, and its fingerprint or those of which the pack must have one
+            (:meth:`~ercfusion.data.corpus.Corpus.pack_fingerprints`); None does not check.
         width: The D that a model expects; None does not check.
         verify: See the top of this module.
 
@@ -297,7 +316,11 @@ def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
 
 
 def _check_identity(
-    folder: Path, manifest: Mapping[str, Any], corpus: str | None, fingerprint: str | None, width: int | None
+    folder: Path,
+    manifest: Mapping[str, Any],
+    corpus: str | None,
+    fingerprint: str | Collection[str] | None,
+    width: int | None,
 ) -> None:
     if corpus is not None and corpus != manifest["corpus"]:
         raise PackError(
@@ -305,10 +328,11 @@ def _check_identity(
             "Give the folder of a pack that was made from it."
         )
     made = manifest["corpus_fingerprint"]
-    if fingerprint is not None and fingerprint != made:
+    allowed = [fingerprint] if isinstance(fingerprint, str) else fingerprint
+    if allowed is not None and made not in allowed:
         raise PackError(
             f"{folder} was made from another version of the corpus {manifest['corpus']!r}: the pack says {made[:12]}, "
-            f"the corpus at hand is {fingerprint[:12]}. Restore those corpus files, or build the pack again."
+            f"the corpus at hand is {next(iter(allowed))[:12]}. Restore those corpus files, or build the pack again."
         )
     if width is not None and width != manifest["width"]:
         raise PackError(

@@ -27,7 +27,7 @@ from ercfusion.features.encoders import (
     load_encoder,
 )
 from ercfusion.features.extractor import package_version
-from ercfusion.features.pack import default_pack_folder, has_pack, read_pack, write_pack
+from ercfusion.features.pack import bound_pack_folder, has_pack, read_pack, write_pack
 from ercfusion.files import StrPath
 from ercfusion.progress import track
 
@@ -113,7 +113,6 @@ def text_pack(
     """
     splits = corpus.conversations(protocol) if conversations is None else conversations
     everyone = [conversation for split in splits.values() for conversation in split]
-    fingerprint = corpus.fingerprint()
     identity = encoder_identity(encoder, texts_digest(spoken_texts(everyone)))
     target = text_pack_folder(corpus, identity) if folder is None else Path(folder).expanduser()
     if not has_pack(target):
@@ -122,9 +121,9 @@ def text_pack(
                 loaded = load_encoder(encoder, device)
                 logger.info("building text features of %s with %s", corpus.name, loaded.name)
                 table = build_text_table(everyone, loaded, batch_size=batch_size, progress=progress)
-                _write(target, table, loaded, identity, corpus, fingerprint)
+                _write(target, table, loaded, identity, corpus)
                 logger.info("text features of %s lie in %s", corpus.name, target)
-    table = read_pack(target, corpus=corpus.name, fingerprint=fingerprint)
+    table = read_pack(target, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
     made: Mapping[str, Any] = table.source["settings"]
     for name, wanted in identity.items():
         if made.get(name) != wanted:
@@ -139,7 +138,7 @@ def text_pack_folder(corpus: Corpus, identity: Mapping[str, str]) -> Path:
     """Where the text pack of a sentence encoder lies by default."""
     encoder = identity["encoder"]
     recipe = "minilm" if encoder == DEFAULT_ENCODER else re.sub(r"[^a-z0-9.]+", "-", encoder.lower())
-    return default_pack_folder(corpus.name, recipe, settings=identity, fingerprint=corpus.fingerprint())
+    return bound_pack_folder(corpus, recipe, identity, "text")
 
 
 def licence_of_texts(corpus: Corpus) -> str:
@@ -176,7 +175,6 @@ def _write(
     loaded: TextEncoder,
     identity: Mapping[str, str],
     corpus: Corpus,
-    fingerprint: str,
 ) -> None:
     settings, sources = describe_encoder(loaded)
     try:
@@ -187,7 +185,7 @@ def _write(
             tool_version=package_version("sentence-transformers"),
             settings={**identity, **settings},
             corpus=corpus.name,
-            fingerprint=fingerprint,
+            fingerprint=corpus.source_fingerprint("text"),
             licence=licence_of_texts(corpus),
             sources=sources,
         )

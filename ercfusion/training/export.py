@@ -140,7 +140,7 @@ def write_packs(
                 "length": 1.0,
             },
             corpus=data.corpus.name,
-            fingerprint=data.corpus.fingerprint(),
+            fingerprint=data.corpus.source_fingerprint(),
             licence=f"Made from features of: {data.corpus.card.title}. {data.corpus.card.licence}",
             sources={**model, **fed},
             missing={key: f"without {name} features" for key in turns if key not in there},

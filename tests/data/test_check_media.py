@@ -38,7 +38,7 @@ def look(clips, texts=None, split=lambda number: "train", times=(None, None), vi
             raise ConfigError("no pictures")
         return found if kind == "audio" else visual(found)
 
-    return check_clips(SimpleNamespace(clips=media), None, splits)
+    return check_clips(SimpleNamespace(clips=media, named_clips=lambda *arguments: {}), None, splits)
 
 
 def wav(folder, name, seconds=1.0, seed=0):
@@ -54,7 +54,7 @@ def test_a_corpus_without_recordings_says_nothing(error):
     def media(protocol, kind):
         raise error
 
-    assert check_clips(SimpleNamespace(clips=media), None, {"train": []}) == []
+    assert check_clips(SimpleNamespace(clips=media, named_clips=lambda *arguments: {}), None, {"train": []}) == []
 
 
 def test_all_in_order(tmp_path):

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tools import Recordings, loudness, write_recordings
 
+from ercfusion.data import open_corpus
 from ercfusion.errors import BatchError, MissingExtraError, PackError, RunError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
 from ercfusion.features.pack import KEYS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
 from ercfusion.testing.media import tone, write_wav
+from ercfusion.testing.twins.custom import write_custom
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
 
@@ -80,6 +83,60 @@ def test_what_exists_is_not_made_again(corpus: Recordings, tmp_path: Path, caplo
     assert "Free to use" not in caplog.text  # a licence is shown once
     extract(corpus, loudness(log=str(log)), fresh=True)
     assert len(log.read_text().splitlines()) == 24
+
+
+def test_a_pack_of_an_own_corpus_survives_what_it_was_not_made_of(tmp_path: Path, monkeypatch: Any) -> None:
+    raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
+    log = tmp_path / "log"
+
+    def make(**options: Any) -> Extraction:
+        corpus = open_corpus("custom", raw, **options)
+        return extract_pack(corpus, corpus.protocol(), loudness(log=str(log)), workers=1)
+
+    def edit(name: str, old: str, new: str) -> None:
+        text = (raw / name).read_text()
+        assert old in text
+        (raw / name).write_text(text.replace(old, new, 1))
+
+    first = make()
+    clips = len(log.read_text().splitlines())
+    edit("corpus.yaml", "Twin of", "Calls of")
+    edit("corpus.yaml", "labels: [neutral, joy, anger, sadness]", "labels: [neutral, joy, anger, sadness, awe]")
+    edit("utterances.csv", ",joy,", ",awe,")
+    corpus = open_corpus("custom", raw)
+    splits = corpus.conversations(corpus.protocol())
+    assert find_pack(corpus, loudness(log=str(log)), "audio", splits) == first.folder
+    again = make()
+    assert (again.folder, again.found) == (first.folder, True)
+    assert len(log.read_text().splitlines()) == clips
+    # A stopped extraction goes on too.
+    monkeypatch.setattr(
+        "ercfusion.features.extraction._assemble", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    shutil.rmtree(first.folder)
+    with pytest.raises(KeyboardInterrupt):
+        make()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    edit("corpus.yaml", "Calls of", "Twin of")
+    assert make().folder == first.folder
+    assert len(log.read_text().splitlines()) == 2 * clips
+    # Other recordings are another pack.
+    edit("utterances.csv", "recordings/", "./recordings/")
+    assert make().folder != first.folder
+
+
+def test_a_pack_that_was_named_after_the_files_is_found(tmp_path: Path, monkeypatch: Any) -> None:
+    corpus = open_corpus("custom", write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1}))
+    # As earlier versions bound packs.
+    monkeypatch.setattr(type(corpus), "source_fingerprint", lambda self, source=None: self.fingerprint())
+    old = extract_pack(corpus, corpus.protocol(), loudness(), workers=1)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    again = extract_pack(corpus, corpus.protocol(), loudness(), workers=1)
+    assert (again.folder, again.found) == (old.folder, True)
+    splits = corpus.conversations(corpus.protocol())
+    assert find_pack(corpus, loudness(), "audio", splits) == old.folder
 
 
 def test_sequences_and_parts_of_one_recording(corpus: Recordings, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_faster_process_without_lock_wins(model, tmp_path, monkeypatch):
         table = build_text_table([*TRAIN, *TEST], TextEncoder("other", other))
         corpus, loaded = ToyCorpus(), TextEncoder(DEFAULT_ENCODER, other)
         identity = encoders.encoder_identity(DEFAULT_ENCODER, text.texts_digest(text.spoken_texts([*TRAIN, *TEST])))
-        text._write(tmp_path / "mine", table, loaded, identity, corpus, corpus.fingerprint())
+        text._write(tmp_path / "mine", table, loaded, identity, corpus)
         return encode(inputs, **options)
 
     monkeypatch.setattr(model, "encode", overtaken)

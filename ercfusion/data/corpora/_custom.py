@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
 from ercfusion.data.conversation import Target, TargetValue
-from ercfusion.data.schema import LabelSchema
+from ercfusion.data.schema import LabelSchema, label_key
 from ercfusion.data.tabular import Row, read_text
 from ercfusion.data.task import KINDS, TaskKind, TaskSpec
 from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
@@ -69,7 +71,7 @@ def read_settings(path: Path) -> Settings:
     import yaml
 
     try:
-        found = yaml.safe_load(read_text(path))
+        found = yaml.safe_load(read_text(path, remedy="Save it as UTF-8."))
     except yaml.YAMLError as error:
         raise CorpusFormatError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from error
     entries = _checked(path, "", found, _KEYS)
@@ -120,8 +122,9 @@ def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
                 _fail(path, f"{where}.{key}", f"found {entry!r}, but text is expected. Put the word in quotes")
             if entries["kind"] == "multi_label" and (SEPARATOR in entry or entry == NOTHING):
                 _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {SEPARATOR!r} and {NOTHING!r}")
-        if len(set(names)) < len(names):
-            twice = next(entry for entry in names if names.count(entry) > 1)
+        forms = _composed(names)
+        if len(set(forms)) < len(forms):
+            twice = next(entry for entry in forms if forms.count(entry) > 1)
             _fail(path, f"{where}.{key}", f"{twice!r} stands there twice. Remove one")
         least = 2 if entries["kind"] in ("single_label", "distribution") else 1
         if len(names) < least:
@@ -180,7 +183,11 @@ class TargetReader:
         for column, cell in zip(self.columns, cells, strict=True):
             if not cell:
                 others = ", ".join(name for name, other in zip(self.columns, cells, strict=True) if other)
-                row.fail(column, f"the cell is empty, but {others} is not. Fill all of the target's cells, or none.")
+                row.fail(
+                    column,
+                    f"the cell is empty or says that the value is missing, but {others} is not. Fill all of the "
+                    f"target's cells, or none.",
+                )
         return Target(self._value(row, cells))
 
     def _value(self, row: Row, cells: Sequence[str]) -> TargetValue:
@@ -205,8 +212,9 @@ def number(row: Row, column: str) -> float:
         CorpusFormatError: it is none.
     """
     cell = row[column].strip()
+    plain = cell.replace(",", ".") if row.decimal == "," and re.fullmatch(r"[+-]?\d+,\d+", cell) else cell
     try:
-        value = float(cell)
+        value = float(plain)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -259,12 +267,12 @@ def _reader(
     kind = cast(TaskKind, entries["kind"])
     metric = entries.get("metric", "kl" if kind == "distribution" else "")
     if kind == "regression":
-        dimensions = tuple(entries.get("dimensions", [name]))
+        dimensions = tuple(_composed(entries.get("dimensions", [name])))
         columns = [f"{name}.{dimension}" for dimension in dimensions] if len(dimensions) > 1 else [name]
         _require(table, name, columns, header)
         task = TaskSpec(name, kind, None, dimensions, entries["low"], entries["high"], metric)
         return TargetReader(task, tuple(columns))
-    labels = entries.get("labels")
+    labels = _composed(entries["labels"]) if "labels" in entries else None
     if kind == "distribution":
         if labels is None:
             labels = [column.removeprefix(f"{name}.") for column in header if column.startswith(f"{name}.")]
@@ -276,14 +284,21 @@ def _reader(
     _require(table, name, columns, header)
     if labels is None:
         # Other spellings are no labels of their own.
-        labels = _found_labels(name, kind, rows, entries.get("synonyms", {}))
+        labels = _composed(_found_labels(name, kind, rows, entries.get("synonyms", {})))
     schema = _schema(settings, name, entries, labels)
     return TargetReader(TaskSpec(name, kind, schema, metric=metric), tuple(columns))
 
 
+def _composed(names: Sequence[str]) -> list[str]:
+    # Names of columns are read in this form too.
+    return [unicodedata.normalize("NFC", name) for name in names]
+
+
 def _schema(settings: Settings, name: str, entries: Mapping[str, Any], labels: Sequence[str]) -> LabelSchema:
-    synonyms: Mapping[str, str] = entries.get("synonyms", {})
+    spelled: Mapping[str, str] = entries.get("synonyms", {})
+    synonyms = dict(zip(_composed(list(spelled)), _composed(list(spelled.values())), strict=True))
     neutral = entries.get("neutral", next((label for label in labels if label.lower() == "neutral"), None))
+    neutral = neutral if neutral is None else unicodedata.normalize("NFC", neutral)
     if settings.path is not None:
         where = f"targets.{name}"
         for spelling, label in synonyms.items():
@@ -310,28 +325,37 @@ def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[st
 
 
 def _found_labels(name: str, kind: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
-    # The labels of a column: neutral first, the others in alphabetical order.
-    first: dict[str, Row] = {}
-    spelled: dict[str, str] = {}
+    # The labels of a column: neutral first, the others in alphabetical order. Spellings of one label are one label.
+    spellings: Counter[str] = Counter()
+    meant = {label_key(spelling): label for spelling, label in synonyms.items()}
     for row in rows:
         cell = row[name].strip()
         parts = cell.split(SEPARATOR) if kind == "multi_label" and cell != NOTHING else [cell]
         for part in map(str.strip, parts):
-            if not part or (kind == "multi_label" and part == NOTHING):
-                continue
-            label = synonyms.get(part, part)
-            first.setdefault(label, row)
-            other = spelled.setdefault(label.lower(), label)
-            if other != label:
-                row.fail(
-                    name,
-                    f"found {label!r}, but {other!r} on line {first[other].line}. Write a label in one way only, or "
-                    f"list the labels in small letters in corpus.yaml: then capital letters do not matter.",
-                )
+            if part and not (kind == "multi_label" and part == NOTHING):
+                spellings[meant.get(label_key(part), part)] += 1
+    # A label that a synonym stands for keeps the spelling that it has there.
+    found = usual_spellings(spellings)
+    found.update({label_key(label): label for label in meant.values() if label in spellings})
     least = 1 if kind == "multi_label" else 2
-    if len(first) < least:
+    if len(found) < least:
         raise CorpusFormatError(
-            f"{rows[0].path}, column {name!r}: {len(first)} labels in {len(rows)} rows, but at least {least} are "
+            f"{rows[0].path}, column {name!r}: {len(found)} labels in {len(rows)} rows, but at least {least} are "
             f"needed. Fill the column, or list all labels in corpus.yaml below targets.{name}.labels."
         )
-    return sorted(first, key=lambda label: (label.lower() != "neutral", label))
+    return sorted(found.values(), key=lambda label: (label.lower() != "neutral", label))
+
+
+def usual_spellings(spellings: Counter[str]) -> dict[str, str]:
+    """The most frequent spelling of every label by its :func:`~ercfusion.data.schema.label_key`.
+
+    Of equally frequent ones it is the one in composed Unicode, then the first.
+    """
+    best: dict[str, str] = {}
+    for spelling in spellings:  # in order of first appearance
+        key = label_key(spelling)
+        other = best.setdefault(key, spelling)
+        rank, known = ((spellings[name], unicodedata.is_normalized("NFC", name)) for name in (spelling, other))
+        if rank > known:
+            best[key] = spelling
+    return best

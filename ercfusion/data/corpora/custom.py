@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/utterances.csv       one row an utterance, in order of speech
+    DIR/utterances.csv       one row per utterance
     DIR/corpus.yaml          what the targets are, title and licence (optional)
     DIR/packs/MODALITY/      feature packs (optional)
 
@@ -11,9 +11,10 @@ The layout is ercfusion's own; the page docs/corpora.md of the repository descri
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,25 +22,28 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
-from ercfusion.data.corpora._custom import (
-    RESERVED,
-    TABLE,
-    Settings,
-    TargetReader,
-    number,
-    read_settings,
-    target_readers,
+from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, TargetReader, read_settings, target_readers
+from ercfusion.data.corpora._custom_table import (
+    Options,
+    Table,
+    assign_splits,
+    check_times,
+    grouped,
+    note_recordings,
+    note_spellings,
+    read_utterances,
+    recording,
+    time_of,
 )
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
-from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.tabular import Row, check_unique, group_rows, read_records, read_table
+from ercfusion.data.tabular import Row
 from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError, did_you_mean
 
 SETTINGS = "corpus.yaml"
 PACKS = "packs"
-REQUIRED = ("conversation", "turn")
+_COLUMNS: Mapping[str, tuple[str, ...]] = {"audio": ("audio", "video"), "visual": ("video",)}
 UNKNOWN_SPEAKER = "unknown"
 _MODALITY_ORDER = ("text", "audio", "visual")
 
@@ -81,25 +85,30 @@ class CustomCorpus(Corpus):
     the order of ``corpus.yaml``. The class itself has a general card and no protocols. The files are read once;
     packs are looked for every time, so that one made meanwhile is found.
 
+    A column ``split`` without ``dev`` gives a tenth of the training conversations to dev. What the file leaves open
+    (its separator, the order of its turns, words for missing values, spellings of a label) is decided once and said in
+    :meth:`notes`.
+
     Args:
         raw: The folder.
-        split_seed: Where the table has no column ``split``: the seed of the order in which conversations are cut into
-            80 % train, 10 % dev and 10 % test (at least one conversation each, from three on). 0 by default.
+        split_seed: The seed of what is drawn: where the table has no column ``split``, 80 % train, 10 % dev and 10 %
+            test by conversation (at least one each, from three on); dev, where the column names none. 0 by default.
+        encoding: Of the table, for example ``cp1252``; UTF-8 by default.
+        missing: More words that stand for a missing value, besides those of ``MISSING`` (``NA``, ``NaN``, ...).
+        order: What decides on the order of turns, ``turn``, ``start`` or ``file``; by default the numbers in ``turn``,
+            or ``start`` where ids are no numbers.
 
     Raises:
-        ConfigError: an unknown setting, or a seed that is no whole number.
+        ConfigError: an unknown setting, or a value that cannot be used.
     """
 
-    def __init__(
-        self, raw: str | os.PathLike[str] | None = None, *, split_seed: int | None = None, **options: Any
-    ) -> None:
-        if options:
-            option = next(iter(options))
-            raise ConfigError(f"corpus 'custom' has no setting {option!r}. {did_you_mean(option, ['split_seed'])}")
-        if split_seed is not None and (not isinstance(split_seed, int) or isinstance(split_seed, bool)):
-            raise ConfigError(f"data.options.split_seed must be a whole number, found {split_seed!r}")
+    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        known = ["split_seed", "encoding", "missing", "order"]
+        for option in options:
+            if option not in known:
+                raise ConfigError(f"corpus 'custom' has no setting {option!r}. {did_you_mean(option, known)}")
         super().__init__(raw)
-        self._split_seed = split_seed
+        self._options = Options(**options)
         self._card: CorpusCard | None = None
 
     def root(self) -> Path:
@@ -121,10 +130,7 @@ class CustomCorpus(Corpus):
         return self._card
 
     def _own_protocols(self) -> Mapping[str, Protocol]:
-        if self._has_splits:
-            dev = f"the column 'split' of {TABLE}"
-        else:
-            dev = f"{TABLE} has no column 'split': 80/10/10 by conversation, seed {self._split_seed or 0}"
+        dev = self._parts[1]
         packs = list(self._packs())
         modalities = {"text"} if any(row.cells.get("text", "").strip() for row in self._rows) else set()
         ranks = {name: rank for rank, name in enumerate(_MODALITY_ORDER)}
@@ -151,11 +157,11 @@ class CustomCorpus(Corpus):
 
         Raises:
             CorpusNotFoundError: the folder or ``utterances.csv`` is not there.
-            CorpusFormatError: a cell or key cannot be read, two rows have the same ids, or a conversation has rows in
-                two splits; file, line and column are named.
-            ConfigError: ``split_seed`` was given although the table has a column ``split``.
+            CorpusFormatError: a cell or key cannot be read, two rows have the same ids, a conversation has rows in two
+                splits, or two orders of the turns are possible; file, line and column are named.
+            ConfigError: ``split_seed`` was given although nothing is drawn.
         """
-        part = self._parts
+        part = self._parts[0]
         splits: Splits = {split: [] for split in SPLITS}
         for name, rows in self._groups.items():
             turns = tuple(self._turn(row) for row in rows)
@@ -172,7 +178,7 @@ class CustomCorpus(Corpus):
 
         tables = {}
         for modality, folder in self._packs().items():
-            table = read_pack(folder, corpus=self.name, fingerprint=self.fingerprint())
+            table = read_pack(folder, corpus=self.name, fingerprint=self.pack_fingerprints())
             if table.modality != modality:
                 raise PackError(f"{folder} holds the modality {table.modality!r}. Rename the folder to that.")
             tables[modality] = table
@@ -188,31 +194,89 @@ class CustomCorpus(Corpus):
 
         Raises:
             ConfigError: no turn names such a recording.
-            CorpusFormatError: a file is to be cut and a turn has no times, or a turn's own file has another turn too.
+            CorpusFormatError: a file is to be cut and a turn has no times or no duration, or a turn's own file has
+                another turn too.
             CorpusNotFoundError: none of the files is there.
         """
-        columns = ("audio", "video") if kind == "audio" else ("video",)
-        root = self.root()
-        named: dict[Path, list[tuple[Key, Row, str]]] = {}
-        for name, rows in self._groups.items():
-            for row in rows:
-                column = next((column for column in columns if row.cells.get(column, "").strip()), None)
-                if column is not None:
-                    key = (name, row.text("turn"))
-                    named.setdefault(root / row[column].strip(), []).append((key, row, column))
-        if not named:
-            wanted = " or ".join(map(repr, columns))
-            raise ConfigError(f"{root / TABLE} names no {kind} recordings: no row has a path in a column {wanted}.")
-        if not any(path.is_file() for path in named):
+        clips = self.named_clips(protocol, kind)
+        paths = dict.fromkeys(clip.path for clip in clips.values())
+        if not clips:
+            wanted = " or ".join(map(repr, _COLUMNS[kind]))
+            raise ConfigError(
+                f"{self.root() / TABLE} names no {kind} recordings: no row has a path in a column {wanted}."
+            )
+        if not any(path.is_file() for path in paths):
             raise CorpusNotFoundError(
-                f"{self.card.title}: none of the {len(named)} recordings that {root / TABLE} names is there (first: "
-                f"{next(iter(named))}). Paths are relative to the folder of {TABLE}; correct them, or copy the files."
+                f"{self.card.title}: none of the {len(paths)} recordings that {self.root() / TABLE} names is there "
+                f"(first: {next(iter(paths))}). Paths are relative to the folder of {TABLE}; correct them, or copy the "
+                f"files."
+            )
+        return clips
+
+    def named_clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
+        """As :meth:`clips`, whether any of the files is there or not."""
+        named = self._recordings(kind)
+        cut = [user for users in named.values() for user in users if self._is_cut(users)]
+        spans = [(row.line, time_of(row, "start"), time_of(row, "end")) for _, row, _ in cut]
+        if empty := [f"line {line} ({start:g} s)" for line, start, end in spans if start is not None and start == end]:
+            raise CorpusFormatError(
+                f"{self.root() / TABLE}: {len(empty)} turns end when they start, and their recordings are to be cut "
+                f"there: {', '.join(empty)}. Correct start and end, or leave the cells of their recordings empty."
             )
         clips = {}
         for path, users in named.items():
             for key, row, column in users:
-                clips[key] = self._clip(path, row, column, users[0][1], len(users) > 1)
-        return {key: clips[key] for key in self._keys() if key in clips}
+                clips[key] = self._clip(path, row, column, users)
+        # In file order, which the splits do not change.
+        keys = [(name, row.text("turn")) for name, rows in self._groups.items() for row in rows]
+        return {key: clips[key] for key in keys if key in clips}
+
+    def _recordings(self, kind: str) -> dict[Path, list[tuple[Key, Row, str]]]:
+        # Files, each with the turns that name it.
+        named: dict[Path, list[tuple[Key, Row, str]]] = {}
+        root = self.root()
+        for name, rows in self._groups.items():
+            for row in rows:
+                column = next((column for column in _COLUMNS[kind] if row.cells.get(column, "").strip()), None)
+                if column is not None:
+                    path = recording(root, row[column].strip())
+                    named.setdefault(path, []).append(((name, row.text("turn")), row, column))
+        return named
+
+    def _is_cut(self, users: list[tuple[Key, Row, str]]) -> bool:
+        recordings = self._settings.recordings
+        return len(users) > 1 if recordings is None else recordings == "conversation"
+
+    def source_fingerprint(self, source: str | None = None) -> str:
+        """SHA-256 over what features are made of; see :meth:`Corpus.source_fingerprint`.
+
+        ``text``: ids and texts. ``audio``, ``visual``: ids, names of recordings, and times where these are cut. Nothing
+        else of ``utterances.csv`` and ``corpus.yaml`` belongs to it, neither labels nor splits.
+        """
+        sources = [source] if source in ("text", *_COLUMNS) else ["text", *_COLUMNS]
+        entries: list[list[str]] = []
+        for name in sources:
+            if name == "text":
+                for conversation, rows in self._groups.items():
+                    entries += [["text", conversation, row.text("turn"), row.cells.get("text", "")] for row in rows]
+                continue
+            for users in self._recordings(name).values():
+                times = ("start", "end") if self._is_cut(users) else ()
+                for key, row, column in users:
+                    cells = [row.cells.get(time, "").strip() for time in times]
+                    entries.append([name, *key, row[column].strip().replace("\\", "/"), *cells])
+        return hashlib.sha256(json.dumps(["custom", sources, sorted(entries)]).encode()).hexdigest()
+
+    def pack_fingerprints(self) -> tuple[str, ...]:
+        """See :meth:`Corpus.pack_fingerprints`."""
+        return (self.fingerprint(), *(self.source_fingerprint(source) for source in (None, "text", *_COLUMNS)))
+
+    def notes(self, protocol: Protocol) -> list[Finding]:
+        """Separator, missing values, order, splits, spellings of labels, times and paths, where they were decided."""
+        readers, parts = self._targets, self._parts  # these may add notes
+        assert readers
+        assert parts
+        return list(self._table.notes)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
         """Columns that are not read, turns that are not in order of time, and folders that hold no pack."""
@@ -222,13 +286,11 @@ class CustomCorpus(Corpus):
             found.append(Finding("note", "columns", f"{TABLE}: not read: {', '.join(other)}"))
         back = []
         for name, rows in self._groups.items():
-            starts = [start for row in rows if (start := self._times(row)[0]) is not None]
+            starts = [start for row in rows if (start := time_of(row, "start")) is not None]
             if starts != sorted(starts):
                 back.append(name)
         if back:
-            text = (
-                f"conversations in which start times step back: {len(back)} ({some(back)}); rows are in order of speech"
-            )
+            text = f"conversations in which start times step back: {len(back)} ({some(back)})"
             found.append(Finding("note", "times", text))
         packs = self.root() / PACKS
         inside = sorted(packs.iterdir()) if packs.is_dir() else []
@@ -243,55 +305,34 @@ class CustomCorpus(Corpus):
         return read_settings(path) if path.is_file() else Settings()
 
     @cached_property
+    def _table(self) -> Table:
+        table = read_utterances(self.require([TABLE])[0], self._settings, self._options)
+        check_times(table)
+        note_recordings(table)
+        return table
+
+    @property
     def _rows(self) -> list[Row]:
-        path = self.require([TABLE])[0]
-        rows = read_table(path, REQUIRED)
-        _, header = next(read_records(path))
-        for column, count in Counter(name.strip() for name in header if name.strip()).items():
-            if count > 1:
-                raise CorpusFormatError(f"{path}, line 1: the column {column!r} occurs {count} times. Keep one.")
-        check_unique(rows, lambda row: (row.text("conversation"), row.text("turn")), REQUIRED)
-        return rows
+        return self._table.rows
 
     @cached_property
     def _groups(self) -> dict[str, list[Row]]:
-        return group_rows(self._rows, lambda row: row.text("conversation"))
+        return grouped(self._table, self._options.order)
 
     @cached_property
     def _targets(self) -> list[TargetReader]:
-        return target_readers(self._settings, self._header, self._rows)
+        readers = target_readers(self._settings, self._header, self._rows)
+        note_spellings(self._table, readers)
+        return readers
 
     @property
     def _header(self) -> list[str]:
-        return [column for column in self._rows[0].cells if column]
-
-    @property
-    def _has_splits(self) -> bool:
-        return "split" in self._header
+        return self._table.header
 
     @cached_property
-    def _parts(self) -> dict[str, str]:
-        # The split of every conversation.
-        if not self._has_splits:
-            return _drawn(list(self._groups), self._split_seed or 0)
-        if self._split_seed is not None:
-            raise ConfigError(
-                f"data.options.split_seed={self._split_seed} was given, but {self._rows[0].path} has a column 'split', "
-                f"which decides. Leave the setting out, or remove the column."
-            )
-        parts: dict[str, str] = {}
-        for name, rows in self._groups.items():
-            for row in rows:
-                value = row["split"].strip()
-                if value not in SPLITS:
-                    row.fail("split", f"found {value!r}. {did_you_mean(value, SPLITS)}")
-                if parts.setdefault(name, value) != value:
-                    row.fail(
-                        "split",
-                        f"found {value!r}, but the conversation {name!r} is in {parts[name]!r} on line "
-                        f"{rows[0].line}. All rows of a conversation are in one split: correct one of the two.",
-                    )
-        return parts
+    def _parts(self) -> tuple[dict[str, str], str]:
+        # The split of every conversation, and where dev comes from.
+        return assign_splits(self._table, self._groups, self._options.split_seed)
 
     def _packs(self) -> dict[str, Path]:
         # Folders with packs by modality.
@@ -303,51 +344,29 @@ class CustomCorpus(Corpus):
         inside = sorted(folder for folder in packs.iterdir() if not folder.name.startswith("."))
         return {folder.name: folder for folder in inside if has_pack(folder)}
 
-    def _keys(self) -> list[Key]:
-        parts = self._parts
-        return [
-            (name, row.text("turn"))
-            for split in SPLITS
-            for name, rows in self._groups.items()
-            if parts[name] == split
-            for row in rows
-        ]
-
     def _turn(self, row: Row) -> Turn:
-        start, end = self._times(row)
         return Turn(
             id=row.text("turn"),
             speaker=row.cells.get("speaker", "").strip() or UNKNOWN_SPEAKER,
             text=row.cells.get("text", "").strip() or None,
-            start=start,
-            end=end,
+            start=time_of(row, "start"),
+            end=time_of(row, "end"),
             targets={reader.task.name: reader.read(row) for reader in self._targets},
         )
 
-    def _times(self, row: Row) -> tuple[float | None, float | None]:
-        times: list[float | None] = []
-        for column in ("start", "end"):
-            value = number(row, column) if row.cells.get(column, "").strip() else None
-            if value is not None and value < 0:
-                row.fail(column, f"{value:g} is negative, but seconds from the beginning are expected.")
-            times.append(value)
-        start, end = times
-        if start is not None and end is not None and end <= start:
-            row.fail("end", f"the turn ends at {end:g} s and starts at {start:g} s. Correct one of the two.")
-        return start, end
-
-    def _clip(self, path: Path, row: Row, column: str, first: Row, shared: bool) -> Clip:
+    def _clip(self, path: Path, row: Row, column: str, users: list[tuple[Key, Row, str]]) -> Clip:
         recordings = self._settings.recordings
-        if recordings == "turn" and shared:
+        first = users[0][1]
+        if recordings == "turn" and len(users) > 1:
             other = f"line {first.line}" if first is not row else "a later line"
             row.fail(
                 column,
                 f"{path.name} is also that of {other}, but {SETTINGS} says 'recordings: turn', one file a turn. "
                 f"Correct the path, or write 'recordings: conversation'.",
             )
-        if recordings == "turn" or (recordings is None and not shared):
+        if not self._is_cut(users):
             return Clip(path)
-        start, end = self._times(row)
+        start, end = time_of(row, "start"), time_of(row, "end")
         if start is None or end is None:
             why = "of several turns" if recordings is None else f"of a conversation ({SETTINGS})"
             row.fail(
@@ -356,14 +375,3 @@ class CustomCorpus(Corpus):
                 f"here. Add the two columns and fill them, or give every turn a file of its own.",
             )
         return Clip(path, start, end)
-
-
-def _drawn(names: Sequence[str], seed: int) -> dict[str, str]:
-    # Split by conversation. From three conversations on, no split is empty.
-    order = seeded_permutation(names, seed)
-    held = max(1, round(0.1 * len(order))) if len(order) > len(SPLITS) - 1 else 0
-    first = len(order) - 2 * held
-    return {
-        name: "train" if position < first else "dev" if position < first + held else "test"
-        for position, name in enumerate(order)
-    }

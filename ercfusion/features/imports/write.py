@@ -105,7 +105,7 @@ def _write_packs(
         "notes": list(imported.notes),
         **report,
     }
-    fingerprint = corpus.fingerprint()
+    fingerprint = corpus.source_fingerprint()
     for modality, table in tables.items():
         write_pack(
             folder / PACKS / modality,

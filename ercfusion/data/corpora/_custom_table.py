@@ -1,0 +1,409 @@
+"""What is decided when ``utterances.csv`` is read: missing values, the order of turns, and the splits.
+
+Every decision that the file leaves open is a note, which training logs and the doctor reports.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ercfusion.data.check_media import some
+from ercfusion.data.corpora._custom import (
+    DEFAULT_TARGET,
+    NOTHING,
+    SEPARATOR,
+    TABLE,
+    Settings,
+    TargetReader,
+    number,
+)
+from ercfusion.data.corpus import SPLITS, Finding
+from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, read_own_table
+from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
+
+REQUIRED = ("conversation", "turn")
+MISSING: frozenset[str] = frozenset({"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "NULL", "null"})
+"""Words that other programs write into empty cells."""
+ORDERS = ("turn", "start", "file")
+"""What may decide on the order of turns: a column, or the order of the rows."""
+RECORDINGS = ("audio", "video")
+_READ = ("start", "end", *RECORDINGS)
+_SPLIT_NAMES: Mapping[str, str] = {
+    **{split: split for split in SPLITS},
+    **{"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "testing": "test"},
+}
+_DEV_SHARE = 0.1
+_REMEDY = "Read it with data.options.encoding={encoding}, or save it as UTF-8."
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the reader, checked (see :class:`~ercfusion.data.corpora.custom.CustomCorpus`)."""
+
+    split_seed: int | None = None
+    encoding: str | None = None
+    missing: tuple[str, ...] = ()
+    order: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split_seed is not None and (not isinstance(self.split_seed, int) or isinstance(self.split_seed, bool)):
+            raise ConfigError(f"data.options.split_seed must be a whole number, found {self.split_seed!r}")
+        if self.encoding is not None:
+            try:
+                codecs.lookup(str(self.encoding))
+            except LookupError:
+                known = ["utf-8", "cp1252", "utf-16", "gb18030", "shift_jis", "cp949", "cp1251"]
+                raise ConfigError(
+                    f"data.options.encoding={self.encoding}: there is no such encoding. "
+                    f"{did_you_mean(str(self.encoding), known)}"
+                ) from None
+        words = [self.missing] if isinstance(self.missing, str) else list(self.missing or ())
+        object.__setattr__(self, "missing", tuple(str(word).strip() for word in words))
+        if self.order is not None and self.order not in ORDERS:
+            raise ConfigError(f"data.options.order={self.order} is unknown. {did_you_mean(str(self.order), ORDERS)}")
+
+
+@dataclass
+class Table:
+    """``utterances.csv``, read.
+
+    Args:
+        path: The file.
+        header: Names of its columns.
+        rows: In file order.
+        notes: What was decided.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[Row]
+    notes: list[Finding] = field(default_factory=list)
+
+
+def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
+    """The rows of ``utterances.csv``; missing values are empty cells, ids and speakers are in composed Unicode.
+
+    Raises:
+        CorpusFormatError: the file cannot be read, or two rows have the same ids.
+    """
+    rows, separator = read_own_table(path, REQUIRED, encoding=options.encoding, remedy=_REMEDY)
+    header = [column for column in rows[0].cells if column]
+    table = Table(path, header, rows)
+    if separator != ",":
+        table.notes.append(_note("reading", f"its cells are separated by {SEPARATORS[separator]}"))
+    targets = settings.targets or {DEFAULT_TARGET: {}}
+    read = [name for name in header if name in _READ or name in targets or name.partition(".")[0] in targets]
+    # A word that is listed as a label is a label.
+    labels = {
+        name: {spelling for key in ("labels", "synonyms") for spelling in entries.get(key, ())}
+        for name, entries in targets.items()
+    }
+    words = MISSING | set(options.missing)
+    blanked: dict[str, Counter[str]] = {}
+    composed: Counter[str] = Counter()
+    commas = 0
+    for position, row in enumerate(rows):
+        changed = {}
+        for column in (*REQUIRED, "speaker"):
+            if column in row.cells and (cell := unicodedata.normalize("NFC", row[column])) != row[column]:
+                changed[column] = cell
+                composed[column] += 1
+        for column in read:
+            cell = row[column].strip()
+            if cell in words and cell not in labels.get(column, ()):
+                changed[column] = ""
+                blanked.setdefault(column, Counter())[cell] += 1
+            elif row.decimal == "," and re.fullmatch(r"[+-]?\d+,\d+", cell):
+                commas += 1
+        if changed:
+            rows[position] = replace(row, cells={**row.cells, **changed})
+    for column, found in blanked.items():
+        shown = ", ".join(f"{word!r} ({count})" for word, count in sorted(found.items()))
+        table.notes.append(_note("missing values", f"column {column!r}: read as missing: {shown}"))
+    for column, count in composed.items():
+        text = f"column {column!r}: {count} cells are in decomposed Unicode (NFD) and are read in composed form (NFC)"
+        table.notes.append(_note("reading", text))
+    if commas:
+        table.notes.append(_note("reading", f"{commas} numbers have a decimal comma"))
+    check_unique(rows, lambda row: (row.text("conversation"), row.text("turn")), REQUIRED)
+    return table
+
+
+def _note(topic: str, text: str) -> Finding:
+    return Finding("note", topic, f"{TABLE}: {text}")
+
+
+# Times
+
+
+def time_of(row: Row, column: str) -> float | None:
+    """``start`` or ``end`` of a row in seconds; None where the cell is empty.
+
+    Raises:
+        CorpusFormatError: no number, or a negative one.
+    """
+    value = number(row, column) if row.cells.get(column, "").strip() else None
+    if value is not None and value < 0:
+        row.fail(column, f"{value:g} is negative, but seconds from the beginning are expected.")
+    return value
+
+
+def check_times(table: Table) -> None:
+    """Note turns that end when they start.
+
+    Raises:
+        CorpusFormatError: turns end before they start; all of them are named.
+    """
+    wrong, equal = [], []
+    for row in table.rows:
+        start, end = time_of(row, "start"), time_of(row, "end")
+        if start is not None and end is not None and end <= start:
+            if end < start:
+                wrong.append(f"line {row.line}, column 'end': the turn ends at {end:g} s and starts at {start:g} s")
+            else:
+                equal.append(f"line {row.line} ({start:g} s)")
+    if wrong:
+        raise CorpusFormatError(f"{table.path}, {'; '.join(wrong)}. Correct one of the two.")
+    if equal:
+        text = f"{len(equal)} turns end when they start: {', '.join(equal)}; a recording could not be cut there"
+        table.notes.append(_note("times", text))
+
+
+# Order
+
+
+def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None) -> dict[str, list[Row]]:
+    """The rows of every conversation in order of speech.
+
+    The numbers in ``turn`` decide, or ``start`` where ids are no numbers. A note says so if the file has another order.
+
+    Raises:
+        CorpusFormatError: the file says two orders, and nothing tells which is right.
+        ConfigError: ``order`` names a column that gives no order.
+    """
+    if order == "file":
+        return dict(groups)
+    whole = _sorted_by(groups, _number)
+    last = whole or _sorted_by(groups, _last_number)
+    timed = all(time_of(row, "start") is not None for rows in groups.values() if len(rows) > 1 for row in rows)
+    by_start = {
+        name: sorted(rows, key=lambda row: time_of(row, "start") or 0.0) for name, rows in groups.items()
+    } if timed else None  # fmt: skip
+    chosen: Mapping[str, list[Row]] | None
+    if order is not None:
+        chosen = last if order == "turn" else by_start
+        if chosen is None:
+            why = "its ids hold no numbers that tell turns apart" if order == "turn" else "some of its cells are empty"
+            raise ConfigError(f"data.options.order={order}: that column of {table.path} gives no order: {why}.")
+        return dict(chosen)
+    if whole is not None:
+        if by_start is not None:
+            several = [name for name, rows in groups.items() if len(rows) > 1]
+            against = [name for name in several if not _rises(whole[name])]
+            if 2 * len(against) > len(several):
+                _two_orders(table, "the columns 'turn' and 'start'", ("turn", "start"), against, len(groups))
+        chosen, column = whole, "turn"
+    elif by_start is not None:
+        chosen, column = by_start, "start"
+    elif last is not None:
+        against = [name for name, rows in groups.items() if rows != last[name]]
+        if against:
+            _two_orders(table, "the numbers in column 'turn' and the rows", ("turn", "file"), against, len(groups))
+        return dict(groups)
+    else:
+        if any(len(rows) > 1 for rows in groups.values()):
+            text = "neither 'turn' (no numbers) nor 'start' gives an order of the turns: the order of the rows is taken"
+            table.notes.append(_note("order", text))
+        return dict(groups)
+    moved = [name for name, rows in groups.items() if rows != chosen[name]]
+    if moved:
+        text = (
+            f"the rows of {len(moved)} of {len(groups)} conversations are not in order of {column!r} ({some(moved)}); "
+            f"turns are read in that order (data.options.order=file keeps the order of the rows)"
+        )
+        table.notes.append(_note("order", text))
+    return dict(chosen)
+
+
+def _two_orders(table: Table, what: str, orders: tuple[str, str], against: Sequence[str], total: int) -> None:
+    raise CorpusFormatError(
+        f"{table.path}: {what} say different orders in {len(against)} of {total} conversations (first: "
+        f"{against[0]!r}). Say which is the order of speech: data.options.order={orders[0]} or "
+        f"data.options.order={orders[1]}."
+    )
+
+
+def _rises(rows: Sequence[Row]) -> bool:
+    starts = [time_of(row, "start") or 0.0 for row in rows]
+    return starts == sorted(starts)
+
+
+def _number(row: Row) -> float | None:
+    cell = row.text("turn")
+    return float(cell) if re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]{1,9})?", cell) else None
+
+
+def _last_number(row: Row) -> float | None:
+    found = re.findall(r"[0-9]+", row.text("turn"))
+    return float(found[-1]) if found and len(found[-1]) <= 15 else None
+
+
+def _sorted_by(groups: Mapping[str, list[Row]], key: object) -> dict[str, list[Row]] | None:
+    # None unless every turn of a conversation has a number of its own.
+    found = {}
+    for name, rows in groups.items():
+        numbers = [key(row) for row in rows]  # type: ignore[operator]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            return None
+        found[name] = [row for _, row in sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])]
+    return found
+
+
+def grouped(table: Table, order: str | None) -> dict[str, list[Row]]:
+    """Conversations in order of their first rows, each with its rows in order of speech (:func:`order_turns`)."""
+    return order_turns(table, group_rows(table.rows, lambda row: row.text("conversation")), order)
+
+
+# Splits
+
+
+def drawn(names: Sequence[str], seed: int) -> dict[str, str]:
+    """A split by conversation: 80/10/10. From three conversations on, no split is empty."""
+    order = seeded_permutation(names, seed)
+    held = max(1, round(_DEV_SHARE * len(order))) if len(order) > len(SPLITS) - 1 else 0
+    first = len(order) - 2 * held
+    return {
+        name: "train" if position < first else "dev" if position < first + held else "test"
+        for position, name in enumerate(order)
+    }
+
+
+def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | None) -> tuple[dict[str, str], str]:
+    """The split of every conversation, and where dev comes from in words.
+
+    A column ``split`` decides. If it names no dev, a tenth of the training conversations is dev, drawn by the seed.
+
+    Raises:
+        CorpusFormatError: a value is no split, a conversation is in two, or one training conversation is all there is.
+        ConfigError: a seed was given and nothing is drawn.
+    """
+    if "split" not in table.header:
+        dev = f"{TABLE} has no column 'split': 80/10/10 by conversation, seed {seed or 0}"
+        return drawn(list(groups), seed or 0), dev
+    parts: dict[str, str] = {}
+    spelled: Counter[tuple[str, str]] = Counter()
+    for name, rows in groups.items():
+        for row in rows:
+            cell = row["split"].strip()
+            value = _SPLIT_NAMES.get(cell.casefold(), "")
+            if not value:
+                row.fail("split", f"found {cell!r}. {did_you_mean(cell, SPLITS)}")
+            if cell != value:
+                spelled[cell, value] += 1
+            if parts.setdefault(name, value) != value:
+                row.fail(
+                    "split",
+                    f"found {cell!r}, but the conversation {name!r} is in {parts[name]!r} on line "
+                    f"{rows[0].line}. All rows of a conversation are in one split: correct one of the two.",
+                )
+    if spelled:
+        shown = ", ".join(f"{cell!r} ({count}) as {value}" for (cell, value), count in spelled.items())
+        table.notes.append(_note("splits", f"column 'split': read: {shown}"))
+    if "dev" in parts.values():
+        if seed is not None:
+            raise ConfigError(
+                f"data.options.split_seed={seed} was given, but {table.path} has a column 'split', which decides. "
+                f"Leave the setting out, or remove the column."
+            )
+        return parts, f"the column 'split' of {TABLE}"
+    order = seeded_permutation([name for name, part in parts.items() if part == "train"], seed or 0)
+    if len(order) < 2:
+        raise CorpusFormatError(
+            f"{table.path}, column 'split': no conversation is in dev, and train has {len(order)}; at least 2 are "
+            f"needed to take dev from it. Put conversations into train and dev."
+        )
+    held = order[-max(1, round(_DEV_SHARE * len(order))) :]
+    parts.update(dict.fromkeys(held, "dev"))
+    text = (
+        f"column 'split' names no dev: {len(held)} of the {len(order)} training conversations are dev, drawn by "
+        f"conversation with the seed {seed or 0} ({some(sorted(held))})"
+    )
+    table.notes.append(_note("splits", text))
+    return parts, f"the column 'split' of {TABLE} names no dev: 10 % of train by conversation, seed {seed or 0}"
+
+
+# Labels
+
+
+def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
+    """Note labels that are spelled in another way than their name: letters, blanks, Unicode form."""
+    for reader in readers:
+        schema = reader.task.schema
+        if schema is None or reader.task.kind == "distribution":
+            continue
+        column = reader.columns[0]
+        several = reader.task.kind == "multi_label"
+        found: Counter[tuple[str, str]] = Counter()
+        blanks = 0
+        for row in table.rows:
+            cell = row[column]
+            blanks += bool(cell.strip()) and cell != cell.strip()
+            for part in map(str.strip, cell.split(SEPARATOR) if several else [cell]):
+                label = schema.find(part) if part and part != NOTHING else None
+                if label is not None and part != label and part not in schema.synonyms:
+                    found[part, label] += 1
+        if found:
+            shown = ", ".join(
+                f"{part!r}{_form(part, label)} ({count}) as {label!r}" for (part, label), count in sorted(found.items())
+            )
+            table.notes.append(_note("labels", f"column {column!r}: spellings of one label: read {shown}"))
+        if blanks:
+            table.notes.append(_note("labels", f"column {column!r}: {blanks} cells have blanks around the label"))
+
+
+def _form(part: str, label: str) -> str:
+    # Two Unicode forms of one word look the same.
+    if unicodedata.normalize("NFC", part) != unicodedata.normalize("NFC", label):
+        return ""
+    return " in decomposed Unicode" if unicodedata.normalize("NFC", part) != part else " in composed Unicode"
+
+
+# Recordings
+
+
+def recording(root: Path, cell: str) -> Path:
+    """The file that a cell of ``audio`` or ``video`` names.
+
+    Backslashes separate folders, unless a file has one in its name. A name in another Unicode form is found too: some
+    systems store decomposed names.
+    """
+    path = root / cell
+    if path.exists():
+        return path
+    plain = root / cell.replace("\\", "/")
+    for form in ("NFC", "NFD"):
+        other = root / unicodedata.normalize(form, cell.replace("\\", "/"))
+        if other.exists():
+            return other
+    return plain
+
+
+def note_recordings(table: Table) -> None:
+    """Note paths with backslashes, and those that begin with a drive of another system."""
+    for column in RECORDINGS:
+        if column not in table.header:
+            continue
+        cells = [row[column].strip() for row in table.rows]
+        if back := sum("\\" in cell for cell in cells):
+            text = f"column {column!r}: backslashes separate folders in {back} paths"
+            table.notes.append(_note("recordings", text))
+        if drives := [cell for cell in cells if re.match(r"[A-Za-z]:[\\/]", cell)]:
+            text = f"column {column!r}: {len(drives)} paths begin with a Windows drive (first: {drives[0]})"
+            table.notes.append(_note("recordings", f"{text}; paths relative to the folder of {TABLE} work everywhere"))
