@@ -18,9 +18,11 @@ import numpy as np
 
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
+from ercfusion.evaluation.record import DAMAGED, checked_record, dense_counts
 from ercfusion.evaluation.record import FORMAT as RECORD_FORMAT
-from ercfusion.evaluation.record import dense_counts
 from ercfusion.files import atomic_write
+from ercfusion.schemas.reading import check, failure, read_json, shown
+from ercfusion.schemas.run import Archive
 from ercfusion.tasks.metrics import per_class_of
 
 FORMAT = 1
@@ -58,19 +60,20 @@ def read_archive(path: str | Path) -> list[dict[str, Any]]:
         RunError: no such file, damaged, or of another format.
     """
     path = Path(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is no archive of run records: {error}") from error
-    if not isinstance(found, dict) or found.get("archive") != FORMAT:
-        version = found.get("archive") if isinstance(found, dict) else None
-        raise RunError(f"{path}: archive format {version!r}; this version reads {FORMAT}")
-    try:
-        return [_expand(_merged(found["shared"], own)) for own in found["runs"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} is damaged: {error!r}") from error
+    found = read_json(path, advice=DAMAGED)
+    version = found.get("archive") if isinstance(found, dict) else None
+    if version != FORMAT:
+        raise failure(RunError, path, f": archive format {shown(version)}; this version reads {FORMAT}")
+    check(found, Archive, path, advice=DAMAGED)
+    records = []
+    for number, own in enumerate(found["runs"]):
+        try:
+            record = _expand(_merged(found["shared"], own))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, MemoryError) as error:
+            words = f": runs[{number}] is damaged: {type(error).__name__} {shown(str(error))}"
+            raise failure(RunError, path, words, DAMAGED) from error
+        records.append(checked_record(record, path))
+    return records
 
 
 def _line(value: Any) -> str:
@@ -83,6 +86,7 @@ def _line(value: Any) -> str:
 def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
     compact = json.loads(json.dumps(record))  # a copy of plain containers
     compact.pop("command", None)  # what it says beyond the configuration is where things lay
+    compact.pop("files", None)  # an archive is not next to them
     config = compact["config"]
     for section in (config, config["data"]):
         section.update({key: value for key, value in _LOCAL.items() if key in section})

@@ -27,10 +27,14 @@ from numpy.typing import NDArray
 
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
-from ercfusion.files import atomic_write
+from ercfusion.evaluation.record import RECORD, read_record
+from ercfusion.files import atomic_write, sha256_of
+from ercfusion.schemas.model import PredictionsHead
+from ercfusion.schemas.reading import check, failure, parse_json
 from ercfusion.tasks.outputs import Predictions
 
 FORMAT = 1
+DAMAGED = "Copy the file again, or write it again with python -m ercfusion.evaluate."
 _KEY = b"ercfusion"
 _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth", "prediction")
 
@@ -68,7 +72,7 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
     ).replace_schema_metadata({_KEY: json.dumps(metadata).encode()})
     path = Path(path)
     with atomic_write(path, "wb") as stream:
-        pq.write_table(table, stream, compression="zstd")
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     return path
 
 
@@ -88,33 +92,58 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
     path = Path(path)
     if not path.is_file():
         raise RunError(f"no predictions at {path}: the file is missing")
+    check_recorded(path)
     try:
         # Opened by hand: given a path, pyarrow would take "split=.." in a folder's name for a column.
         with path.open("rb") as stream:
-            table = pq.read_table(stream)
-        metadata = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read; it is damaged or no Parquet file: {error}") from error
+            table = pq.ParquetFile(stream, page_checksum_verification=True).read(use_threads=False)
+        text = (table.schema.metadata or {}).get(_KEY, b"null").decode("utf-8")
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        problem = f" cannot be read; it is damaged or no Parquet file: {error}"
+        raise failure(RunError, path, problem, DAMAGED) from error
+    metadata = parse_json(text, path, advice=DAMAGED)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise RunError(f"{path} was not written by this version of ercfusion (predictions, format {FORMAT})")
+        problem = f" was not written by this version of ercfusion (predictions, format {FORMAT})"
+        raise failure(RunError, path, problem)
+    check(metadata, PredictionsHead, path, advice=DAMAGED)
     stored = metadata["task"]
     if (stored["name"], stored["kind"]) != (task.name, task.kind):
-        raise RunError(
-            f"{path} holds predictions of the {stored['kind']} task {stored['name']!r}; those of the {task.kind} task "
+        problem = (
+            f" holds predictions of the {stored['kind']} task {stored['name']!r}; those of the {task.kind} task "
             f"{task.name!r} were asked for"
         )
+        raise failure(RunError, path, problem)
     names = TaskSpec.from_dict(stored).output_names
     if names != task.output_names:
-        raise RunError(
-            f"{path} has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
-        )
-    missing = [name for name in _schema(task).names if name not in table.column_names]
-    if missing:
-        raise RunError(f"{path} is damaged: it has no column {missing[0]!r}")
+        problem = f" has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
+        raise failure(RunError, path, problem)
+    for column in _schema(task):
+        if column.name not in table.column_names:
+            raise failure(RunError, path, f" is damaged: it has no column {column.name!r}", DAMAGED)
+        found = table.schema.field(column.name)
+        if found.type != column.type or (column.name != "truth" and table[column.name].null_count):
+            problem = f" is damaged: the column {column.name!r} is {found.type}, or has gaps"
+            raise failure(RunError, path, f"{problem}; {column.type} without gaps is expected", DAMAGED)
     try:
         return _splits(table, task, metadata["thresholds"])
-    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        raise RunError(f"{path} is damaged: its rows do not fit the task {task.name!r} ({error})") from error
+    except (ValueError, TypeError, LookupError, AssertionError, pa.ArrowException) as error:
+        problem = f" is damaged: its rows do not fit the task {task.name!r} ({error})"
+        raise failure(RunError, path, problem, DAMAGED) from error
+
+
+def check_recorded(path: Path) -> None:
+    """Raise :class:`RunError` if the record next to a file has another size or checksum of it (older ones have none).
+
+    A record that cannot be read is not an error of the file.
+    """
+    record = path.parent / RECORD
+    if not record.is_file():
+        return
+    expected = read_record(path.parent).get("files", {}).get(path.name)
+    if expected is None:
+        return
+    if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
+        raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum of it", DAMAGED)
 
 
 def _prefix(task: TaskSpec) -> str:

@@ -19,12 +19,14 @@ import ercfusion
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.files import atomic_write
+from ercfusion.schemas.reading import check, failure, read_json, shown
 from ercfusion.tasks.metrics import per_class, scores
 from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.sums import conversation_sums
 
 FORMAT = 1
 RECORD = "record.json"
+DAMAGED = "The file was changed or damaged: copy it again, or do the run again."
 
 PACKAGES = (
     "torch", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
@@ -179,7 +181,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """The record of a finished run.
 
     Raises:
-        RunError: no such folder, no record (the run is unfinished), damaged, or of another format.
+        RunError: no such folder, no record (the run is unfinished), damaged, or of another format; the message names
+            the key.
     """
     path = Path(folder) / RECORD
     if not path.parent.is_dir():
@@ -189,11 +192,25 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         if not (path.parent / "config.json").is_file():
             hint = "It has no config.json either, so it is no run folder."
         raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise RunError(f"{path}: record format {found!r}; this version reads {FORMAT}")
-    return record
+    return checked_record(read_json(path, advice=DAMAGED), path)
+
+
+def checked_record(record: Any, path: Path) -> dict[str, Any]:
+    """``record`` itself, if it is a record of this format.
+
+    Args:
+        record: Of a run folder, or an expanded entry of an archive.
+        path: The file that it is from.
+
+    Raises:
+        RunError: it is not; the message names file and key.
+    """
+    from ercfusion.schemas.run import Record, record_config
+
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise failure(RunError, path, f": record format {shown(found)}; this version reads {FORMAT}")
+    check(record, Record, path, advice=DAMAGED)
+    check(record["config"], record_config(), path, advice=DAMAGED, prefix="config.")
+    checked: dict[str, Any] = record
+    return checked

@@ -9,6 +9,7 @@ from typing import Any
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, Limits
+from ercfusion.models.limits import allocation_limit, check_options
 from ercfusion.registry import Registry
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -75,15 +76,18 @@ def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] 
     """An architecture for the given inputs.
 
     Raises:
-        ConfigError: unknown name or option (the message names the nearest), or an option's value that does not fit.
+        ConfigError: unknown name or option (the message names the nearest), an option's value that does not fit, or
+            sizes that need too much memory.
     """
     options = dict(options or {})
     known = architecture_options(name)
     for option in options:
         if option not in known:
             raise ConfigError(f"model {name!r} has no option {option!r}. {did_you_mean(option, known)}")
+    check_options(name, architecture_class(name), options)
     try:
-        return architecture_class(name)(inputs, **options)
+        with allocation_limit(name):
+            return architecture_class(name)(inputs, **options)
     except ValueError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
 

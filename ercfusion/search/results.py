@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import warnings
@@ -15,6 +14,8 @@ from ercfusion.errors import RunError
 from ercfusion.evaluation.record import RECORD, read_record
 from ercfusion.evaluation.statistics import seed_summary
 from ercfusion.files import atomic_write
+from ercfusion.schemas.reading import read_json
+from ercfusion.schemas.run import Winner
 from ercfusion.search.space import setting
 from ercfusion.search.status import described
 from ercfusion.search.study import Plan, best_trial, counting, tally
@@ -230,7 +231,7 @@ def _make_room(parent: Path, trial: int) -> None:
     note = parent / "winner.json"
     if not note.is_file():
         return
-    earlier = json.loads(note.read_text())["trial"]
+    earlier = read_json(note, Winner, advice="Move the folder away; it is made again.")["trial"]
     if earlier != trial:
         parent.rename(parent.with_name(f"{RERUN}-of-trial-{earlier:04d}"))
 

@@ -139,7 +139,7 @@ def _take_over(frozen: FrozenTrial, plan: Plan, folder: Path) -> None:
 def _result(folder: Path, metric: str, reason: str) -> dict[str, Any]:
     result: dict[str, Any] = {"reason": reason} if reason else {}
     if (folder / HISTORY).is_file():
-        history = read_history(folder / HISTORY)
+        history = read_history(folder / HISTORY, metric)
         best = best_row(history, metric)
         result |= {"value": best[f"dev/{metric}"], "epoch": int(best["epoch"]), "epochs": len(history)}
         result["seconds"] = round(sum(row["seconds"] for row in history), 3)
@@ -168,7 +168,7 @@ def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Ca
 
     if (folder / HISTORY).is_file():
         # The last row may be of an epoch that had no checkpoint yet; it will be trained again.
-        rows = read_history(folder / HISTORY) if (folder / LAST).is_file() else []
+        rows = read_history(folder / HISTORY, plan.metric) if (folder / LAST).is_file() else []
         for row in rows:
             report(int(row["epoch"]), row[f"dev/{plan.metric}"])
     return on_epoch

@@ -17,15 +17,20 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, RunError
+from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.layers import Standardize
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
+from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
+from ercfusion.schemas.model import ModelConfig
+from ercfusion.schemas.reading import check, failure, read_json, shown
+from ercfusion.schemas.tensors import Header, read_header
 from ercfusion.tasks.heads import Head
 from ercfusion.tasks.outputs import Predictions
 
 FORMAT = 1
+DAMAGED = "The file was changed or damaged: copy the folder again, or train again."
 
 
 @dataclass
@@ -217,7 +222,7 @@ class Recognizer(nn.Module):
         """The recognizer that :meth:`save_pretrained` wrote, in eval mode.
 
         Raises:
-            RunError: a file is missing or is of another format.
+            RunError: a file is missing, is damaged or of another format, or the two do not fit together.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -226,31 +231,50 @@ class Recognizer(nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise RunError(f"{folder} holds no saved model: {name} is missing")
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except json.JSONDecodeError as error:
-            raise RunError(f"{folder / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        where, weights = folder / "config.json", folder / "model.safetensors"
+        config = read_json(where, advice=DAMAGED)
         found = config.get("format") if isinstance(config, dict) else None
         if found != FORMAT:
-            raise RunError(f"{folder / 'config.json'}: format {found!r}; this version reads {FORMAT}")
+            raise failure(RunError, where, f": format {shown(found)}; this version reads {FORMAT}")
+        check(config, ModelConfig, where, advice=DAMAGED)
+        tensors = read_header(weights, advice=DAMAGED)
+        # Every parameter is in the file, so a construction that needs far more memory is of other sizes.
+        most = 8 * weights.stat().st_size + (512 << 20)
         try:
-            recognizer = Recognizer(
-                config["architecture"],
-                InputSpec.from_dict(config["inputs"]),
-                TaskSpec.from_dict(config["task"]),
-                config["options"],
-                unimodal=config["unimodal"],
-                label_smoothing=config["label_smoothing"],
-                regression_loss=config["regression_loss"],
-                probe=config.get("probe", False),  # models of earlier versions do not say
-            )
-        except KeyError as error:
-            raise RunError(f"{folder / 'config.json'}: the entry {error} is missing") from error
+            with allocation_limit(config["architecture"], most):
+                recognizer = Recognizer(
+                    config["architecture"],
+                    InputSpec.from_dict(config["inputs"]),
+                    TaskSpec.from_dict(config["task"]),
+                    config["options"],
+                    unimodal=config["unimodal"],
+                    label_smoothing=config["label_smoothing"],
+                    regression_loss=config["regression_loss"],
+                    probe=config.get("probe", False),  # models of earlier versions do not say
+                )
+        except ErcfusionError as error:
+            raise failure(RunError, where, f": {error}", DAMAGED) from error
+        _check_tensors(recognizer, tensors, weights)
         try:
-            recognizer.load_state_dict(load_file(folder / "model.safetensors"))
-        except (SafetensorError, RuntimeError) as error:
-            raise RunError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+            recognizer.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise failure(RunError, weights, f" does not fit its config.json: {error}", DAMAGED) from error
         return recognizer.eval()
+
+
+def _check_tensors(recognizer: Recognizer, tensors: Mapping[str, Header], path: Path) -> None:
+    """Raise :class:`RunError` unless a file has the tensors of a model, by name and shape."""
+    expected = {name: list(value.shape) for name, value in recognizer.state_dict().items()}
+    for name in dict.fromkeys([*expected, *tensors]):
+        if name not in tensors or name not in expected:
+            problem = f"the tensor {shown(name)} is {'missing' if name not in tensors else 'unknown'}"
+        elif tensors[name].shape != expected[name]:
+            problem = (
+                f"the tensor {shown(name)} is {shown(tensors[name].shape)}, but {shown(expected[name])} is expected"
+            )
+        else:
+            continue
+        raise failure(RunError, path, f" does not fit its config.json: {problem}", DAMAGED)
 
 
 class _ZeroGradient(torch.autograd.Function):

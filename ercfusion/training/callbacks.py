@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, RunError, TrainingError
 from ercfusion.files import atomic_write
 from ercfusion.progress import console
+from ercfusion.schemas.checkpoint import ADVICE, SelectionState, read_checkpoint
+from ercfusion.schemas.reading import check, failure, read_rows, shown
 from ercfusion.tasks.metrics import higher_is_better, scores
 
 logger = logging.getLogger("ercfusion")
@@ -47,12 +50,7 @@ class RestrictedCheckpointIO(CheckpointIO):
         Raises:
             RunError: the file is damaged or holds something else than containers and tensors.
         """
-        try:
-            loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:
-            # torch raises various types here, among them bare RuntimeError and pickle's own.
-            raise RunError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-        return loaded
+        return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint if it exists."""
@@ -125,6 +123,7 @@ class Selection(pl.Callback):
         self.talk = talk
         self.on_epoch = on_epoch
         self.history: list[dict[str, float]] = []
+        self.began = False
         self._started = 0.0
 
     # The history is the whole state: best epoch and patience follow from it.
@@ -137,8 +136,9 @@ class Selection(pl.Callback):
         """Continue the history of a checkpoint.
 
         Raises:
-            RunError: it was made under another curriculum.
+            RunError: it was made under another curriculum, or is damaged.
         """
+        check(state_dict, SelectionState, self.folder / LAST, advice=ADVICE, prefix="callbacks.Selection.")
         if state_dict.get("curriculum") != self._digest:
             raise RunError(
                 "the checkpoint was made under another curriculum: its settings, the seed or the conversations of the "
@@ -167,6 +167,7 @@ class Selection(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was killed right after its last epoch has nothing more to train."""
+        self.began = True
         if self.exhausted:
             trainer.should_stop = True
 
@@ -285,7 +286,36 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer.writerows(history)
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Inverse of :func:`write_history`."""
-    with path.open(newline="") as stream:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+def read_history(path: Path, metric: str | None = None) -> list[dict[str, float]]:
+    """Inverse of :func:`write_history`: one row per epoch, from 1 on, at least one.
+
+    Args:
+        path: The file.
+        metric: A score of the dev split that every row must have; None does not check.
+
+    Raises:
+        RunError: missing or damaged; the message names line and column.
+    """
+    advice = "The file was changed or damaged: restore it, or begin a new run."
+    history = []
+    for number, row in enumerate(read_rows(path, advice=advice), start=1):
+        line: dict[str, float] = {}
+        for name, cell in row.items():
+            try:
+                if cell:
+                    line[name] = float(cell)
+            except ValueError:
+                problem = f", line {number + 1}, column {shown(name)}: found {shown(cell)}, but a number is expected"
+                raise failure(RunError, path, problem, advice) from None
+        score = None if metric is None else f"dev/{metric}"
+        for name in ("epoch", "seconds", *([] if score is None else [score])):
+            if not math.isfinite(line.get(name, math.nan)):
+                raise failure(RunError, path, f", line {number + 1}: the column {name!r} has no number", advice)
+        if line["epoch"] != number:
+            raise failure(
+                RunError, path, f", line {number + 1}: epoch {number} is expected, found {line['epoch']:g}", advice
+            )
+        history.append(line)
+    if not history:
+        raise failure(RunError, path, ": it holds no epoch", advice)
+    return history

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from ercfusion.features.pack import has_pack, read_manifest, write_pack
 from ercfusion.features.provenance import checked, trained_on
 from ercfusion.files import StrPath, sha256_of
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.folder import read_environment
 
 logger = logging.getLogger("ercfusion")
 
@@ -116,7 +116,7 @@ def write_packs(
         for name, (held, values) in vectors(recognizer, store).items():
             keys.setdefault(name, []).extend(held)
             parts.setdefault(name, []).append(values)
-    revision = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("revision") or {}
+    revision = read_environment(run).get("revision") or {}
     model = {name: sha256_of(run / "model" / name) for name in ("model.safetensors", "config.json")}
     # What trained the vectors that were fed in has trained these, too.
     inherited = [entry for table in data.tables for entry in _of_pack(table)]

@@ -16,11 +16,15 @@ from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.evaluation.record import command_line, environment
 from ercfusion.files import atomic_write
+from ercfusion.schemas.reading import check, failure, read_json
+from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
 
 logger = logging.getLogger("ercfusion")
 
 # Tells the other processes of a distributed run which folder the first one made.
 FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
+
+DAMAGED = "The file was changed or damaged: restore it, or begin a new run."
 
 
 def is_first_process() -> bool:
@@ -30,16 +34,16 @@ def is_first_process() -> bool:
 
 # The least and the largest value of settings whose type alone says too little.
 RANGES: dict[str, tuple[float, float]] = {
-    "training.batch_size": (1, math.inf),
-    "training.max_epochs": (1, math.inf),
-    "training.patience": (0, math.inf),
+    "training.batch_size": (1, 1_000_000),
+    "training.max_epochs": (1, 1_000_000),
+    "training.patience": (0, 1_000_000),
     "training.gradient_clip": (0, math.inf),
     "training.modality_dropout": (0, 1),
-    "training.bootstrap": (1, math.inf),
-    "training.threads": (1, math.inf),
+    "training.bootstrap": (1, 1_000_000),
+    "training.threads": (1, 4096),
     "objective.label_smoothing": (0, 1),
     "scheduler.warmup": (0, 1),
-    "trainer.devices": (1, math.inf),
+    "trainer.devices": (1, 4096),
 }
 
 # Others would have to convert the inputs, which the trainer cannot do with packed batches.
@@ -134,17 +138,40 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A folder's absolute path and its ``config.json``; see :func:`open_run_folder`."""
+    """A folder's absolute path and its ``config.json``, of a run or a sweep; see :func:`open_run_folder`."""
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise RunError(f"{folder} is not a folder")
+    if not (path / "config.json").exists():
+        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion")
+    config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
+    is_sweep = isinstance(config, dict) and "sweep" in config
+    check(config, sweep_config() if is_sweep else run_config(), path / "config.json", advice=DAMAGED)
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion") from None
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path / 'config.json'}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        check_ranges(config)
+    except ConfigError as error:
+        raise failure(RunError, path / "config.json", f": {error}", DAMAGED) from error
     return path, config
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """``environment.json`` of a run folder.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    found: dict[str, Any] = read_json(folder / "environment.json", Environment, advice=DAMAGED)
+    return found
+
+
+def read_overrides(folder: Path) -> dict[str, Any]:
+    """``overrides.json`` of a run folder.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    found: dict[str, Any] = read_json(folder / "overrides.json", Overrides, advice=DAMAGED)
+    return found
 
 
 def discard_if_empty(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,8 +19,10 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, TrainingError, did_you_mean
 from ercfusion.layers import ModalityDropout
 from ercfusion.ops.processes import sum_over_processes
+from ercfusion.schemas.checkpoint import check_optimizer, check_tensors
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.callbacks import LAST
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -90,23 +93,27 @@ class ConversationModule(pl.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=max(int(counts[0]), 1))
         return total
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters as the optimiser gets them: matrices decay, the others do not."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        decayed = [p for p in parameters if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
+        chosen = {id(parameter) for parameter in decayed}
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.optimizer_config.get("weight_decay", 0.0)},
+            {"params": [parameter for parameter in parameters if id(parameter) not in chosen], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
     def configure_optimizers(self) -> Any:
         """The optimiser and, where asked for, a learning-rate schedule."""
         settings = dict(self.optimizer_config)
         name = settings.pop("name")
         if name not in OPTIMIZERS:
             raise ConfigError(f"optimizer.name={name!r} is unknown. {did_you_mean(name, OPTIMIZERS)}")
-        decay = settings.pop("weight_decay", 0.0)
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        decayed = [p for p in parameters if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
-        chosen = {id(parameter) for parameter in decayed}
-        groups = [
-            {"params": decayed, "weight_decay": decay},
-            {"params": [parameter for parameter in parameters if id(parameter) not in chosen], "weight_decay": 0.0},
-        ]
+        settings.pop("weight_decay", None)
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
-        optimizer = _made("optimizer", OPTIMIZERS[name], [group for group in groups if group["params"]], **settings)
+        optimizer = _made("optimizer", OPTIMIZERS[name], self._groups(), **settings)
         schedule = dict(self.scheduler_config)
         kind = schedule.pop("name")
         if kind not in SCHEDULERS:
@@ -126,6 +133,18 @@ class ConversationModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches) if self.steps is None else self.steps
         cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.pop("warmup", 0.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called by the trainer before it takes a checkpoint over.
+
+        Raises:
+            RunError: it is of another model.
+        """
+        path = Path(self.trainer.default_root_dir) / LAST
+        check_tensors(checkpoint["state_dict"], self.state_dict(), path, "the model")
+        ordered = [parameter for group in self._groups() for parameter in group["params"]]
+        for state in checkpoint["optimizer_states"]:
+            check_optimizer(state, ordered, path)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called by the trainer, for a plateau too late: the epoch's checkpoint has been written by then."""

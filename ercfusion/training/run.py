@@ -16,7 +16,6 @@ Layout of a run folder::
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import sys
@@ -35,10 +34,13 @@ from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, ErcfusionError, TrainingError
+from ercfusion.errors import ConfigError, ErcfusionError, RunError, TrainingError
 from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_scores, split_record, write_record
+from ercfusion.files import sha256_of
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
+from ercfusion.schemas.checkpoint import ADVICE
+from ercfusion.schemas.reading import failure
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.metrics import best_thresholds, higher_is_better
 from ercfusion.tasks.objective import build_objective
@@ -60,7 +62,7 @@ from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_pea
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
-from ercfusion.training.folder import is_first_process, log_file
+from ercfusion.training.folder import is_first_process, log_file, read_environment, read_overrides
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
@@ -288,6 +290,12 @@ def fit(
         if trainer.interrupted:  # the trainer turns Ctrl-C into an exit
             raise KeyboardInterrupt from None
         raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        if selection.began or not last.is_file():
+            raise
+        # What the trainer stumbles over while it takes over its own part of a checkpoint that was changed.
+        problem = f" cannot be taken over by the trainer: {type(error).__name__}: {error}"
+        raise failure(RunError, last, problem, ADVICE) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     root = trainer.strategy.root_device
@@ -337,7 +345,7 @@ def finish(
     predictions = {"dev": dev, "test": recognizer.predict(test_store)}
     check_finite(predictions["test"], "test")
     floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
-    history = read_history(folder / HISTORY)
+    history = read_history(folder / HISTORY, metric)
     best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
     headline = ["weighted_f1", "macro_f1", "accuracy", metric]
@@ -345,9 +353,9 @@ def finish(
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": json.loads((folder / "overrides.json").read_text()),
+        "command": read_overrides(folder),
         "config": dict(config),
-        "environment": json.loads((folder / "environment.json").read_text()),
+        "environment": read_environment(folder),
         "seed": config["seed"],
         "device": device,
         "protocol": protocol.id,
@@ -396,7 +404,8 @@ def finish(
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
-    write_predictions(folder / "predictions.parquet", predictions)
+    kept = write_predictions(folder / "predictions.parquet", predictions)
+    record["files"] = {kept.name: {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}}
     if config["training"].get("pictures", True):
         draw_pictures(folder / "plots", history, predictions, record)
         curriculum = curriculum_of(config, train_store)

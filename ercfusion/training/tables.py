@@ -15,6 +15,8 @@ from ercfusion.evaluation.archive import read_archive, write_archive
 from ercfusion.evaluation.groups import differences, settings_of
 from ercfusion.evaluation.preset import Row, TablePreset
 from ercfusion.pool import Outcome
+from ercfusion.schemas.reading import read_json
+from ercfusion.schemas.run import OptimismFile
 from ercfusion.training.many import RunJob, train_many, train_run
 
 logger = logging.getLogger("ercfusion")
@@ -88,8 +90,6 @@ class TableJob(RunJob):
 
 def table_run(job: TableJob) -> dict[str, Any]:
     """Train one run, measure its optimism, and remove the models of its epochs; returns the record with both."""
-    import json
-
     from ercfusion.data.load import load_data
     from ercfusion.evaluation.optimism import EPOCHS, OPTIMISM, measure_optimism
 
@@ -100,7 +100,7 @@ def table_run(job: TableJob) -> dict[str, Any]:
         data = load_data(job.config["data"])
         # Not the run's own score: a row may choose its epochs by another one than the table shows.
         measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path, OptimismFile, advice="Remove the file; it is made again.")
     for folder in job.folder.glob(EPOCHS):
         shutil.rmtree(folder)
     names = ("metric", "dev_selected", "last_epoch", "test_selected", "test_selected_epoch")

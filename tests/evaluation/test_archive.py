@@ -80,7 +80,7 @@ def test_mistakes(tmp_path, records):
     with pytest.raises(RunError, match="is missing"):
         read_archive(tmp_path / "absent.json")
     (tmp_path / "text.json").write_text("not JSON")
-    with pytest.raises(RunError, match="no archive"):
+    with pytest.raises(RunError, match="line 1: not valid JSON"):
         read_archive(tmp_path / "text.json")
     (tmp_path / "other.json").write_text('{"archive": 99}')
     with pytest.raises(RunError, match="format 99"):
@@ -124,6 +124,8 @@ def of_regression(seed: int) -> dict:
     moments = {name: [[float(f"{x:.9g}") for x in row] for row in rows] for name, rows in zip(ids, table, strict=True)}
     kept = {key: value for key, value in split.items() if key not in ("confusion", "shift", "per_class")}
     made = record(seed=seed)
+    task = {"name": "va", "kind": "regression", "schema": None, "dimensions": ["v", "a"]}
+    made["task"] = {**task, "low": 0.0, "high": 9.0, "metric": "mae"}
     return {**made, "splits": {**made["splits"], "test": {**kept, "moments": moments}}}
 
 

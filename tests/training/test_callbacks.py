@@ -138,10 +138,13 @@ def test_a_metric_without_a_value_on_dev(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_history_survives_the_file(tmp_path: Path) -> None:
-    rows = [{"epoch": 1.0, "dev/nll": 0.1 + 0.2}, {"epoch": 2.0, "dev/nll": 1e-300, "train/late": 3.0}]
+    rows = [
+        {"epoch": 1.0, "seconds": 0.5, "dev/nll": 0.1 + 0.2},
+        {"epoch": 2.0, "seconds": 0.5, "dev/nll": 1e-300, "train/late": 3.0},
+    ]
     write_history(tmp_path / "metrics.csv", rows)
     assert read_history(tmp_path / "metrics.csv") == rows
-    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "epoch,dev/nll,train/late"
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "epoch,seconds,dev/nll,train/late"
 
 
 def test_a_batch_s_seed_depends_on_its_place_alone() -> None:

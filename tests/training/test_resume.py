@@ -231,7 +231,9 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
 
 def test_saving_replaces_a_checkpoint_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = RestrictedCheckpointIO()
-    plugin.save_checkpoint({"epoch": 1}, tmp_path / "deep" / "last.ckpt")
+    content = {"epoch": 1, "global_step": 3, "state_dict": {}, "callbacks": {}, "loops": {}}
+    content |= {"optimizer_states": [], "lr_schedulers": []}
+    plugin.save_checkpoint(content, tmp_path / "deep" / "last.ckpt")
 
     def fails(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -240,7 +242,7 @@ def test_saving_replaces_a_checkpoint_as_a_whole(tmp_path: Path, monkeypatch: py
         patch.setattr(os, "replace", fails)
         with pytest.raises(OSError, match="No space"):
             plugin.save_checkpoint({"epoch": 2}, tmp_path / "deep" / "last.ckpt")
-    assert plugin.load_checkpoint(tmp_path / "deep" / "last.ckpt") == {"epoch": 1}
+    assert plugin.load_checkpoint(tmp_path / "deep" / "last.ckpt") == content
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["last.ckpt"]
     plugin.remove_checkpoint(tmp_path / "deep" / "last.ckpt")
     plugin.remove_checkpoint(tmp_path / "deep" / "last.ckpt")
