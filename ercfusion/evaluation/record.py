@@ -207,7 +207,7 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
     """
     from ercfusion.schemas.run import Record, record_config
 
-    found = record.get("format") if isinstance(record, dict) else None
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:
         raise failure(RunError, path, f": record format {shown(found)}; this version reads {FORMAT}")
     check(record, Record, path, advice=DAMAGED)
