@@ -93,6 +93,7 @@ def installation() -> str:
 
 def examine(settings: dict[str, Any]) -> int:
     """Print the card and the findings of a corpus; returns the number of faults."""
+    from ercfusion.data.bound import bound_protocol
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Finding
@@ -126,6 +127,12 @@ def examine(settings: dict[str, Any]) -> int:
             remarks += pack_remarks(manifest)
             if manifest["dimensions"] is not None:
                 names[table.modality] = manifest["dimensions"]
+    read = splits or corpus.conversations(protocol)
+    if (bound := bound_protocol(corpus, protocol, read)) is not protocol:
+        text = (
+            f"not the release's files: runs are recorded under {bound.id}, which tables do not mix with {protocol.id}"
+        )
+        remarks.append(Finding("note", "protocol", text))
     findings = remarks + check_corpus(corpus, protocol, list(tables.values()), names=names)
     topic = ""
     for finding in findings:

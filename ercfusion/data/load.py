@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
@@ -24,7 +25,7 @@ class LoadedData:
 
     Args:
         corpus: The reader.
-        protocol: Task, dev source and modalities.
+        protocol: Task, dev source and modalities; its id ends in ``-other`` if the files are not the release's.
         splits: Conversations of train, dev and test.
         tables: One a modality, in the order in which models see them.
     """
@@ -67,7 +68,16 @@ def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], o
         check(protocol, splits)
     tables = load_tables(corpus, protocol, splits, settings)
     check_presence(tables, splits, settings["packs"])
-    return LoadedData(corpus, protocol, splits, tables)
+    bound = bound_protocol(corpus, protocol, splits)
+    if bound is not protocol:
+        logger.warning(
+            "%s: the files are not those of the release (python -m ercfusion.doctor says how they differ): the "
+            "protocol is recorded as %s, and tables do not mix it with %s",
+            corpus.name,
+            bound.id,
+            protocol.id,
+        )
+    return LoadedData(corpus, bound, splits, tables)
 
 
 def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Mapping[str, Any]) -> list[FeatureTable]:

@@ -228,6 +228,10 @@ def _shown(value: Any) -> str:
 def check_comparable(groups: Sequence[Group]) -> None:
     """Raise :class:`RunError` unless all groups were tested on the same conversations with the same task."""
     first = groups[0]
+    protocols = {record["protocol"]: group.name for group in groups for record in group.records}
+    if len(protocols) > 1:
+        shown = ", ".join(f"{protocol} ({name})" for protocol, name in protocols.items())
+        raise RunError(f"the runs follow different protocols, and their scores cannot be compared: {shown}")
     for other in groups[1:]:
         if other.task.to_dict() != first.task.to_dict():
             raise RunError(

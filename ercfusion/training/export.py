@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ercfusion import __version__
+from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.load import LoadedData, load_data
@@ -83,7 +84,9 @@ def export_packs(
             f"{folder}: the run was trained on another version of {corpus.name} ({record['corpus']['fingerprint'][:12]}"
             f", here is {found[:12]}): which turns it was trained on cannot be told. Restore those corpus files."
         )
-    learned = trained_on(corpus.name, found, protocol.id, "train", corpus.conversations(protocol)["train"])
+    splits = corpus.conversations(protocol)
+    bound = bound_protocol(corpus, protocol, splits)
+    learned = trained_on(corpus.name, found, bound.id, "train", splits["train"])
     target = Path(out).expanduser() if out is not None else folder / PACKS
     return write_packs(recognizer, loaded, target, folder, learned, overwrite=overwrite)
 

@@ -78,6 +78,14 @@ def test_runs_on_other_conversations_cannot_be_compared():
         check_comparable([Group("a", (one,)), Group("b", (another_task,))])
 
 
+def test_protocols_are_not_mixed():
+    one, other = record("concat", 0), record("cogmen", 0)
+    other["protocol"] = f"{one['protocol']}-other"
+    for groups in ([Group("a", (one,)), Group("b", (other,))], [Group("both", (one, other))]):
+        with pytest.raises(RunError, match=r"different protocols.*-other"):
+            check_comparable(groups)
+
+
 def test_differences_and_flat():
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
     assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}

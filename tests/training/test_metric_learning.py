@@ -178,7 +178,7 @@ def test_the_run_exports_what_the_model_says(place: Place) -> None:
     assert manifest["settings"]["architecture"] == "utterance_encoder"
     assert set(manifest["sources"]) == {"model.safetensors", "config.json", "audio features"}
     (entry,) = manifest["trained_on"]
-    assert (entry["corpus"], entry["protocol"], entry["split"]) == ("emodb", "emodb/7way-spk03", "train")
+    assert (entry["corpus"], entry["protocol"], entry["split"]) == ("emodb", "emodb/7way-spk03-other", "train")
     assert set(entry["conversations"]) == {one.id for one in loaded.splits["train"]}
     assert record["packs"]["audio"] == {
         **{
@@ -203,7 +203,7 @@ def test_the_pack_is_fed_to_another_model(place: Place, tmp_path: Path, caplog: 
     assert "trained with the labels" not in caplog.text  # the same protocol
     (fed,) = read(tmp_path / "fed" / "record.json")["features"]
     assert fed["source"]["tool"] == "ercfusion-run"
-    turns = [{"corpus": "emodb", "protocol": "emodb/7way-spk03", "split": "train", "turns": 56}]
+    turns = [{"corpus": "emodb", "protocol": "emodb/7way-spk03-other", "split": "train", "turns": 56}]
     assert fed["source"]["trained_on"] == turns
     assert "leak" not in fed["source"]
 
@@ -318,7 +318,7 @@ def test_what_was_trained_with_the_labels_to_be_predicted(
     warnings = [entry.getMessage() for entry in caplog.records if "trained with the labels" in entry.getMessage()]
     assert len(warnings) == 1
     assert (
-        "emodb/7way-spk11: 7 of dev and 7 of test (they were trained on the train split of emodb/7way-spk03)"
+        "emodb/7way-spk11: 7 of dev and 7 of test (they were trained on the train split of emodb/7way-spk03-other)"
         in warnings[0]
     )
     (fed,) = read(tmp_path / "run" / "record.json")["features"]
@@ -336,7 +336,7 @@ def test_what_is_inherited(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "second"
     place.train(folder, pack, "data.protocol=emodb/7way-spk14", "training.max_epochs=1")
     entries = read_manifest(folder / "packs" / "audio")["trained_on"]
-    assert [entry["protocol"] for entry in entries] == ["emodb/7way-spk14", "emodb/7way-spk03"]
+    assert [entry["protocol"] for entry in entries] == ["emodb/7way-spk14-other", "emodb/7way-spk03-other"]
 
 
 def test_leaks_are_counted_by_turn(place: Place) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +13,7 @@ from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol,
 from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json
 from ercfusion.data.task import TaskKind, TaskSpec
-from ercfusion.errors import CorpusFormatError, did_you_mean
+from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 
 WHOLE = "friends.json"
 SPLIT_FILES: dict[str, str] = {split: f"friends_{split}.json" for split in SPLITS}
@@ -21,6 +23,10 @@ VOTERS = 5
 NO_MAJORITY = "non-neutral"
 SPLIT_SEED = 0
 _NAMED_BY_TWO = 2
+PUSH_FILE = "emotionpush.json"
+PUSH_COUNTS = (1000, 14742)
+"""Dialogues and utterances of EmotionPush, as its paper says."""
+_PUSH = "push"
 
 # The file holds cp1252 bytes that were read as Latin-1: an apostrophe arrives as the control character U+0092. Five of
 # the 32 codes mean nothing in cp1252 and stay as they are.
@@ -52,6 +58,10 @@ def _protocol(name: str, task: str, kind: TaskKind, metric: str, description: st
     )
 
 
+def _counts(*numbers: int) -> dict[str, int]:
+    return dict(zip(SCHEMA.labels, numbers, strict=True))
+
+
 class EmotionLinesCorpus(Corpus):
     """Reader of ``friends.json``, or of ``friends_{train,dev,test}.json`` where all three exist.
 
@@ -59,6 +69,10 @@ class EmotionLinesCorpus(Corpus):
     the first 80 % train, the next 10 % are dev, the last 10 % test. Conversations are called ``friends/12``
     (``train/12`` and so on with the three files) after their position in the file, turns after their position in the
     dialogue.
+
+    The other part of EmotionLines, EmotionPush (chats), has the same form. ``emotionpush.json`` is read if there is no
+    ``friends.json``, and EmotionPush under another name is recognised by its counts or its speakers, who are numbers.
+    Its conversations are called ``push/12``, and its protocols ``emotionlines/push-majority`` and so on.
 
     Every turn has three targets: ``emotion`` (the released majority label; not labelled where no label has three of the
     five votes), ``emotion_distribution`` (the shares of the votes) and ``emotions`` (see :func:`named_by_two`).
@@ -80,6 +94,18 @@ class EmotionLinesCorpus(Corpus):
             "train": {"conversations": 800, "utterances": 11593},
             "dev": {"conversations": 100, "utterances": 1474},
             "test": {"conversations": 100, "utterances": 1436},
+        },
+        labels={
+            "emotionlines/majority": {
+                "train": _counts(5203, 1386, 393, 200, 606, 1334, 264),
+                "dev": _counts(680, 183, 63, 19, 71, 154, 26),
+                "test": _counts(647, 141, 42, 27, 82, 169, 41),
+            },
+            "emotionlines/multilabel": {
+                "train": _counts(6975, 2229, 834, 584, 1201, 2412, 774),
+                "dev": _counts(925, 276, 112, 61, 148, 283, 96),
+                "test": _counts(887, 248, 107, 67, 169, 306, 101),
+            },
         },
         known_issues=(
             "1,000 dialogues, 14,503 utterances, five votes each; 2,772 utterances have no majority ('non-neutral') "
@@ -106,19 +132,47 @@ class EmotionLinesCorpus(Corpus):
         )
     }
 
+    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        super().__init__(raw, **options)
+        self._push = False
+        try:
+            self._push = all(map(_is_push, self.files()))
+        except (CorpusNotFoundError, CorpusFormatError):
+            return  # said with all that is to be said when the conversations are asked for
+        if self._push:
+            # Friends' counts say nothing of chats, and its protocols are not theirs.
+            card = replace(self.card, title="EmotionLines, EmotionPush part (chats)", counts={}, labels={})
+            self.card = card  # type: ignore[misc]
+            names = {old: f"{card.name}/{_PUSH}-{old.partition('/')[2]}" for old in type(self).protocols}
+            own = {name: replace(type(self).protocols[old], id=name) for old, name in names.items()}
+            self.protocols = own  # type: ignore[misc]
+
     def files(self) -> list[Path]:
-        """``friends.json``, or the three files of the splits."""
+        """``friends.json``, or the three files of the splits; else ``emotionpush.json``."""
         root = self.root()
         if all((root / name).is_file() for name in SPLIT_FILES.values()):
             return self.require(list(SPLIT_FILES.values()))
+        if not (root / WHOLE).is_file() and (root / PUSH_FILE).is_file():
+            return self.require([PUSH_FILE])
         return self.require([WHOLE])
+
+    def notes(self, protocol: Protocol) -> list[Finding]:
+        """Whether a file with the name of the Friends part is EmotionPush."""
+        names = [path.name for path in self.files() if path.name != PUSH_FILE]
+        if not self._push or not names:
+            return []
+        text = (
+            f"{', '.join(names)}: by its counts or its speakers, who are numbers, this is EmotionPush and not Friends"
+        )
+        return [Finding("note", "corpus", f"{text}; its protocols are {', '.join(self.protocols)}")]
 
     def conversations(self, protocol: Protocol) -> Splits:
         """The dialogues in file order within each split."""
         files = self.files()
         if len(files) == len(SPLITS):
-            return {split: _read(path, split) for split, path in zip(SPLITS, files, strict=True)}
-        dialogues = _read(files[0], "friends")
+            prefix = f"{_PUSH}-" if self._push else ""
+            return {split: _read(path, f"{prefix}{split}") for split, path in zip(SPLITS, files, strict=True)}
+        dialogues = _read(files[0], _PUSH if self._push else "friends")
         return drawn_splits(dialogues, SPLIT_SEED)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
@@ -139,6 +193,17 @@ class EmotionLinesCorpus(Corpus):
             if other := sum(count != VOTERS for count in total):
                 found.append(Finding("note", "votes", f"{split}: {other} utterances do not have {VOTERS} votes"))
         return found
+
+
+def _is_push(path: Path) -> bool:
+    # Friends' speakers have names, those of the chats are numbers.
+    content = read_json(path)
+    dialogues = [part for part in content if isinstance(part, list)] if isinstance(content, list) else []
+    entries = [entry for part in dialogues for entry in part]
+    if (len(dialogues), len(entries)) == PUSH_COUNTS:
+        return True
+    speakers = {str(entry.get("speaker")).strip() for entry in entries if isinstance(entry, dict)}
+    return bool(speakers) and all(speaker.isdigit() for speaker in speakers)
 
 
 def _majority(votes: Mapping[str, int]) -> str | None:

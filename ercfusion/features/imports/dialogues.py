@@ -472,3 +472,14 @@ def meld_place(name: str) -> tuple[str, int] | None:
     number = int(name)
     split = [split for split, start in MELD_STARTS.items() if number >= start][-1]
     return split, number - MELD_STARTS[split]
+
+
+def scene_name(name: str) -> str | None:
+    """EmoryNLP's scene of an id ``season_episode_scene`` as its reader calls it, without the split; None for others.
+
+    Letters before the numbers (``s01_e02_c03``) and zeros before their digits do not matter.
+    """
+    match = re.fullmatch(r"[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)", name)
+    if match is None or len(re.findall(r"\d+", name)) != 3:
+        return None
+    return "s{:02d}e{:02d}c{:02d}".format(*map(int, match.groups()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, PackError
 from ercfusion.features.imports._checks import Imported
-from ercfusion.features.imports.dialogues import FAMILIES, meld_place
+from ercfusion.features.imports.dialogues import FAMILIES, meld_place, scene_name
 from ercfusion.features.imports.layouts import ORIGINS, read_layout
 from ercfusion.features.imports.unpickle import safe_load
 from ercfusion.features.pack import write_pack
@@ -219,7 +219,7 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
     moved = 0
     for split, conversations in imported.splits.items():
         for conversation in conversations:
-            name = _released_name(imported, conversation.id)
+            name = _released_name(imported, conversation.id, released)
             if name not in released:
                 raise PackError(
                     f"the pickle's conversation {conversation.id!r} would be {name!r} in {corpus.card.title}, which "
@@ -246,7 +246,10 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
     }
 
 
-def _released_name(imported: Imported, name: str) -> str:
+def _released_name(imported: Imported, name: str, released: Collection[str]) -> str:
+    if imported.corpus == "emorynlp" and name not in released and (scene := scene_name(name)):
+        # The pickle's ids do not name the split.
+        return next((full for full in released if full.partition("/")[2] == scene), name)
     if imported.layout in FAMILIES and FAMILIES[imported.layout].meld:
         place = meld_place(name)
         return name if place is None else f"{place[0]}/{place[1]}"

@@ -154,3 +154,39 @@ def test_seeds(tmp_path):
     first, again, other = (write_dailydialog(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert load(first) == load(again) != load(other)
     assert open_corpus("dailydialog", first).fingerprint() == open_corpus("dailydialog", again).fingerprint()
+
+
+def long_text(folder, utterances, line=7852):
+    """A train text that has a dialogue of 11 labels on ``line``."""
+    texts = ["Hi. __eou__ Hello. __eou__"] * (line - 1)
+    labels = ["0 4"] * (line - 1)
+    texts.append(" __eou__ ".join(f"Word {number}." for number in range(1, utterances + 1)) + " __eou__")
+    labels.append(" ".join("01234561234"))
+    (folder / "train" / "dialogues_train.txt").write_text("\n".join(texts) + "\n")
+    (folder / "train" / "dialogues_emotion_train.txt").write_text("\n".join(labels) + "\n")
+
+
+def test_the_train_text_with_a_cut_utterance(twin):
+    long_text(twin, 12)
+    dialogue = load(twin)["train"][7851]
+    texts = [turn.text for turn in dialogue.turns]
+    assert texts == [*(f"Word {n}." for n in range(1, 5)), "Word 5. Word 6.", *(f"Word {n}." for n in range(7, 13))]
+    order = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")
+    assert [turn.targets["emotion"].value for turn in dialogue.turns] == [order[int(n)] for n in "01234561234"]
+    corpus = open_corpus("dailydialog", twin)
+    (note,) = corpus.notes(corpus.protocol())
+    assert "line 7852: 12 utterances, but 11 labels" in note.text
+    assert "utterances 5 and 6 are read as one" in note.text
+
+
+def test_no_other_line_is_joined(twin):
+    corpus = open_corpus("dailydialog", twin)
+    assert corpus.notes(corpus.protocol()) == []
+    long_text(twin, 11)
+    assert len(load(twin)["train"][7851]) == 11
+    corpus = open_corpus("dailydialog", twin)
+    assert corpus.notes(corpus.protocol()) == []
+    long_text(twin, 13)
+    assert "line 7852: 13 utterances" in problem(twin)
+    long_text(twin, 12, line=7851)
+    assert "line 7851: 12 utterances" in problem(twin)

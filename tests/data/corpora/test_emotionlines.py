@@ -99,7 +99,8 @@ def test_protocols():
 def test_doctor_reads_every_protocol(twin, protocol):
     corpus = open_corpus("emotionlines", twin)
     findings = check_corpus(corpus, corpus.protocol(protocol))
-    assert {finding.topic for finding in findings if finding.level == "fault"} == {"counts"}
+    known = {"counts"} if protocol == "distribution" else {"counts", "label counts"}
+    assert {finding.topic for finding in findings if finding.level == "fault"} == known
     assert any(finding.topic == "votes" for finding in findings)
 
 
@@ -175,3 +176,42 @@ def test_real(shared_data):
     findings = check_corpus(corpus, corpus.protocol())
     assert not [finding for finding in findings if finding.level == "fault"]
     assert not any("is not the majority" in finding.text for finding in findings)
+
+
+def as_chats(content):
+    names = {}
+    for entry in [entry for dialogue in content for entry in dialogue]:
+        entry["speaker"] = names.setdefault(entry["speaker"], str(1050103855 + len(names)))
+
+
+@pytest.mark.parametrize("name", ["friends.json", "emotionpush.json"])
+def test_emotionpush(twin, name):
+    rewrite(twin, as_chats)
+    (twin / "friends.json").rename(twin / name)
+    corpus = open_corpus("emotionlines", twin)
+    assert list(corpus.protocols) == [
+        f"emotionlines/push-{name}" for name in ("majority", "distribution", "multilabel")
+    ]
+    assert corpus.protocol("push-multilabel").task.kind == "multi_label"
+    assert all(dialogue.id.startswith("push/") for part in load(twin).values() for dialogue in part)
+    assert "EmotionPush" in corpus.card.title
+    found = check_corpus(corpus, corpus.protocol("push-multilabel"))
+    assert not [finding for finding in found if finding.level == "fault" and "release" in finding.text]
+    notes = [finding.text for finding in corpus.notes(corpus.protocol())]
+    assert [text.partition(":")[0] for text in notes] == (["friends.json"] if name == "friends.json" else [])
+    # The other part is as it was.
+    assert open_corpus("emotionlines").protocol().id == "emotionlines/majority"
+
+
+def test_every_protocol_has_its_own_label_counts():
+    card = open_corpus("emotionlines").card
+    for split, counts in card.counts.items():
+        majority, several = (card.labels[f"emotionlines/{name}"][split] for name in ("majority", "multilabel"))
+        assert sum(majority.values()) < counts["utterances"] < sum(several.values())
+
+
+@pytest.mark.parametrize("protocol", ["majority", "multilabel"])
+def test_label_counts_of_the_release(shared_data, protocol):
+    corpus = open_corpus("emotionlines", shared_data("emotionlines_friends"))
+    found = [finding for finding in check_corpus(corpus, corpus.protocol(protocol)) if finding.topic == "label counts"]
+    assert [finding.level for finding in found] == ["ok"] * 3

@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -339,3 +340,36 @@ def test_a_protocol_of_other_targets_is_refused(tmp_path, iemocap_release):
 def test_a_recording_level_file_matches_no_release(tmp_path, iemocap_release):
     with pytest.raises(ConfigError, match="of the corpus 'mosei', but 'iemocap' was given"):
         import_pickle(pickled(tmp_path, carat()), "carat", tmp_path / "out", corpus=iemocap_release)
+
+
+@pytest.mark.parametrize("form", ["{}_{}_{}", "s{:02d}_e{:02d}_c{:02d}", "{:02d}-{:02d}-{:02d}"])
+def test_the_roberta_pickle_of_emorynlp_is_joined_to_the_release(tmp_path, form):
+    corpus = open_corpus("emorynlp", write_twin("emorynlp", tmp_path / "emorynlp"))
+    splits = corpus.conversations(corpus.protocol())
+    order = ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared")
+    chance = np.random.default_rng(0)
+    speakers, labels, sentences, names = {}, {}, {}, {split: [] for split in splits}
+    vectors = [{} for _ in range(4)]
+    for split, part in splits.items():
+        for scene in part:
+            numbers = re.fullmatch(r"s(\d+)e(\d+)c(\d+)", scene.id.partition("/")[2]).groups()
+            name = form.format(*map(int, numbers))
+            names[split].append(name)
+            speakers[name] = [turn.speaker for turn in scene.turns]
+            labels[name] = [order.index(turn.targets["emotion"].value) for turn in scene.turns]
+            sentences[name] = [turn.text for turn in scene.turns]
+            for layer in vectors:
+                layer[name] = [chance.normal(size=8).astype(np.float32) for _ in scene.turns]
+    content = [speakers, labels, *vectors, sentences, names["train"], names["test"], names["dev"]]
+    out = import_pickle(pickled(tmp_path, content), "cosmic-emorynlp", tmp_path / "out", corpus=corpus)
+    table = read_pack(out / "packs" / "text", corpus="emorynlp", fingerprint=corpus.fingerprint())
+    assert set(table.keys) == {key for part in splits.values() for scene in part for key in scene.keys()}  # noqa: SIM118
+    scene = splits["dev"][1]
+    row = table.rows(scene.keys())[0]
+    np.testing.assert_array_equal(table.values[row], vectors[0][names["dev"][1]][0])
+
+
+def test_a_scene_that_the_release_lacks(tmp_path):
+    corpus = open_corpus("emorynlp", write_twin("emorynlp", tmp_path / "emorynlp"))
+    with pytest.raises(PackError, match="which has none of that name"):
+        import_pickle(pickled(tmp_path, cosmic(iemocap(SMALL))), "cosmic-emorynlp", tmp_path / "out", corpus=corpus)
