@@ -13,7 +13,8 @@ class SharedBatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` with the statistics of the whole batch, however many processes share it.
 
     In train mode all processes of distributed training have to call it. Unlike :class:`torch.nn.SyncBatchNorm` it
-    works on the CPU. If the whole batch has fewer than two rows, several processes use the running statistics.
+    works on the CPU. If the whole batch has fewer than two rows, whose variance says nothing, the running statistics
+    are used and left as they are; :class:`torch.nn.BatchNorm1d` raises an error.
 
     Shapes:
         (N, D) -> (N, D).
@@ -21,8 +22,10 @@ class SharedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        if not self.training or processes() == 1:
+        if not self.training or (processes() == 1 and len(x) > 1):
             return super().forward(x)
+        if processes() == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

@@ -112,8 +112,8 @@ class MaskedBatchNorm(nn.Module):
 
     In training mean and variance of a channel are taken over all bands of the frames that the mask has, and running
     averages are kept; in eval mode these are used, so that a result does not depend on the batch. Without a padded or
-    absent frame it is :class:`torch.nn.BatchNorm2d`. Where the mask has no frame in training, the running averages are
-    used. In distributed training the statistics are those of the whole batch.
+    absent frame it is :class:`torch.nn.BatchNorm2d`. If a channel has fewer than two values in training, the running
+    averages are used and left as they are. In distributed training the statistics are those of the whole batch.
 
     Args:
         channels: C.
@@ -140,7 +140,7 @@ class MaskedBatchNorm(nn.Module):
         if self.training:
             counted = here & (not stands_in())
             count = sum_over_processes((mask & (not stands_in())).sum() * x.shape[3])
-            some = count > 0
+            some = count > 1  # the variance of one value says nothing
             # In full precision under autocast: sums over a batch of spectrograms lose digits otherwise.
             wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             present = torch.where(counted, wide, 0.0)

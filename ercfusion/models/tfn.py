@@ -11,7 +11,6 @@ from ercfusion.data.features import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.ops.processes import processes
 
 CONTEXTS = ("lstm", "transformer", "none")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -280,11 +279,7 @@ class PresentBatchNorm(SharedBatchNorm):
         if not self.training:
             return torch.where(present[:, None], super().forward(x), 0.0)
         rows = present.nonzero().squeeze(1)
-        chosen = x.index_select(0, rows)
-        if len(rows) < 2 and processes() == 1:
-            normal = F.batch_norm(chosen, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        else:
-            normal = super().forward(chosen)
+        normal = super().forward(x.index_select(0, rows))
         return torch.zeros_like(x, dtype=normal.dtype).index_copy(0, rows, normal)
 
 

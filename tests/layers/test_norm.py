@@ -22,6 +22,33 @@ def test_one_process_has_torchs_own() -> None:
     assert torch.equal(ours.running_var, theirs.running_var)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_fewer_than_two_rows_use_the_running_statistics(rows: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(9, 3)
+    everyone = torch.ones(rows, dtype=torch.bool)
+    for norm, last in ((SharedBatchNorm(3), ()), (PresentBatchNorm(3), (everyone,))):
+        norm(x, *([torch.ones(9, dtype=torch.bool)] if last else []))
+        before = {name: value.clone() for name, value in norm.state_dict().items()}
+        own = x[:rows].clone().requires_grad_()
+        found = norm(own, *last)
+        found.sum().backward()
+        assert torch.equal(found, norm.eval()(own, *last))
+        assert own.grad is not None
+        assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_one_value_of_a_channel_uses_the_running_averages() -> None:
+    torch.manual_seed(0)
+    norm = MaskedBatchNorm(2)
+    norm(torch.randn(3, 2, 4, 1), torch.ones(3, 4, dtype=torch.bool))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    x, mask = torch.randn(1, 2, 3, 1), torch.tensor([[True, False, False]])
+    found = norm(x, mask)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert torch.equal(found, norm.eval()(x, mask))
+
+
 @pytest.mark.parametrize("rows", [(4, 3), (6, 1), (2, 0), (1, 0)])
 def test_processes_share_their_statistics(rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Values, gradients and running averages are those of torch on all rows; a stand-in counts in none of them."""

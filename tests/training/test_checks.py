@@ -277,6 +277,17 @@ def test_outputs_that_are_not_finite_are_named() -> None:
         check_finite(answers, "test")
 
 
+# Batches of one utterance
+
+
+@pytest.mark.parametrize("model", ["cogmen_released", "tfn_released"])
+def test_a_batch_of_one_utterance_is_trained_on_under_batch_normalisation(model: str, tmp_path: Path) -> None:
+    settings = [*arguments(tmp_path, lengths={"train": [3, 1, 4]}), f"model={model}", "training.batch_size=1"]
+    settings += ["training.max_epochs=2", "training.pictures=false", "training.length_aware=false"]
+    assert main([*settings, f"run={tmp_path}/run"]) == 0
+    assert read_record(tmp_path / "run")["selection"]["epochs"] == 2
+
+
 # A modality that a whole split lacks
 
 
