@@ -9,8 +9,11 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ercfusion.errors import ConfigError
 from ercfusion.evaluation.preset import Published
 from ercfusion.evaluation.table import Line, Score, Table
+from ercfusion.models import architecture_limits
+from ercfusion.models.base import BATCH_NOTE
 from ercfusion.tasks.metrics import LOWER_IS_BETTER
 
 # Shown as numbers of their own unit; everything else is a share and shown in percent.
@@ -233,7 +236,18 @@ def facts(table: Table) -> list[str]:
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
+    notes += [f"{line.row.name}: {note}." for line in table.lines if (note := batch_note(line.group.records[0]))]
     return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
+
+
+def batch_note(record: Mapping[str, Any]) -> str:
+    """That the scores of a run depend on how conversations are put into batches, and why; empty if they do not."""
+    options = {key: value for key, value in record["config"]["model"].items() if key != "name"}
+    try:
+        why = architecture_limits(record["config"]["model"]["name"], options).batch_dependence
+    except ConfigError:  # an architecture of somebody else's: its run has noted it
+        why = record.get("batch_dependence", "")
+    return BATCH_NOTE.format(why) if why else ""
 
 
 def _feature(entry: Mapping[str, Any]) -> str:

@@ -216,3 +216,15 @@ def test_how_numbers_are_written():
     assert metric_name("ece") == "ECE ↓"
     assert metric_name("ccc/valence") == "CCC (valence)"
     assert published_text("mae", Published(0.9, "x"), -0.1) == "0.900 (-0.100)"
+
+
+def test_a_row_whose_scores_depend_on_the_batch_says_so() -> None:
+    from ercfusion.evaluation.render import batch_note
+
+    assert "because mask_padding=false" in batch_note(record("cogmen_released"))
+    assert batch_note(record("cogmen")) == batch_note(record("tfn_released")) == ""
+    foreign = record("concat", batch_dependence="it looks around")
+    foreign["config"]["model"]["name"] = "somebody_elses"
+    assert batch_note(foreign).endswith("because it looks around")
+    del foreign["batch_dependence"]
+    assert batch_note(foreign) == ""
