@@ -37,8 +37,8 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
     if isinstance(scheme, str):
         if scheme not in CLASS_WEIGHTS:
             raise ConfigError(
-                f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label name such as "
-                f"{{joy: 2, anger: 1}}; found {scheme!r}"
+                f"{key} must be one of {', '.join(CLASS_WEIGHTS)}; found {scheme!r}. It may also give a weight for "
+                "every label by name: {joy: 2, anger: 1}"
             )
         return None
     if not isinstance(scheme, Mapping):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ercfusion.data.batch import TaskTargets
-from ercfusion.data.task import KINDS, TaskKind
+from ercfusion.data.schema import LabelSchema
+from ercfusion.data.task import KINDS, TaskKind, TaskSpec
 from ercfusion.errors import ConfigError
-from ercfusion.tasks.heads import Head, class_weights, concordance
+from ercfusion.tasks.heads import Head, check_class_weights, class_weights, concordance
 from ercfusion.testing import make_task, random_batch
 
 LENGTHS = (7, 20, 13)
@@ -254,3 +256,44 @@ def test_errors() -> None:
         class_weights(make_targets("single_label"), make_task(), "sqrt")
     with pytest.raises(ConfigError, match=r"objective\.regression_loss must be one of mse, mae, ccc; found 'huber'"):
         Head(make_task("regression"), 3, regression_loss="huber")
+
+
+# Class weights by label name
+
+
+def schema_task() -> TaskSpec:
+    schema = LabelSchema("three", ("neutral", "joy", "anger"), {"happiness": "joy"})
+    return TaskSpec("emotion", "single_label", schema)
+
+
+def test_class_weights_by_name_are_taken_as_they_are() -> None:
+    task = schema_task()
+    targets = TaskTargets(torch.tensor([0, 0, 1]), torch.ones(3, dtype=torch.bool))
+    found = class_weights(targets, task, {"anger": 0, "happiness": 2.5, "neutral": 1})
+    assert found is not None
+    assert found.tolist() == [1, 2.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ({"neutral": 1, "jy": 2}, r"'jy' is not a label. Did you mean 'joy'\? Without a weight: joy, anger\."),
+        ({"neutral": 1, "joy": 1, "happiness": 1, "anger": 1}, "'joy' has two weights"),
+        ({"neutral": 1, "joy": -1, "anger": "much"}, "at least 0; found joy: -1, anger: 'much'"),
+        ({"neutral": 1, "joy": float("nan"), "anger": True}, "found joy: nan, anger: True"),
+        ({"neutral": 0, "joy": 0, "anger": 0}, "no label has a weight above 0"),
+        ({}, "no label has a weight above 0"),
+        ("balansed", "must be one of none, balanced, effective; found 'balansed'"),
+        ([1, 2, 3], "or weights by label"),
+    ],
+)
+def test_class_weights_that_do_not_fit(scheme: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_class_weights(scheme, schema_task())
+
+
+def test_class_weights_by_name_need_labels() -> None:
+    task = TaskSpec("valence", "regression", dimensions=("valence",))
+    with pytest.raises(ConfigError, match="the regression task 'valence' has no labels"):
+        check_class_weights({"joy": 1}, task)
+    assert check_class_weights("balanced", task) is None
