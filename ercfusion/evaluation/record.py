@@ -22,7 +22,7 @@ from ercfusion.files import atomic_write
 from ercfusion.schemas.reading import check, failure, read_json, shown
 from ercfusion.tasks.metrics import per_class, scores
 from ercfusion.tasks.outputs import Predictions
-from ercfusion.tasks.sums import conversation_sums
+from ercfusion.tasks.sums import conversation_sums, moment_names
 
 FORMAT = 1
 RECORD = "record.json"
@@ -147,8 +147,13 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
             sums[key] = np.stack([dense_counts(cells, task.size) for cells in rows])
         elif key == "shift":
             sums[key] = np.array(rows, dtype=np.int64).reshape(-1, 2, 2)
+        elif key == "counts":
+            sums[key] = np.array(rows, dtype=np.int64)
         else:
-            sums[key] = np.array(rows, dtype=np.int64 if key == "counts" else np.float64)
+            sums[key] = np.array(rows, dtype=np.float64)
+            # A record of before may lack sums that came later: the scores that need them are then not known.
+            later = max(len(moment_names(task)) - sums[key].shape[-1], 0)
+            sums[key] = np.pad(sums[key], ((0, 0), (0, 0), (0, later)), constant_values=np.nan)
     return ids, sums
 
 

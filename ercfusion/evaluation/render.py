@@ -47,6 +47,11 @@ NAMES = {
     "acc2_has0": "Acc-2 (with zero)",
     "acc7": "Acc-7",
     "acc5": "Acc-5",
+    "sims_acc2": "Acc-2 (SIMS)",
+    "sims_acc3": "Acc-3 (SIMS)",
+    "sims_acc5": "Acc-5 (SIMS)",
+    "sims_f1": "F1 (SIMS)",
+    "jaccard_zero": "jaccard (two empty sets: 0)",
 }
 
 Cells = list[list[str]]
@@ -236,6 +241,8 @@ def facts(table: Table) -> list[str]:
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
+    if "empty_sets" in record:
+        sentences.append(f"An utterance without a label, predicted without one, counts: {record['empty_sets']}.")
     notes += [f"{line.row.name}: {note}." for line in table.lines if (note := batch_note(line.group.records[0]))]
     return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
 

@@ -62,6 +62,8 @@ def summary(record: Mapping[str, Any]) -> str:
         f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
         score_table(record),
     ]
+    if "empty_sets" in record:
+        lines.append(f"an utterance without a label, predicted without one, counts: {record['empty_sets']}")
     if "test" in record.get("unlabelled", ()):
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
     if record.get("batch_dependence"):

@@ -1,12 +1,15 @@
 """Scores, computed once over a whole split.
 
 Everything is derived from counts accumulated over all labelled utterances; averaging the F1 of batches, which some
-published code does, gives another number. Rows that are not ``valid`` are never counted. Three conventions hold
+published code does, gives another number. Rows that are not ``valid`` are never counted. Four conventions hold
 throughout:
 
 * A ratio with denominator 0 is 0 (an F1 of a class that is neither in the truth nor predicted, for instance).
 * Macro averages run over the classes that occur in truth or prediction; a class absent from both says nothing.
 * A score whose slice of the split is empty (no emotion shift, no non-zero sentiment) is left out of the result.
+* Two equal sets of labels agree fully, also two empty ones: such an utterance counts 1 in ``accuracy``, ``jaccard`` and
+  ``samples_f1`` (scikit-learn's ``zero_division=1``). So ``accuracy <= jaccard <= samples_f1``, and what is right
+  throughout has 1. Only ``jaccard_zero`` counts two empty sets 0 (CARAT, TAILOR, scikit-learn's default).
 
 Scores of a ``distribution`` task that need a single right answer use the most probable target label; rows where two
 labels share the maximum have none and are left out of these scores, but not of ``kl`` and ``binarised_macro_f1``.
@@ -27,7 +30,7 @@ from ercfusion.tasks.outputs import PROBABILITY_TOLERANCE, Bools, Floats, Ints, 
 METRICS: dict[str, str] = {
     "weighted_f1": "F1 of each class, averaged with the class's share of the truth as weight",
     "macro_f1": "F1 of each class, averaged over the classes that occur in truth or prediction",
-    "accuracy": "share of utterances that are right (multi-label: the whole set of labels is right)",
+    "accuracy": "share of utterances that are right (multi-label: the whole set of labels is right; an empty one too)",
     "uar": "unweighted average recall: recall of each class, averaged over the classes that occur in the truth",
     "micro_f1_without_neutral": "micro F1 over all labels but neutral; neutral utterances still count as false alarms",
     "nll": "mean negative log-probability of the right label (nats; probabilities are floored at 1e-12)",
@@ -39,9 +42,11 @@ METRICS: dict[str, str] = {
     "kl": "mean Kullback-Leibler divergence of the prediction from the target distribution (nats)",
     "binarised_macro_f1": "macro F1 over all C labels after both distributions are cut at > 1/C",
     "micro_f1": "F1 of the pooled (utterance, label) decisions",
-    "samples_f1": "F1 of each utterance's set of labels, averaged over utterances (0 where both sets are empty)",
-    "jaccard": "intersection over union of each utterance's sets, averaged (0 where both are empty)",
+    "samples_f1": "F1 of each utterance's set of labels, averaged over utterances (1 where both sets are empty)",
+    "jaccard": "intersection over union of each utterance's sets, averaged (1 where both are empty)",
+    "jaccard_zero": "as jaccard, but 0 where both sets are empty: the accuracy of CARAT and TAILOR",
     "hamming": "share of (utterance, label) decisions that are wrong",
+    "weighted_accuracy": "mean of a label's recall and that of its absence, averaged over labels (Zadeh et al., 2018)",
     "mae": "mean absolute error",
     "rmse": "root of the mean squared error",
     "pearson": "Pearson correlation (0 where a side is constant)",
@@ -52,19 +57,38 @@ METRICS: dict[str, str] = {
     "acc2_has0": "accuracy of the sign (>= 0) over all utterances",
     "f1_non0": "weighted F1 of the sign (> 0) over utterances whose truth is not 0",
     "f1_has0": "weighted F1 of the sign (>= 0) over all utterances",
+    "sims_acc2": "accuracy of the classes [-1, 0] and (0, 1] (CH-SIMS)",
+    "sims_acc3": "accuracy of three classes, cut at -0.1 and 0.1 (CH-SIMS)",
+    "sims_acc5": "accuracy of five classes, cut at -0.7, -0.1, 0.1 and 0.7 (CH-SIMS)",
+    "sims_f1": "weighted F1 of the classes [-1, 0] and (0, 1] (CH-SIMS)",
 }
 LOWER_IS_BETTER = frozenset({"nll", "ece", "ece_classwise", "ece_adaptive", "kl", "hamming", "mae", "rmse"})
 
 CONFUSION_METRICS = ("weighted_f1", "macro_f1", "accuracy", "uar", "micro_f1_without_neutral")
 COUNT_METRICS = ("weighted_f1", "macro_f1", "micro_f1")
 _SINGLE = (*CONFUSION_METRICS, "nll", "ece", "ece_classwise", "ece_adaptive", "shift_accuracy", "same_accuracy")
+EMPTY_SETS = ("accuracy", "jaccard", "samples_f1")
+"""Scores in which an utterance whose true and predicted sets of labels are empty counts 1."""
 _SENTIMENT = ("acc7", "acc5", "acc2_non0", "acc2_has0", "f1_non0", "f1_has0")
+_SIMS = ("sims_acc2", "sims_acc3", "sims_acc5", "sims_f1")
+SCALES = {(-3.0, 3.0): _SENTIMENT, (-1.0, 1.0): _SIMS}
+"""Scores that only regression tasks of this range have."""
 _NAMES: dict[str, tuple[str, ...]] = {
     "single_label": _SINGLE,
     "distribution": (*_SINGLE, "kl", "binarised_macro_f1"),
-    "multi_label": (*COUNT_METRICS, "samples_f1", "accuracy", "jaccard", "hamming"),
-    "regression": ("mae", "rmse", "pearson", "ccc", *_SENTIMENT),
+    "multi_label": (
+        *COUNT_METRICS,
+        "samples_f1",
+        "accuracy",
+        "jaccard",
+        "jaccard_zero",
+        "hamming",
+        "weighted_accuracy",
+    ),
+    "regression": ("mae", "rmse", "pearson", "ccc", *_SENTIMENT, *_SIMS),
 }
+SIMS_EDGES: dict[int, tuple[float, ...]] = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
+"""Where CH-SIMS (Yu et al., ACL 2020; benchmark MMSA) cuts [-1, 1] into classes; an edge belongs to the lower one."""
 ECE_BINS = 15
 _FLOOR = 1e-12
 
@@ -75,10 +99,13 @@ _FLOOR = 1e-12
 def metric_names(task: TaskSpec) -> tuple[str, ...]:
     """The scores that :func:`scores` can give for ``task``."""
     names = _NAMES[task.kind]
+    if task.kind == "multi_label":
+        return names + tuple(f"weighted_accuracy/{label}" for label in task.output_names)
     if task.schema is not None:
         return tuple(name for name in names if name != "micro_f1_without_neutral" or task.schema.neutral)
-    if (task.low, task.high) != (-3.0, 3.0):
-        names = tuple(name for name in names if name not in _SENTIMENT)
+    for interval, own in SCALES.items():
+        if (task.low, task.high) != interval:
+            names = tuple(name for name in names if name not in own)
     if task.size == 1:
         return names
     return names + tuple(f"{name}/{dimension}" for name in names for dimension in task.dimensions)
@@ -316,9 +343,14 @@ def scores(predictions: Predictions) -> dict[str, float]:
         return {**_single_scores(predictions), **_distribution_scores(output, value)}
     if task.kind == "multi_label":
         said = predictions.decisions()[valid]
-        return {**scores_from_counts(conversation_counts(predictions).sum(axis=0)), **_set_scores(said, value > 0.5)}
-    sentiment = (task.low, task.high) == (-3.0, 3.0)
-    rows = [_number_scores(output[:, column], value[:, column], sentiment) for column in range(task.size)]
+        true = value > 0.5
+        return {
+            **scores_from_counts(conversation_counts(predictions).sum(axis=0)),
+            **_set_scores(said, true),
+            **_weighted_accuracy(said, true, task.output_names),
+        }
+    scale = (task.low, task.high)
+    rows = [_number_scores(output[:, column], value[:, column], scale) for column in range(task.size)]
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if all(name in row for row in rows)}
     if task.size > 1:
         for dimension, row in zip(task.dimensions, rows, strict=True):
@@ -357,12 +389,31 @@ def _distribution_scores(output: Floats, value: Floats) -> dict[str, float]:
 
 def _set_scores(said: Bools, true: Bools) -> dict[str, float]:
     both, sizes = (said & true).sum(axis=1), said.sum(axis=1) + true.sum(axis=1)
+    empty, jaccard = sizes == 0, _ratio(both, sizes - both)
     return {
-        "samples_f1": float(_ratio(2 * both, sizes).mean()),
+        "samples_f1": float(np.where(empty, 1.0, _ratio(2 * both, sizes)).mean()),
         "accuracy": float((said == true).all(axis=1).mean()),
-        "jaccard": float(_ratio(both, sizes - both).mean()),
+        "jaccard": float(np.where(empty, 1.0, jaccard).mean()),
+        "jaccard_zero": float(jaccard.mean()),
         "hamming": float((said != true).mean()),
     }
+
+
+def _weighted_accuracy(said: Bools, true: Bools, labels: Sequence[str]) -> dict[str, float]:
+    """(TP * N / P + TN) / 2N of every label, where P utterances have it and N have not, and the mean of these.
+
+    Zadeh et al. (ACL 2018, CMU-MOSEI). It equals the mean of both recalls, (TP / P + TN / N) / 2, and is not defined
+    for a label that all or no utterances have.
+    """
+    positive = true.sum(axis=0)
+    negative = len(true) - positive
+    value = (_ratio((said & true).sum(axis=0), positive) + _ratio((~said & ~true).sum(axis=0), negative)) / 2
+    found = {
+        f"weighted_accuracy/{label}": float(number)
+        for label, number, defined in zip(labels, value, (positive > 0) & (negative > 0), strict=True)
+        if defined
+    }
+    return {"weighted_accuracy": float(np.mean(list(found.values()))), **found} if found else {}
 
 
 def concordance(output: Floats, value: Floats) -> float:
@@ -375,7 +426,15 @@ def concordance(output: Floats, value: Floats) -> float:
     return float(2 * covariance / (below + np.finfo(np.float64).tiny))
 
 
-def _number_scores(output: Floats, value: Floats, sentiment: bool) -> dict[str, float]:
+def sims_classes(numbers: Floats, classes: int) -> Ints:
+    """The class, from 0, of numbers on CH-SIMS's scale; those beyond [-1, 1] belong to the outer classes.
+
+    Compared in single precision, as the published code does: a target 0.1 is then on the edge, not above it.
+    """
+    return np.searchsorted(np.array(SIMS_EDGES[classes], np.float32), numbers.astype(np.float32)).astype(np.int64)
+
+
+def _number_scores(output: Floats, value: Floats, scale: tuple[float, float]) -> dict[str, float]:
     error = output - value
     x, y = output - output.mean(), value - value.mean()
     # Relative to the magnitude: the mean of equal numbers may differ from them by a rounding error.
@@ -386,7 +445,14 @@ def _number_scores(output: Floats, value: Floats, sentiment: bool) -> dict[str, 
         "pearson": 0.0 if flat else float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum())),
         "ccc": concordance(output, value),
     }
-    if sentiment:
+    if SCALES.get(scale) is _SIMS:
+        for classes in (3, 5):
+            right = sims_classes(output, classes) == sims_classes(value, classes)
+            result[f"sims_acc{classes}"] = float(right.mean())
+        truth, positive = sims_classes(value, 2), sims_classes(output, 2)
+        counted = scores_from_confusion(np.bincount(2 * truth + positive, minlength=4).reshape(2, 2))
+        result["sims_acc2"], result["sims_f1"] = counted["accuracy"], counted["weighted_f1"]
+    if SCALES.get(scale) is _SENTIMENT:
         for name, limit in (("acc7", 3), ("acc5", 2)):
             said, true = (np.clip(side, -limit, limit).round() for side in (output, value))
             result[name] = float((said == true).mean())

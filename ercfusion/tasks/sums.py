@@ -34,6 +34,7 @@ from ercfusion.tasks.metrics import (
     scores_from_confusion,
     scores_from_counts,
     shift_slices,
+    sims_classes,
 )
 from ercfusion.tasks.outputs import Bools, Floats, Ints, Predictions
 
@@ -56,18 +57,24 @@ SENTIMENT_MOMENTS: dict[str, str] = {
        ("00", "01", "10", "11")},
     **{f"has0_{cell}": f"of all utterances: (truth >= 0, output >= 0) = {cell}" for cell in ("00", "01", "10", "11")},
 }  # fmt: skip
+SIMS_MOMENTS: dict[str, str] = {
+    "sims_right3": "utterances that are right in CH-SIMS's three classes",
+    "sims_right5": "utterances that are right in CH-SIMS's five classes",
+    **{f"sims_{cell}": f"of all utterances: (truth > 0, output > 0) = {cell}" for cell in ("00", "01", "10", "11")},
+}
 # A side whose variance is below this share of its mean square around the middle is constant as far as sums can tell:
 # the record rounds to nine digits, and what is left of a variance below that is rounding.
 _CONSTANT = 1e-8
 
 
 def moment_names(task: TaskSpec) -> tuple[str, ...]:
-    """Names of the F sums of a regression task: :data:`MOMENTS`, on [-3, 3] also :data:`SENTIMENT_MOMENTS`."""
-    return (*MOMENTS, *SENTIMENT_MOMENTS) if _is_sentiment(task) else tuple(MOMENTS)
+    """Names of the F sums of a regression task: :data:`MOMENTS`; on [-3, 3] also :data:`SENTIMENT_MOMENTS`, on [-1, 1]
+    also :data:`SIMS_MOMENTS`.
+    """
+    return (*MOMENTS, *_SCALE_MOMENTS.get((task.low, task.high), {}))
 
 
-def _is_sentiment(task: TaskSpec) -> bool:
-    return (task.low, task.high) == (-3.0, 3.0)
+_SCALE_MOMENTS = {(-3.0, 3.0): SENTIMENT_MOMENTS, (-1.0, 1.0): SIMS_MOMENTS}
 
 
 # From utterances to sums
@@ -106,7 +113,11 @@ def _conversation_moments(predictions: Predictions) -> Floats:
     middle = (task.low + task.high) / 2
     x, y, error = output - middle, target - middle, output - target
     columns = [np.ones_like(x), x, y, x**2, y**2, x * y, np.abs(error), error**2]
-    if _is_sentiment(task):
+    moments = _SCALE_MOMENTS.get((task.low, task.high))
+    if moments is SIMS_MOMENTS:
+        columns += [sims_classes(output, classes) == sims_classes(target, classes) for classes in (3, 5)]
+        columns += _cells(sims_classes(target, 2) == 1, sims_classes(output, 2) == 1, np.ones_like(target, dtype=bool))
+    if moments is SENTIMENT_MOMENTS:
         for limit in (3, 2):
             columns.append(np.clip(output, -limit, limit).round() == np.clip(target, -limit, limit).round())
         columns += _cells(target > 0, output > 0, target != 0)
@@ -182,12 +193,14 @@ def _number_score(name: str, sums: dict[str, Floats]) -> Floats:
         return np.sqrt(_quotient(sums["squared_error"], count))
     if name in ("acc7", "acc5"):
         return _quotient(sums[f"right{name[3]}"], count)
+    if name in ("sims_acc3", "sims_acc5"):
+        return _quotient(sums[f"sims_right{name[-1]}"], count)
     if name in ("pearson", "ccc"):
         return _agreement(name, sums)
-    slice_name = name.partition("_")[2]
+    slice_name = "sims" if name.startswith("sims") else name.partition("_")[2]
     cells = np.stack([sums[f"{slice_name}_{cell}"] for cell in ("00", "01", "10", "11")], axis=-1)
     matrix = cells.reshape(*cells.shape[:-1], 2, 2)
-    score = scores_from_confusion(matrix)["accuracy" if name.startswith("acc2") else "weighted_f1"]
+    score = scores_from_confusion(matrix)["accuracy" if "acc2" in name else "weighted_f1"]
     return _where(np.asarray(cells.any(axis=-1)), np.asarray(score))
 
 

@@ -42,7 +42,7 @@ from ercfusion.models.base import BATCH_NOTE
 from ercfusion.schemas.checkpoint import ADVICE
 from ercfusion.schemas.reading import failure
 from ercfusion.tasks.heads import class_weights
-from ercfusion.tasks.metrics import best_thresholds, higher_is_better
+from ercfusion.tasks.metrics import EMPTY_SETS, best_thresholds, higher_is_better
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.recognizer import Recognizer
@@ -399,6 +399,8 @@ def finish(
     unlabelled = [split for split, found in record["metrics"].items() if not found]
     if unlabelled:
         record["unlabelled"] = unlabelled
+    if task.kind == "multi_label":
+        record["empty_sets"] = ", ".join(f"{name} 1" for name in EMPTY_SETS)
     if dependence := batch_dependence(config):
         record["batch_dependence"] = dependence
     if corpus.card.synthetic:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -298,8 +299,8 @@ def test_multi_label_against_sklearn(seed: int) -> None:
     valid = predictions.valid
     truth, said = predictions.value[valid].astype(int), (predictions.output[valid] >= 0.5).astype(int)
     found = scores(predictions)
-    for name in ("weighted", "micro", "samples"):
-        assert found[f"{name}_f1"] == pytest.approx(oracle.f1_score(truth, said, average=name, zero_division=0))
+    for name, empty in (("weighted", 0), ("micro", 0), ("samples", 1)):
+        assert found[f"{name}_f1"] == pytest.approx(oracle.f1_score(truth, said, average=name, zero_division=empty))
     occurs = np.flatnonzero((truth | said).any(axis=0))
     assert found["macro_f1"] == pytest.approx(oracle.f1_score(truth, said, labels=occurs, average="macro"))
     expected = torch_oracle.classification.multilabel_f1_score(
@@ -309,7 +310,13 @@ def test_multi_label_against_sklearn(seed: int) -> None:
     assert found["macro_f1"] * len(occurs) / 6 == pytest.approx(float(expected), abs=1e-6)
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, said))
     assert found["hamming"] == pytest.approx(oracle.hamming_loss(truth, said))
-    assert found["jaccard"] == pytest.approx(oracle.jaccard_score(truth, said, average="samples", zero_division=0))
+    for name, empty in (("jaccard", 1), ("jaccard_zero", 0)):
+        assert found[name] == pytest.approx(oracle.jaccard_score(truth, said, average="samples", zero_division=empty))
+    assert found["accuracy"] <= found["jaccard"] <= found["samples_f1"]
+    for column, label in enumerate(LABELS.output_names):
+        if 0 < truth[:, column].sum() < len(truth):
+            balanced = oracle.balanced_accuracy_score(truth[:, column], said[:, column])
+            assert found[f"weighted_accuracy/{label}"] == pytest.approx(balanced)
     counts = metrics.conversation_counts(predictions)
     assert counts.shape == (len(predictions.lengths), 6, 3)
     expected_counts = oracle.multilabel_confusion_matrix(truth, said)
@@ -318,6 +325,69 @@ def test_multi_label_against_sklearn(seed: int) -> None:
     expected_table = oracle.precision_recall_fscore_support(truth, said, zero_division=0)
     assert [row["precision"] for row in table.values()] == pytest.approx(list(expected_table[0]))
     assert [row["support"] for row in table.values()] == pytest.approx(list(expected_table[3]))
+
+
+def test_two_empty_sets_of_labels_are_equal() -> None:
+    """One rule: every score of sets counts the second utterance, rightly without any label, as right."""
+    value = np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=float)
+    said = np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]], dtype=float)
+    found = scores(make(LABELS, said, value))
+    assert {found[name] for name in metrics.EMPTY_SETS} == {0.5}
+    assert found["jaccard_zero"] == 0.25
+    perfect = scores(make(LABELS, value, value))
+    assert {perfect[name] for name in metrics.EMPTY_SETS} == {1.0}
+    assert perfect["jaccard_zero"] == 0.5
+    assert all("empt" in metrics.METRICS[name] for name in (*metrics.EMPTY_SETS, "jaccard_zero"))
+
+
+def test_weighted_accuracy_is_that_of_mosei() -> None:
+    value = np.array([[1, 1, 0, 1, 0, 1]] * 2 + [[0, 1, 0, 0, 0, 1]] * 6, dtype=float)
+    said = value.copy()
+    said[:3, 0] = [0, 1, 1]  # one of two found, one false alarm among six
+    said[:, 3] = 0
+    found = scores(make(LABELS, said, value))
+    labels = LABELS.output_names
+    tp, tn, p, n = 1, 5, 2, 6
+    assert found[f"weighted_accuracy/{labels[0]}"] == pytest.approx((tp * n / p + tn) / (2 * n))
+    assert found[f"weighted_accuracy/{labels[3]}"] == 0.5
+    # Labels that all or no utterances have say nothing.
+    assert [name for name in found if "/" in name] == [f"weighted_accuracy/{labels[place]}" for place in (0, 3)]
+    assert found["weighted_accuracy"] == pytest.approx((2 / 3 + 0.5) / 2)
+    nobody = scores(make(LABELS, said, np.zeros_like(value)))
+    assert not [name for name in nobody if name.startswith("weighted_accuracy")]
+    metrics.check_metric(LABELS, f"weighted_accuracy/{labels[1]}")
+    assert metrics.higher_is_better(f"weighted_accuracy/{labels[1]}")
+
+
+SIMS = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-1, high=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_of_ch_sims(seed: int) -> None:
+    """Against its definition by intervals that are open below and closed above, also at the edges themselves."""
+    rng = np.random.default_rng(seed)
+    edges = np.array([-1, -0.7, -0.1, 0, 0.1, 0.7, 1], dtype=np.float32)
+    value = np.concatenate([edges, rng.choice(edges, 60), rng.uniform(-1, 1, 60).astype(np.float32)])[:, None]
+    output = np.concatenate([rng.permutation(value[:67]), rng.uniform(-1.2, 1.2, (60, 1)).astype(np.float32)])
+    found = scores(make(SIMS, output.astype(float), value))
+    bounds = {
+        2: [(-9, 0), (0, 9)],
+        3: [(-9, -0.1), (-0.1, 0.1), (0.1, 9)],
+        5: [(-9, -0.7), (-0.7, -0.1), (-0.1, 0.1), (0.1, 0.7), (0.7, 9)],
+    }
+
+    def classes(numbers: np.ndarray, parts: list[tuple[float, float]]) -> list[int]:
+        single = [(np.float32(low), np.float32(high)) for low, high in parts]
+        return [next(k for k, (low, high) in enumerate(single) if low < np.float32(x) <= high) for x in numbers[:, 0]]
+
+    for number, parts in bounds.items():
+        said, true = classes(output, parts), classes(value, parts)
+        assert found[f"sims_acc{number}"] == pytest.approx(oracle.accuracy_score(true, said))
+    said, true = classes(output, bounds[2]), classes(value, bounds[2])
+    assert found["sims_f1"] == pytest.approx(oracle.f1_score(true, said, average="weighted"))
+    assert not {"acc7", "acc5", "acc2_non0"} & set(found)
+    assert not [name for name in metrics.metric_names(replace(SIMS, low=-3, high=3)) if name.startswith("sims")]
+    assert not [name for name in metrics.metric_names(replace(SIMS, low=0)) if name.startswith(("sims", "acc"))]
 
 
 @pytest.mark.parametrize("seed", range(4))

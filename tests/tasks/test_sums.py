@@ -20,6 +20,8 @@ TASKS = {
     "labels": TaskSpec("emotions", "multi_label", LabelSchema("six", tuple("abcdef"))),
     "sentiment": TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3),
     "two sentiments": TaskSpec("sentiment", "regression", dimensions=("own", "other"), low=-3, high=3),
+    "sims": TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-1, high=1),
+    "two sims": TaskSpec("sentiment", "regression", dimensions=("own", "other"), low=-1, high=1),
     "vad": TaskSpec("vad", "regression", dimensions=("valence", "arousal", "dominance"), low=1, high=5),
     "far from 0": TaskSpec("level", "regression", dimensions=("level",), low=1000, high=1010),
 }
@@ -27,7 +29,10 @@ CALIBRATION = {"nll", "ece", "ece_classwise", "ece_adaptive"}
 WITHOUT_SUMS = {
     "single_label": CALIBRATION,
     "distribution": {*CALIBRATION, "kl", "binarised_macro_f1"},
-    "multi_label": {"samples_f1", "accuracy", "jaccard", "hamming"},
+    "multi_label": {
+        *("samples_f1", "accuracy", "jaccard", "jaccard_zero", "hamming", "weighted_accuracy"),
+        *(f"weighted_accuracy/{label}" for label in "abcdef"),
+    },
     "regression": set(),
 }
 

@@ -351,3 +351,21 @@ def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys
     ):
         assert message in refused(evaluate.main, [str(folder), wrong], capsys)
     assert "leave out hide=" in refused(evaluate.main, [str(folder), "hide=text", "optimism=true"], capsys)
+
+
+def test_a_multi_label_run_says_how_empty_sets_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from runs import TINY
+
+    folder = tmp_path / "run"
+    typed = [*TINY, "model=concat", "data=demo/multilabel", "training.max_epochs=1", "training.pictures=false"]
+    status, out, err = command(main, [*typed, f"run={folder}"], capsys)
+    assert status == 0, err
+    assert "an utterance without a label, predicted without one, counts: accuracy 1, jaccard 1, samples_f1 1" in out
+    record = read_record(folder)
+    assert record["empty_sets"] == "accuracy 1, jaccard 1, samples_f1 1"
+    assert "equal to the run's record" in command(evaluate.main, [str(folder)], capsys)[1]
+    # A record of before, in which jaccard and samples F1 counted such utterances 0.
+    del record["empty_sets"]
+    record["metrics"]["test"]["jaccard"] = record["metrics"]["test"].pop("jaccard_zero")
+    (folder / "record.json").write_text(json.dumps(record))
+    assert "equal to the run's record" in command(evaluate.main, [str(folder)], capsys)[1]
