@@ -137,7 +137,7 @@ def _fields(*, local: bool = True, **parts: Any) -> dict[str, Any]:
 
 
 def _section(name: str, defaults: Mapping[str, Any], needed: tuple[str, ...]) -> Any:
-    from ercfusion.cli import NULLABLE
+    from ercfusion.cli import NULLABLE, TEXT_OR_SECTION
 
     fields: dict[str, Any] = {}
     for key, default in defaults.items():
@@ -146,6 +146,8 @@ def _section(name: str, defaults: Mapping[str, Any], needed: tuple[str, ...]) ->
         kind: Any
         if full == "objective.weights":
             kind = dict[Name, float]
+        elif full in TEXT_OR_SECTION:
+            kind = Text | dict[Name, float]
         elif isinstance(example, dict):
             kind = _section(full, example, ())
         elif isinstance(example, list):
@@ -323,6 +325,9 @@ class Record(Open):
     splits: dict[Name, Split]
     cost: Cost
     optimism: Optimism | None = None
+    unlabelled: list[Name] | None = None
+    empty_sets: Text | None = None
+    batch_dependence: Text | None = None
     files: dict[Name, File] | None = None
 
     @model_validator(mode="after")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import predictions as made_predictions
+from made_records import record as made_record
 from runs import command, refused, train
 
 from ercfusion import compare, evaluate, verify
@@ -21,6 +23,7 @@ from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, RunError
+from ercfusion.evaluation.archive import write_archive
 from ercfusion.evaluation.predictions import read_predictions
 from ercfusion.evaluation.record import read_record
 from ercfusion.features.pack import write_pack
@@ -100,7 +103,6 @@ def no_features(no_epochs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"unlabelled": ["dev"]}, [], "none of the 7 utterances of the dev split is labelled"),
         ({"unlabelled": ["train"]}, [], "none of the 10 utterances of the train split is labelled"),
-        ({"lengths": {"dev": []}}, [], "the dev split has no conversations"),
         ({"lengths": {"test": []}}, [], "the test split has no conversations"),
         ({}, ["training.metric=wighted_f1"], "Did you mean 'weighted_f1'"),
         ({}, ["objective.class_weights={joy: 1, angr: 2}"], "'angr' is not a label. Did you mean 'anger'?"),
@@ -222,16 +224,14 @@ def test_a_run_without_test_labels_ends_with_predictions(tmp_path: Path, capsys:
 
     no_scores = "has no test scores: its test split has no labels"
     assert no_scores in refused(compare.main, [str(folder), str(folder)], capsys)
-    assert no_scores in refused(verify.main, [str(folder), "demo"], capsys)
+    recorded = write_archive(tmp_path / "recorded.json", [made_record(seed=0), made_record(seed=1)])
+    assert no_scores in refused(verify.main, [str(folder), str(recorded)], capsys)
     shutil.copytree(folder / "model", folder / "checkpoints" / "epoch-001")
     assert no_scores in refused(evaluate.main, [str(folder), "optimism=true"], capsys)
 
 
 def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
-
-    from made_records import predictions
-    from made_records import record as made_record
 
     from ercfusion.evaluation import report
 
@@ -242,7 +242,7 @@ def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest
             f"plot_{name}",
             lambda *found, **_: drawn.extend(entry.name for entry in found if isinstance(entry, Path)),
         )
-    dev = predictions(0.5, 0)
+    dev = made_predictions(0.5, 0)
     test = replace(dev, valid=np.zeros_like(dev.valid))
     report.draw_pictures(tmp_path / "plots", [{"epoch": 1}], {"dev": dev, "test": test}, made_record())
     assert drawn == ["training.png", "dev-class-f1.png", "dev-confusion.png", "dev-reliability.png"]
@@ -261,6 +261,22 @@ def test_a_table_is_not_begun_without_test_labels(tmp_path: Path) -> None:
     config = Composer("train").compose(arguments(tmp_path, unlabelled=["test"]))
     with pytest.raises(RunError, match="custom/emotion: the test split has no labels, so that a table has no scores"):
         check_testable(config)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_class_weights_by_name_decide_and_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = arguments(tmp_path)
+    weights = "objective.class_weights={joy: 3, anger: 0, neutral: 1.5}"
+    losses = []
+    for name, extra in (("plain", []), ("weighted", [weights])):
+        folder = tmp_path / name
+        assert main([*typed, *extra, f"run={folder}"]) == 0
+        losses.append((folder / "metrics.csv").read_text())
+    assert losses[0] != losses[1]
+    record = read_record(tmp_path / "weighted")
+    assert record["config"]["objective"]["class_weights"] == {"joy": 3, "anger": 0, "neutral": 1.5}
+    assert command(evaluate.main, [str(tmp_path / "weighted")], capsys)[0] == 0
+    assert main([f"resume={tmp_path / 'weighted'}"]) == 0
 
 
 def test_outputs_that_are_not_finite_are_named() -> None:
