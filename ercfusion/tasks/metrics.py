@@ -449,8 +449,8 @@ def _number_scores(output: Floats, value: Floats, scale: tuple[float, float]) ->
         for classes in (3, 5):
             right = sims_classes(output, classes) == sims_classes(value, classes)
             result[f"sims_acc{classes}"] = float(right.mean())
-        truth, positive = sims_classes(value, 2), sims_classes(output, 2)
-        counted = scores_from_confusion(np.bincount(2 * truth + positive, minlength=4).reshape(2, 2))
+        cells = 2 * sims_classes(value, 2) + sims_classes(output, 2)
+        counted = scores_from_confusion(np.bincount(cells, minlength=4).reshape(2, 2))
         result["sims_acc2"], result["sims_f1"] = counted["accuracy"], counted["weighted_f1"]
     if SCALES.get(scale) is _SENTIMENT:
         for name, limit in (("acc7", 3), ("acc5", 2)):
