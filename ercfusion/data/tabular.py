@@ -24,6 +24,8 @@ from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
+_DIGITS = 9
+"""Of the longest whole number that a cell may hold; no release counts further."""
 _TIME = re.compile(r"(\d{1,2}):([0-5]?\d):([0-5]?\d)(?:[.,](\d{1,6}))?")
 _WIDE = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -80,7 +82,7 @@ class Row:
         """The cell as a whole number that is not negative."""
         value = self.cells[column].strip()
         # int() would also take "1_000", "+3" and digits of other scripts, none of which a release holds.
-        if not (value.isascii() and value.isdigit()):
+        if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS):
             self.fail(
                 column,
                 f"found {value!r}, but a whole number (0, 1, 2, ...) is expected. Correct the cell, or get the file "
@@ -155,6 +157,8 @@ def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED
         raise CorpusFormatError(
             f"{place} UTF-8 ({error.reason}). The file is probably {others}. {remedy.format(encoding=guess)}"
         ) from error
+    except UnicodeError as error:
+        raise CorpusFormatError(f"{path} cannot be read as {encoding}: {error}. Name another encoding.") from error
     zero = text.find("\0")
     if zero >= 0:
         line = text.count("\n", 0, zero) + 1

@@ -72,3 +72,13 @@ def test_contradictory_schemas_are_refused() -> None:
         LabelSchema("bad", ("a", "b", "a"))
     with pytest.raises(ValueError, match="synonym 'x' points to 'c', which is no label"):
         LabelSchema("bad", ("a", "b"), {"x": "c"})
+
+
+def test_spellings_of_a_label_are_found():
+    schema = LabelSchema("x", ("neutral", "\u00e4rger", "Joy"), {"happiness": "Joy"})
+    assert [schema.find(text) for text in (" Neutral ", "a\u0308rger", "\u00c4RGER", "JOY", "Happiness")] == [
+        "neutral", "\u00e4rger", "\u00e4rger", "Joy", "Joy",
+    ]  # fmt: skip
+    assert schema.find("sad") is None
+    both = LabelSchema("y", ("joy", "Joy"))
+    assert [both.find(text) for text in ("joy", "Joy", "JOY")] == ["joy", "Joy", None]

@@ -2,7 +2,16 @@ import pytest
 
 from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.schema import get_schema
-from ercfusion.data.tabular import check_unique, group_rows, pick, read_json, read_records, read_table, read_text
+from ercfusion.data.tabular import (
+    check_unique,
+    group_rows,
+    pick,
+    read_json,
+    read_own_table,
+    read_records,
+    read_table,
+    read_text,
+)
 from ercfusion.errors import CorpusFormatError
 
 
@@ -87,12 +96,45 @@ def test_latin_1_names_line_and_byte(write, mark):
     assert "save it as UTF-8" in message
 
 
-@pytest.mark.parametrize("cell", ["1.0", "-1", "x", "", "1_0", "+3", "٣"])
+@pytest.mark.parametrize("cell", ["1.0", "-1", "x", "", "1_0", "+3", "٣", "1" * 10, "1" * 5000])
 def test_not_an_integer(write, cell):
     row = read_table(write(f"n,x\n{cell},1\n"), ["n"])[0]
     message = problem(row.integer, "n")
     assert "line 2, column 'n'" in message
     assert repr(cell) in message
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_release_with_another_separator_is_refused_by_name(write, separator, name):
+    message = problem(read_table, write(f"a{separator}b\n1{separator}2\n"), ["a", "b"])
+    assert f"separated by {name}, as spreadsheet programs save them" in message
+    rows, found = read_own_table(write(f"a{separator}b\n1,5{separator}2\n"), ["a", "b"])
+    assert (rows[0].cells, rows[0].decimal, found) == ({"a": "1,5", "b": "2"}, ",", separator)
+
+
+def test_cells_that_are_too_many_name_the_separator(write):
+    assert "A semicolon or a quotation mark" in problem(read_own_table, write("a;b\n1;2;3\n"), ["a"])
+    assert "A comma or a quotation mark" in problem(read_table, write("a,b\n1,2,3\n"), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"PK\x03\x04" + bytes(20), "Excel workbook (.xlsx)"),
+        (b"\xd0\xcf\x11\xe0" + bytes(20), "old Excel workbook (.xls)"),
+        (b"PAR1" + bytes(20), "Parquet"),
+        (b"\x1f\x8b" + bytes(20), "gzip"),
+    ],
+)
+def test_other_files_under_the_name_of_a_text(write, content, name):
+    assert name in problem(read_text, write(content))
+
+
+def test_an_encoding_that_is_given(write):
+    assert read_text(write("é".encode("cp1252")), "cp1252") == "é"
+    assert read_text(write("é".encode("utf-16")), "utf-16") == "é"
+    assert "line 1, byte 1: the byte 0xe9 is not ascii" in problem(read_text, write("é".encode("cp1252")), "ascii")
+    assert "cannot be read as undefined" in problem(read_text, write("a"), "undefined")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Every decision that the file leaves open is a note, which training logs and the 
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
 from collections import Counter
@@ -57,14 +56,18 @@ class Options:
             raise ConfigError(f"data.options.split_seed must be a whole number, found {self.split_seed!r}")
         if self.encoding is not None:
             try:
-                codecs.lookup(str(self.encoding))
-            except LookupError:
+                b"ab".decode(str(self.encoding))  # of nothing, Python would not ask for the codec
+            except UnicodeDecodeError:
+                pass  # an encoding in which two bytes are no text
+            except (LookupError, UnicodeError):  # the second from codecs that are no encodings of a text
                 known = ["utf-8", "cp1252", "utf-16", "gb18030", "shift_jis", "cp949", "cp1251"]
                 raise ConfigError(
                     f"data.options.encoding={self.encoding}: there is no such encoding. "
                     f"{did_you_mean(str(self.encoding), known)}"
                 ) from None
-        words = [self.missing] if isinstance(self.missing, str) else list(self.missing or ())
+        words = [self.missing] if isinstance(self.missing, str) else self.missing or ()
+        if not isinstance(words, list | tuple):
+            raise ConfigError(f"data.options.missing must be a list of words, found {self.missing!r}")
         object.__setattr__(self, "missing", tuple(str(word).strip() for word in words))
         if self.order is not None and self.order not in ORDERS:
             raise ConfigError(f"data.options.order={self.order} is unknown. {did_you_mean(str(self.order), ORDERS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +46,8 @@ BAD_CLIPS: dict[Key, str] = {
     ("dev/110", "7"): "not in the release",
 }
 """Turns without a usable clip."""
+_ABSENT = 1000
+"""Absent dialogue numbers that are named at most: one wrong number may leave out millions."""
 _Cut = tuple[str, str, float, float]
 LONG_CLIP = 60.0
 """Seconds from which on a clip cannot be one utterance: its end time is wrong."""
@@ -55,7 +58,7 @@ class MeldOddities:
     """What is odd in one of MELD's files. Nothing of it is repaired; utterances are named ``dialogue/utterance``.
 
     Args:
-        absent_dialogues: Numbers missing between 0 and the highest dialogue number.
+        absent_dialogues: Numbers missing between 0 and the highest dialogue number, the first 1,000 of them.
         late_starts: Dialogues whose first utterance does not have the number 0.
         gaps: Dialogues in which numbers are missing between the first and the last utterance.
         repeated_clips: (season, episode, start, end) that more than one utterance has.
@@ -314,7 +317,9 @@ def _oddities(dialogues: Mapping[int, list[Row]]) -> MeldOddities:
             elif end - start > LONG_CLIP:
                 long_clips[f"{number}/{utterance}"] = end - start
     return MeldOddities(
-        absent_dialogues=tuple(sorted(set(range(max(dialogues))) - set(dialogues))),
+        absent_dialogues=tuple(
+            islice((number for number in range(max(dialogues)) if number not in dialogues), _ABSENT)
+        ),
         late_starts=tuple(late),
         gaps=tuple(gaps),
         repeated_clips=tuple(clip for clip, count in clips.items() if count > 1),

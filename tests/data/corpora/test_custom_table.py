@@ -404,6 +404,13 @@ def test_encodings(tmp_path: Path) -> None:
     assert "is not ascii" in problem(tmp_path, encoding="ascii")
     with pytest.raises(ConfigError, match=r"there is no such encoding\. Did you mean 'cp1252'"):
         open_corpus("custom", tmp_path, encoding="cp1253x")
+    for name in ("hex", "undefined"):
+        with pytest.raises(ConfigError, match="there is no such encoding"):
+            open_corpus("custom", tmp_path, encoding=name)
+    with pytest.raises(ConfigError, match="must be a list of words"):
+        open_corpus("custom", tmp_path, missing=3)
+    write(tmp_path, rows, encoding="utf-32")
+    assert turns(tmp_path, encoding="utf-32")["g0"][0].text == "Straße 1"
     write(tmp_path, rows, encoding="utf-16")
     assert "data.options.encoding=utf-16" in problem(tmp_path)
     assert turns(tmp_path, encoding="utf-16")["g0"][0].text == "Straße 1"

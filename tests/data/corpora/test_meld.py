@@ -1,3 +1,4 @@
+import csv
 from collections import Counter
 
 import pytest
@@ -352,3 +353,17 @@ def test_the_twin_with_clips(tmp_path):
     levels = {finding.text.partition(":")[0]: finding.level for finding in media_findings(folder)}
     assert levels == {"train": "ok", "dev": "note", "test": "ok"}
     assert sum("2 of them the second cut" in finding.text for finding in media_findings(folder)) == 1
+
+
+def test_a_dialogue_number_that_is_far_too_high(tmp_path):
+    raw = write_meld(tmp_path / "meld")
+    path = raw / "dev_sent_emo.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    cells = next(csv.reader([lines[-1]]))
+    column = next(csv.reader([lines[0]])).index("Dialogue_ID")
+    cells[column] = "200000000"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        stream.write("\n".join(lines[:-1]) + "\n")
+        csv.writer(stream).writerow(cells)
+    # Listing the numbers in between would take minutes and gigabytes.
+    assert len(open_corpus("meld", raw).oddities()["dev"].absent_dialogues) == 1000
