@@ -14,11 +14,16 @@ from benchmarks import run
 from benchmarks.registry import SHAPES, benchmarks, draw_lengths
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in benchmarks()}
-# Starting processes takes seconds.
+# Starting processes takes seconds. Called by number: some names say how many cores this machine has.
 CASES = [
-    pytest.param(benchmark.name, name, marks=[pytest.mark.slow] if implementation.processes else [])
+    pytest.param(
+        benchmark.name,
+        name,
+        marks=[pytest.mark.slow] if implementation.processes else [],
+        id=f"{benchmark.name}-{number if implementation.processes else name}",
+    )
     for benchmark in BENCHMARKS.values()
-    for name, implementation in benchmark.implementations.items()
+    for number, (name, implementation) in enumerate(benchmark.implementations.items())
 ]
 
 

@@ -340,17 +340,17 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (b"", "is empty"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
-        (b"\x93NUMPY\x01\x00", "NumPy array"),
-        (b"MATLAB 5.0 MAT-file", "MATLAB"),
-        (b"<!DOCTYPE html><html>", "web page"),
-        (b'{"a": 1}', "JSON"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
-        (b"conversation,turn,text\n1,2,3\n", "is no pickle.*no name of a module"),
-        (b"\xff\xd8\xff\xe0", "no pickle"),
-        (pickle.dumps(list(range(1000)))[:500], "cut off|announced"),
-        (gzip.compress(pickle.dumps([1]))[:-10], "damaged gzip"),
+        pytest.param(b"", "is empty", id="empty"),
+        pytest.param(b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5", id="hdf5"),
+        pytest.param(b"\x93NUMPY\x01\x00", "NumPy array", id="numpy"),
+        pytest.param(b"MATLAB 5.0 MAT-file", "MATLAB", id="matlab"),
+        pytest.param(b"<!DOCTYPE html><html>", "web page", id="html"),
+        pytest.param(b'{"a": 1}', "JSON", id="json"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git-lfs", id="git-lfs"),
+        pytest.param(b"conversation,turn,text\n1,2,3\n", "is no pickle.*no name of a module", id="csv"),
+        pytest.param(b"\xff\xd8\xff\xe0", "no pickle", id="jpeg"),
+        pytest.param(pickle.dumps(list(range(1000)))[:500], "cut off|announced", id="cut pickle"),
+        pytest.param(gzip.compress(pickle.dumps([1]), mtime=0)[:-10], "damaged gzip", id="cut gzip"),
     ],
 )
 def test_other_files_are_named_as_what_they_are(tmp_path, data, match):
