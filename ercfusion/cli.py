@@ -2,69 +2,136 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import logging
 import os
+import shlex
+import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
+from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean, nearest
+from ercfusion.files import StrPath
+from ercfusion.overrides import (
+    LONGEST,
+    checked_value,
+    flatten,
+    from_file,
+    is_path,
+    leaves,
+    naming,
+    origin_of,
+    parse,
+    shown,
+    typed_path,
+)
+from ercfusion.overrides import expand_protocol as expand_protocol  # what users of this module also need
+from ercfusion.overrides import override_text as override_text
+from ercfusion.registry import import_modules
 
 CONFIG_MODULE = "ercfusion.conf"
-
-# Keys below which a user may add entries of their own, with an example of a value (None: any).
-OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
-
-# Settings that take a name, or values by name.
-TEXT_OR_SECTION = ("objective.class_weights",)
-
-# Settings that may be null, with an example of another value: where null is the default it cannot tell the type.
-NULLABLE: dict[str, Any] = {
-    "run": "",
-    "resume": "",
-    "data.raw": "",
-    "data.protocol": "",
-    "data.modalities": [],
-    "training.metric": "",
-    "training.threads": 1,
-    "sweep.workers": 1,
-    "sweep.metric": "",
-    "sweep.only": [],
-    "sweep.warmup": 1,
-    "sweep.storage": "",
-    "sweep.name": "",
-    "sweep.timeout": 1.0,
-}
 
 
 def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's ``main``: log to the terminal, and turn users' mistakes into a few lines and status 2."""
+    prepare_streams()
     prepare_logging()
     try:
+        check_current_folder()
         status = main(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a reader that has gone is noticed here rather than at exit
+        with naming_folder("the output"):
+            sys.stdout.flush()  # a reader that has gone is noticed here rather than at exit
         return status
     except ErcfusionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if argv is None:  # the process ends now: a second Ctrl-C must not disturb its end
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a distributed run say nothing
             print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing is left to say, and Python must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 141
     except OSError as error:
-        if error.filename is None:
-            raise
+        if error.errno is None and error.filename is None:
+            raise  # no word of the system's: a defect of ours
         # A file that cannot be read or written, a full disk: the system's words say it all.
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {system_words(error)}", file=sys.stderr)
+        if error.filename == "the output":
+            _silence(sys.stdout)
         return 2
+
+
+def system_words(error: OSError) -> str:
+    """What the system says of a file or folder, in one line."""
+    words = " ".join(str(error.strerror or error).split())
+    return words if error.filename is None else f"{os.fsdecode(error.filename)}: {words}"
+
+
+@contextmanager
+def naming_folder(folder: StrPath) -> Iterator[None]:
+    """Give an error of the system that names no file the name of the folder that was worked in."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(folder)
+        raise
+
+
+def check_current_folder() -> None:
+    """Raise :class:`ConfigError` where the current folder was deleted: no path below it can be found then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the current folder cannot be used ({error.strerror}): change to another with cd") from error
+
+
+def prepare_streams() -> None:
+    """Give closed standard streams a place to go, and let a terminal that does not know our letters escape them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The numbers must not be those of files that are opened later, into which others would print.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors=_ESCAPES)
+
+
+_ESCAPES = "ercfusion"
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError):
+        letters = error.object[error.start : error.end]
+        if all("\udc80" <= letter <= "\udcff" for letter in letters):  # bytes of a file name that are no text
+            return bytes(ord(letter) - 0xDC00 for letter in letters), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_ESCAPES, _escaped)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # not a stream of the system
+        return
 
 
 def prepare_logging() -> None:
@@ -94,6 +161,8 @@ class _ConsoleHandler(logging.Handler):
 
 # Composing
 
+MOST_RUNS = 10_000  # combinations of a multirun
+_RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
 
 _BASES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
 """What :meth:`Composer._base` found before."""
@@ -175,10 +244,10 @@ class Composer:
         origin, entries = f"{path}: ", []
         for key, value in ((str(name), value) for name, value in loaded.items()):
             if key in groups and isinstance(value, str):
-                entries.append(_from_file(f"{key}={value}", origin))
+                entries.append(from_file(f"{key}={value}", origin))
                 continue
-            leaves = _leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
-            entries += [_from_file(override_text(name, leaf), origin) for name, leaf in leaves]
+            found = leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+            entries += [from_file(override_text(name, leaf), origin) for name, leaf in found]
         # Groups first, as they are typed: what follows changes single settings of them.
         return sorted(entries, key=lambda entry: entry.partition("=")[0] not in groups)
 
@@ -186,7 +255,7 @@ class Composer:
         """Ordinary arguments, and by key those in Hydra's sweep syntax (``a=1,2``, ``a=interval(1,2)``), parsed."""
         plain: list[str] = []
         ranges: dict[str, Any] = {}
-        for argument, parsed in zip(overrides, _parse(overrides), strict=True):
+        for argument, parsed in zip(overrides, parse(overrides), strict=True):
             ranges.pop(str(parsed.key_or_group), None)  # the last of several counts
             if parsed.is_sweep_override():
                 plain = [entry for entry in plain if entry.partition("=")[0].lstrip("+") != parsed.key_or_group]
@@ -197,33 +266,49 @@ class Composer:
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The values of ordinary arguments by key, as plain containers; the last of several counts."""
-        return {str(parsed.key_or_group): parsed.value() for parsed in _parse(overrides)}
+        return {str(parsed.key_or_group): parsed.value() for parsed in parse(overrides)}
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
-        choices = []
-        for parsed in _parse(overrides):
-            if parsed.is_sweep_override():
-                key = parsed.get_key_element()
-                choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
-            else:
-                choices.append([str(parsed.input_line)])
+        from hydra.errors import HydraException
+
+        choices, count = [], 1
+        for argument, parsed in zip(overrides, parse(overrides, several=True), strict=True):
+            if not parsed.is_sweep_override():
+                choices.append([argument])
+                continue
+            if parsed.is_interval_sweep():
+                raise ConfigError(f"{shown(argument)} {_RANGE}")
+            key = parsed.get_key_element()
+            try:
+                values = [str(value) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)]
+            except (HydraException, MemoryError) as error:
+                raise ConfigError(f"{shown(argument)} does not list values: write key=a,b,c") from error
+            count *= len(values)
+            if count > MOST_RUNS:
+                raise ConfigError(f"{shown(argument)}: these are more than {MOST_RUNS:,} combinations")
+            choices.append([f"{key}={value}" for value in values])
         return [list(combination) for combination in itertools.product(*choices)]
 
     def _check(self, overrides: Sequence[str]) -> list[str]:
         groups = self.groups()
-        parsed = [(entry, str(entry.input_line), _origin(text)) for text, entry in zip(overrides, _parse(overrides))]
+        parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
         chosen: list[str] = []
         values: list[tuple[Any, str, str]] = []
         for entry, line, origin in parsed:
             key = entry.key_or_group
             if entry.is_delete() or entry.is_sweep_override():
-                reason = "deletes a setting" if entry.is_delete() else "names several values: add -m to run them all"
-                raise ConfigError(f"{origin}{line!r} {reason}")
+                reason = "names several values: add -m to run them all"
+                if entry.is_delete():
+                    reason = "deletes a setting"
+                elif entry.is_interval_sweep():
+                    reason = _RANGE
+                raise ConfigError(f"{origin}{shown(line)} {reason}")
             if key not in groups:
                 values.append((entry, line, origin))
             elif entry.value() not in groups[key]:
-                raise ConfigError(f"{origin}{line!r}: no such {key}. {did_you_mean(str(entry.value()), groups[key])}")
+                text = str(entry.value())
+                raise ConfigError(f"{origin}{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
             else:
                 chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
         base = self._base(tuple(chosen))
@@ -232,11 +317,11 @@ class Composer:
             for line in list(chosen):
                 group, _, choice = line.partition("=")
                 if group in ("optimizer", "scheduler", "curriculum"):
-                    own = _flatten(compose(f"{group}/{choice}", []))
+                    own = flatten(compose(f"{group}/{choice}", []))
                     chosen += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
         for entry, line, origin in values:
-            with _naming(origin):
-                chosen.append(_checked_value(entry, line, base, groups))
+            with naming(origin):
+                chosen.append(checked_value(entry, line, base, groups))
         return chosen
 
     def _base(self, chosen: tuple[str, ...]) -> dict[str, Any]:
@@ -245,7 +330,7 @@ class Composer:
         if self.config_dir is None and (self.root, chosen) in _BASES:
             return _BASES[self.root, chosen]
         with self._initialized() as compose:
-            found = _flatten(compose(self.root, list(chosen)))
+            found = flatten(compose(self.root, list(chosen)))
         if self.config_dir is None:
             _BASES[self.root, chosen] = found
         return found
@@ -271,178 +356,6 @@ class Composer:
         if self.config_dir:
             path.append("user", f"file://{os.path.abspath(self.config_dir)}")
         return ConfigLoaderImpl(path)
-
-
-class FileEntry(str):
-    """An argument that comes from a file: ``origin`` goes before what is said about it."""
-
-    origin = ""
-
-
-def _from_file(text: str, origin: str) -> FileEntry:
-    entry = FileEntry(text)
-    entry.origin = origin
-    return entry
-
-
-def _origin(argument: str) -> str:
-    return argument.origin if isinstance(argument, FileEntry) else ""
-
-
-@contextmanager
-def _naming(origin: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{origin}{error}") from error
-
-
-def override_text(key: str, value: Any) -> str:
-    """``key=value`` as Hydra reads it back."""
-    return f"{key}={_value_text(value)}"
-
-
-def _value_text(value: Any) -> str:
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_value_text, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_value_text(inner)}" for key, inner in value.items()) + "}"
-    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else repr(value)
-
-
-def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value and f"{prefix}{key}" not in TEXT_OR_SECTION:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def expand_protocol(argument: str) -> list[str]:
-    """``data=demo/far`` is short for ``data=demo data.protocol=demo/far``."""
-    key, _, value = argument.partition("=")
-    if key == "data" and "/" in value:
-        return [f"data={value.partition('/')[0]}", f"data.protocol={value}"]
-    return [argument]
-
-
-def _parse(overrides: Sequence[str]) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    parsed = []
-    for argument in overrides:
-        if "=" not in argument and not argument.startswith("~"):
-            raise ConfigError(f"{argument!r} is not of the form key=value (see --help)")
-        origin = _origin(argument)
-        key, _, value = argument.partition("=")
-        if "=" in value and not any(sign in value for sign in "'\"[]{}(),"):
-            argument = f"{key}='{value}'"  # a path such as runs/seed=0, which Hydra wants quoted
-        try:
-            parsed.append(parser.parse_override(argument))
-        except HydraException as error:
-            raise ConfigError(
-                f"{origin}{argument!r} cannot be read: {str(error).splitlines()[0]}. "
-                "Quote values with spaces or special characters: key='\"value\"'"
-            ) from error
-    return parsed
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves (and the dictionaries on the way) of a configuration by dotted key."""
-    flat: dict[str, Any] = {}
-    for key in node:
-        name = f"{prefix}{key}"
-        value = node[key]
-        flat[name] = value
-        if hasattr(value, "keys"):
-            flat.update(_flatten(value, f"{name}."))
-    return flat
-
-
-def _checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
-    """The argument as the composer shall get it.
-
-    Raises:
-        ConfigError: no such setting, or a value of the wrong type.
-    """
-    from omegaconf import ListConfig
-
-    key = entry.key_or_group
-    section = key.rpartition(".")[0]
-    line, value = line.lstrip("+"), entry.value()
-    plus = ""
-    if key in base:
-        default = base[key]
-    elif section in OPEN_SECTIONS:
-        # Two plus signs: add it, or replace what an earlier argument added.
-        default, plus = None, "++"
-    else:
-        known = [*(name for name in base if name not in groups), *groups]
-        raise ConfigError(f"there is no setting {key!r}. {_suggestion(key, known, base)}")
-    if value is None and (default is None or key in NULLABLE):
-        return plus + line
-    example = default if default is not None else NULLABLE.get(key, OPEN_SECTIONS.get(section))
-    text = line.partition("=")[2]
-    if isinstance(example, list | ListConfig) and (isinstance(value, str) or hasattr(value, "text")):
-        return f"{key}=[{text}]"  # one entry
-    if not _same_kind(example, value) and not (key in TEXT_OR_SECTION and isinstance(value, str | dict)):
-        shown = f" (default: {default})" if default is not None else ""
-        wanted = _kind("" if isinstance(example, str) else example)
-        raise ConfigError(f"{line!r}: {key} takes {wanted}{shown}, not {_kind(value)}")
-    if isinstance(example, str) and isinstance(value, int | float):
-        text = f"'{text}'"  # a folder may be called 2024
-    return f"{plus}{key}={text}"
-
-
-def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
-    from ercfusion.errors import nearest
-
-    section, _, last = key.rpartition(".")
-    inside = [name for name in known if section and name.startswith(f"{section}.")]
-    if inside:
-        close = [f"{section}.{name}" for name in nearest(last, [name[len(section) + 1 :] for name in inside], 1)]
-    else:
-        close = nearest(key, known, 1)
-    close = close or [name for name in known if name.rpartition(".")[2] == last][:1]
-    if close:
-        return f"Did you mean {close[0]!r}?"
-    return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
-
-
-def _same_kind(default: Any, value: Any) -> bool:
-    if default is None:
-        return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str | int | float) or hasattr(value, "text")
-    return isinstance(value, dict if hasattr(default, "keys") else list)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int):
-        return "a whole number"
-    if isinstance(value, float):
-        return "a number"
-    if isinstance(value, str) or hasattr(value, "text"):
-        return f"the text {str(getattr(value, 'text', value))!r}" if value else "a text"
-    return "a section" if hasattr(value, "keys") else "a list"
 
 
 def split_flags(
@@ -471,9 +384,21 @@ def split_flags(
             found[name] = value if equals else next(waiting, None)
             if not found[name]:
                 raise ConfigError(f"{name} needs a value")
+            found[name] = os.path.expanduser(found[name])
         else:
-            raise ConfigError(f"unknown flag {argument!r}. {did_you_mean(name, [*flags, *valued])}")
+            raise ConfigError(f"unknown flag {shown(name)}. {_instead(argument, next(waiting, ''), [*flags, *valued])}")
     return found, rest
+
+
+def _instead(flag: str, following: str, known: Sequence[str]) -> str:
+    """What to write in place of a flag that does not exist."""
+    name, equals, value = flag.partition("=")
+    if nearest(name, known, 1):
+        return did_you_mean(name, known)
+    value = value if equals else following
+    if name.startswith("--") and value and not value.startswith("-") and "=" not in value and len(flag) < LONGEST:
+        return f"Settings have no dashes: write {shlex.quote(f'{name[2:]}={value}')}"
+    return did_you_mean(name, known)
 
 
 def listed(names: Iterable[str], indent: int) -> str:
@@ -482,9 +407,30 @@ def listed(names: Iterable[str], indent: int) -> str:
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Separate paths and names from ``key=value``; a folder's name may hold a "=", so what exists is a path."""
+    """Separate paths and names from ``key=value``; a folder's name may hold a "=", so what exists is a path.
+
+    The modules of ``imports=`` are imported, and left out of the settings.
+
+    Raises:
+        ConfigError: one of them cannot be imported.
+    """
     paths = [argument for argument in arguments if "=" not in argument or os.path.exists(os.path.expanduser(argument))]
-    return paths, dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+    settings = dict(argument.split("=", 1) for argument in arguments if argument not in paths)
+    if "imports" in settings:
+        value = parse([f"imports={settings.pop('imports')}"])[0].value()
+        import_modules(value if isinstance(value, list) else [value])
+    return paths, {key: typed_path(value) if is_path(key) else value for key, value in settings.items()}
+
+
+def whole_number(key: str, text: str, least: int = 1) -> int:
+    """A number of processes and the like, as typed.
+
+    Raises:
+        ConfigError: no whole number, or too small or large a one.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise ConfigError(f"{key} takes a whole number of at least {least}, not {shown(text)}")
+    return int(text)
 
 
 def switch(settings: Mapping[str, str], key: str) -> bool:
@@ -495,5 +441,5 @@ def switch(settings: Mapping[str, str], key: str) -> bool:
     """
     value = settings.get(key, "false").lower()
     if value not in ("true", "false"):
-        raise ConfigError(f"{key}={settings[key]}: true or false is expected")
+        raise ConfigError(f"{shown(f'{key}={settings[key]}')}: true or false is expected")
     return value == "true"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
 from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.overrides import shown
+from ercfusion.registry import import_modules
 
 if TYPE_CHECKING:
     from ercfusion.data.corpus import Finding
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 HELP = """\
 Look over the installation, and over a corpus and its features, before training starts.
 
-usage: python -m ercfusion.doctor [data=NAME] [data.key=value ...]
+usage: python -m ercfusion.doctor [data=NAME] [data.key=value ...] [imports=MODULE] [--config-dir DIR]
 
 examples
   python -m ercfusion.doctor                           what is installed, and where corpora are looked for
@@ -28,7 +30,8 @@ examples
 
 Settings are those of the group `data` of python -m ercfusion.train. Text features are not built for a look; give a
 pack with data.packs.text=DIR to have it checked. Of recordings only names, sizes and headers are read (and the content
-of files of equal size). Exit status: 0, or 1 where a fault was found.
+of files of equal size). imports=MODULE imports a module first, and --config-dir DIR also looks for configuration
+groups in DIR, as in training: for a corpus of your own. Exit status: 0, or 1 where a fault was found.
 """
 
 EXTRAS = {
@@ -46,16 +49,24 @@ MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h"])
-    if flags:
+    flags, arguments = split_flags(argv, ["--help", "-h"], ["--config-dir"])
+    if "--help" in flags or "-h" in flags:
         print(HELP, end="")
         return 0
     arguments = [part for argument in arguments for part in expand_protocol(argument)]
     if not arguments:
         print(installation())
         return 0
-    config = Composer().compose(arguments)["data"]
-    return 1 if examine(config) else 0
+    config = Composer(config_dir=flags.get("--config-dir")).compose(arguments)
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+")
+        if key not in ("data", "imports") and not key.startswith("data."):
+            raise ConfigError(f"doctor has no use for {shown(key)}: it takes data=, data.KEY= and imports=")
+    import_modules(config["imports"])
+    if not any(argument.startswith("data") for argument in arguments):
+        print(installation())
+        return 0
+    return 1 if examine(config["data"]) else 0
 
 
 def installation() -> str:

@@ -7,6 +7,7 @@ Every error raised for a user's mistake derives from :class:`ErcfusionError`. It
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -47,8 +48,47 @@ class TrainingError(ErcfusionError):
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The entries of ``choices`` that look most like ``word``, best first (empty when none is similar)."""
-    return difflib.get_close_matches(word, list(choices), n=count, cutoff=0.5)
+    """The entries of ``choices`` that ``word`` may be a slip of, best first (empty when none is near).
+
+    Near are: a third of the letters at most changed, missing, added or swapped with the next; the beginning of a word;
+    and the same words in another order.
+    """
+    if len(word) > _LONGEST:
+        return []
+    ranked = []
+    for place, choice in enumerate(choices):
+        one, other = word.casefold(), choice.casefold()
+        limit = max(1, len(one) // 3)
+        edits = 0 if one == other else _edits(one, other, limit)
+        if edits > limit and min(len(one), len(other)) > 2 and (one.startswith(other) or other.startswith(one)):
+            edits = limit
+        if edits > limit and sorted(re.split(_BETWEEN, one)) == sorted(re.split(_BETWEEN, other)):
+            edits = 1
+        if edits <= limit and edits < max(len(one), len(other)):
+            swapped = sorted(one) == sorted(other)
+            ranked.append((edits, not swapped, -difflib.SequenceMatcher(None, one, other).ratio(), place, choice))
+    return [choice for *_, choice in sorted(ranked)[:count]]
+
+
+_LONGEST = 100  # letters of a word that may be a slip
+_BETWEEN = r"[^a-z0-9]+"
+
+
+def _edits(one: str, other: str, limit: int) -> int:
+    """How many letters are changed, missing, added, or swapped with the next; ``limit + 1`` for more than ``limit``."""
+    if abs(len(one) - len(other)) > limit:
+        return limit + 1
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        further = [i]
+        for j, found in enumerate(other, start=1):
+            cost = min(row[j] + 1, further[j - 1] + 1, row[j - 1] + (letter != found))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == found:
+                cost = min(cost, before[j - 2] + 1)
+            further.append(cost)
+        before, row = row, further
+    return min(row[-1], limit + 1)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, run_command, split_flags, split_settings, switch
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.cli import Composer, expand_protocol, run_command, split_flags, split_settings, switch, whole_number
+from ercfusion.errors import ConfigError, PackError, did_you_mean
+from ercfusion.hints import command
+from ercfusion.overrides import shown, typed_path
 
 HELP = """\
 Make a feature pack: the vectors of one modality for every utterance of a corpus.
@@ -42,27 +44,31 @@ settings
   import=FILE layout=NAME   read a feature pickle of another project; nothing in it can run
 
 flags
+  --config-dir DIR          also look for configuration groups in DIR (DIR/data/mine.yaml makes data=mine)
   --strict                  stop at the first recording that gives nothing
   --list                    recipes and layouts, a line each
   --help, -h                this text
 """
 
 _KEYS = ("features", "out", "workers", "executor", "executor.address", "fresh", "retry", "imports", "import", "layout")
+_FOLDERS = ("folder", "encoder")  # settings of recipes that name a place, taken letter by letter
 
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h", "--strict", "--list"])
+    flags, arguments = split_flags(argv, ["--help", "-h", "--strict", "--list"], ["--config-dir"])
     if "--help" in flags or "-h" in flags or not argv:
         print(HELP, end="")
-        return 0 if flags else 2
+        return 0 if argv else 2
     if "--list" in flags:
         print(listing())
         return 0
     settings, data, changes = understand(arguments)
     if "import" in settings:
-        return import_file(settings, data, changes)
-    return extract(settings, data, changes, strict="--strict" in flags)
+        return import_file(settings, data, changes, flags.get("--config-dir"))
+    imported = [argument for argument in arguments if argument.startswith("imports=")]
+    composer = Composer(config_dir=flags.get("--config-dir"))
+    return extract(settings, data, changes, strict="--strict" in flags, composer=composer, imported=imported)
 
 
 def understand(arguments: list[str]) -> tuple[dict[str, str], list[str], dict[str, Any]]:
@@ -74,29 +80,39 @@ def understand(arguments: list[str]) -> tuple[dict[str, str], list[str], dict[st
     paths, settings = split_settings(arguments)
     if paths:
         raise ConfigError(f"{paths[0]!r} is not of the form key=value (see --help)")
-    data = [part for key, value in settings.items() if _is_data(key) for part in expand_protocol(f"{key}={value}")]
+    data = [
+        part for argument in arguments if _is_data(argument.partition("=")[0]) for part in expand_protocol(argument)
+    ]
     changes: dict[str, Any] = {}
     for key, value in settings.items():
         if key.startswith("features."):
             changes[key.removeprefix("features.")] = _value(key, value)
         elif not _is_data(key) and key not in _KEYS:
-            raise ConfigError(f"extract has no setting {key!r}. {did_you_mean(key, [*_KEYS, 'data', 'data.raw'])}")
+            raise ConfigError(f"extract has no setting {shown(key)}. {did_you_mean(key, [*_KEYS, 'data', 'data.raw'])}")
     return settings, data, changes
 
 
-def extract(settings: dict[str, str], data: list[str], changes: dict[str, Any], *, strict: bool) -> int:
+def extract(
+    settings: dict[str, str],
+    data: list[str],
+    changes: dict[str, Any],
+    *,
+    strict: bool,
+    composer: Composer,
+    imported: list[str],
+) -> int:
     """Make one pack, and print its folder."""
+    from ercfusion.data.load import pack_folder
     from ercfusion.features.extraction import extract_pack
-    from ercfusion.features.recipe import read_recipe
+    from ercfusion.features.pack import read_manifest
+    from ercfusion.features.recipe import read_recipe, recipe_names
 
     for key in ("data", "features"):
         if not any(argument.startswith(f"{key}=") for argument in data) and key not in settings:
             raise ConfigError(f"{key}=NAME is missing (see --help)")
     if "layout" in settings:
         raise ConfigError("layout= goes with import=FILE")
-    if "imports" in settings:
-        _import(settings["imports"])
-    corpus, protocol = _corpus(data)
+    corpus, protocol = _corpus(data, composer)
     recipe = read_recipe(settings["features"]).with_settings(changes)
     try:
         made = extract_pack(
@@ -104,7 +120,7 @@ def extract(settings: dict[str, str], data: list[str], changes: dict[str, Any], 
             protocol,
             recipe,
             out=settings.get("out"),
-            workers=_workers(settings),
+            workers=whole_number("workers", settings["workers"]) if "workers" in settings else None,
             executor_name=settings.get("executor", "local"),
             address=settings.get("executor.address"),
             fresh=switch(settings, "fresh"),
@@ -114,14 +130,27 @@ def extract(settings: dict[str, str], data: list[str], changes: dict[str, Any], 
     except KeyboardInterrupt:
         print("interrupted; go on with the same command", file=sys.stderr)
         return 130
-    for line in report(made, recipe.name, settings.get("out"), corpus.name, protocol.task.name):
+    for line in report(made, recipe.name):
         print(line, file=sys.stderr)
+    modality = read_manifest(made.folder)["modality"]
+    # The name of a recipe means its own settings, at their default place; everything else is named by its folder.
+    named = "out" not in settings and not changes and settings["features"] in recipe_names()
+    if named:
+        try:
+            found = pack_folder(corpus, corpus.conversations(protocol), modality, settings["features"])
+            named = Path(found).resolve() == made.folder.resolve()
+        except PackError:  # there are several, or training does not look there
+            named = False
+    words = [*(["--config-dir", composer.config_dir] if composer.config_dir else []), *imported, *data]
+    place = settings["features"] if named else str(made.folder)
+    typed = command("new pack", "train", *words, settings={f"data.packs.{modality}": place})
+    print(f"use it with: {typed}", file=sys.stderr)
     print(made.folder)
     return 0
 
 
-def report(made: Any, recipe: str, out: str | None, corpus: str, task: str) -> list[str]:
-    """What is said at the end: how much there is, what is missing, what to type next."""
+def report(made: Any, recipe: str) -> list[str]:
+    """What is said at the end: how much there is, and what is missing."""
     from ercfusion.features.pack import read_manifest
 
     manifest = read_manifest(made.folder)
@@ -134,12 +163,12 @@ def report(made: Any, recipe: str, out: str | None, corpus: str, task: str) -> l
             lines.append(f"{what}: {len(entries)} (all with their reasons in {made.folder / 'pack.json'})")
             lines += [f"  {'/'.join(key)}: {reason}" for key, reason in list(entries.items())[:5]]
             lines += ["  ..."] if len(entries) > 5 else []
-    place = made.folder if out else recipe
-    lines.append(f"use it with: data={corpus} data.packs.{manifest['modality']}={place}")
     return lines
 
 
-def import_file(settings: dict[str, str], data: list[str], changes: dict[str, Any]) -> int:
+def import_file(
+    settings: dict[str, str], data: list[str], changes: dict[str, Any], config_dir: str | None = None
+) -> int:
     """Read a pickle of another project, and print the folder that was made of it."""
     from ercfusion.features.imports import import_pickle
 
@@ -148,10 +177,11 @@ def import_file(settings: dict[str, str], data: list[str], changes: dict[str, An
             raise ConfigError(f"{key}= does not go with import=FILE")
     path = Path(settings["import"]).expanduser()
     out = Path(settings.get("out", path.stem)).expanduser()
-    corpus, protocol = _corpus(data) if data else (None, None)
+    corpus, protocol = _corpus(data, Composer(config_dir=config_dir)) if data else (None, None)
     folder = import_pickle(path, settings.get("layout"), out, corpus=corpus, protocol=protocol)
     if corpus is None:
-        print(f"use it with: data=custom data.raw={folder}", file=sys.stderr)
+        typed = command("imported corpus", "train", settings={"data": "custom", "data.raw": str(folder.absolute())})
+        print(f"use it with: {typed}", file=sys.stderr)
     print(folder)
     return 0
 
@@ -172,10 +202,10 @@ def _is_data(key: str) -> bool:
     return key == "data" or key.startswith("data.")
 
 
-def _corpus(data: list[str]) -> tuple[Any, Any]:
+def _corpus(data: list[str], composer: Composer) -> tuple[Any, Any]:
     from ercfusion.data.corpora import open_corpus
 
-    config = Composer().compose(data)["data"]
+    config = composer.compose(data)["data"]
     corpus = open_corpus(config["name"], config["raw"], **config["options"])
     return corpus, corpus.protocol(config["protocol"])
 
@@ -183,28 +213,12 @@ def _corpus(data: list[str]) -> tuple[Any, Any]:
 def _value(key: str, text: str) -> Any:
     import yaml
 
+    if key.rpartition(".")[2] in _FOLDERS and text not in ("", "null"):
+        return typed_path(text)
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}={text}: {' '.join(str(error).split())}") from error
-
-
-def _workers(settings: dict[str, str]) -> int | None:
-    text = settings.get("workers")
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigError(f"workers={text}: a whole number from 1 is expected")
-    return int(text)
-
-
-def _import(name: str) -> None:
-    import importlib
-
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"imports={name}: it cannot be imported ({error})") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that Python does not convert
+        raise ConfigError(f"{shown(f'{key}={text}')}: {' '.join(str(error).split())[:200]}") from error
 
 
 if __name__ == "__main__":

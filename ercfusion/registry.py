@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from ercfusion.errors import ConfigError, did_you_mean
@@ -44,3 +44,23 @@ class Registry(dict[str, str], Generic[T]):
         if self.get(name, target) != target:
             raise ConfigError(f"the {self.kind} name {name!r} is taken by {self[name]}")
         self[name] = target
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules, which register models and corpora.
+
+    Raises:
+        ConfigError: one cannot be found or imported, or its name is none.
+    """
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"imports: {name!r} is no name of a module, as in my_models (without .py)")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"imports: no module {error.name!r}. It must be installed, or lie in the folder you start from or on "
+                "PYTHONPATH."
+            ) from error
+        except (ImportError, SyntaxError) as error:
+            raise ConfigError(f"imports: the module {name!r} cannot be imported: {error}") from error

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import listed, run_command, split_flags, split_settings, switch
+from ercfusion.cli import listed, override_text, run_command, split_flags, split_settings, switch, whole_number
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.files import one_at_a_time
+from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
 
@@ -52,12 +53,12 @@ _SETTINGS = ("data.raw", "out", "runs", "rows", "workers", "fresh", "renew")
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h", "--check", "--tables"])
+    flags, arguments = split_flags(argv, ["--help", "-h", "--check", "--tables"], ["--config-dir"])
     if "--help" in flags or "-h" in flags or not arguments:
         from ercfusion.evaluation.preset import known_presets
 
         print(HELP.format(presets=listed(known_presets(), 12)), end="")
-        return 0 if flags else 2
+        return 0 if "--help" in flags or "-h" in flags else 2
     names, settings = split_settings(arguments)
     if len(names) != 1:
         raise ConfigError(f"one preset is expected, found {len(names)}: {' '.join(names)}")
@@ -66,26 +67,34 @@ def main(argv: list[str]) -> int:
             known = [*_SETTINGS, "data.packs.<modality>"]
             hint = f"What is run stands in the preset. {did_you_mean(key, known)}"
             raise ConfigError(f"reproduce has no setting {key!r}. {hint}")
-    return reproduce(names[0], settings, check="--check" in flags, tables_only="--tables" in flags)
+    check, tables_only = (flag in flags for flag in ("--check", "--tables"))
+    return reproduce(names[0], settings, check=check, tables_only=tables_only, config_dir=flags.get("--config-dir"))
 
 
-def reproduce(name: str, settings: dict[str, str], *, check: bool = False, tables_only: bool = False) -> int:
+def reproduce(
+    name: str,
+    settings: dict[str, str],
+    *,
+    check: bool = False,
+    tables_only: bool = False,
+    config_dir: str | None = None,
+) -> int:
     """Compute the table of a preset; ``settings`` as on the command line. Returns the exit status."""
     from ercfusion.evaluation.preset import read_preset
     from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
-    preset = read_preset(name)
+    preset = read_preset(name, config_dir)
     beside = preset.path.parent / preset.name
     default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else beside
     out = Path(settings["out"]).expanduser() if "out" in settings else default
     fresh, renew = (switch(settings, key) for key in ("fresh", "renew"))
-    workers = _workers(settings)
+    workers = whole_number("workers", settings["workers"]) if "workers" in settings else None
     if fresh and out.resolve() == beside.resolve():
         raise ConfigError("fresh=true runs everything anew; choose another folder for it with out=DIR")
     records = read_table_records(preset, [out] if fresh else [beside, out])
     stale = stale_records(preset, records)
     if check:
-        return _check(preset, records, stale, out)
+        return _check(preset, records, stale, out, settings)
     if stale and not renew:
         raise RunError(_stale_text(preset, stale))
     for row, seed in stale:
@@ -98,7 +107,7 @@ def reproduce(name: str, settings: dict[str, str], *, check: bool = False, table
             logger.info("%s: %d of %d runs have no record yet", preset.title, len(missing), _asked(preset))
             with one_at_a_time(runs, "this table"):
                 started = time.monotonic()
-                extra = [f"{key}={value}" for key, value in settings.items() if key.startswith("data.")]
+                extra = [override_text(key, value) for key, value in settings.items() if key.startswith("data.")]
                 try:
                     outcomes = do_runs(preset, make_jobs(preset, missing, runs, extra), records, out, workers)
                 except KeyboardInterrupt:
@@ -140,7 +149,7 @@ def _write(preset: Any, records: Any, out: Path) -> list[Path]:
     return written
 
 
-def _check(preset: Any, records: Any, stale: Any, out: Path) -> int:
+def _check(preset: Any, records: Any, stale: Any, out: Path, settings: dict[str, str]) -> int:
     """Say what is not as it should be; 0 where nothing is."""
     faults = []
     for row in preset.rows:
@@ -159,7 +168,10 @@ def _check(preset: Any, records: Any, stale: Any, out: Path) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        print(f"bring it up to date with: python -m ercfusion.reproduce {preset.path}")
+        words = ["--config-dir", preset.config_dir] if preset.config_dir else []
+        again = {**settings, **({"renew": "true"} if stale else {})}
+        typed = command("table not up to date", "reproduce", str(preset.path), *words, *map("=".join, again.items()))
+        print(f"bring it up to date with: {typed}")
         return 1
     print(f"{preset.title}: {_asked(preset)} records, all files up to date")
     return 0
@@ -177,14 +189,6 @@ def _stale_text(preset: Any, stale: Any) -> str:
 
 def _asked(preset: Any) -> int:
     return sum(len(row.seeds) for row in preset.rows)
-
-
-def _workers(settings: dict[str, str]) -> int | None:
-    if "workers" not in settings:
-        return None
-    if not settings["workers"].isdigit() or settings["workers"] == "0":
-        raise ConfigError(f"workers={settings['workers']}: a number from 1 on is expected")
-    return int(settings["workers"])
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
 from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.hints import command
 
 HELP = """\
 Search the settings of a model: many trials, scored on dev alone; then train the winner on fresh seeds.
@@ -130,9 +130,9 @@ def _carry_on(plan: Any, *, rerun_asked: bool = False) -> int:
     try:
         summary = carry_on(plan, rerun_asked=rerun_asked)
     except KeyboardInterrupt:
-        again = shlex.quote(f"resume={plan.folder}")
+        again = command("interrupted sweep", "sweep", settings={"resume": str(plan.folder)})
         needs = f" (with {VARIABLE}=URL)" if plan.storage is not None and has_password(plan.storage) else ""
-        print(f"\ninterrupted; continue with: python -m ercfusion.sweep {again}{needs}", file=sys.stderr)
+        print(f"\ninterrupted; continue with: {again}{needs}", file=sys.stderr)
         raise
     print(report(summary))
     print(plan.folder, flush=True)

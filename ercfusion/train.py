@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
+from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags, whole_number
 from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
 
@@ -107,9 +107,7 @@ def _workers(typed: str | None, multirun: bool) -> int | None:
         return None
     if not multirun:
         raise ConfigError("--workers goes with -m only: a single run is one process")
-    if not typed.isdecimal() or int(typed) < 1:
-        raise ConfigError(f"--workers takes a whole number of at least 1, not {typed!r}")
-    return int(typed)
+    return whole_number("--workers", typed)
 
 
 def _run_one(overrides: Sequence[str], config: dict[str, Any]) -> int:
@@ -212,7 +210,7 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
 
 def _again(folder: Path) -> str:
     """The command that continues a run."""
-    return f"python -m ercfusion.train {shlex.quote(f'resume={folder}')}"
+    return command("interrupted run", "train", settings={"resume": str(folder)})
 
 
 def _show(record: dict[str, Any], folder: Path) -> None:

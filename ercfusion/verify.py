@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.cli import run_command, split_flags, split_settings
 from ercfusion.errors import ConfigError, RunError, did_you_mean
+from ercfusion.hints import command
 
 if TYPE_CHECKING:
     from ercfusion.evaluation.band import Verdict
@@ -38,26 +39,27 @@ Exit status: 0 when all runs (and their mean) are inside, 1 when not, 2 for a mi
 
 def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h"])
-    if flags or not arguments:
+    flags, arguments = split_flags(argv, ["--help", "-h"], ["--config-dir"])
+    asked = "--help" in flags or "-h" in flags
+    if asked or not arguments:
         print(HELP, end="")
-        return 0 if flags else 2
+        return 0 if asked else 2
     paths, settings = split_settings(arguments)
     for key in settings:
         if key not in ("row", "metric"):
             raise ConfigError(f"verify has no setting {key!r}. {did_you_mean(key, ['row', 'metric'])}")
     if len(paths) < 2:
         raise ConfigError("a run and a preset (or an archive of records) are expected, in this order")
-    return verify(paths[:-1], paths[-1], settings)
+    return verify(paths[:-1], paths[-1], settings, flags.get("--config-dir"))
 
 
-def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str]) -> int:
+def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str], config_dir: str | None = None) -> int:
     """Judge runs by recorded ones; ``settings`` as on the command line. Returns the exit status."""
     from ercfusion.evaluation.band import judge, nearest_group, prediction_band
     from ercfusion.evaluation.groups import read_records
     from ercfusion.evaluation.render import number
 
-    groups = recorded_groups(recorded)
+    groups = recorded_groups(recorded, config_dir)
     verdicts: dict[str, list[Verdict]] = {}
     worst = 0
     for record in read_records(runs):
@@ -80,7 +82,7 @@ def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str]) -> i
     return worst
 
 
-def recorded_groups(name: str) -> list[Group]:
+def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
     """The recorded rows of a preset, or the groups in an archive.
 
     Raises:
@@ -93,11 +95,13 @@ def recorded_groups(name: str) -> list[Group]:
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".json":
         return group_records(read_records([path]))
-    preset = read_preset(find_preset(name))
+    preset = read_preset(find_preset(name), config_dir)
     records = wanted_records(preset, read_table_records(preset, [preset.path.parent / preset.name]))
     groups = [Group(row, tuple(found)) for row, found in records.items() if found]
     if not groups:
-        raise RunError(f"{preset.path} has no recorded run yet: python -m ercfusion.reproduce {name} makes them")
+        raise RunError(
+            f"{preset.path} has no recorded run yet. Make them: {command('no recorded run', 'reproduce', name)}"
+        )
     return groups
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import TINY, command, environment, refused
+from runs import CORPUS, TINY, command, environment, refused
 
+import ercfusion
 from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion.data.corpora import CORPORA
 from ercfusion.errors import ConfigError, ErcfusionError
 from ercfusion.train import main
 
@@ -56,13 +60,12 @@ MISTAKES = [
     ("training.keep_every_epoch=yes", "not the text 'yes'"),
     ("training.threads=many", "training.threads takes a whole number, not the text 'many'"),
     ("training.metric=[a]", "training.metric takes a text, not a list"),
-    ("run={a: 1}", "run takes a text, not a section"),
     ("output=null", "output takes a text (default: outputs), not null"),
     ("data.modalities=3", "data.modalities takes a list, not a whole number"),
     ("data.modalities={a: 1}", "not a section"),
     ("data.packs=3", "data.packs takes a section"),
     ("objective.weights.aux=x", "objective.weights.aux takes a number, not the text 'x'"),
-    ("data.packs.audio=[a]", "data.packs.audio takes a text, not a list"),
+    ("data.packs.audio=[a]", "[a]: there is no such folder"),
     # a value out of its range
     ("training.batch_size=0", "training.batch_size must be at least 1, found 0"),
     ("training.max_epochs=0", "training.max_epochs must be at least 1, found 0"),
@@ -92,8 +95,11 @@ MISTAKES = [
     ("model=concat,bclstm", "add -m"),
     ("~seed", "deletes a setting"),
     ("cogmen", "'cogmen' is not of the form key=value"),
-    ("data.raw=a'b", "cannot be read"),
+    ("model.dropout=a'b", "cannot be read"),
+    ("optimizer.lr=interval(1e-4,1e-2)", "python -m ercfusion.sweep searches ranges"),
     ("--mulitrun", "unknown flag '--mulitrun'. Did you mean '--multirun'?"),
+    ("--model", "unknown flag '--model'. Choose from: --help"),
+    ("--optimizer.lr=1e-3", "unknown flag '--optimizer.lr'. Settings have no dashes: write optimizer.lr=1e-3"),
     ("--config-dir", "--config-dir needs a value"),
     ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder"),
     ("resume=/nowhere", "'data.options.train=6' cannot be changed now"),
@@ -240,6 +246,73 @@ def test_flags_are_split_from_settings() -> None:
     for wrong, message in ((["--config-dir"], "needs a value"), (["--hlep"], "Did you mean '--help'")):
         with pytest.raises(ConfigError, match=message):
             split_flags(wrong, *flags)
+
+
+# Modules and groups of one's own, the same for every command
+
+COMMANDS = {
+    "train": [*TINY, "model=concat"],
+    "sweep": [*TINY, "model=concat", "sweep.trials=1"],
+    "extract": ["data=demo", "features=logmel"],
+    "doctor": ["data=demo"],
+    "evaluate": ["RUN"],
+    "reproduce": ["demo"],
+    "verify": ["RUN", "demo"],
+    "compare": ["RUN", "RUN"],
+}
+
+
+def entry_of(name: str) -> Callable[[list[str]], int]:
+    entry: Callable[[list[str]], int] = importlib.import_module(f"ercfusion.{name}").main
+    return entry
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_imports_modules(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module, message in (
+        ("no_such_module", "imports: no module 'no_such_module'"),
+        ("[json,no_such_module]", "imports: no module 'no_such_module'"),
+        ("my_models.py/x", "is no name of a module, as in my_models (without .py)"),
+    ):
+        assert message in refused(entry_of(name), [*COMMANDS[name], f"imports={module}"], capsys)
+    assert "unknown flag '--confg-dir'" in refused(entry_of(name), [*COMMANDS[name], "--confg-dir=x"], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("evaluate", "compare")])
+def test_every_command_that_composes_takes_a_folder_of_groups(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*COMMANDS[name], "--config-dir", "/nowhere"]
+    assert "--config-dir /nowhere is not a folder" in refused(entry_of(name), arguments, capsys)
+
+
+def test_a_corpus_of_ones_own_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_notes.py").write_text(
+        "from ercfusion.data.corpora import register\nregister('notes', 'ercfusion.data.corpora.demo:DemoCorpus')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    groups = tmp_path / "groups" / "data"
+    groups.mkdir(parents=True)
+    demo = (Path(ercfusion.__file__).parent / "conf" / "data" / "demo.yaml").read_text()
+    (groups / "notes.yaml").write_text(demo.replace("name: demo", "name: notes"))
+    own = ["data=notes", *CORPUS, "imports=my_notes", "--config-dir", "groups"]
+    try:
+        assert "no corpus 'notes'" in refused(entry_of("doctor"), [*own[:4], *own[5:]], capsys)
+        status, out, err = command(entry_of("doctor"), own, capsys)
+        assert status in (0, 1), err
+        assert "findings:" in out
+        assert "has no audio recordings" in refused(entry_of("extract"), [*own, "features=logmel"], capsys)
+        status, out, err = command(entry_of("train"), [*own, "model=concat", "--cfg"], capsys)
+        assert status == 0, err
+        assert "name: notes" in out
+    finally:
+        CORPORA.pop("notes", None)
+    assert "doctor has no use for 'seed'" in refused(entry_of("doctor"), ["data=demo", "seed=1"], capsys)
 
 
 # Running a command

@@ -57,7 +57,7 @@ def test_from_recordings_to_a_trained_model(tmp_path: Path, capsys: pytest.Captu
     assert "too short for eGeMAPSv02: 0.050 s" in err
     assert f"questionable: 1 (all with their reasons in {pack / 'pack.json'})" in err
     assert "silent: the peak is below -80 dB" in err
-    assert "use it with: data=emodb data.packs.audio=egemaps" in err
+    assert f"use it with: python -m ercfusion.train data=emodb data.raw={raw} data.packs.audio=egemaps\n" in err
     assert "licensed by audEERING for research" in manifest["licence"]
     assert len(read_pack(pack)) == len(paths) - 3
 
@@ -107,12 +107,14 @@ def test_settings_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["data=emodb", "features=egemap"], "no recipe 'egemap'. Did you mean 'egemaps'"),
         (["data=emodb", "features=egemaps", "features.rat=1"], "no setting 'rat'. Did you mean 'rate'"),
         (["data=emodb", "features=egemaps", "worker=1"], "extract has no setting 'worker'. Did you mean 'workers'"),
-        (["data=emodb", "features=egemaps", "workers=0"], "workers=0: a whole number from 1"),
+        (["data=emodb", "features=egemaps", "workers=0"], "workers takes a whole number of at least 1, not '0'"),
         (["data=emodb", "features=egemaps", "data.rw=x"], "data.rw"),
         (["data=emodb", "features=egemaps", "executor=slurm"], "executor=slurm: unknown"),
-        (["data=emodb", "features=egemaps", "fresh=yes"], "fresh=yes: true or false is expected"),
+        (["data=emodb", "features=egemaps", "fresh=yes"], "'fresh=yes': true or false is expected"),
         (["data=emodb", "features=egemaps", "layout=mmsa"], "layout= goes with import=FILE"),
         (["data=demo", "features=egemaps"], "has no audio recordings"),
+        (["data=emodb", "features=egemaps", "workers=" + "9" * 5000], "workers takes a whole number"),
+        (["data=emodb", "features=egemaps", "features.rate=" + "9" * 5000], "4300 digits"),
         (["nonsense"], "not of the form key=value"),
         (["import=nothing.pkl", "layout=mmsa", "workers=2"], "workers= does not go with import=FILE"),
     ],

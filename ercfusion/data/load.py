@@ -15,6 +15,7 @@ from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_presence
 from ercfusion.errors import ConfigError, PackError, did_you_mean
+from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
 
@@ -105,9 +106,9 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
             table = own[name]
         elif name != "text":
             raise PackError(
-                f"{corpus.card.title} comes without {name} features. Make them with: python -m ercfusion.extract "
-                f"data={corpus.name} features=RECIPE, and give data.packs.{name}=RECIPE; or take other modalities with "
-                "data.modalities=[...]. The recipes: python -m ercfusion.extract --list"
+                f"{corpus.card.title} comes without {name} features. Make them with ercfusion.extract, for one of the "
+                f"recipes that {command('recipes', 'extract', '--list')} prints, and give data.packs.{name}=RECIPE; or "
+                "take other modalities with data.modalities=[...]."
             )
         else:
             from ercfusion.features.text import text_pack

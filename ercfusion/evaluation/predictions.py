@@ -34,7 +34,7 @@ from ercfusion.schemas.reading import check, failure, parse_json
 from ercfusion.tasks.outputs import Predictions
 
 FORMAT = 1
-DAMAGED = "Copy the file again, or write it again with python -m ercfusion.evaluate."
+DAMAGED = "Copy the file again, or evaluate the run again."
 _KEY = b"ercfusion"
 _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth", "prediction")
 

@@ -104,6 +104,7 @@ class TablePreset:
         against: The row that all others are compared with, or None for all pairs.
         pairs: The comparisons that were planned; empty for what ``against`` says. The fewer, the more power each keeps.
         notes: For the reader.
+        config_dir: A folder of configuration groups that the rows may name.
     """
 
     path: Path
@@ -116,11 +117,17 @@ class TablePreset:
     against: str | None = None
     pairs: tuple[tuple[str, str], ...] = ()
     notes: str = ""
+    config_dir: str | None = None
 
     @property
     def name(self) -> str:
         """The file's name without its ending."""
         return self.path.stem
+
+    @property
+    def typed(self) -> str:
+        """What names the preset on a command line: its name where it is one of the library's, its file otherwise."""
+        return self.name if self.path.resolve().parent == preset_folder().resolve() else self.path.name
 
     def arguments(self, row: Row, seed: int) -> list[str]:
         """What one would type after ``python -m ercfusion.train`` for one run of the table."""
@@ -134,7 +141,7 @@ class TablePreset:
         """
         typed = (*self.arguments(row, seed), *extra)
         try:
-            return copy.deepcopy(_composed(typed))
+            return _compose(typed, self.config_dir) if self.config_dir else copy.deepcopy(_composed(typed))
         except ConfigError as error:
             raise ConfigError(f"{self.path}, row {row.name!r}: {error}") from error
 
@@ -142,7 +149,11 @@ class TablePreset:
 @lru_cache(maxsize=4096)
 def _composed(typed: tuple[str, ...]) -> dict[str, Any]:
     # A table asks for the same configurations again and again, and composing one takes a tenth of a second.
-    return Composer("train").compose([part for argument in typed for part in expand_protocol(argument)])
+    return _compose(typed, None)
+
+
+def _compose(typed: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
+    return Composer("train", config_dir).compose([part for argument in typed for part in expand_protocol(argument)])
 
 
 def preset_folder() -> Path:
@@ -170,7 +181,7 @@ def find_preset(name: str) -> Path:
     raise ConfigError(f"there is no preset {name}. {did_you_mean(path.stem, known)} Or give the path of a YAML file.")
 
 
-def read_preset(path: str | Path) -> TablePreset:
+def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
     """Read and check a preset; every row's configuration is composed once.
 
     Raises:
@@ -200,6 +211,7 @@ def read_preset(path: str | Path) -> TablePreset:
         against=entries.get("against", str, None),
         pairs=_pairs(entries),
         notes=" ".join(entries.get("notes", str, "").split()),
+        config_dir=config_dir,
     )
     entries.done()
     if not rows:

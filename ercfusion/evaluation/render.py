@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ercfusion.errors import ConfigError
 from ercfusion.evaluation.preset import Published
 from ercfusion.evaluation.table import Line, Score, Table
+from ercfusion.hints import command
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.tasks.metrics import LOWER_IS_BETTER
@@ -291,15 +291,14 @@ def provenance(table: Table) -> list[str]:
     lines = [
         f"{len(records)} runs, {total / 60:.0f} minutes of training in all; {versions}; {machines}; ercfusion at "
         f"{commits or 'an unknown revision'}; finished {_dates(records)}.",
-        f"Made by `python -m ercfusion.reproduce {table.preset.name}` from run records alone. One run by hand:",
+        f"Made by `{command('table', 'reproduce', table.preset.typed)}` from run records alone. One run by hand:",
     ]
     for line in table.lines:
         record = line.group.records[0]
         typed = table.preset.arguments(line.row, record["seed"])
         # Another number of threads adds in another order, which training makes visible.
         typed.append(f"training.threads={record['cost'].get('threads', 1)}")
-        words = " ".join(map(shlex.quote, typed))
-        lines.append(f"- {line.row.name}: `python -m ercfusion.train {words}`")
+        lines.append(f"- {line.row.name}: `{command('row of a table', 'train', *typed)}`")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
     places = ("data.raw=", "data.packs.", "output=", "run=")  # of one machine; a card is made to be shared
     typed = [entry for entry in record["command"]["overrides"] if not entry.startswith((*places, "seed="))]
-    settings = " ".join(typed) or "(defaults)"
+    settings = shlex.join(typed) or "(defaults)"
     return f"""---
 library_name: ercfusion
 license: other

@@ -42,6 +42,7 @@ from ercfusion.features.storage import KEYS, read_keys
 from ercfusion.features.text import licence_of_texts, text_pack_folder
 from ercfusion.features.work import WorkList, clip_work, relative_name, text_work
 from ercfusion.files import StrPath, atomic_write, one_at_a_time, user_cache
+from ercfusion.hints import command
 from ercfusion.pool import default_workers, usable_cores
 from ercfusion.progress import duration, rate, track
 
@@ -146,7 +147,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
     """The pack of a recipe at its default place; where there are several, the one that covers most of ``splits``.
 
     Raises:
-        PackError: there is none; the message is the command that makes it.
+        PackError: there is none, and the message is the command that makes it; or there are several alike.
     """
     root = default_pack_folder(corpus.name, recipe.name, settings={}, fingerprint="").parent
     fingerprints = corpus.pack_fingerprints()
@@ -157,7 +158,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
         wanted = {"tool": recipe.tool, **recipe.settings}
     everyone = [conversation for split in splits.values() for conversation in split]
     keys = {(conversation.id, turn.id) for conversation in everyone for turn in conversation.turns}
-    best: tuple[int, Path] | None = None
+    most, best = -1, list[Path]()
     for folder in sorted(root.glob(f"{recipe.name}-*")):
         if not has_pack(folder):
             continue
@@ -165,14 +166,21 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
         made = {"tool": manifest["tool"], **manifest["settings"]}
         if manifest["corpus_fingerprint"] in fingerprints and all(made.get(key) == wanted[key] for key in wanted):
             covered = len(keys.intersection(read_keys(folder / KEYS)))
-            best = max(best or (-1, folder), (covered, folder))
-    if best is None:
+            best = [*best, folder] if covered == most else [folder] if covered > most else best
+            most = max(most, covered)
+    if not best:
+        place = {"data.raw": str(corpus.raw)} if corpus.raw else {}
+        words = (f"data={corpus.name}", f"features={recipe.name}")
         raise PackError(
             f"data.packs.{modality}={recipe.name}: no pack of this recipe was made for {corpus.name} yet (looked in "
-            f"{root}). Make it with: python -m ercfusion.extract data={corpus.name} features={recipe.name}"
-            + (f" data.raw={corpus.raw}" if corpus.raw else "")
+            f"{root}). Make it with: {command('missing pack', 'extract', *words, settings=place)}"
         )
-    return best[1]
+    if len(best) > 1:
+        raise PackError(
+            f"data.packs.{modality}={recipe.name}: {len(best)} packs of this recipe fit {corpus.name}. Name one by its "
+            f"folder: {', '.join(map(str, best[:3]))}"
+        )
+    return best[0]
 
 
 # Before

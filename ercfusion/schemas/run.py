@@ -137,7 +137,7 @@ def _fields(*, local: bool = True, **parts: Any) -> dict[str, Any]:
 
 
 def _section(name: str, defaults: Mapping[str, Any], needed: tuple[str, ...]) -> Any:
-    from ercfusion.cli import NULLABLE, TEXT_OR_SECTION
+    from ercfusion.overrides import NULLABLE, TEXT_OR_SECTION
 
     fields: dict[str, Any] = {}
     for key, default in defaults.items():

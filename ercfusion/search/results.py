@@ -14,6 +14,7 @@ from ercfusion.errors import RunError
 from ercfusion.evaluation.record import RECORD, read_record
 from ercfusion.evaluation.statistics import seed_summary
 from ercfusion.files import atomic_write
+from ercfusion.hints import command
 from ercfusion.schemas.reading import read_json
 from ercfusion.schemas.run import Winner
 from ercfusion.search.space import setting
@@ -130,7 +131,7 @@ def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
         f"# The best of {over} trials of the sweep {plan.name} ({model} on {data}): trial {best.number},",
         f"# dev {plan.metric} {best.value:.6f} at epoch {best.user_attrs['result']['epoch']}, seed {settings['seed']}.",
         f"# That score is optimistic: it is the best of {over} on one seed and one dev split. Read the fresh seeds.",
-        "# To use: python -m ercfusion.train --settings best.yaml seed=1",
+        f"# To use, in this folder: {command('best settings', 'train', '--settings', BEST, 'seed=1')}",
     ]
     with atomic_write(plan.folder / BEST) as stream:
         stream.write("\n".join(lines) + "\n")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import secrets
 import shlex
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ercfusion.data.usable import LABELLED
 from ercfusion.errors import RunError, TrainingError
 from ercfusion.files import one_at_a_time
+from ercfusion.hints import command
 from ercfusion.pool import default_workers, run_jobs
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
@@ -52,7 +52,7 @@ from ercfusion.search.study import (
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.tasks.metrics import check_metric
 from ercfusion.training.checks import before_features
-from ercfusion.training.folder import describe, empty_folder, log_file, read_config, write_json
+from ercfusion.training.folder import describe, discard, empty_folder, log_file, read_config, write_json
 from ercfusion.training.run import import_modules
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
         with named_failures(storage):
             founder = create_or_join(plan, config["study"]["identity"])
     except BaseException:
-        shutil.rmtree(folder)  # nothing has come of it
+        discard(folder)  # nothing has come of it
         raise
     if not founder:
         logger.info("joining the study %s", plan.name)
@@ -168,7 +168,8 @@ def reopen(folder: str | Path, changes: Mapping[str, Any]) -> Plan:
     """
     path, config = read_config(folder)
     if "sweep" not in config or "study" not in config:
-        raise RunError(f"{folder} is no folder of a sweep; if it is one of a run: python -m ercfusion.train resume=..")
+        again = command("run, not sweep", "train", settings={"resume": str(path)})
+        raise RunError(f"{folder} is no folder of a sweep but one of a run, which goes on with: {again}")
     require_optuna()
     import_modules(config["imports"])
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])

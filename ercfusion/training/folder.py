@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,6 +17,7 @@ from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.evaluation.record import command_line, environment
 from ercfusion.files import atomic_write
+from ercfusion.hints import command as command_text
 from ercfusion.schemas.reading import check, failure, read_json
 from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
 
@@ -105,23 +107,56 @@ def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> P
     folder = Path(config["run"]).expanduser()
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(
-            f"run={folder} is not empty, and nothing is overwritten. Choose another folder, or go on with what is "
-            f"there: python -m ercfusion.{command} resume={folder}"
+            f"run={folder} is not empty, and nothing is overwritten. Choose another folder{_what_is_there(folder)}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     return folder.resolve()
+
+
+# The folders above a run folder that were made for it: they go with it where nothing comes of the run.
+_parents_of: dict[Path, list[Path]] = {}
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, and remember which were made."""
+    missing = [path for path in folder.absolute().parents if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _parents_of[folder.resolve()] = missing
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder with its content, and the folders above it that were made for it and are empty now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in _parents_of.pop(folder, []):
+        try:
+            parent.rmdir()
+        except OSError:  # another run is in it
+            return
+
+
+def _what_is_there(folder: Path) -> str:
+    """How to go on with a run or a sweep in ``folder``; a full stop where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "."
+    module = "sweep" if isinstance(config, dict) and "study" in config else "train"
+    again = command_text("occupied run", module, settings={"resume": str(folder)})
+    return f", or go on with what is there: {again}"
 
 
 def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
     """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
     parent = Path(config["output"]).expanduser() / command / f"{config['preset']['model']}-{config['data']['name']}"
+    above = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
             (parent / (stem + suffix)).mkdir()
         except FileExistsError:
             continue  # another run started in the same second
+        _parents_of[(parent / (stem + suffix)).resolve()] = above
         return parent / (stem + suffix)
     raise RunError(f"{parent} is full of runs that began at {stem}")
 
@@ -177,10 +212,8 @@ def read_overrides(folder: Path) -> dict[str, Any]:
 def discard_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
     own = {"config.json", "overrides.json", "environment.json", "train.log", TABLE}
-    if is_first_process() and {path.name for path in folder.iterdir()} <= own:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
+        discard(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

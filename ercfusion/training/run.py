@@ -15,12 +15,11 @@ Layout of a run folder::
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_sco
 from ercfusion.files import sha256_of
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
+from ercfusion.registry import import_modules as import_modules
 from ercfusion.schemas.checkpoint import ADVICE
 from ercfusion.schemas.reading import failure
 from ercfusion.tasks.heads import class_weights
@@ -102,22 +102,6 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         if not is_first_process():
             return None
         return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import a user's modules, which register models and corpora.
-
-    Raises:
-        ConfigError: one cannot be found.
-    """
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"imports: no module {error.name!r}. It must be installed, or lie in the folder you start from or on "
-                "PYTHONPATH."
-            ) from error
 
 
 def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) -> Recognizer:

@@ -14,6 +14,7 @@ from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.evaluation.archive import read_archive, write_archive
 from ercfusion.evaluation.groups import differences, settings_of
 from ercfusion.evaluation.preset import Row, TablePreset
+from ercfusion.overrides import literal_text
 from ercfusion.pool import Outcome
 from ercfusion.schemas.reading import read_json
 from ercfusion.schemas.run import OptimismFile
@@ -160,7 +161,7 @@ def make_jobs(
     arguments = (*extra, "training.keep_every_epoch=true", "training.pictures=false")
     for row, seed in missing:
         folder = (runs / row.slug / f"seed-{seed}").absolute()
-        config = preset.config(row, seed, (*arguments, f"run='{folder}'"))
+        config = preset.config(row, seed, (*arguments, literal_text("run", str(folder))))
         _ready(folder, config, [*preset.arguments(row, seed), *arguments])
         jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, preset.metric))
     return jobs
