@@ -19,6 +19,7 @@ PLACES: Mapping[str, str] = {
     "new pack": "python -m ercfusion.extract made a pack",
     "imported corpus": "python -m ercfusion.extract import= made a corpus",
     "missing pack": "data.packs names a recipe whose pack has not been made",
+    "other release": "the files of a corpus are not those of its release",
     "recipes": "a corpus comes without the features that are asked for",
     "no recorded run": "python -m ercfusion.verify finds nothing to compare with",
     "table not up to date": "python -m ercfusion.reproduce --check finds a fault",

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import TINY, command, refused
+from runs import TINY, command, refused, stub_text_encoder
 
 import ercfusion
-from ercfusion import extract, reproduce, sweep, train, verify
+from ercfusion import doctor, extract, reproduce, sweep, train, verify
 from ercfusion.cli import Composer
 from ercfusion.errors import RunError
 from ercfusion.hints import PLACES
@@ -235,6 +235,22 @@ def test_an_imported_corpus(nasty: Path, capsys: Any, monkeypatch: pytest.Monkey
     # place: imported corpus
     config = Composer("train").compose(printed(err, "train"))
     assert (config["data"]["name"], config["data"]["raw"]) == ("custom", str(nasty / "my corpus"))
+
+
+def test_another_release(
+    nasty: Path, capsys: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ercfusion.data.load import load_data
+
+    stub_text_encoder(monkeypatch, nasty / "packs")
+    raw = write_twin("meld", nasty / "meld")
+    caplog.set_level("WARNING", "ercfusion")
+    load_data(Composer("train").compose(["data=meld", f"data.raw={raw}", "data.modalities=[text]"])["data"])
+    # place: other release
+    again = printed(caplog.text, "doctor")
+    status, out, err = command(doctor.main, again, capsys)
+    assert (status, err) == (1, "")
+    assert "utterances" in out
 
 
 def test_the_recipes(nasty: Path, capsys: Any) -> None:

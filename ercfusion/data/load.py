@@ -72,11 +72,14 @@ def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], o
     bound = bound_protocol(corpus, protocol, splits)
     if bound is not protocol:
         logger.warning(
-            "%s: the files are not those of the release (python -m ercfusion.doctor says how they differ): the "
-            "protocol is recorded as %s, and tables do not mix it with %s",
+            "%s: the files are not those of the release: the protocol is recorded as %s, and tables do not mix it with "
+            "%s. How they differ: %s",
             corpus.name,
             bound.id,
             protocol.id,
+            command(
+                "other release", "doctor", f"data={corpus.name}", settings={"data.raw": str(corpus.root().absolute())}
+            ),
         )
     return LoadedData(corpus, bound, splits, tables)
 
