@@ -33,6 +33,7 @@ from ercfusion.overrides import (
 from ercfusion.overrides import expand_protocol as expand_protocol  # what users of this module also need
 from ercfusion.overrides import override_text as override_text
 from ercfusion.registry import import_modules
+from ercfusion.schemas.reading import read_yaml, setting_error
 
 CONFIG_MODULE = "ercfusion.conf"
 
@@ -229,16 +230,8 @@ class Composer:
         Raises:
             ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
         """
-        from omegaconf import OmegaConf
-
         groups = self.groups()
-        try:
-            loaded = OmegaConf.to_container(OmegaConf.load(path))
-        except OSError as error:
-            raise ConfigError(f"--settings {path} cannot be read: {error.strerror}") from error
-        except Exception as error:
-            # The YAML reader and OmegaConf raise various types; the place of the mistake is in their words.
-            raise ConfigError(f"--settings {path} is not YAML: {' '.join(str(error).split())}") from error
+        loaded = read_yaml(path, error=ConfigError, floats=True)
         if not isinstance(loaded, dict):
             raise ConfigError(f"--settings {path} must hold settings by name, as in `model: cogmen`")
         origin, entries = f"{path}: ", []
@@ -303,12 +296,12 @@ class Composer:
                     reason = "deletes a setting"
                 elif entry.is_interval_sweep():
                     reason = _RANGE
-                raise ConfigError(f"{origin}{shown(line)} {reason}")
+                raise setting_error(origin, f"{shown(line)} {reason}")
             if key not in groups:
                 values.append((entry, line, origin))
             elif entry.value() not in groups[key]:
                 text = str(entry.value())
-                raise ConfigError(f"{origin}{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
+                raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
             else:
                 chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
         base = self._base(tuple(chosen))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ercfusion.errors import ConfigError
+from ercfusion.schemas.reading import setting_error
 
 # Keys below which a user may add entries of their own, with an example of a value (None: any).
 OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
@@ -72,7 +73,7 @@ def naming(origin: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{origin}{error}") from error
+        raise setting_error(origin, str(error)) from error
 
 
 def literal_text(key: str, value: Any) -> str:
@@ -174,7 +175,7 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
                 "Quote values with spaces or special characters: key='\"value\"'"
             ) from error
         except ValueError as error:  # Python converts no number of more than 4,300 digits
-            raise ConfigError(f"{origin}{shown(argument)} cannot be read: a number has too many digits") from error
+            raise setting_error(origin, f"{shown(argument)} cannot be read: a number has too many digits") from error
     return parsed
 
 

@@ -68,10 +68,10 @@ def test_what_is_typed_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("training:\n  max_epocs: 3\n", "mine.yaml: there is no setting 'training.max_epocs'."),
         ("model: concatt\n", "mine.yaml: 'model=concatt': no such model. Did you mean 'concat'?"),
         ("training.max_epochs: many\n", "mine.yaml: \"training.max_epochs='many'\": training.max_epochs takes a whole"),
-        ("seed: 0\nseed: 1\n", "mine.yaml is not YAML"),
-        ("model: [\n", "mine.yaml is not YAML"),
+        ("seed: 0\nseed: 1\n", "mine.yaml, line 2: not valid YAML"),
+        ("model: [\n", "mine.yaml, line 2: not valid YAML"),
         ("- model\n", "must hold settings by name"),
-        (None, "mine.yaml cannot be read: No such file"),
+        (None, "mine.yaml is missing"),
     ],
 )
 def test_mistakes_name_file_and_key(

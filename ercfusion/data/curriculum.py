@@ -311,10 +311,13 @@ def check_curriculum(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"curriculum.name={name!r} is unknown. {did_you_mean(str(name), CURRICULA)}")
     if name == "none":
         return
+    least = {"buckets": 1, "epochs_per_bucket": 1, **({"weight": 0, "beta": 0} if name == "weighted_shift" else {})}
+    for key in ("scope", "pacing", "reverse", *least):
+        if settings.get(key) is None:
+            raise ConfigError(f"curriculum.{key} is missing")
     for key, choices in {"scope": SCOPES, "pacing": PACINGS}.items():
         if settings[key] not in choices:
             raise ConfigError(f"curriculum.{key} must be one of {', '.join(choices)}; found {settings[key]!r}")
-    least = {"buckets": 1, "epochs_per_bucket": 1, **({"weight": 0, "beta": 0} if name == "weighted_shift" else {})}
     for key, low in least.items():
         if not low <= settings[key] < math.inf:
             raise ConfigError(f"curriculum.{key} must be at least {low}, found {settings[key]}")

@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
 from ercfusion.files import shipped_folder
+from ercfusion.schemas.reading import failure, read_yaml, shown
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
 SELECTIONS = ("dev", "test", "last", "unknown")
@@ -143,7 +144,7 @@ class TablePreset:
         try:
             return _compose(typed, self.config_dir) if self.config_dir else copy.deepcopy(_composed(typed))
         except ConfigError as error:
-            raise ConfigError(f"{self.path}, row {row.name!r}: {error}") from error
+            raise failure(ConfigError, self.path, f", row {shown(row.name)}: {error}") from error
 
 
 @lru_cache(maxsize=4096)
@@ -188,13 +189,8 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         ConfigError: the file is no YAML, an entry is missing, unknown or of the wrong kind, or a setting is wrong. The
             message names the file and the entry.
     """
-    import yaml
-
     path = find_preset(str(path))
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(path, error=ConfigError)
     entries = _Entries(path, "", found)
     seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
     rows = []
@@ -207,7 +203,7 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         settings=_settings(entries),
         rows=tuple(rows),
         metric=entries.get("metric", str, None),
-        also=tuple(entries.get("also", list, [])),
+        also=tuple(entries.texts("also")),
         against=entries.get("against", str, None),
         pairs=_pairs(entries),
         notes=" ".join(entries.get("notes", str, "").split()),
@@ -218,16 +214,18 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         raise ConfigError(f"{path}: rows is empty")
     names = [row.name for row in rows]
     if preset.against is not None and preset.against not in names:
-        raise ConfigError(f"{path}: against: no row {preset.against!r}. {did_you_mean(preset.against, names)}")
+        problem = f": against: no row {shown(preset.against)}. {did_you_mean(preset.against, names)}"
+        raise failure(ConfigError, path, problem)
     for name in itertools.chain(*preset.pairs):
         if name not in names:
-            raise ConfigError(f"{path}: pairs: no row {name!r}. {did_you_mean(name, names)}")
+            raise failure(ConfigError, path, f": pairs: no row {shown(name)}. {did_you_mean(name, names)}")
     if preset.pairs and preset.against is not None:
         raise ConfigError(f"{path}: against and pairs both say what is compared: keep one")
     slugs: dict[str, str] = {}
     for row in rows:
         if row.slug in slugs:
-            raise ConfigError(f"{path}: the rows {slugs[row.slug]!r} and {row.name!r} would share their files")
+            problem = f": the rows {shown(slugs[row.slug])} and {shown(row.name)} would share their files"
+            raise failure(ConfigError, path, problem)
         slugs[row.slug] = row.name
         preset.config(row, row.seeds[0])
     return preset
@@ -235,8 +233,8 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
 
 def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
     own = entries.get("seeds", list, seeds)
-    if not own or len(set(own)) < len(own) or not all(type(seed) is int and seed >= 0 for seed in own):
-        raise entries.wrong("seeds", f"different whole numbers from 0 on are expected, found {own}")
+    if not own or not all(type(seed) is int and 0 <= seed < 1 << 63 for seed in own) or len(set(own)) < len(own):
+        raise entries.wrong("seeds", f"different whole numbers from 0 on are expected, found {shown(own)}")
     published = []
     for number, content in enumerate(entries.get("published", list, [])):
         part = _Entries(entries.path, f"{entries.prefix}published[{number}].", content)
@@ -244,7 +242,7 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
             score=float(part.need("score", int | float)),
             source=part.need("source", str),
             selection=part.get("selection", str, "unknown"),
-            differs=tuple(part.get("differs", list, [])),
+            differs=tuple(part.texts("differs")),
             checked=part.get("checked", bool, True),
         )
         part.done()
@@ -252,7 +250,7 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
             raise part.wrong("selection", did_you_mean(number_found.selection, SELECTIONS))
         for entry in number_found.differs:
             if entry not in DIFFERENCES:
-                raise part.wrong("differs", f"{entry!r} is unknown. {did_you_mean(str(entry), DIFFERENCES)}")
+                raise part.wrong("differs", f"{shown(entry)} is unknown. {did_you_mean(shown(entry), DIFFERENCES)}")
         published.append(number_found)
     row = Row(
         name=name,
@@ -271,7 +269,7 @@ def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
     for number, pair in enumerate(found):
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
             raise entries.wrong(
-                f"pairs[{number}]", f"the names of two rows are expected, [first, second]; found {pair!r}"
+                f"pairs[{number}]", f"the names of two rows are expected, [first, second]; found {shown(pair)}"
             )
     names = [(str(first), str(second)) for first, second in found]
     if len({frozenset(pair) for pair in names}) < len(names):
@@ -301,13 +299,14 @@ class _Entries:
         self.path, self.prefix = path, prefix
         if not isinstance(content, Mapping):
             place = prefix.rstrip(".") or "the file"
-            raise ConfigError(f"{path}: {place} should hold entries of the form name: value, found {content!r}")
+            problem = f": {place} should hold entries of the form name: value, found {shown(content)}"
+            raise failure(ConfigError, path, problem)
         self.left = dict(content)
         self.known: list[str] = []
 
     def need(self, name: str, kind: Any) -> Any:
         if name not in self.left:
-            raise ConfigError(f"{self.path}: {self.prefix}{name} is missing")
+            raise failure(ConfigError, self.path, f": {self.prefix}{name} is missing")
         return self.get(name, kind, None)
 
     def get(self, name: str, kind: Any, default: Any) -> Any:
@@ -317,12 +316,21 @@ class _Entries:
         value = self.left.pop(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             words = {str: "a text", list: "a list", dict: "entries of the form name: value", bool: "true or false"}
-            raise self.wrong(name, f"{words.get(kind, 'a number')} is expected, found {value!r}")
+            raise self.wrong(name, f"{words.get(kind, 'a number')} is expected, found {shown(value)}")
         return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts; empty if it is not there."""
+        found: list[str] = self.get(name, list, [])
+        for entry in found:
+            if not isinstance(entry, str):
+                raise self.wrong(name, f"a list of texts is expected, found {shown(entry)} in it")
+        return found
 
     def done(self) -> None:
         for name in self.left:
-            raise ConfigError(f"{self.path}: {self.prefix}{name} is no entry. {did_you_mean(str(name), self.known)}")
+            problem = f": {self.prefix}{shown(name)[1:-1]} is no entry. {did_you_mean(str(name)[:80], self.known)}"
+            raise failure(ConfigError, self.path, problem)
 
-    def wrong(self, name: str, reason: str) -> ConfigError:
-        return ConfigError(f"{self.path}: {self.prefix}{name}: {reason}")
+    def wrong(self, name: str, reason: str) -> ErcfusionError:
+        return failure(ConfigError, self.path, f": {self.prefix}{name}: {reason}")

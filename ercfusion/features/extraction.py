@@ -45,6 +45,8 @@ from ercfusion.files import StrPath, atomic_write, one_at_a_time, user_cache
 from ercfusion.hints import command
 from ercfusion.pool import default_workers, usable_cores
 from ercfusion.progress import duration, rate, track
+from ercfusion.schemas.pack import Work
+from ercfusion.schemas.reading import read_json
 
 logger = logging.getLogger("ercfusion")
 
@@ -272,7 +274,7 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
         with atomic_write(path) as stream:
             json.dump(here, stream, indent=2)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, Work, error=PackError, advice="Begin again with fresh=true.")
     for name in dict.fromkeys([*here, *before]):
         if before.get(name) != here.get(name):
             raise PackError(

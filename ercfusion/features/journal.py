@@ -21,12 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion.errors import PackError
+from ercfusion.schemas.reading import failure, parse_json, shown
 
 # Item, rows, columns, bytes of the remarks, whether the numbers are float16; then the checksum of all that follows.
 _HEAD = struct.Struct("<4sIIIIBI")
-_MARK = b"ERC1"
+# In records of version 1 the checksum does not cover the head; they are still read.
+_MARK, _MARK_1 = b"ERC2", b"ERC1"
+_CHECKSUM = struct.calcsize("<I")
 # Seconds between two times that everything is forced to disk: what a loss of power could cost.
 _SYNC = 5.0
+
+
+_AGAIN = "Move it away, or begin again with fresh=true."
+
+
+def _are_remarks(found: Any) -> bool:
+    """Whether the remarks of a record are a reason, a duration, and a source or none."""
+    if not (isinstance(found, list) and len(found) == 3 and isinstance(found[0], str)):
+        return False
+    source = found[2]
+    named = isinstance(source, list) and len(source) == 2 and all(isinstance(part, str) for part in source)
+    return type(found[1]) in (int, float) and found[1] >= 0 and (source is None or named)
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,8 @@ class Journal:
         numbers = b"" if values is None else np.ascontiguousarray(values, dtype="<f2" if half else "<f4").tobytes()
         body = remarks + numbers
         flags = int(half) | (2 if values is None else 0)
-        head = _HEAD.pack(_MARK, item, rows, width, len(remarks), flags, zlib.crc32(body))
+        fields = _HEAD.pack(_MARK, item, rows, width, len(remarks), flags, 0)[:-_CHECKSUM]
+        head = fields + struct.pack("<I", zlib.crc32(body, zlib.crc32(fields)))
         position = self._stream.tell() + _HEAD.size + len(remarks)
         self._stream.write(head + body)
         self._stream.flush()
@@ -134,12 +150,13 @@ class Journal:
         return end
 
     def _records(self) -> Iterator[tuple[int, int, Entry]]:
+        length_of_file = os.fstat(self._stream.fileno()).st_size
         while True:
             head = self._stream.read(_HEAD.size)
             if len(head) < _HEAD.size:
                 return
             mark, item, rows, width, length, flags, checksum = _HEAD.unpack(head)
-            if mark != _MARK:
+            if mark not in (_MARK, _MARK_1):
                 if self._stream.tell() == _HEAD.size:
                     raise PackError(
                         f"{self.path} is no journal of an extraction. Move it away, or add fresh=true to begin anew."
@@ -147,10 +164,16 @@ class Journal:
                 return  # torn: the machine stopped while this was written
             half, absent = bool(flags & 1), bool(flags & 2)
             size = length + (0 if absent else rows * width * (2 if half else 4))
+            if size > length_of_file - self._stream.tell():
+                return  # torn, or a damaged head; read() would reserve what it asks for
             body = self._stream.read(size)
-            if len(body) < size or zlib.crc32(body) != checksum:
+            before = zlib.crc32(head[:-_CHECKSUM]) if mark == _MARK else 0
+            if zlib.crc32(body, before) != checksum:
                 return
-            reason, seconds, source = json.loads(body[:length])
+            remarks = parse_json(body[:length], self.path, error=PackError, advice=_AGAIN)
+            if not _are_remarks(remarks):
+                raise failure(PackError, self.path, f": found {shown(remarks)} as the remarks of item {item}", _AGAIN)
+            reason, seconds, source = remarks
             after = self._stream.tell()
             position = -1 if absent else after - size + length
             yield after, item, Entry(position, rows, width, half, reason, seconds, tuple(source) if source else None)

@@ -55,15 +55,11 @@ from ercfusion.features.storage import (
     write_values,
 )
 from ercfusion.files import StrPath, atomic_folder, atomic_write, sha256_of, user_cache
+from ercfusion.schemas.pack import Manifest
+from ercfusion.schemas.reading import check, failure, read_json, shown
 
 FORMAT_VERSION = 1
 Verify = Literal["auto", "full", "none"]
-
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "modality": str, "level": str, "tool": str, "tool_version": str, "settings": dict,
-    "dimensions": (list, type(None)), "rows": int, "keys": int, "width": int, "dtype": str, "corpus": str,
-    "corpus_fingerprint": str, "sources": dict, "licence": str, "created": str, "files": dict, "ercfusion": str,
-}  # fmt: skip
 
 
 def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str, Any], fingerprint: str) -> Path:
@@ -212,27 +208,20 @@ def read_manifest(folder: StrPath) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder. Build the pack, or correct the path.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PackError(f"{folder} has no {MANIFEST}: it is no feature pack, or not all was copied. {AGAIN}") from None
-    except (ValueError, OSError) as error:
-        raise PackError(f"{path} cannot be read as JSON: {error}. {AGAIN}") from error
+    if not path.exists():
+        raise PackError(f"{folder} has no {MANIFEST}: it is no feature pack, or not all was copied. {AGAIN}")
+    manifest = read_json(path, error=PackError, advice=AGAIN)
     if not isinstance(manifest, dict) or manifest.get("format") != "ercfusion-pack":
-        raise PackError(f"{path} does not describe a feature pack (its field 'format' is not 'ercfusion-pack').")
+        problem = " does not describe a feature pack (its field 'format' is not 'ercfusion-pack')"
+        raise failure(PackError, path, problem)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
-        raise PackError(
-            f"{path} has the format version {version!r}; ercfusion {__version__} reads version {FORMAT_VERSION}. Use "
-            f"the ercfusion that wrote it ({manifest.get('ercfusion', 'unknown')}) or a newer one, or build it again."
+        problem = (
+            f" has the format version {shown(version)}; ercfusion {__version__} reads version {FORMAT_VERSION}. Use "
+            f"the ercfusion that wrote it ({shown(manifest.get('ercfusion', 'unknown'))}), or build it again"
         )
-    for name, kind in _FIELDS.items():
-        if not isinstance(manifest.get(name, ...), kind):
-            raise PackError(f"{path}: the field {name!r} is missing or of the wrong type. {AGAIN}")
-    for name in (KEYS, VALUES):
-        entry = manifest["files"].get(name)
-        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or "sha256" not in entry:
-            raise PackError(f"{path}: the field 'files' lacks size and checksum of {name}. {AGAIN}")
+        raise failure(PackError, path, problem)
+    check(manifest, Manifest, path, error=PackError, advice=AGAIN)
     return manifest
 
 

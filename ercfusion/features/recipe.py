@@ -11,8 +11,6 @@ from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.features.extractor import EXTRACTORS
 from ercfusion.files import shipped_folder
 
-_FIELDS = ("name", "about", "tool", "settings", "licence")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -57,7 +55,10 @@ class Recipe:
         if ":" in self.tool and self.tool not in EXTRACTORS:
             EXTRACTORS.register(self.tool, self.tool)
         try:
-            return EXTRACTORS.load(self.tool)(settings)
+            tool = EXTRACTORS.load(self.tool)
+            if not isinstance(tool, type) or not hasattr(tool, "prepare"):
+                raise ConfigError(f"the recipe {self.name!r}: the tool {self.tool!r} is not the class of an extractor")
+            return tool(settings)
         except (ImportError, AttributeError) as error:
             if ":" not in self.tool:
                 raise
@@ -77,34 +78,18 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, or the file does not hold one; the message names file and key.
     """
-    import yaml
+    from ercfusion.schemas.reading import read_yaml, shown
+    from ercfusion.schemas.tables import RecipeFile
 
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
         if not path.is_file():
             raise ConfigError(f"features={name}: there is no such file")
-        where, text = str(path), path.read_text(encoding="utf-8")
     elif name in (known := recipe_names()):
-        where, text = f"recipe {name}", (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        path = _folder() / f"{name}.yaml"
     else:
-        raise ConfigError(f"no recipe {name!r}. {did_you_mean(name, known)}")
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: a mapping with the keys {', '.join(_FIELDS)} is expected")
-    for key in content:
-        if key not in _FIELDS:
-            raise ConfigError(f"{where}: unknown key {key!r}. {did_you_mean(str(key), _FIELDS)}")
-    for key, kind in (("name", str), ("tool", str), ("settings", dict), ("about", str), ("licence", str)):
-        if not isinstance(content.get(key, kind()), kind):
-            raise ConfigError(f"{where}: the key {key!r} must be of type {kind.__name__}")
-    for key in ("name", "tool"):
-        if not content.get(key):
-            raise ConfigError(f"{where}: the key {key!r} is missing")
-    if "/" in content["name"] or content["name"].startswith("."):
-        raise ConfigError(f"{where}: the name {content['name']!r} cannot be the beginning of a folder's name")
+        raise ConfigError(f"no recipe {shown(name)}. {did_you_mean(name, known)}")
+    content = read_yaml(path, RecipeFile, error=ConfigError)
     return Recipe(**{"settings": {}, **content})
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from ercfusion.data.features import Key
 from ercfusion.errors import PackError
 from ercfusion.files import atomic_write, sha256_of, user_cache
+from ercfusion.schemas.reading import failure, shown
+from ercfusion.schemas.tensors import Header, read_header
 
 MANIFEST, KEYS, VALUES = "pack.json", "utterances.parquet", "values.safetensors"
 AGAIN = "Build the pack again, or copy it again from where it came."
@@ -54,11 +56,14 @@ def read_keys(path: Path) -> list[Key]:
     try:
         table = pyarrow.parquet.ParquetFile(path).read(columns=["conversation", "turn"], use_threads=False)
         conversation, turn = table.column("conversation"), table.column("turn")
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise PackError(f"{path} cannot be read as a table of keys: {error}. {AGAIN}") from error
+    except (pyarrow.ArrowException, OSError, LookupError, ValueError, MemoryError) as error:
+        raise failure(PackError, path, f" cannot be read as a table of keys: {error}", AGAIN) from error
     if any(not pyarrow.types.is_string(column.type) or column.null_count for column in (conversation, turn)):
         raise PackError(f"{path}: the columns 'conversation' and 'turn' must be strings without gaps. {AGAIN}")
-    return list(zip(conversation.to_pylist(), turn.to_pylist(), strict=True))
+    try:
+        return list(zip(conversation.to_pylist(), turn.to_pylist(), strict=True))
+    except UnicodeDecodeError as error:
+        raise failure(PackError, path, f": a key is not UTF-8 ({error})", AGAIN) from error
 
 
 def write_values(path: Path, values: NDArray[Any], offsets: NDArray[Any] | None) -> None:
@@ -102,36 +107,24 @@ def map_values(path: Path, manifest: Mapping[str, Any]) -> tuple[NDArray[Any], N
     Raises:
         PackError: not a safetensors file, or without the tensors of a pack.
     """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"a header of {length} bytes does not fit")
-            header = json.loads(stream.read(length))
-        values = _map_tensor(path, header["values"], 8 + length, size)
-        offsets = None
-        if manifest["level"] == "sequence":
-            offsets = np.array(_map_tensor(path, header["offsets"], 8 + length, size))
-        if values.ndim != 2 or values.dtype.kind != "f" or (offsets is not None and offsets.dtype.kind != "i"):
-            raise ValueError(f"values are {values.dtype.name} of shape {values.shape}")
-        return values, offsets
-    except KeyError as error:
-        raise PackError(f"{path}: the tensor or field {error} is missing. {AGAIN}") from error
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise PackError(f"{path} is not a safetensors file with the tensors of a pack: {error}. {AGAIN}") from error
+    header = read_header(path, error=PackError, advice=AGAIN)
+    names = ("values", "offsets") if manifest["level"] == "sequence" else ("values",)
+    for name in names:
+        if name not in header:
+            raise failure(PackError, path, f": the tensor '{name}' is missing", AGAIN)
+        found, (kinds, rank) = header[name], (("F32", "F16"), 2) if name == "values" else (("I64",), 1)
+        if found.dtype not in kinds or len(found.shape) != rank:
+            problem = f": the tensor '{name}' is {shown(found.dtype)} of shape {shown(found.shape)}"
+            raise failure(PackError, path, f"{problem}, which is not what a pack holds", AGAIN)
+    values = _map_tensor(path, header["values"])
+    return values, np.array(_map_tensor(path, header["offsets"])) if "offsets" in names else None
 
 
-def _map_tensor(path: Path, entry: Mapping[str, Any], base: int, size: int) -> NDArray[Any]:
-    if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"numbers of type {entry['dtype']} do not occur in packs")
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(int(extent) for extent in entry["shape"])
-    first, last = entry["data_offsets"]
-    if min(first, *shape) < 0 or last - first != dtype.itemsize * int(np.prod(shape)) or base + last > size:
-        raise ValueError(f"the header places bytes {first} to {last} in a file of {size}")
-    if first == last:
+def _map_tensor(path: Path, entry: Header) -> NDArray[Any]:
+    dtype, shape = np.dtype(_DTYPES[entry.dtype]), tuple(entry.shape)
+    if 0 in shape:
         return np.empty(shape, dtype)  # an empty range cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r", offset=base + first, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=entry.first, shape=shape)
 
 
 # Checks

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import ErcfusionError, RunError, did_you_mean, nearest
+from ercfusion.errors import ConfigError, ErcfusionError, RunError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -62,6 +62,16 @@ def failure(error: type[ErcfusionError], path: str | Path, problem: str, advice:
     if advice and len(problem) + len(advice) + 2 <= room:
         problem = f"{problem.rstrip('.')}. {advice}"
     return error(f"{where}{problem}")
+
+
+def setting_error(origin: str, message: str) -> ErcfusionError:
+    """The error about a setting: as it is for one that was typed, within the limits of this module for one of a file.
+
+    Args:
+        origin: The file with ``": "`` at its end; empty if there is none.
+        message: What is wrong.
+    """
+    return failure(ConfigError, origin.removesuffix(": "), f": {message}") if origin else ConfigError(message)
 
 
 # Bytes and text
@@ -232,6 +242,8 @@ def read_yaml(
 
     if text is None:
         text = read_text(path, error=error, advice=advice, most=MAX_BYTES)
+    elif len(text) > MAX_BYTES:
+        raise failure(error, path, f": {len(text):,} characters; at most {MAX_BYTES:,} are read", advice)
     value, problem = parse_yaml(text, floats=floats)
     if problem:
         raise failure(error, path, problem, advice)

@@ -80,7 +80,7 @@ def test_a_preset(tmp_path):
         ("against: Two Words!", "pairs: [[concat, Two Words!], [Two Words!, concat]]", "stands there twice"),
         ("notes: >", "pairs: [[concat, Two Words!]]\nnotes: >", "keep one"),
         ("Two Words!:", "Concat:", "would share their files"),
-        ("title: A table", "title: [", "no valid YAML"),
+        ("title: A table", "title: [", "not valid YAML"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path, old, new, message):

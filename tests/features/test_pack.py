@@ -281,7 +281,7 @@ def test_not_a_pack(tmp_path):
     with pytest.raises(PackError, match=r"has no pack\.json"):
         read_pack(tmp_path)
     (tmp_path / MANIFEST).write_text("{half")
-    with pytest.raises(PackError, match=r"pack\.json cannot be read as JSON"):
+    with pytest.raises(PackError, match=r"pack\.json, line 1: not valid JSON"):
         read_pack(tmp_path)
     (tmp_path / MANIFEST).write_text("[]")
     with pytest.raises(PackError, match="does not describe a feature pack"):
@@ -292,8 +292,8 @@ def test_not_a_pack(tmp_path):
     ("changes", "message"),
     [
         ({"format_version": 99}, r"version 99; ercfusion .* reads version 1"),
-        ({"width": "four"}, r"field 'width' is missing or of the wrong type"),
-        ({"files": {KEYS: {}}}, r"lacks size and checksum of utterances\.parquet"),
+        ({"width": "four"}, r"key 'width': found 'four', but a whole number is expected"),
+        ({"files": {KEYS: {}}}, r"the key .files\.utterances\.parquet\.bytes. is missing"),
         ({"rows": 7}, r"holds 6 rows of width 4 \(float32\), pack\.json says 7 of width 4"),
         ({"dtype": "float16"}, r"says 6 of width 4 \(float16\)"),
         ({"keys": 7}, r"holds 6 keys, pack\.json says 7"),
@@ -420,7 +420,7 @@ def test_keys_that_do_not_fit(tmp_path):
         ([0, 5, 2, 8, 9], "do not rise from 0"),
         ([1, 2, 2, 8, 9], "do not rise from 0"),
         ([0, 2, 2, 8, 8], "end at row 8 of 9"),
-        (None, "the tensor or field 'offsets' is missing"),
+        (None, "the tensor 'offsets' is missing"),
     ],
 )
 def test_offsets_that_do_not_fit(tmp_path, offsets, message):
@@ -457,7 +457,9 @@ def test_values_files_of_every_wrong_kind(tmp_path, content):
     folder = write(tmp_path / "pack")
     (folder / VALUES).write_bytes(content)
     reseal(folder)
-    with pytest.raises(PackError, match=r"values\.safetensors is not a safetensors file"):
+    with pytest.raises(
+        PackError, match=r"values\.safetensors( is no safetensors file|: found|, key .values|: the tensor .values.)"
+    ):
         read_pack(folder)
 
 

@@ -44,10 +44,10 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: mine\ntool: [", "is not YAML"),
-        ("- a list", "a mapping with the keys"),
-        ("name: mine\ntool: opensmile\nsetings: {}", "unknown key 'setings'. Did you mean 'settings'"),
-        ("name: mine\ntool: 3", "'tool' must be of type str"),
+        ("name: mine\ntool: [", "line 2: not valid YAML"),
+        ("- a list", "a mapping .key: value. is expected"),
+        ("name: mine\ntool: opensmile\nsetings: {}", "there is no key 'setings'. Did you mean 'settings'"),
+        ("name: mine\ntool: 3", "key 'tool': found 3, but a text is expected"),
         ("tool: opensmile", "'name' is missing"),
         ("name: a/b\ntool: opensmile", "cannot be the beginning of a folder's name"),
     ],

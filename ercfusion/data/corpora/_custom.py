@@ -16,6 +16,7 @@ from ercfusion.data.schema import LabelSchema, label_key
 from ercfusion.data.tabular import Row, read_text
 from ercfusion.data.task import KINDS, TaskKind, TaskSpec
 from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
+from ercfusion.schemas.reading import failure, read_yaml, shown
 
 Recordings = Literal["turn", "conversation"]
 TABLE = "utterances.csv"
@@ -68,16 +69,12 @@ def read_settings(path: Path) -> Settings:
     Raises:
         CorpusFormatError: no YAML, an unknown key, or a value of another type; file and key are named.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(read_text(path, remedy="Save it as UTF-8."))
-    except yaml.YAMLError as error:
-        raise CorpusFormatError(f"{path} is no valid YAML: {' '.join(str(error).split())}. Correct it.") from error
+    text = read_text(path, remedy="Save it as UTF-8.")
+    found = read_yaml(path, error=CorpusFormatError, advice="Correct it.", text=text)
     entries = _checked(path, "", found, _KEYS)
     recordings = entries.get("recordings")
     if recordings is not None and recordings not in get_args(Recordings):
-        _fail(path, "recordings", f"found {recordings!r}. {did_you_mean(recordings, get_args(Recordings))}")
+        _fail(path, "recordings", f"found {shown(recordings)}. {did_you_mean(recordings, get_args(Recordings))}")
     targets = entries.pop("targets", None)
     if targets is not None:
         if not targets:
@@ -96,7 +93,7 @@ def _target_entries(path: Path, name: Any, found: Any) -> dict[str, Any]:
     entries = _checked(path, where, found, {**_COMMON, **_LABELLED, **_REGRESSED})
     kind = entries.setdefault("kind", "single_label")
     if kind not in KINDS:
-        _fail(path, f"{where}.kind", f"found {kind!r}. {did_you_mean(kind, KINDS)}")
+        _fail(path, f"{where}.kind", f"found {shown(kind)}. {did_you_mean(kind, KINDS)}")
     foreign = _LABELLED if kind == "regression" else _REGRESSED
     for key in entries:
         if key in foreign:
@@ -119,7 +116,7 @@ def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
         for entry in names:
             if not isinstance(entry, str) or not entry.strip() or entry != entry.strip():
                 # Unquoted, YAML reads no, off and 1 as other things than words.
-                _fail(path, f"{where}.{key}", f"found {entry!r}, but text is expected. Put the word in quotes")
+                _fail(path, f"{where}.{key}", f"found {shown(entry)}, but text is expected. Put the word in quotes")
             if entries["kind"] == "multi_label" and (SEPARATOR in entry or entry == NOTHING):
                 _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {SEPARATOR!r} and {NOTHING!r}")
         forms = _composed(names)
@@ -131,12 +128,16 @@ def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
             _fail(path, f"{where}.{key}", f"{len(names)} names, but at least {least} are needed")
     for spelling, label in entries.get("synonyms", {}).items():
         if not isinstance(spelling, str) or not isinstance(label, str):
-            _fail(path, f"{where}.synonyms", f"found {spelling!r}: {label!r}, but two words are expected; quote them")
+            _fail(
+                path,
+                f"{where}.synonyms",
+                f"found {shown(spelling)}: {shown(label)}, but two words are expected; quote them",
+            )
 
 
 def _checked(path: Path, where: str, found: Any, keys: Mapping[str, type]) -> dict[str, Any]:
     if not isinstance(found, dict):
-        _fail(path, where, f"found {found!r}, but a mapping (key: value) is expected")
+        _fail(path, where, f"found {shown(found)}, but a mapping (key: value) is expected")
     entries: dict[str, Any] = {}
     for key, value in found.items():
         place = f"{where}.{key}" if where else str(key)
@@ -146,14 +147,14 @@ def _checked(path: Path, where: str, found: Any, keys: Mapping[str, type]) -> di
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind):
-            _fail(path, place, f"found {value!r}, but {_TYPES[kind]} is expected")
+            _fail(path, place, f"found {shown(value)}, but {_TYPES[kind]} is expected")
         entries[key] = value
     return entries
 
 
 def _fail(path: Path, key: str, problem: str) -> NoReturn:
-    place = f", key {key!r}" if key else ""
-    raise CorpusFormatError(f"{path}{place}: {problem.rstrip('.')}.")
+    place = f", key {shown(key)}" if key else ""
+    raise failure(CorpusFormatError, path, f"{place}: {problem.rstrip('.')}.")
 
 
 # Targets

@@ -403,7 +403,7 @@ def test_bad_settings(twin, change, words):
 
 def test_settings_that_are_no_yaml(twin):
     (twin / "corpus.yaml").write_text("title: [")
-    assert "is no valid YAML" in problem(twin)
+    assert "line 1: not valid YAML" in problem(twin)
     (twin / "corpus.yaml").write_text("just words")
     assert "but a mapping" in problem(twin)
 
