@@ -3,28 +3,38 @@
 A name that readers look for must never lead to something half-written, whatever interrupts the writer. So content is
 built under a hidden temporary name beside its target (on the same file system: renaming must not copy), forced to disk,
 and renamed.
+
+A killed process leaves such a name behind. The next one that opens the folder removes it
+(:func:`remove_leftovers`), if its writer is dead: a writer holds a lock (``flock``) on what it builds, which the system
+frees when it dies. Where locks do not work, leftovers stay.
 """
 
 from __future__ import annotations
 
-import glob
+import ctypes
 import hashlib
 import os
+import re
 import secrets
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TextIO, overload
 
 from ercfusion.errors import RunError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 StrPath = str | os.PathLike[str]
 
-# Temporaries of a killed writer are removed by the next writer of the same name, but only when nothing in them has
-# changed for a day: a younger one may belong to a writer at work.
-_LEFTOVER_SECONDS = 24 * 3600
+LOCK = ".lock"
+"""Name of the file by which :func:`one_at_a_time` locks a folder."""
+
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.ercfusion-[0-9a-f]{12}\.(?P<kind>partial|replaced)", re.DOTALL)
 
 
 def user_cache() -> Path:
@@ -76,29 +86,33 @@ def atomic_write(path: StrPath, mode: Literal["w", "wb"] = "w") -> AbstractConte
 def _writing(path: StrPath, mode: str) -> Iterator[IO[Any]]:
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(final)
-    try:
-        # "x" rather than tempfile.mkstemp: the file gets the permissions that the user's umask asks for.
+    remove_leftovers(final.parent)
+    with _building(final, folder=False) as temporary:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with open(temporary, mode.replace("w", "x"), **text) as stream:  # type: ignore[call-overload]
+        with open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(final.parent)
 
 
+def _remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
-def atomic_folder(path: StrPath, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: StrPath, *, overwrite: bool = False, discard: Callable[[Path], None] = _remove_tree
+) -> Iterator[Path]:
     """An empty folder to fill, which appears as ``path`` only when the block ends without an exception.
 
     Args:
         path: The final name. Folders on the way are created.
-        overwrite: Replace what is there, once the new folder is complete. (Two renames: a machine that stops exactly
-            between them leaves the old folder beside the target under a hidden name ending in ``.replaced``.)
+        overwrite: Replace what is there, once the new folder is complete: in one step where the file system can
+            exchange two names (Linux), otherwise in two, between which a kill leaves the old folder under a hidden
+            name; :func:`remove_leftovers` puts it back.
+        discard: Removes the old folder, which then has a hidden name.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False. It is raised at the end of the block too, when
@@ -109,10 +123,8 @@ def atomic_folder(path: StrPath, *, overwrite: bool = False) -> Iterator[Path]:
     if not overwrite and _occupied(final):
         raise FileExistsError(f"{final} exists")
     final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(final)
-    temporary = _temporary(final)
-    temporary.mkdir()
-    try:
+    remove_leftovers(final.parent, discard=discard if overwrite else None)
+    with _building(final, folder=True) as temporary:
         yield temporary
         for inner in sorted(temporary.rglob("*")):
             if inner.is_file():
@@ -122,13 +134,51 @@ def atomic_folder(path: StrPath, *, overwrite: bool = False) -> Iterator[Path]:
                 _sync_folder(inner)
         _sync_folder(temporary)
         if overwrite and _occupied(final):
-            _exchange(temporary, final)
+            _replace(temporary, final, discard)
         else:
             _rename_to_free(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _sync_folder(final.parent)
+
+
+@contextmanager
+def scratch_folder(beside: StrPath) -> Iterator[Path]:
+    """An empty hidden folder beside a file that is to come into being, removed with what is in it when the block ends.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    final = Path(os.path.realpath(beside))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(final.parent)
+    with _building(final, folder=True) as folder:
+        try:
+            yield folder
+        finally:
+            _remove_tree(folder)
+
+
+def remove_leftovers(folder: StrPath, *, deep: bool = False, discard: Callable[[Path], None] | None = None) -> None:
+    """Remove what killed writers of this module left half-written in a folder.
+
+    What was being replaced when its writer was killed is put back where nothing has taken its place.
+
+    Args:
+        folder: Need not exist.
+        deep: Also look into the folders below it.
+        discard: Removes a folder that was replaced; without it such folders stay.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if found := _HIDDEN.fullmatch(name):
+                _settle(Path(place, name), Path(place, found["name"]), found["kind"], discard)
+        folders[:] = [name for name in folders if _HIDDEN.fullmatch(name) is None]
+        if not deep:
+            return
+
+
+def is_leftover(name: str) -> bool:
+    """Whether this is the name of something that a killed process of ours may have left: half-written, or a lock."""
+    return name == LOCK or _HIDDEN.fullmatch(name) is not None
 
 
 @contextmanager
@@ -145,7 +195,7 @@ def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    lock = FileLock(Path(folder) / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -156,8 +206,87 @@ def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
         lock.release()
 
 
-def _temporary(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(6)}.partial")
+def _hidden(final: Path, kind: str) -> Path:
+    return final.with_name(f".{final.name}.ercfusion-{secrets.token_hex(6)}.{kind}")
+
+
+@contextmanager
+def _building(final: Path, *, folder: bool) -> Iterator[Path]:
+    # A new file or folder under a hidden name, locked; removed where the block fails.
+    while True:
+        temporary = _hidden(final, "partial")
+        if folder:
+            temporary.mkdir()
+        else:
+            # Not tempfile.mkstemp: the file gets the permissions that the user's umask asks for.
+            temporary.touch(exist_ok=False)
+        try:
+            handle = _lock(temporary, wait=True)
+            break
+        except FileNotFoundError:
+            continue  # somebody took it for a leftover, in the moment before it was locked
+    try:
+        yield temporary
+    except BaseException:
+        if folder:
+            _remove_tree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """Lock what lies at ``path``; returns a handle to close, or None where there are no locks.
+
+    Raises:
+        FileNotFoundError: it is not there, or was renamed or removed while it was being locked.
+        BlockingIOError: another process or thread has the lock (only without ``wait``).
+    """
+    if fcntl is None:
+        return None
+    try:
+        # Some network file systems lock files only where they are open for writing, and no folders.
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        here, there = os.fstat(handle), os.stat(path)
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            raise FileNotFoundError(f"{path} has become another one")
+    except (FileNotFoundError, BlockingIOError):
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _settle(leftover: Path, final: Path, kind: str, discard: Callable[[Path], None] | None) -> None:
+    try:
+        handle = _lock(leftover, wait=False)
+    except OSError:
+        return  # its writer is at work, or another process settles it, or it is not ours to open
+    if handle is None:
+        return
+    try:
+        if kind == "partial":
+            if leftover.is_dir():
+                _remove_tree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+        elif not os.path.lexists(final):
+            os.rename(leftover, final)
+        elif discard is not None:
+            discard(leftover)
+    except OSError:
+        return  # where nothing may be written, a leftover does no harm
+    finally:
+        os.close(handle)
 
 
 def _occupied(folder: Path) -> bool:
@@ -175,27 +304,40 @@ def _rename_to_free(temporary: Path, final: Path) -> None:
         raise
 
 
-def _exchange(temporary: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.{secrets.token_hex(6)}.replaced")
-    os.rename(final, old)
+def _replace(temporary: Path, final: Path, discard: Callable[[Path], None]) -> None:
+    old = _hidden(final, "replaced")
+    while True:  # until it is ours: another process may replace it, too
+        try:
+            handle = _lock(final, wait=True)
+            break
+        except FileNotFoundError:
+            if not os.path.lexists(final):
+                _rename_to_free(temporary, final)
+                return
     try:
-        os.rename(temporary, final)
-    except BaseException:
-        os.rename(old, final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(final: Path) -> None:
-    endings = ("partial", "replaced") if final.exists() else ("partial",)
-    for ending in endings:
-        for leftover in final.parent.glob(f".{glob.escape(final.name)}.*.{ending}"):
+        if _swap(temporary, final):
+            os.rename(temporary, old)
+        else:
+            os.rename(final, old)
             try:
-                newest = max(entry.stat().st_mtime for entry in (leftover, *leftover.rglob("*")))
-            except OSError:
-                continue
-            if leftover.is_dir() and time.time() - newest > _LEFTOVER_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+                os.rename(temporary, final)
+            except BaseException:
+                os.rename(old, final)
+                raise
+        _sync_folder(final.parent)
+        discard(old)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in a single step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from Linux's headers
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync_folder(folder: Path) -> None:

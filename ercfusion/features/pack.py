@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -54,9 +55,11 @@ from ercfusion.features.storage import (
     write_keys,
     write_values,
 )
-from ercfusion.files import StrPath, atomic_folder, atomic_write, sha256_of, user_cache
+from ercfusion.files import StrPath, atomic_folder, atomic_write, remove_leftovers, sha256_of, user_cache
 from ercfusion.schemas.pack import Manifest
 from ercfusion.schemas.reading import check, failure, read_json, shown
+
+logger = logging.getLogger("ercfusion")
 
 FORMAT_VERSION = 1
 Verify = Literal["auto", "full", "none"]
@@ -92,7 +95,15 @@ def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, A
 
 def has_pack(folder: StrPath) -> bool:
     """Whether a pack lies in ``folder`` (complete if :func:`write_pack` wrote it; nothing is verified)."""
-    return (Path(folder) / MANIFEST).is_file()
+    folder = Path(folder)
+    if not folder.is_dir():
+        tidy_packs(folder.parent)
+    return (folder / MANIFEST).is_file()
+
+
+def tidy_packs(parent: StrPath) -> None:
+    """Remove what killed writers left among the packs in ``parent``, and put back a pack that one was replacing."""
+    remove_leftovers(parent, discard=_discard)
 
 
 def write_pack(
@@ -127,7 +138,8 @@ def write_pack(
         missing: Turns that have no features, with the reason.
         notes: Turns whose features are there but questionable, with what is odd.
         trained_on: Whose labels the values were trained with, if any's (see :mod:`ercfusion.features.provenance`).
-        overwrite: Replace an existing pack, once the new one is complete.
+        overwrite: Replace an existing pack, once the new one is complete. Only files that its ``pack.json`` lists are
+            deleted; a folder that holds anything else, hidden files too, is refused.
 
     Returns:
         The folder.
@@ -178,7 +190,7 @@ def write_pack(
         manifest["trained_on"] = [dict(entry) for entry in trained_on]
     json.dumps(manifest, allow_nan=False)  # settings that JSON cannot hold fail here, before the large file is written
     try:
-        with atomic_folder(folder, overwrite=overwrite) as building:
+        with atomic_folder(folder, overwrite=overwrite, discard=_discard) as building:
             write_keys(building / KEYS, table.keys)
             write_values(building / VALUES, values, offsets)
             manifest["files"] = {
@@ -206,6 +218,8 @@ def read_manifest(folder: StrPath) -> dict[str, Any]:
     """
     folder = Path(folder)
     path = folder / MANIFEST
+    if not folder.is_dir():
+        tidy_packs(folder.parent)
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder. Build the pack, or correct the path.")
     if not path.exists():
@@ -296,12 +310,45 @@ def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder} is a file. Choose another folder for the pack.")
     inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    others = {name for name in inside if not name.startswith(".")} - {MANIFEST, KEYS, VALUES}
-    if others:
+    if not inside:
+        return
+    listed = _listed(folder)
+    if others := inside - (listed or {MANIFEST, KEYS, VALUES}):
         # Even with overwrite: what is no pack is never deleted.
-        raise PackError(f"{folder} holds other files, for example {min(others)}. Choose another folder for the pack.")
-    if inside and not overwrite:
+        raise PackError(
+            f"{folder} holds other files, for example {min(others)}. Move them away, or choose another folder for the "
+            "pack."
+        )
+    if not overwrite:
         raise PackError(f"{folder} exists already. Choose another folder, or pass overwrite=True to replace the pack.")
+    if not listed:
+        raise PackError(
+            f"{folder} holds {min(inside)}, but no {MANIFEST} of ours that lists it, and only what one lists is "
+            "replaced. Move it away, or choose another folder for the pack."
+        )
+
+
+def _listed(folder: Path) -> set[str]:
+    # The files of a pack of ours, whatever its version; none where there is no manifest that can be read.
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        return set()
+    if not isinstance(manifest, dict) or manifest.get("format") != "ercfusion-pack":
+        return set()
+    files = manifest.get("files")
+    # Names only: a manifest that points out of its folder lists nothing there.
+    return {MANIFEST, *(name for name in (files if isinstance(files, dict) else ()) if Path(name).name == name)}
+
+
+def _discard(old: Path) -> None:
+    # What is listed, the list last: whoever is killed here leaves a folder from which the next one can go on.
+    try:
+        for name in (*sorted(_listed(old) - {MANIFEST}), MANIFEST):
+            (old / name).unlink(missing_ok=True)
+        old.rmdir()
+    except OSError:
+        logger.warning("%s holds files that belong to no pack: they were kept", old)
 
 
 def _check_identity(

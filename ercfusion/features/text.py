@@ -27,7 +27,7 @@ from ercfusion.features.encoders import (
     load_encoder,
 )
 from ercfusion.features.extractor import package_version
-from ercfusion.features.pack import bound_pack_folder, has_pack, read_pack, write_pack
+from ercfusion.features.pack import bound_pack_folder, has_pack, read_pack, tidy_packs, write_pack
 from ercfusion.files import StrPath
 from ercfusion.progress import track
 
@@ -115,6 +115,7 @@ def text_pack(
     everyone = [conversation for split in splits.values() for conversation in split]
     identity = encoder_identity(encoder, texts_digest(spoken_texts(everyone)))
     target = text_pack_folder(corpus, identity) if folder is None else Path(folder).expanduser()
+    tidy_packs(target.parent)
     if not has_pack(target):
         with _building_lock(target):
             if not has_pack(target):

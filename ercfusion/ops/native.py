@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from ercfusion.files import scratch_folder
 
 log = logging.getLogger("ercfusion")
 
@@ -82,12 +83,10 @@ def build(source: Path) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError:
             path.unlink(missing_ok=True)  # damaged: build it anew
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".so", prefix=f".{source.stem}-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        message = ""
+    message = ""
+    # In a folder of its own, which the next process removes where this one is killed. A linker makes the file anew.
+    with scratch_folder(path) as scratch:
+        temporary = scratch / path.name
         for tuning in TUNING:
             command = [*compiler, *FLAGS, *tuning, str(source), "-o", str(temporary)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,9 +96,7 @@ def build(source: Path) -> ctypes.CDLL:
                 os.replace(temporary, path)
                 return library
             message = message or (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-        raise OSError(f"{shlex.join(compiler)} failed: {message}")
-    finally:
-        temporary.unlink(missing_ok=True)
+    raise OSError(f"{shlex.join(compiler)} failed: {message}")
 
 
 @cache

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from ercfusion.features.pack import (
     read_pack,
     write_pack,
 )
-from ercfusion.files import sha256_of
+from ercfusion.files import is_leftover, sha256_of
 
+LEFT = ".ercfusion-0123456789ab"
 MEMBERS = sorted([KEYS, MANIFEST, VALUES])
 
 
@@ -264,12 +266,66 @@ def test_a_killed_writer_leaves_no_pack(tmp_path):
     for process in [start("half"), start("rename")]:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == -9, errors
-    assert len(names(tmp_path)) == 2  # two hidden leftovers
+    assert all(is_leftover(name) for name in names(tmp_path))
+    assert names(tmp_path)
     assert not has_pack(tmp_path / "pack")
     with pytest.raises(PackError, match="no such folder"):
         read_pack(tmp_path / "pack")
     write(tmp_path / "pack")
     assert len(read_pack(tmp_path / "pack")) == 6
+    assert names(tmp_path) == ["pack"]
+
+
+def test_a_pack_that_was_being_replaced_is_there_for_the_next_reader(tmp_path):
+    write(tmp_path / "pack").rename(tmp_path / f".pack{LEFT}.replaced")
+    assert len(read_pack(tmp_path / "pack")) == 6
+    (tmp_path / "pack").rename(tmp_path / f".pack{LEFT}.replaced")
+    assert has_pack(tmp_path / "pack")
+    # Killed while the old one was being removed: the rest goes with the next pack that is written.
+    old = tmp_path / f".pack{LEFT}.replaced"
+    shutil.copytree(tmp_path / "pack", old)
+    (old / KEYS).unlink()
+    write(tmp_path / "pack", sequence_table(), overwrite=True)
+    assert names(tmp_path) == ["pack"]
+
+
+@pytest.mark.parametrize("name", [".git", ".notes.txt", "notes.txt"])
+def test_only_what_a_pack_lists_is_deleted(tmp_path, name):
+    folder = write(tmp_path / "pack")
+    (folder / name).mkdir() if name == ".git" else (folder / name).touch()
+    before = names(folder)
+    with pytest.raises(PackError, match=rf"holds other files, for example {re.escape(name)}\. Move them away"):
+        write(folder, sequence_table(), overwrite=True)
+    assert names(folder) == before
+    assert read_pack(folder).modality == "audio"
+
+
+def test_files_with_a_packs_names_that_no_pack_lists_are_kept(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / VALUES).write_bytes(b"mine")
+    with pytest.raises(PackError, match=r"holds values\.safetensors, but no pack\.json of ours"):
+        write(folder, overwrite=True)
+    (folder / MANIFEST).write_text('{"format": "another\'s"}')
+    with pytest.raises(PackError, match=r"no pack\.json of ours"):
+        write(folder, overwrite=True)
+    assert names(folder) == [MANIFEST, VALUES]
+    assert (folder / VALUES).read_bytes() == b"mine"
+
+
+def test_what_comes_into_a_pack_while_it_is_replaced_is_kept(tmp_path, caplog, monkeypatch):
+    folder, original = write(tmp_path / "pack"), pack._discard
+
+    def late(old):
+        (old / "notes.txt").write_text("mine")
+        original(old)
+
+    monkeypatch.setattr(pack, "_discard", late)
+    write(folder, sequence_table(), overwrite=True)
+    assert read_pack(folder).modality == "frames"
+    kept = next(tmp_path.glob(".pack.*.replaced"))
+    assert names(kept) == ["notes.txt"]
+    assert f"{kept} holds files that belong to no pack" in caplog.text
 
 
 # Faults when reading
