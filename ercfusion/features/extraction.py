@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,13 +34,14 @@ from ercfusion.features.pack import (
     read_manifest,
     read_pack,
     refuse_if_in_the_way,
+    tidy_packs,
     write_pack,
 )
 from ercfusion.features.recipe import Recipe
-from ercfusion.features.storage import KEYS, read_keys
+from ercfusion.features.storage import KEYS, MANIFEST, read_keys
 from ercfusion.features.text import licence_of_texts, text_pack_folder
 from ercfusion.features.work import WorkList, clip_work, relative_name, text_work
-from ercfusion.files import StrPath, atomic_write, one_at_a_time, user_cache
+from ercfusion.files import StrPath, atomic_write, is_leftover, one_at_a_time, remove_leftovers, user_cache
 from ercfusion.hints import command
 from ercfusion.pool import default_workers, usable_cores
 from ercfusion.progress import duration, rate, track
@@ -50,7 +50,7 @@ from ercfusion.schemas.reading import read_json
 
 logger = logging.getLogger("ercfusion")
 
-_WORK, _JOURNAL = "work.json", "journal.bin"
+_WORK, _JOURNAL, _RAW = "work.json", "journal.bin", "values.raw"
 # Groups of texts up to this number are encoded in this process: starting others takes longer.
 _FEW_GROUPS = 32
 
@@ -113,16 +113,20 @@ def extract_pack(
         else {"tool": extractor.tool, **_settings(extractor, recipe), "items": work.digest}
     )
     target = _target(out, corpus, recipe, extractor, identity)
+    building = target.with_name(f".{target.name}.building")
+    tidy_packs(target.parent)
     if has_pack(target) and not (fresh or retry):
-        return _existing(target, corpus, identity)
+        found = _existing(target, corpus, identity)
+        _clear_if_written(building, target)
+        return found
     refuse_if_in_the_way(target, overwrite=has_pack(target))  # rather now than when all is done
     if extractor.licence:
         _announce(extractor.tool, extractor.licence)
     remarks = _remarks_on_all(extractor, work)
-    building = target.with_name(f".{target.name}.building")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(building, f"the pack {target.name}"):
+            remove_leftovers(building)
             if fresh:
                 _forget(building)
             _check_work(building, extractor, identity, corpus)
@@ -136,7 +140,7 @@ def extract_pack(
                 _work_off(run, groups, work, journal, is_text=is_text, strict=strict, what=recipe.name)
                 made = _assemble(journal, work, building, remarks)
                 _write(target, made, corpus, recipe, extractor, identity, overwrite=has_pack(target))
-            shutil.rmtree(building, ignore_errors=True)
+            _clear(building)
     except OSError as error:
         raise PackError(
             f"{target}: the pack cannot be made there: {error}. Choose another place with out=FOLDER, or with the "
@@ -161,6 +165,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
     everyone = [conversation for split in splits.values() for conversation in split]
     keys = {(conversation.id, turn.id) for conversation in everyone for turn in conversation.turns}
     most, best = -1, list[Path]()
+    tidy_packs(root)
     for folder in sorted(root.glob(f"{recipe.name}-*")):
         if not has_pack(folder):
             continue
@@ -258,6 +263,32 @@ def _remarks_on_all(extractor: Any, work: WorkList) -> dict[Any, str]:
 def _forget(building: Path) -> None:
     for name in (_WORK, _JOURNAL):
         (building / name).unlink(missing_ok=True)
+
+
+def _clear(building: Path) -> None:
+    # What is ours; the work list first, without which nothing goes on from here.
+    _forget(building)
+    (building / _RAW).unlink(missing_ok=True)
+    for path in list(building.iterdir()):
+        if is_leftover(path.name):
+            path.unlink(missing_ok=True)
+    if not any(building.iterdir()):
+        building.rmdir()
+
+
+def _clear_if_written(building: Path, target: Path) -> None:
+    # For a process that was killed after the pack had been written and before this folder was gone. The values are put
+    # together before the pack's own file is written, on the same disk, so the times tell.
+    if not building.is_dir():
+        return
+    raw = building / _RAW
+    try:
+        written = raw.is_file() and raw.stat().st_mtime_ns <= (target / MANIFEST).stat().st_mtime_ns
+        if written or not (building / _WORK).is_file():
+            with one_at_a_time(building, f"the pack {target.name}"):
+                _clear(building)
+    except (OSError, RunError) as error:
+        logger.debug("%s stays: %s", building, error)  # another process is at work there, or nothing may be removed
 
 
 def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus: Corpus) -> None:
@@ -392,7 +423,7 @@ def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping
         )
     offsets = np.concatenate([[0], np.cumsum([entries[at].rows for at in held])]).astype(np.int64)
     dtype = np.float16 if all(entries[at].half for at in held) else np.float32
-    width, raw = widths.pop(), building / "values.raw"
+    width, raw = widths.pop(), building / _RAW
     with raw.open("wb") as stream:
         for at in held:
             stream.write(journal.values(work.owners[at]).astype(dtype, copy=False).tobytes())

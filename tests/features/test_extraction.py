@@ -20,6 +20,7 @@ from tools import Recordings, loudness, write_recordings
 from ercfusion.data import open_corpus
 from ercfusion.errors import BatchError, MissingExtraError, PackError, RunError
 from ercfusion.features.clip_error import ClipError
+from ercfusion.features.executors import in_this_process
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
 from ercfusion.features.pack import KEYS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
@@ -201,6 +202,57 @@ def test_recordings_of_two_sampling_rates(corpus: Recordings, caplog: pytest.Log
     assert again.notes == made.notes
     even = extract(corpus, Recipe("voice", "opensmile", {"feature_set": "IS09", "resample": "all"}))
     assert even.notes == {}
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips are done in this process."""
+    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_kill_leaves_beside_a_pack_goes_with_the_next_command(
+    corpus: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = tmp_path / ".mine.building"
+    with monkeypatch.context() as patch:
+        patch.setattr("ercfusion.features.extraction._clear", lambda folder: None)
+        extract(corpus, out=tmp_path / "mine")  # as if killed when the pack was in its place
+    assert (building / "values.raw").is_file()
+    (tmp_path / ".mine.ercfusion-0123456789ab.partial").mkdir()
+    assert extract(corpus, out=tmp_path / "mine").found
+    assert not building.exists()
+    assert not list(tmp_path.glob(".mine.*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_what_is_under_way_beside_a_pack_is_kept(corpus: Recordings, tmp_path: Path) -> None:
+    damaged = corpus.root() / "talk1-0.wav"
+    sound = damaged.read_bytes()
+    damaged.write_bytes(b"")
+    mine, building = tmp_path / "mine", tmp_path / ".mine.building"
+    assert extract(corpus, out=mine).missing
+    with pytest.raises(ClipError):
+        extract(corpus, out=mine, retry=True, strict=True)
+    assert (building / "work.json").is_file()
+    assert extract(corpus, out=mine).found
+    assert (building / "journal.bin").is_file()
+    damaged.write_bytes(sound)
+    (building / "notes.txt").write_text("mine")
+    assert not extract(corpus, out=mine, retry=True, strict=True).missing
+    assert [path.name for path in building.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("options", [{"fresh": True}, {"retry": True}])
+def test_replacing_a_pack_deletes_nothing_else(corpus: Recordings, tmp_path: Path, options: dict[str, bool]) -> None:
+    pack = extract(corpus, out=tmp_path / "mine").folder
+    (pack / ".notes.txt").write_text("mine")
+    before = content(pack)
+    with pytest.raises(PackError, match=r"holds other files, for example \.notes\.txt\. Move them away"):
+        extract(corpus, out=pack, **options)
+    assert content(pack) == before
+    assert (pack / ".notes.txt").read_text() == "mine"
 
 
 def test_strict_stops_and_keeps_what_was_done(corpus: Recordings, tmp_path: Path) -> None:
