@@ -10,7 +10,7 @@ from typing import Any
 
 from ercfusion.cli import listed, override_text, run_command, split_flags, split_settings, switch, whole_number
 from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import one_at_a_time
+from ercfusion.files import one_at_a_time, remove_leftovers
 from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
@@ -106,6 +106,7 @@ def reproduce(
             runs = Path(settings.get("runs", f"outputs/reproduce/{preset.name}")).expanduser()
             logger.info("%s: %d of %d runs have no record yet", preset.title, len(missing), _asked(preset))
             with one_at_a_time(runs, "this table"):
+                remove_leftovers(runs, deep=True)
                 started = time.monotonic()
                 extra = [override_text(key, value) for key, value in settings.items() if key.startswith("data.")]
                 try:

@@ -22,7 +22,7 @@ from ercfusion.search.status import described
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
 from ercfusion.tasks.metrics import higher_is_better
-from ercfusion.training.folder import describe, write_json
+from ercfusion.training.folder import describe, is_described, write_json
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -34,6 +34,7 @@ TABLE = "trials.csv"
 BEST = "best.yaml"
 SUMMARY = "summary.json"
 RERUN = "rerun"
+WINNER = "winner.json"
 # Complete trials below which importances would be noise.
 _ENOUGH = 10
 
@@ -206,16 +207,17 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
 
     parent = plan.folder / RERUN
     _make_room(parent, best.number)
+    # Before the folders, so that those of an earlier winner are known as such, however little of them there is.
+    write_json(parent / WINNER, {"trial": best.number, "settings": best.user_attrs["result"]["settings"]})
     jobs = []
     for seed in seeds:
         folder = parent / f"seed-{seed}"
         config = trial_config(plan, {**best.user_attrs["result"]["settings"], "seed": seed}, folder)
-        if not (folder / "environment.json").is_file():
+        if not is_described(folder):
             folder.mkdir(parents=True, exist_ok=True)
             typed = [entry for entry in typed_arguments(plan, config) if not entry.startswith("seed=")]
             describe(folder, config, [*typed, f"seed={seed}"], plan.config["command"])
         jobs.append(RunJob(f"the winner again, seed {seed}", config, folder))
-    write_json(parent / "winner.json", {"trial": best.number, "settings": best.user_attrs["result"]["settings"]})
     left = [job for job in jobs if not (job.folder / RECORD).is_file()]
 
     def ended(outcome: Outcome[RunJob, Any]) -> None:
@@ -229,7 +231,7 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
 
 def _make_room(parent: Path, trial: int) -> None:
     """Nothing is overwritten: runs of an earlier winner are moved aside."""
-    note = parent / "winner.json"
+    note = parent / WINNER
     if not note.is_file():
         return
     earlier = read_json(note, Winner, advice="Move the folder away; it is made again.")["trial"]

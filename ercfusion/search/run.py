@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.usable import LABELLED
 from ercfusion.errors import RunError, TrainingError
-from ercfusion.files import one_at_a_time
+from ercfusion.files import one_at_a_time, remove_leftovers
 from ercfusion.hints import command
 from ercfusion.pool import default_workers, run_jobs
 from ercfusion.search.config import check_sweep, fitted
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
+LOG = "sweep.log"
 # Seconds without a sign of life after which another machine's trial is given up (it beats every 30 s).
 SILENCE = 300.0
 # Rounds of worker processes that die without ending a single trial.
@@ -178,8 +179,9 @@ def reopen(folder: str | Path, changes: Mapping[str, Any]) -> Plan:
     check_sweep(config["sweep"])
     plan = Plan(path, config, storage, config["sweep"]["name"], config["place"], config["study"]["metric"])
     with named_failures(storage):
-        if storage is None and not _has_study(plan):
-            create_or_join(plan, config["study"]["identity"])  # stopped before it had been made
+        # The log is opened when all is set up: without it the command was stopped before there was a study.
+        if (storage is None or not (path / LOG).is_file()) and not _has_study(plan):
+            create_or_join(plan, config["study"]["identity"])
         study = open_study(plan)
         if study.user_attrs.get("founder") in (plan.place, None):
             study.set_user_attr("founder", plan.place)
@@ -208,7 +210,8 @@ def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
         plan: From :func:`begin` or :func:`reopen`.
         rerun_asked: Train the winner again here even though the sweep was begun elsewhere.
     """
-    with one_at_a_time(plan.folder, "the sweep"), log_file(plan.folder / "sweep.log"), named_failures(plan.storage):
+    with one_at_a_time(plan.folder, "the sweep"), log_file(plan.folder / LOG), named_failures(plan.storage):
+        remove_leftovers(plan.folder, deep=True)
         # What was changed by resuming; a process that is stopped now shall find it.
         write_json(plan.folder / "config.json", plan.config)
         _prepared(plan.config)  # before the workers: they find the features in the cache

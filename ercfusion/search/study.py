@@ -302,7 +302,10 @@ def next_trial(
     while True:
         trials = study.get_trials(deepcopy=False)
         left = unfinished(trials, plan.place, worker)
+        founder = study.user_attrs["founder"] == plan.place
         if left:
+            # With the seed that it was begun with: what it has not chosen yet, it chooses as it would have.
+            study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, left[0].number)
             return _with_params(optuna_trial.Trial(study, left[0]._trial_id), plan)
         check_hope(trials, plan.place, since)
         found = tally(study, trials)
@@ -312,7 +315,6 @@ def next_trial(
             return None
         # A seed of its own for every trial: a sweep that is resumed goes on as if it had not been stopped, and never
         # begins anew with the same random settings.
-        founder = study.user_attrs["founder"] == plan.place
         study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, len(trials))
         trial = study.ask()
         trial.set_user_attr("owner", [plan.place, worker])

@@ -204,13 +204,11 @@ def train_trial(
     """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
     import torch
 
-    from ercfusion.training.folder import check_ranges, describe, log_file
+    from ercfusion.training.folder import check_ranges, describe, is_described, log_file
     from ercfusion.training.run import fit
 
-    if not (folder / "environment.json").is_file():
-        # Written last by what makes the folder: without it a process was stopped right then.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    if not is_described(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         describe(folder, config, typed_arguments(plan, config), plan.config["command"])
     check_ranges(config)
     torch.set_num_threads(config["training"]["threads"])

@@ -16,7 +16,7 @@ from typing import Any
 from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.evaluation.record import command_line, environment
-from ercfusion.files import atomic_write
+from ercfusion.files import atomic_write, is_leftover, remove_leftovers
 from ercfusion.hints import command as command_text
 from ercfusion.schemas.reading import check, failure, read_json
 from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
@@ -82,8 +82,27 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     return folder
 
 
+CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.json", "environment.json"
+DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
+"""What says what a folder will hold, in the order in which it is written."""
+
+
+def is_described(folder: Path) -> bool:
+    """Whether a folder can be resumed: what :func:`describe` writes is all there."""
+    return all((folder / name).is_file() for name in DESCRIPTION)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing, or no more than a process that was killed while it described it has left."""
+    names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
+    # The log and the table may be there where discarding a run was interrupted.
+    return names <= {*DESCRIPTION, "train.log", TABLE} and not names.issuperset(DESCRIPTION)
+
+
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
     """Write down what a folder will hold: its configuration, what was typed, and the environment.
+
+    ``config.json`` comes last: a folder that has it can be resumed, and one that has it not is as good as empty.
 
     Args:
         folder: Of the run.
@@ -91,9 +110,11 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
         overrides: As typed.
         command: The command line; None for that of this process.
     """
-    write_json(folder / "config.json", config)
-    write_json(folder / "overrides.json", {"overrides": list(overrides), "command": command or command_line()})
-    write_json(folder / "environment.json", environment())
+    remove_leftovers(folder)
+    (folder / CONFIG).unlink(missing_ok=True)
+    write_json(folder / ENVIRONMENT, environment())
+    write_json(folder / OVERRIDES, {"overrides": list(overrides), "command": command or command_line()})
+    write_json(folder / CONFIG, config)
 
 
 def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
@@ -105,7 +126,7 @@ def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> P
     if config["run"] is None:
         return free_folder(config, command, ending).resolve()
     folder = Path(config["run"]).expanduser()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not is_unused(folder):
         raise RunError(
             f"run={folder} is not empty, and nothing is overwritten. Choose another folder{_what_is_there(folder)}"
         )
@@ -126,6 +147,13 @@ def _make(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a folder with its content, and the folders above it that were made for it and are empty now."""
+    # What describes it last, and of that its configuration first: whenever this is interrupted, the folder can be
+    # resumed, or is as good as new.
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in DESCRIPTION:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for name in reversed(DESCRIPTION):
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     for parent in _parents_of.pop(folder, []):
         try:
@@ -136,6 +164,8 @@ def discard(folder: Path) -> None:
 
 def _what_is_there(folder: Path) -> str:
     """How to go on with a run or a sweep in ``folder``; a full stop where there is none."""
+    if not is_described(folder):
+        return "."
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -165,9 +195,18 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     """An existing run folder and its configuration.
 
     Raises:
-        RunError: not a folder, or without a readable ``config.json``.
+        RunError: not a folder, without a readable ``config.json``, or a part of its description is missing.
     """
     path, config = read_config(folder)
+    for name in DESCRIPTION:
+        if not (path / name).is_file():
+            remedy = (
+                f"nothing was trained there yet: begin anew in it with run={folder} and the settings of the run"
+                if is_unused(path)
+                else "copy it back from where it was moved to, or begin anew in another folder"
+            )
+            raise RunError(f"{folder} has no {name}, so it cannot be resumed; {remedy}")
+    remove_leftovers(path, deep=True)
     os.environ[FOLDER_VARIABLE] = str(path)
     return path, config
 
@@ -177,8 +216,13 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise RunError(f"{folder} is not a folder")
-    if not (path / "config.json").exists():
-        raise RunError(f"{folder} has no config.json: it is no run folder of ercfusion")
+    if not (path / CONFIG).exists():
+        if is_unused(path):
+            raise RunError(
+                f"{folder} has no {CONFIG}: its process was stopped before anything was done there. Begin in it with "
+                f"run={folder} and the settings that were meant"
+            )
+        raise RunError(f"{folder} has no {CONFIG}: it is no run folder of ercfusion")
     config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
     is_sweep = isinstance(config, dict) and "sweep" in config
     check(config, sweep_config() if is_sweep else run_config(), path / "config.json", advice=DAMAGED)
@@ -211,7 +255,7 @@ def read_overrides(folder: Path) -> dict[str, Any]:
 
 def discard_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
-    own = {"config.json", "overrides.json", "environment.json", "train.log", TABLE}
+    own = {*DESCRIPTION, "train.log", TABLE}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
 

@@ -168,14 +168,14 @@ def make_jobs(
 
 
 def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    from ercfusion.training.folder import is_described, is_unused
     from ercfusion.training.run import new_run_folder, open_run_folder
 
-    # environment.json is written last: without it a process was stopped while it made the folder.
-    if (folder / "environment.json").is_file():
+    if is_described(folder):
         _, begun = open_run_folder(folder)
         if not differences(settings_of(begun), settings_of(config)):
             return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not is_unused(folder):
         aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
         folder.rename(aside)
         logger.info("%s was begun with other settings; it is kept as %s", folder, aside.name)

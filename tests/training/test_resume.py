@@ -149,6 +149,8 @@ def test_a_resume_that_fails_leaves_the_folder(tmp_path: Path, capsys: pytest.Ca
     import json
 
     (folder / "config.json").write_text(json.dumps(config))
+    for name in ("overrides.json", "environment.json"):
+        shutil.copy(tmp_path / "other" / name, folder)
     assert "is not a folder" in refused(main, [f"resume={folder}"], capsys)
     assert (folder / "config.json").is_file()
 
