@@ -1,0 +1,32 @@
+"""Commands that are killed at every event of the file system; see ``kills.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from kills import SCENARIOS
+from runs import python
+
+# Events that there are at least: fewer would mean that they are not seen any more.
+LEAST = {"train": 60, "export": 80, "sweep": 100, "reproduce": 100, "extract": 40, "fresh": 50, "retry": 40}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork, SIGKILL and /proc")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_anywhere_it_ends_as_if_nothing_had_happened(scenario: str, tmp_path: Path) -> None:
+    if scenario == "sweep":
+        pytest.importorskip("optuna")
+    script = Path(__file__).with_name("kills.py")
+    done = python(str(script), scenario, str(tmp_path), timeout=1800, ERCFUSION_QUIET="1", PYTHONHASHSEED="0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert not found["failures"], "\n".join(found["failures"])
+    assert found["events"] >= LEAST[scenario]
+    assert found["states"] >= LEAST[scenario] // 3
+    assert found["kills"] >= 2
+    assert os.listdir(tmp_path / "root")
