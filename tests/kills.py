@@ -32,7 +32,7 @@ from unittest import mock
 HIDDEN = re.compile(r"ercfusion-[0-9a-f]{12}")
 CALLS = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 # What differs between two runs of one command: times, and the random name of a sweep's folder and study.
-TIMES = ("finished", "created", "cost", "seconds", "seconds_per_epoch", "started")
+TIMES = ("finished", "revision", "created", "cost", "seconds", "seconds_per_epoch", "started")
 NAMES = ("place", "name", "command", "overrides", "study", "folder", "run")
 EVERY = 10
 """One in so many states is also reached by really killing the process."""

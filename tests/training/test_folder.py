@@ -30,7 +30,7 @@ LEFT = ".config.json.ercfusion-0123456789ab.partial"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "environment", lambda: {"ercfusion": "test"})
+    monkeypatch.setattr("ercfusion.evaluation.record.revision", lambda: None)  # it asks git
     monkeypatch.setattr("os.fsync", lambda handle: None)
     monkeypatch.setenv(module.FOLDER_VARIABLE, "")
 
