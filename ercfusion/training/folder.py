@@ -217,7 +217,7 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_dir():
         raise RunError(f"{folder} is not a folder")
     if not (path / CONFIG).exists():
-        if is_unused(path):
+        if is_unused(path) and any(path.iterdir()):
             raise RunError(
                 f"{folder} has no {CONFIG}: its process was stopped before anything was done there. Begin in it with "
                 f"run={folder} and the settings that were meant"
