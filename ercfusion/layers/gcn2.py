@@ -248,7 +248,7 @@ class GCN2(nn.Module):
         dropout: Probability, before the projection, every convolution and the end.
 
     Shapes:
-        x (M, N, in_features), graph of the same nodes -> (M, N, features).
+        x (M, N, in_features), graph of the same nodes -> (M, N, features). ``dropped``: x has passed a dropout already.
     """
 
     def __init__(
@@ -269,9 +269,9 @@ class GCN2(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, graph: AngularGraph) -> Tensor:
+    def forward(self, x: Tensor, graph: AngularGraph, *, dropped: bool = False) -> Tensor:
         """See the class."""
-        initial = graph.buckets.spread(F.relu(self.narrow(self.dropout(x))))
+        initial = graph.buckets.spread(F.relu(self.narrow(x if dropped else self.dropout(x))))
         h = initial
         for conv in self.convs:
             h = F.relu(conv(graph.propagate(self.dropout(h)), initial))

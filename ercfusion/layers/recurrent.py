@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ercfusion.ops.packing import Packing
+from ercfusion.ops.processes import longest_over_processes
 
 
 class PackedLSTM(nn.Module):
-    """Bidirectional LSTM over the utterances of each conversation; no padding ever enters the recurrence.
+    """Bidirectional LSTM over the utterances of each conversation; no padding enters the recurrence unless asked for.
 
     Hochreiter & Schmidhuber (1997); as a context network over utterances: Poria et al., "Context-Dependent Sentiment
     Analysis in User-Generated Videos" (ACL 2017).
@@ -23,6 +24,9 @@ class PackedLSTM(nn.Module):
 
     Shapes:
         x (N, in_features) -> (N, out_features).
+
+    With ``padding`` (in_features) shorter conversations are followed by such rows up to the longest of the batch, which
+    the backward direction reads first: what released programs do that do not pack. Results then depend on the batch.
     """
 
     def __init__(
@@ -39,8 +43,14 @@ class PackedLSTM(nn.Module):
             batch_first=True,
         )
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, padding: Tensor | None = None) -> Tensor:
         """See the class."""
+        if padding is not None:
+            # In training up to the longest of another process, too: it is of the same batch.
+            longest = max(packing.longest, longest_over_processes(packing)) if self.training else packing.longest
+            rows = padding.to(x.dtype).expand(packing.size, longest, -1)
+            padded = self.lstm(rows.index_put((packing.conversation, packing.position), x))[0]
+            return packing.pack(padded[:, : packing.longest])
         if packing.size == 1:
             return self.lstm(x)[0]
         sequences = pack_padded_sequence(packing.pad(x), list(packing.lengths), batch_first=True, enforce_sorted=False)

@@ -170,8 +170,10 @@ class LowRankFusion(_Fusion):
     the code that circulates leaves w and b as they were drawn). One matrix product a modality; the factors are
     multiplied in single precision at least, since products of M of them leave the range of half precision.
 
-    The factors and w begin as published, normally distributed by Glorot's rule; b begins at zero. An absent modality
-    is [1; 0]: a constant instead of a product with it.
+    The factors and w begin normally distributed by Glorot's rule for the matrices that they are, with the variances
+    2 / (d_m + 1 + H) and 2 / (1 + R); b begins at zero. The released code applies the rule to the factors as stacks of
+    R matrices, which gives the variance 2 / ((d_m + 1 + R) H): ``initial="released"``. An absent modality is [1; 0]: a
+    constant instead of a product with it.
 
     Args:
         widths: d_m of one or more modalities.
@@ -179,6 +181,7 @@ class LowRankFusion(_Fusion):
         rank: R.
         dropout: Probability, in [0, 1), on the z_m.
         absent: What stands for an absent z_m: ``zero``, or ``learned``, a vector that begins at zero.
+        initial: Initial values of the factors: ``glorot`` or ``released``.
 
     Shapes:
         z: M times (N, d_m); present (N, M) bool, True where a modality is there, or None -> (N, H).
@@ -188,15 +191,27 @@ class LowRankFusion(_Fusion):
     """
 
     def __init__(
-        self, widths: Sequence[int], out_features: int, rank: int, *, dropout: float = 0.0, absent: str = "zero"
+        self,
+        widths: Sequence[int],
+        out_features: int,
+        rank: int,
+        *,
+        dropout: float = 0.0,
+        absent: str = "zero",
+        initial: str = "glorot",
     ) -> None:
         super().__init__(_check_widths(widths, out_features), out_features, dropout, absent)
         if rank < 1:
             raise ValueError(f"rank must be at least 1, found {rank}")
+        if initial not in ("glorot", "released"):
+            raise ValueError(f"initial must be one of glorot, released; found {initial!r}")
         self.rank = rank
         self.factors = nn.ParameterList(torch.empty(rank, out_features, width + 1) for width in self.widths)
         for factor in self.factors:
-            nn.init.normal_(factor, std=math.sqrt(2 / (factor.shape[2] + out_features)))
+            fans = factor.shape[2] + out_features
+            if initial == "released":
+                fans = (factor.shape[2] + rank) * out_features
+            nn.init.normal_(factor, std=math.sqrt(2 / fans))
         self.weight = nn.Parameter(torch.empty(rank).normal_(std=math.sqrt(2 / (1 + rank))))
         self.bias = nn.Parameter(torch.zeros(out_features))
 

@@ -86,6 +86,9 @@ class Capabilities:
 BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"
 """What runs, records and tables say of an architecture with :attr:`Limits.batch_dependence`."""
 
+PADDING_NOTE = "mask_padding=false lets its LSTM read padding"
+"""Why the score of an utterance depends on its batch, of architectures with a context LSTM and the option."""
+
 
 @dataclass(frozen=True)
 class Limits:

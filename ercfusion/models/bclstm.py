@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 
 
 class ContextLSTM(nn.Module):
@@ -22,6 +25,7 @@ class ContextLSTM(nn.Module):
         layers: Stacked LSTM layers.
         bidirectional: Read from both ends.
         residual: Give the dense layer the utterance vectors too, beside the LSTM's output.
+        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch.
 
     Shapes:
         x (N, in_features), packing of the N utterances -> (N, dense).
@@ -37,16 +41,18 @@ class ContextLSTM(nn.Module):
         layers: int = 1,
         bidirectional: bool = True,
         residual: bool = False,
+        mask_padding: bool = True,
     ) -> None:
         super().__init__()
         self.residual = residual
+        self.mask_padding = mask_padding
         self.lstm = PackedLSTM(in_features, hidden, layers, dropout, bidirectional=bidirectional)
         width = self.lstm.out_features + (in_features if residual else 0)
         self.dense = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dense), nn.ReLU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, batch: ConversationBatch) -> Tensor:
         """See the class."""
-        context = self.lstm(x, batch.packing)
+        context = self.lstm(x, batch.packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
         return self.dense(torch.cat([context, x], dim=1) if self.residual else context)
 
 
@@ -77,6 +83,8 @@ class BcLstm(Architecture):
         residual: Give the dense layer the utterance's own vector beside the LSTM's output.
         detach: See above; hierarchical only.
         bidirectional: False makes it causal.
+        mask_padding: False lets the LSTMs read zeros after the shorter conversations of a batch, as those of the
+            released code do; scores then depend on the batch.
 
     Shapes:
         batch -> hidden (N, dense); hierarchical: one representation (N, dense) a modality.
@@ -95,6 +103,7 @@ class BcLstm(Architecture):
         residual: bool = False,
         detach: bool = False,
         bidirectional: bool = True,
+        mask_padding: bool = True,
     ) -> None:
         self.bidirectional = bidirectional
         self.projection_width = projection
@@ -110,7 +119,14 @@ class BcLstm(Architecture):
 
         def level(in_features: int) -> ContextLSTM:
             return ContextLSTM(
-                in_features, hidden, dense, dropout, layers=layers, bidirectional=bidirectional, residual=residual
+                in_features,
+                hidden,
+                dense,
+                dropout,
+                layers=layers,
+                bidirectional=bidirectional,
+                residual=residual,
+                mask_padding=mask_padding,
             )
 
         self.unimodal = nn.ModuleDict()
@@ -129,6 +145,12 @@ class BcLstm(Architecture):
             compiles=False,
             compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
         )
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the recurrence, its amount matters."""
+        masked = cls.with_defaults(options)["mask_padding"]
+        return Limits(batch_dependence="" if masked else PADDING_NOTE)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""

@@ -14,7 +14,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.errors import BatchError
 from ercfusion.layers import ModalityProjection, PackedLSTM
-from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.ops.graph import RELATIONS, WindowGraph
 from ercfusion.ops.packing import Packing
 
@@ -77,13 +77,21 @@ class WeightedRelationalConv(nn.Module):
         num_relations: R, that of the graphs it will see.
         bases: Number of V_k; 0 gives every relation a matrix of its own.
         normalize: ``sum`` (c = 1) or ``relation`` (c the number of neighbours in relation r).
+        initial: Initial values: ``glorot`` (uniform, by Glorot's rule, no bias), or ``released``: all uniform within
+            1 / sqrt(bases * in_features), as in the graph library that the released code was written for.
 
     Shapes:
         x (N, in_features), graph over the same N utterances, weights (B, L, L), [b, t, u] -> (N, out_features).
     """
 
     def __init__(
-        self, in_features: int, out_features: int, num_relations: int, bases: int = 0, normalize: str = "sum"
+        self,
+        in_features: int,
+        out_features: int,
+        num_relations: int,
+        bases: int = 0,
+        normalize: str = "sum",
+        initial: str = "glorot",
     ) -> None:
         super().__init__()
         self.num_relations = num_relations
@@ -97,6 +105,10 @@ class WeightedRelationalConv(nn.Module):
         self.root = nn.Linear(in_features, out_features)
         nn.init.xavier_uniform_(self.root.weight)
         nn.init.zeros_(self.root.bias)
+        if _one_of("initial", initial, ("glorot", "released")) == "released":
+            bound = 1 / math.sqrt(len(self.weight) * in_features)
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
 
     def matrices(self) -> Tensor:
         """(R, in_features, out_features): W_r."""
@@ -162,16 +174,17 @@ class NodalAttention(nn.Module):
     r"""Attention over the whole conversation: :math:`x_t' = \sum_u \mathrm{softmax}_u (x_t^\top W x_u) x_u`.
 
     Ghosal et al. (EMNLP 2019), eqs. 6 and 7; with ``tanh`` the scores pass through a hyperbolic tangent first, as in
-    the released code, so that no utterance outweighs another by more than e^2.
+    the released code, so that no utterance outweighs another by more than e^2; with ``bias`` they are
+    :math:`(W^\top x_t + b)^\top x_u`, also as there.
 
     Shapes:
         x (N, features), packing of the N utterances -> (N, features) and the weights (B, L, L).
     """
 
-    def __init__(self, features: int, tanh: bool = False) -> None:
+    def __init__(self, features: int, tanh: bool = False, bias: bool = False) -> None:
         super().__init__()
         self.tanh = tanh
-        self.score = nn.Linear(features, features, bias=False)
+        self.score = nn.Linear(features, features, bias=bias)
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """See the class."""
@@ -198,7 +211,8 @@ class DialogueGcn(Architecture):
     more than 110 utterances cannot be run; messages run from the centre to the members, so that the weights an
     utterance receives do not sum to 1; messages are summed with these weights alone (the behaviour of the graph library
     of that time; later versions take the mean instead) through 30 shared basis matrices; there is no activation between
-    the convolutions; and the attention's scores pass through a tanh. Its LSTM reads padding.
+    the convolutions; the attention's scores have a bias and pass through a tanh; the convolutions begin with much
+    smaller weights; and nothing is dropped after the LSTM, which reads padding.
 
     *Here* the defaults are the paper's bilinear weights with the window's centre as the receiver; relations that tell
     the same speaker from another, so that any number of speakers will do; weights that sum to 1 over a window, divided
@@ -207,8 +221,9 @@ class DialogueGcn(Architecture):
     begins as nearly the same vector for all utterances of a conversation, and takes long to become anything else. The
     modalities, of which the paper has text alone, are projected to a common width and summed; the LSTM is packed. The
     literal form is the preset ``model=dialoguegcn_released``, which sets ``projection=0 edges=position bases=30
-    relations=speaker_pair normalize=sum aggregate=sum direction=released activation=none nodal=tanh residual=false``;
-    what eqs. 3 and 4 say is ``normalize=relation aggregate=sum``.
+    relations=speaker_pair normalize=sum aggregate=sum direction=released activation=none nodal=tanh nodal_bias=true
+    residual=false context_dropout=false initial=released``; it packs the LSTM, too, unless ``mask_padding=false``. What
+    eqs. 3 and 4 say is ``normalize=relation aggregate=sum``.
 
     Args:
         inputs: Modalities and widths.
@@ -232,7 +247,13 @@ class DialogueGcn(Architecture):
         nodal: Attention over the conversation before the classifier: ``softmax``, ``tanh`` (see
             :class:`NodalAttention`) or ``none``.
         residual: Give the classifier the utterance's own vector beside what that attention makes of all.
+        nodal_bias: Give the scores of that attention a bias.
         dropout: Probability, on the projected input, in and after the LSTM, and before the classifier.
+        context_dropout: False: no dropout after the LSTM.
+        initial: Initial values of the first convolution: ``glorot`` or ``released`` (see
+            :class:`WeightedRelationalConv`).
+        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch, as the released code
+            does.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -260,9 +281,14 @@ class DialogueGcn(Architecture):
         activation: str = "relu",
         nodal: str = "softmax",
         residual: bool = True,
+        nodal_bias: bool = False,
         dropout: float = 0.4,
+        context_dropout: bool = True,
+        initial: str = "glorot",
+        mask_padding: bool = True,
     ) -> None:
         self.projection_width = projection
+        self.mask_padding = mask_padding
         self.bidirectional = bidirectional
         self.past, self.future = past, future
         self.relations = _one_of("relations", relations, RELATIONS)
@@ -285,12 +311,13 @@ class DialogueGcn(Architecture):
         known = positions if _one_of("edges", edges, ("bilinear", "position")) == "position" else 0
         self.edges = EdgeAttention(width, known)
         num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
-        self.relational = WeightedRelationalConv(width, hidden, num_relations, bases, normalize)
+        self.relational = WeightedRelationalConv(width, hidden, num_relations, bases, normalize, initial)
         self.plain = WindowConv(hidden, hidden, aggregate)
         relu = _one_of("activation", activation, ("relu", "none")) == "relu"
         self.activate: nn.Module = nn.ReLU() if relu else nn.Identity()
-        self.nodal = None if nodal == "none" else NodalAttention(width + hidden, nodal == "tanh")
+        self.nodal = None if nodal == "none" else NodalAttention(width + hidden, nodal == "tanh", nodal_bias)
         self.residual = residual
+        self.context_dropout = context_dropout
         both = 2 if residual and self.nodal is not None else 1
         self.classifier = nn.Linear(both * (width + hidden), hidden)
 
@@ -313,9 +340,10 @@ class DialogueGcn(Architecture):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """Vectors for absolute positions end somewhere."""
+        """Vectors for absolute positions end somewhere; with padding in the recurrence, its amount matters."""
         known = cls.with_defaults(options)
-        return Limits(longest=known["positions"] if known["edges"] == "position" else None)
+        longest = known["positions"] if known["edges"] == "position" else None
+        return Limits(longest, "" if known["mask_padding"] else PADDING_NOTE)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
@@ -325,7 +353,8 @@ class DialogueGcn(Architecture):
             x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
         else:
             x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
-        context = self.dropout(self.lstm(x, packing))
+        context = self.lstm(x, packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
+        context = self.dropout(context) if self.context_dropout else context
 
         graph = self._graph(batch, self.past, self.future)
         weights = self.edges(context, graph)

@@ -38,6 +38,8 @@ class Lmf(Architecture):
         fusion_dropout: Probability, on the z_m as they enter the fusion.
         post_norm: Layer normalisation of the fused vector: the size of products of M numbers varies with the power M.
         post_dropout: Probability, on the fused vector.
+        initial: Initial values of the factors: ``glorot`` or ``released`` (see
+            :class:`ercfusion.layers.tensor_fusion.LowRankFusion`).
 
     Shapes:
         batch -> hidden (N, fused); one representation (N, d_m) a modality.
@@ -69,6 +71,7 @@ class Lmf(Architecture):
         post_norm: bool = True,
         post_dropout: float = 0.2,
         absent: str = "context",
+        initial: str = "glorot",
     ) -> None:
         self.reads = context_capabilities(context, lags, bidirectional)
         super().__init__(inputs)
@@ -97,6 +100,7 @@ class Lmf(Architecture):
             rank,
             dropout=fusion_dropout,
             absent=self.vectors.absent_form,
+            initial=initial,
         )
         self.post = nn.Sequential(nn.LayerNorm(fused) if post_norm else nn.Identity(), nn.Dropout(post_dropout))
 

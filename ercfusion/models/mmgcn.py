@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 
 TEXT = "text"
 """The modality that the published model treats differently."""
@@ -41,7 +42,8 @@ class Mmgcn(Architecture):
     arccosine at its steepest, whose rounding errors the published gradient multiplies by 224. An absent modality is
     no node: it takes no part in the graph, and the classifier reads a learned vector in its place. Any modalities
     will do, one or many. The literal form is the preset ``model=mmgcn_released``, which sets ``speakers=text
-    variant=true layers=64 activation=relu``.
+    speaker_std=1 variant=true layers=64 activation=relu residual_dropout=true``; it packs the LSTM, too, unless
+    ``mask_padding=false``.
 
     Args:
         inputs: Modalities and widths.
@@ -51,6 +53,8 @@ class Mmgcn(Architecture):
         lstm_layers: Stacked LSTM layers.
         speakers: To which modalities the speaker's embedding is added: ``all``, ``text`` or ``none``. There are as
             many embeddings as a training conversation has speakers at most; further speakers share the last one.
+        speaker_std: Standard deviation of the embeddings' initial values (released code: 1). At the size of the
+            projected features who speaks decides about every angle.
         hidden: Width of the graph convolutions.
         layers: Graph convolutions; 0 leaves them out.
         alpha: Share of a node's initial representation in every layer, from 0 to 1.
@@ -59,6 +63,10 @@ class Mmgcn(Architecture):
         activation: Before the classifier: ``gelu``, or ``relu`` as published.
         dropout: Probability, between LSTM layers, in the graph convolutions (not in the angles) and before the
             classifier.
+        residual_dropout: Give the classifier what went into the graph as it was dropped there, so that before the
+            classifier it is dropped a second time, as in the released code.
+        mask_padding: False lets the LSTM read padding (projected zeros) after the shorter conversations of a batch, as
+            the released code does.
 
     Shapes:
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
@@ -72,6 +80,7 @@ class Mmgcn(Architecture):
         recurrent: str = "text",
         lstm_layers: int = 2,
         speakers: str = "all",
+        speaker_std: float = 0.1,
         hidden: int = 64,
         layers: int = 4,
         alpha: float = 0.1,
@@ -79,7 +88,11 @@ class Mmgcn(Architecture):
         variant: bool = False,
         activation: str = "gelu",
         dropout: float = 0.4,
+        residual_dropout: bool = False,
+        mask_padding: bool = True,
     ) -> None:
+        self.residual_dropout = residual_dropout
+        self.mask_padding = mask_padding
         self.speaker_scope = _one_of("speakers", speakers, SCOPES)
         self.recurrent_scope = _one_of("recurrent", recurrent, SCOPES)
         self.num_speakers = inputs.speakers
@@ -91,8 +104,9 @@ class Mmgcn(Architecture):
             raise ValueError(f"layers must be at least 0, found {layers}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie from 0 to 1, found {alpha}")
-        if theta <= 0:
-            raise ValueError(f"theta must be above 0, found {theta}")
+        for name, value in (("theta", theta), ("speaker_std", speaker_std)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, found {value}")
         if speakers == TEXT and TEXT not in names:
             raise ValueError(f"speakers='text' needs the modality 'text'; the data has {', '.join(names)}")
         self.hidden_size = len(names) * (projection + hidden)
@@ -108,8 +122,7 @@ class Mmgcn(Architecture):
         self.embedded = _within(speakers, names)
         if self.embedded:
             self.speaker = nn.Embedding(self.num_speakers, projection)
-            # Smaller than the projected features: at their size who speaks would decide about every angle.
-            nn.init.normal_(self.speaker.weight, std=0.1)
+            nn.init.normal_(self.speaker.weight, std=speaker_std)
         self.graph = GCN2(projection, hidden, layers, alpha=alpha, theta=theta, variant=variant, dropout=dropout)
 
     @property
@@ -123,18 +136,27 @@ class Mmgcn(Architecture):
         note = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
         return Capabilities(speakers=speakers, compiles=False, compile_note=note)
 
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the recurrence, its amount matters."""
+        masked = cls.with_defaults(options)["mask_padding"]
+        return Limits(batch_dependence="" if masked else PADDING_NOTE)
+
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
         self.check_inputs(batch)
         nodes = self.project(batch)
         for name, layer in self.context.items():
-            nodes[name] = layer(nodes[name], batch.packing)
+            padding = None if self.mask_padding else self.project.project[name].bias
+            nodes[name] = layer(nodes[name], batch.packing, padding)
         if self.embedded:
             who = self.speaker(batch.speaker.clamp(max=self.num_speakers - 1))
             nodes |= {name: nodes[name] + who for name in self.embedded}
         x = torch.stack(list(nodes.values()))  # (M, N, projection)
 
-        exchanged = self.graph(x, AngularGraph(x, batch.present, batch.packing))
+        graph = AngularGraph(x, batch.present, batch.packing)
+        x = self.dropout(x) if self.residual_dropout else x
+        exchanged = self.graph(x, graph, dropped=self.residual_dropout)
         # What the stack makes of an absent node is no message of anybody's; it must not look like one.
         exchanged = exchanged.masked_fill(~batch.present.t()[:, :, None], 0.0)
         out = self.dropout(self.activate(torch.cat([x, exchanged], dim=2)))

@@ -40,7 +40,7 @@ class ConversationModule(pl.LightningModule):
         recognizer: Prepared with the training split.
         objective: What is minimised.
         optimizer: ``name`` and the arguments of the torch optimiser. Biases, normalisations and other vectors are not
-            decayed, nor is a parameter with a true attribute ``_no_weight_decay``.
+            decayed, nor is a parameter with a true attribute ``_no_weight_decay``; with a true ``decay_all`` all are.
         scheduler: ``name`` (``constant``; ``cosine`` with ``warmup``, the fraction of all steps over which the rate
             rises; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score) and its arguments.
         maximize: Whether the dev score is better when higher.
@@ -94,9 +94,10 @@ class ConversationModule(pl.LightningModule):
         return total
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The parameters as the optimiser gets them: matrices decay, the others do not."""
+        """The parameters as the optimiser gets them: matrices decay, the others only with ``decay_all``."""
+        everything = self.optimizer_config.get("decay_all", False)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        decayed = [p for p in parameters if p.ndim > 1 and not getattr(p, "_no_weight_decay", False)]
+        decayed = [p for p in parameters if everything or (p.ndim > 1 and not getattr(p, "_no_weight_decay", False))]
         chosen = {id(parameter) for parameter in decayed}
         groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": self.optimizer_config.get("weight_decay", 0.0)},
@@ -110,7 +111,8 @@ class ConversationModule(pl.LightningModule):
         name = settings.pop("name")
         if name not in OPTIMIZERS:
             raise ConfigError(f"optimizer.name={name!r} is unknown. {did_you_mean(name, OPTIMIZERS)}")
-        settings.pop("weight_decay", None)
+        for ours in ("weight_decay", "decay_all"):
+            settings.pop(ours, None)
         if "betas" in settings:
             settings["betas"] = tuple(settings["betas"])
         optimizer = _made("optimizer", OPTIMIZERS[name], self._groups(), **settings)

@@ -155,3 +155,25 @@ def test_the_wheel_forgets_no_configuration() -> None:
     matched = {path for pattern in patterns for path in CONF.glob(pattern)}
     assert matched == set(CONF.rglob("*.yaml"))
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_optimisers_of_the_released_forms(composer: Composer) -> None:
+    """The scripts' AdamW adds 1e-6; their Adam with weight decay decays biases as well."""
+    for model in ("dagerc_released", "lsdgnn_released"):
+        assert composer.compose([f"model={model}"])["optimizer"]["eps"] == 1e-6, model
+    for model in ("dialoguernn_released", "mmgcn_released", "lmf_released"):
+        assert composer.compose([f"model={model}"])["optimizer"]["decay_all"] is True, model
+    assert composer.compose(["model=cogmen"])["optimizer"]["decay_all"] is False
+
+
+def test_released_forms_of_graph_models(composer: Composer) -> None:
+    dialoguegcn, mmgcn, lmf = (
+        composer.compose([f"model={name}_released"])["model"] for name in ("dialoguegcn", "mmgcn", "lmf")
+    )
+    assert (dialoguegcn["nodal_bias"], dialoguegcn["context_dropout"], dialoguegcn["initial"]) == (
+        True,
+        False,
+        "released",
+    )
+    assert (mmgcn["speaker_std"], mmgcn["residual_dropout"]) == (1.0, True)
+    assert lmf["initial"] == "released"

@@ -10,7 +10,7 @@ from ercfusion.data.features import InputSpec
 from ercfusion.errors import ConfigError
 from ercfusion.models import build_architecture
 from ercfusion.models.bclstm import BcLstm, ContextLSTM
-from ercfusion.testing import WIDTHS, random_batch, without_dropout
+from ercfusion.testing import WIDTHS, random_batch, take, without_dropout
 
 
 def make(**options: Any) -> BcLstm:
@@ -103,3 +103,25 @@ def test_absent_modalities() -> None:
 def test_unknown_hierarchy() -> None:
     with pytest.raises(ConfigError, match="hierarchy must be 'flat' or 'hierarchical', found 'tree'"):
         build_architecture("bclstm", InputSpec(WIDTHS), {"hierarchy": "tree"})
+
+
+@pytest.mark.parametrize("hierarchy", ["flat", "hierarchical"])
+def test_an_lstm_that_reads_padding(hierarchy: str) -> None:
+    """As released: shorter conversations are followed by zeros, and the score depends on the batch."""
+    model = make(hierarchy=hierarchy, mask_padding=False)
+    batch = random_batch((3, 6))
+    seen: list[tuple[Tensor, Tensor]] = []
+    for part in model.modules():
+        if isinstance(part, ContextLSTM):
+            part.lstm.register_forward_hook(
+                lambda layer, given, out: seen.append((out, layer.lstm(given[1].pad(given[0]))[0]))
+            )
+    together = model(batch).hidden
+    assert len(seen) == (1 if hierarchy == "flat" else 4)
+    for out, padded in seen:
+        torch.testing.assert_close(out, batch.packing.pack(padded))
+    alone = model(take(batch, [0])).hidden
+    assert not torch.allclose(alone, together[:3])
+    torch.testing.assert_close(make(hierarchy=hierarchy)(take(batch, [0])).hidden, alone)
+    assert BcLstm.limits({"mask_padding": False}).batch_dependence
+    assert not BcLstm.limits({}).batch_dependence

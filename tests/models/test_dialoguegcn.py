@@ -29,6 +29,8 @@ RELEASED: dict[str, Any] = {
     "activation": "none",
     "nodal": "tanh",
     "residual": False,
+    "nodal_bias": True,
+    "context_dropout": False,
 }
 
 
@@ -221,7 +223,7 @@ def released_output(model: DialogueGcn, batch: ConversationBatch, past: int, fut
             second.append(model.plain.neighbours(heard) + model.plain.root(first[k]))
         h = torch.cat([g, torch.stack(second)], 1)
         assert model.nodal is not None
-        scores = (h @ model.nodal.score.weight.t() @ h.t()).tanh()
+        scores = ((h @ model.nodal.score.weight.t() + model.nodal.score.bias) @ h.t()).tanh()
         outputs.append(model.classifier(scores.softmax(1) @ h).relu())
     return torch.cat(outputs)
 
@@ -372,3 +374,24 @@ def test_a_window_of_one_has_one_weight() -> None:
     graph = make_graph("same_other", 2, 0, 0)
     weights = EdgeAttention(6)(torch.randn(graph.packing.total, 6), graph)
     assert torch.equal(weights, torch.diag_embed(graph.packing.mask.float()))
+
+
+def test_initial_values_of_the_released_code() -> None:
+    """At its sizes, 30 bases of 200 by 100: uniform, standard deviations of 1 / sqrt(3 * 30 * 200) = 0.00745."""
+    layer = WeightedRelationalConv(200, 100, 8, 30, initial="released")
+    assert layer.shares is not None
+    for parameter in (layer.weight, layer.shares, layer.root.weight, layer.root.bias):
+        assert float(parameter.detach().std()) == pytest.approx(0.00745, rel=0.15)
+        assert float(parameter.detach().abs().max()) <= 1 / 6000**0.5
+    assert float(WeightedRelationalConv(200, 100, 8, 30).root.weight.detach().std()) == pytest.approx(0.082, rel=0.05)
+    with pytest.raises(ValueError, match="initial must be one of glorot, released; found 'zeros'"):
+        WeightedRelationalConv(4, 4, 4, initial="zeros")
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_dropout_after_the_lstm(dropped: bool) -> None:
+    model = DialogueGcn(InputSpec(WIDTHS), **SMALL, layers=1, dropout=0.5, context_dropout=dropped).train()
+    seen: list[Tensor] = []
+    model.edges.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    model(random_batch((30,)))
+    assert (seen[0] == 0).any() == dropped

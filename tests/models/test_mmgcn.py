@@ -196,3 +196,40 @@ def test_wrong_values(options: dict[str, Any], message: str) -> None:
 def test_speakers_of_a_text_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="speakers='text' needs the modality 'text'; the data has audio"):
         Mmgcn(InputSpec({"audio": 3}), speakers="text")
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_dropout_of_the_residual(twice: bool) -> None:
+    """As released, what goes around the graph is dropped with it and again before the classifier."""
+    model = make(
+        projection=40, layers=1, dropout=0.5, recurrent="none", speakers="none", residual_dropout=twice
+    ).train()
+    seen: list[Tensor] = []
+    model.graph.narrow.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    torch.manual_seed(1)
+    x = model(random_batch((60,), dtype=torch.float64)).hidden.unflatten(1, (3, -1))[:, :, :40].transpose(0, 1)
+    assert float((x == 0).double().mean()) == pytest.approx(0.75 if twice else 0.5, abs=0.02)
+    assert bool((x[seen[0] == 0] == 0).all()) == twice
+    assert float((seen[0] == 0).double().mean()) == pytest.approx(0.5, abs=0.02)  # the graph's input: once
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0])
+def test_initial_embedding_of_speakers(std: float) -> None:
+    model = Mmgcn(InputSpec(WIDTHS, speakers=9), projection=200, speaker_std=std)
+    assert float(model.speaker.weight.detach().std()) == pytest.approx(std, rel=0.1)
+
+
+def test_an_lstm_that_reads_padding() -> None:
+    """As released: shorter conversations are followed by projected zeros, and the score depends on the batch."""
+    model = make(mask_padding=False)
+    batch = random_batch((3, 6), dtype=torch.float64)
+    layer, project = model.context["text"].lstm, model.project.project["text"]
+    padded = batch.packing.pad(batch.features["text"])
+    expected = batch.packing.pack(layer(project(padded))[0])
+    seen: list[Tensor] = []
+    model.context["text"].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    together = model(batch).hidden
+    torch.testing.assert_close(seen[0], expected)
+    assert not torch.allclose(model(take(batch, [0])).hidden, together[:3])
+    assert Mmgcn.limits({"mask_padding": False}).batch_dependence
+    assert not Mmgcn.limits({}).batch_dependence

@@ -80,6 +80,13 @@ def test_vectors_are_not_decayed(store: ConversationStore) -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(together)
 
 
+def test_all_are_decayed_on_request(store: ConversationStore) -> None:
+    made = module(store, model="broad_mamba", optimizer={**ADAMW, "decay_all": True})
+    (group,) = made.configure_optimizers().param_groups
+    assert group["weight_decay"] == 0.1
+    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in made.parameters()}
+
+
 def test_parameters_marked_so_are_not_decayed(store: ConversationStore) -> None:
     made = module(store, model="broad_mamba")
     decayed, free = made.configure_optimizers().param_groups
