@@ -54,7 +54,9 @@ def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = N
     except KeyboardInterrupt:
         if argv is None:  # the process ends now: a second Ctrl-C must not disturb its end
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the other processes of a distributed run say nothing
+        from ercfusion.training.processes import is_first_process
+
+        if is_first_process():  # the other processes of a distributed run say nothing
             print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -26,6 +26,7 @@ NULLABLE: dict[str, Any] = {
     "data.modalities": [],
     "training.metric": "",
     "training.threads": 1,
+    "training.limit_train_batches": 1.0,
     "sweep.workers": 1,
     "sweep.metric": "",
     "sweep.only": [],

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ercfusion.errors import ErcfusionError
 
@@ -29,6 +29,10 @@ logger = logging.getLogger("ercfusion")
 
 DIED = "its process died twice (killed, perhaps for memory)"
 """The error of a job over which two processes died."""
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_LOCALID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+"""Variables of launchers. A worker is no process of a distributed run, whatever started its parent."""
 
 # Seconds between two calls of ``on_tick``.
 _TICK = 0.5
@@ -54,13 +58,28 @@ class Outcome(Generic[J, R]):
 def default_workers(jobs: int) -> int:
     """One process a core that this process may use, but no more than there are jobs or than fit into free memory.
 
-    On a machine with a GPU it is one: processes would compete for its memory.
+    On a machine with GPUs it is one for each: processes would compete for the memory of one.
     """
+    gpus = len(visible_gpus())
+    if gpus:
+        return max(1, min(gpus, jobs))
+    return max(1, min(usable_cores(), jobs, int(_free_gib() / _GIB_PER_WORKER)))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     import torch
 
-    if torch.cuda.is_available():
-        return 1
-    return max(1, min(usable_cores(), jobs, int(_free_gib() / _GIB_PER_WORKER)))
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def assigned_gpus(workers: int, gpus: Sequence[str]) -> list[str]:
+    """A GPU for each of ``workers`` processes: each its own, or, if there are more processes, the GPUs in turn."""
+    return [gpus[number % len(gpus)] for number in range(workers)] if gpus else []
 
 
 def usable_cores() -> int:
@@ -178,7 +197,12 @@ def stream_jobs(
 
 def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExecutor:
     share = max(1, usable_cores() // max(1, workers)) if threads is None else threads
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (share,))
+    context = multiprocessing.get_context("spawn")
+    gpus = assigned_gpus(count, visible_gpus())
+    free = context.SimpleQueue() if gpus else None
+    for gpu in gpus:
+        free.put(gpu)  # type: ignore[union-attr]
+    return ProcessPoolExecutor(count, context, _begin, (share, free))
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:
@@ -190,9 +214,13 @@ def _terminate(pool: ProcessPoolExecutor) -> None:
 _threads = 1  # of torch, in a worker process
 
 
-def _begin(threads: int) -> None:
-    """Prepare a worker process."""
+def _begin(threads: int, gpus: Any = None) -> None:
+    """Prepare a worker process; ``gpus`` is a queue of GPUs, of which it takes one."""
     global _threads
+    if gpus is not None:
+        os.environ[_VISIBLE] = gpus.get()  # before anything asks CUDA
+    for name in RANKS:
+        os.environ.pop(name, None)
     _threads = threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for a torch that is imported later
     # Ctrl-C reaches all processes of a terminal; the parent alone decides.

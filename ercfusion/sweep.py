@@ -84,6 +84,9 @@ def main(argv: list[str]) -> int:
     if "--help" in flags or "-h" in flags:
         print(help_text(composer), end="")
         return 0
+    from ercfusion.training.processes import stand_alone
+
+    stand_alone()  # srun may start several sweeps: they search together through the study
     resumed = [argument for argument in arguments if argument.startswith("resume=")]
     if resumed and "--cfg" not in flags:
         return _resume(composer, arguments, flags)

@@ -42,7 +42,7 @@ flags
   --help, -h         this text
   --cfg              print the configuration that would be used, and stop
   --multirun, -m     run every combination of the values given as key=a,b,c
-  --workers N        with -m: processes, each on one thread (default: one a core; one on a machine with a GPU);
+  --workers N        with -m: processes, each on one thread (default: one a core, or one a GPU, each with its own);
                      1 runs one combination after the other in this process
   --settings FILE    settings from a YAML file (the best.yaml of a sweep, for example); what is typed wins
   --config-dir DIR   also look for configuration groups in DIR (DIR/model/mine.yaml makes model=mine)
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         return 0
     if multirun and any(config["resume"] or config["run"] for _, config in jobs):
         raise ConfigError("run= and resume= name one folder and do not go with -m; use output=DIR")
-    if multirun and any(config["trainer"]["devices"] != 1 for _, config in jobs):
+    if multirun and any(config["trainer"]["devices"] * config["trainer"]["num_nodes"] != 1 for _, config in jobs):
         raise ConfigError("-m does not go with several devices: start one distributed run at a time")
     if not multirun:
         return _run_one(*jobs[0])

@@ -101,7 +101,7 @@ def refused(entry: Callable[[list[str]], int], arguments: Sequence[str], capsys:
 
 def environment(**extra: str) -> dict[str, str]:
     """Of a sub-process: one thread, no corpora, nothing inherited from another run."""
-    unwanted = ("ERCFUSION_", "LOCAL_RANK", "MASTER_", "WORLD_SIZE", "NODE_RANK")
+    unwanted = ("ERCFUSION_", "LOCAL_RANK", "MASTER_", "WORLD_SIZE", "NODE_RANK", "SLURM_", "TORCHELASTIC_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ercfusion.errors import RunError
-from ercfusion.pool import default_workers, run_jobs, usable_cores
+from ercfusion.pool import assigned_gpus, default_workers, run_jobs, usable_cores, visible_gpus
 
 
 def square(number: int) -> int:
@@ -126,3 +126,46 @@ def alive(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def test_each_worker_has_a_gpu_of_its_own():
+    assert assigned_gpus(2, ["0", "1", "2"]) == ["0", "1"]
+    assert assigned_gpus(5, ["4", "7"]) == ["4", "7", "4", "7", "4"]
+    assert assigned_gpus(3, []) == []
+
+
+def machine(monkeypatch, gpus, visible=None):
+    """As if this machine had this many GPUs."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def test_gpus_that_may_be_used(monkeypatch):
+    machine(monkeypatch, 0)
+    assert visible_gpus() == []
+    machine(monkeypatch, 3)
+    assert visible_gpus() == ["0", "1", "2"]
+    assert default_workers(2) == 2
+    assert default_workers(50) == 3
+    machine(monkeypatch, 2, "5, GPU-8932f937")
+    assert visible_gpus() == ["5", "GPU-8932f937"]
+    machine(monkeypatch, 1, "3")
+    assert default_workers(50) == 1
+
+
+def own_gpu(number):
+    time.sleep(0.2)  # so that no worker does both
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), "torch" in sys.modules, "LOCAL_RANK" in os.environ
+
+
+def test_workers_see_their_gpu_before_torch_is_imported(monkeypatch):
+    machine(monkeypatch, 2, "6,3")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # whatever started the parent, a worker trains by itself
+    outcomes = run_jobs(range(4), own_gpu, workers=2)
+    found = {process: (gpu, torch, rank) for process, gpu, torch, rank in (outcome.result for outcome in outcomes)}
+    assert {gpu for gpu, _, _ in found.values()} <= {"6", "3"}
+    assert len({gpu for gpu, _, _ in found.values()}) == len(found)
+    assert not any(torch or rank for _, torch, rank in found.values())

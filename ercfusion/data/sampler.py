@@ -36,6 +36,8 @@ class ConversationSampler(Sampler[list[int]]):
         length_aware: See above.
         rank, world_size: This process and the number of processes.
         curriculum: Which conversations each epoch uses; all of them where None.
+        limit: Most batches of an epoch, at least 1, or, as a float up to 1.0, the share of them that is used (rounded
+            down, but at least one); None for all. Batches come in random order, so that each epoch has others.
 
     Raises:
         ValueError: more processes than conversations in a batch, or another split's curriculum.
@@ -51,6 +53,7 @@ class ConversationSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         curriculum: Curriculum | None = None,
+        limit: float | None = None,
     ) -> None:
         if curriculum is not None and len(curriculum) != len(lengths):
             raise ValueError(f"a curriculum of {len(curriculum)} conversations for a split of {len(lengths)}")
@@ -65,6 +68,7 @@ class ConversationSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.curriculum = curriculum
+        self.limit = limit
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,11 +77,21 @@ class ConversationSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of the chosen epoch."""
-        return len(self._cuts(self._count(self.epoch)))
+        return self._used(self._count(self.epoch))
 
-    def steps(self, epochs: int) -> int:
-        """Batches of the first ``epochs`` epochs together."""
-        return sum(len(self._cuts(self._count(epoch))) for epoch in range(epochs))
+    def steps(self, epochs: int, batches: int = 1) -> int:
+        """Steps of the optimiser in the first ``epochs`` epochs, if it makes one for every so many batches.
+
+        What is left at the end of an epoch makes a step, too.
+        """
+        return sum(-(-self._used(self._count(epoch)) // batches) for epoch in range(epochs))
+
+    def _used(self, count: int) -> int:
+        """Batches of an epoch of ``count`` conversations."""
+        number = len(self._cuts(count))
+        if self.limit is None:
+            return number
+        return max(1, int(self.limit * number)) if isinstance(self.limit, float) else min(int(self.limit), number)
 
     def _count(self, epoch: int) -> int:
         return len(self.lengths) if self.curriculum is None else self.curriculum.count(epoch)
@@ -100,7 +114,7 @@ class ConversationSampler(Sampler[list[int]]):
                 for index in sorted(order[start : start + pool], key=lambda index: self.lengths[index])
             ]
         batches = [order[cut] for cut in self._cuts(len(order))]
-        for number in torch.randperm(len(batches), generator=generator).tolist():
+        for number in torch.randperm(len(batches), generator=generator).tolist()[: self._used(len(order))]:
             yield batches[number][self.rank :: self.world_size]
 
 

@@ -34,10 +34,16 @@ _INCIDENTAL = (
     "training.threads",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.strategy",
 )
 # Settings that older records do not have, with the value that they had in effect: left out where they have it.
-_LATER: dict[str, Any] = {"objective.probe": False, "training.modality_dropout": 0.0}
+_LATER: dict[str, Any] = {
+    "objective.probe": False,
+    "training.modality_dropout": 0.0,
+    "training.accumulate_grad_batches": 1,
+    "training.limit_train_batches": None,
+}
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,8 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
     Raises:
         ConfigError: a value that does not fit; or several devices.
     """
-    if config["trainer"]["devices"] != 1:
-        raise ConfigError("a sweep trains every trial on one device: trainer.devices must be 1")
+    if config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1) != 1:
+        raise ConfigError("a sweep trains every trial on one device: trainer.devices and trainer.num_nodes must be 1")
     space = dict(config["space"])
     if data.protocol.task.kind != "single_label":
         space.pop("objective.label_smoothing", None)

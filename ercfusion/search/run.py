@@ -69,7 +69,16 @@ _ROUNDS = 3
 CHANGEABLE = ("trials", "workers", "timeout", "rerun", "storage")
 # Settings of a machine or of a moment: sweeps that differ in them may still search together.
 _OWN = (
-    *("run", "resume", "output", "data.raw", "data.packs", "trainer.accelerator", "trainer.strategy"),
+    *(
+        "run",
+        "resume",
+        "output",
+        "data.raw",
+        "data.packs",
+        "trainer.accelerator",
+        "trainer.strategy",
+        "trainer.num_nodes",
+    ),
     *("training.tensorboard", "training.bootstrap", "training.keep_every_epoch", "training.pictures"),
 )
 _OWN_SWEEP = ("trials", "workers", "storage", "name", "rerun", "timeout", "only")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,25 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion.data.curriculum import TABLE, check_curriculum
-from ercfusion.errors import ConfigError, RunError
+from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.evaluation.record import command_line, environment
 from ercfusion.files import atomic_write, is_leftover, remove_leftovers
 from ercfusion.hints import command as command_text
 from ercfusion.schemas.reading import check, failure, read_json
 from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
+from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
+from ercfusion.training.processes import is_first_process as is_first_process
+from ercfusion.training.processes import said_once, shared_folder
 
 logger = logging.getLogger("ercfusion")
 
-# Tells the other processes of a distributed run which folder the first one made.
-FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
-
 DAMAGED = "The file was changed or damaged: restore it, or begin a new run."
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that a user started, and not one that it started for distributed training."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
 
 # The least and the largest value of settings whose type alone says too little.
 RANGES: dict[str, tuple[float, float]] = {
@@ -45,8 +38,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "training.threads": (1, 4096),
     "objective.label_smoothing": (0, 1),
     "scheduler.warmup": (0, 1),
+    "training.accumulate_grad_batches": (1, 1_000_000),
     "trainer.devices": (1, 4096),
+    "trainer.num_nodes": (1, 4096),
 }
+
+# What folders of other commands, which are refused later, have in place of the section ``trainer``.
+_ONE = {"devices": 1}
 
 # Others would have to convert the inputs, which the trainer cannot do with packed batches.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -64,6 +62,12 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         if value is not None and not low <= value <= high:
             limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise ConfigError(f"{key} must be {limits}, found {value}")
+    limit = config["training"].get("limit_train_batches")
+    if limit is not None and not (0 < limit <= 1 if isinstance(limit, float) else limit >= 1):
+        raise ConfigError(
+            "training.limit_train_batches must be a share above 0.0 and up to 1.0, or a whole number of at least 1; "
+            f"found {limit}"
+        )
 
 
 def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
@@ -71,15 +75,23 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
     Raises:
         RunError: ``run=`` names a folder that is not empty.
-        ConfigError: a number is out of its range.
+        ConfigError: a number is out of its range, or the launcher started another number of processes.
     """
-    if not is_first_process():
-        return Path(os.environ[FOLDER_VARIABLE])
-    check_ranges(config)
-    folder = empty_folder(config, "train", f"-seed{config['seed']}")
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    describe(folder, config, overrides)
-    return folder
+    with said_once():
+        check_ranges(config)
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(empty_folder(config, "train", f"-seed{config['seed']}"))
+        describe(made[0], config, overrides)
+        return made[0]
+
+    try:
+        return shared_folder(config["trainer"], make)
+    except ErcfusionError:
+        if made:
+            discard_if_empty(made[0])
+        raise
 
 
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.json", "environment.json"
@@ -197,18 +209,22 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         RunError: not a folder, without a readable ``config.json``, or a part of its description is missing.
     """
-    path, config = read_config(folder)
-    for name in DESCRIPTION:
-        if not (path / name).is_file():
-            remedy = (
-                f"nothing was trained there yet: begin anew in it with run={folder} and the settings of the run"
-                if is_unused(path)
-                else "copy it back from where it was moved to, or begin anew in another folder"
-            )
-            raise RunError(f"{folder} has no {name}, so it cannot be resumed; {remedy}")
-    remove_leftovers(path, deep=True)
-    os.environ[FOLDER_VARIABLE] = str(path)
-    return path, config
+    with said_once():
+        path, config = read_config(folder)
+        for name in DESCRIPTION:
+            if not (path / name).is_file():
+                remedy = (
+                    f"nothing was trained there yet: begin anew in it with run={folder} and the settings of the run"
+                    if is_unused(path)
+                    else "copy it back from where it was moved to, or begin anew in another folder"
+                )
+                raise RunError(f"{folder} has no {name}, so it cannot be resumed; {remedy}")
+
+    def tidied() -> Path:
+        remove_leftovers(path, deep=True)
+        return path
+
+    return shared_folder(config.get("trainer", _ONE), tidied), config
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -16,7 +16,6 @@ Layout of a run folder::
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +65,7 @@ from ercfusion.training.folder import is_first_process, log_file, read_environme
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
+from ercfusion.training.processes import agreed, part, said_once, trainer_environment
 
 logger = logging.getLogger("ercfusion")
 
@@ -88,17 +88,20 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     """
     if (folder / RECORD).is_file():
         logger.info("this run is complete already")
-        return read_record(folder)
-    import_modules(config["imports"])
+        return read_record(folder) if is_first_process() else None
+    with agreed("the imports"):
+        import_modules(config["imports"])
     with log_file(folder / "train.log"):
         if config["training"]["threads"] is not None:
             torch.set_num_threads(config["training"]["threads"])
-        data = load_data(config["data"], before_features(config))
-        train_store, dev_store = data.store("train"), data.store("dev")
-        metric = config["training"]["metric"] or data.protocol.task.metric
+        with agreed("the data"):
+            data = load_data(config["data"], before_features(config))
+            train_store, dev_store = data.store("train"), data.store("dev")
+            metric = config["training"]["metric"] or data.protocol.task.metric
         reset_peak_memory()
         started = time.perf_counter()
-        device = fit(config, folder, train_store, dev_store, metric)
+        with said_once():
+            device = fit(config, folder, train_store, dev_store, metric)
         if not is_first_process():
             return None
         return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
@@ -204,13 +207,15 @@ def fit(
         trainer = pl.Trainer(
             accelerator=config["trainer"]["accelerator"],
             devices=config["trainer"]["devices"],
+            num_nodes=config["trainer"].get("num_nodes", 1),  # folders of earlier versions have no such setting
             strategy=config["trainer"]["strategy"],
             precision=config["trainer"]["precision"],
             max_epochs=settings["max_epochs"],
+            accumulate_grad_batches=settings.get("accumulate_grad_batches", 1),
             gradient_clip_val=settings["gradient_clip"] or None,
             callbacks=callbacks,
             logger=sinks,
-            plugins=[RestrictedCheckpointIO()],
+            plugins=[RestrictedCheckpointIO(), trainer_environment(config["trainer"])],
             default_root_dir=str(folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -230,8 +235,9 @@ def fit(
             config["seed"],
             length_aware=settings["length_aware"],
             world_size=trainer.world_size,
-            rank=int(os.environ.get("LOCAL_RANK", "0")) if trainer.world_size > 1 else 0,
+            rank=trainer.global_rank,
             curriculum=curriculum,
+            limit=settings.get("limit_train_batches"),
         )
     except ValueError as error:
         raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
@@ -241,7 +247,7 @@ def fit(
         config["optimizer"],
         config["scheduler"],
         maximize=higher_is_better(metric),
-        steps=sampler.steps(settings["max_epochs"]),
+        steps=sampler.steps(settings["max_epochs"], settings.get("accumulate_grad_batches", 1)),
         modality_dropout=settings.get("modality_dropout", 0.0),  # folders of earlier versions have no such setting
     )
     last = folder / LAST
@@ -280,6 +286,9 @@ def fit(
         # What the trainer stumbles over while it takes over its own part of a checkpoint that was changed.
         problem = f" cannot be taken over by the trainer: {type(error).__name__}: {error}"
         raise failure(RunError, last, problem, ADVICE) from error
+    finally:
+        if trainer.world_size > 1:
+            part()
     if trainer.interrupted:
         raise KeyboardInterrupt
     root = trainer.strategy.root_device

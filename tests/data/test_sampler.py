@@ -108,6 +108,31 @@ def test_mixed_seeds_are_unrelated() -> None:
         assert 600 < sum(seed >> bit & 1 for seed in seeds) < 1000
 
 
+# Fewer batches and fewer steps
+
+
+def test_a_limit_takes_the_first_batches_of_an_epoch() -> None:
+    for limit, expected in ((2, 2), (99, 13), (0.5, 6), (1.0, 13), (0.001, 1), (None, 13)):
+        sampler = ConversationSampler(lengths(50), 4, 1, limit=limit)
+        whole = ConversationSampler(lengths(50), 4, 1)
+        for number in range(3):
+            assert epoch(sampler, number) == epoch(whole, number)[:expected]
+            assert len(sampler) == expected
+        assert sampler.steps(3) == 3 * expected
+    shares = [ConversationSampler(lengths(50), 4, 1, limit=2, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(epoch(share)) for share in shares] == [2, 2]
+
+
+def test_steps_of_accumulated_batches() -> None:
+    sampler = ConversationSampler(lengths(50), 4, 1)  # 13 batches
+    assert [sampler.steps(2, batches) for batches in (1, 2, 5, 13, 20)] == [26, 14, 6, 2, 2]
+    paced = curriculum(31, buckets=3)
+    sampler = ConversationSampler(lengths(31), 4, 1, curriculum=paced, limit=5)
+    counts = [min(5, -(-paced.count(number) // 4)) for number in range(6)]
+    assert len(set(counts)) > 1
+    assert sampler.steps(6, 2) == sum(-(-count // 2) for count in counts)
+
+
 # Curricula
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, history, python, read, train
+from runs import TINY, environment, history, python, read, train
 from safetensors.torch import load_file
 from shared_batches import assert_equal_steps, averaged, model_cases, objective_cases, work_of_a_process
 
@@ -96,3 +99,60 @@ def test_every_process_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> Non
     assert len(errors) == 1
     assert errors[0].startswith("error: the loss is not finite")
     assert "Traceback" not in done.stderr
+
+
+# Launchers
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_torchrun(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "training.max_epochs=2", "training.metric=nll", "training.accumulate_grad_batches=2"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ercfusion.train"]
+    more = ["trainer=ddp", "trainer.accelerator=cpu", f"output={tmp_path / 'out'}"]
+    done = python(*launch, *settings, *more, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (two,) = (tmp_path / "out" / "train" / "cogmen-demo").iterdir()
+    assert done.stdout.splitlines()[-1] == str(two)
+    assert done.stderr.count("epoch 1/2") == 1
+    train(tmp_path / "one", *settings)
+    assert_close(two, tmp_path / "one")
+
+
+def srun(*arguments: str) -> list[tuple[int, str, str]]:
+    """Status, stdout and stderr of the two processes that ``srun --ntasks=2`` would start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "night", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    variables |= {"SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ercfusion.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**variables, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+        )
+        for rank in range(2)
+    ]
+    texts = [process.communicate(timeout=240) for process in started]
+    return [(process.returncode, *text) for process, text in zip(started, texts, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_srun(tmp_path: Path) -> None:
+    settings = [*SETTINGS, "training.max_epochs=2", "training.metric=nll"]
+    two, one = tmp_path / "out", tmp_path / "one"
+    first, second = srun(*settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert first[1].splitlines()[-1] == str(two)
+    assert second[1:] == ("", "")
+    train(one, *settings)
+    assert_close(two, one)
+    # What the first process cannot do ends the second one.
+    first, second = srun(*settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
+    assert (first[0], second[0]) == (2, 2)
+    assert "is not empty" in first[2]
+    assert second[1:] == ("", "")

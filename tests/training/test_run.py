@@ -390,3 +390,41 @@ def test_a_card_names_no_place_of_this_machine(finished_run: Path) -> None:
     assert "model=cogmen" in card
     assert str(finished_run) not in card
     assert "run=" not in card
+
+
+# Fewer batches and fewer steps
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_schedule_ends_with_the_last_step(tmp_path: Path) -> None:
+    """Six conversations in batches of two; limited to two batches, and with a step for every two of three batches."""
+    for number, (settings, steps) in enumerate(
+        {
+            "training.limit_train_batches=2": 2,
+            "training.limit_train_batches=0.4": 1,
+            "training.accumulate_grad_batches=2": 2,
+        }.items()
+    ):
+        folder = tmp_path / str(number)
+        train(folder, "model=concat", "training.max_epochs=3", "scheduler=cosine", "scheduler.warmup=0", settings)
+        state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        assert state["global_step"] == 3 * steps
+        assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.accumulate_grad_batches=0", "training.accumulate_grad_batches must be at least 1, found 0"),
+        ("trainer.num_nodes=0", "trainer.num_nodes must be at least 1, found 0"),
+        ("training.limit_train_batches=0", "training.limit_train_batches must be a share above 0.0 and up to 1.0"),
+        ("training.limit_train_batches=1.5", "or a whole number of at least 1; found 1.5"),
+        ("training.limit_train_batches=-3", "found -3"),
+        ("training.limit_train_batches=many", "training.limit_train_batches takes a number"),
+    ],
+)
+def test_numbers_of_batches_out_of_range(
+    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(main, [*TINY, setting, f"run={tmp_path / 'run'}"], capsys)
+    assert not (tmp_path / "run").exists()
