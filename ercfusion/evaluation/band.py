@@ -11,6 +11,7 @@ from scipy import stats
 
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.evaluation.groups import Group, data_of, differences, environment_of, settings_of
+from ercfusion.tasks.metrics import check_metric
 
 # Scores are recorded to six decimals; what is closer than this is equal.
 _EQUAL = 2e-6
@@ -127,8 +128,15 @@ def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) ->
         record: Of the run.
         group: See :func:`nearest_group`.
         metric: The score; the one that chose the row's checkpoints where None.
+
+    Raises:
+        ConfigError: the task has no such metric.
+        RunError: the run has no such test score.
     """
     metric = metric or group.metric
+    if metric not in record["metrics"]["test"]:
+        check_metric(group.task, metric)
+        raise RunError(f"the run has no test {metric}: it is not defined on its test split, or its version had none")
     value = float(record["metrics"]["test"][metric])
     band = prediction_band(group.values(metric).tolist())
     recorded = {seed: float(score) for seed, score in zip(group.seeds, group.values(metric), strict=True)}

@@ -42,6 +42,8 @@ def measure_optimism(
         raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
     require_test_scores([record])
     metric = metric or str(record["selection"]["metric"])
+    if metric not in record["metrics"]["test"]:
+        raise RunError(f"{metric} is not defined on the test split of {folder}: it says nothing about the epochs")
     store, dev_store, test = data.store("test"), data.store("dev"), {}
     for path in track(epochs, "scoring epochs"):
         recognizer = Recognizer.from_pretrained(path)

@@ -244,7 +244,11 @@ def _rerun_summary(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str
         return None
     summary: dict[str, Any] = {"seeds": [record["seed"] for record in records]}
     for split in ("dev", "test"):
-        values = [record["metrics"][split][plan.metric] for record in records]
+        values = [
+            record["metrics"][split][plan.metric] for record in records if plan.metric in record["metrics"][split]
+        ]
+        if len(values) < len(records):
+            continue  # test without labels, or without one on which the score is defined
         found = seed_summary(values)
         spread = found["std"] if len(values) > 1 else None
         summary[split] = {"mean": round(found["mean"], 6), "std": spread and round(spread, 6), "values": values}
@@ -275,7 +279,8 @@ def report(summary: Mapping[str, Any]) -> str:
     if rerun is not None:
         count = len(rerun["seeds"])
         parts.append(f"fresh seeds dev {_spread(rerun['dev'])}")
-        parts.append(f"test {_spread(rerun['test'])} with {count} seed{'s' if count > 1 else ''}")
+        test = _spread(rerun["test"]) if "test" in rerun else "not scored (no labels)"
+        parts.append(f"test {test} with {count} seed{'s' if count > 1 else ''}")
     lines.append(" | ".join(parts))
     if trials["running"]:
         lines.append(f"{trials['running']} trials are still running elsewhere; resume this folder for the final result")

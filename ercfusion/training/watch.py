@@ -196,7 +196,9 @@ class RunsProgress:
         if record is not None:
             metric, scores = record["selection"]["metric"], record["metrics"]
             facts = [f"{run.name}: epoch {record['selection']['epoch']} of {record['selection']['epochs']}"]
-            facts += [f"{split} {metric} {scores[split][metric]:.4f}" for split in ("dev", "test") if split in scores]
+            found = {split: scores[split].get(metric) for split in ("dev", "test") if split in scores}
+            # Test has no scores without labels.
+            facts += [f"{split} {metric} {value:.4f}" for split, value in found.items() if value is not None]
         took = "complete already" if run.complete else progress.duration(now - run.begun)
         logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._over, len(self.runs))
 

@@ -86,3 +86,13 @@ def test_verdicts(groups):
     assert verdict.data == {"features text: sha256": ("a" * 64, "b" * 64)}
     assert verdict.environment == {"torch": ("2.13.0+cpu", "2.11.0")}
     assert isinstance(verdict.group, Group)
+
+
+def test_a_score_that_the_run_has_not_is_named():
+    group = Group("concat", (record("concat", 0), record("concat", 1)))
+    with pytest.raises(ConfigError, match="'wighted_f1' is no metric.*weighted_f1"):
+        judge(record("concat", 2), group, "wighted_f1")
+    run = record("concat", 2)
+    del run["metrics"]["test"]["shift_accuracy"]
+    with pytest.raises(RunError, match="the run has no test shift_accuracy"):
+        judge(run, group, "shift_accuracy")
