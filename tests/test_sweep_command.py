@@ -361,3 +361,20 @@ def test_sweeps_of_one_name_join_if_they_search_for_the_same(
     # The winner is trained again where the sweep was begun, or where it is asked for.
     assert summary["rerun"] is None
     assert more(tmp_path / "two", "sweep.rerun=1")["rerun"] is not None
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_sweep_that_was_stopped_before_it_had_a_study_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ercfusion.search import run as module
+
+    folder, plans = tmp_path / "sweep", []
+    shared = f"sweep.storage=journal:{tmp_path / 'shared.journal'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "create_or_join", lambda *arguments: True)
+        patch.setattr(module, "carry_on", lambda plan, **options: plans.append(plan) or {})
+        patch.setattr("ercfusion.search.results.report", lambda summary: "")
+        assert main([*SMALL, "sweep.trials=1", shared, f"run={folder}"]) == 0
+    assert len(plans) == 1
+    assert more(folder)["trials"]["over"] == 1

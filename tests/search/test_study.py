@@ -56,6 +56,28 @@ def test_a_trial_of_a_dead_worker_is_gone_on_with(tmp_path: Path) -> None:
     assert [trial.user_attrs["owner"][1] for trial in study.trials] == [0, 0]
 
 
+def test_a_trial_that_was_stopped_before_it_chose_chooses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        made, study = begun(tmp_path / name)
+        first = studies.next_trial(study, made, 0, None)
+        assert first is not None
+        studies.end(study, first.number, "COMPLETE", 0.5)
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                patch.setattr(studies, "_with_params", lambda *arguments: None)
+                studies.next_trial(study, made, 0, None)
+            study = studies.open_study(made)
+        second = studies.next_trial(study, made, 0, None)
+        assert second is not None
+        assert second.number == 1
+        chosen.append(second.params)
+    assert chosen[0] == chosen[1]
+
+
 def test_a_trial_that_nobody_has_signed_is_ours_where_nobody_else_works(tmp_path: Path) -> None:
     made, study = begun(tmp_path)
     study.ask()  # and the process was killed right then
