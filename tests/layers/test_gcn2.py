@@ -306,3 +306,23 @@ def test_memory() -> None:
     for left, right in zip(results["ours"], results["dense"], strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
     assert 2**20 < small < large / 10
+
+
+class Doubled(nn.Module):
+    """In the place of a dropout: shows where it acts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_where_dropout_acts() -> None:
+    x, present, packing = nodes(2)
+    stack = GCN2(4, 3, 2).double()
+    stack.dropout = Doubled()  # type: ignore[assignment]
+    graph = AngularGraph(x, present, packing)
+    initial = h = graph.buckets.spread(F.relu(stack.narrow(2 * x)))
+    for conv in stack.convs:
+        h = F.relu(conv(graph.propagate(2 * h), initial))
+    torch.testing.assert_close(stack(x, graph), graph.buckets.collect(2 * h))
+    undropped = stack(x / 2, graph)
+    torch.testing.assert_close(stack(x, graph, dropped=True), undropped)

@@ -231,3 +231,17 @@ def test_long_conversation_in_half_precision(monkeypatch: pytest.MonkeyPatch) ->
         out = layer(x, graph).float().squeeze(1)
         # Two slots have neighbours (before; not before), each with the mean (1, 1); the first turn has one slot.
         torch.testing.assert_close(out[1:], torch.full((699,), 4.0), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("lags", [0, 2])
+def test_attention_map(lags: int) -> None:
+    """Rows of utterances are distributions over the neighbours, rows of padding are zero."""
+    graph = make_graph("same_other", 2, 2, 1)
+    layer = GraphAttention(6, 4, 3, lags=lags).double()
+    found = layer.attention_map(torch.randn(graph.packing.total, 6, dtype=torch.float64), graph)
+    rows = graph.packing.mask[:, None].expand(found.shape[:3])
+    assert graph.packing.size > 1
+    assert not rows.all()
+    assert (found[~rows] == 0).all()
+    torch.testing.assert_close(found[rows].sum(-1), torch.ones(int(rows.sum()), dtype=torch.float64))
+    assert torch.equal(found > 0, graph.adjacency[:, None].expand_as(found))

@@ -163,3 +163,36 @@ def test_errors() -> None:
         PackedTransformerLayer(10, 4, 8)
     with pytest.raises(ValueError, match="activation must be"):
         PackedTransformerLayer(8, 4, 8, activation="tanh")
+
+
+class Doubled(nn.Module):
+    """In the place of a dropout: shows where it acts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_where_dropout_acts(norm_first: bool) -> None:
+    """On both branches, between the two layers of the feed-forward part, and on the attention weights."""
+    packing = Packing((3, 1, 6))
+    x = torch.randn(packing.total, 8)
+    layer = PackedTransformerLayer(8, 2, 16, 0.0, norm_first=norm_first)
+
+    def attend(y: Tensor) -> Tensor:
+        return layer._attend(y, packing, None)
+
+    def feed(y: Tensor) -> Tensor:
+        return layer.down(2 * layer.activation(layer.up(y)))
+
+    layer.dropout = Doubled()  # type: ignore[assignment]
+    if norm_first:
+        y = x + 2 * attend(layer.norm_attention(x))
+        expected = y + 2 * feed(layer.norm_feedforward(y))
+    else:
+        y = layer.norm_attention(x + 2 * attend(x))
+        expected = layer.norm_feedforward(y + 2 * feed(y))
+    torch.testing.assert_close(layer(x, packing), expected)
+    layer.dropout_rate = 0.5
+    assert not torch.allclose(layer.train()(x, packing), expected)
+    torch.testing.assert_close(layer.eval()(x, packing), expected)

@@ -10,7 +10,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.data.task import TaskKind
 from ercfusion.errors import ConfigError
-from ercfusion.models.broad_mamba import BroadMamba
+from ercfusion.models.broad_mamba import BroadMamba, BroadMambaBlock
 from ercfusion.ops.packing import Packing
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
@@ -259,3 +259,15 @@ def test_fixed_nodes_are_no_parameters() -> None:
 def test_what_does_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_a_block_keeps_what_it_reads() -> None:
+    """Around the state space model and around the broad nodes, whole and step by step."""
+    model = BroadMamba(InputSpec(WIDTHS), width=8, bidirectional=False).eval()
+    block = next(part for part in model.modules() if isinstance(part, BroadMambaBlock))
+    packing = Packing((5,))
+    x = torch.randn(5, 8)
+    y = x + block.mixer(block.norm(x), packing)
+    expected = y + block.broad(block.broad_norm(y))
+    torch.testing.assert_close(block(x, packing), expected)
+    assert not torch.allclose(expected, block.broad(block.broad_norm(y)), atol=0.1)

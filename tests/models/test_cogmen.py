@@ -232,3 +232,27 @@ def test_the_residual_path_goes_past_the_graph() -> None:
             model.norm.bias.zero_()
         hidden = model(batch).hidden
         assert bool((hidden == hidden[0]).all()) is not residual
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_dropout_around_the_classifier(residual: bool) -> None:
+    """On what the classifier reads, if it reads more than the graph, and on what it makes."""
+    model = Cogmen(InputSpec(WIDTHS), dropout=0.5, residual=residual).train()
+    read: list[Tensor] = []
+    model.classifier.register_forward_hook(lambda _, given, made: read.extend((given[0], made)))
+    hidden = model(random_batch((6, 3))).hidden
+    assert bool((read[0] == 0).any()) == residual
+    kept = hidden > 0
+    assert 0.3 < float(kept.sum() / (read[1] > 0).sum()) < 0.7
+    torch.testing.assert_close(hidden[kept], 2 * read[1][kept])
+
+
+def test_modalities_are_summed() -> None:
+    model = Cogmen(InputSpec(WIDTHS)).eval()
+    batch = random_batch()
+    read: list[Tensor] = []
+    model.fuse.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    model(batch)
+    assert model.project is not None
+    parts = list(model.project(batch).values())
+    torch.testing.assert_close(read[0], parts[0] + parts[1] + parts[2])

@@ -226,3 +226,14 @@ def test_wrong_options_are_named(options: dict[str, Any], match: str) -> None:
 def test_five_modalities_are_too_many() -> None:
     with pytest.raises(ValueError, match="1 to 4 modalities, found 5"):
         make(dict.fromkeys("abcde", 2))
+
+
+def test_batch_norm_gives_absent_rows_zeros_in_evaluation() -> None:
+    layer = PresentBatchNorm(3)
+    x, present = torch.randn(6, 3), torch.tensor([True, False, True, True, False, True])
+    layer.train()(x, present)
+    found = layer.eval()(x, present)
+    assert (found[~present] == 0).all()
+    expected = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    torch.testing.assert_close(found[present], expected[present])
+    assert (expected[~present] != 0).all()
