@@ -90,6 +90,42 @@ def test_what_cannot_be_compared(places, capsys):
     assert "train resume=" in refused(compare.main, [one, str(unfinished)], capsys)
 
 
+def test_other_test_data_under_the_same_ids_is_refused(places, capsys):
+    one = str(places / "runs" / "concat" / "seed=0")
+    other = record("cogmen", 0)
+    other["corpus"]["fingerprint"] = "e" * 64
+    message = refused(compare.main, [one, run_folder(places, "other", other)], capsys)
+    assert "corpus fingerprints" in message
+    assert "p (Holm)" not in message
+
+
+def test_other_features_are_named_in_their_row(places, capsys):
+    other = record("cogmen", 0)
+    other["features"][0]["source"]["sha256"] = "c" * 64
+    one = str(places / "runs" / "concat" / "seed=0")
+    status, out, _ = command(compare.main, [one, run_folder(places, "other", other), "--markdown"], capsys)
+    assert status == 0
+    row = next(line for line in out.splitlines() if line.startswith("| cogmen"))
+    assert "text (24-d E cccccccc)" in row
+
+
+def test_a_run_again_is_the_recorded_experiment(places, capsys):
+    """A record of a version that had no option ``activation`` yet."""
+    old = record("concat", 0, 0.4)
+    del old["config"]["model"]["activation"]
+    (places / "old" / "records").mkdir(parents=True)
+    write_archive(places / "old" / "records" / "plain.json", [old, record("concat", 1, 0.4)])
+    archive, run = str(places / "old" / "records" / "plain.json"), str(places / "runs" / "concat")
+    status, out, _ = command(compare.main, [archive, run], capsys)
+    assert status == 0
+    assert "seed 0 minus seed 1" in out, "one group, of which nothing but the seeds is left to compare"
+    assert "activation" not in out
+    status, out, _ = command(verify.main, [run, archive], capsys)
+    assert status == 0
+    assert "activation" not in out
+    assert "other settings" not in out
+
+
 def test_recorded_runs_are_inside_their_band(places, capsys):
     status, out, _ = command(verify.main, [str(places / "runs"), str(places / "kept.yaml")], capsys)
     assert status == 0

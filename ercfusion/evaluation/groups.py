@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.evaluation.archive import read_archive
+from ercfusion.evaluation.defaults import with_defaults
 from ercfusion.evaluation.record import read_record, record_sums, require_test_scores
+from ercfusion.tasks.sums import truth_of
 
 # Settings that say where things lie, how much is said, or which machine computes, but not what is computed.
 _INCIDENTAL = (
@@ -37,13 +40,6 @@ _INCIDENTAL = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
-# Settings that older records do not have, with the value that they had in effect: left out where they have it.
-_LATER: dict[str, Any] = {
-    "objective.probe": False,
-    "training.modality_dropout": 0.0,
-    "training.accumulate_grad_batches": 1,
-    "training.limit_train_batches": None,
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,10 @@ class Group:
         if any(other != ids for other, _ in parts[1:]):
             raise RunError(f"the runs of {self.name} were tested on different conversations")
         keys = [key for key in parts[0][1] if all(key in sums for _, sums in parts)]
-        return ids, {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
+        found = {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
+        if any(_unlike(truth_of(key, sums), truth_of(key, sums[:1])).any() for key, sums in found.items()):
+            raise RunError(f"the runs of {self.name} were tested on different labels")
+        return ids, found
 
     @property
     def conversations(self) -> list[str]:
@@ -94,6 +93,20 @@ class Group:
     def sums(self, key: str) -> NDArray[Any] | None:
         """(S, B, ...) sums of the test conversations (see :func:`ercfusion.tasks.sums.conversation_sums`), or None."""
         return self._sums[1].get(key)
+
+    def unlike_truth(self, other: Group) -> list[str]:
+        """Ids of the test conversations whose labels are others in the other group; both have the same ids."""
+        unlike = np.zeros(len(self.conversations), dtype=bool)
+        for key, sums in self._sums[1].items():
+            if (theirs := other.sums(key)) is not None:
+                unlike |= _unlike(truth_of(key, sums[:1]), truth_of(key, theirs[:1]))
+        return [name for name, differs in zip(self.conversations, unlike, strict=True) if differs]
+
+
+def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
+    """(B) whether (S, B, ...) sums of the truth differ; moments are recorded with nine digits."""
+    equal = np.isclose(one, other, rtol=1e-6, atol=1e-6)
+    return ~equal.all(axis=(0, *range(2, equal.ndim)))
 
 
 # Settings
@@ -112,15 +125,14 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted key that decide about a run's result, but for its seed and its data's content."""
-    if config.get("curriculum", {}).get("name") == "none":
-        # As in records that are older than curricula.
-        config = {key: value for key, value in config.items() if key != "curriculum"}
+    """The settings by dotted key that decide about a run's result, but for its seed and its data's content.
+
+    What an older record lacks has its default (see :mod:`ercfusion.evaluation.defaults`).
+    """
     return {
         key: value
-        for key, value in flat(config).items()
+        for key, value in with_defaults(config, flat(config)).items()
         if not any(key == name or key.startswith(f"{name}.") for name in _INCIDENTAL)
-        and not (key in _LATER and value == _LATER[key])
     }
 
 
@@ -139,9 +151,7 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
     for table in record["features"]:
         name = f"features {table['modality']}"
-        entries[f"{name}: width"] = table["width"]
-        source = {key: value for key, value in table["source"].items() if key not in ("pack", "created")}
-        entries.update({f"{name}: {key}": value for key, value in flat(source).items()})
+        entries.update({f"{name}: {key}": value for key, value in flat(_identity(table)).items()})
     if record["task"]["kind"] == "multi_label":
         entries["scores of two empty label sets"] = record.get("empty_sets", "accuracy 1, jaccard 0, samples_f1 0")
     return entries
@@ -218,13 +228,55 @@ def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
         changed: dict[str, Any] = {}
         for rival in rivals:
             other = {**settings_of(rival["config"]), **_shown_data(rival)}
-            changed.update({key: value for key, (value, _) in differences(own, other).items()})
+            found = {key: value for key, (value, _) in differences(own, other).items()}
+            # That a modality is used or not is among the settings.
+            both = own.keys() & other.keys()
+            changed.update({k: v for k, v in found.items() if k in both or not k.startswith("features ")})
         names.append(" ".join([model, *(f"{key}={_shown(value)}" for key, value in changed.items())]))
     return names
 
 
 def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"protocol": record["protocol"], "corpus fingerprint": record["corpus"]["fingerprint"][:8]}
+    return {
+        "protocol": record["protocol"],
+        "corpus fingerprint": record["corpus"]["fingerprint"][:8],
+        **{f"features {table['modality']}": _digest(table) for table in record["features"]},
+    }
+
+
+def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies features, wherever and whenever they were made."""
+    return {
+        "width": table["width"],
+        **{key: value for key, value in table["source"].items() if key not in ("pack", "created")},
+    }
+
+
+def _digest(table: Mapping[str, Any]) -> str:
+    text = json.dumps(_identity(table), sort_keys=True)
+    return str(table["source"].get("sha256") or hashlib.sha256(text.encode()).hexdigest())[:8]
+
+
+def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
+    """What each group was trained on, in words; None if that is the same for all.
+
+    A modality of which the groups have different features is named with width, tool or encoder, and checksum.
+    """
+    tables = [{entry["modality"]: entry for entry in group.records[0]["features"]} for group in groups]
+    forms: dict[str, set[str]] = {}
+    for of_group in tables:
+        for name, entry in of_group.items():
+            forms.setdefault(name, set()).add(json.dumps(_identity(entry), sort_keys=True))
+    found = []
+    for of_group in tables:
+        words = []
+        for name, entry in of_group.items():
+            source = entry["source"]
+            made = source.get("settings", {}).get("encoder") or source.get("tool")
+            known = [f"{entry['width']}-d", *([str(made)] if made else []), _digest(entry)]
+            words.append(name if len(forms[name]) == 1 else f"{name} ({' '.join(known)})")
+        found.append(", ".join(words))
+    return found if len(set(found)) > 1 else None
 
 
 def _shown(value: Any) -> str:
@@ -234,21 +286,51 @@ def _shown(value: Any) -> str:
 
 
 def check_comparable(groups: Sequence[Group]) -> None:
-    """Raise :class:`RunError` unless all groups were tested on the same conversations with the same task."""
+    """Refuse a paired comparison of runs that were not tested on the same data.
+
+    Equal conversation ids are not enough: two generated corpora share them, and so do two releases of a corpus. Task,
+    protocol, fingerprint of the corpus and the labels of every test conversation (which the sums of a record hold) must
+    be equal for every run of every group.
+
+    Raises:
+        RunError: which two runs differ, and in what.
+    """
     first = groups[0]
     protocols = {record["protocol"]: group.name for group in groups for record in group.records}
     if len(protocols) > 1:
         shown = ", ".join(f"{protocol} ({name})" for protocol, name in protocols.items())
         raise RunError(f"the runs follow different protocols, and their scores cannot be compared: {shown}")
-    for other in groups[1:]:
-        if other.task.to_dict() != first.task.to_dict():
-            raise RunError(
-                f"{first.name} predicts {first.task.name!r} ({first.task.kind}), {other.name} predicts "
-                f"{other.task.name!r} ({other.task.kind}): their scores cannot be compared"
-            )
+    for group in groups:
+        for record in group.records:
+            _check_same_data(first.name, first.records[0], group.name, record)
+    for other in groups:
         if other.conversations != first.conversations:
             here, there = set(first.conversations), set(other.conversations)
+            order = ", in another order" if here == there else ""
             raise RunError(
                 f"{first.name} and {other.name} were tested on different conversations ({len(here - there)} only in "
-                f"the first, {len(there - here)} only in the second): a paired comparison needs the same ones"
+                f"the first, {len(there - here)} only in the second{order}): a paired comparison needs the same ones"
             )
+        if unlike := first.unlike_truth(other):
+            raise RunError(
+                f"{first.name} and {other.name} were tested on different labels: those of {len(unlike)} conversations "
+                f"differ, for example of {unlike[0]!r}. A paired comparison needs the same test data"
+            )
+
+
+def _check_same_data(first: str, one: Mapping[str, Any], second: str, other: Mapping[str, Any]) -> None:
+    def task(record: Mapping[str, Any]) -> dict[str, Any]:
+        return TaskSpec.from_dict(dict(record["task"])).to_dict()
+
+    if task(one) != task(other):
+        raise RunError(
+            f"{first} predicts {one['task']['name']!r} ({one['task']['kind']}), {second} predicts "
+            f"{other['task']['name']!r} ({other['task']['kind']}): their scores cannot be compared"
+        )
+    prints = [str(record["corpus"]["fingerprint"])[:12] for record in (one, other)]
+    if one["corpus"]["fingerprint"] != other["corpus"]["fingerprint"]:
+        raise RunError(
+            f"{first} (seed {one['seed']}) and {second} (seed {other['seed']}) were tested on different versions of "
+            f"{one['corpus']['name']!r} (corpus fingerprints {prints[0]} and {prints[1]}; the conversation ids may be "
+            "equal all the same): a paired comparison needs the same data"
+        )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ercfusion.errors import ConfigError
+from ercfusion.evaluation.groups import features_of_groups
 from ercfusion.evaluation.preset import Published
 from ercfusion.evaluation.table import Line, Score, Table
 from ercfusion.hints import command
@@ -116,15 +117,20 @@ def score_cells(table: Table) -> Cells:
     with_share = table.reachable is not None and table.floor is not None
     if with_share:
         rows[0].insert(3, "of the way")
+    features = features_of_groups([line.group for line in table.lines])
+    if features is not None:
+        rows[0].append("features")
     if any(line.published for line in table.lines):
         rows[0].append("published (ours minus it)")
-    for line in table.lines:
+    for place, line in enumerate(table.lines):
         score = line.test[head]
         row = [line.row.name, spread(head, score), interval(head, score.low, score.high)]
         if table.reachable is not None and table.floor is not None:
             share = 100 * (score.mean - table.floor) / (table.reachable - table.floor)
             row.append(f"{round(share, 1) + 0.0:.1f} %")  # + 0.0: no minus before a zero
         row += [number(head, line.dev.mean), *(spread(name, line.test[name]) for name in others)]
+        if features is not None:
+            row.append(features[place])
         if len(rows[0]) > len(row):
             row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
         rows.append(row)
@@ -220,7 +226,8 @@ def facts(table: Table) -> list[str]:
     record, seeds = table.record, table.lines[0].group.seeds
     split = record["splits"]["test"]
     corpus = record["corpus"]
-    features = ", ".join(_feature(entry) for entry in record["features"])
+    used = {entry["modality"]: entry for line in table.lines for entry in line.group.records[0]["features"]}
+    features = ", ".join(_feature(entry) for entry in used.values())
     synthetic = " **The corpus is synthetic (generated).**" if corpus["synthetic"] else ""
     sentences = [
         f"Protocol `{record['protocol']}`; {split['conversations']:,} test conversations with {split['utterances']:,} "

@@ -132,6 +132,22 @@ def _cells(truth: Bools, said: Bools, counted: Bools) -> list[Bools]:
     return [counted & (truth == row) & (said == column) for row in (False, True) for column in (False, True)]
 
 
+def truth_of(key: str, sums: NDArray[Any]) -> NDArray[Any]:
+    """The part of :func:`conversation_sums` that follows from the labels only: equal for all models on equal data.
+
+    Args:
+        key: Of :func:`conversation_sums`.
+        sums: (..., *shape) sums of that key.
+    """
+    if key == "confusion":
+        return np.asarray(sums.sum(axis=-1))
+    if key == "shift":
+        return np.asarray(sums[..., 1])
+    if key == "counts":
+        return np.asarray(sums[..., 0] + sums[..., 2])
+    return np.asarray(sums[..., [list(MOMENTS).index(name) for name in ("utterances", "target", "target_squared")]])
+
+
 # From sums to scores
 
 

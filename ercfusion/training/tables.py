@@ -54,11 +54,9 @@ def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int]
     stale = {}
     for row in preset.rows:
         wanted = settings_of(preset.config(row, row.seeds[0]))
-        typed = {argument.partition("=")[0] for argument in (*preset.settings, *row.settings)}
         for seed, record in records[row.name].items():
             was = settings_of(record["config"])
-            # A setting that the record's version did not have yet had the effect of what is the default now.
-            changed = {key: pair for key, pair in differences(was, wanted).items() if key in was or key in typed}
+            changed = differences(was, wanted)
             if record["config"]["preset"]["model"] != row.model:
                 changed["model"] = (record["config"]["preset"]["model"], row.model)
             if changed:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from made_records import record
 
+from ercfusion.data.schema import get_schema
+from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.evaluation.archive import read_archive, write_archive
 from ercfusion.evaluation.groups import (
@@ -16,11 +18,14 @@ from ercfusion.evaluation.groups import (
     data_of,
     differences,
     environment_of,
+    features_of_groups,
     flat,
     group_records,
     read_records,
     settings_of,
 )
+from ercfusion.evaluation.record import split_record
+from ercfusion.tasks.outputs import Predictions
 
 
 def test_seeds_are_grouped_and_settings_are_told_apart():
@@ -84,6 +89,126 @@ def test_protocols_are_not_mixed():
     for groups in ([Group("a", (one,)), Group("b", (other,))], [Group("both", (one, other))]):
         with pytest.raises(RunError, match=r"different protocols.*-other"):
             check_comparable(groups)
+
+
+def on_other_data(kind: str) -> tuple[dict, dict]:
+    """A record and one that was tested on other data under the same conversation ids."""
+    one, other = record(seed=0), record("cogmen", seed=1)
+    if kind == "fingerprint":
+        other["corpus"]["fingerprint"] = "e" * 64
+    elif kind == "protocol":
+        other["protocol"] = "demo/speaker"
+    elif kind == "labels":  # the truth is in the rows: one utterance of another class, the same prediction
+        cells = other["splits"]["test"]["confusion"]["test/3"]
+        cells[0] = [(cells[0][0] + 1) % 6, *cells[0][1:]]
+    else:  # only the count of utterances whose speaker's emotion has changed
+        other["splits"]["test"]["shift"]["test/3"][1] += 1
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fingerprint", r"a \(seed 0\) and b \(seed 1\) .*fingerprints ffffffffffff and eeeeeeeeeeee"),
+        ("protocol", "different protocols.*demo/speaker"),
+        ("labels", "different labels: those of 1 conversations differ, for example of 'test/3'"),
+        ("shift", "different labels: those of 1 conversations differ, for example of 'test/3'"),
+    ],
+)
+def test_the_same_ids_of_other_data_cannot_be_compared(kind, message):
+    one, other = on_other_data(kind)
+    with pytest.raises(RunError, match=message):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    # Nor one model's seeds, whose first alone is like the other model's.
+    with pytest.raises(RunError):
+        check_comparable([Group("a", (one,)), Group("b", (record(seed=0), other))])
+    with pytest.raises(RunError):
+        check_comparable([Group("a", (record(seed=0), other)), Group("b", (one,))])
+
+
+def regression(targets: list[float], shift: float) -> dict:
+    """A record of a regression task whose outputs are ``shift`` away from the targets."""
+    task = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
+    value = np.array(targets, dtype=np.float32)[:, None]
+    made = Predictions(
+        task, value + shift, value, np.ones(4, dtype=bool), (2, 2), np.zeros(4), ("a", "b"), tuple("1234")
+    )
+    return record(task=task.to_dict(), splits={"test": split_record(made)})
+
+
+def test_labels_of_other_kinds_of_tasks():
+    one, same, other = regression([1, -1, 2, 0], 0.1), regression([1, -1, 2, 0], -0.7), regression([1, -1, 2, 0.5], 0.1)
+    check_comparable([Group("a", (one,)), Group("b", (same,))])
+    with pytest.raises(RunError, match="for example of 'b'"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    task = TaskSpec("emotions", "multi_label", get_schema("demo6"))
+    counts = [[[1, 2, 0]] * 6, [[1, 0, 1]] * 6]  # right, false alarms, misses
+    one, same, other = (
+        record(task=task.to_dict(), splits={"test": {"counts": {"a": first, "b": second}}})
+        for first, second in (counts, ([[[0, 5, 1]] * 6, counts[1]]), ([counts[0], [[1, 0, 2]] * 6]))
+    )
+    check_comparable([Group("a", (one,)), Group("b", (same,))])
+    with pytest.raises(RunError, match="for example of 'b'"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+
+
+def with_pack(entry: dict, sha: str, width: int = 24) -> dict:
+    """The record with other text features."""
+    entry["features"][0] = {**entry["features"][0], "width": width}
+    entry["features"][0]["source"] = {**entry["features"][0]["source"], "sha256": sha * 64}
+    return entry
+
+
+def test_other_features_are_told_apart():
+    records = [record(seed=0), with_pack(record(seed=0), "b"), with_pack(record("cogmen", 0), "b")]
+    groups = group_records(records)
+    assert [group.name for group in groups] == [
+        "concat features text=aaaaaaaa",
+        "concat features text=bbbbbbbb",
+        "cogmen",
+    ]
+    check_comparable(groups)
+    assert features_of_groups(groups) == ["text (24-d E aaaaaaaa)", "text (24-d E bbbbbbbb)", "text (24-d E bbbbbbbb)"]
+    assert features_of_groups(groups[1:]) is None
+    both = record("lmf", 0)
+    both["features"].append({"modality": "audio", "width": 3, "level": "utterance", "source": {"corpus": "demo"}})
+    assert features_of_groups([groups[0], *group_records([both])]) == ["text", "text, audio"]
+
+
+def test_what_a_record_lacks_has_its_default():
+    new, old, relu = (record(seed=seed) for seed in (0, 1, 2))
+    del old["config"]["model"]["activation"], old["config"]["training"]["modality_dropout"]
+    del old["config"]["objective"]["probe"], old["config"]["curriculum"], old["config"]["optimizer"]["eps"]
+    del old["config"]["data"]["options"]
+    assert settings_of(old["config"]) == settings_of(new["config"])
+    (group,) = group_records([new, old])
+    assert group.seeds == (0, 1)
+    relu["config"]["model"]["activation"] = "relu"
+    assert differences(settings_of(old["config"]), settings_of(relu["config"])) == {
+        "model.activation": ("gelu", "relu")
+    }
+    assert [group.name for group in group_records([old, relu])] == [
+        "concat model.activation=gelu",
+        "concat model.activation=relu",
+    ]
+    # Nothing is made up: not the options of another optimizer, nor those of an architecture of somebody's own.
+    stranger = record("concat", 0, 0.5, "optimizer=sgd")
+    stranger["config"]["model"] = {"name": "os:getcwd", "width": 3}
+    found = settings_of(stranger["config"])
+    assert {key for key in found if key.startswith("model.")} == {"model.name", "model.width"}
+    assert not {key for key in found if key.startswith("optimizer.")} & {"optimizer.betas", "optimizer.eps"}
+    # What is open stays as it is, whatever the default has.
+    sized = record("concat", 0, 0.5, "data.options.train=8")
+    assert "data.options" not in settings_of(sized["config"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["training.batch_size=7", "training.max_epochs=2", "optimizer.lr=0.1", "training.standardize=false",
+     "training.gradient_clip=0.0", "trainer.precision=bf16-mixed", "data.modalities=[text]", "objective=focal"],
+)  # fmt: skip
+def test_what_decides_a_result_is_another_group(setting):
+    assert len(group_records([record(seed=0), record("concat", 1, 0.5, setting)])) == 2
 
 
 def test_differences_and_flat():

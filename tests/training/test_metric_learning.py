@@ -100,7 +100,7 @@ def test_records_of_earlier_versions_are_of_the_same_group() -> None:
     old["objective"] = {name: value for name, value in new["objective"].items() if name != "probe"}
     assert settings_of(new) == settings_of(old)
     probed = Composer().compose(["objective.probe=true"])
-    assert differences(settings_of(new), settings_of(probed)) == {"objective.probe": (None, True)}
+    assert differences(settings_of(new), settings_of(probed)) == {"objective.probe": (False, True)}
     assert settings_of(Composer().compose(["task.export=true"])) == settings_of(old)
 
 
