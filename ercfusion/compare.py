@@ -21,7 +21,7 @@ examples
   python -m ercfusion.compare RUN experiments/meld/records/cogmen.json                  a run with recorded ones
 
 A RUN is a run folder, a folder with run folders below it, or an archive of records. Runs that differ in nothing but the
-seed are taken together. All must have been tested on the same conversations.
+seed are taken together. All must have been tested on the same data.
 
 settings
   metric=NAME        compare by this score (default: the one that chose the checkpoints)
@@ -57,7 +57,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     """
     from ercfusion.evaluation.groups import Group, check_comparable, group_records, read_records
     from ercfusion.evaluation.preset import Row, TablePreset
-    from ercfusion.evaluation.render import class_cells, comparison_cells, markdown_table, score_cells
+    from ercfusion.evaluation.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
     from ercfusion.evaluation.report import aligned
     from ercfusion.evaluation.table import compute_table
     from ercfusion.tasks.metrics import check_metric
@@ -82,6 +82,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
         show(class_cells(table)) if class_cells(table) else "",
         show(comparison_cells(table)) if comparison_cells(table) else "",
         "shown: p (Holm) below 0.05 and an interval, over other seeds and conversations, that leaves out 0",
+        monte_carlo_note(table.comparisons) if table.comparisons else "",
         *_what_differs(groups, show),
     ]
     if any(len(group.seeds) == 1 for group in groups):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -577,6 +578,16 @@ def result_pairs(preset: str) -> list[str]:
     return markdown_table(comparison_cells(table(preset))).splitlines()
 
 
+def result_verdicts(preset: str) -> list[str]:
+    """Which differences a table shows, as sentences."""
+    from ercfusion.evaluation.verdicts import verdict_lines
+
+    lines: list[str] = []
+    for line in verdict_lines(table(preset)):
+        lines += textwrap.wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "") or [""]
+    return lines
+
+
 SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + visual", "all three")
 
 
@@ -592,6 +603,8 @@ def result_subsets(preset: str, metric: str) -> list[str]:
 
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
+    **{f"verdicts {name}": ("results.md", partial(result_verdicts, name)) for name in ("meld", "mosi", "demo")},
+    "main verdicts": ("../README.md", partial(result_verdicts, "meld")),
     **{f"optimism {name}": ("results.md", partial(result_optimism, name)) for name in ("meld", "mosi", "demo")},
     **{
         f"subsets {preset} {metric}": ("modalities.md", partial(result_subsets, preset, metric))
@@ -635,6 +648,97 @@ def test_computed_tables_are_current(name: str) -> None:
     page, compute = COMPUTED[name]
     _, found, _ = split_at_table((DOCS / page).read_text(encoding="utf-8"), name)
     assert found.strip().splitlines() == compute(), f"docs/{page} is out of date: python tests/test_docs.py"
+
+
+def shown_pairs(preset: str) -> set[tuple[str, str]]:
+    """(lower, higher) of every difference that the table shows."""
+    return {
+        entry.names if entry.difference < 0 else entry.names[::-1] for entry in table(preset).comparisons if entry.shown
+    }
+
+
+def mean(preset: str, row: str, metric: str | None = None) -> float:
+    """The test score of a row."""
+    found = table(preset)
+    return next(float(line.test[metric or found.metric].mean) for line in found.lines if line.row.name == row)
+
+
+SPEAKERS = ("dialoguernn", "dialoguegcn", "cogmen")
+MIDDLE = ("broad_mamba", "lsdgnn", "lmf", "bclstm")
+CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
+    "No model with context is shown to be better than `concat`, which has none.": (
+        "results.md",
+        lambda: not any("concat" in pair for pair in shown_pairs("meld")),
+    ),
+    "Besides the majority class only `broad_mamba`, `dagerc` and the two other forms of `cogmen` have a lower mean.": (
+        "results.md",
+        lambda: (
+            {line.row.name for line in table("meld").lines if line.test["weighted_f1"].mean < mean("meld", "concat")}
+            == {"majority", "broad_mamba", "dagerc", "cogmen, as released", "cogmen, class weights"}
+        ),
+    ),
+    "Weighting the classes finds some of them, and costs weighted F1.": (
+        "results.md",
+        lambda: (
+            mean("meld", "cogmen, class weights", "macro_f1") > mean("meld", "cogmen", "macro_f1")
+            and ("cogmen, class weights", "cogmen") in shown_pairs("meld")
+        ),
+    ),
+    "`cogmen, as released` is below the majority class here (why was not looked into).": (
+        "results.md",
+        lambda: mean("mosi", "cogmen, as released") < mean("mosi", "majority"),
+    ),
+    "Three modalities are not shown to be better than text alone with any model.": (
+        "results.md",
+        lambda: not any(f"{high}, text" == low for low, high in shown_pairs("mosi")),
+    ),
+    "No difference is shown between `bclstm` and its hierarchical forms.": (
+        "results.md",
+        lambda: not any(low.startswith("bclstm") and high.startswith("bclstm") for low, high in shown_pairs("mosi")),
+    ),
+    "Every model with context is shown to be above `concat`.": (
+        "results.md",
+        lambda: (
+            {high for low, high in shown_pairs("demo") if low == "concat"}
+            == {line.row.name for line in table("demo").lines} - {"concat", "majority"}
+        ),
+    ),
+    "`dialoguernn`, `dialoguegcn` and `cogmen`, which know who speaks, have the three highest means; no difference "
+    "between them is shown.": (
+        "results.md",
+        lambda: (
+            sorted(table("demo").lines, key=lambda line: -line.test["weighted_f1"].mean)[2].row.name in SPEAKERS
+            and not any(low in SPEAKERS and high in SPEAKERS for low, high in shown_pairs("demo"))
+        ),
+    ),
+    "No difference is shown among `broad_mamba`, `lsdgnn`, `lmf` and `bclstm`.": (
+        "results.md",
+        lambda: not any(low in MIDDLE and high in MIDDLE for low, high in shown_pairs("demo")),
+    ),
+    "No difference is shown between the two forms of `bclstm`.": (
+        "results.md",
+        lambda: not any(low.startswith("bclstm") and high.startswith("bclstm") for low, high in shown_pairs("demo")),
+    ),
+    "`m2fnet` is better than `concat`, which is shown but not certain.": (
+        "modalities.md",
+        lambda: any(
+            entry.names == ("m2fnet", "concat") and entry.shown and not entry.certain and entry.difference < 0
+            for entry in table("mosi-fusion-score").comparisons
+        ),
+    ),
+    "context is not shown to be worth anything on MELD's text": (
+        "../README.md",
+        lambda: not any("concat" in pair for pair in shown_pairs("meld")),
+    ),
+}
+"""Sentences about verdicts, the page they are on, and whether the tables say so."""
+
+
+@pytest.mark.parametrize("sentence", CLAIMS)
+def test_sentences_about_verdicts_are_true(sentence: str) -> None:
+    page, holds = CLAIMS[sentence]
+    assert sentence in " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    assert holds()
 
 
 def write_tables() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ercfusion.errors import ConfigError
+from ercfusion.evaluation.comparison import Comparison
 from ercfusion.evaluation.groups import features_of_groups
 from ercfusion.evaluation.preset import Published
 from ercfusion.evaluation.table import Line, Score, Table
@@ -97,6 +98,19 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def estimated_probability(p: float, error: float) -> str:
+    """A p value with its Monte Carlo standard error, if it has one that the digits show or hide."""
+    text = probability(p)
+    return text if error == 0 or p < 0.001 else f"{text} ± {max(error, 0.001):.3f}"
+
+
+def verdict(comparison: Comparison, one_seed: bool) -> str:
+    """Whether a difference is shown, and whether that hangs on the random draws."""
+    if one_seed:
+        return "one seed"  # from one run nobody can tell a model from its seed
+    return ("yes" if comparison.shown else "no") + ("" if comparison.certain else ", not certain")
+
+
 def published_text(metric: str, entry: Published, difference: float) -> str:
     """A published score, our difference to it, and the marks of what is not comparable."""
     marks = "".join(MARKS[name] for name in entry.differs)
@@ -155,16 +169,14 @@ def comparison_cells(table: Table) -> Cells:
     seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
     for entry in table.comparisons:
         first, second = entry.names
-        # From one run nobody can tell a model from its seed.
-        shown = "one seed" if min(seeds[first], seeds[second]) < 2 else "yes" if entry.shown else "no"
         rows.append(
             [
                 f"{first} minus {second}",
                 number(table.metric, entry.difference, sign=True),
                 interval(table.metric, entry.low, entry.high),
                 probability(entry.p),
-                probability(entry.p_holm),
-                shown,
+                estimated_probability(entry.p_holm, entry.p_holm_error),
+                verdict(entry, one_seed=min(seeds[first], seeds[second]) < 2),
             ]
         )
     return rows
@@ -272,9 +284,31 @@ def _feature(entry: Mapping[str, Any]) -> str:
 
 COMPARISON_NOTE = (
     "p: paired randomisation test, in which the two models' confusion matrices of a conversation change places at "
-    "random; it speaks of these trained models on other conversations. The interval resamples seeds too. *Shown* means "
-    "that p is below 0.05 after Holm's correction over this table and that the interval leaves out 0."
+    "random; it applies to these trained models on other conversations. The interval resamples seeds too. *Shown* "
+    "means that p is below 0.05 after Holm's correction over this table and that the interval leaves out 0."
 )
+
+
+def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
+    """How sure the p values are that a table shows, and which verdicts are not."""
+    drawn = [entry.exchanges for entry in comparisons if entry.p_error]
+    if not drawn:
+        return "All exchanges that there are were made: p has no Monte Carlo error."
+    least, most = min(drawn), max(drawn)
+    number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
+    doubtful = sum(not entry.certain for entry in comparisons)
+    text = (
+        f"p is from {number} of each pair, more if the verdict needed them; the number after ± is the Monte Carlo "
+        "standard error of p (Holm). "
+    )
+    if not doubtful:
+        return text + "No verdict depends on the random draws."
+    return text + (
+        f"*Not certain* ({doubtful} of {len(comparisons)}): p or an end of the interval is still within the error of "
+        "its random draws."
+    )
+
+
 OPTIMISM_NOTE = (
     "A diagnostic, not a result: the means that the same runs would have reported had their last epoch, or the epoch "
     "best on test, been taken. The last column is what choosing on test would have added."
@@ -331,7 +365,7 @@ def sections(table: Table) -> list[tuple[str, str, Cells]]:
     parts = [
         ("Scores", "; ".join(marks) + "." if marks else "", score_cells(table)),
         ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
-        ("Differences", COMPARISON_NOTE, comparison_cells(table)),
+        ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
         ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
         ("Published numbers", "", published_cells(table)),
         ("Cost", COST_NOTE, cost_cells(table)),

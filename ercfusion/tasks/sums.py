@@ -234,6 +234,5 @@ def _agreement(name: str, sums: dict[str, Floats]) -> Floats:
         # The clip takes away what rounding adds: 1.0000000000000002 of a perfect prediction.
         value = np.clip(covariance / np.sqrt(np.where(constant, 1.0, var_x * var_y)), -1.0, 1.0)
     else:
-        spread = np.where(constant_x, 0.0, var_x) + np.where(constant_y, 0.0, var_y)
-        value = 2 * covariance / (spread + (mean_x - mean_y) ** 2 + np.finfo(np.float64).tiny)
+        value = 2 * covariance / np.where(constant, 1.0, var_x + var_y + (mean_x - mean_y) ** 2)
     return _where(count > 0, value)

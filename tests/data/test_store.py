@@ -125,6 +125,28 @@ def test_targets(task: TaskSpec, target: Target, encoded: object) -> None:
         assert not encode_targets(one_turn(missing), task).valid.any()
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        TaskSpec("t", "single_label", SCHEMA),
+        TaskSpec("t", "multi_label", SCHEMA),
+        TaskSpec("t", "distribution", SCHEMA),
+        TaskSpec("t", "regression", dimensions=("v",)),
+    ],
+    ids=lambda task: task.kind,
+)
+def test_a_target_without_a_value_is_not_valid(task: TaskSpec) -> None:
+    """Raters who do not agree leave votes, and no label: neither the first class nor the number 0."""
+    votes = None if task.schema is None else {"positive": 1, "negative": 1}
+    store = ConversationStore(
+        one_turn(Target(None, votes=votes)), [FeatureTable("text", [("c", "u")], np.zeros((1, 2)))], [task]
+    )
+    target = store.batch([0]).targets["t"]
+    assert target.valid.tolist() == [False, False]
+    assert target.votes is None
+    assert store.targets["t"].valid.sum() == 0
+
+
 def test_votes() -> None:
     task = TaskSpec("t", "distribution", SCHEMA)
     found = encode_targets(one_turn(Target({"positive": 1.0}, votes={"positive": 3})), task)

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ercfusion.evaluation.comparison import Comparison, compare_all, holm, paired_randomization
-from ercfusion.evaluation.statistics import difference_interval
+from ercfusion.evaluation.comparison import (
+    RandomizationTest,
+    _holm_errors,
+    compare_all,
+    holm,
+    most_exchanges,
+    paired_randomization,
+)
+from ercfusion.evaluation.statistics import DifferenceIntervals, Interval, difference_interval
 from ercfusion.tasks.metrics import scores_from_confusion
 
 
@@ -198,13 +206,159 @@ def test_compare_all() -> None:
 def test_shown_needs_both(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = means(np.zeros(9)), means(np.ones(9))
 
-    def outcome(p: float, low: float, high: float) -> Comparison:
+    def outcome(p: float, low: float, high: float, error: float = 0.0) -> tuple[bool, bool]:
         module = "ercfusion.evaluation.comparison"
-        monkeypatch.setattr(f"{module}.paired_randomization", lambda *arguments: p)
-        monkeypatch.setattr(f"{module}.difference_interval", lambda *arguments: (low, high))
-        return compare_all({"a": first, "b": second}, mean)[0]
+        monkeypatch.setattr(f"{module}.RandomizationTest.p", property(lambda self: p))
+        monkeypatch.setattr(
+            f"{module}.DifferenceIntervals.__call__", lambda *arguments: Interval(low, high, error, error)
+        )
+        (found,) = compare_all({"a": first, "b": second}, mean)
+        return found.shown, found.certain
 
-    assert outcome(0.01, 0.1, 0.2).shown
-    assert outcome(0.01, -0.2, -0.1).shown
-    assert not outcome(0.01, -0.1, 0.2).shown
-    assert not outcome(0.05, 0.1, 0.2).shown, "1 - 0.95 is 0.050000000000000044"
+    assert outcome(0.01, 0.1, 0.2) == (True, True)
+    assert outcome(0.01, -0.2, -0.1) == (True, True)
+    assert outcome(0.01, -0.1, 0.2) == (False, True)
+    assert outcome(0.05, 0.1, 0.2) == (False, True), "1 - 0.95 is 0.050000000000000044"
+    # An end within 4 standard errors of 0 is not certain, unless p decides by itself.
+    assert outcome(0.01, 0.1, 0.2, 0.03) == (True, False)
+    assert outcome(0.01, -0.1, 0.2, 0.03) == (False, False)
+    assert outcome(0.01, 0.1, 0.2, 0.02) == (True, True)
+    assert outcome(0.2, 0.1, 0.2, 0.03) == (False, True)
+
+
+# Monte Carlo error
+
+
+def test_a_large_family_can_be_shown() -> None:
+    """With a fixed number R of exchanges no p is below 1 / (1 + R), which Holm multiplies by the number of pairs."""
+    sums = {"good": matrices(3, 40, 1, right=6), "bad": matrices(3, 40, 2)}
+    assert 20 / 101 > 0.05
+    found = compare_all(sums, macro, [("good", "bad")] * 20, permutations=100, resamples=200)
+    assert all(entry.shown and entry.certain for entry in found)
+    assert {entry.exchanges for entry in found} == {found[0].exchanges}
+    assert 1000 < found[0].exchanges <= most_exchanges(20)
+
+
+def test_exchanges_grow_with_the_family() -> None:
+    assert most_exchanges(1) == 10_000
+    assert most_exchanges(91) == 910_000
+    assert most_exchanges(91, level=0.99) == 4_550_000
+    # The smallest level of a family is many times what so many exchanges resolve.
+    for family in (1, 10, 91, 153, 5000):
+        assert 0.05 / family > 20 / most_exchanges(family)
+
+
+def test_exchanges_are_added_to_those_before() -> None:
+    first, second = matrices(2, 40, 1), matrices(3, 40, 2)
+    test = RandomizationTest(first, second, macro, seed=1)
+    for total in (100, 300, 300, 200, 500):
+        test.extend(total)
+    assert test.exchanges == 500
+    assert test.p == paired_randomization(first, second, macro, 500, seed=1)
+    assert test.error == pytest.approx(np.sqrt(test.p * (1 - test.p) / 500))
+    low, high = test.bounds
+    expected = stats.binomtest(test.count, 500).proportion_ci(1 - 1e-4, method="exact")
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    # As soon as all that there are are no more than what is asked for, they are made, and p is exact.
+    few = RandomizationTest(first[:, :9], second[:, :9], macro)
+    few.extend(300)
+    assert not few.exact
+    few.extend(600)
+    assert (few.exact, few.exchanges, few.error, few.bounds) == (True, 512, 0.0, (few.p, few.p))
+    assert few.p == paired_randomization(first[:, :9], second[:, :9], macro, 512)
+
+
+def test_bounds_at_the_ends() -> None:
+    test = RandomizationTest(matrices(3, 40, 1, right=6), matrices(3, 40, 2), macro)
+    test.extend(200)
+    assert test.count == 0
+    assert test.bounds == pytest.approx((0.0, 1 - 5e-5 ** (1 / 200)))
+    alike = RandomizationTest(matrices(1, 40, 1), matrices(1, 40, 1), macro)
+    alike.extend(200)
+    assert (alike.p, alike.error, alike.bounds) == (1.0, 0.0, (1.0, 1.0))
+
+
+def binary(wins: int, of: int) -> dict[str, np.ndarray]:
+    """Two models that differ by 1 in ``of`` conversations, of which the first wins ``wins``: p is a binomial tail."""
+    gain = np.where(np.arange(of) < wins, 1.0, -1.0)
+    return {"a": means(gain), "b": means(np.zeros(of))}
+
+
+def test_exchanges_go_on_until_the_verdict_is_clear() -> None:
+    # 2 P(X >= 36 of 50) = 0.0026: with 100 exchanges anything from 0 to a few is found, and 10 pairs need p < 0.005.
+    sums = binary(36, 50)
+    exact = float(2 * stats.binom.sf(35, 50, 0.5))
+    assert exact == pytest.approx(0.0026, abs=0.0001)
+    for seed in range(2):
+        found = compare_all(sums, mean, [("a", "b")] * 10, permutations=100, resamples=200, seed=seed)
+        assert {entry.shown for entry in found} == {True}
+        assert {entry.certain for entry in found} == {True}
+        assert found[0].exchanges > 1000
+        assert found[0].p == pytest.approx(exact, abs=4 * found[0].p_error + 2 / found[0].exchanges)
+    # A pair that is far from the limit gets no more than it needs.
+    (other,) = compare_all(binary(25, 50), mean, permutations=100, resamples=200)
+    assert (other.exchanges, other.shown, other.certain) == (100, False, True)
+
+
+def test_what_stays_open_is_marked() -> None:
+    # 2 P(X >= 58 of 100) = 0.133: as far from 0.05 as 0.05 is from 0, but not with 40 exchanges.
+    sums = binary(58, 100)
+    (found,) = compare_all(sums, mean, permutations=20, resamples=200, most_permutations=40)
+    assert found.exchanges == 40
+    assert found.p_error > 0.02
+    (certain,) = compare_all(sums, mean, permutations=20, resamples=200)
+    assert certain.certain
+    # Found by the very bounds: one that could be below the limit and could be above it.
+    limited = RandomizationTest(sums["a"], sums["b"], mean)
+    limited.extend(40)
+    assert limited.bounds[0] < 0.05 < limited.bounds[1]
+
+
+def test_errors_of_adjusted_p() -> None:
+    # 0.011 decides for itself and, times 2, for 0.012.
+    p, errors = np.array([0.012, 0.001, 0.011, 0.9]), np.array([0.1, 0.2, 0.3, 0.4])
+    assert holm(p).tolist() == pytest.approx([0.033, 0.004, 0.033, 0.9])
+    assert _holm_errors(p, errors).tolist() == pytest.approx([0.9, 0.8, 0.9, 0.4])
+    assert _holm_errors(np.array([0.6, 0.7]), errors[:2]).tolist() == [0.0, 0.0]
+
+
+def test_intervals_that_end_at_zero_take_more_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plain = DifferenceIntervals.__call__
+
+    def asking(self: Any, first: str, second: str, resamples: int) -> Interval:
+        asked.append(resamples)
+        found = plain(self, first, second, resamples)
+        return Interval(0.001, found.high, 0.01, 0.01) if resamples == 300 else found
+
+    monkeypatch.setattr(DifferenceIntervals, "__call__", asking)
+    sums = {"good": matrices(3, 40, 1, right=6), "bad": matrices(3, 40, 2), "same": matrices(3, 40, 3)}
+    found = compare_all(sums, macro, permutations=999, resamples=300)
+    # Only where p leaves the interval a say.
+    assert asked == [300, 3000, 300, 3000, 300]
+    assert (found[0].low, found[0].high) == difference_interval(sums["good"], sums["bad"], macro, 3000)
+
+
+# Seeds
+
+
+@pytest.mark.parametrize(("one", "other"), [(2, 4), (4, 6), (6, 4)])
+def test_seeds_are_paired_up_to_their_least_common_multiple(
+    one: int, other: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pairs, such as one for each combination, would weigh the seeds alike and take longer; fewer would not."""
+    first, second = matrices(one, 12, 1), matrices(other, 12, 2)
+    sizes = []
+
+    def statistic(sums: np.ndarray) -> Any:
+        sizes.append(len(sums))
+        return macro(sums)
+
+    test = RandomizationTest(first, second, statistic)
+    assert sizes == [one, other]
+    test.extend(2**12)
+    pairs = math.lcm(one, other)
+    assert sum(sizes[2:]) == 2 * pairs * 2**12
+    # What is exchanged are the mean scores over all these pairs.
+    repeated = [group[np.arange(pairs) % len(group)] for group in (first, second)]
+    assert test.p == paired_randomization(*repeated, macro, 2**12)

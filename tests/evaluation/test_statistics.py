@@ -11,6 +11,7 @@ from ercfusion.data.schema import LabelSchema, get_schema
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError
 from ercfusion.evaluation.statistics import (
+    DifferenceIntervals,
     conversation_bootstrap,
     counted_conversations,
     difference_interval,
@@ -172,6 +173,63 @@ def test_interval_errors() -> None:
     alone = make(EMOTION, conversations=3, length=1, seed=2)
     with pytest.raises(ValueError, match="empty"):
         interval_for(alone, "shift_accuracy")
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "ece"])
+def test_the_seed_decides_the_draws(metric: str) -> None:
+    """For scores that come from sums, and for those that are computed again for every resample."""
+    predictions = make(EMOTION, 12)
+    found = [interval_for(predictions, metric, 60, seed=seed) for seed in (3, 3, 4, 5)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_the_seed_decides_the_deviates_of_other_seeds() -> None:
+    """Conversations that are all alike: resampling them changes nothing, so only the deviates are left."""
+    sums = np.stack([np.full((30, 2), (score, 1.0)) for score in (0.1, 0.5, 0.4)])
+    pair = sums, sums[:, ::-1] + np.array([0.2, 0.0])
+
+    def mean(values: np.ndarray) -> Any:
+        return values[..., 0] / values[..., 1]
+
+    for interval in (lambda seed: two_level_bootstrap(sums, mean, 200, seed=seed),
+                     lambda seed: difference_interval(*pair, mean, 200, seed=seed)):  # fmt: skip
+        found = [interval(seed) for seed in (0, 0, 1, 2)]
+        assert found[0] == found[1]
+        assert len(set(found)) == 3
+
+
+def test_error_of_the_ends() -> None:
+    """That of an interval's ends over other seeds of the resampling, and half as large with four times as many."""
+    sums = {"a": matrices_of(3, 40, 1), "b": matrices_of(3, 40, 2)}
+    errors = {}
+    for resamples in (400, 1600):
+        found = [DifferenceIntervals(sums, macro, seed=seed)("a", "b", resamples) for seed in range(60)]
+        for end in ("low", "high"):
+            spread = np.std([getattr(entry, end) for entry in found], ddof=1)
+            errors[resamples, end] = np.mean([getattr(entry, f"{end}_error") for entry in found])
+            assert errors[resamples, end] == pytest.approx(spread, rel=0.35)
+    for end in ("low", "high"):
+        assert errors[400, end] / errors[1600, end] == pytest.approx(2, rel=0.25)
+    few = DifferenceIntervals(sums, macro)("a", "b", 100)
+    assert np.isnan([few.low_error, few.high_error]).all()
+
+
+def test_intervals_of_several_pairs_are_those_of_each() -> None:
+    sums = {name: matrices_of(seeds, 30, seeds) for name, seeds in (("a", 3), ("b", 2), ("c", 1))}
+    sums["c"][:, :5] = 0  # counted in a and b only
+    intervals = DifferenceIntervals(sums, macro)
+    for first, second in (("a", "b"), ("a", "c"), ("c", "b")):
+        found = intervals(first, second, 300)
+        assert (found.low, found.high) == difference_interval(sums[first], sums[second], macro, 300)
+
+
+def matrices_of(seeds: int, conversations: int, seed: int) -> np.ndarray:
+    """(S, B, 3, 3) confusion matrices with equal truths in every call."""
+    truth = np.random.default_rng(9).integers(1, 5, (conversations, 3))
+    rng = np.random.default_rng(seed)
+    share = (np.ones((3, 3)) + np.eye(3)) / 4
+    return np.array([[[rng.multinomial(n, p) for n, p in zip(row, share)] for row in truth] for _ in range(seeds)])
 
 
 def test_seed_summary() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,18 +12,22 @@ import numpy as np
 import pytest
 from made_records import TASK, record
 
-from ercfusion.errors import ConfigError
+from ercfusion.errors import ConfigError, RunError
+from ercfusion.evaluation.comparison import Comparison
 from ercfusion.evaluation.page import as_page
 from ercfusion.evaluation.preset import Published, Row, TablePreset
 from ercfusion.evaluation.render import (
     as_csv,
     as_latex,
     as_markdown,
+    comparison_cells,
     interval,
     metric_name,
+    monte_carlo_note,
     number,
     probability,
     published_text,
+    score_cells,
     spread,
 )
 from ercfusion.evaluation.statistics import two_level_bootstrap
@@ -196,6 +201,55 @@ def test_page_is_whole_and_needs_nothing_else(table):
     assert "best reachable" in text
     assert "Somebody & others (2020)" in text
     assert page.count("<svg") == 1
+
+
+def made(first: str, second: str, **changes) -> Comparison:
+    settings = {"difference": 0.02, "low": 0.01, "high": 0.03, "p": 0.002, "p_holm": 0.041, "shown": True,
+                "exchanges": 10000, "p_error": 0.0004, "p_holm_error": 0.0021, "certain": True}  # fmt: skip
+    return Comparison((first, second), **{**settings, **changes})
+
+
+def test_the_monte_carlo_error_is_stated(table, records):
+    first, second = (line.row.name for line in table.lines)
+    cells = comparison_cells(replace(table, comparisons=(made(first, second),)))
+    assert cells[1][-2:] == ["0.041 ± 0.002", "yes"]
+    unsure = made(first, second, shown=False, certain=False, exchanges=910000)
+    assert comparison_cells(replace(table, comparisons=(unsure,)))[1][-1] == "no, not certain"
+    single = compute_table(preset(), {name: runs[:1] for name, runs in records.items()})
+    assert comparison_cells(single)[1][-1] == "one seed"
+    for p_holm, error, text in ((0.02, 0.0001, "0.020 ± 0.001"), (0.0004, 0.0002, "< 0.001"), (1.0, 0.0, "1.000")):
+        exact = made(first, second, p_holm=p_holm, p_holm_error=error)
+        assert comparison_cells(replace(table, comparisons=(exact,)))[1][-2] == text
+    note = monte_carlo_note([made("a", "b"), unsure])
+    assert "10,000 to 910,000 random exchanges" in note
+    assert "*Not certain* (1 of 2)" in note
+    assert "10,000 random exchanges of each pair" in monte_carlo_note([made("a", "b")])
+    assert "No verdict depends on the random draws" in monte_carlo_note([made("a", "b")])
+    assert "no Monte Carlo error" in monte_carlo_note([made("a", "b", p_error=0.0)])
+    for text in (as_markdown(table), as_page(table)):
+        assert monte_carlo_note(table.comparisons).split(";")[0] in text
+
+
+def test_rows_with_other_features_name_them(records):
+    other = [record("bclstm", seed, 0.5) for seed in (0, 1, 2)]
+    for entry in other:
+        entry["features"][0]["source"]["sha256"] = "b" * 64
+        entry["features"].append({"modality": "audio", "width": 7, "level": "utterance", "source": {"tool": "t"}})
+    mixed = compute_table(preset(), {**records, "not yet": other})
+    head, *rows = score_cells(mixed)
+    column = head.index("features")
+    same = "text (24-d E aaaaaaaa)"
+    assert [row[column] for row in rows] == [same, same, "text (24-d E bbbbbbbb), audio"]
+    assert rows[1][head.index("published (ours minus it)")].startswith("60.00?")
+    assert "audio 7-d (t)" in as_markdown(mixed).split("Dev split")[0]
+    assert "features" not in score_cells(compute_table(preset(), records))[0]
+
+
+def test_rows_on_other_data_are_refused(records):
+    strange = [record("bclstm", seed, 0.5) for seed in (0, 1, 2)]
+    strange[2]["corpus"]["fingerprint"] = "e" * 64  # one seed of one row
+    with pytest.raises(RunError, match=r"not yet \(seed 2\)"):
+        compute_table(preset(), {**records, "not yet": strange})
 
 
 def test_the_same_records_give_the_same_bytes(table, records):

@@ -20,6 +20,7 @@ from ercfusion.tasks.metrics import Predictions, scores
 EMOTION = TaskSpec("emotion", "single_label", get_schema("meld7"))
 DISTRIBUTION = TaskSpec("emotion", "distribution", get_schema("meld7"))
 LABELS = TaskSpec("emotions", "multi_label", LabelSchema("six", tuple("abcdef")))
+LABEL_A = TaskSpec("x", "multi_label", LabelSchema("one", ("a",)))
 VAD = TaskSpec("vad", "regression", dimensions=("valence", "arousal", "dominance"), low=1, high=5)
 SENTIMENT = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
 
@@ -406,6 +407,35 @@ def test_best_thresholds_are_the_best(seed: int) -> None:
         ]
         found = oracle.f1_score(truth[:, column], predictions.output[valid, column] >= thresholds[column])
         assert found == pytest.approx(max(values))
+
+
+def test_a_number_at_the_threshold_is_positive() -> None:
+    """Decisions, counts and the choice of thresholds agree: a probability equal to the threshold says yes."""
+    task = TaskSpec("x", "multi_label", LabelSchema("two", ("a", "b")))
+    output, value = [[0.5, 0.5], [0.4, 0.7], [0.6, 0.3]], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    predictions = make(task, output, value)
+    assert predictions.decisions().tolist() == [[True, True], [False, True], [True, False]]
+    chosen = replace(predictions, thresholds=np.array([0.6, 0.7]))
+    assert chosen.decisions().tolist() == [[False, False], [False, True], [True, False]]
+    assert metrics.conversation_counts(chosen).sum(axis=0).tolist() == [[1, 0, 1], [1, 0, 0]]
+    # Neighbouring numbers have no middle: the upper one is the threshold, and must count as positive.
+    low = float(np.nextafter(np.float32(0.7), np.float32(0)))
+    close = make(LABEL_A, [[np.float32(0.7)], [low]], [[1.0], [0.0]])
+    close = replace(close, thresholds=metrics.best_thresholds(close))
+    assert scores(close)["micro_f1"] == 1
+
+
+def test_a_target_at_one_half_is_no_label() -> None:
+    """In counts, in scores of sets and in the choice of thresholds alike: half a vote is no majority."""
+    task = TaskSpec("x", "multi_label", LabelSchema("two", ("a", "b")))
+    half = make(task, [[0.9, 0.9], [0.9, 0.1]], [[0.5, 1.0], [1.0, 0.0]])
+    none = replace(half, value=np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert metrics.conversation_counts(half).tolist() == metrics.conversation_counts(none).tolist()
+    assert scores(half) == scores(none)
+    output, value = [[0.9], [0.2]], [[0.5], [1.0]]
+    assert metrics.best_thresholds(make(LABEL_A, output, value)) == metrics.best_thresholds(
+        make(LABEL_A, output, [[0.0], [1.0]])
+    )
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -162,6 +162,24 @@ def test_constant_regression(constant: float) -> None:
             assert source[1](rounded.sum(axis=0)[None])[0] == pytest.approx(expected[metric], abs=1e-7)
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.1, 3.0, 3.3])
+@pytest.mark.parametrize("other", [0.0, 0.1, 3.0])
+def test_both_sides_constant(constant: float, other: float) -> None:
+    """What rounding leaves of two variances of 0, above or below it, is no spread: the agreement is 0, neither NaN nor
+    the quotient of two rounding errors.
+    """
+    predictions = make(TASKS["vad"], 2)
+    shape = predictions.output.shape
+    flat = replace(predictions, output=np.full(shape, constant), value=np.full(shape, constant + other))
+    sums = conversation_sums(flat)["moments"].sum(axis=0)[None]
+    for metric in ("pearson", "ccc"):
+        source = score_source(flat.task, metric)
+        assert source is not None
+        (found,) = source[1](sums)
+        assert found == 0
+        assert not np.signbit(found)
+
+
 def test_perfect_and_single_utterances() -> None:
     predictions = make(TASKS["vad"], 2)
     everything = np.ones(len(predictions), dtype=bool)

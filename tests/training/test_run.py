@@ -14,12 +14,13 @@ import torch
 from runs import TINY, command, read, refused, stub_text_encoder, train
 from safetensors.torch import load_file
 
+from ercfusion.cli import Composer
 from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.evaluation.predictions import read_predictions
 from ercfusion.evaluation.record import dense_counts, read_record
-from ercfusion.tasks.metrics import scores
+from ercfusion.tasks.metrics import best_thresholds, scores
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
@@ -202,6 +203,76 @@ def test_statistics_come_from_the_training_split_alone(tmp_path: Path) -> None:
         assert len(rows) < store.num_utterances  # some are missing, and must not count as zeros
         np.testing.assert_allclose(weights[0][f"standardize.mean_{name}"], rows.mean(0), atol=1e-5)
         np.testing.assert_allclose(weights[0][f"standardize.scale_{name}"], 1 / rows.std(0), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_thresholds_are_chosen_on_dev(tmp_path: Path) -> None:
+    record = train(tmp_path / "run", "model=concat", "data=demo/multilabel", "training.max_epochs=2")
+    recognizer = Recognizer.from_pretrained(tmp_path / "run" / "model")
+    data = load_data(record["config"]["data"])
+    kept = np.asarray(recognizer.predict(data.store("dev")).thresholds)
+    chosen = {split: best_thresholds(recognizer.predict(data.store(split))) for split in ("dev", "test")}
+    np.testing.assert_allclose(kept, chosen["dev"], atol=1e-6)
+    assert np.abs(kept - chosen["test"]).max() > 0.01
+
+
+def initial(*settings: str) -> Recognizer:
+    config = Composer().compose([*TINY, "model=bclstm", *settings])
+    return run.build_recognizer(config, load_data(config["data"]).store("train"))
+
+
+def test_initial_weights_depend_on_the_seed() -> None:
+    one, again, other = (dict(initial(f"seed={seed}").named_parameters()) for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    weights = [name for name, value in one.items() if value.ndim > 1]  # the bias of the head comes from the data
+    assert len(weights) > 3
+    assert not any(torch.equal(one[name], other[name]) for name in weights)
+
+
+def test_inputs_are_standardised_if_asked_for() -> None:
+    states = {flag: initial(f"training.standardize={flag}").standardize.state_dict() for flag in ("true", "false")}
+    for name, value in states["false"].items():
+        plain = torch.zeros_like(value) if "mean" in name else torch.ones_like(value)
+        assert torch.equal(value, plain), name
+        assert not torch.allclose(states["true"][name], plain), name
+
+
+class _CaughtError(Exception):
+    """Stops a run where what it is made with has been seen."""
+
+
+def made_with(monkeypatch: pytest.MonkeyPatch, folder: Path, place: Any, name: str, *settings: str) -> dict[str, Any]:
+    """The keyword arguments with which a run of these settings calls ``place.name``."""
+    seen: dict[str, Any] = {}
+
+    def caught(*arguments: Any, **options: Any) -> None:
+        seen.update(options)
+        raise _CaughtError
+
+    monkeypatch.setattr(place, name, caught)
+    with pytest.raises(_CaughtError):
+        train(folder, "model=concat", *settings)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("metric", "maximize"), [("weighted_f1", True), ("ece", False), ("nll", False), ("accuracy", True)]
+)
+def test_a_plateau_falls_where_the_dev_score_gets_no_better(
+    metric: str, maximize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made_with(
+        *(monkeypatch, tmp_path / "run", run, "ConversationModule", "scheduler=plateau", f"training.metric={metric}")
+    )
+    assert found["maximize"] is maximize
+
+
+def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        made_with(monkeypatch, tmp_path / name, run.pl, "Trainer", *settings).get("gradient_clip_val")
+        for name, settings in (("a", ()), ("b", ("training.gradient_clip=0.25",)), ("c", ("training.gradient_clip=0",)))
+    ]
+    assert found == [1.0, 0.25, None]
 
 
 @pytest.mark.usefixtures("no_pictures")
