@@ -350,7 +350,7 @@ def fault(read: Callable[[], Any]) -> str:
         read()
     except ErcfusionError as error:
         text = str(error)
-        if len(text) > 300 or len(text.splitlines()) > 3:
+        if len(text) > 300 or len(text.splitlines()) > 3 + text.count("The run folder is"):
             return f"a message of {len(text)} characters: {text[:500]}"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:300]} {''.join(traceback.format_tb(error.__traceback__)[-2:])}"
@@ -388,3 +388,57 @@ def test_many_mutated_files(workshop: Workshop) -> None:
     counts = fuzz(workshop, SLOW, 1000)
     print(dict(counts))
     assert len(counts) == len(workshop.kinds())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mutators"),
+    [
+        ("checkpoints/last.ckpt", (mutate_checkpoint,)),
+        ("config.json", (mutate_json, mutate_json, flip_bits)),
+        ("metrics.csv", BYTES),
+        ("environment.json", (mutate_json, truncate)),
+        ("overrides.json", (mutate_json, truncate)),
+    ],
+)
+def test_resuming_a_mutated_run(
+    workshop: Workshop, tmp_path: Path, name: str, mutators: tuple[Callable[[bytes, Random], bytes], ...]
+) -> None:
+    faults = []
+    original = (workshop.unfinished / name).read_bytes()
+    for number in range(max(4, SLOW // 500)):
+        folder = tmp_path / str(number)
+        shutil.copytree(workshop.unfinished, folder)
+        rng = random.Random(f"resume {name} {number}")
+        (folder / name).write_bytes(rng.choice(mutators)(original, rng))
+        found = fault(lambda: train_main([f"resume={folder}"]))  # noqa: B023
+        if found:
+            faults.append(f"{name} {number}: {found}")
+        shutil.rmtree(folder)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.slow
+def test_commands_on_a_mutated_run(workshop: Workshop, tmp_path: Path) -> None:
+    from ercfusion import compare, evaluate, verify
+
+    faults = []
+    for number in range(max(6, SLOW // 300)):
+        folder = tmp_path / str(number)
+        shutil.copytree(workshop.run, folder)
+        rng = random.Random(f"commands {number}")
+        name = rng.choice(("record.json", "record.json", "model/config.json", "model/model.safetensors"))
+        mutator = mutate_json if name.endswith("json") else mutate_header
+        (folder / name).write_bytes(mutator((folder / name).read_bytes(), rng))
+        commands: dict[str, Callable[[], Any]] = {
+            "evaluate": lambda: evaluate.main([str(folder), "split=dev"]),  # noqa: B023
+            "optimism": lambda: evaluate.main([str(folder), "optimism=true"]),  # noqa: B023
+            "compare": lambda: compare.main([str(folder), str(workshop.archive)]),  # noqa: B023
+            "verify": lambda: verify.main([str(folder), str(workshop.archive)]),  # noqa: B023
+        }
+        for command, call in commands.items():
+            found = fault(call)
+            if found:
+                faults.append(f"{command}, {name} {number}: {found}")
+        shutil.rmtree(folder)
+    assert not faults, "\n".join(faults)
