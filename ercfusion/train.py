@@ -201,7 +201,7 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
             print(f"\ninterrupted; continue with: {_again(folder)}", file=sys.stderr)
         raise
     except ErcfusionError as error:
-        if (folder / run.LAST).is_file():
+        if (folder / run.LAST).is_file() and str(folder) not in str(error):
             raise type(error)(f"{error}\nThe run folder is {folder}") from error
         if fresh:
             run.discard_if_empty(folder)

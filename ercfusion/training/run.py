@@ -89,7 +89,10 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     if (folder / RECORD).is_file():
         logger.info("this run is complete already")
         return read_record(folder) if is_first_process() else None
-    with agreed("the imports"):
+    with agreed("the folder and the imports"):
+        if is_first_process():  # the record will need them: damage is found now rather than when all is trained
+            read_overrides(folder)
+            read_environment(folder)
         import_modules(config["imports"])
     with log_file(folder / "train.log"):
         if config["training"]["threads"] is not None:

@@ -84,3 +84,27 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="no journal of an extraction"):
         Journal(path)
     assert path.read_bytes().startswith(b"something else")
+
+
+def test_the_checksum_covers_the_head_too(tmp_path):
+    path = tmp_path / "journal.bin"
+    with Journal(path) as journal:
+        journal.append(1, Result(np.ones((1, 2), np.float32)))
+        journal.append(2, Result(np.zeros((1, 2), np.float32)))
+    data = bytearray(path.read_bytes())
+    data[4] = 3  # the first record's item: values of 1 would become those of 3
+    path.write_bytes(data)
+    with Journal(path) as journal:
+        assert not journal.entries  # it and what follows are done again
+
+
+def test_journals_of_the_first_version_are_read(tmp_path):
+    import struct
+    import zlib
+
+    body = b'["", 0.5, null]' + np.ones((1, 2), "<f4").tobytes()
+    head = struct.Struct("<4sIIIIBI").pack(b"ERC1", 7, 1, 2, 15, 0, zlib.crc32(body))
+    (tmp_path / "journal.bin").write_bytes(head + body)
+    with Journal(tmp_path / "journal.bin") as journal:
+        assert journal.values(7).tolist() == [[1.0, 1.0]]
+        assert journal.entries[7].seconds == 0.5

@@ -350,7 +350,7 @@ def fault(read: Callable[[], Any]) -> str:
         read()
     except ErcfusionError as error:
         text = str(error)
-        if len(text) > 300 or len(text.splitlines()) > 3 + text.count("The run folder is"):
+        if len(text) > 300 or len(text.splitlines()) > 3:
             return f"a message of {len(text)} characters: {text[:500]}"
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:300]} {''.join(traceback.format_tb(error.__traceback__)[-2:])}"
