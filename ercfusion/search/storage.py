@@ -26,6 +26,9 @@ HIDDEN = "***"
 
 # Seconds that a process waits for another one's transaction, in SQLite.
 _PATIENCE = 120
+# Tries to make the tables of an empty database, and what SQLite says if another process is making them.
+_ATTEMPTS = 10
+_MEANWHILE = re.compile("already exists|database is locked")
 _DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
 
 
@@ -168,7 +171,7 @@ def _journal(path: Path) -> BaseStorage:
 def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy import event
-    from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError
+    from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, ProgrammingError
 
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been restarted meanwhile
@@ -177,17 +180,18 @@ def _database(url: str) -> BaseStorage:
     elif "psycopg" in url:
         # Old databases without an encoding would otherwise give bytes for texts.
         options["connect_args"] = {"connect_timeout": 20, "client_encoding": "utf8"}
-    for attempt in range(5):
+    for attempt in range(_ATTEMPTS):
         try:
             storage = RDBStorage(url, engine_kwargs=options)
             break
         except (ArgumentError, NoSuchModuleError) as error:
             raise ConfigError(f"sweep.storage={masked(url)} is no database URL: {_words(error)}") from None
-        except (IntegrityError, ProgrammingError):
-            # Two machines that make the tables of an empty database at the same moment: the slower one fails once.
-            if attempt == 4:
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            # Processes that make the tables of an empty database at the same moment: the slower ones fail at a table
+            # that a quicker one has just made. SQLite has one kind of error for this and for a disk that fails.
+            if attempt == _ATTEMPTS - 1 or (isinstance(error, OperationalError) and not _MEANWHILE.search(str(error))):
                 raise
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(min(0.1 * 2**attempt, 2.0))
     if sqlite:
         # A transaction that begins by reading fails at once, whatever the timeout, where another process has written
         # before it comes to write. One that takes the lock at its beginning waits.

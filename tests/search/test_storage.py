@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ercfusion.cli import Composer
-from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError
+from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError
 from ercfusion.search import storage
 
 
@@ -88,3 +91,54 @@ def test_a_folder_with_signs_that_addresses_read_otherwise(tmp_path: Path) -> No
     folder.mkdir()
     storage.open_storage(None, folder)
     assert (folder / "study.db").is_file()
+
+
+def fails_first(monkeypatch: pytest.MonkeyPatch, *failures: str) -> list[str]:
+    """Let Optuna's storage fail with these words of SQLite, one call after the other; returns the calls' addresses."""
+    import sqlite3
+
+    optuna = pytest.importorskip("optuna")
+    from sqlalchemy.exc import OperationalError
+
+    original, calls = optuna.storages.RDBStorage, []
+
+    def made(url: str, **options: Any) -> Any:
+        calls.append(url)
+        if len(calls) <= len(failures):
+            raise OperationalError("CREATE TABLE", None, sqlite3.OperationalError(failures[len(calls) - 1]))
+        return original(url, **options)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", made)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    return calls
+
+
+def test_tables_that_another_process_makes_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("table studies already exists", "database is locked", "table trials already exists") * 3
+    calls = fails_first(monkeypatch, *words)
+    opened = storage.open_storage(None, tmp_path)
+    assert opened.get_all_studies() == []
+    assert len(calls) == 10
+
+
+def test_other_failures_of_the_file_are_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fails_first(monkeypatch, "disk I/O error")
+    with pytest.raises(RunError, match="disk I/O error"):
+        storage.open_storage(None, tmp_path)
+    assert len(calls) == 1
+    calls = fails_first(monkeypatch, *["database is locked"] * 99)
+    with pytest.raises(RunError, match="database is locked"):
+        storage.open_storage(None, tmp_path)
+    assert len(calls) == 10
+
+
+def test_several_start_together_on_an_empty_file(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    together = threading.Barrier(4)
+
+    def start() -> str:
+        together.wait()
+        return type(storage.open_storage(None, tmp_path)).__name__
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [future.result() for future in [pool.submit(start) for _ in range(4)]] == ["RDBStorage"] * 4
