@@ -12,7 +12,7 @@ from kills import SCENARIOS
 from runs import python
 
 # Events that there are at least: fewer would mean that they are not seen any more.
-LEAST = {"train": 60, "export": 80, "sweep": 100, "reproduce": 100, "extract": 40, "fresh": 50, "retry": 40}
+LEAST = {"train": 60, "export": 100, "sweep": 120, "reproduce": 90, "extract": 35, "fresh": 45, "retry": 35}
 
 
 @pytest.mark.slow
@@ -27,6 +27,6 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(scenario: str, tmp_p
     found = json.loads(done.stdout.splitlines()[-1])
     assert not found["failures"], "\n".join(found["failures"])
     assert found["events"] >= LEAST[scenario]
-    assert found["states"] >= LEAST[scenario] // 3
-    assert found["kills"] >= 2
+    assert found["states"] >= LEAST[scenario] // 8
+    assert found["kills"] >= 1
     assert os.listdir(tmp_path / "root")
