@@ -97,7 +97,10 @@ def installation() -> str:
             lines.append(f"  {name:<14}{open_corpus(name).root()}")
         except ErcfusionError:
             lines.append(f"  {name:<14}not found (give data.raw=DIR)")
-    packs = default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent
+    try:
+        packs = str(default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent)
+    except ErcfusionError as error:
+        packs = f"no place for them ({error})"
     lines.append(f"feature packs: {packs}")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ercfusion.cli import run_command, split_flags, split_settings, switch
 from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import atomic_write
+from ercfusion.files import atomic_write, expanded
 from ercfusion.tasks.metrics import EMPTY_SETS
 
 HELP = """\
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     runs, settings = split_settings(arguments)
     if len(runs) != 1:
         raise ConfigError(f"one run folder is expected, found {len(runs)}: {' '.join(runs)}")
-    evaluate(Path(runs[0]).expanduser(), settings)
+    evaluate(expanded(runs[0]), settings)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol, run_command, split_flags, split_settings, switch, whole_number
 from ercfusion.errors import ConfigError, PackError, did_you_mean
+from ercfusion.files import expanded
 from ercfusion.hints import command
 from ercfusion.overrides import shown, typed_path
 
@@ -175,8 +176,8 @@ def import_file(
     for key in settings:
         if not _is_data(key) and key not in ("import", "layout", "out"):
             raise ConfigError(f"{key}= does not go with import=FILE")
-    path = Path(settings["import"]).expanduser()
-    out = Path(settings.get("out", path.stem)).expanduser()
+    path = expanded(settings["import"])
+    out = expanded(settings.get("out", path.stem))
     corpus, protocol = _corpus(data, Composer(config_dir=config_dir)) if data else (None, None)
     folder = import_pickle(path, settings.get("layout"), out, corpus=corpus, protocol=protocol)
     if corpus is None:

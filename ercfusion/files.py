@@ -38,10 +38,27 @@ _HIDDEN = re.compile(r"\.(?P<name>.+)\.ercfusion-[0-9a-f]{12}\.(?P<kind>partial|
 
 
 def user_cache() -> Path:
-    """``$XDG_CACHE_HOME/ercfusion``, or ``~/.cache/ercfusion`` (not created)."""
+    """``$XDG_CACHE_HOME/ercfusion``, or ``~/.cache/ercfusion`` (not created).
+
+    Raises:
+        RunError: there is no home folder.
+    """
     root = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG standard says that a relative path there is to be ignored.
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "ercfusion"
+    if os.path.isabs(root):
+        return Path(root) / "ercfusion"
+    try:
+        return Path.home() / ".cache" / "ercfusion"
+    except RuntimeError as error:
+        raise RunError(
+            "no home folder is known for this user: set the environment variable XDG_CACHE_HOME to a folder for what "
+            "is kept between runs"
+        ) from error
+
+
+def expanded(path: StrPath) -> Path:
+    """A path with ``~`` replaced by the home folder; one that does not exist (``~nobody``) is left as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def shipped_folder(installed: str, checkout: str) -> Path:
@@ -227,11 +244,12 @@ def _building(final: Path, *, folder: bool) -> Iterator[Path]:
             continue  # somebody took it for a leftover, in the moment before it was locked
     try:
         yield temporary
-    except BaseException:
+    except BaseException as error:
         if folder:
             _remove_tree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+        _name(error, final)
         raise
     finally:
         if handle is not None:
@@ -287,6 +305,22 @@ def _settle(leftover: Path, final: Path, kind: str, discard: Callable[[Path], No
         return  # where nothing may be written, a leftover does no harm
     finally:
         os.close(handle)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Say which file or folder could not be written: what fails in writing, as on a full disk, does not name it.
+
+    Raises:
+        OSError: instead of the words of a library that has an error of its own for it.
+    """
+    if isinstance(error, OSError):
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        return
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
+    if found:
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _occupied(folder: Path) -> bool:

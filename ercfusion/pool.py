@@ -196,6 +196,7 @@ def stream_jobs(
 
 
 def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExecutor:
+    _quiet_tracker()
     share = max(1, usable_cores() // max(1, workers)) if threads is None else threads
     context = multiprocessing.get_context("spawn")
     gpus = assigned_gpus(count, visible_gpus())
@@ -205,10 +206,33 @@ def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExec
     return ProcessPoolExecutor(count, context, _begin, (share, free))
 
 
+def _quiet_tracker() -> None:
+    """Start the process that removes the semaphores of ours when we are killed, such that it does so without a word."""
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = quiet if not before else f"{before},{quiet}"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 def _terminate(pool: ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+    # A second Ctrl-C would leave processes behind, and tracebacks of what waits for them.
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if mine else None
+    try:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
 
 
 _threads = 1  # of torch, in a worker process
@@ -250,5 +274,9 @@ def _guarded(work: Callable[[J], R], job: J) -> tuple[R | None, str | None]:
         return work(job), None
     except ErcfusionError as error:
         return None, str(error)
+    except OSError as error:
+        if error.errno is None:
+            return None, f"unexpected error\n{traceback.format_exc()}"
+        return None, f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     except Exception:
         return None, f"unexpected error\n{traceback.format_exc()}"

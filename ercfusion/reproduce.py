@@ -10,7 +10,7 @@ from typing import Any
 
 from ercfusion.cli import listed, override_text, run_command, split_flags, split_settings, switch, whole_number
 from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import one_at_a_time, remove_leftovers
+from ercfusion.files import expanded, one_at_a_time, remove_leftovers
 from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
@@ -86,7 +86,7 @@ def reproduce(
     preset = read_preset(name, config_dir)
     beside = preset.path.parent / preset.name
     default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else beside
-    out = Path(settings["out"]).expanduser() if "out" in settings else default
+    out = expanded(settings["out"]) if "out" in settings else default
     fresh, renew = (switch(settings, key) for key in ("fresh", "renew"))
     workers = whole_number("workers", settings["workers"]) if "workers" in settings else None
     if fresh and out.resolve() == beside.resolve():
@@ -103,7 +103,7 @@ def reproduce(
     if not tables_only:
         missing = missing_runs(preset, records, settings["rows"].split(",") if "rows" in settings else None)
         if missing:
-            runs = Path(settings.get("runs", f"outputs/reproduce/{preset.name}")).expanduser()
+            runs = expanded(settings.get("runs", f"outputs/reproduce/{preset.name}"))
             logger.info("%s: %d of %d runs have no record yet", preset.title, len(missing), _asked(preset))
             with one_at_a_time(runs, "this table"):
                 remove_leftovers(runs, deep=True)

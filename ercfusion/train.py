@@ -9,8 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags, whole_number
-from ercfusion.errors import ConfigError, ErcfusionError
+from ercfusion.cli import (
+    Composer,
+    expand_protocol,
+    listed,
+    naming_folder,
+    run_command,
+    split_flags,
+    system_words,
+    whole_number,
+)
+from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
@@ -127,9 +136,11 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
         logger.info("run %d of %d: %s", number, len(jobs), " ".join(overrides))
         try:
             record, folder = start(overrides, config)
-        except ErcfusionError as error:
+        except (ErcfusionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise
             # The other combinations are still worth running; the status tells that one failed.
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {system_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
             failed += 1
             continue
         assert record is not None
@@ -195,7 +206,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
     else:
         folder = run.new_run_folder(config, overrides)
     try:
-        return run.train(config, folder), folder
+        with naming_folder(folder):
+            return run.train(config, folder), folder
     except KeyboardInterrupt:
         if run.is_first_process():
             print(f"\ninterrupted; continue with: {_again(folder)}", file=sys.stderr)
@@ -203,6 +215,15 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
     except ErcfusionError as error:
         if (folder / run.LAST).is_file() and str(folder) not in str(error):
             raise type(error)(f"{error}\nThe run folder is {folder}") from error
+        if fresh:
+            run.discard_if_empty(folder)
+        raise
+    except OSError as error:
+        if error.errno is None or not run.is_first_process():
+            raise
+        # A full disk, a folder that was removed: what was saved before is still good.
+        if (folder / run.LAST).is_file():
+            raise RunError(f"{system_words(error)}\nOnce that is mended, go on with: {_again(folder)}") from error
         if fresh:
             run.discard_if_empty(folder)
         raise

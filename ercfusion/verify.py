@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.cli import run_command, split_flags, split_settings
 from ercfusion.errors import ConfigError, RunError, did_you_mean
+from ercfusion.files import expanded
 from ercfusion.hints import command
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
     from ercfusion.evaluation.preset import find_preset, read_preset
     from ercfusion.training.tables import read_table_records, wanted_records
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() or path.suffix == ".json":
         return group_records(read_records([path]))
     preset = read_preset(find_preset(name), config_dir)

@@ -16,6 +16,7 @@ from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, CorpusNotFoundError, did_you_mean
+from ercfusion.files import expanded
 
 SPLITS = ("train", "dev", "test")
 Splits = dict[str, list[Conversation]]
@@ -134,7 +135,7 @@ class Corpus(ABC):
     def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
         if options:
             raise ConfigError(f"corpus {self.card.name!r} has no setting {next(iter(options))!r}")
-        self.raw: Path | None = None if raw is None else Path(raw).expanduser()
+        self.raw: Path | None = None if raw is None else expanded(raw)
 
     @property
     def name(self) -> str:
@@ -239,7 +240,7 @@ class Corpus(ABC):
             folder = self.raw
             looked = f"data.raw={self.raw}"
         elif "ERCFUSION_DATA" in os.environ:
-            folder = Path(os.environ["ERCFUSION_DATA"]).expanduser() / self.card.name
+            folder = expanded(os.environ["ERCFUSION_DATA"]) / self.card.name
             looked = f"{folder} (from the environment variable ERCFUSION_DATA)"
         else:
             raise CorpusNotFoundError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ercfusion.data.bound import bound_protocol
@@ -15,6 +14,7 @@ from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_presence
 from ercfusion.errors import ConfigError, PackError, did_you_mean
+from ercfusion.files import expanded
 from ercfusion.hints import command
 
 logger = logging.getLogger("ercfusion")
@@ -142,7 +142,7 @@ def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> st
     from ercfusion.features.extraction import find_pack
     from ercfusion.features.recipe import read_recipe, recipe_names
 
-    if Path(place).expanduser().exists() or place not in recipe_names():
+    if expanded(place).exists() or place not in recipe_names():
         return place
     return str(find_pack(corpus, read_recipe(place), modality, splits))
 

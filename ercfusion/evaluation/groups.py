@@ -18,6 +18,7 @@ from ercfusion.errors import RunError
 from ercfusion.evaluation.archive import read_archive
 from ercfusion.evaluation.defaults import with_defaults
 from ercfusion.evaluation.record import read_record, record_sums, require_test_scores
+from ercfusion.files import expanded
 from ercfusion.tasks.sums import truth_of
 
 # Settings that say where things lie, how much is said, or which machine computes, but not what is computed.
@@ -185,7 +186,7 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """
     records: list[dict[str, Any]] = []
     for entry in paths:
-        path = Path(entry).expanduser()
+        path = expanded(entry)
         if path.is_file():
             records += read_archive(path)
         elif path.is_dir() and not (path / "config.json").is_file():

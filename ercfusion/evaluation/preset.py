@@ -37,7 +37,7 @@ from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol
 from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean
-from ercfusion.files import shipped_folder
+from ercfusion.files import expanded, shipped_folder
 from ercfusion.schemas.reading import failure, read_yaml, shown
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
@@ -173,7 +173,7 @@ def find_preset(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     known = known_presets()

@@ -34,6 +34,7 @@ from ercfusion.features.encoders import (
 )
 from ercfusion.features.extractor import check_settings, package_version
 from ercfusion.features.text import BATCH
+from ercfusion.files import expanded
 
 Pooling = Literal["mean", "cls", "last4", "tokens"]
 _DTYPES = ("float32", "float16")
@@ -155,7 +156,7 @@ class TransformerExtractor:
         import torch
 
         name = self.settings["encoder"]
-        local = default_encoder_folder() if name == DEFAULT_ENCODER else Path(name).expanduser()
+        local = default_encoder_folder() if name == DEFAULT_ENCODER else expanded(name)
         if local.is_dir():
             try:
                 (tokenizer, model), files = _open(str(local), True), model_files(local)

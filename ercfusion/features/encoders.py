@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ercfusion.errors import ConfigError, require_extra
 from ercfusion.features.extractor import package_version
-from ercfusion.files import sha256_of
+from ercfusion.files import expanded, sha256_of
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
         ConfigError: neither a folder nor a model on the hub, or what is there cannot be loaded.
     """
     require_extra("sentence_transformers", "text", "Encoding text")
-    local = Path(name).expanduser()
+    local = expanded(name)
     if name == DEFAULT_ENCODER:
         local = default_encoder_folder()
     if local.is_dir():
@@ -141,7 +141,7 @@ def encoder_identity(encoder: str, texts: str) -> dict[str, str]:
         encoder: Name or folder.
         texts: Digest of the keys and texts.
     """
-    local = Path(encoder).expanduser()
+    local = expanded(encoder)
     if encoder == DEFAULT_ENCODER or not local.is_dir():
         return {"encoder": encoder, "texts": texts}
     files = hashlib.sha256(json.dumps(model_files(local), sort_keys=True).encode()).hexdigest()

@@ -41,7 +41,7 @@ from ercfusion.features.recipe import Recipe
 from ercfusion.features.storage import KEYS, MANIFEST, read_keys
 from ercfusion.features.text import licence_of_texts, text_pack_folder
 from ercfusion.features.work import WorkList, clip_work, relative_name, text_work
-from ercfusion.files import StrPath, atomic_write, is_leftover, one_at_a_time, remove_leftovers, user_cache
+from ercfusion.files import StrPath, atomic_write, expanded, is_leftover, one_at_a_time, remove_leftovers, user_cache
 from ercfusion.hints import command
 from ercfusion.pool import default_workers, usable_cores
 from ercfusion.progress import duration, rate, track
@@ -204,7 +204,7 @@ def _source(extractor: Any) -> str:
 
 def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any, identity: dict[str, Any]) -> Path:
     if out is not None:
-        return Path(out).expanduser().absolute()
+        return expanded(out).absolute()
     if isinstance(extractor, SentenceExtractor):
         return text_pack_folder(corpus, identity)  # where training looks for it
     return bound_pack_folder(corpus, recipe.name, identity, _source(extractor))
@@ -233,7 +233,11 @@ def _remarks(manifest: Mapping[str, Any], name: str) -> dict[Key, str]:
 
 def _announce(tool: str, licence: str) -> None:
     # Once a user: what a licence asks for must be seen, and not become noise.
-    seen = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
+    try:
+        seen = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
+    except RunError:  # no place to note it: it is shown every time
+        logger.info("%s", licence)
+        return
     if seen.exists():
         return
     logger.info("%s", licence)

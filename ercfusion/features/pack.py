@@ -55,7 +55,7 @@ from ercfusion.features.storage import (
     write_keys,
     write_values,
 )
-from ercfusion.files import StrPath, atomic_folder, atomic_write, remove_leftovers, sha256_of, user_cache
+from ercfusion.files import StrPath, atomic_folder, atomic_write, expanded, remove_leftovers, sha256_of, user_cache
 from ercfusion.schemas.pack import Manifest
 from ercfusion.schemas.reading import check, failure, read_json, shown
 
@@ -74,7 +74,7 @@ def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str,
     root = os.environ.get("ERCFUSION_PACKS")
     identity = json.dumps([dict(settings), fingerprint], sort_keys=True, allow_nan=False)
     folder = f"{recipe_name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return (Path(root).expanduser() if root else user_cache() / "packs") / corpus / folder
+    return (expanded(root) if root else user_cache() / "packs") / corpus / folder
 
 
 def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, Any], source: str) -> Path:

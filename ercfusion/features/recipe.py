@@ -9,7 +9,7 @@ from typing import Any
 
 from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.features.extractor import EXTRACTORS
-from ercfusion.files import shipped_folder
+from ercfusion.files import expanded, shipped_folder
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_recipe(name: str) -> Recipe:
     from ercfusion.schemas.tables import RecipeFile
 
     if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             raise ConfigError(f"features={name}: there is no such file")
     elif name in (known := recipe_names()):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion.data.features import Key
-from ercfusion.errors import PackError
+from ercfusion.errors import PackError, RunError
 from ercfusion.files import atomic_write, sha256_of, user_cache
 from ercfusion.schemas.reading import failure, shown
 from ercfusion.schemas.tensors import Header, read_header
@@ -190,7 +190,7 @@ def is_remembered(state: Mapping[str, Any]) -> bool:
     """Whether a file in this state was verified before by this user."""
     try:
         return bool(json.loads(_memory_of(state).read_text(encoding="utf-8")) == state)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RunError):
         return False
 
 
@@ -201,7 +201,7 @@ def remember(state: Mapping[str, Any]) -> None:
     try:
         with atomic_write(_memory_of(state)) as stream:
             json.dump(state, stream)
-    except OSError:
+    except (OSError, RunError):
         pass  # a cache that cannot be written costs the next reader a second look, nothing else
 
 

@@ -28,7 +28,7 @@ from ercfusion.features.encoders import (
 )
 from ercfusion.features.extractor import package_version
 from ercfusion.features.pack import bound_pack_folder, has_pack, read_pack, tidy_packs, write_pack
-from ercfusion.files import StrPath
+from ercfusion.files import StrPath, expanded
 from ercfusion.progress import track
 
 BATCH = 64
@@ -114,7 +114,7 @@ def text_pack(
     splits = corpus.conversations(protocol) if conversations is None else conversations
     everyone = [conversation for split in splits.values() for conversation in split]
     identity = encoder_identity(encoder, texts_digest(spoken_texts(everyone)))
-    target = text_pack_folder(corpus, identity) if folder is None else Path(folder).expanduser()
+    target = text_pack_folder(corpus, identity) if folder is None else expanded(folder)
     tidy_packs(target.parent)
     if not has_pack(target):
         with _building_lock(target):

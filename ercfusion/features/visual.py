@@ -38,6 +38,7 @@ from ercfusion.features.faces import (
 )
 from ercfusion.features.fex import read_fex, read_openface
 from ercfusion.features.frames import check_window, choose_times, read_frames
+from ercfusion.files import expanded
 
 TOOLS = ("py-feat", "fex", "openface")
 
@@ -128,7 +129,7 @@ class VisualExtractor:
         else:
             _check_pattern(chosen["pattern"])
             # The pack tells the folder's name, not where somebody keeps it.
-            self._folder = None if chosen["folder"] is None else Path(chosen["folder"]).expanduser()
+            self._folder = None if chosen["folder"] is None else expanded(chosen["folder"])
             chosen["folder"] = None if self._folder is None else self._folder.name
             self.tool_version = str(chosen["tool_version"])
         if self.tool == "fex" and chosen["fps"] is not None and chosen["video_fps"] is None:

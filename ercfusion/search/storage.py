@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, require_extra
+from ercfusion.files import expanded
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -50,7 +51,7 @@ def normalized(storage: str) -> str:
         ConfigError: neither a URL nor a journal.
     """
     if storage.startswith("journal:") or (storage.endswith(".journal") and "://" not in storage):
-        return f"journal:{Path(storage.removeprefix('journal:')).expanduser().absolute()}"
+        return f"journal:{expanded(storage.removeprefix('journal:')).absolute()}"
     kind, colon, rest = storage.partition("://")
     if not colon:
         raise ConfigError(

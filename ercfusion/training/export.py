@@ -21,7 +21,7 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.features.pack import has_pack, read_manifest, write_pack
 from ercfusion.features.provenance import checked, trained_on
-from ercfusion.files import StrPath, sha256_of
+from ercfusion.files import StrPath, expanded, sha256_of
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.folder import read_environment
 
@@ -87,7 +87,7 @@ def export_packs(
     splits = corpus.conversations(protocol)
     bound = bound_protocol(corpus, protocol, splits)
     learned = trained_on(corpus.name, found, bound.id, "train", splits["train"])
-    target = Path(out).expanduser() if out is not None else folder / PACKS
+    target = expanded(out) if out is not None else folder / PACKS
     return write_packs(recognizer, loaded, target, folder, learned, overwrite=overwrite)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.evaluation.record import command_line, environment
-from ercfusion.files import atomic_write, is_leftover, remove_leftovers
+from ercfusion.files import atomic_write, expanded, is_leftover, remove_leftovers
 from ercfusion.hints import command as command_text
 from ercfusion.schemas.reading import check, failure, read_json
 from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
@@ -88,7 +89,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
     try:
         return shared_folder(config["trainer"], make)
-    except ErcfusionError:
+    except (ErcfusionError, OSError):
         if made:
             discard_if_empty(made[0])
         raise
@@ -137,7 +138,7 @@ def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> P
     """
     if config["run"] is None:
         return free_folder(config, command, ending).resolve()
-    folder = Path(config["run"]).expanduser()
+    folder = expanded(config["run"])
     if folder.is_dir() and not is_unused(folder):
         raise RunError(
             f"run={folder} is not empty, and nothing is overwritten. Choose another folder{_what_is_there(folder)}"
@@ -190,7 +191,7 @@ def _what_is_there(folder: Path) -> str:
 def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
     """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
-    parent = Path(config["output"]).expanduser() / command / f"{config['preset']['model']}-{config['data']['name']}"
+    parent = expanded(config["output"]) / command / f"{config['preset']['model']}-{config['data']['name']}"
     above = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
@@ -229,7 +230,7 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     """A folder's absolute path and its ``config.json``, of a run or a sweep; see :func:`open_run_folder`."""
-    path = Path(folder).expanduser().resolve()
+    path = expanded(folder).resolve()
     if not path.is_dir():
         raise RunError(f"{folder} is not a folder")
     if not (path / CONFIG).exists():
@@ -282,13 +283,22 @@ def write_json(path: Path, value: Any) -> None:
         stream.write(json.dumps(value, indent=2) + "\n")
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, as on a full disk, ends no run and prints nothing: other files of the run will."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """As in the class's first line; other errors are shown as usual."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Also write what is logged to ``path``, appending, so that a resumed run keeps what was said before."""
     if not is_first_process():
         yield
         return
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     level = logger.level
