@@ -45,7 +45,8 @@ def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = N
     try:
         check_current_folder()
         status = main(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # a reader that has gone is noticed here rather than at exit
+        with naming_folder("the output"):
+            sys.stdout.flush()  # a reader that has gone is noticed here rather than at exit
         return status
     except ErcfusionError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,6 +70,7 @@ def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = N
             sys.stdout.flush()
         except OSError:  # it is the output that cannot be written
             error.filename = error.filename or "the output"
+        if error.filename == "the output":
             _silence(sys.stdout)
         # A file that cannot be read or written, a full disk: the system's words say it all.
         print(f"error: {system_words(error)}", file=sys.stderr)

@@ -74,7 +74,8 @@ def test_a_terminal_without_our_letters(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     done = shell("$P -m ercfusion.extract --help > /dev/full", tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: the output: No space left on device\n")
+    assert done.returncode == 2
+    assert done.stderr in (f"error: {place}No space left on device\n" for place in ("", "the output: "))
 
 
 # Folders
