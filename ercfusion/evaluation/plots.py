@@ -328,5 +328,42 @@ def _figure(
         heading = f"{title} (synthetic corpus)" if synthetic else title
         figure.suptitle(f"{heading}\n{note}" if note else heading, fontsize=12)
         yield figure
+        _write_all_signs(figure)
         with atomic_write(path, "wb") as stream:
             figure.savefig(stream, format=ending, metadata=metadata[ending])
+
+
+# Fonts with Chinese, Japanese and Korean signs, in the order in which they are asked. None comes with matplotlib.
+_OTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei"),
+    *("Malgun Gothic", "Arial Unicode MS", "Unifont"),
+)
+
+
+def _write_all_signs(figure: Figure) -> None:
+    """Take other fonts for texts with signs that ours lacks; a sign that no font has is written as its code (U+9AD8).
+
+    Without it matplotlib draws the same box for every such sign, and warns of each.
+    """
+    from matplotlib.font_manager import fontManager, get_font
+    from matplotlib.text import Text
+
+    own = str(_SETTINGS["font.family"])
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    if not texts:
+        return
+    files = {entry.name: entry.fname for entry in fontManager.ttflist if entry.name in (own, *_OTHER_FONTS)}
+    names = [own, *(name for name in _OTHER_FONTS if name in files)]
+    known = {code for name in names for code in get_font(files[name]).get_charmap()}
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        labels = [text.get_text() for text in axis.get_ticklabels()]
+        if not all(label.isascii() for label in labels):  # ticks are written anew when the figure is drawn
+            axis.set_ticks(axis.get_ticklocs(), [_known_signs(label, known) for label in labels], fontfamily=names)
+    for text in texts:
+        text.set_text(_known_signs(text.get_text(), known))
+        text.set_fontfamily(names)
+
+
+def _known_signs(text: str, known: set[int]) -> str:
+    return "".join(sign if ord(sign) in known or sign.isspace() else f"U+{ord(sign):04X} " for sign in text).rstrip()

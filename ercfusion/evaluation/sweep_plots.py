@@ -123,11 +123,13 @@ def plot_settings(
         for place, name in enumerate(names):
             axes = figure.add_subplot(rows, columns, place + 1)
             texts = _categories(name, scored, defaults[name])
+            # A number stays where it is: beside its tick it would be read as another number.
+            aside = texts is not None and not _numbers([defaults[name], *(point[name] for point in scored)])
             for point in scored:
                 at = texts.index(_text(point[name])) if texts is not None else point[name]
                 pruned = point["state"] != "complete"
                 axes.plot(
-                    at + (_jitter(point["trial"]) if texts is not None else 0.0),
+                    at + (_jitter(point["trial"]) if aside else 0.0),
                     np.clip(point["score"], low, high),
                     marker="o",
                     markersize=4.5 if pruned else 5.5,
@@ -137,7 +139,8 @@ def plot_settings(
                     zorder=2 if pruned else 3,
                 )
             chosen = next(point for point in points if point["trial"] == best)
-            at = texts.index(_text(chosen[name])) + _jitter(best) if texts is not None else chosen[name]
+            at = texts.index(_text(chosen[name])) if texts is not None else chosen[name]
+            at += _jitter(best) if aside else 0.0
             (star,) = axes.plot(at, chosen["score"], marker="*", markersize=14, color=VERMILION, zorder=5, ls="none")
             where = texts.index(_text(defaults[name])) if texts is not None else defaults[name]
             line = axes.axvline(where, color="black", linewidth=1, linestyle="--", zorder=1)
@@ -265,13 +268,16 @@ def _text(value: Any) -> str:
 def _categories(name: str, points: Sequence[Point], default: Any) -> list[str] | None:
     """Texts of the axis where values are not all numbers, or are few; None for an axis of numbers."""
     values = [default, *(point[name] for point in points)]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if numbers:
+    if _numbers(values):
         distinct = sorted(set(values))
         if len(distinct) > 4 or any(isinstance(value, float) for value in distinct):
             return None
         return [_text(value) for value in distinct]
     return list(dict.fromkeys(sorted(map(_text, values))))
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _jitter(trial: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from ercfusion.data.schema import get_schema
 from ercfusion.data.task import TaskSpec
@@ -162,3 +163,21 @@ def test_pyplot_is_never_imported_and_matplotlib_only_when_needed(tmp_path: Path
     )
     arguments: list[Any] = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     subprocess.run(arguments, check=True)
+
+
+def test_signs_that_no_font_has_are_written_as_codes(tmp_path, monkeypatch, recwarn):
+    drawn = []
+    original = plots._write_all_signs
+
+    def watched(figure):
+        original(figure)
+        drawn.extend(text.get_text() for text in figure.findobj(Text))
+        figure.canvas.draw()
+
+    monkeypatch.setattr(plots, "_write_all_signs", watched)
+    monkeypatch.setattr(plots, "_OTHER_FONTS", ())
+    labels = ["高兴", "Überraschung", "\u60b2"]
+    plots.plot_confusion(np.eye(3, dtype=int), labels, tmp_path / "a.png", "计 matrix")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert {"U+9AD8 U+5174", "Überraschung", "U+60B2"} <= set(drawn)
+    assert any(text.startswith("U+8BA1") for text in drawn)

@@ -58,3 +58,21 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         plot_search(POINTS[1:3], tmp_path / "a.png", "F1")
     with pytest.raises(ValueError, match="no importances"):
         plot_importance({}, tmp_path / "a.png", complete=3)
+
+
+def test_a_point_is_at_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside its tick the number 2 would be read as another number; names are spread so that none hides another."""
+    from matplotlib.axes import Axes
+
+    places: dict[str, list[float]] = {}
+    original = Axes.plot
+
+    def watched(self: Axes, x: Any, *arguments: Any, **options: Any) -> Any:
+        places.setdefault(str(self.get_subplotspec().num1), []).append(float(x))
+        return original(self, x, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    plot_settings(POINTS, {"layers": 1, "past": 5, "kind": "a"}, tmp_path / "a.png", "F1", 4)
+    assert places["0"] == [0, 1, 2, 0, 2], "of 1, 2 and 3 layers, and the best trial"
+    assert places["1"] == [2, 3, 1, 0, 1], "of 2, 3, 5 and 9"
+    assert any(place != round(place) for place in places["2"])
