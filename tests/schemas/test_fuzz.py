@@ -140,7 +140,7 @@ def mutate_checkpoint(data: bytes, rng: Random) -> bytes:
     changed = mutate_tree(loaded, rng)
     if rng.random() < 0.3:
         name = rng.choice(list(loaded["state_dict"]))
-        if name in changed.get("state_dict", {}):
+        if isinstance(changed.get("state_dict"), dict):
             changed["state_dict"][name] = torch.zeros(rng.choice(((0,), (3,), (2, 2), ())))
     buffer = io.BytesIO()
     torch.save(changed, buffer)
