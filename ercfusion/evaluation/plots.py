@@ -55,6 +55,7 @@ def plot_training_curves(
     *,
     title: str = "Training",
     synthetic: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> Path:
     """Losses on the left and scores on the right, by epoch, with a line at the epoch that was chosen.
 
@@ -66,6 +67,7 @@ def plot_training_curves(
         best_epoch: Number of the chosen epoch.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
+        levels: Scores to compare with, by name; a horizontal line each.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -91,6 +93,8 @@ def plot_training_curves(
                     marker=_MARKERS[number % len(_MARKERS)] if len(epochs) <= 30 else None,
                     markersize=4,
                 )
+            for number, (name, value) in enumerate((levels or {}).items() if label == "Score" else ()):
+                axes.axhline(value, color=GREY, linewidth=1, linestyle=(":", "-.")[number % 2], zorder=1, label=name)
             if best_epoch is not None:
                 chosen = f"chosen: epoch {best_epoch}"
                 axes.axvline(best_epoch, color="black", linewidth=1, linestyle="--", zorder=1, label=chosen)

@@ -141,12 +141,15 @@ def draw_pictures(
         }
         for row in history
     ]
+    reachable = record["corpus"].get("reachable", {}).get("dev", {})
+    levels = {"majority": record["majority"].get("dev", {}), "best reachable": reachable}
     plot_training_curves(
         shown,
         folder / "training.png",
         record["selection"]["epoch"],
         title=f"{model} on {protocol}",
         synthetic=synthetic,
+        levels={f"{name} ({metric})": found[metric] for name, found in levels.items() if metric in found},
     )
     for split, part in predictions.items():
         if not part.valid.any():

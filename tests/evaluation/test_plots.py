@@ -181,3 +181,10 @@ def test_signs_that_no_font_has_are_written_as_codes(tmp_path, monkeypatch, recw
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert {"U+9AD8 U+5174", "Überraschung", "U+60B2"} <= set(drawn)
     assert any(text.startswith("U+8BA1") for text in drawn)
+
+
+def test_training_curves_show_what_to_compare_with(tmp_path):
+    path = tmp_path / "a.svg"
+    plots.plot_training_curves(HISTORY, path, levels={"majority": 0.1, "best reachable": 0.9})
+    text = path.read_text()
+    assert text.count("<!-- majority -->") == text.count("<!-- best reachable -->") == 1  # not among the losses
