@@ -320,7 +320,7 @@ def backward_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & (tau + i < size), _timestep(raw, SOFTPLUS), 0.0)
-            decay = tl.where(tau + i < size, tl.exp2(dt[None, :, None] * decay_rate), 1.0)
+            decay = tl.exp2(dt[None, :, None] * decay_rate)
             h = decay * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
         tau += STEPS
     tl.debug_barrier()  # what one lane noted, another may read
@@ -350,7 +350,7 @@ def backward_kernel(
             if BIAS:
                 raw += shift
             dt = tl.where(real & (tau + i < size), _timestep(raw, SOFTPLUS), 0.0)
-            decay = tl.where(tau + i < size, tl.exp2(dt[None, :, None] * decay_rate), 1.0)
+            decay = tl.exp2(dt[None, :, None] * decay_rate)
             h = decay * h + (dt * us[i])[None, :, None] * bs[i][:, None, :]
             hs += (h,)
             dts += (dt,)
@@ -382,7 +382,7 @@ def backward_kernel(
             tl.store(du + at, du_.to(du.dtype.element_ty), mask=real & on)
             carry *= decays[i]  # now the gradient of the state in front of the utterance
             faded = carry * hs[i]
-            drate += tl.where(on, faded * dts[i][None, :, None], 0.0)  # an infinite state, behind the last utterance
+            drate += faded * dts[i][None, :, None]
             ddt = _over_states(faded * decay_rate) * LN2 + us[i] * through
             if SOFTPLUS:
                 raw = raws[i]
