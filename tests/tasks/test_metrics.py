@@ -432,7 +432,7 @@ def test_a_target_at_one_half_is_no_label() -> None:
     none = replace(half, value=np.array([[0.0, 1.0], [1.0, 0.0]]))
     assert metrics.conversation_counts(half).tolist() == metrics.conversation_counts(none).tolist()
     assert scores(half) == scores(none)
-    output, value = [[0.9], [0.2]], [[0.5], [1.0]]
+    output, value = [[0.2], [0.9]], [[0.5], [1.0]]
     assert metrics.best_thresholds(make(LABEL_A, output, value)) == metrics.best_thresholds(
         make(LABEL_A, output, [[0.0], [1.0]])
     )
