@@ -80,7 +80,7 @@ def kill_group(process: subprocess.Popen[str], how: int = signal.SIGKILL) -> Non
     process.communicate(timeout=60)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
