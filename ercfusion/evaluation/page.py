@@ -17,20 +17,36 @@ _STYLE = """
   :root { --ink: #e8e8e8; --soft: #aaa; --line: #444; --blue: #56b4e9; --grey: #888;
           --back: #16181c; --stripe: #1e2127 }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 76rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 100rem;
        margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 p, li { max-width: 60rem } .note { color: var(--soft); font-size: .92em }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+.wide { overflow-x: auto; width: fit-content; max-width: 100%; border-right: 1px solid var(--line) }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .93em }
+th, td { padding: .3rem .6rem; text-align: right; background: var(--back); border-bottom: 1px solid var(--line);
+         white-space: nowrap }
 th:first-child, td:first-child, td.text, th.text { text-align: left }
+th:first-child, td:first-child { position: sticky; left: 0; border-right: 1px solid var(--line) }
+thead th { white-space: normal; vertical-align: bottom }
 td.text { white-space: normal; min-width: 12rem }
 thead th { border-bottom: 2px solid var(--ink); cursor: pointer }
-tbody tr:nth-child(even) { background: var(--stripe) }
+tbody tr:nth-child(even) td { background: var(--stripe) }
 thead th::after { content: " \\2195"; color: var(--grey); font-size: .8em }
 code { background: var(--stripe); padding: .1em .3em; border-radius: 3px }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif } svg .soft { fill: var(--soft) }
+@media (max-width: 40rem) {
+  body { padding: 0 .5rem } th, td { padding: .25rem .4rem }
+  th:first-child, td:first-child { white-space: normal; min-width: 6rem; max-width: 7rem }
+}
+@page { size: A4 landscape; margin: 8mm }
+@media print {
+  :root { --ink: #000; --soft: #444; --back: #fff; --stripe: #f3f3f3 }
+  body { max-width: none; margin: 0; padding: 0; font-size: 9pt }
+  .wide { overflow: visible; width: auto; border-right: 0 }
+  table { font-size: 6.5pt; max-width: 100% } tr { break-inside: avoid }
+  th, td { padding: 1.5pt 2.5pt; white-space: normal } thead th::after { content: "" }
+  th:first-child, td:first-child { position: static }
+}
 """
 
 # Click on a head: sort by that column, numbers as numbers.

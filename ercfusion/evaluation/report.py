@@ -20,6 +20,9 @@ from ercfusion.models.base import BATCH_NOTE
 from ercfusion.tasks.metrics import confusion_matrix, higher_is_better, per_class
 from ercfusion.tasks.outputs import Predictions
 
+# Scores of every epoch that are losses: what shows that a model fits train and no longer dev.
+_DEV_LOSSES = {"kl": "Kullback-Leibler", "nll": "negative log-likelihood", "rmse": "root mean squared error"}
+
 HEADLINE = {
     "single_label": ("weighted_f1", "macro_f1", "accuracy", "uar", "ece"),
     "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
@@ -137,6 +140,7 @@ def draw_pictures(
         {
             "epoch": row["epoch"],
             "train/loss": row.get("train/loss"),
+            **{f"dev/loss ({words})": row.get(f"dev/{name}") for name, words in _DEV_LOSSES.items()},
             **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
         }
         for row in history

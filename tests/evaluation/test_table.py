@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -187,6 +188,18 @@ class _Checker(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+def test_page_keeps_its_columns_on_paper_and_on_small_screens(table):
+    """Wide tables scroll in a box of their own with the names in view; on paper, where nothing scrolls, they shrink."""
+    page = as_page(table)
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    screen, _, paper = style.partition("@media print")
+    assert "overflow-x: auto" in screen
+    assert re.search(r"td:first-child \{ position: sticky; left: 0", screen)
+    assert re.search(r"\.wide \{ overflow: visible", paper)
+    assert "landscape" in style
+    assert page.count('<div class="wide"><table>') == page.count("<table>")
 
 
 def test_page_is_whole_and_needs_nothing_else(table):
