@@ -280,6 +280,8 @@ def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
 def _settings(entries: _Entries) -> tuple[str, ...]:
     typed = []
     for key, value in entries.get("settings", dict, {}).items():
+        if not isinstance(key, str) or len(key) > 200:  # Hydra looks for files by it
+            raise entries.wrong("settings", f"{shown(key)} is not the name of a setting")
         if isinstance(value, dict):
             raise entries.wrong("settings", f"{key} is written with dots, as on the command line: {key}.NAME: VALUE")
         typed.append(f"{key}={_typed(value)}")

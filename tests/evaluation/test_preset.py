@@ -81,6 +81,7 @@ def test_a_preset(tmp_path):
         ("notes: >", "pairs: [[concat, Two Words!]]\nnotes: >", "keep one"),
         ("Two Words!:", "Concat:", "would share their files"),
         ("title: A table", "title: [", "not valid YAML"),
+        ("{model.layers: 1,", "{data.options." + "k" * 900 + ": 1,", "is not the name of a setting"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path, old, new, message):
