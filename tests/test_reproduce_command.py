@@ -199,7 +199,7 @@ def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
         (["demo", "meld"], "one preset is expected, found 2"),
         (["demo", "worker=2"], "Did you mean 'workers'"),
         (["demo", "model.layers=2"], "What is run stands in the preset"),
-        (["demo", "workers=none"], "a number from 1 on"),
+        (["demo", "workers=none"], "a whole number of at least 1"),
         (["demo", "fresh=maybe"], "true or false"),
         (["demo", "rows=nothing", "fresh=true", "out=x"], "no row 'nothing'"),
         (["demo", "--tabels"], "Did you mean '--tables'"),

@@ -73,9 +73,9 @@ MISTAKES = [
     ("sweep.metric=mae", "'mae' is no metric"),
     ("sweep.storage=here", "a database URL"),
     ("sweep.storage=abc://x/y", "abc://x/y"),
-    ("trainer=ddp", "trainer.devices must be 1"),
+    ("trainer=ddp", "trainer.devices and trainer.num_nodes must be 1"),
     ("resume=/nowhere", "cannot be changed now"),
-    ("--settings=/nowhere.yaml", "/nowhere.yaml cannot be read"),
+    ("--settings=/nowhere.yaml", "/nowhere.yaml is missing"),
 ]
 
 

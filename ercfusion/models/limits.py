@@ -39,16 +39,16 @@ RANGES: Mapping[str, Range] = {
     **_of(_COUNT, "layers lstm_layers context_layers mlp_layers heads graph_heads rank expand taps max_speakers"),
     **_of(_COUNT_OR_NONE, "joint_layers fusions context_heads bases feature_groups enhancement_groups"),
     **_of(_COUNT_OR_NONE, "time_masks band_masks"),
-    **_of(_COUNT_OR_NONE, "broad_mamba.layers cogmen.layers m2fnet.layers mmgcn.layers"),
+    **_of(_COUNT_OR_NONE, "BroadMamba.layers Cogmen.layers M2FNet.layers Mmgcn.layers"),
     **_of(_WINDOW, "window short long positions"),
     **_of(_WINDOW_OR_ALL, "past future"),
     **_of(_SHARE, "dropout input_dropout emotion_dropout state_dropout fusion_dropout post_dropout modality_dropout"),
     **_of(_SHARE, "alpha epsilon"),
     **_of(_POSITIVE, "temperature theta write"),
-    **_of((0.0, 1e9), "noise"),
+    **_of((0.0, 1e9), "noise speaker_std"),
     **_of(_ANY, "gate_start"),
 }
-"""Least and largest value of every option that is a number, by its name or by ``ARCHITECTURE.NAME``."""
+"""Least and largest value of every option that is a number, by its name or by ``CLASS.NAME``."""
 
 # A whole number beyond it is no size of anything, in an architecture that is not ours either.
 _MOST = (1 << 31) - 1
@@ -79,7 +79,7 @@ def check_options(name: str, architecture: type, options: Mapping[str, Any]) -> 
             continue
         low, high = (-math.inf, math.inf) if isinstance(value, float) else (float(-_MOST), float(_MOST))
         if ours and isinstance(default, int | float):
-            low, high = RANGES.get(f"{name}.{option}", RANGES.get(option, (low, high)))
+            low, high = RANGES.get(f"{architecture.__name__}.{option}", RANGES.get(option, (low, high)))
         if not low <= value <= high or math.isinf(value):
             raise ConfigError(f"model.{option} must be from {low:g} to {high:g}, found {value:g} (model {name!r})")
 

@@ -132,7 +132,7 @@ def test_a_pack(tmp_path: Path) -> None:
             corpus, corpus.protocol(), read_recipe("logmel"), out=tmp_path / f"pack{workers}", workers=workers
         )
         assert list(made.missing) == [("c1", "0")]
-        tables.append(read_pack(made.folder, corpus="custom", fingerprint=corpus.fingerprint()))
+        tables.append(read_pack(made.folder, corpus="custom", fingerprint=corpus.pack_fingerprints()))
     assert tables[0].level == "sequence"
     assert tables[0].width == 64
     assert len(tables[0]) == 5

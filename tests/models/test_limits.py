@@ -27,7 +27,7 @@ def refusal(work: Callable[[], object]) -> str:
 
 
 def limits(name: str, option: str) -> tuple[float, float]:
-    return RANGES.get(f"{name}.{option}", RANGES.get(option, (1.0, -1.0)))
+    return RANGES.get(f"{architecture_class(name).__name__}.{option}", RANGES.get(option, (1.0, -1.0)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -39,7 +39,9 @@ def test_every_number_has_a_range_that_holds_its_default(name: str) -> None:
 
 
 def test_no_range_is_of_an_option_that_does_not_exist() -> None:
-    options = {(name, option) for name in ARCHITECTURES for option in architecture_options(name)}
+    options = {
+        (architecture_class(name).__name__, option) for name in ARCHITECTURES for option in architecture_options(name)
+    }
     for key in RANGES:
         name, _, option = key.rpartition(".")
         assert (name, option) in options if name else any(option == other for _, other in options), key
@@ -114,3 +116,9 @@ def test_options_of_other_people_s_architectures_are_checked_for_type_and_overfl
         check_options("theirs", Theirs, {"hidden": "a"})
     with pytest.raises(ConfigError, match=r"model\.hidden must be from"):
         check_options("theirs", Theirs, {"hidden": 1 << 40})
+
+
+def test_a_range_belongs_to_the_class_and_not_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture of ours may be registered under another name, as ``check_model`` does."""
+    monkeypatch.setitem(ARCHITECTURES, "mine", "ercfusion.models.m2fnet:M2FNet")
+    build_architecture("mine", INPUTS, {"layers": 0})

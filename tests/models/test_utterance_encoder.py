@@ -151,5 +151,5 @@ def test_vectors_are_a_sequence_of_one() -> None:
 
 @pytest.mark.parametrize("option", ["noise", "frames", "time_masks", "band_width"])
 def test_bad_options(option: str) -> None:
-    with pytest.raises(ConfigError, match=f"{option} must be at least 0, found -1"):
+    with pytest.raises(ConfigError, match=f"model.{option} must be from 0 to .*, found -1"):
         build_architecture("utterance_encoder", InputSpec(WIDTHS), {option: -1})
