@@ -643,7 +643,21 @@ def split_at_table(text: str, name: str) -> tuple[str, str, str]:
     return before + start, table, stop + after
 
 
-@pytest.mark.parametrize("name", COMPUTED)
+# Paired tests of a large table take half a minute each.
+LARGE_TABLES = ("meld", "mosi", "demo", "meld-curriculum")
+
+
+def _marks(slow: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if slow else []
+
+
+def _needs_a_large_table(compute: Callable[[], list[str]]) -> bool:
+    return isinstance(compute, partial) and compute.args[0] in LARGE_TABLES
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=_marks(_needs_a_large_table(compute))) for name, (_, compute) in COMPUTED.items()]
+)
 def test_computed_tables_are_current(name: str) -> None:
     page, compute = COMPUTED[name]
     _, found, _ = split_at_table((DOCS / page).read_text(encoding="utf-8"), name)
@@ -734,7 +748,10 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
 """Sentences about verdicts, the page they are on, and whether the tables say so."""
 
 
-@pytest.mark.parametrize("sentence", CLAIMS)
+@pytest.mark.parametrize(
+    "sentence",
+    [pytest.param(sentence, marks=_marks(page != "modalities.md")) for sentence, (page, _) in CLAIMS.items()],
+)
 def test_sentences_about_verdicts_are_true(sentence: str) -> None:
     page, holds = CLAIMS[sentence]
     assert sentence in " ".join((DOCS / page).read_text(encoding="utf-8").split())

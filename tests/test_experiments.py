@@ -41,6 +41,7 @@ def test_every_architecture_is_in_every_table(preset):
     assert names == set(ARCHITECTURES) - TRAINED_FOR_VECTORS or preset.name in STUDIES
 
 
+@pytest.mark.slow
 def test_tables_are_complete_and_current(preset, capsys, monkeypatch):
     # The command computes the table that the tests of the documentation need as well.
     monkeypatch.setattr("ercfusion.evaluation.table.compute_table", lambda found, records: table(found.name))

@@ -43,7 +43,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], TaskKind]] = {
 }
 
 
-@pytest.mark.parametrize("check", list(CHECKS))
+@pytest.mark.parametrize(
+    "check", [pytest.param(name, marks=[pytest.mark.slow] if name == "compile" else []) for name in CHECKS]
+)
 def test_requirements(check: str) -> None:
     check_model(BroadMamba, only=[check])
 

@@ -27,6 +27,7 @@ def test_requirements(kind: Any) -> None:
     check_model(M2FNet, make_task(kind), only=[check for check in CHECKS if check != "compile"])
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     """As small as it can be with every part in it: what is traced grows with the number of layers."""
     check_model(M2FNet, options={"layers": 1, "fusions": 1, "readout": "gated"}, only=["compile"])
