@@ -163,10 +163,14 @@ def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_was_never_finished_being_made_is_put_aside(made, tmp_path, capsys):
+@pytest.mark.parametrize("foreign", [False, True], ids=["only ours", "a note of the user"])
+def test_a_run_folder_that_was_never_finished_being_made(made, tmp_path, capsys, foreign):
+    """It is used, unless it holds something that is not ours: then it is kept under another name."""
     begun = tmp_path / "runs" / "plain" / "seed-0"
     begun.mkdir(parents=True)
     (begun / "config.json").write_text("{}")
+    if foreign:
+        (begun / "notes.txt").write_text("mine")
     preset = write(tmp_path)
     preset.write_text(preset.read_text().replace("[0, 1]", "[0]"))
     arguments = [str(preset), f"runs={tmp_path / 'runs'}", "rows=plain", "workers=1"]
@@ -174,7 +178,7 @@ def test_a_run_folder_that_was_never_finished_being_made_is_put_aside(made, tmp_
     assert status == 0, err
     (record,) = read_archive(tmp_path / "tiny" / "records" / "plain.json")
     assert record["metrics"] == read_archive(made / "tiny" / "records" / "plain.json")[0]["metrics"]
-    assert len(list(begun.parent.glob("seed-0-until-*"))) == 1
+    assert [path.read_text() for path in begun.parent.glob("seed-0-until-*/notes.txt")] == ["mine"] * foreign
 
 
 @pytest.mark.slow
