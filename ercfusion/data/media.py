@@ -35,24 +35,7 @@ RATES = (1000, 192_000)
 def sampling_rate(path: Path) -> int | None:
     """Samples per second according to the header; None if it cannot be read with what is installed here."""
     header = _wave_header(path)
-    if header is not None:
-        return header[0]
-    try:
-        if importlib.util.find_spec("soundfile") is not None:
-            import soundfile
-
-            return int(soundfile.info(str(path)).samplerate)
-    except (soundfile.SoundFileError, OSError):
-        pass  # not a plain sound file: perhaps a video
-    if importlib.util.find_spec("av") is None:
-        return None
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            return int(container.streams.audio[0].rate or 0) or None if container.streams.audio else None
-    except (av.error.FFmpegError, OSError, ValueError):
-        return None
+    return header[0] if header is not None else _plain_rate(path) or _track_rate(path)
 
 
 def announced_frames(path: Path) -> int | None:
@@ -72,3 +55,26 @@ def _wave_header(path: Path) -> tuple[int, int | None] | None:
     except (wave.Error, EOFError, OSError):
         return None
     return rate, frames if size < 0x7FFFFF00 else None
+
+
+def _plain_rate(path: Path) -> int | None:
+    if importlib.util.find_spec("soundfile") is None:
+        return None
+    import soundfile
+
+    try:
+        return int(soundfile.info(str(path)).samplerate)
+    except (soundfile.SoundFileError, OSError):
+        return None
+
+
+def _track_rate(path: Path) -> int | None:
+    if importlib.util.find_spec("av") is None:
+        return None
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return int(container.streams.audio[0].rate or 0) or None if container.streams.audio else None
+    except (av.error.FFmpegError, OSError, ValueError):
+        return None
