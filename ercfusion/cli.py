@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import itertools
 import logging
 import os
@@ -13,7 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ercfusion.errors import ConfigError, ErcfusionError, did_you_mean, nearest
 from ercfusion.files import StrPath
@@ -171,8 +172,19 @@ class _ConsoleHandler(logging.Handler):
 MOST_RUNS = 10_000  # combinations of a multirun
 _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
 
-_BASES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
-"""What :meth:`Composer._base` found before."""
+_BASES: dict[tuple[str, tuple[str, ...]], _Base] = {}
+"""What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
+
+_GROUPS: dict[str, list[str]] = {}
+"""The choices of the package's own groups, once they were listed."""
+
+
+class _Base(NamedTuple):
+    """A choice of groups: the configuration, to be read only; its settings by dotted key; the model and the corpus."""
+
+    composed: Any
+    flat: dict[str, Any]
+    preset: dict[str, Any]
 
 
 class Composer:
@@ -191,9 +203,15 @@ class Composer:
 
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
+        # The package's own files stay as they are; those of a user may be edited between two calls.
+        if self.config_dir is None and _GROUPS:
+            return {name: list(choices) for name, choices in _GROUPS.items()}
         loader = self._loader()
         names = [name for name in loader.list_groups("") if name != "hydra"]
-        return {name: sorted(loader.get_group_options(name)) for name in names}
+        found = {name: sorted(loader.get_group_options(name)) for name in names}
+        if self.config_dir is None:
+            _GROUPS.update({name: list(choices) for name, choices in found.items()})
+        return found
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The resolved configuration as plain containers; ``preset`` holds the choices of ``model`` and ``data``.
@@ -202,30 +220,28 @@ class Composer:
             ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
                 named), or a value of the wrong type.
         """
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.errors import HydraException
-        from omegaconf import OmegaConf, open_dict
+        from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            checked = self._check(overrides)
-            with self._initialized() as compose:
-                composed = compose(self.root, checked, return_hydra_config=True)
-            choices = composed.hydra.runtime.choices
-            preset = {name: choices[name] for name in ("model", "data")}
-            with open_dict(composed):
-                del composed["hydra"]
+            base, values = self._check(overrides)
+            composed = copy.deepcopy(base.composed)
+            # As Hydra would, but without reading all files again.
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
             config = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0]) from error
         assert isinstance(config, dict)
-        return {"preset": preset, **{str(key): value for key, value in config.items()}}
+        return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
 
     def choice(self, group: str, name: str) -> dict[str, Any]:
         """The content of one choice of a group, as it stands in its file."""
         from omegaconf import OmegaConf
 
-        with self._initialized() as compose:
-            content = OmegaConf.to_container(compose(f"{group}/{name}", []), resolve=True)
+        content = OmegaConf.to_container(self._base(f"{group}/{name}", ()).composed, resolve=True)
         assert isinstance(content, dict)
         found: dict[str, Any] = content[group]
         return found
@@ -289,7 +305,8 @@ class Composer:
             choices.append([f"{key}={value}" for value in values])
         return [list(combination) for combination in itertools.product(*choices)]
 
-    def _check(self, overrides: Sequence[str]) -> list[str]:
+    def _check(self, overrides: Sequence[str]) -> tuple[_Base, list[str]]:
+        """What the chosen groups bring, and the settings that change it."""
         groups = self.groups()
         parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
         chosen: list[str] = []
@@ -310,28 +327,34 @@ class Composer:
                 raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
             else:
                 chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
-        base = self._base(tuple(chosen))
-        with self._initialized() as compose:
-            # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
-            for line in list(chosen):
-                group, _, choice = line.partition("=")
-                if group in ("optimizer", "scheduler", "curriculum"):
-                    own = flatten(compose(f"{group}/{choice}", []))
-                    chosen += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
+        base = self._base(self.root, tuple(chosen))
+        changes: list[str] = []
+        # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
+        for line in chosen:
+            group, _, choice = line.partition("=")
+            if group in ("optimizer", "scheduler", "curriculum"):
+                own = self._base(f"{group}/{choice}", ()).flat
+                changes += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
         for entry, line, origin in values:
             with naming(origin):
-                chosen.append(checked_value(entry, line, base, groups))
-        return chosen
+                changes.append(checked_value(entry, line, base.flat, groups))
+        return base, changes
 
-    def _base(self, chosen: tuple[str, ...]) -> dict[str, Any]:
-        """The settings by dotted key that a choice of groups brings, before any of them is changed."""
-        # The package's own files stay as they are; those of a user may be edited between two calls.
-        if self.config_dir is None and (self.root, chosen) in _BASES:
-            return _BASES[self.root, chosen]
+    def _base(self, root: str, chosen: tuple[str, ...]) -> _Base:
+        """What a choice of groups brings, before any setting of it is changed."""
+        if self.config_dir is None and (root, chosen) in _BASES:
+            return _BASES[root, chosen]
+        from omegaconf import open_dict
+
         with self._initialized() as compose:
-            found = flatten(compose(self.root, list(chosen)))
+            composed = compose(root, list(chosen), return_hydra_config=True)
+        choices = composed.hydra.runtime.choices
+        preset = {name: choices[name] for name in ("model", "data") if name in choices}
+        with open_dict(composed):
+            del composed["hydra"]
+        found = _Base(composed, flatten(composed), preset)
         if self.config_dir is None:
-            _BASES[self.root, chosen] = found
+            _BASES[root, chosen] = found
         return found
 
     def _initialized(self) -> Any:

@@ -204,6 +204,33 @@ def test_the_configuration_holds_plain_containers(composer: Composer) -> None:
     check(composer.compose(["data.modalities=[text]", "data.packs.audio=x"]))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=cogmen_released", "data=meld", "optimizer.lr=1e-3", "data.packs.audio=egemaps"],
+        ["model=dialoguernn_released", "data=mosi", "training.max_epochs=3"],
+    ],
+)
+def test_composed_as_hydra_does_and_the_same_twice(overrides: list[str], composer: Composer) -> None:
+    """What was composed before is kept; neither another configuration nor its user changes it."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    found = composer.compose(overrides)
+    preset = found.pop("preset")
+    with initialize_config_module("ercfusion.conf", version_base="1.3"):
+        added = ["+" + text if text.startswith("data.packs.") else text for text in overrides]
+        assert found == OmegaConf.to_container(compose("train", added), resolve=True)
+    assert found != {**composer.compose(overrides[:2]), "preset": preset}
+    found["model"]["hidden"] = found["data"]["packs"] = "changed"
+    preset["model"] = "changed"
+    composer.groups()["model"].clear()
+    again = composer.compose(overrides)
+    assert again["model"]["hidden"] != "changed"
+    assert again["data"]["packs"] != "changed"
+    assert again["preset"] == {"model": overrides[0][6:], "data": again["data"]["name"]}
+
+
 def test_all_combinations_in_order(composer: Composer) -> None:
     assert composer.expand(["seed=0,1", "trainer=cpu", "model=concat,cogmen"]) == [
         ["seed=0", "trainer=cpu", "model=concat"],
