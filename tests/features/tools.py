@@ -22,7 +22,6 @@ from ercfusion.errors import ConfigError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import Extracted
 from ercfusion.features.recipe import Recipe
-from ercfusion.testing.media import tone, write_wav
 
 
 class Loudness:
@@ -110,6 +109,8 @@ class Recordings(Corpus):
 
 def write_recordings(folder: Path, count: int = 4, seconds: float = 0.3) -> Recordings:
     """The corpus with ``count`` conversations."""
+    from ercfusion.testing.media import tone, write_wav  # brings torch, which no worker needs
+
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"talk{number}" for number in range(count)]
     (folder / "list.txt").write_text("\n".join(names) + "\n")
