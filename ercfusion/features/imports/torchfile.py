@@ -9,6 +9,7 @@ sparse and quantised tensors are refused.
 from __future__ import annotations
 
 import io
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from ercfusion.features.imports.limits import Limits
 from ercfusion.features.imports.rebuild import UnpickleError
 from ercfusion.features.imports.unpickle import TORCH_LEGACY, Stream, load_stream
+from ercfusion.schemas.reading import failure
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
@@ -33,18 +36,18 @@ class _Storage:
         self.values = values
 
 
-def rebuilder(module: str, name: str, path: Path, inner: bool) -> Callable[..., Any] | None:
+def rebuilder(module: str, name: str, limits: Limits, inner: bool) -> Callable[..., Any] | None:
     """What stands for a name of torch in a pickle; None where it is not among those that plain tensors need.
 
     Args:
         module, name: As the file has them.
-        path: The file, for messages.
+        limits: What reading the file may take.
         inner: The pickle is inside a tensor of another one, and may hold no further pickles.
     """
     if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
         return _tensor
     if module == "torch.storage" and name == "_load_from_bytes" and not inner:
-        return lambda data: _nested(data, path)
+        return lambda data: _nested(data, limits)
     if module == "torch" and name in _STORAGES:
         return lambda *arguments: _storage_type(name)
     if module == "torch" and name == "Size":
@@ -56,25 +59,27 @@ def _storage_type(name: str) -> Any:
     raise UnpickleError(f"a tensor's {name} is called, which no pickler writes")
 
 
-def load_archive(archive: zipfile.ZipFile, path: Path) -> Any:
+def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
     """The content of a ZIP archive of ``torch.save``.
 
     Raises:
         UnpickleError: another archive, or a storage is missing or of another length than stated.
     """
-    names = archive.namelist()
+    path = limits.path
+    names = set(archive.namelist())
     pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        if any(name.endswith(".npy") for name in names):
-            raise UnpickleError(f"{path} is a NumPy archive (.npz), not a pickle. It holds: {', '.join(names[:5])}.")
-        raise UnpickleError(
-            f"{path} is a ZIP archive (it holds {', '.join(names[:5])}), not a pickle. Unpack it first."
-        )
+        what = "a NumPy archive (.npz)" if any(name.endswith(".npy") for name in names) else "a ZIP archive"
+        some = ", ".join(archive.namelist()[:5])[:80]
+        raise failure(UnpickleError, path, f" is {what} (it holds {some}), not a pickle. Unpack it first")
     folder = pickles[0].removesuffix("data.pkl")
-    if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
-        raise UnpickleError(
-            f"{path} is a compressed archive; those of torch.save are not. Unpack it and pack it again."
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):
+        raise failure(
+            UnpickleError, path, " is a compressed archive; those of torch.save are not. Unpack it and pack it again"
         )
+    if len(names) < len(entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise failure(UnpickleError, path, ": parts of the archive overlap. Get the file again")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
     storages: dict[str, _Storage] = {}
@@ -91,24 +96,25 @@ def load_archive(archive: zipfile.ZipFile, path: Path) -> Any:
             storages[key] = _Storage(np.frombuffer(bytearray(data), dtype))
         return storages[key]
 
-    return load_stream(io.BytesIO(archive.read(pickles[0])), path, persistent)
+    return load_stream(io.BytesIO(archive.read(pickles[0])), limits, persistent)
 
 
-def load_legacy(stream: Stream, size: int, path: Path, *, inner: bool = False) -> Any:
+def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
     """The content of a file of ``torch.save`` in the format of before torch 1.6.
 
     Args:
         stream: It begins with :data:`~ercfusion.features.imports.unpickle.TORCH_LEGACY`.
-        size: Its bytes.
-        path: The file, for messages.
+        limits: What reading may take.
         inner: The stream is itself part of a pickle.
 
     Raises:
         UnpickleError: the file is cut off, or made on a big-endian machine.
     """
+    path = limits.path
+    size = len(stream) if isinstance(stream, mmap.mmap) else stream.getbuffer().nbytes
     stream.seek(len(TORCH_LEGACY))
-    load_stream(stream, path)  # the version of the format
-    system = load_stream(stream, path)
+    load_stream(stream, limits)  # the version of the format
+    system = load_stream(stream, limits)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
     storages: dict[str, _Storage] = {}
@@ -125,8 +131,8 @@ def load_legacy(stream: Stream, size: int, path: Path, *, inner: bool = False) -
             storages[key] = _Storage(np.zeros(count, dtype))
         return storages[key]
 
-    result = load_stream(stream, path, persistent, inner=inner)
-    keys = load_stream(stream, path)
+    result = load_stream(stream, limits, persistent, inner=inner)
+    keys = load_stream(stream, limits)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise UnpickleError(f"{path}: the list of tensors does not match the tensors. Get the file again.")
     for key in keys:
@@ -139,11 +145,12 @@ def load_legacy(stream: Stream, size: int, path: Path, *, inner: bool = False) -
     return result
 
 
-def _nested(data: Any, path: Path) -> Any:
+def _nested(data: Any, limits: Limits) -> Any:
     # Inside of an ordinary pickle, a tensor carries its storage as the bytes of a small file of its own.
     if not isinstance(data, bytes) or not data.startswith(TORCH_LEGACY):
-        raise UnpickleError(f"{path}: a tensor is stored in a format that this reader does not know.")
-    return load_legacy(io.BytesIO(data), len(data), path, inner=True)
+        raise failure(UnpickleError, limits.path, ": a tensor is stored in a format that this reader does not know")
+    limits.take(memory=2 * len(data), instructions=100)
+    return load_legacy(io.BytesIO(data), limits, inner=True)
 
 
 def _reference(reference: Any, path: Path) -> tuple[np.dtype[Any], str, int]:
