@@ -43,13 +43,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], TaskKind]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "check", [pytest.param(name, marks=[pytest.mark.slow] if name == "compile" else []) for name in CHECKS]
-)
-def test_requirements(check: str) -> None:
-    check_model(BroadMamba, only=[check])
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("check", [name for name in CHECKS if name not in ("overfits", "compile")])
 def test_requirements_of_variants(name: str, check: str) -> None:

@@ -12,7 +12,7 @@ from ercfusion.data.features import InputSpec
 from ercfusion.errors import BatchError
 from ercfusion.models.dialoguegcn import DialogueGcn, EdgeAttention, NodalAttention, WeightedRelationalConv, WindowConv
 from ercfusion.ops import Packing, WindowGraph
-from ercfusion.testing import WIDTHS, check_model, make_task, random_batch
+from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch
 
 LENGTHS = (5, 1, 8, 2)
 WINDOWS = [(-1, -1), (2, 0), (0, 3), (10, 1)]
@@ -268,23 +268,36 @@ def test_direction(direction: str, past: int, future: int) -> None:
         assert found == sorted(second)
 
 
-@pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("single_label", {}),
-        ("multi_label", {"bidirectional": False, "future": 0, "nodal": "none", "layers": 1}),
-        ("regression", {"relations": "speaker_pair", "normalize": "relation", "aggregate": "sum", "bases": 2}),
-        ("distribution", {"edges": "position", "projection": 0, "direction": "released", "activation": "none"}),
-    ],
-)
+VARIANTS: list[tuple[Any, dict[str, Any]]] = [
+    ("single_label", {}),
+    ("multi_label", {"bidirectional": False, "future": 0, "nodal": "none", "layers": 1}),
+    ("regression", {"relations": "speaker_pair", "normalize": "relation", "aggregate": "sum", "bases": 2}),
+    ("distribution", {"edges": "position", "projection": 0, "direction": "released", "activation": "none"}),
+]
+ALL_BUT_COMPILING = [check for check in CHECKS if check != "compile"]
+
+
+@pytest.mark.parametrize(("task", "options"), VARIANTS)
 def test_requirements(task: Any, options: dict[str, Any]) -> None:
-    check_model(DialogueGcn, make_task(task), {**SMALL, **options})
+    check_model(DialogueGcn, make_task(task), {**SMALL, **options}, only=ALL_BUT_COMPILING)
 
 
 def test_requirements_of_the_released_form() -> None:
+    only = [check for check in ALL_BUT_COMPILING if check != "overfits"]
+    check_model(DialogueGcn, options={**SMALL, **RELEASED}, only=only)
+
+
+@pytest.mark.slow
+def test_the_released_form_does_not_overfit() -> None:
     """Its attention mixes all utterances into nearly the same vector, of which it must be broken first."""
     why = "the nodal attention is all that the classifier reads: 400 steps do not tell the utterances apart"
-    check_model(DialogueGcn, options={**SMALL, **RELEASED}, exempt={"overfits": why})
+    check_model(DialogueGcn, options={**SMALL, **RELEASED}, exempt={"overfits": why}, only=["overfits"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "options"), [*VARIANTS, ("single_label", RELEASED)])
+def test_compiles(task: Any, options: dict[str, Any]) -> None:
+    check_model(DialogueGcn, make_task(task), {**SMALL, **options}, only=["compile"])
 
 
 @pytest.mark.parametrize(

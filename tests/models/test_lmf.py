@@ -31,22 +31,27 @@ def make(widths: Any = WIDTHS, **options: Any) -> Lmf:
     return Lmf(InputSpec(widths), **{**SMALL, **options}).double().eval()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"context": "none"},
-        {"absent": "zero"},
-        {"bidirectional": False, "absent": "learned"},
-    ],
-    ids=["default", "no context", "absent is zero", "causal"],
-)
-def test_meets_the_requirements(options: dict[str, Any]) -> None:
-    check_model(Lmf, options={**SMALL, **options})
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no context": {"context": "none"},
+    "absent is zero": {"absent": "zero"},
+    "causal": {"bidirectional": False, "absent": "learned"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_meets_the_requirements(name: str) -> None:
+    check_model(Lmf, options={**SMALL, **VARIANTS[name]}, only=set(CHECKS) - {"compile"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiles(name: str) -> None:
+    check_model(Lmf, options={**SMALL, **VARIANTS[name]}, only=["compile"])
 
 
 def test_meets_the_requirements_as_released() -> None:
-    """All but the one that takes time: torch.compile is tried on the form without context above."""
+    """All but the one that takes time: torch.compile is tried on the form without context."""
     check_model(Lmf, options={**SMALL, **RELEASED}, only=set(CHECKS) - {"compile"})
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion.data.features import InputSpec
-from ercfusion.data.task import KINDS
 from ercfusion.models.m2fnet import M2FNet
-from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, without_dropout
+from ercfusion.testing import CHECKS, WIDTHS, check_model, random_batch, without_dropout
 
 PUBLISHED: dict[str, Any] = {
     "encode": "raw",
@@ -20,11 +19,6 @@ PUBLISHED: dict[str, Any] = {
     "readout": "concat",
     "modality_dropout": 0.0,
 }
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_requirements(kind: Any) -> None:
-    check_model(M2FNet, make_task(kind), only=[check for check in CHECKS if check != "compile"])
 
 
 @pytest.mark.slow

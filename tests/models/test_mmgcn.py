@@ -12,7 +12,7 @@ from ercfusion.data.batch import ConversationBatch
 from ercfusion.data.features import InputSpec
 from ercfusion.layers.gcn2 import angular_adjacency_reference
 from ercfusion.models.mmgcn import Mmgcn
-from ercfusion.testing import WIDTHS, check_model, make_task, random_batch, take
+from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
 
 SMALL: dict[str, Any] = {"projection": 12, "hidden": 6}
 RELEASED: dict[str, Any] = {"speakers": "text", "variant": True, "activation": "relu", "layers": 6}
@@ -97,17 +97,24 @@ def test_activation() -> None:
     assert -0.2 < make()(batch).hidden.min() < 0  # the lowest value of GELU is -0.17
 
 
-@pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("single_label", {}),
-        ("multi_label", RELEASED),
-        ("regression", {"recurrent": "none", "speakers": "none", "layers": 1}),
-        ("distribution", {"recurrent": "all", "layers": 0}),
-    ],
-)
+VARIANTS: list[tuple[Any, dict[str, Any]]] = [
+    ("single_label", {}),
+    ("multi_label", RELEASED),
+    ("regression", {"recurrent": "none", "speakers": "none", "layers": 1}),
+    ("distribution", {"recurrent": "all", "layers": 0}),
+]
+
+
+@pytest.mark.parametrize(("task", "options"), VARIANTS)
 def test_requirements(task: Any, options: dict[str, Any]) -> None:
-    check_model(Mmgcn, make_task(task), {**SMALL, **options}, unimodal=task == "single_label")
+    only = [check for check in CHECKS if check != "compile"]
+    check_model(Mmgcn, make_task(task), {**SMALL, **options}, unimodal=task == "single_label", only=only)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "options"), VARIANTS)
+def test_compiles(task: Any, options: dict[str, Any]) -> None:
+    check_model(Mmgcn, make_task(task), {**SMALL, **options}, unimodal=task == "single_label", only=["compile"])
 
 
 def test_requirements_of_many_layers() -> None:

@@ -32,22 +32,27 @@ def make(widths: Any = WIDTHS, **options: Any) -> Tfn:
     return Tfn(InputSpec(widths), **{**SMALL, **options}).double().eval()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"context": "none"},
-        {"bidirectional": False, "absent": "learned"},
-        {"absent": "zero", "dropout_form": "element"},
-    ],
-    ids=["default", "no context", "causal", "absent is zero"],
-)
-def test_meets_the_requirements(options: dict[str, Any]) -> None:
-    check_model(Tfn, options={**SMALL, "width": 8, **options})
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no context": {"context": "none"},
+    "causal": {"bidirectional": False, "absent": "learned"},
+    "absent is zero": {"absent": "zero", "dropout_form": "element"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_meets_the_requirements(name: str) -> None:
+    check_model(Tfn, options={**SMALL, "width": 8, **VARIANTS[name]}, only=set(CHECKS) - {"compile"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiles(name: str) -> None:
+    check_model(Tfn, options={**SMALL, "width": 8, **VARIANTS[name]}, only=["compile"])
 
 
 def test_meets_the_requirements_as_released() -> None:
-    """All but the one that takes time: torch.compile is tried on the form without context above."""
+    """All but the one that takes time: torch.compile is tried on the form without context."""
     check_model(Tfn, options={**RELEASED, "width": 8}, only=set(CHECKS) - {"compile"})
 
 
