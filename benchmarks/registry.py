@@ -97,6 +97,20 @@ SHAPES: dict[str, Shape] = {
         future=10,
         model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
     ),
+    # One conversation at a time, as long as a recorded meeting: what grows with the square of the length shows.
+    "long": Shape(
+        conversations=3,
+        utterances=6000,
+        shortest=2000,
+        longest=2000,
+        spread=0.0,
+        widths={"audio": 88, "text": 384, "visual": 35},
+        speakers=4,
+        batch=1,
+        past=10,
+        future=10,
+        model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
+    ),
     # For tests. Past and future differ, so that a mistaken direction shows; one conversation has one utterance.
     "tiny": Shape(
         conversations=5,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ercfusion.layers.transformer import LONG
+from ercfusion.ops.attention import attend
 from ercfusion.ops.packing import Packing
 
 VALUES = ("main", "other")
@@ -130,30 +130,34 @@ class FusionAttention(nn.Module):
         The latter is None where every utterance hears at least itself.
         """
         q, k, v = (packing.pad(x).unflatten(-1, (self.heads, -1)).flatten(2, 3).transpose(1, 2) for x in (q, k, v))
-        allowed = self._allowed(packing, present)
+        keys = self._keys(packing, present)
         any_key = heard = None
-        if allowed is not None:
-            any_key = allowed.any(-1, keepdim=True)
-            allowed = allowed | ~any_key  # without any key, attend to all: nothing is divided by zero, nor used
-            if allowed.shape[1] > 1:
-                allowed = allowed.repeat_interleave(self.heads, dim=1)
-        dropout = self.dropout_rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, K H, L, d)
+        if keys is not None:
+            any_key = (keys.cumsum(-1) > 0 if self.causal else keys.any(-1, keepdim=True))[..., None]
+
+        def mask(start: int, stop: int) -> Tensor | None:
+            """Who may be a key of whom, (B, 1 or K H, 1 or queries, L)."""
+            if keys is None or any_key is None:
+                return None
+            allowed, heard_one = keys[:, :, None, :], any_key
+            if self.causal:
+                query = torch.arange(start, stop, device=packing.device)[:, None]
+                allowed = allowed & (torch.arange(packing.longest, device=packing.device) <= query)
+                heard_one = any_key[:, :, start:stop]
+            allowed = allowed | ~heard_one  # without any key, attend to all: nothing is divided by zero, nor used
+            return allowed if allowed.shape[1] == 1 else allowed.repeat_interleave(self.heads, dim=1)
+
+        mixed = attend(q, k, v, mask, self.dropout_rate if self.training else 0.0)  # (B, K H, L, d)
         mixed = packing.pack(mixed.transpose(1, 2)).unflatten(1, (self.others, self.heads)).flatten(2)
         if present is not None and any_key is not None:
             heard = packing.pack(any_key.squeeze(-1).transpose(1, 2).expand(-1, packing.longest, -1))
         return mixed, heard
 
-    def _allowed(self, packing: Packing, present: Tensor | None) -> Tensor | None:
-        """Who may be a key of whom, (B, 1 or K, 1 or L, L), [b, stream, query, key]; None where all may."""
-        L = packing.longest
-        if present is None and not self.causal and min(packing.lengths) == L:
-            return None
-        keys = packing.mask[:, None] if present is None else packing.pad(present).transpose(1, 2)
-        allowed = keys[:, :, None, :]
-        if self.causal:
-            allowed = allowed & torch.ones(L, L, dtype=torch.bool, device=packing.device).tril()
-        return allowed
+    def _keys(self, packing: Packing, present: Tensor | None) -> Tensor | None:
+        """Utterances that may be keys, (B, 1 or K, L), [b, stream, key]; None if all utterances may be keys of all."""
+        if present is None:
+            return packing.mask[:, None] if self.causal or min(packing.lengths) < packing.longest else None
+        return packing.pad(present).transpose(1, 2)
 
 
 class GatedFusion(nn.Module):

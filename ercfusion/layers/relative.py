@@ -33,9 +33,13 @@ class RelativeBias(nn.Module):
         # to run where torch has several threads.
         return F.embedding(index, self.weight.t()).movedim(-1, 0)
 
-    def forward(self, packing: Packing, speaker: Tensor) -> Tensor:
-        """(B, H, L, L) biases of all pairs within each conversation, [b, h, receiver, source]."""
+    def forward(self, packing: Packing, speaker: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """(B, H, stop - start, L) biases [b, h, receiver, source] within each conversation.
+
+        Receivers are the places ``start`` to ``stop`` of a conversation; all of them by default.
+        """
         place = torch.arange(packing.longest, device=speaker.device)
-        lag = (place[:, None] - place[None, :]).expand(packing.size, -1, -1)
+        receivers = slice(start, stop)
+        lag = (place[receivers, None] - place[None, :]).expand(packing.size, -1, -1)
         numbers = packing.pad(speaker)
-        return self.pairs(lag, numbers[:, :, None] == numbers[:, None, :]).transpose(0, 1)
+        return self.pairs(lag, numbers[:, receivers, None] == numbers[:, None, :]).transpose(0, 1)

@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ercfusion.layers.relative import RelativeBias
+from ercfusion.ops.attention import attend
 from ercfusion.ops.packing import Packing
 
 LONG = 48
@@ -95,25 +95,28 @@ class PackedTransformerLayer(nn.Module):
     def _mix(self, qkv: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
         """(N, 3 D) queries, keys and values -> (N, D) mixed values, by padded attention."""
         heads = packing.pad(qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
-        mask = self._mask(packing)
-        if self.bias is not None and speaker is not None:
-            bias = self.bias(packing, speaker).to(heads.dtype)
-            mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         q, k, v = heads.unbind()  # not heads[0], ...: each index would send back a gradient of the size of all three
-        dropout = self.dropout_rate if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+        def mask(start: int, stop: int) -> Tensor | None:
+            allowed = self._mask(packing, start, stop)
+            if self.bias is None or speaker is None:
+                return allowed
+            bias = self.bias(packing, speaker, start, stop).to(q.dtype)
+            return bias if allowed is None else bias.masked_fill(~allowed, -math.inf)
+
+        mixed = attend(q, k, v, mask, self.dropout_rate if self.training else 0.0)
         return packing.pack(mixed.transpose(1, 2).flatten(2))
 
-    def _mask(self, packing: Packing) -> Tensor | None:
-        """Who may attend to whom, broadcastable to (B, H, L, L); None where everyone may attend to all."""
+    def _mask(self, packing: Packing, start: int, stop: int) -> Tensor | None:
+        """Who may attend to whom, broadcastable to (B, H, stop - start, L); None if everyone may attend to all."""
         L = packing.longest
         if not self.causal and min(packing.lengths) == L:
             return None
-        own = torch.eye(L, dtype=torch.bool, device=packing.device)
-        mask = packing.mask[:, None, None, :] | own  # a padded row attends to itself too: nothing is all masked
-        if self.causal:
-            mask = mask & torch.ones(L, L, dtype=torch.bool, device=packing.device).tril()
-        return mask
+        query = torch.arange(start, stop, device=packing.device)[:, None]
+        key = torch.arange(L, device=packing.device)
+        # A padded row attends to itself too: nothing is all masked.
+        mask = packing.mask[:, None, None, :] | (query == key)
+        return mask & (key <= query) if self.causal else mask
 
     def _feed(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(x))))

@@ -1,5 +1,6 @@
 """Operations on packed batches: a readable reference first, fast forms beside it. Needs torch only."""
 
+from ercfusion.ops.attention import attend, attend_reference
 from ercfusion.ops.conv import causal_conv, causal_conv_reference
 from ercfusion.ops.dag import DagState, dag_recursion, dag_windows
 from ercfusion.ops.dag_reference import DagWeights, dag_recursion_reference, dag_windows_reference
@@ -12,6 +13,8 @@ __all__ = [
     "DagWeights",
     "Packing",
     "WindowGraph",
+    "attend",
+    "attend_reference",
     "causal_conv",
     "causal_conv_reference",
     "dag_recursion",

@@ -1,0 +1,66 @@
+"""Scaled dot-product attention whose memory grows with the length of a conversation, not with its square."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+PAIRS = 2**21
+"""Largest number of scores (heads x queries x keys) of one conversation that are held at once: 8 MiB in single
+precision. With eight heads a conversation of 512 utterances still has all its scores in one block."""
+
+Mask = Callable[[int, int], Tensor | None]
+"""``mask(start, stop)`` gives what restricts or shifts the scores of the queries ``start`` to ``stop``, broadcastable
+to (B, H, stop - start, L): True where a query may attend to a key, or numbers that are added; None for nothing."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
+    r"""Every query's mean of the values, weighted by the softmax of its scores.
+
+    .. math:: y_t = \sum_u \mathrm{drop}(\mathrm{softmax}_u(q_t^\top k_u / \sqrt{d} + m_{tu}))\, v_u
+
+    Vaswani et al., "Attention Is All You Need" (2017), eq. 1. Long conversations are divided into blocks of queries
+    (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). Only the inputs of a block are kept for the
+    backward pass, which computes its scores, biases and dropout again: one more forward pass of the attention. The
+    block size depends on H and L only, so that other conversations of a batch do not change it. Nothing is divided
+    inside ``torch.compile``.
+
+    Args:
+        q, k, v: (B, H, L, d).
+        mask: See :data:`Mask`. A query needs at least one key.
+        dropout: Probability of dropping a weight. With several blocks the random numbers are drawn block by block.
+
+    Returns:
+        (B, H, L, d).
+    """
+    H, L = q.shape[1:3]
+    rows = max(1, PAIRS // (H * L))
+    if rows >= L or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask(0, L), dropout_p=dropout)
+
+    def block(queries: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        shift = mask(start, start + queries.shape[2])
+        return F.scaled_dot_product_attention(queries, k, v, attn_mask=shift, dropout_p=dropout)
+
+    starts = range(0, L, rows)
+    if not torch.is_grad_enabled():
+        parts = [block(part, k, v, start) for part, start in zip(q.split(rows, 2), starts, strict=True)]
+    else:
+        parts = [
+            checkpoint(block, part, k, v, start, use_reentrant=False)
+            for part, start in zip(q.split(rows, 2), starts, strict=True)
+        ]
+    return torch.cat(parts, dim=2)
+
+
+def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`attend` without dropout, with the mask of all queries, in plain steps: its specification."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1) @ v
