@@ -29,7 +29,8 @@ examples
 
 Without out=, a pack lies where training finds it by the recipe's name: data.packs.audio=egemaps. An extraction that is
 stopped, by Ctrl-C or otherwise, goes on with the same command; nothing is done twice. A recording that cannot be read
-is recorded in the pack as missing, with the reason.
+is recorded in the pack as missing, with the reason. Where a pack exists, recordings that have changed since it was made
+are extracted again.
 
 settings
   data=NAME, data.*         the corpus, as in python -m ercfusion.train
@@ -40,7 +41,8 @@ settings
   executor=dask             work on a dask.distributed cluster instead of processes here
   executor.address=URL      its scheduler (default: a cluster of local processes is started)
   fresh=true                begin anew, and replace a pack that exists
-  retry=true                try again what is missing in a pack that exists
+  retry=true                try again what is missing in a pack that exists, and compare the content of all its
+                            recordings instead of size and time
   imports=MODULE            import a module first (one that registers a corpus or a tool of your own)
   import=FILE layout=NAME   read a feature pickle of another project; nothing in it can run
 

@@ -18,6 +18,7 @@ PLACES: Mapping[str, str] = {
     "unfinished run": "a finished run is needed and the folder has no record",
     "new pack": "python -m ercfusion.extract made a pack",
     "imported corpus": "python -m ercfusion.extract import= made a corpus",
+    "stale pack": "data.packs names a recipe whose pack was made from other recordings",
     "missing pack": "data.packs names a recipe whose pack has not been made",
     "other release": "the files of a corpus are not those of its release",
     "recipes": "a corpus comes without the features that are asked for",

@@ -5,8 +5,9 @@ A command is run once, to its end. Before and after each call that creates, rena
 would leave if it were killed there. Locks are not copied, as those of a killed process are not kept. Each state is then
 put back in its place, and a process does with it what a user would: give the command again.
 
-Run as a script (``python tests/kills.py SCENARIO FOLDER``) it is the process from which the others are forked: on one
-thread, with all loaded that is slow to import. It prints a JSON object, see :class:`Found`.
+Run as a script (``python tests/kills.py SCENARIO FOLDER [STEP]``) it is the process from which the others are forked:
+on one thread, with all loaded that is slow to import. STEP=1 goes on from every state. It prints a JSON object, see
+:class:`Found`.
 """
 
 from __future__ import annotations
@@ -111,7 +112,13 @@ class Recorder:
 
             stack.enter_context(mock.patch.object(files, "_swap", self._watched("swap", files._swap, self._below)))
             self._watch_study(stack)
+            self._watch_journal(stack)
             yield
+
+    def _watch_journal(self, stack: ExitStack) -> None:
+        if found := sys.modules.get("ercfusion.features.journal"):
+            watched = self._watched("append", found.Journal.append, lambda *_, **settings: True)
+            stack.enter_context(mock.patch.object(found.Journal, "append", watched))
 
     def _watch_study(self, stack: ExitStack) -> None:
         if "optuna" not in sys.modules:
@@ -208,6 +215,7 @@ class Scenario:
         check: Called for every state before that.
         before: Makes what is in ``root`` before the command is given.
         step: One in so many states is gone on from.
+        wanted: Makes in ``root``, where the command has ended, what every state is to end as; None if that is there.
     """
 
     root: Path
@@ -216,6 +224,7 @@ class Scenario:
     check: Callable[[], None] = lambda: None
     before: Callable[[], None] = lambda: None
     step: int = 1
+    wanted: Callable[[], int] | None = None
 
 
 def forked(work: Callable[[], int], log: Path) -> int:
@@ -289,6 +298,9 @@ def investigate(scenario: Scenario, folder: Path) -> Found:
     status = forked(recorded, log)
     if status != 0:
         found.failures.append(f"uninterrupted: status {status}: {log.read_text()[-2000:]}")
+        return found
+    if scenario.wanted is not None and forked(scenario.wanted, log) != 0:
+        found.failures.append(f"what is wanted: {log.read_text()[-2000:]}")
         return found
     expected = content(root)
     found.events, listed = json.loads(states.read_text())
@@ -434,7 +446,15 @@ def reproduce_scenario(folder: Path) -> Scenario:
     return Scenario(root, lambda: say(main, *arguments), again)
 
 
-def extract_scenario(folder: Path, **options: Any) -> Scenario:
+def extract_scenario(folder: Path, *, replaced: str = "", **options: Any) -> Scenario:
+    """Extraction of nine recordings.
+
+    Args:
+        folder: For everything.
+        replaced: When another recording takes the place of one: ``before`` the command, on a pack that exists, or
+            ``after`` the kill.
+        options: Of the command; with any, a pack exists that lacks a turn.
+    """
     sys.path.insert(0, str(Path(__file__).parent / "features"))
     import pyarrow.parquet  # noqa: F401
     import safetensors  # noqa: F401
@@ -446,33 +466,47 @@ def extract_scenario(folder: Path, **options: Any) -> Scenario:
 
     module._runner = lambda *arguments: in_this_process  # type: ignore[assignment]
     corpus = write_recordings(folder / "raw", count=3)
-    damaged = folder / "raw" / "talk0-0.wav"
-    sound = damaged.read_bytes()
+    damaged, other = folder / "raw" / "talk0-0.wav", folder / "raw" / "talk1-1.wav"
+    sound, first = damaged.read_bytes(), other.read_bytes()
+    second = first[:44] + first[:43:-1]
     pack = folder / "root" / "pack"
 
     def extract(**settings: Any) -> int:
         module.extract_pack(corpus, corpus.protocol(), loudness(), out=pack, **settings)
         return 0
 
+    def put(path: Path, content: bytes, second: int) -> None:
+        path.write_bytes(content)
+        os.utime(path, (second, second))  # the pack has it
+
     def before() -> None:
-        damaged.write_bytes(b"")
+        put(other, first, 1)
+        put(damaged, sound, 3)
+        if replaced == "after" or not (options or replaced):
+            return
+        put(damaged, b"", 2)
         forked(extract, folder / "before.log")  # a pack that lacks a turn
-        damaged.write_bytes(sound)
+        put(damaged, sound, 3)
+        if replaced:
+            put(other, second, 4)
 
     def check() -> None:
         assert len(read_pack(pack)) in (8, 9), "neither the old nor the new pack"
 
     def again() -> int:
+        if replaced == "after":
+            put(other, second, 4)
         # Once more, without what replaces: the pack is there, and what a kill has left beside it goes.
         return extract(**options) or extract()
 
-    replaces = bool(options)
-    return Scenario(
-        folder / "root",
-        lambda: extract(**options),
-        again,
-        *((check, before) if replaces else ()),
-    )
+    def wanted() -> int:
+        put(other, second, 4)
+        return extract(fresh=True)
+
+    scenario = Scenario(folder / "root", lambda: extract(**options), again, before=before)
+    if replaced:
+        scenario = dataclasses.replace(scenario, wanted=wanted, step=4)
+    return dataclasses.replace(scenario, check=check) if options or replaced == "before" else scenario
 
 
 SCENARIOS: dict[str, Callable[[Path], Scenario]] = {
@@ -483,6 +517,9 @@ SCENARIOS: dict[str, Callable[[Path], Scenario]] = {
     "extract": extract_scenario,
     "fresh": lambda folder: extract_scenario(folder, fresh=True),
     "retry": lambda folder: extract_scenario(folder, retry=True),
+    "extract, then another recording": lambda folder: extract_scenario(folder, replaced="after"),
+    "extract of another recording": lambda folder: extract_scenario(folder, replaced="before"),
+    "retry of another recording": lambda folder: extract_scenario(folder, replaced="before", retry=True),
 }
 
 
@@ -493,4 +530,7 @@ if __name__ == "__main__":
     os.fsync = lambda handle: None  # what a loss of power would take is another question, and disks are slow
     place = Path(sys.argv[2]).resolve()
     os.environ["XDG_CACHE_HOME"] = str(place / "cache")
-    print(json.dumps(dataclasses.asdict(investigate(SCENARIOS[sys.argv[1]](place), place))))
+    chosen = SCENARIOS[sys.argv[1]](place)
+    if len(sys.argv) > 3:
+        chosen.step = int(sys.argv[3])
+    print(json.dumps(dataclasses.asdict(investigate(chosen, place))))

@@ -193,6 +193,25 @@ def trained_on(arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatc
     return found
 
 
+def test_a_stale_pack(nasty: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ercfusion.features.executors import in_this_process
+
+    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+    raw = write_twin("custom", nasty / "mine")
+    arguments = ["data=custom", f"data.raw={raw}", "data.modalities=[audio]"]
+    done(extract.main, [*arguments[:2], "features=logmel"], capsys)
+    arguments += ["model=concat", "data.packs.audio=logmel"]
+    assert trained_on(arguments, capsys, monkeypatch)
+    first = sorted((raw / "recordings").rglob("*.wav"))[0]
+    first.write_bytes(first.read_bytes() + b"....")
+    message = refused(train.main, arguments, capsys)
+    assert "recordings were changed after their features were extracted" in message
+    # place: stale pack
+    _, err = done(extract.main, printed(message, "extract"), capsys)
+    assert f"1 recordings have changed since the pack was made: recordings/{first.name}" in err
+    assert trained_on(arguments, capsys, monkeypatch)
+
+
 @pytest.mark.slow
 def test_packs(nasty: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two packs of a recipe with other settings, one of a recipe file, one at a place of one's own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ercfusion.data.bound import bound_protocol
@@ -47,13 +48,20 @@ class LoadedData:
         return ConversationStore(self.splits[split], self.tables, [self.protocol.task])
 
 
-def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], object] | None = None) -> LoadedData:
+def load_data(
+    settings: Mapping[str, Any],
+    check: Callable[[Protocol, Splits], object] | None = None,
+    *,
+    refuse_changed: bool = True,
+) -> LoadedData:
     """Open a corpus and its features; missing text features are extracted once and kept as a pack.
 
     Args:
         settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``modalities``, ``encoder``,
             ``packs``, ``options``.
         check: Called with the conversations before any features are read or extracted; what it raises ends the call.
+        refuse_changed: Refuse a pack whose recordings were changed after it was made; False warns. What was trained
+            with the values of a pack may go on with them.
 
     Raises:
         ConfigError: a modality that neither the corpus nor a pack offers.
@@ -68,6 +76,7 @@ def load_data(settings: Mapping[str, Any], check: Callable[[Protocol, Splits], o
     if check is not None:
         check(protocol, splits)
     tables = load_tables(corpus, protocol, splits, settings)
+    check_packs(corpus, tables, settings["packs"], refuse_changed=refuse_changed)
     check_presence(tables, splits, settings["packs"])
     bound = bound_protocol(corpus, protocol, splits)
     if bound is not protocol:
@@ -119,6 +128,20 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
             table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
         tables.append(table)
     return tables
+
+
+def check_packs(
+    corpus: Corpus, tables: Sequence[FeatureTable], packs: Mapping[str, str], *, refuse_changed: bool
+) -> None:
+    """Compare the recordings of packs with those that the packs were made from; see :func:`load_data`."""
+    from ercfusion.features.pack import read_manifest
+    from ercfusion.features.recordings import check_recordings
+
+    for table in tables:
+        if "pack" in table.source:
+            folder = Path(table.source["pack"])
+            place = f"data.packs.{table.modality}={packs[table.modality]}" if table.modality in packs else str(folder)
+            check_recordings(folder, read_manifest(folder), corpus, place, refuse=refuse_changed)
 
 
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:

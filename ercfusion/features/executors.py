@@ -14,8 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import Extracted, TextExtractor
 from ercfusion.features.journal import Result
 from ercfusion.features.recipe import Recipe
-from ercfusion.features.work import relative_name
-from ercfusion.files import sha256_of
+from ercfusion.features.recordings import source_of
 from ercfusion.pool import DIED, stream_jobs
 
 logger = logging.getLogger("ercfusion")
 
 CONNECT = "20s"
 """How long a cluster's scheduler is waited for."""
+_READS = 3
+"""How often a file is read that changes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,18 @@ def do_group(group: Group) -> list[Result]:
 
 
 def _do_clip(extractor: Callable[[Clip], Any], clip: Clip, root: Path | None) -> Result:
+    path: Path = extractor.source(clip) if hasattr(extractor, "source") else clip.path
+    for _ in range(_READS):
+        # The values must be those of the file whose checksum is recorded: it may be replaced while it is read.
+        before = _stamp(path)
+        result = _extracted(extractor, clip)
+        source = source_of(path, root)
+        if before == _stamp(path) == (source.size, source.modified):
+            return replace(result, source=source)
+    return Result(None, "the file changes while it is read", source=source)
+
+
+def _extracted(extractor: Callable[[Clip], Any], clip: Clip) -> Result:
     try:
         found = extractor(clip)
     except ClipError as error:
@@ -152,20 +165,15 @@ def _do_clip(extractor: Callable[[Clip], Any], clip: Clip, root: Path | None) ->
         return Result(None, f"unexpected {type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}")
     if not isinstance(found, Extracted):
         found = Extracted(found)
-    return Result(found.values, found.note, found.seconds, recorded_source(extractor, clip, root))
+    return Result(found.values, found.note, found.seconds)
 
 
-def recorded_source(extractor: Any, clip: Clip, root: Path | None) -> tuple[str, str]:
-    """Name and SHA-256 of the file that an extractor reads for a clip: the recording, or what another tool wrote."""
-    path: Path = extractor.source(clip) if hasattr(extractor, "source") else clip.path
-    status = path.stat()
-    return relative_name(path, root), _checksum(str(path), status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _checksum(path: str, modified: int, size: int) -> str:
-    # Many turns may be parts of one long recording: it is read once.
-    return sha256_of(path)
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 _extractors: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ercfusion.data.features import FeatureTable, Key
 from ercfusion.errors import MissingExtraError, PackError, RunError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.encode import SentenceExtractor
-from ercfusion.features.executors import Group, Outcomes, executor, in_this_process, recorded_source
+from ercfusion.features.executors import Group, Outcomes, executor, in_this_process
 from ercfusion.features.extractor import TextExtractor
 from ercfusion.features.journal import Journal, Result
 from ercfusion.features.pack import (
@@ -32,12 +32,13 @@ from ercfusion.features.pack import (
     default_pack_folder,
     has_pack,
     read_manifest,
-    read_pack,
     refuse_if_in_the_way,
     tidy_packs,
     write_pack,
 )
 from ercfusion.features.recipe import Recipe
+from ercfusion.features.recordings import Source, digest_of, source_of
+from ercfusion.features.reuse import announce, announce_changed, existing_pack, forget_changed, source_paths, take_over
 from ercfusion.features.storage import KEYS, MANIFEST, read_keys
 from ercfusion.features.text import licence_of_texts, text_pack_folder
 from ercfusion.features.work import WorkList, clip_work, relative_name, text_work
@@ -53,6 +54,8 @@ logger = logging.getLogger("ercfusion")
 _WORK, _JOURNAL, _RAW = "work.json", "journal.bin", "values.raw"
 # Groups of texts up to this number are encoded in this process: starting others takes longer.
 _FEW_GROUPS = 32
+# How often recordings are extracted again that changed while the others were.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,9 @@ def extract_pack(
 ) -> Extraction:
     """Make the pack of a recipe for all turns of a corpus, or go on making it.
 
+    Of a pack that exists, the recordings that have changed since are extracted again; it stays in its place until the
+    new one is complete.
+
     Args:
         corpus, protocol: What to extract from: the texts, or the recordings of :meth:`Corpus.clips`.
         recipe: Tool and settings.
@@ -94,7 +100,8 @@ def extract_pack(
         workers: Processes; None for one a core.
         executor_name, address: ``local``, or ``dask`` and the address of its scheduler.
         fresh: Begin anew, whatever was done before.
-        retry: Try again what is missing in a pack that exists.
+        retry: Try again what is missing in a pack that exists, and compare the content of all its recordings, where
+            otherwise size and modification time are believed.
         strict: Stop at the first recording that gives nothing.
 
     Raises:
@@ -115,10 +122,15 @@ def extract_pack(
     target = _target(out, corpus, recipe, extractor, identity)
     building = target.with_name(f".{target.name}.building")
     tidy_packs(target.parent)
-    if has_pack(target) and not (fresh or retry):
-        found = _existing(target, corpus, identity)
-        _clear_if_written(building, target)
-        return found
+    old = None
+    if has_pack(target) and not fresh:
+        old = existing_pack(target, corpus, identity, work, extractor, doubt=retry)
+        changed = old.changed(work)
+        if not (changed or retry):
+            announce(old, work, extractor)
+            _clear_if_written(building, target)
+            return Extraction(target, old.remarks("missing"), old.remarks("notes"), found=True)
+        announce_changed(old, changed, work, extractor)
     refuse_if_in_the_way(target, overwrite=has_pack(target))  # rather now than when all is done
     if extractor.licence:
         _announce(extractor.tool, extractor.licence)
@@ -131,13 +143,19 @@ def extract_pack(
                 _forget(building)
             _check_work(building, extractor, identity, corpus)
             with Journal(building / _JOURNAL) as journal:
-                if retry and has_pack(target):
-                    _take_over(journal, work, extractor, _existing(target, corpus, identity).folder)
+                forget_changed(journal, work, extractor, finished=False)
+                if old is not None:
+                    take_over(old, journal, work, extractor, retry=retry)
                 if strict:
                     journal.entries = {item: entry for item, entry in journal.entries.items() if entry.position >= 0}
-                groups = _groups(work, recipe, extractor.batch if is_text else 1, journal)
-                run = _runner(executor_name, address, workers, len(groups), is_text)
-                _work_off(run, groups, work, journal, is_text=is_text, strict=strict, what=recipe.name)
+                for _ in range(_ROUNDS):
+                    groups = _groups(work, recipe, extractor.batch if is_text else 1, journal)
+                    run = _runner(executor_name, address, workers, len(groups), is_text)
+                    _work_off(run, groups, work, journal, extractor, strict=strict, what=recipe.name)
+                    if not forget_changed(journal, work, extractor, finished=True):
+                        break
+                else:
+                    raise PackError(f"{target}: recordings change while they are extracted. Wait until they are whole.")
                 made = _assemble(journal, work, building, remarks)
                 _write(target, made, corpus, recipe, extractor, identity, overwrite=has_pack(target))
             _clear(building)
@@ -208,27 +226,6 @@ def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any,
     if isinstance(extractor, SentenceExtractor):
         return text_pack_folder(corpus, identity)  # where training looks for it
     return bound_pack_folder(corpus, recipe.name, identity, _source(extractor))
-
-
-def _existing(target: Path, corpus: Corpus, identity: dict[str, Any]) -> Extraction:
-    manifest = read_manifest(target)
-    if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] not in corpus.pack_fingerprints():
-        raise PackError(
-            f"{target} holds a pack of {manifest['corpus']!r} in another version. Choose another folder with out=, or "
-            "replace it with fresh=true."
-        )
-    made = {"tool": manifest["tool"], **manifest["settings"]}
-    for name, value in identity.items():
-        if made.get(name) != value:
-            raise PackError(
-                f"{target} holds a pack with other {name}: {str(made.get(name))[:60]}, asked for is {str(value)[:60]}. "
-                "Choose another folder with out=, or replace it with fresh=true."
-            )
-    return Extraction(target, _remarks(manifest, "missing"), _remarks(manifest, "notes"), found=True)
-
-
-def _remarks(manifest: Mapping[str, Any], name: str) -> dict[Key, str]:
-    return {(entry["conversation"], entry["turn"]): entry["reason"] for entry in manifest.get(name, [])}
 
 
 def _announce(tool: str, licence: str) -> None:
@@ -318,19 +315,6 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
             )
 
 
-def _take_over(journal: Journal, work: WorkList, extractor: Any, folder: Path) -> None:
-    # A pack that exists becomes a journal again, so that only what is missing is done.
-    table = read_pack(folder)
-    notes = _remarks(read_manifest(folder), "notes")
-    for key, owner, row in zip(work.keys, work.owners, table.rows(work.keys), strict=True):
-        if row < 0 or owner in journal.entries:
-            continue
-        first, last = (row, row + 1) if table.offsets is None else table.offsets[row : row + 2]
-        item = work.items[owner]
-        source = None if isinstance(item, str) else recorded_source(extractor, item, work.root)
-        journal.append(owner, Result(np.asarray(table.values[first:last]), notes.get(key, ""), source=source))
-
-
 def _groups(work: WorkList, recipe: Recipe, batch: int, journal: Journal) -> Sequence[Group]:
     # Cut before what is done is left out: the groups, and so the values, are the same after a stop.
     groups = []
@@ -360,19 +344,22 @@ def _work_off(
     groups: Sequence[Group],
     work: WorkList,
     journal: Journal,
+    extractor: Any,
     *,
-    is_text: bool,
     strict: bool,
     what: str,
 ) -> None:
     if not groups:
         return
+    paths = source_paths(work, extractor)
     left = sum(len(group.numbers) for group in groups)
     if left < len(work.items):
         logger.info("%s: %s of %s were done before", what, f"{len(work.items) - left:,}", f"{len(work.items):,}")
     begun = time.monotonic()
     seconds = 0.0
-    for number, result in track(_results(run(groups), is_text), what, total=left):
+    for number, result in track(_results(run(groups), not paths), what, total=left):
+        if result.source is None and number in paths:  # its process died
+            result = replace(result, source=source_of(paths[number], work.root))
         journal.append(number, result)
         seconds += result.seconds
         if result.values is None:
@@ -404,7 +391,8 @@ class _Made:
     offsets: NDArray[np.int64]
     missing: dict[Key, str]
     notes: dict[Key, str]
-    sources: dict[str, str]
+    remarks: dict[Key, str]
+    recordings: list[Source]
 
 
 def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping[Any, str]) -> _Made:
@@ -433,17 +421,16 @@ def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping
             stream.write(journal.values(work.owners[at]).astype(dtype, copy=False).tobytes())
     # Mapped, not loaded: a pack may be larger than memory.
     values = np.memmap(raw, dtype=dtype, mode="r", shape=(int(offsets[-1]), width))
-    digest = sha256()
-    files = {entry.source for entry in journal.entries.values() if entry.source is not None}
-    for name, checksum in sorted(files):
-        digest.update(f"{name} {checksum}\n".encode())
+    used = {entries[at].source for at in held}
+    files = {entry.source for entry in entries if entry.source is not None}
     return _Made(
         [work.keys[at] for at in held],
         values,
         offsets,
         missing,
         {work.keys[at]: note for at in held if (note := _note(entries[at].reason, remarks.get(items[at], "")))},
-        {f"{len(files)} recordings": digest.hexdigest()} if files else {},
+        {work.keys[at]: remarks[items[at]] for at in held if items[at] in remarks},
+        sorted(replace(one, used=one in used) for one in files),
     )
 
 
@@ -482,8 +469,10 @@ def _write(
         fingerprint=corpus.source_fingerprint(_source(extractor)),
         licence=" ".join(part for part in (extractor.licence, recipe.licence, terms) if part),
         dimension_names=getattr(extractor, "dimension_names", None),
-        sources={**made.sources, **sources},
+        sources={**digest_of(one for one in made.recordings if one.used), **sources},
         missing=made.missing,
         notes=made.notes,
+        remarks=made.remarks,
+        recordings=made.recordings,
         overwrite=overwrite,
     )

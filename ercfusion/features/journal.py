@@ -1,7 +1,8 @@
 """What an extraction has done so far: a file to which every result is appended the moment it is there.
 
-A record holds the number of an item, its values or the reason why there are none, and a checksum. Whatever stops the
-writer, all records but the last are whole; a torn one at the end is cut off when the file is opened again.
+A record holds the number of an item, its values or the reason why there are none, the file that it was read from, and
+a checksum. Whatever stops the writer, all records but the last are whole; a torn one at the end is cut off when the
+file is opened again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion.errors import PackError
+from ercfusion.features.recordings import Source
 from ercfusion.schemas.reading import failure, parse_json, shown
 
 # Item, rows, columns, bytes of the remarks, whether the numbers are float16; then the checksum of all that follows.
@@ -40,8 +42,21 @@ def _are_remarks(found: Any) -> bool:
     if not (isinstance(found, list) and len(found) == 3 and isinstance(found[0], str)):
         return False
     source = found[2]
-    named = isinstance(source, list) and len(source) == 2 and all(isinstance(part, str) for part in source)
+    named = (
+        isinstance(source, list)
+        and len(source) in (2, 4)
+        and all(isinstance(part, str) for part in source[:2])
+        and all(type(part) is int for part in source[2:])
+    )
     return type(found[1]) in (int, float) and found[1] >= 0 and (source is None or named)
+
+
+def _source(found: list[Any] | None) -> Source | None:
+    # Earlier versions noted name and checksum only.
+    if found is None:
+        return None
+    name, checksum, size, modified = found if len(found) == 4 else [*found, -1, -1]
+    return Source(name, checksum, size, modified)
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,13 @@ class Result:
         values: (T, D) float32 or float16; None where there are none.
         reason: Why there are none, or what is odd about them; empty where nothing is.
         seconds: Duration of what was processed.
-        source: Name and SHA-256 of the file that the item was read from, where it was one.
+        source: The file that the item was read from, as it was then; None for texts.
     """
 
     values: NDArray[np.floating[Any]] | None
     reason: str = ""
     seconds: float = 0.0
-    source: tuple[str, str] | None = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Entry:
     half: bool
     reason: str
     seconds: float
-    source: tuple[str, str] | None
+    source: Source | None
 
 
 class Journal:
@@ -107,7 +122,9 @@ class Journal:
         values = result.values
         half = values is not None and values.dtype == np.float16
         rows, width = (0, 0) if values is None else values.shape
-        remarks = json.dumps([result.reason, result.seconds, result.source]).encode()
+        source = result.source
+        file = None if source is None else [source.name, source.sha256, source.size, source.modified]
+        remarks = json.dumps([result.reason, result.seconds, file]).encode()
         numbers = b"" if values is None else np.ascontiguousarray(values, dtype="<f2" if half else "<f4").tobytes()
         body = remarks + numbers
         flags = int(half) | (2 if values is None else 0)
@@ -176,4 +193,4 @@ class Journal:
             reason, seconds, source = remarks
             after = self._stream.tell()
             position = -1 if absent else after - size + length
-            yield after, item, Entry(position, rows, width, half, reason, seconds, tuple(source) if source else None)
+            yield after, item, Entry(position, rows, width, half, reason, seconds, _source(source))

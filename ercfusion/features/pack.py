@@ -1,11 +1,12 @@
 """Feature packs: the vectors of one modality of one corpus version, in a folder that says how they were made.
 
-A pack holds three files::
+A pack holds these files::
 
     pack.json             what it is: tool, version, settings, corpus and its fingerprint, licence, checksums, and
                           which turns are missing, with the reasons
     utterances.parquet    columns ``conversation`` and ``turn``: the keys, in the order of the rows
     values.safetensors    ``values`` (R, D) float32 or float16; at level ``sequence`` also ``offsets`` (keys + 1) int64
+    recordings.json       of packs made from recordings: path, size, modification time and checksum of each
 
 Nothing in it can run code when it is read. The values are memory-mapped: opening a pack costs the same whatever its
 size, and only the rows that are used are read from disk.
@@ -39,10 +40,12 @@ from ercfusion.data.corpus import Corpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.errors import BatchError, ConfigError, PackError, did_you_mean
 from ercfusion.features.provenance import TrainedOn, checked, summary
+from ercfusion.features.recordings import Source, read_recordings, write_recordings
 from ercfusion.features.storage import (
     AGAIN,
     KEYS,
     MANIFEST,
+    RECORDINGS,
     VALUES,
     check_checksum,
     check_size,
@@ -120,6 +123,8 @@ def write_pack(
     sources: Mapping[str, str] | None = None,
     missing: Mapping[Key, str] | None = None,
     notes: Mapping[Key, str] | None = None,
+    remarks: Mapping[Key, str] | None = None,
+    recordings: Collection[Source] = (),
     trained_on: TrainedOn | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -137,6 +142,8 @@ def write_pack(
         sources: Name to SHA-256 of what the values depend on besides the corpus (media files, model weights).
         missing: Turns that have no features, with the reason.
         notes: Turns whose features are there but questionable, with what is odd.
+        remarks: The last part of a note, where that compares the turn with the others of the pack.
+        recordings: The files that the values were made from (see :mod:`ercfusion.features.recordings`).
         trained_on: Whose labels the values were trained with, if any's (see :mod:`ercfusion.features.provenance`).
         overwrite: Replace an existing pack, once the new one is complete. Only files that its ``pack.json`` lists are
             deleted; a folder that holds anything else, hidden files too, is refused.
@@ -184,7 +191,7 @@ def write_pack(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ercfusion": __version__,
         "missing": _by_turn(missing),
-        "notes": _by_turn(notes),
+        "notes": _by_turn(notes, remarks),
     }
     if trained_on is not None:
         manifest["trained_on"] = [dict(entry) for entry in trained_on]
@@ -193,9 +200,11 @@ def write_pack(
         with atomic_folder(folder, overwrite=overwrite, discard=_discard) as building:
             write_keys(building / KEYS, table.keys)
             write_values(building / VALUES, values, offsets)
+            if recordings:
+                write_recordings(building / RECORDINGS, recordings)
             manifest["files"] = {
                 name: {"bytes": (building / name).stat().st_size, "sha256": sha256_of(building / name)}
-                for name in (KEYS, VALUES)
+                for name in (KEYS, VALUES, *([RECORDINGS] if recordings else []))
             }
             with atomic_write(building / MANIFEST) as stream:
                 json.dump(manifest, stream, indent=2, ensure_ascii=False, allow_nan=False)
@@ -278,6 +287,8 @@ def read_pack(
 
     checksum = manifest["files"][VALUES]["sha256"]
     state = state_of(folder / VALUES, checksum)
+    if verify == "full":
+        read_recordings(folder, manifest)
     if verify == "full" or (verify == "auto" and not is_remembered(state)):
         check_checksum(folder / VALUES, checksum)
         fault = first_not_finite(values, keys, offsets, manifest["dimensions"])
@@ -295,10 +306,11 @@ def read_pack(
         raise PackError(f"{folder}: {error}. {AGAIN}") from error
 
 
-def _by_turn(entries: Mapping[Key, str] | None) -> list[dict[str, str]]:
+def _by_turn(entries: Mapping[Key, str] | None, remarks: Mapping[Key, str] | None = None) -> list[dict[str, str]]:
     return [
-        {"conversation": conversation, "turn": turn, "reason": reason}
-        for (conversation, turn), reason in (entries or {}).items()
+        {"conversation": key[0], "turn": key[1], "reason": reason}
+        | ({"remark": remarks[key]} if remarks and remarks.get(key) else {})
+        for key, reason in (entries or {}).items()
     ]
 
 
@@ -313,7 +325,7 @@ def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
     if not inside:
         return
     listed = _listed(folder)
-    if others := inside - (listed or {MANIFEST, KEYS, VALUES}):
+    if others := inside - (listed or {MANIFEST, KEYS, VALUES, RECORDINGS}):
         # Even with overwrite: what is no pack is never deleted.
         raise PackError(
             f"{folder} holds other files, for example {min(others)}. Move them away, or choose another folder for the "

@@ -23,13 +23,14 @@ from ercfusion.schemas.reading import failure, shown
 from ercfusion.schemas.tensors import Header, read_header
 
 MANIFEST, KEYS, VALUES = "pack.json", "utterances.parquet", "values.safetensors"
+RECORDINGS = "recordings.json"
 AGAIN = "Build the pack again, or copy it again from where it came."
 
 _DTYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
 # Numbers looked at in one go when searching for NaN: 16 MB of float32.
 _BLOCK = 1 << 22
 # A file that was modified this recently could change once more without a visible change of its modification time.
-_CLOCK_GRAIN_NS = 2_000_000_000
+CLOCK_GRAIN_NS = 2_000_000_000
 
 
 def write_keys(path: Path, keys: Sequence[Key]) -> None:
@@ -196,7 +197,7 @@ def is_remembered(state: Mapping[str, Any]) -> bool:
 
 def remember(state: Mapping[str, Any]) -> None:
     """Note that a file in this state was verified."""
-    if time.time_ns() - state["mtime_ns"] < _CLOCK_GRAIN_NS:
+    if time.time_ns() - state["mtime_ns"] < CLOCK_GRAIN_NS:
         return
     try:
         with atomic_write(_memory_of(state)) as stream:

@@ -17,10 +17,11 @@ class FileEntry(Open):
 
 
 class Files(Open):
-    """The two files next to ``pack.json``."""
+    """The files next to ``pack.json``."""
 
     keys_: FileEntry = Field(alias="utterances.parquet")
     values_: FileEntry = Field(alias="values.safetensors")
+    recordings_: FileEntry | None = Field(default=None, alias="recordings.json")
 
 
 class Remark(Open):
@@ -29,6 +30,23 @@ class Remark(Open):
     conversation: Text
     turn: Text
     reason: Text
+    remark: Text = ""
+
+
+class Recording(Open):
+    """A file that values of a pack were made from."""
+
+    path: Name
+    bytes: Bytes
+    modified: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+    sha256: Checksum | Literal[""]
+    used: bool = True
+
+
+class Recordings(Open):
+    """``recordings.json``."""
+
+    recordings: list[Recording]
 
 
 class TrainedOn(Open):

@@ -75,7 +75,7 @@ def export_packs(
     record = read_record(folder)
     recognizer = Recognizer.from_pretrained(folder / "model")
     check_exportable(recognizer)
-    loaded = load_data(config["data"] if data is None else data)
+    loaded = load_data(config["data"] if data is None else data, refuse_changed=data is not None)
     corpus = open_corpus(config["data"]["name"], config["data"]["raw"], **config["data"]["options"])
     protocol = corpus.protocol(config["data"]["protocol"])
     found = corpus.fingerprint()

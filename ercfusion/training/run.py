@@ -98,7 +98,8 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         if config["training"]["threads"] is not None:
             torch.set_num_threads(config["training"]["threads"])
         with agreed("the data"):
-            data = load_data(config["data"], before_features(config))
+            begun = (folder / LAST).is_file()
+            data = load_data(config["data"], before_features(config), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = config["training"]["metric"] or data.protocol.task.metric
         reset_peak_memory()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from test_extraction import content
+from test_reuse import replaced
 from tools import Recordings, loudness, write_recordings
 
 from ercfusion.errors import ConfigError, RunError
@@ -68,6 +69,13 @@ def test_the_same_pack_although_a_worker_is_killed(cluster: Any, corpus: Recordi
     here = extract(corpus, tmp_path / "here", recipe, workers=1)
     assert content(there) == content(here)
     assert len(read_pack(there)) == 23
+    # One that was replaced is extracted again, there as here.
+    replaced(corpus.root() / "talk2-0.wav")
+    done = len(log.read_text().splitlines())
+    extract(corpus, there, recipe, executor_name="dask", address=cluster.scheduler_address)
+    assert log.read_text().splitlines()[done:] == ["talk2-0.wav"]
+    extract(corpus, here, recipe, workers=1)
+    assert content(there) == content(here)
 
 
 def test_a_cluster_that_is_not_there(corpus: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ from ercfusion.errors import BatchError, MissingExtraError, PackError, RunError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.executors import in_this_process
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
-from ercfusion.features.pack import KEYS, VALUES, read_manifest, read_pack
+from ercfusion.features.pack import KEYS, RECORDINGS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
 from ercfusion.testing.media import tone, write_wav
 from ercfusion.testing.twins.custom import write_custom
@@ -59,6 +60,10 @@ def extract(corpus: Recordings, recipe: Recipe | None = None, **options: object)
 def content(folder: Path) -> tuple[bytes, bytes, dict[str, object]]:
     manifest = read_manifest(folder)
     manifest.pop("created")
+    if manifest["files"].pop(RECORDINGS, None):
+        # The files may have been written at other times.
+        listed = json.loads((folder / RECORDINGS).read_text())["recordings"]
+        manifest["recordings"] = [{**one, "modified": 0} for one in listed]
     return (folder / VALUES).read_bytes(), (folder / KEYS).read_bytes(), manifest
 
 

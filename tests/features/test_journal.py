@@ -9,12 +9,13 @@ import pytest
 
 from ercfusion.errors import PackError
 from ercfusion.features.journal import Journal, Result
+from ercfusion.features.recordings import Source
 
 
 def results() -> dict[int, Result]:
     chance = np.random.default_rng(0)
     return {
-        7: Result(chance.standard_normal((1, 4)).astype(np.float32), "", 1.5, ("a.wav", "0" * 64)),
+        7: Result(chance.standard_normal((1, 4)).astype(np.float32), "", 1.5, Source("a.wav", "0" * 64, 12, 1 << 60)),
         2: Result(None, "the file is empty (0 bytes)"),
         3: Result(chance.standard_normal((5, 4)).astype(np.float32), "silent"),
         0: Result(np.empty((0, 4), np.float32)),

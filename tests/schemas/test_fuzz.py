@@ -171,6 +171,7 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         from ercfusion.features.journal import Journal, Result
         from ercfusion.features.pack import write_pack
+        from ercfusion.features.recordings import Source
 
         self.folder = folder
         self.run = folder / "run"
@@ -191,6 +192,7 @@ class Workshop:
             corpus="x",
             fingerprint="f",
             missing={("c", "9"): "no sound"},
+            recordings=[Source("a.wav", "0" * 64, 12, 10**18), Source("b.wav", used=False)],
             trained_on=[{**learned, "conversations": {"c": ["1"]}}],
         )
         offsets = np.array([0, 1, 2, 3, 4])
@@ -252,7 +254,7 @@ class Workshop:
         from ercfusion.features.pack import read_pack
         from ercfusion.features.recipe import read_recipe
         from ercfusion.schemas.checkpoint import read_checkpoint
-        from ercfusion.schemas.pack import Work
+        from ercfusion.schemas.pack import Recordings, Work
         from ercfusion.schemas.reading import read_json
         from ercfusion.schemas.run import OptimismFile, Winner
         from ercfusion.tasks.recognizer import Recognizer
@@ -307,6 +309,11 @@ class Workshop:
             ),
             "winner.json": (self.folder / "winner.json", text, lambda: read_json(self.folder / "winner.json", Winner)),
             "pack.json": (pack / "pack.json", text, a_pack(pack)),
+            "recordings.json": (
+                pack / "recordings.json",
+                text,
+                lambda: read_json(pack / "recordings.json", Recordings),
+            ),
             "utterances.parquet": (pack / "utterances.parquet", BYTES, lambda: read_pack(pack, verify="none")),
             "values.safetensors": (pack / "values.safetensors", header, lambda: read_pack(pack, verify="none")),
             "values of a sequence": (self.sequence / "values.safetensors", header, a_pack(self.sequence)),
