@@ -141,7 +141,7 @@ CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, int]]] = {
     "both_two_groups": (((5, 1, 2), 6, 4, (2, 1)), {}, {}),
     "own_b_for_every_channel": (((3, 1), 3, 2, (1, 3)), {"options": "D"}, {}),
     "empty": (((0, 3, 0), 3, 2), {"options": "bi"}, {}),
-    "cut": (((9, 1, 0, 5), 3, 3), {}, {"longest": 4, "segment": 3}),
+    "cut": (((5, 1, 0, 3), 3, 3), {}, {"longest": 2, "segment": 2}),
     "cut_bare": (((9, 2), 3, 2), {"options": ""}, {"longest": 2, "segment": 5, "scratch": 1}),
 }
 
@@ -159,6 +159,7 @@ SLOW: dict[str, tuple[tuple[Any, ...], dict[str, Any], dict[str, int]]] = {
     "groups_of_blocks": (((3, 5), 80, 4, (2, 1)), {}, {}),
     "many_states": (((3, 2), 3, 130), {}, {}),
     "most_states": (((3, 5), 3, 256), {"reverse": (True,)}, {}),
+    "cut_unevenly": (((9, 1, 0, 5), 3, 3), {}, {"longest": 4, "segment": 3}),
     "cut_long": (((40, 3, 17), 5, 6), {}, {"longest": 16, "segment": 8}),
     "cut_in_turns": (((40, 3, 17), 5, 6), {}, {"longest": 16, "segment": 8, "scratch": 20000}),
 }
@@ -185,21 +186,25 @@ def test_on_a_gpu(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("number", range(16))
-def check_every_combination(number: int, softplus: bool) -> None:
+def check_every_combination(number: int) -> None:
+    """Of the five switches any four take all values together, whole and cut: half of all combinations."""
     options = "".join(letter for i, letter in enumerate("Dzbi") if number >> i & 1)
+    softplus = len(options) % 2 > 0
     compare(make((3, 2), 3, 2, reverse=(False,), options=options, softplus=softplus), with_final=number % 3 > 0)
-    compare(make((7, 1), 3, 2, reverse=(True,), options=options, softplus=softplus), longest=3, segment=2)
+    compare(make((7, 1), 3, 2, reverse=(True,), options=options, softplus=not softplus), longest=3, segment=2)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+HALF = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def check_half_precision(dtype: torch.dtype) -> None:
     """float32 inside: only what is written is rounded (by the interpreter, cut off)."""
     compare(make((3, 1, 2), 4, 3, dtype=dtype), tolerance=torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF)
 def check_half_precision_shared(dtype: torch.dtype) -> None:
     """Both directions share all tensors: their gradients are summed before they are rounded."""
     generator = torch.Generator().manual_seed(3)
@@ -262,6 +267,7 @@ def check_softplus_in_its_tails() -> None:
     torch.testing.assert_close(slope.flatten().double(), slopes, rtol=5e-7, atol=0)
 
 
+@pytest.mark.slow
 def check_company_changes_nothing() -> None:
     """Bit by bit, what is a conversation's own is the same alone, beside others, and beside one that is cut."""
     from ercfusion.ops.scan.triton_scan import TritonScan
