@@ -65,9 +65,11 @@ def shared_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pictures() -> Iterator[None]:
     """Runs draw nothing: pictures take most of the time of a tiny run."""
-    monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched itself
+        patch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture(scope="session")

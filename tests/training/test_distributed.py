@@ -45,6 +45,7 @@ def assert_close(found: Path, expected: Path) -> None:
             assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
