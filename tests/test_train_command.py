@@ -152,6 +152,7 @@ def test_one_combination_that_fails_does_not_stop_the_others(
     assert out.splitlines()[-1].endswith("seed1")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_combinations_side_by_side_are_those_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -186,8 +187,9 @@ def test_combinations_side_by_side_are_those_one_by_one(
     assert re.search(r"^concat +2 +weighted_f1 .*\+-", out.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: Path) -> None:
     settings = [*TINY, "model=concat", "training.max_epochs=40", "training.patience=0", "training.pictures=false"]
     several = ["-m", "--workers=2", "seed=0,1", f"output={tmp_path}/out"]
