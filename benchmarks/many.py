@@ -33,6 +33,9 @@ from ercfusion.pool import usable_cores
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 
+# What checkpoints say about their run; nothing is resumed here.
+ORIGIN: dict[str, Any] = {"format": 1, "run": "", "config": {}, "data": {}, "packs": {}}
+
 CORES = usable_cores()
 EPOCHS = 2 * CORES
 """Epochs in one timed call of ``many-MODEL``, over all processes together."""
@@ -166,7 +169,7 @@ def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
     config["seed"] = seed
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         gate()
-        run.fit(config, Path(folder), train, dev, "weighted_f1", on_epoch=lambda *_: gate())
+        run.fit(config, Path(folder), train, dev, "weighted_f1", ORIGIN, on_epoch=lambda *_: gate())
 
 
 def command_epochs(model: str, processes: int, threads: int) -> Callable[[Inputs], Callable[[], None]]:

@@ -43,6 +43,10 @@ class RunError(ErcfusionError):
     """A run folder is missing, incomplete, or of another kind than asked for."""
 
 
+class ResumeError(RunError):
+    """What a checkpoint was made with has changed, or a part of the checkpoint is missing: going on would be wrong."""
+
+
 class TrainingError(ErcfusionError):
     """Training cannot go on, for example because the loss is not a finite number."""
 

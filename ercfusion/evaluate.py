@@ -11,6 +11,8 @@ from typing import Any
 from ercfusion.cli import run_command, split_flags, split_settings, switch
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.files import atomic_write, expanded
+from ercfusion.hints import command, naming
+from ercfusion.registry import require_trusted
 from ercfusion.tasks.metrics import EMPTY_SETS
 
 HELP = """\
@@ -24,12 +26,14 @@ examples
   python -m ercfusion.evaluate RUN data.raw=DIR          the corpus has moved since
   python -m ercfusion.evaluate RUN hide=audio,visual     what is left without sound and faces
   python -m ercfusion.evaluate RUN optimism=true         dev-selected against test-selected (a diagnostic)
+  python -m ercfusion.evaluate RUN imports=my_models     a run whose settings name modules of your own
 
 settings
   split=test         train, dev or test
   data.raw=DIR       raw folder of the corpus, where it is not where it was
   data.packs.M=DIR   feature pack of the modality M, likewise
   hide=NAMES         modalities that every utterance shall lack, with commas between them; their features are not read
+  imports=NAMES      the modules that the run's settings name: importing runs their code, so it must be said again
   optimism=false     score every epoch on test and say how much choosing on test would flatter; never a result
                      (the run must have been trained with training.keep_every_epoch=true)
 
@@ -59,17 +63,20 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.record import read_record, rounded_scores, split_record
     from ercfusion.tasks.recognizer import Recognizer
-    from ercfusion.training.run import MODEL, check_finite, import_modules
+    from ercfusion.training.run import MODEL, check_finite
 
-    settings = dict(settings)
     record = read_record(folder)
+    names = record["config"]["imports"]
+    typed = [f"{key}={value}" for key, value in settings.items()]
+    again = command("modules of a folder", "evaluate", str(folder), *typed, *naming(names))
+    require_trusted(names, again)
+    settings = dict(settings)
     split = settings.pop("split", "test")
     optimism = switch(settings, "optimism")
     settings.pop("optimism", None)
     hidden = hidden_modalities(settings.pop("hide", ""), record)
     if hidden and optimism:
         raise ConfigError("optimism=true looks at the epochs of the run as they were: leave out hide=")
-    import_modules(record["config"]["imports"])
     paths = _with_paths(record["config"]["data"], settings)
     # Before anything is loaded: text features of another version would be built for nothing.
     _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
@@ -164,7 +171,7 @@ def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[st
         elif key.startswith("data.packs."):
             changed["packs"][key.removeprefix("data.packs.")] = value
         else:
-            known = ["split", "optimism", "hide", "data.raw", "data.packs.<modality>"]
+            known = ["split", "optimism", "hide", "imports", "data.raw", "data.packs.<modality>"]
             raise ConfigError(f"evaluate has no setting {key!r}. {did_you_mean(key, known)}")
     return changed
 

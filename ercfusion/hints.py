@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
+from ercfusion.errors import ErcfusionError
 from ercfusion.overrides import literal_text
+from ercfusion.schemas.reading import read_json
 
 PLACES: Mapping[str, str] = {
     "interrupted run": "python -m ercfusion.train was interrupted, or stopped by a failure after an epoch",
     "interrupted sweep": "python -m ercfusion.sweep was interrupted",
     "occupied run": "run= names the folder of a run",
+    "changed run": "a run is resumed, and its settings or its data have changed",
+    "modules of a folder": "a command opens a folder whose settings name modules to import",
     "run, not sweep": "python -m ercfusion.sweep resume= names the folder of a run",
     "unfinished run": "a finished run is needed and the folder has no record",
     "new pack": "python -m ercfusion.extract made a pack",
@@ -44,3 +49,26 @@ def command(place: str, module: str, *words: str, settings: Mapping[str, object]
     settings = settings or {}
     typed = [*words, *(literal_text(key, value) for key, value in settings.items())]
     return " ".join([f"python -m ercfusion.{module}", *map(shlex.quote, typed)])
+
+
+def resume_command(place: str, module: str, folder: Path) -> str:
+    """The command that goes on with the run or sweep in a folder; it names the modules that the folder's settings name.
+
+    Args:
+        place, module: See :func:`command`.
+        folder: With a ``config.json``; one that cannot be read names no modules.
+    """
+    try:
+        found = read_json(folder / "config.json")
+    except ErcfusionError:
+        found = None
+    names = found.get("imports") if isinstance(found, dict) else None
+    return command(place, module, literal_text("resume", str(folder)), *naming(names))
+
+
+def naming(names: object) -> list[str]:
+    """The argument that names modules, as ``imports=[a,b.c]``; none if there are none, or if one is no such name."""
+    if not isinstance(names, list) or not names:
+        return []
+    known = all(isinstance(name, str) and all(map(str.isidentifier, name.split("."))) for name in names)
+    return [f"imports=[{','.join(names)}]"] if known else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from ercfusion.errors import ConfigError, did_you_mean
@@ -64,3 +65,23 @@ def import_modules(names: Iterable[str]) -> None:
             ) from error
         except (ImportError, SyntaxError) as error:
             raise ConfigError(f"imports: the module {name!r} cannot be imported: {error}") from error
+
+
+def require_trusted(names: Sequence[str], again: str) -> None:
+    """Raise :class:`ConfigError` if modules that a folder names would run code that this process has not run.
+
+    A run folder may be a stranger's, and may be next to a stranger's file. A module counts as trusted once it is
+    imported: because the user's own command or program named it.
+
+    Args:
+        names: Modules that the configuration of the folder names.
+        again: The command that names them, or what to do in Python.
+    """
+    missing = [name for name in names if name not in sys.modules]
+    if not missing:
+        return
+    listed = ", ".join(missing)
+    listed = listed if len(listed) <= 80 else f"{listed[:77]}..."
+    problem = f"the settings of this folder import {listed}: that runs code, so a command must name it. If you trust it"
+    long = f"{problem}: {again}"
+    raise ConfigError(long if len(long) <= 300 else f"{problem}, add imports=[...] with the names in its config.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
 from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.hints import command
+from ercfusion.hints import resume_command
 
 HELP = """\
 Search the settings of a model: many trials, scored on dev alone; then train the winner on fresh seeds.
@@ -114,15 +114,16 @@ def _resume(composer: Composer, arguments: Sequence[str], flags: dict[str, Any])
     known = [f"sweep.{key}" for key in CHANGEABLE]
     for argument in arguments:
         key = argument.partition("=")[0]
-        if key not in (*known, "resume"):
+        if key not in (*known, "resume", "imports"):
             hint = did_you_mean(key, known) if key.startswith("sweep.") else f"Only {', '.join(known)} can be."
             raise ConfigError(
                 f"resume= goes on with the settings of the sweep; {argument!r} cannot be changed now. {hint}"
             )
     config = composer.compose(arguments)
-    typed = {argument.partition("=")[0].removeprefix("sweep.") for argument in arguments} - {"resume"}
+    typed = {argument.partition("=")[0].removeprefix("sweep.") for argument in arguments}
     changes = {key: config["sweep"][key] for key in CHANGEABLE if key in typed}
-    return _carry_on(reopen(config["resume"], changes), rerun_asked="rerun" in changes)
+    named = config["imports"] if "imports" in typed else []
+    return _carry_on(reopen(config["resume"], changes, named), rerun_asked="rerun" in changes)
 
 
 def _carry_on(plan: Any, *, rerun_asked: bool = False) -> int:
@@ -133,7 +134,7 @@ def _carry_on(plan: Any, *, rerun_asked: bool = False) -> int:
     try:
         summary = carry_on(plan, rerun_asked=rerun_asked)
     except KeyboardInterrupt:
-        again = command("interrupted sweep", "sweep", settings={"resume": str(plan.folder)})
+        again = resume_command("interrupted sweep", "sweep", plan.folder)
         needs = f" (with {VARIABLE}=URL)" if plan.storage is not None and has_password(plan.storage) else ""
         print(f"\ninterrupted; continue with: {again}{needs}", file=sys.stderr)
         raise

@@ -20,7 +20,8 @@ from ercfusion.cli import (
     whole_number,
 )
 from ercfusion.errors import ConfigError, ErcfusionError, RunError
-from ercfusion.hints import command
+from ercfusion.hints import resume_command
+from ercfusion.schemas.reading import shown
 
 logger = logging.getLogger("ercfusion")
 
@@ -199,10 +200,7 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
 
     fresh = config["resume"] is None
     if not fresh:
-        others = [entry for entry in overrides if not entry.startswith("resume=")]
-        if others:
-            raise ConfigError(f"resume= goes on with the settings of the run; {others[0]!r} cannot be changed now")
-        folder, config = run.open_run_folder(config["resume"])
+        folder, config = _reopened(overrides, config)
     else:
         folder = run.new_run_folder(config, overrides)
     try:
@@ -229,9 +227,31 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
         raise
 
 
+def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
+    from ercfusion.evaluation.record import RECORD
+    from ercfusion.registry import import_modules, require_trusted
+    from ercfusion.training import run
+    from ercfusion.training.processes import said_once
+
+    others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
+    if others:
+        raise ConfigError(f"resume= goes on with the settings of the run; {others[0]!r} cannot be changed now")
+    folder, config = run.open_run_folder(typed["resume"])
+    with said_once():
+        named = typed["imports"] if any(entry.startswith("imports=") for entry in overrides) else []
+        unknown = [name for name in named if name not in config["imports"]]
+        if unknown:
+            raise ConfigError(f"resume= goes on with the settings of the run, which do not import {shown(unknown[0])}")
+        import_modules(named)
+        if not (folder / RECORD).is_file():
+            require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))
+    return folder, config
+
+
 def _again(folder: Path) -> str:
     """The command that continues a run."""
-    return command("interrupted run", "train", settings={"resume": str(folder)})
+    return resume_command("interrupted run", "train", folder)
 
 
 def _show(record: dict[str, Any], folder: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import pytest
 from runs import TINY, command, refused, stub_text_encoder
 
 import ercfusion
-from ercfusion import doctor, extract, reproduce, sweep, train, verify
+from ercfusion import compare, doctor, evaluate, extract, reproduce, sweep, train, verify
 from ercfusion.cli import Composer
 from ercfusion.errors import RunError
 from ercfusion.hints import PLACES
@@ -137,9 +140,9 @@ def test_an_interrupted_sweep(nasty: Path, capsys: Any, monkeypatch: pytest.Monk
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    def reopen(folder: str, changes: Any) -> Any:
+    def reopen(folder: str, changes: Any, imports: Any) -> Any:
         found.append((folder, changes))
-        return SimpleNamespace(folder=folder, storage=None)
+        return SimpleNamespace(folder=Path(folder), storage=None)
 
     monkeypatch.setattr(run, "carry_on", interrupted)
     monkeypatch.setattr(run, "reopen", reopen)
@@ -148,6 +151,80 @@ def test_an_interrupted_sweep(nasty: Path, capsys: Any, monkeypatch: pytest.Monk
     # place: interrupted sweep
     command(sweep.main, printed(err, "sweep"), capsys)
     assert found == [(str(nasty), {})] * 2
+
+
+def test_a_changed_run(nasty: Path, capsys: Any, no_pictures: None) -> None:
+    done(train.main, [*TINY, "model=concat", "training.max_epochs=1", "run=r"], capsys)
+    Path("r/record.json").unlink()
+    config = json.loads(Path("r/config.json").read_text())
+    Path("r/config.json").write_text(json.dumps({**config, "seed": 5}))
+    typed = json.loads(Path("r/overrides.json").read_text())
+    short = ["model=concat", "objective.weights={}"]  # a message has 300 letters
+    Path("r/overrides.json").write_text(json.dumps({**typed, "overrides": [*short, "run=r"]}))
+    # place: changed run
+    again = printed(refused(train.main, ["resume=r"], capsys), "train")
+    assert again == short
+    out, _ = done(train.main, [*again, "--cfg"], capsys)
+    assert "name: concat" in out
+
+
+def test_modules_that_a_folder_names(
+    nasty: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
+    """None is imported, whatever is next to the folder, until the user's own command names it."""
+    from ercfusion.errors import ConfigError
+    from ercfusion.training.export import export_packs
+
+    Path("stranger.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.syspath_prepend(str(nasty))
+    importlib.invalidate_caches()
+    settings = [*TINY, "model=concat", "training.max_epochs=1", "imports=[stranger]", "run=r"]
+
+    def forgotten() -> bool:
+        """Whether the module was imported since; as in a new process, it is not any more."""
+        ran = Path("ran").exists()
+        Path("ran").unlink(missing_ok=True)
+        sys.modules.pop("stranger", None)
+        return ran
+
+    done(train.main, settings, capsys)
+    assert forgotten()
+    # place: modules of a folder
+    message = refused(evaluate.main, ["r", "split=dev"], capsys)
+    assert "the settings of this folder import stranger: that runs code" in message
+    with pytest.raises(ConfigError, match="If you trust it: import stranger first"):
+        export_packs("r")
+    again = printed(message, "evaluate")
+    assert again == ["r", "split=dev", "imports=[stranger]"]
+    assert not forgotten()
+    done(evaluate.main, again, capsys)
+    assert forgotten()
+    for entry in (verify.main, compare.main):
+        command(entry, ["r", "r"], capsys)
+        assert not forgotten()
+    done(train.main, ["resume=r"], capsys)  # nothing is left to do, and nothing is imported
+    assert not forgotten()
+    Path("r/record.json").unlink()
+    again = printed(refused(train.main, [f"resume={nasty / 'r'}"], capsys), "train")
+    assert Path(parse(again)[0].value()) == nasty / "r"
+    assert again[1:] == ["imports=[stranger]"]
+    assert not forgotten()
+    unknown = refused(train.main, [*again[:1], "imports=[stranger,other]"], capsys)
+    assert "which do not import 'other'" in unknown
+    assert not forgotten()
+    for advice in (refused(train.main, settings, capsys), _unfinished("r")):
+        assert printed(advice, "train")[1:] == again[1:]
+    forgotten()
+    done(train.main, again, capsys)
+    assert forgotten()
+
+
+def _unfinished(folder: str) -> str:
+    from ercfusion.evaluation.record import read_record
+
+    with pytest.raises(RunError) as caught:
+        read_record(Path(folder).resolve())
+    return str(caught.value)
 
 
 def test_the_best_settings(nasty: Path, capsys: Any) -> None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from runs import command, history, read, refused, train
 from sweeps import SMALL, config_of, in_process, table, without_times
 
+from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.data.load import LoadedData
 from ercfusion.errors import TrainingError
 from ercfusion.evaluation.record import RECORD
 from ercfusion.models import ARCHITECTURES
+from ercfusion.search import worker
 from ercfusion.sweep import main
 from ercfusion.train import main as train_main
 from ercfusion.training import run as training
-from ercfusion.training.callbacks import Selection
+from ercfusion.training.callbacks import LAST, Selection
+from ercfusion.training.origin import sealed
 
 __all__ = ["in_process"]  # a fixture
 
@@ -303,6 +308,75 @@ def test_a_new_winner_leaves_the_old_ones_runs(tmp_path: Path) -> None:
     results._make_room(tmp_path / "rerun", 9)
     assert (tmp_path / "rerun-of-trial-0007/seed-1").is_dir()
     assert not (tmp_path / "rerun").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_sweep_notices_what_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings, data, the checkpoint of a trial, and a module that only the folder names: nothing is trained."""
+    monkeypatch.setenv("ERCFUSION_QUIET", "1")
+    (tmp_path / "my_module_of_a_sweep.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder, original, left = tmp_path / "sweep", Selection.on_train_epoch_end, 2
+
+    def stops(self: Selection, trainer: Any, module: Any) -> None:
+        nonlocal left
+        original(self, trainer, module)
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    settings = [
+        "sweep.trials=1",
+        "sweep.only=[optimizer.lr]",
+        "training.max_epochs=3",
+        "imports=[my_module_of_a_sweep]",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "on_train_epoch_end", stops)
+        status, _, err = command(main, [*SMALL, *settings, f"run={folder}"], capsys)
+    assert status == 130, err
+    assert f"resume={folder} 'imports=[my_module_of_a_sweep]'" in err
+    sys.modules.pop("my_module_of_a_sweep")
+    message = refused(main, [f"resume={folder}"], capsys)
+    assert f"python -m ercfusion.sweep resume={folder} 'imports=[my_module_of_a_sweep]'" in message
+    assert "which do not import 'json'" in refused(main, [f"resume={folder}", "imports=[json]"], capsys)
+    again = [f"resume={folder}", "imports=[my_module_of_a_sweep]"]
+
+    config = config_of(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "training": {**config["training"], "batch_size": 3}}))
+    message = refused(main, again, capsys)
+    assert "changed since the sweep was begun: training.batch_size: 2 -> 3. Restore that" in message
+    (folder / "config.json").write_text(json.dumps(config))
+
+    worker._loaded.clear()
+    tables = DemoCorpus.features
+
+    def other_values(self: DemoCorpus, protocol: Any) -> Any:
+        found = tables(self, protocol)
+        found["text"].values = found["text"].values + 1
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DemoCorpus, "features", other_values)
+        assert "changed since the sweep was begun: features text: " in refused(main, again, capsys)
+    worker._loaded.clear()
+
+    last = folder / "trials/0000" / LAST
+    state = last.read_bytes()
+    loaded = torch.load(last, weights_only=True)
+    loaded["ercfusion"]["run"] = "0" * 16
+    rest = {key: value for key, value in loaded["ercfusion"].items() if key != "sha256"}
+    loaded.pop("ercfusion")
+    torch.save(sealed(loaded, rest), last)
+    assert "it is of another run" in refused(main, again, capsys)
+    assert [row["state"] for row in table(folder)] == ["running"]  # and has not failed: its settings are not at fault
+    last.write_bytes(state)
+    assert main(again) == 0
+    assert [row["state"] for row in table(folder)] == ["complete"]
+    assert "resuming" in (folder / "trials/0000/train.log").read_text()
 
 
 @pytest.mark.usefixtures("in_process")

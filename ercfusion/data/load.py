@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
+from ercfusion.data.identity import data_identity
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_presence
 from ercfusion.errors import ConfigError, PackError, did_you_mean
@@ -36,6 +38,16 @@ class LoadedData:
     protocol: Protocol
     splits: Splits
     tables: list[FeatureTable]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :meth:`ercfusion.data.corpus.Corpus.fingerprint`; the files are read once."""
+        return self.corpus.fingerprint()
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """See :func:`ercfusion.data.identity.data_identity`; computed once."""
+        return data_identity(self)
 
     def store(self, split: str) -> ConversationStore:
         """A split as tensors.

@@ -21,14 +21,10 @@ from ercfusion.evaluation.record import read_record, record_sums, require_test_s
 from ercfusion.files import expanded
 from ercfusion.tasks.sums import truth_of
 
-# Settings that say where things lie, how much is said, or which machine computes, but not what is computed.
-_INCIDENTAL = (
-    "seed",
+MAY_CHANGE = (
     "run",
     "output",
     "resume",
-    "preset",
-    "task",
     "data.raw",
     "data.packs",
     "training.keep_every_epoch",
@@ -41,6 +37,10 @@ _INCIDENTAL = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
+"""Settings that say where things are, how much is shown, or which machine computes, but not what is computed. A run may
+be resumed with other values of them."""
+# Settings that do not make another experiment.
+_INCIDENTAL = (*MAY_CHANGE, "seed", "preset", "task")
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,25 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     What an older record lacks has its default (see :mod:`ercfusion.evaluation.defaults`).
     """
     return {
-        key: value
-        for key, value in with_defaults(config, flat(config)).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _INCIDENTAL)
+        key: value for key, value in with_defaults(config, flat(config)).items() if not _is_one_of(key, _INCIDENTAL)
     }
+
+
+def _is_one_of(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a run must not be resumed and two configurations differ, as (first's, second's)."""
+
+    def deciding(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in entries.items() if not _is_one_of(key, MAY_CHANGE)}
+
+    one, other = flat(was), flat(now)
+    if deciding(one) == deciding(other):
+        return {}
+    # What an older configuration lacks has its default.
+    return differences(deciding(with_defaults(was, one)), deciding(with_defaults(now, other)))
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -19,7 +19,7 @@ import ercfusion
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.files import atomic_write
-from ercfusion.hints import command
+from ercfusion.hints import resume_command
 from ercfusion.schemas.reading import check, failure, read_json, shown
 from ercfusion.tasks.metrics import per_class, scores
 from ercfusion.tasks.outputs import Predictions
@@ -194,7 +194,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise RunError(f"{folder} is not a folder: a run folder is expected, as training makes one")
     if not path.is_file():
-        hint = f"Finish it with: {command('unfinished run', 'train', settings={'resume': str(path.parent)})}"
+        hint = f"Finish it with: {resume_command('unfinished run', 'train', path.parent)}"
         if not (path.parent / "config.json").is_file():
             hint = "It has no config.json either, so it is no run folder."
         raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ercfusion.errors import RunError
-from ercfusion.schemas.common import Count, Name, Open, Scores, Text
+from ercfusion.schemas.common import Checksum, Count, Name, Open, Scores, Text
 from ercfusion.schemas.reading import check, failure, shown
 
 ADVICE = "Restore the file, or begin a new run."
+
+
+# Values in a checkpoint, besides those in tensors: a run of 10,000 epochs has 200,000.
+_MOST = 2_000_000
+
+
+class Origin(Open):
+    """The run that made a checkpoint; see :mod:`ercfusion.training.origin`."""
+
+    format: Literal[1]
+    run: Text
+    config: dict[Name, Any]
+    data: dict[Name, Text]
+    packs: dict[Name, Text]
+    sha256: Checksum
 
 
 class Checkpoint(Open):
@@ -26,6 +42,7 @@ class Checkpoint(Open):
     loops: dict[Name, dict[str, Any]]
     optimizer_states: Annotated[list[dict[str, Any]], Field(max_length=100)]
     lr_schedulers: Annotated[list[dict[str, Any]], Field(max_length=100)]
+    ercfusion: Origin | None = None  # earlier versions wrote none
 
 
 class SelectionState(Open):
@@ -33,6 +50,7 @@ class SelectionState(Open):
 
     history: Annotated[list[Scores], Field(min_length=1)]
     curriculum: Text | None = None
+    model: Checksum
 
 
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
@@ -65,6 +83,45 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     check(loaded, Checkpoint, path, advice=ADVICE)
     checked: dict[str, Any] = loaded
     return checked
+
+
+def content_checksum(value: Any, most: float = float("inf")) -> str:
+    """SHA-256 of plain containers, numbers, texts and tensors, in their order.
+
+    Args:
+        value: As it is saved, or as it was read.
+        most: Bytes that its tensors may have together.
+
+    Raises:
+        ValueError: it has larger tensors, or more than 2,000,000 other values.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    size, count, waiting = 0, 0, [value]
+    while waiting:
+        entry = waiting.pop()
+        count += 1
+        if count + len(waiting) > _MOST:
+            raise ValueError("it holds too many values")
+        if isinstance(entry, torch.Tensor):
+            size += entry.numel() * entry.element_size()
+            if size > most:  # a view of a few bytes can have any shape
+                raise ValueError("its tensors are larger than the file")
+            digest.update(f"tensor {entry.dtype} {list(entry.shape)}\n".encode())
+            flat = entry.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        elif isinstance(entry, Mapping):
+            digest.update(f"mapping {len(entry)}\n".encode())
+            for pair in entry.items():
+                waiting += pair
+        elif isinstance(entry, list | tuple):
+            digest.update(f"list {len(entry)}\n".encode())
+            waiting += entry
+        else:
+            text = repr(entry).encode("utf-8", "surrogatepass")
+            digest.update(f"{type(entry).__name__} {len(text)}\n".encode() + text)
+    return digest.hexdigest()
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path, what: str) -> None:

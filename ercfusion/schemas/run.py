@@ -67,10 +67,11 @@ class Model(BaseModel):
 
 
 class Overrides(Open):
-    """``overrides.json``: what was typed."""
+    """``overrides.json``: what was typed, and which run it is."""
 
     overrides: Annotated[list[Text], Field(max_length=10_000)]
     command: Text
+    run: Text = ""
 
 
 class Revision(Open):
@@ -185,6 +186,7 @@ class Study(Open):
     metric: Name
     synthetic: bool
     identity: dict[Name, Any]
+    data: dict[Name, Text] = {}  # earlier versions wrote none
 
 
 @cache

@@ -12,6 +12,7 @@ Layout of a sweep's folder::
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import shlex
@@ -22,10 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.usable import LABELLED
-from ercfusion.errors import RunError, TrainingError
+from ercfusion.errors import ConfigError, ResumeError, RunError, TrainingError
+from ercfusion.evaluation.groups import MAY_CHANGE
 from ercfusion.files import one_at_a_time, remove_leftovers
-from ercfusion.hints import command
+from ercfusion.hints import resume_command
 from ercfusion.pool import default_workers, run_jobs
+from ercfusion.registry import import_modules, require_trusted
+from ercfusion.schemas.reading import failure, shown
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
 from ercfusion.search.space import data_settings
@@ -52,8 +56,8 @@ from ercfusion.search.study import (
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.tasks.metrics import check_metric
 from ercfusion.training.checks import before_features
-from ercfusion.training.folder import describe, discard, empty_folder, log_file, read_config, write_json
-from ercfusion.training.run import import_modules
+from ercfusion.training.folder import CONFIG, describe, discard, empty_folder, log_file, read_config, write_json
+from ercfusion.training.origin import data_changes
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -68,19 +72,7 @@ _ROUNDS = 3
 # What may change when a sweep is resumed.
 CHANGEABLE = ("trials", "workers", "timeout", "rerun", "storage")
 # Settings of a machine or of a moment: sweeps that differ in them may still search together.
-_OWN = (
-    *(
-        "run",
-        "resume",
-        "output",
-        "data.raw",
-        "data.packs",
-        "trainer.accelerator",
-        "trainer.strategy",
-        "trainer.num_nodes",
-    ),
-    *("training.tensorboard", "training.bootstrap", "training.keep_every_epoch", "training.pictures"),
-)
+_OWN = tuple(key for key in MAY_CHANGE if key not in ("training.threads", "trainer.devices"))
 _OWN_SWEEP = ("trials", "workers", "storage", "name", "rerun", "timeout", "only")
 
 
@@ -120,6 +112,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
         "metric": metric,
         "synthetic": found.data.corpus.card.synthetic,
         "identity": _identity(config, found, metric),
+        "data": _data(config),
     }
     plan = Plan(folder, config, storage, config["sweep"]["name"], config["place"], metric)
     try:
@@ -169,23 +162,64 @@ def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[st
     return flat
 
 
-def reopen(folder: str | Path, changes: Mapping[str, Any]) -> Plan:
+def _data(config: Mapping[str, Any]) -> dict[str, str]:
+    """What identifies the data that trials may use, as they were read in this process."""
+    several = list(data_settings(config, config["space"]))
+    found: dict[str, str] = {}
+    for number, settings in enumerate(several, start=1):
+        prefix = f"data {number}: " if len(several) > 1 else ""
+        found |= {f"{prefix}{key}": value for key, value in dev_data(settings).data.identity.items()}
+    return found
+
+
+def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise :class:`ResumeError` if settings or data are not those with which the sweep was begun."""
+    begun, found = config["study"], _prepared(config)
+    was = begun["identity"]
+    now = json.loads(json.dumps(_identity(config, found, begun["metric"])))
+    pairs = [(key, was.get(key), now.get(key)) for key in dict.fromkeys([*was, *now])]
+    changes = [f"{key}: {shown(old)} -> {shown(new)}" for key, old, new in pairs if old != new]
+    if "data" in begun:
+        changes += data_changes(begun["data"], _data(config), {})
+    else:
+        logger.warning(
+            "this sweep was begun by an earlier version, without checksums of labels and features: whether they have "
+            "changed since is not known"
+        )
+    if changes:
+        more = f"; {len(changes) - 1} more" if len(changes) > 1 else ""
+        problem = f": changed since the sweep was begun: {changes[0]}{more}"
+        raise failure(ResumeError, folder / CONFIG, problem, "Restore that, or begin a new sweep.")
+
+
+def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str] = ()) -> Plan:
     """A sweep that was begun before, with other values for some of :data:`CHANGEABLE`.
+
+    Args:
+        folder: Of the sweep.
+        changes: By the key.
+        imports: The modules of the sweep, which must be named again unless this process has imported them.
 
     Raises:
         RunError: no folder of a sweep, or its study is gone.
+        ResumeError: other settings, or the data, have changed since.
         ConfigError: a value out of its range.
     """
     path, config = read_config(folder)
     if "sweep" not in config or "study" not in config:
-        again = command("run, not sweep", "train", settings={"resume": str(path)})
+        again = resume_command("run, not sweep", "train", path)
         raise RunError(f"{folder} is no folder of a sweep but one of a run, which goes on with: {again}")
     require_optuna()
-    import_modules(config["imports"])
+    unknown = [name for name in imports if name not in config["imports"]]
+    if unknown:
+        raise ConfigError(f"resume= goes on with the settings of the sweep, which do not import {shown(unknown[0])}")
+    import_modules(imports)
+    require_trusted(config["imports"], resume_command("modules of a folder", "sweep", path))
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
     config["sweep"] = {**config["sweep"], **changes}
     config["sweep"]["storage"] = masked(storage) if storage is not None else None
     check_sweep(config["sweep"])
+    _check_unchanged(path, config)
     plan = Plan(path, config, storage, config["sweep"]["name"], config["place"], config["study"]["metric"])
     with named_failures(storage):
         # The log is opened when all is set up: without it the command was stopped before there was a study.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import RunError
+from ercfusion.errors import ResumeError, RunError
 from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
@@ -112,8 +112,9 @@ def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
             except TrialPruned:
                 state = "PRUNED"
             except Exception as error:
-                if is_storage_failure(error) or isinstance(error, OSError):
-                    raise  # a server that is away, a full disk: no fault of the trial, which can be continued
+                if is_storage_failure(error) or isinstance(error, OSError | ResumeError):
+                    # A server that is away, a full disk, a checkpoint of other data: no fault of the trial's settings.
+                    raise
                 # Settings that diverge, or that do not go together, or need too much memory: the next may be better.
                 state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
     result = _result(folder, plan.metric, reason)
@@ -205,6 +206,7 @@ def train_trial(
     import torch
 
     from ercfusion.training.folder import check_ranges, describe, is_described, log_file
+    from ercfusion.training.origin import make_origin
     from ercfusion.training.run import fit
 
     if not is_described(folder):
@@ -216,7 +218,7 @@ def train_trial(
     # The terminal belongs to the parent: nothing may draw or print into it from here.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         data = dev_data(config["data"])
-        fit(config, folder, data.train, data.dev, plan.metric, on_epoch)
+        fit(config, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 
 def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:

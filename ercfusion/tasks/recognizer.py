@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -198,6 +199,16 @@ class Recognizer(nn.Module):
         self.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
 
     # Sharing
+
+    def checksum(self) -> str:
+        """SHA-256 of configuration and tensors, but for the thresholds, which are chosen when all is trained."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            if name != "thresholds":
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                digest.update(f"{name} {flat.dtype} {list(value.shape)}".encode())
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> Path:
         """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``."""

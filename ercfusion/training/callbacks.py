@@ -19,12 +19,15 @@ from lightning_fabric.plugins import CheckpointIO
 from ercfusion.data.curriculum import Curriculum
 from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, RunError, TrainingError
+from ercfusion.errors import ConfigError, ResumeError, RunError, TrainingError
 from ercfusion.files import atomic_write
 from ercfusion.progress import console
 from ercfusion.schemas.checkpoint import ADVICE, SelectionState, read_checkpoint
 from ercfusion.schemas.reading import check, failure, read_rows, shown
 from ercfusion.tasks.metrics import higher_is_better, scores
+from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.origin import check_origin, sealed
+from ercfusion.training.processes import is_first_process
 
 logger = logging.getLogger("ercfusion")
 
@@ -34,10 +37,20 @@ MODEL = "model"
 
 
 class RestrictedCheckpointIO(CheckpointIO):
-    """Checkpoints that are complete or absent, and hold plain containers only (torch's restricted loading)."""
+    """Checkpoints that are complete or absent, and hold plain containers only (torch's restricted loading).
+
+    Args:
+        origin: Of the run (:func:`ercfusion.training.origin.make_origin`): every checkpoint says it, and one that says
+            something else is refused. None leaves it out.
+    """
+
+    def __init__(self, origin: Mapping[str, Any] | None = None) -> None:
+        self.origin = origin
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a temporary name, then rename."""
+        if self.origin is not None:
+            checkpoint = sealed(checkpoint, self.origin)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +62,12 @@ class RestrictedCheckpointIO(CheckpointIO):
 
         Raises:
             RunError: the file is damaged or holds something else than containers and tensors.
+            ResumeError: a part is missing, it is of another run, or what it was made with has changed.
         """
-        return read_checkpoint(path, map_location)
+        found = read_checkpoint(path, map_location)
+        if self.origin is not None:
+            check_origin(found, self.origin, Path(path))
+        return found
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint if it exists."""
@@ -123,20 +140,22 @@ class Selection(pl.Callback):
         self.talk = talk
         self.on_epoch = on_epoch
         self.history: list[dict[str, float]] = []
+        self.saved = ""
         self.began = False
         self._started = 0.0
 
-    # The history is the whole state: best epoch and patience follow from it.
+    # Best epoch and patience follow from the history. The checksum of the best model says whether it is still there.
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers for the checkpoint."""
-        return {"history": self.history, "curriculum": self._digest}
+        return {"history": self.history, "curriculum": self._digest, "model": self.saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the history of a checkpoint.
 
         Raises:
             RunError: it was made under another curriculum, or is damaged.
+            ResumeError: ``metrics.csv`` or ``model/`` is not what the checkpoint was written with.
         """
         check(state_dict, SelectionState, self.folder / LAST, advice=ADVICE, prefix="callbacks.Selection.")
         if state_dict.get("curriculum") != self._digest:
@@ -145,6 +164,27 @@ class Selection(pl.Callback):
                 "training split have changed since. Undo that, or begin a new run."
             )
         self.history = list(state_dict["history"])
+        self.saved = state_dict["model"]
+        if is_first_process():
+            self._check_files()
+
+    def _check_files(self) -> None:
+        path = self.folder / HISTORY
+        rows = read_history(path, self.metric)
+        count = len(self.history)
+        if [_exact(row) for row in rows[:count]] != [_exact(row) for row in self.history]:
+            raise failure(ResumeError, path, f": its first {count} epochs are not those of {LAST}", ADVICE)
+        # A process that was killed after it saved the best model, and before the checkpoint, leaves one more row.
+        if not (len(rows) == count + 1 and best_row(rows, self.metric) is rows[-1]):
+            self.check_model()
+
+    def check_model(self) -> None:
+        """Raise :class:`ResumeError` unless ``model/`` is the model of the best epoch."""
+        best = self.best
+        assert best is not None
+        if Recognizer.from_pretrained(self.folder / MODEL).checksum() != self.saved:
+            problem = f": it is not the model of epoch {best['epoch']:.0f}, the best one"
+            raise failure(ResumeError, self.folder / MODEL, problem, ADVICE)
 
     @property
     def _digest(self) -> str | None:
@@ -198,6 +238,7 @@ class Selection(pl.Callback):
             write_history(self.folder / HISTORY, self.history)
             if self.best is row:
                 pl_module.recognizer.save_pretrained(self.folder / MODEL)
+                self.saved = pl_module.recognizer.checksum()
             if self.keep_every_epoch:
                 pl_module.recognizer.save_pretrained(self.folder / f"checkpoints/epoch-{epoch:03d}")
             if self.talk:
@@ -269,6 +310,10 @@ class TrainingBar(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._bar.stop()
+
+
+def _exact(row: Mapping[str, float]) -> dict[str, str]:
+    return {name: repr(float(value)) for name, value in row.items()}
 
 
 def best_row(history: list[dict[str, float]], metric: str) -> dict[str, float]:

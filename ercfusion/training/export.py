@@ -22,6 +22,7 @@ from ercfusion.errors import ConfigError, RunError
 from ercfusion.features.pack import has_pack, read_manifest, write_pack
 from ercfusion.features.provenance import checked, trained_on
 from ercfusion.files import StrPath, expanded, sha256_of
+from ercfusion.registry import require_trusted
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.folder import read_environment
 
@@ -60,18 +61,18 @@ def export_packs(
 
     Raises:
         RunError: no run, or it has no model.
-        ConfigError: the model has no representation of a single modality, or ``out`` is missing.
+        ConfigError: the model has no representation of a single modality, ``out`` is missing, or the run's settings
+            name modules that have not been imported.
         BatchError: the features have other widths than the model was trained on.
         PackError: a pack is in the way.
     """
     from ercfusion.evaluation.record import read_record
     from ercfusion.training.folder import read_config
-    from ercfusion.training.run import import_modules
 
     if data is not None and out is None:
         raise ConfigError("out= is missing: where the packs of another corpus shall lie")
     folder, config = read_config(Path(run))
-    import_modules(config["imports"])
+    require_trusted(config["imports"], f"import {', '.join(config['imports'])} first")
     record = read_record(folder)
     recognizer = Recognizer.from_pretrained(folder / "model")
     check_exportable(recognizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.evaluation.record import command_line, environment
 from ercfusion.files import atomic_write, expanded, is_leftover, remove_leftovers
-from ercfusion.hints import command as command_text
+from ercfusion.hints import resume_command
 from ercfusion.schemas.reading import check, failure, read_json
 from ercfusion.schemas.run import Environment, Overrides, run_config, sweep_config
 from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
@@ -115,6 +116,8 @@ def is_unused(folder: Path) -> bool:
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
     """Write down what a folder will hold: its configuration, what was typed, and the environment.
 
+    What was typed comes with the run's identity, a random number that its checkpoints repeat.
+
     ``config.json`` comes last: a folder that has it can be resumed, and one that has it not is as good as empty.
 
     Args:
@@ -126,7 +129,8 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
     remove_leftovers(folder)
     (folder / CONFIG).unlink(missing_ok=True)
     write_json(folder / ENVIRONMENT, environment())
-    write_json(folder / OVERRIDES, {"overrides": list(overrides), "command": command or command_line()})
+    typed = {"overrides": list(overrides), "command": command or command_line(), "run": secrets.token_hex(8)}
+    write_json(folder / OVERRIDES, typed)
     write_json(folder / CONFIG, config)
 
 
@@ -184,7 +188,7 @@ def _what_is_there(folder: Path) -> str:
     except (OSError, ValueError):
         return "."
     module = "sweep" if isinstance(config, dict) and "study" in config else "train"
-    again = command_text("occupied run", module, settings={"resume": str(folder)})
+    again = resume_command("occupied run", module, folder)
     return f", or go on with what is there: {again}"
 
 
@@ -268,6 +272,15 @@ def read_overrides(folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = read_json(folder / "overrides.json", Overrides, advice=DAMAGED)
     return found
+
+
+def run_identity(folder: Path) -> str:
+    """The identity of the run in a folder; empty if an earlier version began it, or if nothing describes the folder.
+
+    Raises:
+        RunError: ``overrides.json`` is damaged.
+    """
+    return str(read_overrides(folder).get("run", "")) if (folder / OVERRIDES).is_file() else ""
 
 
 def discard_if_empty(folder: Path) -> None:

@@ -65,6 +65,7 @@ from ercfusion.training.folder import is_first_process, log_file, read_environme
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
+from ercfusion.training.origin import make_origin
 from ercfusion.training.processes import agreed, part, said_once, trainer_environment
 
 logger = logging.getLogger("ercfusion")
@@ -105,7 +106,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         reset_peak_memory()
         started = time.perf_counter()
         with said_once():
-            device = fit(config, folder, train_store, dev_store, metric)
+            device = fit(config, folder, train_store, dev_store, metric, make_origin(config, folder, data))
         if not is_first_process():
             return None
         return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
@@ -171,11 +172,21 @@ def fit(
     train_store: ConversationStore,
     dev_store: ConversationStore,
     metric: str,
+    origin: Mapping[str, Any],
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> str:
     """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards.
 
-    ``on_epoch`` gets every epoch's number and dev score (see :class:`ercfusion.training.callbacks.Selection`).
+    Args:
+        config: Resolved.
+        folder: Of the run; if it has a checkpoint, training goes on from there.
+        train_store, dev_store: The data.
+        metric: The score that chooses the epoch.
+        origin: What a checkpoint must say about its run (:func:`ercfusion.training.origin.make_origin`).
+        on_epoch: Gets every epoch's number and dev score (see :class:`ercfusion.training.callbacks.Selection`).
+
+    Raises:
+        ResumeError: the checkpoint is of another run, or what it was made with has changed.
     """
     settings = config["training"]
     recognizer = build_recognizer(config, train_store)
@@ -219,7 +230,7 @@ def fit(
             gradient_clip_val=settings["gradient_clip"] or None,
             callbacks=callbacks,
             logger=sinks,
-            plugins=[RestrictedCheckpointIO(), trainer_environment(config["trainer"])],
+            plugins=[RestrictedCheckpointIO(origin), trainer_environment(config["trainer"])],
             default_root_dir=str(folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -295,6 +306,8 @@ def fit(
             part()
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if is_first_process():
+        selection.check_model()
     root = trainer.strategy.root_device
     return torch.cuda.get_device_name(root) if root.type == "cuda" else "cpu"
 
@@ -350,7 +363,7 @@ def finish(
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": read_overrides(folder),
+        "command": {key: value for key, value in read_overrides(folder).items() if key != "run"},
         "config": dict(config),
         "environment": read_environment(folder),
         "seed": config["seed"],
@@ -360,7 +373,7 @@ def finish(
         "corpus": {
             "name": corpus.name,
             "synthetic": corpus.card.synthetic,
-            "fingerprint": corpus.fingerprint(),
+            "fingerprint": data.fingerprint,
             "dev_source": protocol.dev_source,
             "train": {"conversations": len(train_store), "utterances": train_store.num_utterances},
             **{f"reachable_{name}": value for name, value in corpus.reachable(protocol, "test").items()},
@@ -444,7 +457,7 @@ def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, 
     from ercfusion.training.export import PACKS, write_packs
 
     corpus, protocol = data.corpus, data.protocol
-    learned = trained_on(corpus.name, corpus.fingerprint(), protocol.id, "train", data.splits["train"])
+    learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
     found = {}
     for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
         manifest = read_manifest(pack)

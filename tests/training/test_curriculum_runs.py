@@ -16,6 +16,7 @@ from test_callbacks import Recorder, run_epochs
 
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.curriculum import PACINGS, Curriculum, build_curriculum
+from ercfusion.errors import RunError
 from ercfusion.evaluation.curriculum_plots import plot_curriculum
 from ercfusion.train import main
 from ercfusion.training.callbacks import Selection, TrainingBar
@@ -152,7 +153,7 @@ def test_another_curriculum_is_refused(
     for settings in ({**rest, "buckets": 3}, {**rest, "pacing": "root"}, {**rest, "reverse": True}, {"name": "none"}):
         (folder / "config.json").write_text(json.dumps({**original, "curriculum": settings}))
         message = refused(main, [f"resume={folder}"], capsys)
-        assert "made under another curriculum" in message
+        assert "changed since it was made: curriculum." in message
         assert len(history(folder)) == 1
         assert (folder / "curriculum.csv").read_bytes() == table
     (folder / "config.json").write_text(json.dumps(original))
@@ -162,11 +163,20 @@ def test_another_curriculum_is_refused(
     folder = tmp_path / "plain" / "1"
     original = read(folder / "config.json")
     (folder / "config.json").write_text(json.dumps({**original, "curriculum": rest}))
-    assert "made under another curriculum" in refused(main, [f"resume={folder}"], capsys)
+    assert "changed since it was made: curriculum." in refused(main, [f"resume={folder}"], capsys)
     del original["curriculum"]
     (folder / "config.json").write_text(json.dumps(original))
     resume(folder)
     assert_same_run(folder, tmp_path / "without")
+
+
+def test_a_state_of_another_curriculum_is_refused(tmp_path: Path) -> None:
+    row = {"epoch": 1.0, "seconds": 0.1, "dev/uar": 0.5}
+    made = Selection(tmp_path, None, "uar", max_epochs=9, curriculum=paced(9, buckets=4))  # type: ignore[arg-type]
+    made.history, made.saved = [row], "0" * 64
+    other = Selection(tmp_path, None, "uar", max_epochs=9, curriculum=paced(9, buckets=3))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="made under another curriculum"):
+        other.load_state_dict(made.state_dict())
 
 
 # Patience and progress
@@ -188,6 +198,7 @@ def test_patience_begins_when_all_are_in_use(
     trainer, done = run_epochs(first, monkeypatch, "uar", [0.9, *[0.5] * 7])
     assert len(done) == epochs
     assert trainer.should_stop == (patience > 0)
+    monkeypatch.setattr(Selection, "check_model", lambda self: None)
     again, fresh = callback(), Recorder()
     again.load_state_dict(first.state_dict())
     again.on_train_start(fresh, fresh)  # type: ignore[arg-type]

@@ -71,7 +71,9 @@ def test_the_record_is_complete(finished_run: Path) -> None:
     record = read_record(finished_run)
     assert record["config"] == read(finished_run / "config.json")
     assert record["environment"] == read(finished_run / "environment.json")
-    assert record["command"] == read(finished_run / "overrides.json")
+    typed = read(finished_run / "overrides.json")
+    assert len(typed.pop("run")) == 16  # of a folder, not of a result
+    assert record["command"] == typed
     assert (record["protocol"], record["device"], record["seed"]) == ("demo/balanced", "cpu", 0)
     for split in ("dev", "test"):
         assert {"weighted_f1", "macro_f1", "accuracy", "ece"} <= set(record["metrics"][split])
