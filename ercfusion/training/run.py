@@ -103,10 +103,11 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             data = load_data(config["data"], before_features(config), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = config["training"]["metric"] or data.protocol.task.metric
+            origin = make_origin(config, folder, data)
         reset_peak_memory()
         started = time.perf_counter()
         with said_once():
-            device = fit(config, folder, train_store, dev_store, metric, make_origin(config, folder, data))
+            device = fit(config, folder, train_store, dev_store, metric, origin)
         if not is_first_process():
             return None
         return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
