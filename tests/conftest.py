@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables of experiments take up to half a minute: the processes of a test run compute each once."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import tables
+
+        tables.SHARED = tmp_path_factory.getbasetemp().parent
 
 
 @pytest.fixture(scope="session", autouse=True)
