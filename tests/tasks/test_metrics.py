@@ -403,7 +403,7 @@ def test_best_thresholds_are_the_best(seed: int) -> None:
     for column in range(5):
         values = [
             oracle.f1_score(truth[:, column], predictions.output[valid, column] >= cut, zero_division=0)
-            for cut in np.linspace(0, 1.05, 211)
+            for cut in np.linspace(0, 1.05, 22)  # half the distance between two scores
         ]
         found = oracle.f1_score(truth[:, column], predictions.output[valid, column] >= thresholds[column])
         assert found == pytest.approx(max(values))

@@ -84,6 +84,7 @@ for moment in ("epoch", "model", "record"):
 """  # noqa: E501
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_is_continued_as_if_nothing_had_happened(tmp_path: Path) -> None:
     # A rising score makes epoch 3 the best so far: its model is in place when the run dies before the checkpoint.
@@ -155,6 +156,7 @@ def test_a_resume_that_fails_leaves_the_folder(tmp_path: Path, capsys: pytest.Ca
     assert (folder / "config.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_ctrl_c_names_the_command_that_continues(tmp_path: Path) -> None:
     folder = tmp_path / "run"
