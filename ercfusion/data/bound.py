@@ -33,10 +33,10 @@ def bound_protocol(corpus: Corpus, protocol: Protocol, splits: Splits) -> Protoc
 
 
 def differences_from_card(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Finding]:
-    """The counts that are not those of the card."""
+    """The counts that are not those of the release."""
     card = corpus.card
     if card.synthetic:
         return []
     found = check_counts(splits, card, default=protocol.id == corpus.protocol().id)
-    found += check_label_counts(splits, card, protocol)
+    found += check_label_counts(splits, card, protocol) + corpus.other_counts(protocol, splits)
     return [finding for finding in found if finding.level == "fault"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,8 +16,9 @@ from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, CorpusNotFoundError, did_you_mean
+from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion.files import expanded
+from ercfusion.schemas.reading import shown
 
 SPLITS = ("train", "dev", "test")
 Splits = dict[str, list[Conversation]]
@@ -98,6 +100,42 @@ def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
     return {split: [entry for entry in conversations if part[entry.id] == split] for split in SPLITS}
 
 
+def check_unique_ids(corpus: str, splits: Splits) -> None:
+    """Check that no id is that of two conversations, in two splits or in one.
+
+    Args:
+        corpus: Its title, for the message.
+        splits: As its reader gives them.
+
+    Raises:
+        CorpusFormatError: two conversations have the same id.
+    """
+    places: dict[str, str] = {}
+    twice: dict[str, list[str]] = {}
+    for split, conversations in splits.items():
+        for conversation in conversations:
+            if conversation.id in places:
+                twice.setdefault(conversation.id, [places[conversation.id]]).append(split)
+            else:
+                places[conversation.id] = split
+    if twice:
+        name, where = next(iter(twice.items()))
+        raise CorpusFormatError(
+            f"{corpus}: {len(twice)} conversations are there more than once (first: {shown(name)}, in "
+            f"{' and in '.join(where[:3])}). A conversation belongs to one split: remove it from the others."
+        )
+
+
+def _with_unique_ids(read: Callable[[Any, Protocol], Splits]) -> Callable[[Any, Protocol], Splits]:
+    @wraps(read)
+    def conversations(self: Corpus, protocol: Protocol) -> Splits:
+        splits = read(self, protocol)
+        check_unique_ids(self.card.title, splits)
+        return splits
+
+    return conversations
+
+
 _TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".txt", ".csv", ".parquet", ".json", ".jsonl")
 
 
@@ -132,6 +170,12 @@ class Corpus(ABC):
     card: ClassVar[CorpusCard]
     protocols: ClassVar[Mapping[str, Protocol]]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Whatever a reader makes of its files, no conversation is trained on and tested.
+        super().__init_subclass__(**options)
+        if "conversations" in vars(cls):
+            cls.conversations = _with_unique_ids(cls.conversations)  # type: ignore[assignment, method-assign]
+
     def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
         if options:
             raise ConfigError(f"corpus {self.card.name!r} has no setting {next(iter(options))!r}")
@@ -148,7 +192,8 @@ class Corpus(ABC):
 
         Raises:
             CorpusNotFoundError: the raw files are not there.
-            CorpusFormatError: a file is not as released; the message names file, line and column.
+            CorpusFormatError: a file is not as released; the message names file, line and column. Also raised, for
+                every subclass, where two conversations have one id.
         """
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
@@ -177,6 +222,13 @@ class Corpus(ABC):
 
     def notes(self, protocol: Protocol) -> list[Finding]:
         """What the reader decided where the files leave it open; training logs it, and the doctor reports it."""
+        return []
+
+    def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
+        """Counts of the release that the card cannot state by split, compared (none by default).
+
+        As with the card's counts, a fault means that the files are not the release's.
+        """
         return []
 
     def findings(self, protocol: Protocol) -> list[Finding]:

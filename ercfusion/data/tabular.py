@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ercfusion.data.schema import LabelSchema
 from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
+from ercfusion.schemas.reading import check_plain, load_json, shown
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -354,13 +355,19 @@ def read_json(path: Path) -> Any:
     Raises:
         CorpusFormatError: as in :func:`read_text`, or the text is no JSON; the message names line and column.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        found = load_json(text)
     except json.JSONDecodeError as error:
         raise CorpusFormatError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file was edited or "
             f"cut off: correct it there, or get it again from the release."
         ) from error
+    except (ValueError, RecursionError) as error:
+        reason = "too many levels" if isinstance(error, RecursionError) else str(error)
+        raise CorpusFormatError(f"{path}: not valid JSON ({reason}). Get the file again from the release.") from error
+    check_plain(found, path, error=CorpusFormatError, advice="Get the file again from the release.")
+    return found
 
 
 def pick(entry: Any, key: str, kind: type[T], path: Path, where: str) -> T:
@@ -378,7 +385,7 @@ def pick(entry: Any, key: str, kind: type[T], path: Path, where: str) -> T:
     """
     if not isinstance(entry, dict):
         raise CorpusFormatError(
-            f"{path}, {where}: found {_shown(entry)}, but an object with the key {key!r} is expected."
+            f"{path}, {where}: found {shown(entry)}, but an object with the key {key!r} is expected."
         )
     if key not in entry:
         raise CorpusFormatError(
@@ -391,11 +398,6 @@ def pick(entry: Any, key: str, kind: type[T], path: Path, where: str) -> T:
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise CorpusFormatError(
-            f"{path}, {where}, key {key!r}: found {_shown(value)}, but a value of type {kind.__name__} is expected."
+            f"{path}, {where}, key {key!r}: found {shown(value)}, but a value of type {kind.__name__} is expected."
         )
     return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

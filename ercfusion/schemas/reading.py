@@ -149,9 +149,7 @@ def parse_json(
 ) -> Any:
     """JSON that is part of the file ``path``; see :func:`read_json`."""
     try:
-        value = json.loads(
-            text, parse_constant=_no_constant, parse_int=_int, parse_float=_float, object_pairs_hook=_unique
-        )
+        value = load_json(text)
     except json.JSONDecodeError as found:
         raise failure(error, path, f", line {found.lineno}: not valid JSON ({found.msg})", advice) from None
     except (ValueError, RecursionError) as found:
@@ -161,6 +159,15 @@ def parse_json(
     if schema is not None:
         check(value, schema, path, error=error, advice=advice)
     return value
+
+
+def load_json(text: str | bytes) -> Any:
+    """JSON with finite numbers of at most 64 bits, and no key twice.
+
+    Raises:
+        ValueError, RecursionError: it is not.
+    """
+    return json.loads(text, parse_constant=_no_constant, parse_int=_int, parse_float=_float, object_pairs_hook=_unique)
 
 
 def _no_constant(word: str) -> Any:

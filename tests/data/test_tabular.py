@@ -194,6 +194,21 @@ def test_malformed_json_names_line_and_column(write):
     assert "a.json, line 2, column 3" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice"),
+        ("[" + "9" * 5000 + "]", "the number 999999999999... has 5000 characters"),
+        ("[1e999]", "the number 1e999 is too large"),
+        ("[NaN]", "NaN is not a number of JSON"),
+        ("[" * 50 + "]" * 50, "more than 40 levels"),
+        ("[" * 100_000 + "]" * 100_000, "too many levels"),
+    ],
+)
+def test_hostile_json(write, content, words):
+    assert words in problem(read_json, write(content, "a.json"))
+
+
 def test_pick(tmp_path):
     def pick_a(entry, kind=int):
         return pick(entry, "a", kind, tmp_path, "entry 3")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ercfusion.data.tabular import pick, read_json, read_text
 from ercfusion.errors import CorpusFormatError, require_extra
+from ercfusion.schemas.reading import shown
 
 EPSILON = 1e-5
 """Seconds. Overlaps and segments that are not longer count as none; the SDK's ``align`` uses the same number."""
@@ -33,6 +34,9 @@ FOLD_NAMES: Mapping[str, tuple[str, str]] = {
     "test": ("test", "standard_test_fold"),
 }
 """Split to its key in ``splits.json`` and to its variable in the SDK's ``cmu_*_std_folds.py``."""
+
+_MOST = 1 << 30
+"""Bytes of one array. An hour of the widest released features takes a third of it."""
 
 _AGAIN = "The file was cut off or is of another kind: get it again."
 
@@ -166,6 +170,11 @@ class ComputationalSequence:
             entry = self._data[key]
             dataset = entry.get(name) if isinstance(entry, h5py.Group) else None
             if isinstance(dataset, h5py.Dataset) and dataset.shape:
+                # The shape is only a claim: h5py would reserve what it says, and give zeros for what is not stored.
+                if dataset.nbytes > _MOST:
+                    self.fail(key, f"{name} of the shape {shown(dataset.shape)}: at most {_MOST >> 20} MiB are read")
+                if dataset.size and not dataset.id.get_storage_size():
+                    self.fail(key, f"{name} of the shape {shown(dataset.shape)}, but no values are stored")
                 return np.asarray(dataset[()])
         self.fail(key, f"there is no array {name!r}")
 

@@ -41,7 +41,7 @@ LOW, HIGH = 1.0, 5.0
 """Range of the raters' valence, activation and dominance."""
 
 _DIALOGUE = re.compile(r"Ses0([1-5])[FM]_(?:impro|script)\w+")
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(\d{1,9}(?:\.\d{1,99})?)"
 _HEAD = re.compile(
     rf"\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s+(\S+)\s+(\S+)\s+\[\s*{_NUMBER},\s*{_NUMBER},\s*{_NUMBER}\s*\]"
 )

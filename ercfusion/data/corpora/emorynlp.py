@@ -93,9 +93,10 @@ class EmoryNlpCorpus(Corpus):
         """The scenes of the three files in order of broadcast, each sorted by utterance number."""
         return {split: _scenes(split, path) for split, path in zip(SPLITS, self.files(), strict=True)}
 
-    def findings(self, protocol: Protocol) -> list[Finding]:
-        """Comparison with the quoted counts, and turns that several people speak or nobody is named for."""
+    def notes(self, protocol: Protocol) -> list[Finding]:
+        """Counts that differ from the quoted ones, and scenes that are in two files."""
         found = []
+        places: dict[str, list[str]] = {}
         for split, scenes in self.conversations(protocol).items():
             counts = {"conversations": len(scenes), "utterances": sum(map(len, scenes))}
             if counts != QUOTED_COUNTS[split]:
@@ -104,6 +105,18 @@ class EmoryNlpCorpus(Corpus):
                     f"{split}: {counts['conversations']} conversations, {counts['utterances']} utterances; papers quote"
                 )
                 found.append(Finding("note", "quoted counts", f"{text} {quoted}"))
+            for scene in scenes:
+                places.setdefault(scene.id.partition("/")[2], []).append(split)
+        if twice := {name: splits for name, splits in places.items() if len(splits) > 1}:
+            name, splits = next(iter(twice.items()))
+            text = f"{len(twice)} scenes are in two splits (first: {name} in {' and '.join(splits)})"
+            found.append(Finding("note", "leakage", text))
+        return found
+
+    def findings(self, protocol: Protocol) -> list[Finding]:
+        """Turns that several people speak or nobody is named for."""
+        found = []
+        for split, scenes in self.conversations(protocol).items():
             speakers = [turn.speaker for scene in scenes for turn in scene.turns]
             joint = sum(" & " in speaker for speaker in speakers)
             nobody = speakers.count(UNKNOWN_SPEAKER)

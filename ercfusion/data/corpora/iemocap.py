@@ -249,7 +249,8 @@ class IemocapCorpus(Corpus):
         """Counts by session, transcripts, labels against votes, times, and recordings where there are any."""
         dialogues = self._dialogues()
         plan = _PLANS[protocol.id.partition("/")[2]]
-        found = _counts(dialogues)
+        default = self.protocol()
+        found = self.other_counts(default, self.conversations(default))
         found += _transcripts(dialogues)
         found += _votes(dialogues)
         found += _times(dialogues)
@@ -268,6 +269,12 @@ class IemocapCorpus(Corpus):
         for kind in ("audio", "visual"):
             found += self._recordings(protocol, kind)
         return found
+
+    def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
+        """Dialogues and rated utterances by session; the published feature files leave utterances out."""
+        if _PLANS[protocol.id.partition("/")[2]].published:
+            return []
+        return _counts([dialogue for part in splits.values() for dialogue in part])
 
     def _places(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         # Where the release has the recording of every turn.
@@ -377,12 +384,12 @@ def _turn(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> Turn:
     )
 
 
-def _counts(dialogues: list[Dialogue]) -> list[Finding]:
+def _counts(dialogues: list[Conversation]) -> list[Finding]:
     text = f"{len(dialogues)} dialogues in five sessions"
     good = len(dialogues) == DIALOGUES
     found = [Finding("ok" if good else "fault", "counts", text if good else f"{text}; the release has {DIALOGUES}")]
     for session, expected in UTTERANCES.items():
-        number = sum(len(dialogue.utterances) for dialogue in dialogues if dialogue.session == session)
+        number = sum(len(dialogue) for dialogue in dialogues if dialogue.id[4] == str(session))
         text = f"session {session}: {number} rated utterances"
         if number == expected:
             found.append(Finding("ok", "counts", text))

@@ -23,6 +23,7 @@ from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json, read_text
 from ercfusion.data.task import TaskKind, TaskSpec
 from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion.schemas.reading import shown
 
 ANNOTATION = "annotation.json"
 LISTS: dict[str, str] = {
@@ -175,9 +176,9 @@ class M3edCorpus(Corpus):
         for split, part in self._dialogues().items():
             utterances = [utterance for entry in part for utterance in entry.utterances]
             unknown = Counter(name for utterance in utterances for name in utterance.unknown)
-            shown = ", ".join(f"{name!r} {count}" for name, count in unknown.most_common(5))
+            listing = ", ".join(f"{name!r} {count}" for name, count in unknown.most_common(5))
             odd = {
-                f"entries of annotators are no votes ({shown})": sum(unknown.values()),
+                f"entries of annotators are no votes ({listing})": sum(unknown.values()),
                 "utterances have no votes": sum(
                     utterance.turn.targets["emotion"].votes == {} for utterance in utterances
                 ),
@@ -242,10 +243,10 @@ def _utterances(path: Path, series: str, name: str, entry: dict[str, Any]) -> It
     if not dialog:
         raise CorpusFormatError(f"{path}, {where}, key 'Dialog': there is no utterance. Get the file again.")
     for key in dialog:
-        if not re.fullmatch(r".*_[0-9]+", key, re.ASCII | re.DOTALL):
+        if not re.fullmatch(r".*_[0-9]{1,9}", key, re.ASCII | re.DOTALL):
             raise CorpusFormatError(
-                f"{path}, {where}, key 'Dialog': found the utterance {key!r}, but a name with a number behind the last "
-                f"underscore is expected (such as anjia_1_1)."
+                f"{path}, {where}, key 'Dialog': found the utterance {shown(key)}, but a name with a number behind the "
+                f"last underscore is expected (such as anjia_1_1)."
             )
     speakers = _speakers(series, name, entry.get("SpeakerInfo"))
     for key in sorted(dialog, key=lambda utterance: int(utterance.rsplit("_", 1)[1])):

@@ -20,6 +20,7 @@ from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json, read_records, read_text
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
+from ercfusion.schemas.reading import shown
 
 PARTS = ("train", "test")
 FOLDERS: dict[str, str] = {"text": "text", "audio": "audio", "visual": "video"}
@@ -195,10 +196,11 @@ def _csv(modality: str, part: str) -> str:
 
 
 def _identifier(text: str, where: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(.+)_([0-9]+)", text.strip())
+    match = re.fullmatch(r"(.+)_([0-9]{1,9})", text.strip())
     if match is None:
         raise CorpusFormatError(
-            f"{where}: found the id {text!r}, but VIDEO_NUMBER (for example abc_12) is expected. Get the file again."
+            f"{where}: found the id {shown(text)}, but VIDEO_NUMBER (for example abc_12) is expected. Get the file "
+            "again."
         )
     return match[1], int(match[2])
 
@@ -207,6 +209,7 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
     # (video, number) -> text, number of the video, label. The file has no header.
     spoken: dict[tuple[str, int], tuple[str, int, int]] = {}
     lines: dict[tuple[str, int], int] = {}
+    numbers: dict[str, tuple[str, int]] = {}
     for line, cells in read_records(path):
         where = f"{path}, line {line}"
         if len(cells) != 4:
@@ -218,13 +221,19 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
             raise CorpusFormatError(
                 f"{where}: the id {cells[0]!r} stands already on line {lines[key]}. Remove one of the lines."
             )
-        if not (cells[2].isascii() and cells[2].isdigit()):
+        if not re.fullmatch("[0-9]{1,9}", cells[2]):
             raise CorpusFormatError(
-                f"{where}, column 3: found {cells[2]!r}, but the video's number is expected. Get the file again."
+                f"{where}, column 3: found {shown(cells[2])}, but the video's number is expected. Get the file again."
             )
         if cells[3] not in ("0", "1"):
             raise CorpusFormatError(
                 f"{where}, column 4: found {cells[3]!r}, but the label 0 (negative) or 1 (positive) is expected."
+            )
+        number, first = numbers.setdefault(key[0], (cells[2], line))
+        if number != cells[2]:
+            raise CorpusFormatError(
+                f"{where}, column 3: the video {key[0]!r} has the number {cells[2]}, but on line {first} {number}. It "
+                "decides whether the video is for training or for testing: correct it, or get the file again."
             )
         spoken[key] = (cells[1].strip(), int(cells[2]), int(cells[3]))
         lines[key] = line
@@ -234,6 +243,7 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
 def _listed(path: Path, spoken: Mapping[tuple[str, int], tuple[str, int, int]]) -> dict[str, list[_Utterance]]:
     content = read_json(path)
     seen: dict[tuple[str, int], str] = {}
+    part_of: dict[str, tuple[str, str]] = {}
     rows: dict[str, list[_Utterance]] = {}
     for part in PARTS:
         rows[part] = []
@@ -250,6 +260,12 @@ def _listed(path: Path, spoken: Mapping[tuple[str, int], tuple[str, int, int]]) 
             if first is not where:
                 raise CorpusFormatError(
                     f"{path}, {where}: the id {identifier!r} is already that of {first}. Remove one."
+                )
+            other, earlier = part_of.setdefault(key[0], (part, where))
+            if other != part:
+                raise CorpusFormatError(
+                    f"{path}, {where}: the video {key[0]!r} is that of {earlier} too. A video is for training or for "
+                    "testing: remove it from one of the two, or get the file again."
                 )
             if key not in spoken:
                 raise CorpusFormatError(

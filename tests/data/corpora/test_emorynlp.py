@@ -101,7 +101,18 @@ def test_missing_file(twin):
 
 
 def test_counts_other_than_the_quoted_ones_are_noted(twin):
-    findings = open_corpus("emorynlp", twin).findings(open_corpus("emorynlp").protocol())
+    corpus = open_corpus("emorynlp", twin)
+    # Notes are logged by training too.
+    findings = corpus.notes(corpus.protocol()) + corpus.findings(corpus.protocol())
     assert {finding.level for finding in findings} == {"note"}
     assert sum(finding.topic == "quoted counts" for finding in findings) == 3
     assert sum("1 turns have several speakers" in finding.text for finding in findings) == 3
+
+
+def test_a_scene_in_two_files_is_noted(twin):
+    corpus = open_corpus("emorynlp", twin)
+    assert not [note for note in corpus.notes(corpus.protocol()) if note.topic == "leakage"]
+    for split in ("train", "dev"):
+        (twin / FILES[split]).write_text(f"{HEADER}\n{ROW}\n", encoding="utf-8")
+    (note,) = [note for note in corpus.notes(corpus.protocol()) if note.topic == "leakage"]
+    assert note.text == "1 scenes are in two splits (first: s01e04c03 in train and dev)"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ercfusion.data import open_corpus
+from ercfusion.data.bound import bound_protocol, differences_from_card
 from ercfusion.data.check import check_corpus
 from ercfusion.data.corpora.iemocap import LABELS, PUBLISHED_HAPPY, UTTERANCES, IemocapCorpus
 from ercfusion.data.media import Clip
@@ -335,6 +336,27 @@ def test_counts_as_released_are_ok(monkeypatch, twin):
     monkeypatch.setattr("ercfusion.data.corpora.iemocap.UTTERANCES", counts)
     monkeypatch.setattr("ercfusion.data.corpora.iemocap.DIALOGUES", 20)
     assert {finding.level for finding in findings(twin, "counts")} == {"ok"}
+
+
+def test_a_session_that_was_cut_off_gives_another_protocol(monkeypatch, twin):
+    """The card has no counts of train and dev; those by session are known."""
+    corpus = open_corpus("iemocap", twin)
+    protocol = corpus.protocol("vad-ses5")  # without label counts
+    splits = corpus.conversations(protocol)
+    everyone = [one for part in splits.values() for one in part]
+    counts = {session: sum(len(one) for one in everyone if one.id[4] == str(session)) for session in range(1, 6)}
+    monkeypatch.setattr("ercfusion.data.corpora.iemocap.UTTERANCES", counts)
+    monkeypatch.setattr("ercfusion.data.corpora.iemocap.DIALOGUES", len(everyone))
+    assert bound_protocol(corpus, protocol, splits) is protocol
+    splits["train"] = splits["train"][1:]
+    assert bound_protocol(corpus, protocol, splits).id == "iemocap/vad-ses5-other"
+    found = differences_from_card(corpus, protocol, splits)
+    assert [finding.topic for finding in found] == ["counts", "counts"]
+
+
+def test_times_of_thousands_of_digits(known):
+    edit(known / EVALUATION, "[6.2901", "[" + "9" * 5000)
+    assert "but [START - END], name, label and [V, A, D] are expected" in problem(known)
 
 
 def test_oddities_are_found(known):

@@ -218,3 +218,14 @@ def test_seeds(tmp_path):
     first, again, other = (write_m3ed(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert open_corpus("m3ed", first).fingerprint() == open_corpus("m3ed", again).fingerprint()
     assert load(first) != load(other)
+
+
+def test_a_number_of_thousands_of_digits(twin):
+    def rename(content):
+        dialog = content["wenquan"]["wenquan_2"]["Dialog"]
+        dialog["wenquan_2_" + "9" * 5000] = dialog.pop("wenquan_2_3")
+
+    edit(twin, rename)
+    message = problem(twin)
+    assert "a name with a number behind the last underscore is expected" in message
+    assert len(message) < 500

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_missing_files(twin, tmp_path):
         (lambda content: content["test"][0].update(id="nobody"), "VIDEO_NUMBER"),
         (lambda content: content["test"][0].update(id=content["test"][1]["id"]), "already that of"),
         (lambda content: content["test"][2].update(score=3.5), "not between -3 and 3"),
-        (lambda content: content["test"][2].update(score=float("nan")), "not between -3 and 3"),
+        (lambda content: content["test"][2].update(score=float("nan")), "NaN is not a number of JSON"),
         (lambda content: content["test"][2].update(score="1"), "type float"),
         (lambda content: content["test"][2].pop("label"), "no key 'label'"),
         (lambda content: content.pop("test"), "no key 'test'"),
@@ -229,3 +230,45 @@ def test_real_order_is_rebuilt_exactly(shared_data, tmp_path):
     for name in ("text", "audio", "video", "transcripts.csv"):
         (tmp_path / name).symlink_to(folder / name)
     assert tables(tmp_path)["text"].keys == tables(folder)["text"].keys
+
+
+def test_a_video_in_both_parts_is_refused(twin):
+    """Its utterances would be trained on and tested."""
+
+    def both(content):
+        content["test"][0]["id"] = content["train"].pop(0)["id"]
+
+    edit_list(twin, both)
+    message = problem(load, twin)
+    assert "utterances.json, test entry 0 (counted from 0): the video 'twin" in message
+    assert "is that of train entry" in message
+    assert "A video is for training or for testing" in message
+
+
+def test_a_video_with_two_numbers_is_refused(twin):
+    """Without the list of utterances, the number decides in which part a video is."""
+    (twin / "utterances.json").unlink()
+    path = twin / "transcripts.csv"
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0][0].rpartition("_")[0] == rows[1][0].rpartition("_")[0]
+    number = rows[1][2]
+    rows[1][2] = str(int(number) + 90)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+    message = problem(load, twin)
+    assert "transcripts.csv, line 2, column 3: the video 'twin" in message
+    assert f"has the number {rows[1][2]}, but on line 1 {number}. It decides whether the video is for" in message
+
+
+@pytest.mark.parametrize("identifier", ["a_" + "9" * 5000, "a_1_" + "8" * 10])
+def test_numbers_of_thousands_of_digits(twin, identifier):
+    edit_list(twin, lambda content: content["test"][0].update(id=identifier))
+    message = problem(load, twin)
+    assert "VIDEO_NUMBER" in message
+    assert len(message) < 500
+    path = twin / "transcripts.csv"
+    path.write_text(f"{identifier},text,1,0\n", encoding="utf-8")
+    assert "VIDEO_NUMBER" in problem(load, twin)
+    path.write_text(f"a_1,text,{'9' * 5000},0\n", encoding="utf-8")
+    assert "the video's number is expected" in problem(load, twin)

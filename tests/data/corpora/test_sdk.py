@@ -395,6 +395,24 @@ def test_a_missing_array(twin):
     assert "there is no array 'intervals'" in problem(load, twin)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shape": (1 << 40, 5), "chunks": (1024, 5), "dtype": "f4"}, "at most 1024 MiB are read"),
+        ({"shape": (100_000, 5), "chunks": (1024, 5), "dtype": "f4"}, "but no values are stored"),
+    ],
+)
+def test_a_shape_that_only_claims(twin, options, words):
+    """A file of a few bytes may state any shape; what is not stored would be read as zeros."""
+    with h5py.File(twin / COVAREP, "a") as file:
+        entry = file[next(iter(file))]["data/twindev000"]
+        del entry["features"]
+        entry.create_dataset("features", **options)
+    message = problem(tables, twin)
+    assert words in message
+    assert "data/twindev000" in message
+
+
 # Findings and reproducibility
 
 
