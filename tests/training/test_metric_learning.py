@@ -246,11 +246,12 @@ def test_resuming_in_the_middle_is_exact(place: Place, tmp_path: Path, monkeypat
     assert_same_run(tmp_path / "1", tmp_path / "whole")
 
 
-def test_runs_of_earlier_versions_can_be_resumed(place: Place, tmp_path: Path) -> None:
+def test_runs_that_earlier_versions_began_can_be_resumed(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     shutil.copytree(place.run, folder)
     (folder / "record.json").unlink()
-    shutil.rmtree(folder / "packs")
+    for name in ("packs", "checkpoints"):
+        shutil.rmtree(folder / name)
     config = read(folder / "config.json")
     del config["task"]
     del config["objective"]["probe"]
