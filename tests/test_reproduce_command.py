@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 from runs import command, environment, refused
+from sweeps import serially
 
 from ercfusion import reproduce as module
+from ercfusion.data.corpora.demo import DemoCorpus
+from ercfusion.errors import TrainingError
 from ercfusion.evaluation.archive import read_archive
 from ercfusion.evaluation.preset import known_presets
+from ercfusion.training import many, run
 
 TINY = """
 title: A tiny table
@@ -179,6 +183,46 @@ def test_a_run_folder_that_was_never_finished_being_made(made, tmp_path, capsys,
     (record,) = read_archive(tmp_path / "tiny" / "records" / "plain.json")
     assert record["metrics"] == read_archive(made / "tiny" / "records" / "plain.json")[0]["metrics"]
     assert [path.read_text() for path in begun.parent.glob("seed-0-until-*/notes.txt")] == ["mine"] * foreign
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(many, "run_jobs", serially)
+    preset = write(tmp_path, epochs=1)
+    preset.write_text(preset.read_text().replace("[0, 1]", "[0]"))
+    arguments = [str(preset), f"runs={tmp_path / 'runs'}", "rows=plain"]
+
+    def stops(*_):
+        raise TrainingError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", stops)
+        assert "stopped" in refused(module.main, arguments, capsys)
+    tables = DemoCorpus.features
+
+    def other_values(self, protocol):
+        found = tables(self, protocol)
+        found["audio"].values = found["audio"].values + 1
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DemoCorpus, "features", other_values)
+        message = refused(module.main, arguments, capsys)
+    assert "plain, seed 0: " in message
+    assert "last.ckpt: changed since it was made: features audio: " in message
+    assert "Restore that, or begin a new run." in message
+    assert not list(tmp_path.rglob("plain.json"))
+    status, _, err = command(module.main, arguments, capsys)
+    assert status == 0, err
+    assert "resuming" in (tmp_path / "runs/plain/seed-0/train.log").read_text()
+    # Other settings: the run is kept under another name, and another one is begun.
+    (tmp_path / "tiny/records/plain.json").unlink()
+    (tmp_path / "runs/plain/seed-0/record.json").unlink()
+    config = json.loads((tmp_path / "runs/plain/seed-0/config.json").read_text())
+    (tmp_path / "runs/plain/seed-0/config.json").write_text(json.dumps({**config, "seed": 7}))
+    status, _, err = command(module.main, arguments, capsys)
+    assert status == 0, err
+    assert len(list((tmp_path / "runs/plain").glob("seed-0-until-*"))) == 1
 
 
 @pytest.mark.slow

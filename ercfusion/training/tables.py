@@ -12,7 +12,7 @@ from typing import Any
 
 from ercfusion.errors import ConfigError, RunError, did_you_mean
 from ercfusion.evaluation.archive import read_archive, write_archive
-from ercfusion.evaluation.groups import differences, settings_of
+from ercfusion.evaluation.groups import changed_settings, differences, settings_of
 from ercfusion.evaluation.preset import Row, TablePreset
 from ercfusion.overrides import literal_text
 from ercfusion.pool import Outcome
@@ -171,7 +171,7 @@ def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
 
     if is_described(folder):
         _, begun = open_run_folder(folder)
-        if not differences(settings_of(begun), settings_of(config)):
+        if not changed_settings(begun, config):
             return
     if folder.is_dir() and not is_unused(folder):
         aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")

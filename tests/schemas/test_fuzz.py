@@ -172,7 +172,6 @@ class Workshop:
         from ercfusion.features.journal import Journal, Result
         from ercfusion.features.pack import write_pack
         from ercfusion.features.recordings import Source
-        from ercfusion.features.recordings import Source
 
         self.folder = folder
         self.run = folder / "run"
