@@ -15,7 +15,7 @@ from pathlib import Path
 from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
 from ercfusion.data.features import Key
-from ercfusion.data.media import MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
+from ercfusion.data.media import BEYOND, MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
 from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.files import sha256_of
 from ercfusion.progress import track
@@ -30,8 +30,6 @@ RULE = (
     f"longer than {LONG:g} s and than {LONG_BASE:g} s + {LONG_PER_WORD:g} s a word, "
     f"or shorter than {SHORT_PER_WORD:g} s a word"
 )
-_BEYOND = 0.5
-"""Seconds that a turn may end after its recording: times are rounded, and tracks end a little early."""
 _SHOWN = 3
 """Examples named in one finding."""
 _LISTED = 50
@@ -107,32 +105,35 @@ def _look(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) 
         files[path] = found = _File(path.stat().st_size)
         if found.size and path.suffix.lower() not in _PICTURES:
             try:
-                found.seconds = duration(path)
-                found.rate = sampling_rate(path) if kind == "audio" else None
+                found.seconds, found.rate = header(path)
             except _UnreadableError as error:
                 found.fault = str(error)
     return fresh
 
 
-def duration(path: Path) -> float | None:
-    """Seconds that a file lasts according to its header; None where that needs PyAV, which is not installed.
+def header(path: Path) -> tuple[float | None, int | None]:
+    """Seconds that a file lasts and samples of sound per second, according to its header, which is read once.
+
+    Either is None where the header does not say it, or where reading it needs a package that is not installed.
 
     Raises:
         Exception: the header cannot be read.
     """
     if path.suffix.lower() == ".wav":
         try:
-            return _wave_seconds(path)
+            return _wave_header(path)
         except (wave.Error, EOFError) as error:
             # The standard library knows plain samples only; whatever else a WAV file holds, PyAV can tell.
             if not _has_av():
                 if "unknown format" in str(error):
-                    return None
+                    return None, sampling_rate(path)
                 raise _UnreadableError(str(error) or "the file ends within its header") from error
-    return _av_seconds(path) if _has_av() else None
+        except OSError as error:
+            raise _UnreadableError(str(error.strerror)) from error
+    return _av_header(path) if _has_av() else (None, sampling_rate(path))
 
 
-def _wave_seconds(path: Path) -> float:
+def _wave_header(path: Path) -> tuple[float, int]:
     with wave.open(str(path), "rb") as stream:
         frames, width = stream.getnframes(), stream.getsampwidth() * stream.getnchannels()
         rate = stream.getframerate()
@@ -141,16 +142,17 @@ def _wave_seconds(path: Path) -> float:
     held = path.stat().st_size
     if frames * width > held:
         raise _UnreadableError(f"cut off: {frames * width} bytes of sound are announced, the file has {held}")
-    return frames / rate
+    return frames / rate, rate
 
 
-def _av_seconds(path: Path) -> float | None:
+def _av_header(path: Path) -> tuple[float | None, int | None]:
     import av
 
     try:
         with av.open(str(path)) as container:
+            rate = int(container.streams.audio[0].rate or 0) if container.streams.audio else 0
             if container.duration is not None:
-                return float(container.duration / av.time_base)
+                return float(container.duration / av.time_base), rate or None
             lengths = [
                 float(stream.duration * stream.time_base)
                 for stream in container.streams
@@ -158,7 +160,7 @@ def _av_seconds(path: Path) -> float | None:
             ]
     except (av.error.FFmpegError, ValueError) as error:
         raise _UnreadableError(" ".join(str(error).replace(str(path), path.name).split())) from error
-    return max(lengths) if lengths else None
+    return max(lengths, default=None), rate or None
 
 
 def _has_av() -> bool:
@@ -246,7 +248,7 @@ def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[P
                 continue
             whole = files[clip.path].seconds
             name = f"{split} {'/'.join(key)}"
-            if clip.end is not None and whole is not None and clip.end > whole + _BEYOND:
+            if clip.end is not None and whole is not None and clip.end > whole + BEYOND:
                 beyond.append(f"{name} ends at {clip.end:.1f} s of {whole:.1f} s")
             seconds = _seconds(clip, turn, whole)
             if seconds is None or turn.text is None:

@@ -28,6 +28,8 @@ class Clip:
     end: float | None = None
 
 
+BEYOND = 0.5
+"""Seconds that a turn may end after its recording without a note: times are rounded, and tracks end a little early."""
 RATES = (1000, 192_000)
 """Sampling rates that are read, in Hz. What a header says beyond them is damage: 1 Hz would make hours of a second."""
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.media import RATES, Clip, announced_frames, sampling_rate
+from ercfusion.data.media import BEYOND, RATES, Clip, announced_frames, sampling_rate
 from ercfusion.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 
@@ -27,8 +27,6 @@ _PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
 SILENCE = 1e-4
 # Seconds decoded before a clip's start, because compressed sound needs the packets before it.
 _LEAD = 0.5
-# Seconds that a turn may end after its recording without a note: times are rounded, and tracks end a little early.
-_BEYOND = 0.5
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def uneven_rates(clips: Sequence[Clip], rate: int | None, resample: Resample) ->
 
 def _short(clip: Clip, sound: Sound) -> str:
     ends = clip.start + sound.seconds
-    if clip.end is None or clip.end <= ends + _BEYOND:
+    if clip.end is None or clip.end <= ends + BEYOND:
         return ""
     return f"the turn ends at {clip.end:.2f} s, its recording at {ends:.2f} s"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.sampler import mix_seed
 from ercfusion.errors import RunError, TrainingError
+from ercfusion.schemas.reading import shown
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
 from ercfusion.search.storage import open_storage
 from ercfusion.tasks.metrics import higher_is_better
@@ -194,7 +195,7 @@ def _check_identity(study: Study, plan: Plan, identity: Mapping[str, Any]) -> No
 
 
 def _shown(value: Any) -> str:
-    return "(not there)" if value is None else json.dumps(value)
+    return "(not there)" if value is None else shown(value)
 
 
 # Trials

@@ -1,14 +1,15 @@
 import importlib.util
 import shutil
 import struct
+import wave
 from types import SimpleNamespace
 
 import pytest
 
 from ercfusion.data import Conversation, Target, Turn, open_corpus
 from ercfusion.data.check import check_corpus
-from ercfusion.data.check_media import RULE, check_clips, duration
-from ercfusion.data.media import Clip
+from ercfusion.data.check_media import RULE, check_clips, header
+from ercfusion.data.media import Clip, sampling_rate
 from ercfusion.errors import ConfigError, CorpusNotFoundError
 from ercfusion.testing.media import tone, write_video, write_wav
 from ercfusion.testing.twins import write_twin
@@ -182,24 +183,46 @@ def test_turns_that_end_after_their_recording(tmp_path):
 
 
 def test_durations(tmp_path, without_av):
-    assert duration(wav(tmp_path, "a.wav", 1.5)) == 1.5
-    assert duration(tmp_path / "b.mp4") is None
+    assert header(wav(tmp_path, "a.wav", 1.5)) == (1.5, 8000)
+    assert header(tmp_path / "b.mp4") == (None, None)
     # A WAV file of another format than plain samples is nothing that the standard library could judge.
     other = wav(tmp_path, "float.wav")
     data = bytearray(other.read_bytes())
     data[20:22] = struct.pack("<H", 3)
     other.write_bytes(bytes(data))
-    assert duration(other) is None
+    assert header(other)[0] is None
     assert texts_of(look([other]), "fault") == []
+
+
+def test_a_header_is_read_once(tmp_path, monkeypatch):
+    opened = []
+    paths = [wav(tmp_path, "a.wav", 2), wav(tmp_path, "b.wav", 2)]
+    original = wave.open
+    monkeypatch.setattr(wave, "open", lambda *given: opened.append(given[0]) or original(*given))
+    look(paths, ["one", "two"])
+    assert sorted(opened) == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+
+
+def test_a_file_that_may_not_be_opened(tmp_path, monkeypatch):
+    path = wav(tmp_path, "a.wav", 2)
+
+    def refuse(*given):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(wave, "open", refuse)
+    (fault,) = texts_of(look([path]), "fault")
+    assert "1 files cannot be read: a.wav (Permission denied)" in fault
 
 
 @needs_av
 def test_durations_with_pyav(tmp_path):
     video = write_video(tmp_path / "a.mp4", 2.0, sound=tone(2.0))
-    assert duration(video) == pytest.approx(2.0, abs=0.15)
+    seconds, rate = header(video)
+    assert seconds == pytest.approx(2.0, abs=0.15)
+    assert rate == sampling_rate(video)
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "float.wav", tone(1.0), 16000, subtype="FLOAT")
-    assert duration(tmp_path / "float.wav") == pytest.approx(1.0)
+    assert header(tmp_path / "float.wav") == (pytest.approx(1.0), 16000)
 
 
 @needs_av
