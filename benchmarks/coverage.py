@@ -5,6 +5,10 @@ and exact posteriors, and for two models many simulated training runs. A run is 
 errors that all runs of its model share, errors of its own and a bias of its own towards some labels. Their sizes are
 set so that the runs of the first model vary as much as those of ``cogmen`` on ``demo``, or a little more.
 
+Further cases are outside of what the intervals were made for: few conversations, seeds that differ more, rare classes,
+scores that are nearly perfect. They show where the intervals and tests still keep what they promise, and the limits of
+:mod:`ercfusion.evaluation.cautions`.
+
 A replicate draws a test split of conversations and a few runs of each model from the pool, with replacement, and asks
 whether the interval holds the pool's value, or whether a test claims a difference where there is none.
 """
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.data.store import encode_targets
 from ercfusion.data.task import TaskSpec
+from ercfusion.evaluation.cautions import cautions
 from ercfusion.evaluation.comparison import compare_all, paired_randomization
 from ercfusion.evaluation.statistics import (
     conversation_bootstrap,
@@ -32,12 +37,11 @@ from ercfusion.evaluation.statistics import (
     seed_summary,
     two_level_bootstrap,
 )
+from ercfusion.tasks.metrics import score_bounds
 from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.sums import Statistic, conversation_sums, score_source
 
 METRICS = ("weighted_f1", "macro_f1", "accuracy", "shift_accuracy")
-SETTINGS = ((80, 5), (31, 5), (80, 2), (80, 1))
-"""Conversations in the test split (80: of ``demo``; 31: of MOSI) and runs of each model."""
 
 INTERVALS = ("one run", "mean of runs", "difference of means")
 """The interval of one run's score, for other conversations; of the mean of the runs, and of the difference of two
@@ -52,6 +56,11 @@ STUDENT = "mean of runs, Student's t"
 """For comparison: the usual interval from the spread between runs, which knows nothing of other conversations."""
 PLAIN = "one run, plain percentiles"
 """For comparison: the 2.5th to the 97.5th percentile of the resamples, without the two corrections."""
+NONE = "one run: no interval"
+CAUTION = "one run: with a caution"
+SURE = "one run, no caution"
+SURE_MEAN = "mean of runs, no caution"
+"""How often there is no interval, or one with a caution; and how often those without a caution hold the truth."""
 
 ACCEPTED = {**dict.fromkeys(INTERVALS, (0.92, 0.98)), EXCHANGED: (0.02, 0.08)}
 
@@ -68,6 +77,7 @@ class Model:
         own: Noise of a single run, for every utterance and label.
         own_conversation: Noise of a single run, for every conversation and label.
         bias: Noise of a single run, for every label.
+        help: Added for the true label: a model that knows more than the posterior, up to nearly perfect scores.
     """
 
     sharpness: float = 1.0
@@ -77,10 +87,57 @@ class Model:
     own: float = 0.65
     own_conversation: float = 0.3
     bias: float = 0.1
+    help: float = 0.0
 
 
 FIRST = Model()
 SECOND = Model(shared=1.2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated.
+
+    Args:
+        title: For people.
+        models: The two that are compared.
+        settings: Conversations in the test split, and runs of each model.
+        metrics: Of the scores.
+        rare: As for :func:`make_pool`.
+    """
+
+    title: str
+    models: tuple[Model, Model]
+    settings: tuple[tuple[int, int], ...]
+    metrics: tuple[str, ...] = ("weighted_f1",)
+    rare: float | None = None
+
+
+CASES = {
+    # 80 conversations: of demo; 31: of MOSI.
+    "usual": Case("as demo and MOSI", (FIRST, SECOND), ((80, 5), (31, 5), (80, 2), (80, 1)), METRICS),
+    "few": Case(
+        "few conversations",
+        (FIRST, SECOND),
+        (*((number, 5) for number in (2, 3, 5, 8, 12, 20)), (5, 2), (12, 2), (12, 1)),
+        ("weighted_f1", "macro_f1"),
+    ),
+    **{
+        f"seeds-{number}": Case(
+            f"seeds that differ more, {number}",
+            (Model(bias=bias), Model(bias=bias, shared=1.2)),
+            ((80, 2), (80, 3), (80, 5)),
+        )
+        for number, bias in enumerate((1.0, 1.6, 1.9), start=1)
+    },
+    "rare": Case("two classes of 0.3 %", (FIRST, SECOND), ((80, 5), (280, 5)), ("macro_f1", "weighted_f1"), rare=0.003),
+    **{
+        f"perfect-{number}": Case(
+            f"nearly perfect scores, {number}", (Model(help=known), Model(help=known, shared=1.2)), ((80, 5), (31, 5))
+        )
+        for number, known in enumerate((5.0, 9.0), start=1)
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +162,20 @@ class Pool:
 
 
 def make_pool(
-    conversations: int = 1500, runs: int = 40, models: Sequence[Model] = (FIRST, SECOND), seed: int = 0
+    conversations: int = 1500,
+    runs: int = 40,
+    models: Sequence[Model] = (FIRST, SECOND),
+    seed: int = 0,
+    rare: float | None = None,
 ) -> Pool:
-    """Draw the conversations and the runs."""
+    """Draw the conversations and the runs.
+
+    Args:
+        conversations, runs: Number in the pool, and of runs of each model.
+        models, seed: How runs are simulated, and with which draws.
+        rare: Share of the labelled utterances that each of the last two labels keeps; the others of these labels are
+            left without a label, and the models know the shares.
+    """
     corpus = DemoCorpus(seed=seed, train=1, dev=1, test=conversations)
     protocol = corpus.protocols["demo/balanced"]
     split = corpus.conversations(protocol)["test"]
@@ -126,6 +194,15 @@ def make_pool(
         "turn_ids": tuple(turn.id for conversation in split for turn in conversation.turns),
     }
     N, C = log.shape
+    if rare is not None:
+        share = np.bincount(fixed["value"], minlength=C) / N
+        # Two labels of r each and a rest of 1 - 2 r.
+        kept = rare / (1 - 2 * rare) * share[:-2].sum() / share[-2:]
+        log = log.copy()
+        log[:, -2:] += np.log(kept)
+        chance = np.where(fixed["value"] < C - 2, 1.0, np.append(np.ones(C - 2), kept)[fixed["value"]])
+        fixed["valid"] = fixed["valid"] & (np.random.default_rng([seed, 2]).random(N) < chance)
+    true = np.eye(C)[fixed["value"]]
     found = []
     for model in models:
         shared = model.shared * rng.standard_normal((N, C))
@@ -135,7 +212,7 @@ def make_pool(
             logits = model.sharpness * np.exp(model.spread * rng.standard_normal()) * log + shared
             logits += model.own * rng.standard_normal((N, C))
             logits += model.own_conversation * rng.standard_normal((conversations, C))[owner]
-            logits += model.bias * rng.standard_normal(C)
+            logits += model.bias * rng.standard_normal(C) + model.help * true
             output = np.exp(logits - logits.max(axis=1, keepdims=True))
             output /= output.sum(axis=1, keepdims=True)
             parts.append(conversation_sums(Predictions(output=output, **fixed)))
@@ -196,14 +273,17 @@ def measure(
     """Shares of the replicates in which an interval held the truth, or a test claimed a difference.
 
     The truth is the score on all conversations of the pool: of the one run, or in the mean over all runs of the pool.
-    With one run a model, the intervals of means are left out: nothing is known of other runs.
+    With one run a model, the intervals of means are left out: nothing is known of other runs. Replicates without an
+    interval count neither for nor against it; shares of no replicate are NaN.
     """
     source = score_source(pool.task, metric)
     assert source is not None
     key, statistic = source
     first, second = (model[key] for model in pool.sums[:2])
     truth = [statistic(model.sum(axis=1)) for model in (first, second)]
-    counted: dict[str, int] = {}
+    means = truth[0].mean(), truth[0].mean() - truth[1].mean()
+    bounds = score_bounds(metric)
+    found: dict[str, list[float]] = {}
     for number in range(replicates):
         rng = np.random.default_rng([seed, number])
         chosen = rng.integers(pool.conversations, size=conversations)
@@ -215,29 +295,46 @@ def measure(
             np.where(flips.reshape(1, -1, *[1] * (one.ndim - 2)), *sides) for sides in ((one, other), (other, one))
         ]
         (null,) = compare_all(
-            {"one": one, "fresh": fresh}, statistic, resamples=resamples, permutations=permutations, seed=number
+            {"one": one, "fresh": fresh},
+            statistic,
+            resamples=resamples,
+            permutations=permutations,
+            seed=number,
+            bounds=bounds,
         )
-        means = truth[0].mean(), truth[0].mean() - truth[1].mean()
-        outcomes = {
-            "one run": _holds(conversation_bootstrap(one[0], statistic, resamples, seed=number), truth[0][of_first[0]]),
+        of_one = conversation_bootstrap(one[0], statistic, resamples, seed=number, bounds=bounds)
+        held = _holds(of_one, truth[0][of_first[0]])
+        doubtful = bool(cautions(pool.task, metric, one[:1], missing=np.isnan(held)))
+        outcomes: dict[str, float] = {
+            "one run": held,
+            NONE: np.isnan(held),
+            CAUTION: doubtful and not np.isnan(held),
+            SURE: np.nan if doubtful else held,
             PLAIN: _holds(plain_percentiles(one[0], statistic, resamples, number), truth[0][of_first[0]]),
             EXCHANGED: paired_randomization(*exchanged, statistic, permutations, number) < 0.05,
             FRESH[0]: null.p < 0.05,
             FRESH[1]: null.shown,
         }
         if runs > 1:
-            both_levels = two_level_bootstrap(one, statistic, resamples, seed=number)
-            difference = difference_interval(one, other, statistic, resamples, seed=number)
+            both_levels = two_level_bootstrap(one, statistic, resamples, seed=number, bounds=bounds)
+            difference = difference_interval(one, other, statistic, resamples, seed=number, bounds=bounds)
             student = seed_summary(statistic(one.sum(axis=1)))
+            of_mean = _holds(both_levels, means[0])
             outcomes |= {
-                "mean of runs": _holds(both_levels, means[0]),
+                "mean of runs": of_mean,
+                SURE_MEAN: np.nan if cautions(pool.task, metric, one, missing=np.isnan(of_mean)) else of_mean,
                 "difference of means": _holds(difference, means[1]),
                 ZERO: _holds((null.low, null.high), 0.0),
                 STUDENT: _holds((student["low"], student["high"]), means[0]),
             }
         for name, outcome in outcomes.items():
-            counted[name] = counted.get(name, 0) + bool(outcome)
-    return {name: number / replicates for name, number in counted.items()}
+            found.setdefault(name, []).append(float(outcome))
+    return {name: _share(values) for name, values in found.items()}
+
+
+def _share(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return sum(known) / len(known) if known else float("nan")
 
 
 def plain_percentiles(sums: NDArray[Any], statistic: Statistic, resamples: int, seed: int) -> tuple[float, float]:
@@ -248,24 +345,33 @@ def plain_percentiles(sums: NDArray[Any], statistic: Statistic, resamples: int, 
     return float(low), float(high)
 
 
-def _holds(interval: tuple[float, float], value: float) -> bool:
-    return bool(interval[0] <= value <= interval[1])
+def _holds(interval: tuple[float, float], value: float) -> float:
+    """1 or 0; NaN if there is no interval."""
+    return float("nan") if np.isnan(interval).any() else float(interval[0] <= value <= interval[1])
 
 
 # The command
 
+ROWS = (*INTERVALS, ZERO, NONE, CAUTION, SURE, SURE_MEAN, PLAIN, STUDENT, EXCHANGED, *FRESH)
+_WHERE_NEEDED = (NONE, CAUTION, SURE, SURE_MEAN)
+_USUAL_ONLY = (PLAIN, STUDENT)
+
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Percentages, a row a setting and question, a column a metric."""
+    """Percentages of one case, a row a setting and question, a column a metric."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in results))
     rows = [["conversations", "runs", "in % of the replicates", *metrics, "accepted"]]
     for setting in dict.fromkeys((entry["conversations"], entry["runs"]) for entry in results):
         found = {e["metric"]: e["shares"] for e in results if (e["conversations"], e["runs"]) == setting}
-        for name in (*INTERVALS, ZERO, PLAIN, STUDENT, EXCHANGED, *FRESH):
-            if not all(name in shares for shares in found.values()):
+        plain = not any(shares[NONE] or shares[CAUTION] for shares in found.values())
+        for name in ROWS:
+            if not all(name in shares for shares in found.values()) or (plain and name in _WHERE_NEEDED):
+                continue
+            if name in _USUAL_ONLY and results[0]["case"] != "usual":
                 continue
             accepted = "{:.0f} to {:.0f}".format(*(100 * end for end in ACCEPTED[name])) if name in ACCEPTED else ""
-            cells = [f"{100 * found[metric][name]:.1f}" for metric in metrics]
+            shares = [found[metric][name] for metric in metrics]
+            cells = ["-" if np.isnan(share) else f"{100 * share:.1f}" for share in shares]
             rows.append([*(str(number) for number in setting), name, *cells, accepted])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = (2,)
@@ -280,36 +386,55 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--replicates", type=int, default=400, help="splits drawn for each setting and metric")
-    parser.add_argument("--metrics", nargs="+", default=METRICS, choices=METRICS)
+    parser.add_argument("--replicates", type=int, default=300, help="splits drawn for each setting and metric")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--metrics", nargs="+", default=METRICS, choices=METRICS, help="of those that a case has")
     parser.add_argument("--conversations", type=int, default=1500, help="in the pool")
     parser.add_argument("--runs", type=int, default=40, help="of each model in the pool")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
     chosen = parser.parse_args(arguments)
-    start = time.perf_counter()
-    pool = make_pool(chosen.conversations, chosen.runs)
-    spreads = [describe(pool, model) for model in range(len(pool.sums))]
-    print(
-        f"pool: {chosen.conversations} conversations of demo/balanced, {chosen.runs} simulated runs of each of 2 models"
-    )
-    for number, spread in enumerate(spreads, start=1):
-        print(f"  model {number}: weighted F1 {spread.mean:.3f}, standard deviations on splits of 80 conversations:")
-        print(f"    {spread.conversations:.4f} of one run between splits")
-        print(
-            f"    {spread.runs:.4f} between runs on one split ({spread.runs_alone:.4f} on all conversations there are)"
-        )
-    results: list[dict[str, Any]] = []
-    for conversations, runs in SETTINGS:
-        for metric in chosen.metrics:
-            shares = measure(pool, metric, conversations, runs, chosen.replicates)
-            results.append({"conversations": conversations, "runs": runs, "metric": metric, "shares": shares})
-    seconds = time.perf_counter() - start
+    start = time.process_time()
+    pools: dict[Any, Pool] = {}
+    content: dict[str, Any] = {"replicates": chosen.replicates, "pools": {}, "results": []}
+    print(f"pools: {chosen.conversations} conversations of demo/balanced, {chosen.runs} simulated runs of 2 models")
+    for name in chosen.cases:
+        case = CASES[name]
+        metrics = [metric for metric in case.metrics if metric in chosen.metrics]
+        if not metrics:
+            continue
+        if (case.models, case.rare) not in pools:
+            pools[case.models, case.rare] = make_pool(chosen.conversations, chosen.runs, case.models, rare=case.rare)
+        pool = pools[case.models, case.rare]
+        spreads = [describe(pool, model) for model in range(len(pool.sums))]
+        print(f"\n{name}: {case.title}")
+        for number, spread in enumerate(spreads, start=1):
+            print(
+                f"  model {number}: weighted F1 {spread.mean:.3f}; standard deviation {spread.conversations:.4f} "
+                f"between splits of 80 conversations,\n    {spread.runs:.4f} between runs on one split "
+                f"({spread.runs_alone:.4f} on all conversations there are)"
+            )
+        results = [
+            {
+                "case": name,
+                "conversations": conversations,
+                "runs": runs,
+                "metric": metric,
+                "shares": measure(pool, metric, conversations, runs, chosen.replicates),
+            }
+            for conversations, runs in case.settings
+            for metric in metrics
+        ]
+        print(f"\n{table(results)}", flush=True)
+        content["pools"][name] = [asdict(spread) for spread in spreads]
+        content["results"] += results
     error = 100 * np.sqrt(0.05 * 0.95 / chosen.replicates)
-    print(f"\n{table(results)}\n")
-    print(f"{chosen.replicates} replicates: a standard error of {error:.1f} where 5 or 95 is right; {seconds:.0f} s")
+    seconds = time.process_time() - start
+    print(
+        f"\n{chosen.replicates} replicates: a standard error of {error:.1f} where 5 or 95 is right; {seconds:.0f} s of "
+        "processor time"
+    )
     if chosen.json:
-        content = {"replicates": chosen.replicates, "pool": [asdict(spread) for spread in spreads], "results": results}
-        chosen.json.write_text(json.dumps(content, indent=1) + "\n")
+        chosen.json.write_text(json.dumps(content, indent=1).replace("NaN", "null") + "\n")
     return 0
 
 

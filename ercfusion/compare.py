@@ -55,6 +55,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
         RunError: a path holds no finished run, there is only one run, or the runs cannot be compared.
         ConfigError: the task has no such metric.
     """
+    from ercfusion.evaluation.cautions import caution_note
     from ercfusion.evaluation.groups import Group, check_comparable, group_records, read_records
     from ercfusion.evaluation.preset import Row, TablePreset
     from ercfusion.evaluation.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
@@ -79,6 +80,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
         f"{table.record['protocol']}, {len(groups[0].conversations)} test conversations"
         + (" (synthetic corpus)" if table.record["corpus"]["synthetic"] else ""),
         show(_with_runs(score_cells(table), groups)),
+        caution_note(table),
         show(class_cells(table)) if class_cells(table) else "",
         show(comparison_cells(table)) if comparison_cells(table) else "",
         "shown: p (Holm) below 0.05 and an interval, over other seeds and conversations, that leaves out 0",

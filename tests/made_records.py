@@ -38,9 +38,11 @@ def predictions(skill: float, seed: int, conversations: int = 12, task: TaskSpec
     )
 
 
-def record(model: str = "concat", seed: int = 0, skill: float = 0.5, *overrides: str, **changes: Any) -> dict[str, Any]:
+def record(
+    model: str = "concat", seed: int = 0, skill: float = 0.5, *overrides: str, conversations: int = 12, **changes: Any
+) -> dict[str, Any]:
     """A record as ``train`` writes it, with made-up answers of the given skill."""
-    made = predictions(skill, 1000 * len(model) + seed)
+    made = predictions(skill, 1000 * len(model) + seed, conversations)
     test, dev = rounded_scores(made), rounded_scores(predictions(skill, 5000 + seed, conversations=5))
     config = Composer("train").compose(
         [

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ercfusion.evaluation.statistics import RESAMPLES, DifferenceIntervals, Interval, counted_conversations
+from ercfusion.evaluation.statistics import ANY, RESAMPLES, DifferenceIntervals, Interval, counted_conversations
 from ercfusion.tasks.outputs import Floats
 from ercfusion.tasks.sums import Statistic
 
@@ -191,7 +191,7 @@ class Comparison:
     Args:
         names: The two.
         difference: Mean score of the first over its seeds, less that of the second.
-        low, high: Interval of the difference, for other seeds and other conversations.
+        low, high: Interval of the difference, for other seeds and other conversations; NaN if there is none.
         p: Of :func:`paired_randomization`, for other conversations.
         p_holm: The same, adjusted for all comparisons made with it.
         shown: Whether ``p_holm`` is below 1 - level (0.05) and 0 outside the interval: neither the choice of
@@ -223,6 +223,7 @@ def compare_all(
     level: float = 0.95,
     seed: int = 0,
     most_permutations: int | None = None,
+    bounds: tuple[float, float] = ANY,
 ) -> list[Comparison]:
     """Compare models in pairs, with p adjusted for their number.
 
@@ -238,6 +239,7 @@ def compare_all(
         resamples, permutations, level, seed: As for :func:`difference_interval` and :func:`paired_randomization`; at
             least so many are made.
         most_permutations: Most exchanges for one pair; :func:`most_exchanges` of the family if None.
+        bounds: As for :func:`difference_interval`.
 
     Raises:
         ValueError: a pair names an unknown model, or as these two functions.
@@ -260,13 +262,13 @@ def compare_all(
         total = min(2 * total, most)
     p, errors = (np.array([getattr(test, name) for test in tests], dtype=np.float64) for name in ("p", "error"))
     adjusted, adjusted_errors = holm(p), _holm_errors(p, errors)
-    intervals = DifferenceIntervals(sums_by_name, statistic, level, seed)
+    intervals = DifferenceIntervals(sums_by_name, statistic, level, seed, bounds)
     found = []
     for place, (names, test) in enumerate(zip(chosen, tests, strict=True)):
         interval = intervals(*names, resamples)
         if possible[place] and _ends_at_zero(interval):
             interval = intervals(*names, _MORE_RESAMPLES * resamples)
-        outside = interval.low > 0 or interval.high < 0
+        outside = not interval.low <= 0 <= interval.high  # also if there is no interval: then p alone decides
         end_is_certain = not _ends_at_zero(interval)
         # If one of the two conditions fails for certain, the other one does not matter.
         fails = not possible[place] or (end_is_certain and not outside)

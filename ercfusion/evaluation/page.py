@@ -101,7 +101,7 @@ def interval_picture(table: Table) -> str:
         score = line.test[table.metric]
         seeds = [float(value) for value in line.group.values(table.metric)]
         rows.append((line.row.name, score, seeds, [entry.score for entry, _ in line.published]))
-    known = [value for _, score, seeds, others in rows for value in (score.low, score.high, *seeds, *others)]
+    known = [value for _, score, seeds, others in rows for value in (*(score.interval or ()), *seeds, *others)]
     numbers = [value for value in [*known, table.reachable] if value is not None]
     low, high = min(numbers), max(numbers)
     margin = 0.06 * (high - low) or 0.01
@@ -133,10 +133,10 @@ def interval_picture(table: Table) -> str:
     for place, (name, score, seeds, others) in enumerate(rows):
         y = top + step * (place + 0.5)
         parts.append(f'<text x="0" y="{y + 4}">{html.escape(name)}</text>')
-        if score.low is not None and score.high is not None:
+        if score.interval is not None:
             parts.append(
-                f'<line x1="{at(score.low)}" x2="{at(score.high)}" y1="{y}" y2="{y}" stroke="var(--blue)" '
-                'stroke-width="3" stroke-linecap="round"/>'
+                f'<line x1="{at(score.interval[0])}" x2="{at(score.interval[1])}" y1="{y}" y2="{y}" '
+                'stroke="var(--blue)" stroke-width="3" stroke-linecap="round"/>'
             )
         parts += [f'<circle cx="{at(value)}" cy="{y + 8}" r="2.5" fill="var(--grey)"/>' for value in seeds]
         parts.append(f'<circle cx="{at(score.mean)}" cy="{y}" r="5.5" fill="var(--blue)"/>')

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ercfusion.errors import ConfigError
+from ercfusion.evaluation.cautions import MARK, caution_note
 from ercfusion.evaluation.comparison import Comparison
 from ercfusion.evaluation.groups import features_of_groups
 from ercfusion.evaluation.preset import Published
@@ -88,9 +89,13 @@ def spread(metric: str, score: Score) -> str:
     return mean if math.isnan(score.std) else f"{mean} ± {number(metric, score.std)}"
 
 
-def interval(metric: str, low: float | None, high: float | None) -> str:
-    """Two bounds."""
-    return "" if low is None or high is None else f"{number(metric, low)} to {number(metric, high)}"
+def interval(metric: str, low: float | None, high: float | None, doubtful: bool = False) -> str:
+    """Two bounds, marked if there is a caution; ``none`` where there is no interval."""
+    if low is None or high is None:
+        return ""
+    if math.isnan(low + high):
+        return "none"
+    return f"{number(metric, low)} to {number(metric, high)}" + (f" {MARK}" if doubtful else "")
 
 
 def probability(p: float) -> str:
@@ -138,7 +143,7 @@ def score_cells(table: Table) -> Cells:
         rows[0].append("published (ours minus it)")
     for place, line in enumerate(table.lines):
         score = line.test[head]
-        row = [line.row.name, spread(head, score), interval(head, score.low, score.high)]
+        row = [line.row.name, spread(head, score), interval(head, score.low, score.high, bool(score.cautions))]
         if table.reachable is not None and table.floor is not None:
             share = 100 * (score.mean - table.floor) / (table.reachable - table.floor)
             row.append(f"{round(share, 1) + 0.0:.1f} %")  # + 0.0: no minus before a zero
@@ -167,13 +172,14 @@ def comparison_cells(table: Table) -> Cells:
         return []
     rows = [["pair", "difference", "95 % interval", "p", "p (Holm)", "shown"]]
     seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
+    doubtful = {line.row.name for line in table.lines if line.test[table.metric].cautions}
     for entry in table.comparisons:
         first, second = entry.names
         rows.append(
             [
                 f"{first} minus {second}",
                 number(table.metric, entry.difference, sign=True),
-                interval(table.metric, entry.low, entry.high),
+                interval(table.metric, entry.low, entry.high, not doubtful.isdisjoint(entry.names)),
                 probability(entry.p),
                 estimated_probability(entry.p_holm, entry.p_holm_error),
                 verdict(entry, one_seed=min(seeds[first], seeds[second]) < 2),
@@ -361,9 +367,10 @@ def markdown_table(cells: Cells) -> str:
 
 def sections(table: Table) -> list[tuple[str, str, Cells]]:
     """Heading, note and cells of every part that this table has."""
-    marks = [f"[{MARKS[name]}] {MARK_WORDS[name]}" for name in MARKS if _has_mark(table, name)]
+    marks = "; ".join(f"[{MARKS[name]}] {MARK_WORDS[name]}" for name in MARKS if _has_mark(table, name))
+    marks += "." if marks else ""
     parts = [
-        ("Scores", "; ".join(marks) + "." if marks else "", score_cells(table)),
+        ("Scores", " ".join(part for part in [marks, caution_note(table)] if part), score_cells(table)),
         ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
         ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
         ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
@@ -406,7 +413,10 @@ def as_latex(table: Table) -> str:
     ]
     for line in table.lines:
         score = line.test[head]
-        bounds = "" if score.low is None else f"[{number(head, score.low)}, {number(head, score.high)}]"
+        bounds = "" if score.low is None else "none"
+        if score.interval is not None:
+            bounds = "[{}, {}]".format(*(number(head, end) for end in score.interval))
+            bounds += f" {MARK}" if score.cautions else ""
         cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
         lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
     record = table.record
@@ -415,6 +425,7 @@ def as_latex(table: Table) -> str:
         f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
         f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
     )
+    caption = " ".join(part for part in [caption, caution_note(table)] if part)
     lines += [
         "    \\bottomrule",
         "  \\end{tabular}",
@@ -439,7 +450,7 @@ def as_csv(table: Table) -> str:
     """One line for every row and score, in the metrics' own unit (shares from 0 to 1), with nothing rounded away."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "model", "metric", "mean", "std", "low", "high", "seeds", *(_SEED_COLUMNS)])
+    writer.writerow(["row", "model", "metric", "mean", "std", "low", "high", "seeds", *_SEED_COLUMNS, "caution"])
     for line in table.lines:
         for metric, score in line.test.items():
             writer.writerow(
@@ -451,6 +462,7 @@ def as_csv(table: Table) -> str:
                     len(line.group.seeds),
                     _plain(line.dev.mean) if metric == table.metric else "",
                     *_costs(line),
+                    "; ".join(score.cautions),
                 ]
             )
     return stream.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion.data.corpus import CorpusCard
+from ercfusion.evaluation.cautions import MARK, known_interval, record_cautions
 from ercfusion.evaluation.plots import (
     plot_class_f1,
     plot_confusion,
@@ -33,7 +34,7 @@ HEADLINE = {
 
 def score_table(record: Mapping[str, Any]) -> str:
     """Dev and test scores beside the majority floor, the interval and, where it is known, the best reachable score."""
-    metrics, interval = record["metrics"], record["intervals"]["test"]
+    metrics = record["metrics"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
     shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
     names = [name for name in HEADLINE[record["task"]["kind"]] if name in shown]
@@ -43,13 +44,32 @@ def score_table(record: Mapping[str, Any]) -> str:
     head = ["", "dev", "test", "95 % interval", "majority"] + (["best reachable"] if best else [])
     rows = [head]
     for name in names:
-        low_high = f"{interval[name][0]:.4f} to {interval[name][1]:.4f}" if name in interval else ""
-        row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), low_high]
+        row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), _interval(record, name)]
         row.append(f"{floor[name]:.4f}" if name in floor else "")
         if best:
             row.append(f"{best[name]:.4f}" if name in best else "")
         rows.append(row)
     return aligned(rows)
+
+
+def _interval(record: Mapping[str, Any], name: str) -> str:
+    """A recorded interval, marked if there is a caution; ``none`` for a headline score that has none."""
+    ends = known_interval(record, name)
+    if ends is None:
+        return "none" if name in record["majority"]["test"] else ""
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" + (f" {MARK}" if record_cautions(record, name) else "")
+
+
+def caution_lines(record: Mapping[str, Any]) -> list[str]:
+    """What is to be said against the intervals of :func:`score_table`: each sentence once, with its scores."""
+    found: dict[str, list[str]] = {}
+    for name in record["majority"]["test"]:
+        reasons = record_cautions(record, name)
+        if not reasons and name in record["intervals"].get("none", {}):
+            reasons = (record["intervals"]["none"][name],)
+        for reason in reasons:
+            found.setdefault(reason, []).append(name)
+    return [f"{MARK} {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def _score(value: float | None) -> str:
@@ -65,6 +85,7 @@ def summary(record: Mapping[str, Any]) -> str:
         f"{record['config']['preset']['model']} on {record['protocol']}{synthetic}, seed {record['seed']}: epoch "
         f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
         score_table(record),
+        *caution_lines(record),
     ]
     if "empty_sets" in record:
         lines.append(f"an utterance without a label, predicted without one, counts: {record['empty_sets']}")
@@ -205,7 +226,7 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 - **Corpus licence**: {corpus.licence}
 
 ```
-{score_table(record)}
+{chr(10).join([score_table(record), *caution_lines(record)])}
 ```
 
 Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ercfusion.data.task import TaskSpec
+from ercfusion.evaluation.cautions import cautions
 from ercfusion.evaluation.comparison import Comparison, compare_all
 from ercfusion.evaluation.groups import Group, check_comparable
 from ercfusion.evaluation.preset import Published, Row, TablePreset
 from ercfusion.evaluation.record import require_test_scores
 from ercfusion.evaluation.statistics import two_level_bootstrap
-from ercfusion.tasks.metrics import check_metric
+from ercfusion.tasks.metrics import check_metric, score_bounds
 from ercfusion.tasks.sums import score_source
 
 # Scores beside the headline where a preset names none.
@@ -35,14 +37,23 @@ class Score:
 
     Args:
         mean, std: Over the seeds; the deviation with n - 1 below the line, NaN for one seed.
-        low, high: 95 % interval of the mean over other seeds and other conversations, or None where the score is no
-            function of counts.
+        low, high: 95 % interval of the mean over other seeds and other conversations; None where the score is no
+            function of counts, NaN where there is no interval.
+        cautions: Why the interval, and tests of differences, may not keep what they promise.
     """
 
     mean: float
     std: float
     low: float | None = None
     high: float | None = None
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None where there is no interval."""
+        if self.low is None or self.high is None or math.isnan(self.low + self.high):
+            return None
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -197,11 +208,12 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
 
 def _score(group: Group, metric: str) -> Score:
     values = group.values(metric)
-    low, high = None, None
+    low, high, against = None, None, ()
     source = score_source(group.task, metric)
     if source is not None and (sums := group.sums(source[0])) is not None:
-        low, high = two_level_bootstrap(sums, source[1])
-    return Score(float(values.mean()), _deviation(values), low, high)
+        low, high = two_level_bootstrap(sums, source[1], bounds=score_bounds(metric))
+        against = cautions(group.task, metric, sums, missing=math.isnan(low + high))
+    return Score(float(values.mean()), _deviation(values), low, high, against)
 
 
 def _deviation(values: np.ndarray) -> float:
@@ -230,4 +242,4 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
     if preset.pairs:
         pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
-    return compare_all(usable, source[1], pairs)
+    return compare_all(usable, source[1], pairs, bounds=score_bounds(metric))

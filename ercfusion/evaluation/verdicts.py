@@ -18,12 +18,14 @@ def verdict_lines(table: Table) -> list[str]:
     ]  # (the lower one, the higher one)
     size = {frozenset(entry.names): abs(entry.difference) for entry in table.comparisons}
     unsure = {frozenset(entry.names) for entry in table.comparisons if entry.shown and not entry.certain}
-    width = float(np.median([entry.high - entry.low for entry in table.comparisons]))
-    lines = [
-        f"Of {len(table.comparisons)} comparisons {len(left)} are shown; half of the intervals of a difference are "
-        f"narrower than {number(table.metric, width)}" + (":" if left else "."),
-        "",
-    ]
+    widths = [entry.high - entry.low for entry in table.comparisons]
+    known = [width for width in widths if not np.isnan(width)]
+    typical = (
+        f"half of the intervals of a difference are narrower than {number(table.metric, float(np.median(known)))}"
+        if known
+        else "no difference has an interval"
+    )
+    lines = [f"Of {len(widths)} comparisons {len(left)} are shown; {typical}{':' if left else '.'}", ""]
     names = [line.row.name for line in table.lines]
     while left:
         name, side = max(

@@ -262,6 +262,7 @@ class Intervals(Open):
     level: Share
     resampled: Name
     test: dict[Name, Bounds]
+    none: dict[Name, Text] | None = None
 
 
 class Cost(Open):

@@ -128,6 +128,14 @@ def higher_is_better(metric: str) -> bool:
     return base not in LOWER_IS_BETTER
 
 
+def score_bounds(metric: str) -> tuple[float, float]:
+    """Least and largest value that ``metric`` can have."""
+    base = metric.partition("/")[0]
+    if base in ("pearson", "ccc"):
+        return -1.0, 1.0
+    return 0.0, np.inf if base in ("nll", "kl", "mae", "rmse") else 1.0
+
+
 # Counts
 
 

@@ -33,7 +33,15 @@ from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.errors import ConfigError, ErcfusionError, RunError, TrainingError
-from ercfusion.evaluation.record import FORMAT, RECORD, read_record, rounded_scores, split_record, write_record
+from ercfusion.evaluation.record import (
+    FORMAT,
+    RECORD,
+    read_record,
+    record_intervals,
+    rounded_scores,
+    split_record,
+    write_record,
+)
 from ercfusion.files import sha256_of
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
@@ -344,7 +352,6 @@ def finish(
     """
     from ercfusion.evaluation.predictions import write_predictions
     from ercfusion.evaluation.report import draw_pictures, model_card
-    from ercfusion.evaluation.statistics import interval_for
 
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
@@ -385,18 +392,9 @@ def finish(
         ],
         "selection": {"split": "dev", "metric": metric, "epoch": int(best["epoch"]), "epochs": len(history)},
         "metrics": {split: rounded_scores(part) for split, part in predictions.items()},
-        "intervals": {
-            "level": 0.95,
-            "resampled": "conversations",
-            "test": {
-                name: [
-                    round(bound, 6)
-                    for bound in interval_for(predictions["test"], name, config["training"]["bootstrap"])
-                ]
-                for name in headline
-                if name in floor["test"]
-            },
-        },
+        "intervals": record_intervals(
+            predictions["test"], [name for name in headline if name in floor["test"]], config["training"]["bootstrap"]
+        ),
         "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
         "splits": {split: split_record(part) for split, part in predictions.items()},
         "cost": {
