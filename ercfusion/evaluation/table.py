@@ -208,7 +208,8 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
 
 def _score(group: Group, metric: str) -> Score:
     values = group.values(metric)
-    low, high, against = None, None, ()
+    low, high = None, None
+    against: tuple[str, ...] = ()
     source = score_source(group.task, metric)
     if source is not None and (sums := group.sums(source[0])) is not None:
         low, high = two_level_bootstrap(sums, source[1], bounds=score_bounds(metric))
