@@ -15,6 +15,7 @@ from ercfusion.data.batch import ConversationBatch, TaskTargets
 from ercfusion.ops.packing import Packing
 
 MODULES: dict[str, str] = {
+    "attention": "benchmarks.attention",
     "broad_mamba": "benchmarks.broad_mamba",
     "cogmen": "benchmarks.cogmen",
     "dagerc": "benchmarks.dagerc",
