@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
@@ -113,6 +114,7 @@ def examine(settings: dict[str, Any]) -> int:
     from ercfusion.data.corpus import Finding
     from ercfusion.data.load import known_labels, pack_folder
     from ercfusion.features.pack import read_manifest, read_pack
+    from ercfusion.features.recordings import changed_recordings
 
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])
@@ -137,8 +139,12 @@ def examine(settings: dict[str, Any]) -> int:
     names: dict[str, list[str]] = {}
     for table in tables.values():
         if "pack" in table.source:
-            manifest = read_manifest(table.source["pack"])
+            folder, manifest = table.source["pack"], read_manifest(table.source["pack"])
             remarks += pack_remarks(manifest)
+            given = settings["packs"].get(table.modality)
+            place = folder if given is None else f"data.packs.{table.modality}={given}"
+            if (stale := changed_recordings(Path(folder), manifest, corpus, place)) is not None:
+                remarks.append(stale)
             if manifest["dimensions"] is not None:
                 names[table.modality] = manifest["dimensions"]
     read = splits or corpus.conversations(protocol)

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ercfusion.data.corpus import Corpus
+from ercfusion.data.corpus import Corpus, Finding
 from ercfusion.errors import CorpusNotFoundError, PackError, RunError
 from ercfusion.features.storage import AGAIN, CLOCK_GRAIN_NS, RECORDINGS, check_checksum, check_size
 from ercfusion.files import atomic_write, sha256_of, user_cache
@@ -165,47 +165,55 @@ def read_recordings(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Sour
     }
 
 
-def check_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str, *, refuse: bool) -> None:
+def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str) -> Finding | None:
     """Compare the recordings of a pack, as far as they are on this machine, with those that it was made from.
 
     Args:
         folder, manifest: The pack.
         corpus: Where its recordings would be.
         place: How the user named the pack, for the message.
-        refuse: Raise instead of warning.
 
-    Raises:
-        PackError: recordings were changed after the pack was made, and ``refuse``.
+    Returns:
+        A fault if values were made from other recordings, a note if only recordings that gave none have changed; None
+        if all are the same.
     """
     listed = read_recordings(folder, manifest)
     if not listed:
-        return
+        return None
     try:
         root = corpus.root()
     except CorpusNotFoundError:
-        return
+        return None
     states = compare_all(((source, root / name) for name, source in listed.items()), memory=memory_of(manifest, root))
     changed = sorted(source for source, (state, _) in states.items() if state is State.CHANGED)
     if not changed:
-        return
+        return None
+    topic, again = f"pack {manifest['modality']}", _again(corpus, place)
     used = [source for source in changed if source.used]
-    again = _again(folder, corpus, place)
     if not used:
-        logger.warning(
-            "%s: %d recordings from which no features could be made are other files now (first: %s). To have them, %s",
-            place,
-            len(changed),
-            changed[0].name,
-            again,
+        text = (
+            f"{place}: {len(changed)} recordings from which no features could be made are other files now (first: "
+            f"{changed[0].name}). To have them, {again}"
         )
-        return
+        return Finding("note", topic, text)
     text = (
         f"{place}: {len(used)} of {len(listed)} recordings were changed after their features were extracted (first: "
         f"{used[0].name}), so that the pack {folder} holds values of other recordings. Restore them, or {again}"
     )
-    if refuse:
-        raise PackError(text)
-    logger.warning("%s", text)
+    return Finding("fault", topic, text)
+
+
+def check_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str, *, refuse: bool) -> None:
+    """Refuse a pack of other recordings, or warn; see :func:`changed_recordings`.
+
+    Raises:
+        PackError: values were made from other recordings, and ``refuse``.
+    """
+    found = changed_recordings(folder, manifest, corpus, place)
+    if found is not None and found.level == "fault" and refuse:
+        raise PackError(found.text)
+    if found is not None:
+        logger.warning("%s", found.text)
 
 
 def memory_of(manifest: Mapping[str, Any], root: Path) -> Path | None:
@@ -217,7 +225,7 @@ def memory_of(manifest: Mapping[str, Any], root: Path) -> Path | None:
         return None
 
 
-def _again(folder: Path, corpus: Corpus, place: str) -> str:
+def _again(corpus: Corpus, place: str) -> str:
     from ercfusion.features.recipe import recipe_names
 
     name = place.partition("=")[2]

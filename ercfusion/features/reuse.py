@@ -171,6 +171,9 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
     notes, missing = _own_notes(pack.manifest), pack.remarks("missing")
     for key, owner, row in zip(work.keys, work.owners, table.rows(work.keys), strict=True):
         if owner in journal.entries:
+            # An extraction that was stopped may have taken it over.
+            if retry and journal.entries[owner].position < 0 and journal.entries[owner].reason == missing.get(key):
+                del journal.entries[owner]
             continue
         source = None
         if not isinstance(work.items[owner], str):

@@ -12,7 +12,7 @@ import pytest
 from test_reuse import replaced
 from tools import Recordings, loudness, write_recordings
 
-from ercfusion import evaluate, train
+from ercfusion import doctor, evaluate, train
 from ercfusion.data import open_corpus
 from ercfusion.data.load import load_data
 from ercfusion.errors import PackError
@@ -172,6 +172,16 @@ def test_a_pack_of_a_recipe_names_the_command(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("ercfusion.features.recipe.recipe_names", lambda: ["loudness"])
     with pytest.raises(PackError, match=r"python -m ercfusion\.extract data=recordings features=loudness data\.raw="):
         check_recordings(pack, read_manifest(pack), corpus, "data.packs.audio=loudness", refuse=True)
+
+
+def test_the_doctor_finds_it(raw: Path, capsys: Any) -> None:
+    pack = pack_of(raw)
+    words = ["data=custom", f"data.raw={raw}", f"data.packs.audio={pack}"]
+    doctor.main(words)
+    assert "recordings were changed" not in capsys.readouterr().out
+    replaced(first_recording(raw))
+    assert doctor.main(words) == 1
+    assert f"FAULT data.packs.audio={pack}: 1 of " in capsys.readouterr().out
 
 
 @pytest.mark.slow

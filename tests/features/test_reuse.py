@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from test_extraction import content
 from tools import Loudness, Recordings, loudness, write_recordings
 
 from ercfusion.data import open_corpus
+from ercfusion.data.load import load_data
 from ercfusion.errors import PackError
-from ercfusion.features.executors import in_this_process
+from ercfusion.features.executors import in_this_process, on_processes
 from ercfusion.features.extraction import Extraction, extract_pack
 from ercfusion.features.pack import MANIFEST, RECORDINGS, read_manifest, read_pack
+from ercfusion.features.recipe import Recipe
 from ercfusion.features.recordings import source_of
 from ercfusion.files import sha256_of
 from ercfusion.testing.media import tone, write_wav
@@ -286,6 +289,91 @@ def test_parts_of_one_recording(tmp_path: Path, log: Path) -> None:
     assert again.folder == made.folder
     assert read_again(log) == [whole] * names.count(whole)
     assert content(again.folder) == content(make(out=tmp_path / "other").folder)
+
+
+def test_retry_after_a_stopped_extraction_tries_what_that_took_over(
+    corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus.root() / "talk0-0.wav").write_bytes(b"damaged")
+    extract(corpus, log)
+    read_again(log)
+    replaced(corpus.root() / "talk1-0.wav")
+    with monkeypatch.context() as patch:
+        patch.setattr("ercfusion.features.extraction._assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extract(corpus, log)
+    assert read_again(log) == ["talk1-0.wav"]
+    extract(corpus, log, retry=True)
+    assert read_again(log) == ["talk0-0.wav"]
+
+
+def test_texts_that_change(tmp_path: Path) -> None:
+    """A pack of texts is bound to them: other texts are another pack."""
+    raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
+    recipe = Recipe("letters", "tools:Letters", {})
+
+    def make(**options: Any) -> Extraction:
+        corpus = open_corpus("custom", raw)
+        return extract_pack(corpus, corpus.protocol(), recipe, workers=1, **options)
+
+    first, out = make(), tmp_path / "pack"
+    make(out=out)
+    settings = {"name": "custom", "raw": str(raw), "protocol": None, "encoder": "", "options": {}, "modalities": None}
+    load_data({**settings, "packs": {"text": str(out)}})
+    table = raw / "utterances.csv"
+    text = load_data({**settings, "packs": {"text": str(out)}}).splits["test"][0].turns[0].text
+    assert text
+    table.write_text(table.read_text().replace(text, f"NOT {text}", 1))
+    for place in (out, first.folder):
+        with pytest.raises(PackError, match="made from another version of the corpus 'custom'"):
+            load_data({**settings, "packs": {"text": str(place)}})
+    with pytest.raises(PackError, match=r"another version.*fresh=true"):
+        make(out=out)
+    again = make()
+    assert not again.found
+    assert again.folder != first.folder
+    make(out=out, fresh=True)
+    assert content(out)[:2] == content(again.folder)[:2]
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_turns_that_are_added_or_removed(tmp_path: Path, log: Path, change: str) -> None:
+    raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
+
+    def make(**options: Any) -> Extraction:
+        corpus = open_corpus("custom", raw)
+        return extract_pack(corpus, corpus.protocol(), loudness(log=str(log)), workers=1, **options)
+
+    first, pack = make(), make(out=tmp_path / "pack").folder
+    number = len(read_manifest(pack)["missing"]) + len(read_pack(pack))
+    table = raw / "utterances.csv"
+    lines = table.read_text().splitlines()
+    last = lines[-1]
+    if change == "added":
+        turn = last.split(",")[1]
+        lines.append(last.replace(f",{turn},", ",99,", 1))
+    else:
+        lines.pop()
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(PackError, match=r"fresh=true"):
+        make(out=pack)
+    again = make()
+    assert again.folder != first.folder
+    made = len(again.missing) + len(read_pack(again.folder))
+    assert made == number + (1 if change == "added" else -1)
+
+
+@pytest.mark.slow
+def test_in_processes(corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *_: partial(on_processes, workers=2))
+    extract(corpus, log)
+    read_again(log)
+    replaced(corpus.root() / "talk1-0.wav")
+    replaced(corpus.root() / "talk2-0.wav")
+    pack = extract(corpus, log).folder
+    assert sorted(read_again(log)) == ["talk1-0.wav", "talk2-0.wav"]
+    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *_: in_this_process)
+    assert content(pack) == fresh(corpus, log)
 
 
 def test_versions_of_a_tool_are_not_mixed(

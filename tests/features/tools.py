@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,6 +69,27 @@ class Loudness:
         parts = np.array_split(samples, 1 if self.level == "utterance" else max(1, len(samples) // (rate // 10)))
         values = np.array([[np.abs(part).mean(), np.square(part).mean()] for part in parts], np.float32)
         return Extracted(values, "" if values.any() else "silent", len(samples) / rate)
+
+
+class Letters:
+    """How many letters a text has, and how many of them are capitals."""
+
+    modality, level, tool, tool_version, licence, batch = "text", "utterance", "letters", "1", "", 8
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = {key: value for key, value in settings.items() if key != "tool"}
+
+    def identity(self, texts: str) -> dict[str, str]:
+        return {"tool": self.tool, "texts": texts}
+
+    def prepare(self) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str]) -> list[Any]:
+        return [np.array([[len(text), sum(map(str.isupper, text))]], np.float32) for text in texts]
+
+    def described(self) -> tuple[dict[str, Any], dict[str, str]]:
+        return {}, {}
 
 
 class Recordings(Corpus):
