@@ -7,6 +7,7 @@ import configparser
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
             yield from imports(node, at_top=at_top)
 
 
+@cache
 def imported(*, at_top: bool) -> set[str]:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "ercfusion").rglob("*.py"))]
     return {name for tree in trees for name in imports(tree, at_top=at_top)} - {"ercfusion", *sys.stdlib_module_names}
