@@ -28,7 +28,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
     (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). Only the inputs of a block are kept for the
     backward pass, which computes its scores, biases and dropout again: one more forward pass of the attention. The
     block size depends on H and L only, so that other conversations of a batch do not change it. Nothing is divided
-    inside ``torch.compile``, nor without mask and dropout: there torch's own attention holds no scores.
+    inside ``torch.compile``, nor without dropout if all queries have the same keys: torch's own attention then holds no
+    scores.
 
     Args:
         q, k, v: (B, H, L, d).
@@ -40,7 +41,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
     """
     H, L = q.shape[1:3]
     rows = max(1, PAIRS // (H * L))
-    if rows >= L or torch.compiler.is_compiling() or (not dropout and mask(0, 1) is None):
+    if rows >= L or torch.compiler.is_compiling() or (not dropout and _same_for_all_queries(mask)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask(0, L), dropout_p=dropout)
 
     def block(queries: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -56,6 +57,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
             for part, start in zip(q.split(rows, 2), starts, strict=True)
         ]
     return torch.cat(parts, dim=2)
+
+
+def _same_for_all_queries(mask: Mask) -> bool:
+    """Whether the mask says for each key, not for each pair, if it may be attended to."""
+    shift = mask(0, 2)
+    return shift is None or (shift.dtype == torch.bool and shift.shape[-2] == 1)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -86,6 +86,17 @@ def test_a_short_conversation_is_one_call(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [(0, 512)]
 
 
+@pytest.mark.parametrize("kind", ["none", "keys"])
+def test_without_dropout_the_same_keys_for_all_queries_are_one_call(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Torch holds no scores then: dividing would only cost time."""
+    monkeypatch.setattr(attention, "PAIRS", 2 * H * L)
+    monkeypatch.setattr(attention, "checkpoint", None)
+    q, k, v = draw()
+    attend(q, k, v, rows_of(make_mask(kind)))
+    with pytest.raises(TypeError):
+        attend(q, k, v, rows_of(make_mask(kind)), dropout=0.5)
+
+
 def test_blocks_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "PAIRS", 2 * H * L)
     asked: list[tuple[int, int]] = []
