@@ -60,7 +60,8 @@ def test_the_training_split(run_folder: Path, capsys: pytest.CaptureFixture[str]
 def test_another_model_than_the_recorded_one_is_noticed(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = read(run_folder / "record.json")
     epochs = [f"epoch-{number:03d}" for number in (1, 2, 3) if number != record["selection"]["epoch"]]
-    shutil.copy(run_folder / "checkpoints" / epochs[0] / "model.safetensors", run_folder / "model")
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(run_folder / "checkpoints" / epochs[0] / name, run_folder / "model")
     status, out, _ = command(main, [str(run_folder)], capsys)
     assert status == 0
     assert "differs from the run's record by up to" in out

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ercfusion.schemas.common import Name, Open, Positive, Share, Task, Value
+from ercfusion.schemas.pack import FileEntry
 
 # More inputs or speakers do not occur, and every one of them takes memory.
 _MOST = 1_000_000
@@ -32,6 +33,7 @@ class ModelConfig(Open):
     label_smoothing: Share
     regression_loss: Name
     probe: bool = False
+    files: dict[Name, FileEntry] = {}
 
 
 class PredictionsHead(Open):

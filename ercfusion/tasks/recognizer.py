@@ -214,15 +214,17 @@ class Recognizer(nn.Module):
         """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``."""
         from safetensors.torch import save
 
-        from ercfusion.files import atomic_write
+        from ercfusion.files import atomic_write, sha256_of
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         with atomic_write(folder / "model.safetensors", "wb") as stream:
             stream.write(save(state))
+        weights = folder / "model.safetensors"
+        files = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256_of(weights)}}
         with atomic_write(folder / "config.json") as stream:
-            stream.write(json.dumps(self.config, indent=2) + "\n")
+            stream.write(json.dumps({**self.config, "files": files}, indent=2) + "\n")
         if card:
             with atomic_write(folder / "README.md") as stream:
                 stream.write(card)
@@ -249,6 +251,7 @@ class Recognizer(nn.Module):
             raise failure(RunError, where, f": format {shown(found)}; this version reads {FORMAT}")
         check(config, ModelConfig, where, advice=DAMAGED)
         tensors = read_header(weights, advice=DAMAGED)
+        _check_sum(config, weights)
         # Every parameter is in the file, so a construction that needs far more memory is of other sizes.
         most = 8 * weights.stat().st_size + (512 << 20)
         try:
@@ -271,6 +274,15 @@ class Recognizer(nn.Module):
         except (SafetensorError, RuntimeError, OSError) as error:
             raise failure(RunError, weights, f" does not fit its config.json: {error}", DAMAGED) from error
         return recognizer.eval()
+
+
+def _check_sum(config: Mapping[str, Any], path: Path) -> None:
+    """Raise :class:`RunError` if the configuration has another checksum of the tensors; earlier versions kept none."""
+    from ercfusion.files import sha256_of
+
+    kept = config.get("files", {}).get(path.name)
+    if kept is not None and (path.stat().st_size != kept["bytes"] or sha256_of(path) != kept["sha256"]):
+        raise failure(RunError, path, " was changed or damaged: config.json has another checksum of it", DAMAGED)
 
 
 def _check_tensors(recognizer: Recognizer, tensors: Mapping[str, Header], path: Path) -> None:
