@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ercfusion.errors import ConfigError, ErcfusionError, RunError, did_you_mean, nearest
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
 MIB = 1 << 20
@@ -319,11 +319,22 @@ def check(
     try:
         schema.model_validate(value, strict=True)
     except ValidationError as found:
-        # What is missing says less than what is wrong: an unknown key is often the missing one, misspelt.
-        details = found.errors(include_url=False)
-        order = {"extra_forbidden": 0, "missing": 2}
-        first = min(details, key=lambda one: order.get(one["type"], 1))
-        raise failure(error, path, _problem(first, schema, prefix), advice) from None
+        raise failure(error, path, described_problem(found, schema, prefix), advice) from None
+
+
+def described_problem(found: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+    """The most telling of the problems that a schema found, beginning with the key.
+
+    Args:
+        found: What ``schema`` raised.
+        schema: The schema.
+        prefix: See :func:`check`.
+    """
+    # What is missing says less than what is wrong: an unknown key is often the missing one, misspelt.
+    details = found.errors(include_url=False)
+    order = {"extra_forbidden": 0, "missing": 2}
+    first = min(details, key=lambda one: order.get(one["type"], 1))
+    return _problem(first, schema, prefix)
 
 
 def _problem(detail: ErrorDetails, schema: type[BaseModel], prefix: str) -> str:

@@ -19,6 +19,7 @@ from ercfusion.schemas.reading import read_json
 from ercfusion.schemas.run import Winner
 from ercfusion.search.space import setting
 from ercfusion.search.status import described
+from ercfusion.search.storage import damaged
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
 from ercfusion.tasks.metrics import higher_is_better
@@ -56,6 +57,8 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
     found = tally(study, trials)
     if best is None:
         raise RunError(f"no trial is complete ({found.pruned} pruned, {found.failed} failed): there is no best one")
+    if not best.user_attrs.get("result", {}).keys() >= {"epoch", "settings"}:
+        raise damaged(plan.storage, plan.folder, f"trial {best.number} is complete without epoch and settings")
     write_best(plan, best, found.over)
     importance = importances(study)
     draw(plan, trials, best, importance)

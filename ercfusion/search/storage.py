@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, require_extra
 from ercfusion.files import expanded
+from ercfusion.schemas.reading import MAX_CHARACTERS, failure
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -123,6 +124,19 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
             raise RunError(f"the storage {shown} cannot be opened: {_words(error)}") from error
 
 
+def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
+    """The error about a storage that holds other things than a sweep writes.
+
+    Args:
+        storage: See :func:`open_storage`.
+        folder: Of the sweep.
+        problem: What is wrong.
+    """
+    shown = folder / STUDY_FILE if storage is None else masked(storage)
+    advice = "Restore it from a copy, or begin a new sweep."
+    return failure(RunError, shown, f" is damaged: {without_secrets(problem, storage)}", advice)
+
+
 @contextmanager
 def named_failures(storage: str | None) -> Iterator[None]:
     """Failures of a storage inside the block become a :class:`RunError` without passwords."""
@@ -137,7 +151,7 @@ def named_failures(storage: str | None) -> Iterator[None]:
             raise
         shown = masked(storage) if storage is not None else STUDY_FILE
         message = without_secrets(f"the storage {shown} failed: {_words(error)}", storage)
-        raise RunError(message) from None
+        raise RunError(message if len(message) <= MAX_CHARACTERS else message[: MAX_CHARACTERS - 3] + "...") from None
 
 
 def is_storage_failure(error: BaseException) -> bool:

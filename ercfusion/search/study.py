@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ercfusion.data.sampler import mix_seed
 from ercfusion.errors import RunError, TrainingError
 from ercfusion.schemas.reading import shown
+from ercfusion.schemas.study import study_problem
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
-from ercfusion.search.storage import open_storage
+from ercfusion.search.storage import damaged, open_storage
 from ercfusion.tasks.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -113,11 +114,32 @@ def open_study(plan: Plan) -> Study:
 
     storage = open_storage(plan.storage, plan.folder)
     try:
-        return optuna.load_study(
+        study = optuna.load_study(
             study_name=plan.name, storage=storage, sampler=make_sampler(plan), pruner=make_pruner(plan)
         )
     except KeyError:
         raise RunError(f"the storage has no study {plan.name!r}: was it deleted, or is it another storage?") from None
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        raise damaged(plan.storage, plan.folder, f"{type(error).__name__}: {error}") from error
+    check_study(study, plan)
+    return study
+
+
+def check_study(study: Study, plan: Plan) -> None:
+    """Raise :class:`RunError` unless a study holds what a sweep of ours writes into it.
+
+    Args:
+        study: As the storage has it.
+        plan: Of the sweep.
+    """
+    try:
+        trials = study.get_trials(deepcopy=False)
+        problem = study_problem(study.user_attrs, trials, plan.space)
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
+        # What Optuna raises depends on which cell of its tables is damaged.
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise damaged(plan.storage, plan.folder, problem)
 
 
 def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:

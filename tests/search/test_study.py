@@ -233,3 +233,47 @@ def test_failures_in_a_row(tmp_path: Path) -> None:
 def test_a_study_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no study 'study'"):
         studies.open_study(plan(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE trial_user_attributes SET value_json='0.5' WHERE key='owner'", "trial 0, key 'owner'"),
+        ("UPDATE trial_user_attributes SET value_json='[1, \"a\"]' WHERE key='owner'", "owner is not a place"),
+        ("UPDATE trial_user_attributes SET value_json='[' WHERE key='owner'", "JSONDecodeError"),
+        ("DELETE FROM study_user_attributes WHERE key='trials'", "the study has no 'trials'"),
+        ("UPDATE study_user_attributes SET value_json='-3' WHERE key='trials'", "the study, key 'trials': found -3"),
+        ("UPDATE trials SET number=7", "the trial 7 is where 0 is expected"),
+        ("UPDATE trial_values SET value=NULL", "complete without a score|is damaged"),
+        ("UPDATE trial_values SET value_type='{}'", "is damaged"),
+        ("UPDATE trial_params SET param_name='x.other' WHERE param_name='x.lr'", "a setting 'x.other'"),
+        ("UPDATE trials SET state='ODD'", "is damaged"),
+    ],
+)
+def test_a_damaged_study_is_refused(tmp_path: Path, statement: str, message: str) -> None:
+    import sqlite3
+
+    made, study = begun(tmp_path)
+    trial = studies.next_trial(study, made, 0, None)
+    assert trial is not None
+    studies.end(study, trial.number, "COMPLETE", 0.5)
+    assert studies.open_study(made)
+    with sqlite3.connect(tmp_path / "study.db") as base:
+        assert base.execute(statement).rowcount > 0
+    base.close()
+    with pytest.raises(RunError, match=message) as caught:
+        studies.open_study(made)
+    assert len(str(caught.value)) <= 300
+    assert "study.db is damaged" in str(caught.value)
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    made, study = begun(tmp_path, storage=f"journal:{tmp_path / 'a.journal'}")
+    assert studies.next_trial(study, made, 0, None)
+    path = tmp_path / "a.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (b"[1]\n", b"{\n", b"\xff\n", b'{"op_code": 99}\n', b"null\n"):
+        path.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
+        with pytest.raises(RunError) as caught:
+            studies.open_study(made)
+        assert len(str(caught.value)) <= 300
