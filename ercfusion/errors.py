@@ -10,6 +10,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_LONG_WORD = re.compile(r"(\S{60})\S{140,}")
+
 
 class ErcfusionError(Exception):
     """Base of all errors caused by input, configuration or files rather than by a defect of the library."""
@@ -24,7 +26,15 @@ class CorpusNotFoundError(ErcfusionError):
 
 
 class CorpusFormatError(ErcfusionError):
-    """A corpus file was found but does not hold what its release holds."""
+    """A corpus file was found but does not hold what its release holds.
+
+    Args:
+        message: Words of more than 200 letters, and what is beyond 600 characters, are cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        message = _LONG_WORD.sub(r"\1...", message)
+        super().__init__(message if len(message) <= 600 else message[:597] + "...")
 
 
 class PackError(ErcfusionError):

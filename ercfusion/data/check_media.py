@@ -122,7 +122,7 @@ def header(path: Path) -> tuple[float | None, int | None]:
     if path.suffix.lower() == ".wav":
         try:
             return _wave_header(path)
-        except (wave.Error, EOFError) as error:
+        except (wave.Error, EOFError, RuntimeError) as error:
             # The standard library knows plain samples only; whatever else a WAV file holds, PyAV can tell.
             if not _has_av():
                 if "unknown format" in str(error):
@@ -149,8 +149,9 @@ def _av_header(path: Path) -> tuple[float | None, int | None]:
     import av
 
     try:
-        with av.open(str(path)) as container:
-            rate = int(container.streams.audio[0].rate or 0) if container.streams.audio else 0
+        with av.open(str(path), metadata_errors="replace") as container:
+            tracks = container.streams.audio
+            rate = int(getattr(tracks[0], "rate", None) or 0) if tracks else 0  # none without a decoder
             if container.duration is not None:
                 return float(container.duration / av.time_base), rate or None
             lengths = [

@@ -54,7 +54,7 @@ def _wave_header(path: Path) -> tuple[int, int | None] | None:
         with wave.open(str(path), "rb") as stream:
             rate, frames = stream.getframerate(), stream.getnframes()
             size = frames * stream.getnchannels() * stream.getsampwidth()
-    except (wave.Error, EOFError, OSError):
+    except (wave.Error, EOFError, OSError, RuntimeError):  # RuntimeError: a part is longer than the file
         return None
     return rate, frames if size < 0x7FFFFF00 else None
 
@@ -76,7 +76,9 @@ def _track_rate(path: Path) -> int | None:
     import av
 
     try:
-        with av.open(str(path)) as container:
-            return int(container.streams.audio[0].rate or 0) or None if container.streams.audio else None
+        with av.open(str(path), metadata_errors="replace") as container:
+            # A track without a decoder has no rate.
+            streams = container.streams.audio
+            return int(getattr(streams[0], "rate", None) or 0) or None if streams else None
     except (av.error.FFmpegError, OSError, ValueError):
         return None

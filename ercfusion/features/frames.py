@@ -149,7 +149,7 @@ def _video(path: Path) -> Iterator[tuple[Any, Any, float]]:
         raise ClipError("the file is empty (0 bytes)")
     try:
         # An absolute path, because a colon in a relative one is taken for the end of a protocol's name.
-        with av.open(str(path.absolute())) as container:
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             # The cover picture of a sound file is a video stream too, but no recording.
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:

@@ -27,6 +27,8 @@ _PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
 SILENCE = 1e-4
 # Seconds decoded before a clip's start, because compressed sound needs the packets before it.
 _LEAD = 0.5
+# Samples that are read at a time.
+_PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _plain(clip: Clip) -> Sound:
             if first >= stream.frames:
                 return Sound(np.empty(0, np.float32), stream.samplerate)
             stream.seek(first)
-            samples = stream.read(last - first, dtype="float32", always_2d=True)
+            samples = _samples(stream, last - first)
             rate, held = int(stream.samplerate), int(stream.frames)
     except (soundfile.SoundFileError, OSError) as error:
         raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
@@ -165,6 +167,14 @@ def _plain(clip: Clip) -> Sound:
     return Sound(
         np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(held, first + len(mixed)))
     )
+
+
+def _samples(stream: Any, count: int) -> NDArray[np.float32]:
+    # In parts: a damaged header can announce more than fits into memory.
+    parts = [stream.read(min(count, _PART), dtype="float32", always_2d=True)]
+    while len(parts[-1]) == _PART and (count := count - _PART) > 0:
+        parts.append(stream.read(min(count, _PART), dtype="float32", always_2d=True))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _cut_off(clip: Clip, rate: int, held: int) -> str:
@@ -187,11 +197,11 @@ def _track(clip: Clip, rate: int | None) -> Sound:
     import av
 
     try:
-        with av.open(str(clip.path)) as container:
+        with av.open(str(clip.path), metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise ClipError("the file has no sound track")
             stream = container.streams.audio[0]
-            own_rate = int(stream.rate or 0)
+            own_rate = int(getattr(stream, "rate", None) or 0)  # a track without a decoder has none
             if own_rate <= 0:
                 raise ClipError("the sound track states no sampling rate")
             if clip.start > _LEAD:

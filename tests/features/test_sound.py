@@ -182,3 +182,25 @@ def test_clips_at_another_rate_than_most(folder: Path, tmp_path: Path) -> None:
     assert uneven_rates([a, b, track], 16000, "tracks") == {}
     assert list(uneven_rates([a, b, track], None, "none")) == [track]
     assert list(uneven_rates([c, floats, track], 16000, "tracks")) == [track]
+
+
+def test_parts_of_a_wav_file_that_are_longer_than_the_file(tmp_path):
+    from ercfusion.data.check_media import _UnreadableError, duration
+    from ercfusion.data.media import announced_frames, sampling_rate
+
+    path = write_wav(tmp_path / "a.wav", tone(0.2))
+    data = path.read_bytes()
+    path.write_bytes(data[:12] + b"junk" + (2**31).to_bytes(4, "little") + data[12:])
+    assert announced_frames(path) is None
+    assert sampling_rate(path) is None
+    with pytest.raises(_UnreadableError):
+        duration(path)
+    with pytest.raises(ClipError):
+        read_sound(Clip(path))
+
+
+def test_sound_is_read_in_parts(tmp_path, monkeypatch):
+    path = write_wav(tmp_path / "a.wav", np.stack([tone(0.2), tone(0.2, pitch=200)], axis=1))
+    whole = read_sound(Clip(path, 0.05, 0.15)).samples
+    monkeypatch.setattr("ercfusion.features.sound._PART", 100)
+    np.testing.assert_array_equal(read_sound(Clip(path, 0.05, 0.15)).samples, whole)

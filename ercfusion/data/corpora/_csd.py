@@ -129,7 +129,8 @@ class ComputationalSequence:
         values = self.features(video)
         if values.dtype.kind not in "fiu":
             self.fail(video, f"the features are of type {values.dtype}, but numbers are expected")
-        return values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN in a damaged file
+            return values.astype(np.float64)
 
     def words(self, video: str) -> list[str]:
         """:meth:`features` of a sequence of words as text; ``sp`` is what the aligner writes for a pause.
@@ -237,7 +238,9 @@ def _assignments(path: Path) -> dict[str, Any]:
     try:
         module = ast.parse(read_text(path), filename=path.name)
     except SyntaxError as error:
-        raise CorpusFormatError(f"{path}, line {error.lineno}: no valid Python ({error.msg}). {_AGAIN}") from error
+        raise CorpusFormatError(f"{path}, line {error.lineno}: no valid Python ({error.msg[:80]}). {_AGAIN}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # of a parser that is given too many levels
+        raise CorpusFormatError(f"{path}: no valid Python (too many levels). {_AGAIN}") from error
     found: dict[str, Any] = {}
     for statement in module.body:
         if not isinstance(statement, ast.Assign):
@@ -247,7 +250,7 @@ def _assignments(path: Path) -> dict[str, Any]:
                 continue
             try:
                 found[name] = ast.literal_eval(statement.value)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError, MemoryError) as error:
                 raise CorpusFormatError(
                     f"{path}, line {statement.lineno}: {name} is no literal list of strings. Get the file again from "
                     f"the SDK, or write the ids into a splits.json."

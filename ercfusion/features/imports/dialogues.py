@@ -40,6 +40,7 @@ from ercfusion.features.imports.rebuild import Record
 
 DEV_SHARE = 0.1
 DEV_SEED = 0
+_NUMBER = re.compile(r"[0-9]{1,9}")
 MELD_STARTS: Mapping[str, int] = {"train": 0, "dev": 1039, "test": 1153}
 """MELD's pickles number the dialogues of all splits in one row: train from 0 (60 is absent), dev from 1039, test from
 1153 to 1432. Read in public loaders of these files, which cut their keys at these numbers."""
@@ -265,7 +266,7 @@ def _splits(names: Mapping[str, list[str]], family: Family, notes: list[str]) ->
         notes.append("the file's dev split is empty")
     disjoint({"train": parts["train"], "test": parts["test"]})
     if family.meld:
-        if not all(name.isdigit() for name in parts["train"]):
+        if not all(_NUMBER.fullmatch(name) for name in parts["train"]):
             raise LayoutError("split 'train': MELD's pickles number their dialogues; found other names.")
         dev = [name for name in parts["train"] if MELD_STARTS["dev"] <= int(name) < MELD_STARTS["test"]]
         if dev:
@@ -467,7 +468,7 @@ def _index(turn: Turn, labels: _Labels) -> int:
 
 def meld_place(name: str) -> tuple[str, int] | None:
     """Split and MELD's own dialogue number of a dialogue number of the pickles; None where it is no number."""
-    if not re.fullmatch(r"\d+", name):
+    if not _NUMBER.fullmatch(name):
         return None
     number = int(name)
     split = [split for split, start in MELD_STARTS.items() if number >= start][-1]
