@@ -185,7 +185,7 @@ def test_clips_at_another_rate_than_most(folder: Path, tmp_path: Path) -> None:
 
 
 def test_parts_of_a_wav_file_that_are_longer_than_the_file(tmp_path):
-    from ercfusion.data.check_media import _UnreadableError, duration
+    from ercfusion.data.check_media import _UnreadableError, header
     from ercfusion.data.media import announced_frames, sampling_rate
 
     path = write_wav(tmp_path / "a.wav", tone(0.2))
@@ -194,7 +194,7 @@ def test_parts_of_a_wav_file_that_are_longer_than_the_file(tmp_path):
     assert announced_frames(path) is None
     assert sampling_rate(path) is None
     with pytest.raises(_UnreadableError):
-        duration(path)
+        header(path)
     with pytest.raises(ClipError):
         read_sound(Clip(path))
 
