@@ -23,6 +23,12 @@ def preset(request) -> TablePreset:
     return read_preset(FOLDER / f"{request.param}.yaml")
 
 
+@pytest.fixture(scope="module")
+def records(preset) -> dict:
+    """The recorded runs by row, which are looked at and not changed."""
+    return read_table_records(preset, [FOLDER / preset.name])
+
+
 def test_presets_are_found_from_a_checkout():
     assert preset_folder() == FOLDER
 
@@ -49,15 +55,14 @@ def test_tables_are_complete_and_current(preset, capsys, monkeypatch):
     assert status == 0, out
 
 
-def test_five_seeds_of_one_state_of_the_sources(preset):
-    for row, records in read_table_records(preset, [FOLDER / preset.name]).items():
-        assert len(records) >= 5, row
-        for record in records.values():
+def test_five_seeds_of_one_state_of_the_sources(records):
+    for row, runs in records.items():
+        assert len(runs) >= 5, row
+        for record in runs.values():
             assert record["environment"]["revision"]["dirty"] is False, f"{row}: run from changed sources"
 
 
-def test_every_row_has_its_optimism(preset):
-    records = read_table_records(preset, [FOLDER / preset.name])
+def test_every_row_has_its_optimism(records):
     found = {record["optimism"]["metric"] for runs in records.values() for record in runs.values()}
     assert len(found) == 1, "the diagnostic of a row is of another score than the table's"
 

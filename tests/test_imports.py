@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 HEAVY = ("pytorch_lightning", "lightning", "hydra", "omegaconf", "pandas", "pyarrow", "torch_geometric")
 EXTRAS = ("sentence_transformers", "opensmile", "feat", "mamba_ssm", "optuna", "tensorboard")
 
@@ -84,6 +86,7 @@ print(json.dumps(refused))
     assert run(program) == list(EXTRAS)
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_without_the_extras() -> None:
     program = f"""{BLOCKED}
 import ercfusion

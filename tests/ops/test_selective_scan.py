@@ -193,7 +193,11 @@ def test_combinations(optional: tuple[str, ...], reverse: Reverse, backend: str)
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(
     ("shape", "width"),
-    [(shape, width) for shape in LENGTHS for width in ((5, 33) if sum(LENGTHS[shape]) > 100 else (4, 5, 17, 33, 131))],
+    [
+        pytest.param(shape, width, marks=[pytest.mark.slow] if (shape, width) == ("long", 33) else [])
+        for shape in LENGTHS
+        for width in ((5, 33) if sum(LENGTHS[shape]) > 100 else (4, 5, 17, 33, 131))
+    ],
 )
 def test_lengths_and_widths(shape: str, width: int, backend: str) -> None:
     """Odd widths end within a vector, 131 in a second block; lengths cross the chunks of the backward pass."""
