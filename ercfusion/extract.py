@@ -214,14 +214,14 @@ def _corpus(data: list[str], composer: Composer) -> tuple[Any, Any]:
 
 
 def _value(key: str, text: str) -> Any:
-    import yaml
+    from ercfusion.schemas.yaml_loader import parse_yaml
 
     if key.rpartition(".")[2] in _FOLDERS and text not in ("", "null"):
         return typed_path(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that Python does not convert
-        raise ConfigError(f"{shown(f'{key}={text}')}: {' '.join(str(error).split())[:200]}") from error
+    value, problem = parse_yaml(text)
+    if problem:
+        raise ConfigError(f"{shown(f'{key}={text}')}: {problem.removeprefix(', line 1').removeprefix(': ')}")
+    return value
 
 
 if __name__ == "__main__":

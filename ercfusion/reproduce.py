@@ -164,7 +164,7 @@ def _check(preset: Any, records: Any, stale: Any, out: Path, settings: dict[str,
             path = out / name
             if not path.is_file():
                 faults.append(f"{path} is missing")
-            elif path.read_text(encoding="utf-8") != text:
+            elif path.read_text(encoding="utf-8", errors="replace") != text:
                 faults.append(f"{path} does not say what the records say")
     for fault in faults:
         print(fault)

@@ -194,7 +194,9 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
 
 
 def _whole(path: Path, numbers: NDArray[np.float64], lines: Sequence[int], column: str) -> NDArray[np.int64]:
-    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers))))
+    wrong = np.flatnonzero(
+        ~(np.isfinite(numbers) & (numbers >= 0) & (numbers < 2**53) & (numbers == np.floor(numbers)))
+    )
     if len(wrong):
         found = numbers[wrong[0]]
         Row(path, lines[wrong[0]], {}).fail(column, f"found {found:g}, but a whole number (0, 1, ...) is expected.")

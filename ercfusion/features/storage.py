@@ -191,7 +191,7 @@ def is_remembered(state: Mapping[str, Any]) -> bool:
     """Whether a file in this state was verified before by this user."""
     try:
         return bool(json.loads(_memory_of(state).read_text(encoding="utf-8")) == state)
-    except (OSError, ValueError, RunError):
+    except (OSError, ValueError, RecursionError, RunError):
         return False
 
 

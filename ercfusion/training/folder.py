@@ -185,7 +185,7 @@ def _what_is_there(folder: Path) -> str:
         return "."
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "."
     module = "sweep" if isinstance(config, dict) and "study" in config else "train"
     again = resume_command("occupied run", module, folder)

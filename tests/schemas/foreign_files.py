@@ -186,6 +186,7 @@ class Foreign:
         found: dict[str, Kind] = {}
         found |= self._pickle_kinds(text)
         found |= self._corpus_kinds(text, json_text)
+        found |= self._face_kinds(text)
         found |= self._media_kinds(text)
         found |= self._sweep_kinds(text, mutate_json)
         return found
@@ -287,6 +288,27 @@ class Foreign:
                 found[f"{name}: {file}"] = (folder / file, mutators, read)
         return found
 
+    # Faces
+
+    def _face_kinds(self, text: tuple[Mutator, ...]) -> dict[str, Kind]:
+        from ercfusion.features.faces import OPENFACE_SETS
+        from ercfusion.features.fex import RECTANGLE, read_fex, read_openface
+
+        fex = ("frame", "input", *RECTANGLE, "FaceScore", "anger", "happiness", "AU01")
+        openface = ("frame", "timestamp", "confidence", "success", *OPENFACE_SETS["aus"])
+        mutators = (*text, mutate_cells, mutate_cells, mutate_cells)
+        found: dict[str, Kind] = {}
+        readers: dict[str, tuple[tuple[str, ...], Callable[[Path], Any]]] = {
+            "fex: a.csv": (fex, read_fex),
+            "openface: b.csv": (openface, read_openface),
+        }
+        for name, (columns, read) in readers.items():
+            path = self.folder / name[-5:]
+            rows = [[1 if column == "success" else row for column in columns] for row in range(4)]
+            path.write_text("\n".join(",".join(map(str, row)) for row in [columns, *rows]) + "\n")
+            found[name] = (path, mutators, lambda path=path, read=read: read(path))
+        return found
+
     # Recordings
 
     def _media_kinds(self, text: tuple[Mutator, ...]) -> dict[str, Kind]:
@@ -299,7 +321,13 @@ class Foreign:
 
         if not (_installed("av") and _installed("soundfile")):
             return {}
+        import soundfile
+        from matplotlib import pyplot as plt
+
         sound = write_wav(self.folder / "a.wav", tone(0.3))
+        flac, picture = self.folder / "a.flac", self.folder / "a.png"
+        soundfile.write(flac, tone(0.3), 16000)
+        plt.imsave(picture, np.eye(16))
         video = write_video(self.folder / "a.mp4", 0.5, sound=tone(0.5))
 
         def read(path: Path, frames: bool) -> Callable[[], None]:
@@ -322,6 +350,8 @@ class Foreign:
         return {
             "WAV": (sound, (*text, mutate_wave, mutate_wave), read(sound, False)),
             "MP4": (video, text, read(video, True)),
+            "FLAC": (flac, text, read(flac, False)),
+            "PNG": (picture, text, read(picture, True)),
         }
 
     # Sweeps
