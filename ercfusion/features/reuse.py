@@ -158,7 +158,7 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
         retry: Leave out what is missing in the pack, too.
 
     Raises:
-        PackError: the pack was made by another version of the tool.
+        PackError: the pack was made by another version of the tool, or was replaced after it was looked at.
     """
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
@@ -167,6 +167,8 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
             "values of both are not mixed in one pack. Install that version, or make the whole pack again with "
             "fresh=true."
         )
+    if read_manifest(pack.folder)["files"] != pack.manifest["files"]:
+        raise PackError(f"{pack.folder} was replaced by another process meanwhile. Give the command again.")
     table = read_pack(pack.folder)
     notes, missing = _own_notes(pack.manifest), pack.remarks("missing")
     for key, owner, row in zip(work.keys, work.owners, table.rows(work.keys), strict=True):

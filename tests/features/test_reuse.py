@@ -307,6 +307,28 @@ def test_retry_after_a_stopped_extraction_tries_what_that_took_over(
     assert read_again(log) == ["talk0-0.wav"]
 
 
+def test_a_pack_that_another_process_replaces_meanwhile(
+    corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ercfusion.features import extraction
+
+    pack = extract(corpus, log).folder
+    replaced(corpus.root() / "talk1-0.wav")
+    original = extraction.announce_changed
+
+    def meanwhile(*arguments: Any) -> None:
+        original(*arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(extraction, "announce_changed", original)
+            extract(corpus, log, fresh=True)
+
+    monkeypatch.setattr(extraction, "announce_changed", meanwhile)
+    with pytest.raises(PackError, match="was replaced by another process meanwhile"):
+        extract(corpus, log)
+    assert extract(corpus, log).found
+    assert content(pack) == fresh(corpus, log)
+
+
 def test_texts_that_change(tmp_path: Path) -> None:
     """A pack of texts is bound to them: other texts are another pack."""
     raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
