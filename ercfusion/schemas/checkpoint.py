@@ -70,6 +70,9 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             total = sum(entry.file_size for entry in archive.infolist())
         if not stored or total > path.stat().st_size:  # a few bytes must not become many
             raise failure(RunError, path, " is not a checkpoint: its parts are compressed", ADVICE)
+        with zipfile.ZipFile(path) as archive:
+            if (changed := archive.testzip()) is not None:  # torch does not compare the checksums
+                raise failure(RunError, path, f" is damaged: {shown(changed)} has another checksum", ADVICE)
         loaded = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except RunError:
         raise
