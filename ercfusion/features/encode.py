@@ -30,6 +30,7 @@ from ercfusion.features.encoders import (
     load_encoder,
     model_files,
     no_loading_bar,
+    not_loaded,
     open_from_hub,
 )
 from ercfusion.features.extractor import check_settings, package_version
@@ -161,7 +162,7 @@ class TransformerExtractor:
             try:
                 (tokenizer, model), files = _open(str(local), True), model_files(local)
             except Exception as error:  # transformers raises many types
-                raise ConfigError(f"the text encoder in the folder {local} cannot be loaded: {error}") from error
+                raise not_loaded(local, error) from error
         else:
             (tokenizer, model), files = open_from_hub(name, name, _open)
         device = self.settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -223,7 +224,7 @@ def _open(name: str, offline: bool) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     with no_loading_bar():
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
-        # Weights in pickles are not loaded: safetensors only.
-        model = AutoModel.from_pretrained(name, local_files_only=offline, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline, trust_remote_code=False)
+        # Weights in pickles are not loaded: safetensors only. Nor is code of the model's own, and nobody is asked.
+        model = AutoModel.from_pretrained(name, local_files_only=offline, use_safetensors=True, trust_remote_code=False)
     return tokenizer, model

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ercfusion.errors import ConfigError, require_extra
 from ercfusion.features.extractor import package_version
 from ercfusion.files import expanded, sha256_of
+from ercfusion.schemas.reading import failure, read_json, shown
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 T = TypeVar("T")
@@ -61,11 +62,12 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
     if name == DEFAULT_ENCODER:
         local = default_encoder_folder()
     if local.is_dir():
+        refuse_own_code(local)
         try:
             with no_loading_bar():
                 model = _open(str(local), device, local_files_only=True)
         except Exception as error:
-            raise ConfigError(f"the text encoder in the folder {local} cannot be loaded: {error}") from error
+            raise not_loaded(local, error) from error
         shown, files = (name if name == DEFAULT_ENCODER else local.resolve().name), model_files(local)
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"the text encoder {name!r} is a path, but no folder is there.")
@@ -81,7 +83,30 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
 def _open(name: str, device: str | None, *, local_files_only: bool) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(name, device=device, local_files_only=local_files_only)
+    return SentenceTransformer(name, device=device, local_files_only=local_files_only, trust_remote_code=False)
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Raise :class:`ConfigError` if an encoder's folder asks for code that is not of sentence-transformers.
+
+    Versions of sentence-transformers before 6 run the code in a folder without asking.
+    """
+    if not (folder / "modules.json").is_file():
+        return
+    parts = read_json(folder / "modules.json", error=ConfigError)
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    for kind in kinds:
+        if not str(kind).startswith("sentence_transformers."):
+            problem = f": {shown(kind)} is code of the model's own, which is not run. Take another encoder"
+            raise failure(ConfigError, folder / "modules.json", problem)
+
+
+def not_loaded(folder: Path, error: Exception) -> ConfigError:
+    """The error about an encoder in a folder; it does not repeat a library's advice to trust the folder's code."""
+    reason = str(error)
+    if "trust_remote_code" in reason or "weights_only" in reason:
+        reason = "it needs code of its own, which is not run, or is damaged"
+    return ConfigError(f"the text encoder in the folder {folder} cannot be loaded: {reason}")
 
 
 def default_encoder_folder() -> Path:
@@ -119,6 +144,8 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
             model = open_model(repository, False)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "trust_remote_code" in str(error):
+                reason = "the model needs code of its own, which is not run."
             raise ConfigError(
                 f"the text encoder {name!r} was not found: there is no such folder, and the hub (as {repository!r}) "
                 f"answered: {reason} Check the name and the connection, or use {DEFAULT_ENCODER!r}, which needs no hub."

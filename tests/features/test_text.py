@@ -1,6 +1,8 @@
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from ercfusion.data.schema import get_schema
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import BatchError, ConfigError, MissingExtraError, PackError
 from ercfusion.features import encoders, text
-from ercfusion.features.encoders import DEFAULT_ENCODER, TextEncoder, load_encoder
+from ercfusion.features.encoders import DEFAULT_ENCODER, TextEncoder, default_encoder_folder, load_encoder
 from ercfusion.features.pack import has_pack, read_manifest
 from ercfusion.features.text import build_text_table, text_pack
 
@@ -254,6 +256,24 @@ def test_encoders_that_do_not_exist(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"in the folder .*empty cannot be loaded"):
         load_encoder(str(tmp_path / "empty"))
+
+
+@pytest.mark.skipif(not REAL, reason="sentence-transformers is not installed")
+def test_code_in_the_folder_of_an_encoder_is_not_run(tmp_path, monkeypatch):
+    """A run folder may name an encoder of a stranger; see also the modules that it names."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(default_encoder_folder(), folder)
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    parts = json.loads((folder / "modules.json").read_text())
+    parts[0]["type"] = "mine.Transformer"
+    (folder / "modules.json").write_text(json.dumps(parts))
+    monkeypatch.syspath_prepend(str(folder))
+    with pytest.raises(ConfigError, match=r"modules\.json: 'mine\.Transformer' is code of the model's own") as caught:
+        load_encoder(str(folder))
+    assert "trust" not in str(caught.value)
+    said = str(encoders.not_loaded(folder, ValueError("Please pass the argument `trust_remote_code=True` to allow it")))
+    assert said.endswith("it needs code of its own, which is not run, or is damaged")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.skipif(not REAL, reason="sentence-transformers is not installed")
