@@ -82,6 +82,7 @@ def installation() -> str:
 
     here = environment()
     lines = [f"ercfusion {here['ercfusion']}, Python {here['python']}, {here['system']}, {here['cpus']} processors"]
+    lines.append(f"processor: {here['processor']}, instructions that torch uses: {here['instructions']}")
     lines += [f"  {name} {number}" for name, number in here["versions"].items()]
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     lines += [f"GPU: {gpu}", "extras"]

@@ -107,6 +107,7 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
 
 def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
     """What is said of one run."""
+    from ercfusion.evaluation.groups import PROCESSOR
     from ercfusion.evaluation.render import metric_name, number
 
     metric, band = verdict.metric, verdict.band
@@ -121,17 +122,26 @@ def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
     elif verdict.same_seed is not None:
         gap = number(metric, verdict.value - verdict.same_seed, sign=True)
         lines.append(f"  the recorded run of this seed has {number(metric, verdict.same_seed)} (difference {gap})")
+    if verdict.packs:
+        lines.append("  the features differ (recorded -> this run): scores can differ for this reason alone")
+        lines += [f"    {modality}: {was} -> {now}" for modality, (was, now) in verdict.packs.items()]
+    # With other features nobody can tell what a processor or a version changes.
+    environment = {} if verdict.packs else verdict.environment
+    told = {f"features {modality}: sha256" for modality in verdict.packs}
     parts = (
         ("other settings: this is not the recorded experiment", verdict.settings),
-        ("other data or features", verdict.data),
-        ("another environment", verdict.environment),
+        ("other data or features", {key: pair for key, pair in verdict.data.items() if key not in told}),
+        ("another processor", {key: environment[key] for key in PROCESSOR if key in environment}),
+        ("another environment", {key: pair for key, pair in environment.items() if key not in PROCESSOR}),
     )
     for title, found in parts:
         # Of equal numbers only what makes them numbers of something else is worth a word.
-        if found and not (verdict.identical and found is verdict.environment):
+        if found and not (verdict.identical and title in ("another processor", "another environment")):
             lines.append(f"  {title} (recorded -> this run):")
             lines += [f"    {key}: {was} -> {now}" for key, (was, now) in found.items()]
-    if not verdict.identical and not any(found for _, found in parts):
+    if verdict.packs and verdict.environment and not verdict.identical:
+        lines.append("  processor and versions are not compared: train on the recorded packs to see what they change")
+    if not verdict.identical and not verdict.packs and not any(found for _, found in parts):
         lines.append("  no setting, feature or version differs")
     return "\n".join(lines)
 

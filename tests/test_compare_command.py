@@ -144,13 +144,48 @@ def test_a_run_outside_and_what_may_explain_it(places, capsys):
     assert status == 1
     assert "ABOVE the band" in out
     assert "optimizer.lr: 0.001 -> 0.5" in out
+    features = out.index("the features differ (recorded -> this run)")
+    assert f"text: demo-text {'a' * 64} -> demo-text {'c' * 64}" in out
+    assert features < out.index("other settings")
+    # No version is named as the cause of what other features explain.
+    assert "torch" not in out
+    assert "processor and versions are not compared" in out
+    same = record("concat", 5, 1.0)
+    same["environment"]["versions"]["torch"] = "2.11.0"
+    status, out, _ = command(verify.main, [run_folder(places, "same", same), str(places / "kept.yaml")], capsys)
     assert "torch: 2.13.0+cpu -> 2.11.0" in out
-    assert f"features text: sha256: {'a' * 64} -> {'c' * 64}" in out
+    assert "the features differ" not in out
     bad = run_folder(places, "bad", record("concat", 6, 0.0))
     status, out, _ = command(verify.main, [bad, str(places / "kept.yaml"), "row=plain"], capsys)
     assert status == 1
     assert "BELOW the band" in out
     assert "no setting, feature or version differs" in out
+
+
+def test_the_processor_is_named_before_versions(places, capsys):
+    recorded = [record("concat", seed, 0.4) for seed in (0, 1)]
+    run = record("concat", 0, 0.9)
+    for entry, model in ((recorded[0], "Xeon"), (run, "EPYC")):
+        entry["environment"] |= {"processor": model, "instructions": "AVX2"}
+        entry["features"][0]["source"]["machine"] = {"processor": model, "instructions": "AVX2"}
+    run["environment"]["versions"]["torch"] = "2.11.0"
+    (places / "new").mkdir()
+    write_archive(places / "new" / "plain.json", recorded)
+    archive = str(places / "new" / "plain.json")
+    _, out, _ = command(verify.main, [run_folder(places, "elsewhere", run), archive], capsys)
+    assert "another processor (recorded -> this run):\n    processor: Xeon -> EPYC\n  another env" in out
+    assert "instructions" not in out
+    assert out.index("EPYC") < out.index("torch: 2.13.0+cpu -> 2.11.0")
+    assert "features" not in out, "where a pack was made does not change what it is"
+    # A record of an earlier version has no processor: nothing can be said.
+    _, out, _ = command(verify.main, [run_folder(places, "later", {**run, "seed": 1}), archive], capsys)
+    assert "processor" not in out
+    assert "torch: 2.13.0+cpu -> 2.11.0" in out
+    # The machines of packs with other values are named.
+    run["features"][0]["source"]["sha256"] = "c" * 64
+    _, out, _ = command(verify.main, [run_folder(places, "third", run), archive], capsys)
+    assert f"demo-text {'a' * 64} (made on Xeon, AVX2) -> demo-text {'c' * 64} (made on EPYC, AVX2)" in out
+    assert "another processor" not in out
 
 
 def test_mistakes_of_verify(places, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.evaluation.groups import Group, data_of, differences, environment_of, settings_of
+from ercfusion.evaluation.groups import PROCESSOR, Group, data_of, differences, environment_of, other_packs, settings_of
 from ercfusion.tasks.metrics import check_metric
 
 # Scores are recorded to six decimals; what is closer than this is equal.
@@ -102,7 +102,9 @@ class Verdict:
         band: Of one more run of the row.
         place: ``inside``, ``below`` or ``above``.
         same_seed: The recorded score of the same seed, or None.
-        settings, data, environment: What differs, as (recorded, the run's).
+        settings, data, environment: What differs, as (recorded, the run's). A processor that one of the two records
+            lacks does not differ.
+        packs: Packs with other values, see :func:`ercfusion.evaluation.groups.other_packs`.
     """
 
     group: Group
@@ -114,6 +116,7 @@ class Verdict:
     settings: Mapping[str, tuple[Any, Any]]
     data: Mapping[str, tuple[Any, Any]]
     environment: Mapping[str, tuple[Any, Any]]
+    packs: Mapping[str, tuple[str, str]]
 
     @property
     def identical(self) -> bool:
@@ -150,5 +153,10 @@ def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) ->
         same_seed=recorded.get(record["seed"]),
         settings=_settings_differences(group, record),
         data=differences(data_of(example), data_of(record)),
-        environment=differences(environment_of(example), environment_of(record)),
+        environment={
+            key: pair
+            for key, pair in differences(environment_of(example), environment_of(record)).items()
+            if key not in PROCESSOR or None not in pair
+        },
+        packs=other_packs(example, record),
     )

@@ -42,6 +42,9 @@ be resumed with other values of them."""
 # Settings that do not make another experiment.
 _INCIDENTAL = (*MAY_CHANGE, "seed", "preset", "task")
 
+PROCESSOR = ("processor", "instructions that torch uses")
+"""Entries of :func:`environment_of` that records of earlier versions lack."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -173,11 +176,36 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return entries
 
 
+def other_packs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Packs of two runs with other values, by modality: name, checksum and, if known, processor of either side.
+
+    Features that one of the runs lacks, and those without a checksum, are left out.
+    """
+    tables = [{table["modality"]: table["source"] for table in record["features"]} for record in (first, second)]
+    found = {}
+    for modality, source in tables[0].items():
+        sources = (source, tables[1].get(modality, {}))
+        checksums = [one.get("sha256") for one in sources]
+        if None not in checksums and checksums[0] != checksums[1]:
+            here, there = (_pack_in_words(one) for one in sources)
+            found[modality] = (here, there)
+    return found
+
+
+def _pack_in_words(source: Mapping[str, Any]) -> str:
+    where = source.get("machine") or {}
+    made = ", ".join(str(where[key]) for key in ("processor", "instructions") if where.get(key))
+    name = Path(str(source.get("pack", ""))).name
+    return (f"{name} " if name else "") + str(source["sha256"]) + (f" (made on {made})" if made else "")
+
+
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions and machine of a run, by a name for people."""
+    """Processor, versions and machine of a run, by a name for people; what older records lack is left out."""
     found = record["environment"]
     revision = found.get("revision") or {}
+    known = zip(PROCESSOR, (found.get("processor"), found.get("instructions")), strict=True)
     return {
+        **{key: value for key, value in known if value is not None},
         "ercfusion": found["ercfusion"],
         "ercfusion commit": (revision.get("commit") or "unknown")[:12],
         "ercfusion sources changed since": revision.get("dirty", "unknown"),
@@ -264,7 +292,7 @@ def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies features, wherever and whenever they were made."""
     return {
         "width": table["width"],
-        **{key: value for key, value in table["source"].items() if key not in ("pack", "created")},
+        **{key: value for key, value in table["source"].items() if key not in ("pack", "created", "machine")},
     }
 
 

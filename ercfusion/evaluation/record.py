@@ -20,6 +20,7 @@ from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
 from ercfusion.files import atomic_write
 from ercfusion.hints import resume_command
+from ercfusion.machine import machine
 from ercfusion.schemas.reading import check, failure, read_json, shown
 from ercfusion.tasks.metrics import per_class, scores
 from ercfusion.tasks.outputs import Predictions
@@ -49,6 +50,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
+        **{name: value for name, value in machine().items() if name != "threads"},  # those follow from the settings
         "versions": versions,
     }
 

@@ -59,6 +59,7 @@ from ercfusion.features.storage import (
     write_values,
 )
 from ercfusion.files import StrPath, atomic_folder, atomic_write, expanded, remove_leftovers, sha256_of, user_cache
+from ercfusion.machine import machine
 from ercfusion.schemas.pack import Manifest
 from ercfusion.schemas.reading import check, failure, read_json, shown
 
@@ -190,6 +191,7 @@ def write_pack(
         "licence": licence,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ercfusion": __version__,
+        "machine": machine(torch_used=False),
         "missing": _by_turn(missing),
         "notes": _by_turn(notes, remarks),
     }
@@ -297,6 +299,8 @@ def read_pack(
         remember(state)
     source = {"pack": str(folder), "sha256": checksum, "corpus_fingerprint": manifest["corpus_fingerprint"]}
     source |= {name: manifest[name] for name in ("tool", "tool_version", "settings", "corpus", "created")}
+    if "machine" in manifest:
+        source["machine"] = manifest["machine"]
     learned = checked(manifest.get("trained_on"), str(folder / MANIFEST))
     if learned:
         source["trained_on"] = summary(learned)

@@ -59,6 +59,14 @@ class TrainedOn(Open):
     conversations: dict[str, list[str]]
 
 
+class Machine(Open):
+    """The processor that wrote a pack."""
+
+    processor: Text
+    instructions: Text | None = None
+    threads: Count | None = None
+
+
 class Manifest(Open):
     """``pack.json``."""
 
@@ -81,6 +89,7 @@ class Manifest(Open):
     created: Text
     files: Files
     ercfusion: Text
+    machine: Machine | None = None
     missing: list[Remark] = []
     notes: list[Remark] = []
     trained_on: list[TrainedOn] | None = None

@@ -89,6 +89,8 @@ class Environment(Open):
     python: Name
     system: Name
     cpus: Positive | None
+    processor: Text | None = None
+    instructions: Text | None = None
     versions: dict[Name, Name]
 
 

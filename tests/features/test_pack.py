@@ -26,6 +26,7 @@ from ercfusion.features.pack import (
     write_pack,
 )
 from ercfusion.files import is_leftover, sha256_of
+from ercfusion.machine import machine
 
 LEFT = ".ercfusion-0123456789ab"
 MEMBERS = sorted([KEYS, MANIFEST, VALUES])
@@ -99,6 +100,8 @@ def test_utterance_round_trip(tmp_path, dtype):
     assert manifest["dimensions"] == list("wxyz")
     assert manifest["sources"] == {"a.wav": "0" * 64}
     assert manifest["licence"] == "free"
+    assert manifest["machine"] == read.source["machine"] == machine(torch_used=False)
+    assert manifest["machine"]["processor"]
     assert read.source["sha256"] == sha256_of(folder / VALUES)
     assert read.source["settings"] == {"a": 1}
     json.dumps(read.source)
