@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -249,6 +250,8 @@ def _is_doubtful(source: Source, path: Path, trusted: Mapping[str, Any]) -> bool
 
 
 def _content(path: Path, status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+        return ""
     try:
         return _checksum(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     except OSError:

@@ -165,6 +165,16 @@ def test_the_states_of_a_file(tmp_path: Path) -> None:
     assert compare(there, path)[0] is State.GONE
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    """A list that somebody else wrote may name them."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert source_of(path, tmp_path).sha256 == ""
+        source = Source(path.name, "0" * 64, path.stat().st_size, 5)
+        assert [state for state, _ in compare_all([(source, path)]).values()] == [State.CHANGED]
+
+
 def test_a_pack_of_a_recipe_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus: Recordings = write_recordings(tmp_path / "raw")
     pack = extract_pack(corpus, corpus.protocol(), loudness()).folder
