@@ -22,11 +22,12 @@ from ercfusion.data.identity import FEATURES
 from ercfusion.data.load import LoadedData
 from ercfusion.errors import ErcfusionError, ResumeError
 from ercfusion.evaluation.groups import changed_settings
+from ercfusion.evaluation.record import environment
 from ercfusion.hints import command
 from ercfusion.schemas.checkpoint import ADVICE, content_checksum
 from ercfusion.schemas.reading import MAX_CHARACTERS, check, failure, shown
 from ercfusion.schemas.run import run_config
-from ercfusion.training.folder import OVERRIDES, read_overrides, run_identity
+from ercfusion.training.folder import OVERRIDES, read_environment, read_overrides, run_identity
 
 KEY = "ercfusion"
 RESTORE = "Restore that, or begin a new run."
@@ -119,6 +120,18 @@ def data_changes(was: Mapping[str, str], now: Mapping[str, str], packs: Mapping[
         old, new = ("not there" if one is None else shown(one[:12])[1:-1] for one in (was.get(key), now.get(key)))
         found.append(f"{name}: {old} -> {new}")
     return found
+
+
+def other_versions(folder: Path) -> list[str]:
+    """Versions that are not those with which the run in a folder was begun, in words."""
+    sides = []
+    for found in (read_environment(folder), environment()):
+        commit = (found.get("revision") or {}).get("commit", "")
+        sides.append({"ercfusion": found["ercfusion"], "commit": commit[:12], "python": found["python"]})
+        sides[-1] |= found["versions"]
+    was, now = sides
+    pairs = [(key, was.get(key) or "none", now.get(key) or "none") for key in dict.fromkeys([*was, *now])]
+    return [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
 
 
 def _refusal(path: Path, problem: str, changes: Sequence[str], remedy: str) -> ErcfusionError:

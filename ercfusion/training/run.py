@@ -73,7 +73,7 @@ from ercfusion.training.folder import is_first_process, log_file, read_environme
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
-from ercfusion.training.origin import make_origin
+from ercfusion.training.origin import make_origin, other_versions
 from ercfusion.training.processes import agreed, part, said_once, trainer_environment
 
 logger = logging.getLogger("ercfusion")
@@ -108,6 +108,8 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             torch.set_num_threads(config["training"]["threads"])
         with agreed("the data"):
             begun = (folder / LAST).is_file()
+            if begun and is_first_process() and (versions := other_versions(folder)):
+                logger.warning("resuming with other versions than the record will name: %s", ", ".join(versions))
             data = load_data(config["data"], before_features(config), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = config["training"]["metric"] or data.protocol.task.metric

@@ -24,9 +24,8 @@ from ercfusion.features.pack import read_manifest, write_pack
 from ercfusion.schemas import checkpoint
 from ercfusion.schemas.checkpoint import content_checksum
 from ercfusion.train import main
-from ercfusion.training import run as training
 from ercfusion.training.callbacks import LAST, RestrictedCheckpointIO, Selection
-from ercfusion.training.origin import KEY, again_command, data_changes, sealed
+from ercfusion.training.origin import KEY, again_command, data_changes, other_versions, sealed
 
 EPOCHS = 3
 
@@ -248,6 +247,18 @@ def test_settings_that_do_not_decide_a_result_may_change(copy: Path, place: Path
     assert one == other
 
 
+def test_other_versions_are_said(copy: Path) -> None:
+    folder = copy / "killed"
+    assert other_versions(folder) == []
+    made = read(folder / "environment.json")
+    made["versions"]["torch"] = "1.0"
+    (folder / "environment.json").write_text(json.dumps({**made, "revision": {"commit": "f" * 40, "dirty": False}}))
+    resume(folder)
+    said = (folder / "train.log").read_text()
+    assert f"torch 1.0 -> {torch.__version__}" in said
+    assert "resuming with other versions than the record will name: commit ffffffffffff -> " in said
+
+
 def test_settings_by_what_they_may_do(place: Path) -> None:
     config = read(place / "killed" / "config.json")
     for key in MAY_CHANGE:
@@ -363,9 +374,3 @@ def test_a_run_that_has_no_checkpoint_takes_what_is_there(copy: Path) -> None:
     (folder / LAST).unlink()
     edit(folder, "optimizer", lr=0.1)
     assert resume(folder)["config"]["optimizer"]["lr"] == 0.1
-
-
-def test_every_fit_knows_its_run() -> None:
-    import inspect
-
-    assert inspect.signature(training.fit).parameters["origin"].default is inspect.Parameter.empty
