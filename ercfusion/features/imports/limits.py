@@ -17,8 +17,9 @@ MAX_DEPTH = 100
 """Levels of containers and objects inside each other. Published files have 15 at most."""
 MEMORY, MEMORY_PER_BYTE = 256 << 20, 16
 """Bytes that reading may take: this much, and this much for each byte of the (unpacked) file."""
-INSTRUCTIONS = 100_000_000
-"""Instructions of a pickle; each takes about a microsecond. A number in a list is one."""
+INSTRUCTIONS, INSTRUCTIONS_PER_BYTE, MOST_INSTRUCTIONS = 4_000_000, 2, 100_000_000
+"""Instructions of a pickle: this many, and this many for each byte of the (compressed) file, but no more than the last.
+Each takes about a microsecond. A number in a list is one."""
 WORK = 1_000_000_000
 """Steps to compare keys, five seconds: 12,000 keys of one container of neither text nor whole numbers."""
 UNPACKED, UNPACKED_PER_BYTE = 64 << 20, 16
@@ -35,6 +36,7 @@ class Limits:
         instructions: Of the pickles.
         work: Steps of hashing and comparing keys.
         whole: ``memory`` at the beginning: no object may stand for more.
+        allowed: ``instructions`` at the beginning.
     """
 
     path: Path
@@ -42,12 +44,14 @@ class Limits:
     instructions: int
     work: int
     whole: int
+    allowed: int
 
     @classmethod
-    def of(cls, path: Path, size: int) -> Limits:
-        """Those of a file of ``size`` bytes."""
+    def of(cls, path: Path, stored: int, size: int) -> Limits:
+        """Those of a file of ``stored`` bytes, which are ``size`` when they are unpacked."""
         memory = factor() * (MEMORY + MEMORY_PER_BYTE * size)
-        return cls(path, memory, factor() * INSTRUCTIONS, factor() * WORK, memory)
+        instructions = factor() * min(INSTRUCTIONS + INSTRUCTIONS_PER_BYTE * stored, MOST_INSTRUCTIONS)
+        return cls(path, memory, instructions, factor() * WORK, memory, instructions)
 
     def take(self, *, memory: int = 0, instructions: int = 0, work: int = 0) -> None:
         """Count what is used.
@@ -61,7 +65,7 @@ class Limits:
         if self.memory < 0:
             self.exceeded(f"more than {self.whole >> 20:,} MiB of memory")
         if self.instructions < 0:
-            self.exceeded(f"more than {factor() * INSTRUCTIONS:,} instructions")
+            self.exceeded(f"more than {self.allowed:,} instructions")
         if self.work < 0:
             self.exceeded(f"more than {factor() * WORK:,} steps to compare keys")
 

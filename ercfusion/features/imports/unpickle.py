@@ -75,9 +75,9 @@ def safe_load(path: StrPath) -> Any:
             if head.startswith(magic):
                 unpacked = _unpacked(path, what, opener, size)
                 content = unpacked.getvalue()
-                return _load_any(unpacked, content[:64], Limits.of(path, len(content)))
+                return _load_any(unpacked, content[:64], Limits.of(path, size, len(content)))
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _load_any(mapped, head, Limits.of(path, size))
+            return _load_any(mapped, head, Limits.of(path, size, size))
 
 
 def _load_any(stream: Stream, head: bytes, limits: Limits) -> Any:

@@ -1,3 +1,4 @@
+import gzip
 import pickle
 import struct
 import zipfile
@@ -160,8 +161,13 @@ def test_many_marks_and_memo_entries_are_refused(tmp_path, monkeypatch):
 
 
 def test_many_instructions_are_refused(tmp_path, monkeypatch):
+    data = b"\x80\x04" + b"N0" * 20_000 + b"N."
     monkeypatch.setattr(limits, "INSTRUCTIONS", 10_000)
-    refused(tmp_path, b"\x80\x04" + b"N0" * 20_000 + b"N.", "more than 10,000 instructions")
+    assert safe_load(written(tmp_path, data)) is None  # no more than its bytes
+    packed = gzip.compress(data, mtime=0)
+    refused(tmp_path, packed, f"more than {10_000 + 2 * len(packed):,} instructions")
+    monkeypatch.setattr(limits, "MOST_INSTRUCTIONS", 5_000)
+    refused(tmp_path, data, "more than 5,000 instructions")
 
 
 def test_keys_of_one_hash_are_refused(tmp_path):
@@ -243,7 +249,7 @@ def test_honest_content_keeps_within_the_limits(tmp_path):
 
 
 def test_the_limits_can_be_raised(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "INSTRUCTIONS", 100)
+    monkeypatch.setattr(limits, "MOST_INSTRUCTIONS", 100)
     path = written(tmp_path, b"\x80\x04" + b"N0" * 4096 + b"N.")
     with pytest.raises(UnpickleError, match="ERCFUSION_PICKLE_LIMITS=4"):
         safe_load(path)
