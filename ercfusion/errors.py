@@ -13,6 +13,12 @@ from collections.abc import Iterable
 _LONG_WORD = re.compile(r"(\S{60})\S{140,}")
 
 
+def bounded(message: str) -> str:
+    """A message about a file's content with words of at most 200 letters, and of at most 600 characters."""
+    message = _LONG_WORD.sub(r"\1...", message)
+    return message if len(message) <= 600 else message[:597] + "..."
+
+
 class ErcfusionError(Exception):
     """Base of all errors caused by input, configuration or files rather than by a defect of the library."""
 
@@ -33,8 +39,7 @@ class CorpusFormatError(ErcfusionError):
     """
 
     def __init__(self, message: str) -> None:
-        message = _LONG_WORD.sub(r"\1...", message)
-        super().__init__(message if len(message) <= 600 else message[:597] + "...")
+        super().__init__(bounded(message))
 
 
 class PackError(ErcfusionError):

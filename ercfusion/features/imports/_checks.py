@@ -12,13 +12,20 @@ from numpy.typing import NDArray
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.features import FeatureTable, Key, Level
 from ercfusion.data.task import TaskSpec
-from ercfusion.errors import PackError
+from ercfusion.errors import PackError, bounded
 
 _BITS = 64
 
 
 class LayoutError(PackError):
-    """A pickle does not hold what its layout says; the message names field, id, found and expected."""
+    """A pickle does not hold what its layout says; the message names field, id, found and expected.
+
+    Args:
+        message: Cut by :func:`~ercfusion.errors.bounded`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(bounded(message))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ercfusion.features.imports.limits import Limits
 from ercfusion.features.imports.rebuild import UnpickleError
 from ercfusion.features.imports.unpickle import TORCH_LEGACY, Stream, load_stream
-from ercfusion.schemas.reading import failure
+from ercfusion.schemas.reading import failure, shown
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
@@ -159,7 +159,7 @@ def _reference(reference: Any, path: Path) -> tuple[np.dtype[Any], str, int]:
     name = str(getattr(reference[1], "name", "")).removeprefix("torch.")
     key, count = reference[2], reference[4]
     if name not in _STORAGES:
-        raise UnpickleError(f"{path}: a tensor has numbers of an unknown type ({name or reference[1]!r}).")
+        raise UnpickleError(f"{path}: a tensor has numbers of an unknown type ({name or shown(reference[1])}).")
     if len(reference) == 6 and reference[5] is not None:
         raise UnpickleError(f"{path}: a tensor is stored as a view of another one, as torch did before version 0.4.")
     if not isinstance(key, str) or type(count) is not int or count < 0:

@@ -28,7 +28,7 @@ from ercfusion.features.imports.limits import UNPACKED, UNPACKED_PER_BYTE, Limit
 from ercfusion.features.imports.rebuild import KNOWN, SAMPLES, Call, Sample, UnpickleError
 from ercfusion.features.imports.scan import Scan
 from ercfusion.files import StrPath
-from ercfusion.schemas.reading import failure
+from ercfusion.schemas.reading import MAX_CHARACTERS, failure
 
 Stream = io.BytesIO | mmap.mmap
 
@@ -176,8 +176,12 @@ def load_stream(
         result = _Unpickler(stream, path, persistent, limits, inner).load()
     except UnpickleError as error:
         # What stands for the file's functions does not know the file.
-        named = str(error).startswith((str(path), "..."))
-        raise error if named else failure(UnpickleError, path, f": {error}", "Get the file again.") from error
+        text = str(error)
+        named = text.startswith((str(path), "..."))
+        if named and len(text) <= MAX_CHARACTERS:
+            raise
+        problem = text.removeprefix(str(path)) if named else f": {text}"
+        raise failure(UnpickleError, path, problem, "Get the file again.") from error
     except MemoryError as error:
         raise failure(UnpickleError, path, " does not fit into this machine's memory") from error
     except Exception as error:

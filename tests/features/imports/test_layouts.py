@@ -439,3 +439,12 @@ def test_every_layout_says_what_it_is_and_where_from():
         assert LAYOUTS[name]
         assert "/" in ORIGINS[name]
         assert "\n" not in LAYOUTS[name]
+
+
+def test_long_names_in_messages_are_cut():
+    content = meld()
+    content[0]["x" * 70_000] = ["0"]
+    content[-3].append("x" * 70_000)
+    with pytest.raises(LayoutError) as caught:
+        read_layout(content, "mmgcn-meld")
+    assert len(str(caught.value)) <= 600
