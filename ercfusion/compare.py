@@ -61,6 +61,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     from ercfusion.evaluation.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
     from ercfusion.evaluation.report import aligned
     from ercfusion.evaluation.table import compute_table
+    from ercfusion.evaluation.tuning import tuning_cells, tuning_note
     from ercfusion.tasks.metrics import check_metric
 
     records = read_records(paths)
@@ -79,8 +80,10 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     parts = [
         f"{table.record['protocol']}, {len(groups[0].conversations)} test conversations"
         + (" (synthetic corpus)" if table.record["corpus"]["synthetic"] else ""),
-        show(_with_runs(score_cells(table), groups)),
+        show(_with_runs(score_cells(table, tuning=False), groups)),
         caution_note(table),
+        show(tuning_cells(table)),
+        tuning_note(table),
         show(class_cells(table)) if class_cells(table) else "",
         show(comparison_cells(table)) if comparison_cells(table) else "",
         "shown: p (Holm) below 0.05 and an interval, over other seeds and conversations, that leaves out 0",

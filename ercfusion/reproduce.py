@@ -130,8 +130,9 @@ def reproduce(
 
 def rendered(preset: Any, records: Any) -> dict[str, str]:
     """The files of a table by their names."""
+    from ercfusion.evaluation.exports import as_csv, as_latex
     from ercfusion.evaluation.page import as_page
-    from ercfusion.evaluation.render import as_csv, as_latex, as_markdown
+    from ercfusion.evaluation.render import as_markdown
     from ercfusion.evaluation.table import compute_table
     from ercfusion.training.tables import wanted_records
 

@@ -50,7 +50,7 @@ def test_the_demo_is_in_order(data: str, capsys: pytest.CaptureFixture[str]) -> 
     assert (status, err) == (0, "")
     assert "generated, not recorded" in out
     assert "train: 8 conversations" in out
-    assert "best reachable" in out
+    assert "exact posterior" in out
     assert "FAULT" not in out
     assert out.splitlines()[-1].split(": ")[1].startswith("0 faults, ")
 

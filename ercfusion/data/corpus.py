@@ -21,6 +21,13 @@ from ercfusion.files import expanded
 from ercfusion.schemas.reading import shown
 
 SPLITS = ("train", "dev", "test")
+
+EXACT_LEVEL = "exact posterior"
+EXACT_NOTE = (
+    "the score of the most probable label of every turn under the exact posterior (of a set of labels: of those above "
+    "0.5); it is optimal for accuracy and close to optimal, not optimal, for F1"
+)
+"""What :meth:`Corpus.reachable` is: the one wording for tables, pictures and pages."""
 Splits = dict[str, list[Conversation]]
 
 
@@ -236,7 +243,7 @@ class Corpus(ABC):
         return []
 
     def reachable(self, protocol: Protocol, split: str) -> dict[str, float]:
-        """Scores of the best possible classifier on a split, known only for generated corpora."""
+        """Scores of :data:`EXACT_LEVEL` on a split, known only for generated corpora."""
         return {}
 
     def files(self) -> list[Path]:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from ercfusion.data.corpus import EXACT_LEVEL
 from ercfusion.evaluation.render import Cells, facts, metric_name, number, provenance, sections
 from ercfusion.evaluation.table import Table
 
@@ -123,7 +124,7 @@ def interval_picture(table: Table) -> str:
             f'<text class="soft" x="{at(tick)}" y="{bottom + 18}" text-anchor="middle">'
             f"{number(table.metric, tick)}</text>"
         )
-    for value, name in ((table.floor, "majority"), (table.reachable, "best reachable")):
+    for value, name in ((table.floor, "majority"), (table.reachable, EXACT_LEVEL)):
         if value is not None and low <= value <= high:
             parts.append(
                 f'<line x1="{at(value)}" x2="{at(value)}" y1="{top}" y2="{bottom}" stroke="var(--ink)" '

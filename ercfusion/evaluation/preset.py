@@ -18,10 +18,16 @@ A preset is a YAML file in ``experiments/``::
         settings: {model.layers: 1}
         note: a sentence about the row
         published:
-          - {score: 0.5644, source: "Poria et al. (2019), Table 11", selection: test, differs: [features, selection]}
+          - score: 0.5644
+            source: "Poria et al. (2019), text"
+            evidence: secondary source
+            selection: dev
+            differs: [features]
+            note: what else is known of the number
 
 ``differs`` says in what the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
-``model``. ``checked: false`` marks a number that was not compared with the paper itself.
+``model``. ``evidence`` says whether anybody has seen the number: ``paper read`` (in the paper itself), ``secondary
+source`` (quoted elsewhere) or ``not found``, which is assumed if it is left out.
 """
 
 from __future__ import annotations
@@ -42,6 +48,7 @@ from ercfusion.schemas.reading import failure, read_yaml, shown
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
 SELECTIONS = ("dev", "test", "last", "unknown")
+EVIDENCE = ("paper read", "secondary source", "not found")
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,16 @@ class Published:
         selection: On which split its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
             ``unknown``.
         differs: In what it is not comparable; see :data:`DIFFERENCES`.
-        checked: Whether the number was compared with the paper itself.
+        evidence: Where the number was seen; see :data:`EVIDENCE`.
+        note: What else is known of it: other values in circulation, how its authors' code chooses the checkpoint.
     """
 
     score: float
     source: str
     selection: str = "unknown"
     differs: tuple[str, ...] = ()
-    checked: bool = True
+    evidence: str = "not found"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,11 +252,16 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
             source=part.need("source", str),
             selection=part.get("selection", str, "unknown"),
             differs=tuple(part.texts("differs")),
-            checked=part.get("checked", bool, True),
+            evidence=part.get("evidence", str, "not found"),
+            note=" ".join(part.get("note", str, "").split()),
         )
+        if "checked" in part.left:
+            raise part.wrong("checked", f"no longer an entry: write evidence, one of {', '.join(EVIDENCE)}")
         part.done()
         if number_found.selection not in SELECTIONS:
             raise part.wrong("selection", did_you_mean(number_found.selection, SELECTIONS))
+        if number_found.evidence not in EVIDENCE:
+            raise part.wrong("evidence", did_you_mean(number_found.evidence, EVIDENCE))
         for entry in number_found.differs:
             if entry not in DIFFERENCES:
                 raise part.wrong("differs", f"{shown(entry)} is unknown. {did_you_mean(shown(entry), DIFFERENCES)}")

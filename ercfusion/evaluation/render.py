@@ -1,19 +1,19 @@
-"""Writing a computed table as Markdown, LaTeX and CSV. The same records give the same bytes."""
+"""The parts of a computed table as cells and sentences, and as Markdown. The same records give the same bytes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
 from ercfusion.errors import ConfigError
 from ercfusion.evaluation.cautions import MARK, caution_note
 from ercfusion.evaluation.comparison import Comparison
 from ercfusion.evaluation.groups import features_of_groups
 from ercfusion.evaluation.preset import Published
-from ercfusion.evaluation.table import Line, Score, Table
+from ercfusion.evaluation.table import Score, Table
+from ercfusion.evaluation.tuning import tuning_cells, tuning_note
 from ercfusion.hints import command
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
@@ -30,6 +30,12 @@ MARK_WORDS = {
     "selection": "chosen on another split (test, or not known)",
     "metric": "another definition of the score",
     "model": "another form of the model",
+}
+# How far a published number was traced, as marks after it.
+EVIDENCE_MARKS = {"paper read": "", "secondary source": "†", "not found": "?"}
+EVIDENCE_WORDS = {
+    "secondary source": "quoted in a secondary source; the paper itself was not read",
+    "not found": "found in no source at hand, neither the paper nor another",
 }
 NAMES = {
     "weighted_f1": "weighted F1",
@@ -119,16 +125,15 @@ def verdict(comparison: Comparison, one_seed: bool) -> str:
 def published_text(metric: str, entry: Published, difference: float) -> str:
     """A published score, our difference to it, and the marks of what is not comparable."""
     marks = "".join(MARKS[name] for name in entry.differs)
-    doubt = "" if entry.checked else "?"
-    text = f"{number(metric, entry.score)}{doubt} ({number(metric, difference, sign=True)})"
+    text = f"{number(metric, entry.score)}{EVIDENCE_MARKS[entry.evidence]} ({number(metric, difference, sign=True)})"
     return f"{text} [{marks}]" if marks else text
 
 
 # Parts of a table, as cells that every format can show
 
 
-def score_cells(table: Table) -> Cells:
-    """One line a row: the headline with its interval, the other scores, and what was published."""
+def score_cells(table: Table, tuning: bool = True) -> Cells:
+    """One line a row: the headline with its interval, the other scores, what was published, how it was tuned."""
     head, *others = table.metrics
     rows = [
         ["model", f"test {metric_name(head)}", "95 % interval", "dev", *map(metric_name, others)],
@@ -153,7 +158,9 @@ def score_cells(table: Table) -> Cells:
         if len(rows[0]) > len(row):
             row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
         rows.append(row)
-    return rows
+    if not tuning:
+        return rows
+    return [[*row, *choice] for row, (_, *choice) in zip(rows, tuning_cells(table), strict=True)]
 
 
 def class_cells(table: Table) -> Cells:
@@ -222,13 +229,15 @@ def cost_cells(table: Table) -> Cells:
 
 
 def published_cells(table: Table) -> Cells:
-    """Where the published numbers stand, and in what they differ."""
-    rows = [["model", metric_name(table.metric), "chosen on", "differs in", "source"]]
+    """Where the published numbers were seen, and in what they differ."""
+    rows = [["model", metric_name(table.metric), "seen in", "chosen on", "differs in", "source"]]
     for line in table.lines:
         for entry, _ in line.published:
-            source = entry.source if entry.checked else f"{entry.source} (?: not compared with the paper itself)"
+            source = f"{entry.source}. {entry.note}" if entry.note else entry.source
+            mark = EVIDENCE_MARKS[entry.evidence]
             differs = ", ".join(f"{name} [{MARKS[name]}]" for name in entry.differs) or "nothing known"
-            rows.append([line.row.name, number(table.metric, entry.score), entry.selection, differs, source])
+            score = number(table.metric, entry.score) + mark
+            rows.append([line.row.name, score, entry.evidence, entry.selection, differs, source])
     return rows if len(rows) > 1 else []
 
 
@@ -256,8 +265,13 @@ def facts(table: Table) -> list[str]:
         + ("Scores are in percent." if in_percent(table.metric) else "Errors and correlations are in their own units."),
     ]
     if table.floor is not None:
-        reachable = "" if table.reachable is None else f"; best reachable: {number(table.metric, table.reachable)}"
-        sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}{reachable}.")
+        sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}.")
+    if table.reachable is not None:
+        score = f"{number(table.metric, table.reachable)} {metric_name(table.metric)}"
+        sentences.append(
+            f"{EXACT_LEVEL.capitalize()}: {score}, {EXACT_NOTE}. *Of the way* is the share of the distance from the "
+            "majority class to it."
+        )
     for line in table.lines:
         if len(line.group.seeds) < len(line.row.seeds):
             sentences.append(
@@ -367,10 +381,9 @@ def markdown_table(cells: Cells) -> str:
 
 def sections(table: Table) -> list[tuple[str, str, Cells]]:
     """Heading, note and cells of every part that this table has."""
-    marks = "; ".join(f"[{MARKS[name]}] {MARK_WORDS[name]}" for name in MARKS if _has_mark(table, name))
-    marks += "." if marks else ""
+    notes = (caution_note(table), tuning_note(table), published_legend(table))
     parts = [
-        ("Scores", " ".join(part for part in [marks, caution_note(table)] if part), score_cells(table)),
+        ("Scores", " ".join(note for note in notes if note), score_cells(table)),
         ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
         ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
         ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
@@ -380,8 +393,13 @@ def sections(table: Table) -> list[tuple[str, str, Cells]]:
     return [part for part in parts if part[2]]
 
 
-def _has_mark(table: Table, name: str) -> bool:
-    return any(name in entry.differs for line in table.lines for entry, _ in line.published)
+def published_legend(table: Table) -> str:
+    """What the marks of the published numbers mean; empty if there are none."""
+    entries = [entry for line in table.lines for entry, _ in line.published]
+    states = {entry.evidence for entry in entries}
+    marks = [f"{EVIDENCE_MARKS[state]}: {words}" for state, words in EVIDENCE_WORDS.items() if state in states]
+    marks += [f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in one.differs for one in entries)]
+    return f"Marks of published numbers: {'; '.join(marks)}." if marks else ""
 
 
 def as_markdown(table: Table) -> str:
@@ -396,84 +414,3 @@ def as_markdown(table: Table) -> str:
     lines += ["## How it was made", ""]
     first, *rest = provenance(table)
     return "\n".join([*lines, first, "", rest[0], "", *rest[1:]]) + "\n"
-
-
-def as_latex(table: Table) -> str:
-    """The scores as a LaTeX table that needs the package booktabs."""
-    head, *others = table.metrics
-    columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
-    lines = [
-        "% Generated from run records: do not edit. Needs \\usepackage{booktabs}.",
-        "\\begin{table}",
-        "  \\centering",
-        "  \\begin{tabular}{l" + "r" * len(columns) + "}",
-        "    \\toprule",
-        "    model & " + " & ".join(_tex(entry) for entry in columns) + " \\\\",
-        "    \\midrule",
-    ]
-    for line in table.lines:
-        score = line.test[head]
-        bounds = "" if score.low is None else "none"
-        if score.interval is not None:
-            bounds = "[{}, {}]".format(*(number(head, end) for end in score.interval))
-            bounds += f" {MARK}" if score.cautions else ""
-        cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
-        lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
-    record = table.record
-    caption = (
-        f"{table.preset.title}: test scores, epochs chosen on dev, mean and standard deviation over "
-        f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
-        f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
-    )
-    caption = " ".join(part for part in [caption, caution_note(table)] if part)
-    lines += [
-        "    \\bottomrule",
-        "  \\end{tabular}",
-        f"  \\caption{{{_tex(caption)}}}",
-        f"  \\label{{tab:{table.preset.name}}}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _spread_tex(metric: str, score: Score) -> str:
-    return _tex(spread(metric, score)).replace("±", "$\\pm$")
-
-
-def _tex(text: str) -> str:
-    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "↓": "$\\downarrow$"}
-    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
-    return "".join(special.get(sign, sign) for sign in text)
-
-
-def as_csv(table: Table) -> str:
-    """One line for every row and score, in the metrics' own unit (shares from 0 to 1), with nothing rounded away."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "model", "metric", "mean", "std", "low", "high", "seeds", *_SEED_COLUMNS, "caution"])
-    for line in table.lines:
-        for metric, score in line.test.items():
-            writer.writerow(
-                [
-                    line.row.name,
-                    line.row.model,
-                    metric,
-                    *(_plain(value) for value in (score.mean, score.std, score.low, score.high)),
-                    len(line.group.seeds),
-                    _plain(line.dev.mean) if metric == table.metric else "",
-                    *_costs(line),
-                    "; ".join(score.cautions),
-                ]
-            )
-    return stream.getvalue()
-
-
-_SEED_COLUMNS = ("dev mean", "parameters", "seconds per epoch", "peak MiB")
-
-
-def _costs(line: Line) -> list[str]:
-    return [str(line.parameters), f"{line.seconds_per_epoch:.3f}", f"{line.peak_mib:.1f}"]
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.6f}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.data.corpus import CorpusCard
+from ercfusion.data.corpus import EXACT_LEVEL, CorpusCard
 from ercfusion.evaluation.cautions import MARK, known_interval, record_cautions
 from ercfusion.evaluation.plots import (
     plot_class_f1,
@@ -33,7 +33,7 @@ HEADLINE = {
 
 
 def score_table(record: Mapping[str, Any]) -> str:
-    """Dev and test scores beside the majority floor, the interval and, where it is known, the best reachable score."""
+    """Dev and test scores with the majority floor, the interval and, if it is known, the exact posterior's score."""
     metrics = record["metrics"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
     shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
@@ -41,7 +41,7 @@ def score_table(record: Mapping[str, Any]) -> str:
     chosen = record["selection"]["metric"]
     if chosen not in names and chosen in shown:
         names.insert(0, chosen)
-    head = ["", "dev", "test", "95 % interval", "majority"] + (["best reachable"] if best else [])
+    head = ["", "dev", "test", "95 % interval", "majority"] + ([EXACT_LEVEL] if best else [])
     rows = [head]
     for name in names:
         row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), _interval(record, name)]
@@ -99,7 +99,7 @@ def summary(record: Mapping[str, Any]) -> str:
         floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
         if top > floor:
             share = (found - floor) / (top - floor)
-            lines.append(f"{share:.1%} of the way from majority to the best reachable test {name}")
+            lines.append(f"{share:.1%} of the way from majority to the {EXACT_LEVEL}'s test {name}")
     lines.append(
         f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s an epoch, {cost['seconds']:.0f} s in all"
     )
@@ -167,7 +167,7 @@ def draw_pictures(
         for row in history
     ]
     reachable = record["corpus"].get("reachable", {}).get("dev", {})
-    levels = {"majority": record["majority"].get("dev", {}), "best reachable": reachable}
+    levels = {"majority": record["majority"].get("dev", {}), EXACT_LEVEL: reachable}
     plot_training_curves(
         shown,
         folder / "training.png",

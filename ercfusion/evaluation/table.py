@@ -120,7 +120,7 @@ class Table:
         lines: The rows that have records.
         missing: The rows without.
         comparisons: Between pairs of rows (but for the majority class), by the headline.
-        reachable: The best reachable headline score, where the corpus knows it.
+        reachable: The exact posterior's headline score (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if it is known.
         floor: The majority class's headline score.
     """
 

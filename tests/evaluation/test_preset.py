@@ -26,7 +26,7 @@ rows:
     settings: {model.layers: 1, optimizer.lr: 1e-3}
     note: words
     published:
-      - {score: 0.5, source: "Somebody (2020)", selection: test, differs: [features], checked: false}
+      - {score: 0.5, source: "S. (2020)", selection: test, differs: [features], evidence: secondary source, note: n}
       - {score: 0.4, source: "Somebody else (2021)"}
 """
 
@@ -42,7 +42,7 @@ def test_a_preset(tmp_path):
     assert first.seeds == (3, 1)
     assert second.seeds == (0,)
     assert second.slug == "two-words"
-    assert second.published[0].checked is False
+    assert [entry.evidence for entry in second.published] == ["secondary source", "not found"]
     assert second.published[1].selection == "unknown"
     assert preset.arguments(second, 0) == [
         "model=cogmen", "data=demo/speaker", "training.max_epochs=2", "data.modalities=[text,audio]", "model.layers=1",
@@ -73,6 +73,8 @@ def test_a_preset(tmp_path):
         ("score: 0.5, ", "", r"published\[0\].score is missing"),
         ("selection: test", "selection: tset", "Did you mean 'test'"),
         ("differs: [features]", "differs: [feature]", "Did you mean 'features'"),
+        ("evidence: secondary source", "evidence: secondary", "Did you mean 'secondary source'"),
+        ("evidence: secondary source", "checked: false", "write evidence, one of paper read, secondary"),
         ("against: Two Words!", "against: three", "no row 'three'"),
         ("against: Two Words!", "pairs: [[concat, three]]", "pairs: no row 'three'"),
         ("against: Two Words!", "pairs: [[concat]]", r"pairs\[0\]: the names of two rows"),

@@ -29,4 +29,4 @@ def test_training_curves_have_the_dev_loss_and_what_to_compare_with(
     assert shown["train/loss"] == 1.5
     assert shown["dev/loss (negative log-likelihood)"] == 1.25
     assert shown["dev/loss (root mean squared error)"] is None  # of another kind of task: no curve
-    assert drawn["levels"] == {f"majority ({metric})": 0.1, f"best reachable ({metric})": 0.9}
+    assert drawn["levels"] == {f"majority ({metric})": 0.1, f"exact posterior ({metric})": 0.9}

@@ -15,11 +15,10 @@ from made_records import TASK, record
 
 from ercfusion.errors import ConfigError, RunError
 from ercfusion.evaluation.comparison import Comparison
+from ercfusion.evaluation.exports import as_csv, as_latex
 from ercfusion.evaluation.page import as_page
 from ercfusion.evaluation.preset import Published, Row, TablePreset
 from ercfusion.evaluation.render import (
-    as_csv,
-    as_latex,
     as_markdown,
     comparison_cells,
     interval,
@@ -35,7 +34,7 @@ from ercfusion.evaluation.statistics import two_level_bootstrap
 from ercfusion.evaluation.table import Score, compute_table
 from ercfusion.tasks.sums import score_source
 
-PAPER = Published(0.6, "Somebody & others (2020), Table 1", "test", ("features", "selection"), checked=False)
+PAPER = Published(0.6, "Somebody & others (2020), Table 1", "test", ("features", "selection"), "secondary source")
 
 
 def preset(**changes) -> TablePreset:
@@ -138,7 +137,7 @@ def test_markdown(table):
     assert "graph \\| window" in text  # a bar in a name is no cell border
     assert "Not run yet: not yet." in text
     assert "words about it" in text
-    assert f"60.00? ({number('weighted_f1', table.lines[1].published[0][1], sign=True)}) [fs]" in text
+    assert f"60.00† ({number('weighted_f1', table.lines[1].published[0][1], sign=True)}) [fs]" in text
     for heading in ("Scores", "F1 by class", "Differences", "Optimism", "Published numbers", "Cost", "How it was made"):
         assert f"\n## {heading}\n" in text
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
@@ -156,6 +155,17 @@ def test_csv_has_all_digits(table):
     assert (first["row"], first["metric"], first["seeds"]) == ("plain", "weighted_f1", "3")
     assert float(first["dev mean"]) == pytest.approx(table.lines[0].dev.mean, abs=1e-6)
     assert rows[3]["low"] == ""  # no interval for the calibration error
+    assert (first["settings"], first["schedule"]) == (
+        "default settings",
+        "30 epochs, patience 10, cosine; ran 3",
+    )
+    headline, other = rows[5], rows[6]
+    assert (headline["published"], headline["published seen in"], headline["published chosen on"]) == (
+        "0.600000",
+        "secondary source",
+        "test",
+    )
+    assert other["published"] == ""
 
 
 def test_latex_is_escaped_and_balanced(table):
@@ -166,6 +176,9 @@ def test_latex_is_escaped_and_balanced(table):
     assert "95 \\% interval" in text
     assert "$\\pm$" in text
     assert "±" not in text
+    assert "60.00$\\dagger$" in text
+    assert "$\\dagger$: quoted in a secondary source" in text
+    assert "default settings" in text
 
 
 class _Checker(HTMLParser):
@@ -211,7 +224,7 @@ def test_page_is_whole_and_needs_nothing_else(table):
     assert "src=" not in page
     text = " ".join(checker.text)
     assert "graph | window" in text
-    assert "best reachable" in text
+    assert "Exact posterior: 95.00" in text
     assert "Somebody & others (2020)" in text
     assert page.count("<svg") == 1
 
@@ -253,7 +266,7 @@ def test_rows_with_other_features_name_them(records):
     column = head.index("features")
     same = "text (24-d E aaaaaaaa)"
     assert [row[column] for row in rows] == [same, same, "text (24-d E bbbbbbbb), audio"]
-    assert rows[1][head.index("published (ours minus it)")].startswith("60.00?")
+    assert rows[1][head.index("published (ours minus it)")].startswith("60.00†")
     assert "audio 7-d (t)" in as_markdown(mixed).split("Dev split")[0]
     assert "features" not in score_cells(compute_table(preset(), records))[0]
 
@@ -282,7 +295,7 @@ def test_how_numbers_are_written():
     assert (probability(0.0001), probability(0.0414)) == ("< 0.001", "0.041")
     assert metric_name("ece") == "ECE ↓"
     assert metric_name("ccc/valence") == "CCC (valence)"
-    assert published_text("mae", Published(0.9, "x"), -0.1) == "0.900 (-0.100)"
+    assert published_text("mae", Published(0.9, "x"), -0.1) == "0.900? (-0.100)"
 
 
 def test_a_row_whose_scores_depend_on_the_batch_says_so() -> None:

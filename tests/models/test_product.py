@@ -18,7 +18,7 @@ from ercfusion.train import main
     ],
     ids=["one linear layer", "lmf", "tfn"],
 )
-def test_share_of_the_way_to_the_best_reachable_score(tmp_path, arguments, low, high):
+def test_share_of_the_way_to_the_exact_posterior(tmp_path, arguments, low, high):
     fixed = ["data=demo/product", "training.max_epochs=12", "training.threads=1", "training.pictures=false"]
     assert main([*arguments, *fixed, "trainer=cpu", f"run={tmp_path / 'run'}"]) == 0
     record = read(tmp_path / "run" / "record.json")

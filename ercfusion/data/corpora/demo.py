@@ -1,9 +1,9 @@
-"""The embedded corpus ``demo``: generated conversations whose best reachable score is known.
+"""The embedded corpus ``demo``: generated conversations whose exact posterior is known.
 
 Nothing is read and nothing was recorded. Speakers, labels and features of text, audio and visual are drawn from the
 process that :mod:`ercfusion.data.corpora._demo_process` specifies. That process can be inverted exactly, so the corpus
-knows what the best possible classifier reaches on its very splits (:meth:`DemoCorpus.reachable`), and what classifiers
-reach that do without context, without fusion, or without one kind of evidence (:meth:`DemoCorpus.ceilings`).
+knows the score of the most probable labels on its very splits (:meth:`DemoCorpus.reachable`), and what observers reach
+that do without context, without fusion, or without one kind of evidence (:meth:`DemoCorpus.ceilings`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
 from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, Bools, C, Floats, Process, Sample, draw
-from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE, SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError, did_you_mean
@@ -113,8 +113,7 @@ class DemoCorpus(Corpus):
         citation="None: it is a generated corpus and no benchmark.",
         known_issues=(
             "The turns' texts are placeholders and carry no evidence; only the features do.",
-            "The best reachable score takes the most probable label of every turn. That is optimal for accuracy (for "
-            "the multi-label task: for each label's) and close to optimal, not optimal, for F1.",
+            f"{EXACT_LEVEL.capitalize()}: {EXACT_NOTE}.",
         ),
         synthetic=True,
     )
@@ -229,12 +228,12 @@ class DemoCorpus(Corpus):
         return {name: scores(sample.labels, _decide(belief, protocol.task)) for name, belief in beliefs.items()}
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """That the corpus is generated, and the best score reachable on dev."""
+        """That the corpus is generated, and the score of its exact posterior on dev."""
         metric = protocol.task.metric
         best = self.reachable(protocol, "dev").get(metric)
         return [
             Finding("note", "synthetic", f"generated from seed {self._seed}, not recorded: no finding about speech"),
-            Finding("ok", "best reachable", f"{metric} on dev: {best:.3f}" if best is not None else "unknown"),
+            Finding("ok", EXACT_LEVEL, f"{metric} on dev: {best:.3f}" if best is not None else "unknown"),
         ]
 
     def fingerprint(self) -> str:
