@@ -12,10 +12,11 @@ import pytest
 from made_records import TASK, predictions, record
 
 from ercfusion.evaluation.cautions import MARK, cautions, known_interval, record_cautions, why_none
+from ercfusion.evaluation.exports import as_csv, as_latex
 from ercfusion.evaluation.page import as_page, interval_picture
 from ercfusion.evaluation.preset import Row, TablePreset
 from ercfusion.evaluation.record import checked_record, record_intervals
-from ercfusion.evaluation.render import as_csv, as_latex, as_markdown, comparison_cells, score_cells
+from ercfusion.evaluation.render import as_markdown, comparison_cells, score_cells
 from ercfusion.evaluation.report import caution_lines, model_card, score_table, summary
 from ercfusion.evaluation.table import compute_table
 from ercfusion.evaluation.verdicts import verdict_lines
