@@ -80,6 +80,8 @@ def test_optimism(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["dev_selected"] == pytest.approx(chosen, abs=1e-6)
     assert report["optimism"] == pytest.approx(best - chosen, abs=1e-6)
     assert report["optimism"] >= -1e-6
+    shutil.rmtree(run_folder / "checkpoints" / "epoch-002")
+    assert "models of 2 of its 3 epochs" in refused(main, [str(run_folder), "optimism=true"], capsys)
     shutil.rmtree(run_folder / "checkpoints")
     assert "training.keep_every_epoch=true" in refused(main, [str(run_folder), "optimism=true"], capsys)
 

@@ -40,6 +40,12 @@ def measure_optimism(
     epochs = sorted(folder.glob(EPOCHS))
     if not epochs:
         raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
+    trained = record["selection"]["epochs"]
+    if len(epochs) != trained:
+        raise RunError(
+            f"{folder} has models of {len(epochs)} of its {trained} epochs: training.keep_every_epoch was changed when "
+            "the run was resumed, or some were removed. Train again with training.keep_every_epoch=true"
+        )
     require_test_scores([record])
     metric = metric or str(record["selection"]["metric"])
     if metric not in record["metrics"]["test"]:
