@@ -9,9 +9,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from runs import history, python
-from sweeps import SMALL, config_of, kill_group, postgres, sweep_process, table, wait_for
+from runs import command, history, python
+from sweeps import SMALL, config_of, kill_group, postgres, serially, sweep_process, table, wait_for
 
+from ercfusion.errors import ErcfusionError
+from ercfusion.sweep import main as sweep
 from ercfusion.training.callbacks import LAST
 
 pytest.importorskip("optuna")
@@ -36,8 +38,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
     rows = sqlite3.connect(folder / "study.db").execute("select number, state from trials").fetchall()
     running = [number for number, state in rows if state == "RUNNING"]
     assert running
-    resumed = python("-m", "ercfusion.sweep", f"resume={folder}")
-    assert resumed.returncode == 0, resumed.stderr
+    assert sweep([f"resume={folder}"]) == 0
     rows_after = table(folder)
     assert [int(row["trial"]) for row in rows_after] == list(range(6))
     assert {row["state"] for row in rows_after} == {"complete"}
@@ -64,19 +65,20 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert f"interrupted; continue with: python -m ercfusion.sweep resume={folder}" in err
     over = sum(row["state"] != "running" for row in table(folder))
     assert over >= 1
-    resumed = python("-m", "ercfusion.sweep", f"resume={folder}", f"sweep.trials={len(table(folder)) + 1}")
-    assert resumed.returncode == 0, resumed.stderr
+    assert sweep([f"resume={folder}", f"sweep.trials={len(table(folder)) + 1}"]) == 0
     assert "running" not in {row["state"] for row in table(folder)}
 
 
 def test_a_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
+    """The second is this one."""
     folder = tmp_path / "sweep"
     process = sweep_process(*SMALL, "sweep.trials=500", "sweep.workers=1", f"run={folder}")
     wait_for(lambda: bool(list(folder.glob("trials/*/metrics.csv"))), process)
-    second = python("-m", "ercfusion.sweep", f"resume={folder}")
-    kill_group(process)
-    assert second.returncode == 2
-    assert "another process is working on the sweep" in second.stderr
+    try:
+        with pytest.raises(ErcfusionError, match="another process is working on the sweep"):
+            sweep([f"resume={folder}"])
+    finally:
+        kill_group(process)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
@@ -109,8 +111,7 @@ def test_two_machines_and_a_journal(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
     for folder in folders:
-        more_of = python("-m", "ercfusion.sweep", f"resume={folder}")
-        assert more_of.returncode == 0, more_of.stderr
+        assert sweep([f"resume={folder}"]) == 0
     tables = [table(folder) for folder in folders]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 8
@@ -146,12 +147,16 @@ def test_a_real_postgresql_server_and_two_workers(tmp_path: Path) -> None:
             assert "kret" not in text
 
 
-def test_pictures_and_the_default_folder(tmp_path: Path) -> None:
+def test_pictures_and_the_default_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
+    monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
     arguments = [*SMALL, "sweep.trials=14", "sweep.workers=1", "sweep.rerun=1", f"output={tmp_path}/out"]
-    done = python("-m", "ercfusion.sweep", *arguments, "sweep.pruner=none")
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.splitlines()[-1])
+    status, out, err = command(sweep, [*arguments, "sweep.pruner=none"], capsys)
+    assert status == 0, err
+    folder = Path(out.splitlines()[-1])
     assert folder.parent == tmp_path / "out/sweep/concat-demo"
     assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "settings.png", "importance.png"}
-    assert "what mattered: " in done.stdout
+    assert "what mattered: " in out
     shutil.rmtree(folder)
