@@ -362,3 +362,27 @@ def test_seeds_are_paired_up_to_their_least_common_multiple(
     # What is exchanged are the mean scores over all these pairs.
     repeated = [group[np.arange(pairs) % len(group)] for group in (first, second)]
     assert test.p == paired_randomization(*repeated, macro, 2**12)
+
+
+def test_exchanges_without_a_score_count_as_large() -> None:
+    def mean(total: np.ndarray) -> Any:
+        value = total[..., 0] / total[..., 1]
+        return np.where(total[..., 0] == 2, np.nan, value)
+
+    first = np.tile([1.0, 1.0], (1, 3, 1))
+    second = np.tile([0.0, 1.0], (1, 3, 1))
+    # Of the eight exchanges two have the difference 1; the others have a sum of 2 on one side.
+    assert paired_randomization(first, second, mean) == 1
+    assert paired_randomization(first, second, lambda total: total[..., 0] / total[..., 1]) == 2 / 8
+
+
+def test_differences_are_within_the_range_of_the_score() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, (2, 2, 6)) * 20
+    right[0] += 20
+    sums = {name: np.stack([group, np.full_like(group, 40)], axis=2) for name, group in zip("ab", right, strict=True)}
+    arguments = {"resamples": 200, "permutations": 20}
+    (free,) = compare_all(sums, lambda total: total[..., 0] / total[..., 1], **arguments)
+    (found,) = compare_all(sums, lambda total: total[..., 0] / total[..., 1], **arguments, bounds=(0.4, 0.8))
+    assert free.high > 0.4
+    assert (found.low, found.high) == (max(free.low, -0.4), 0.4)

@@ -12,6 +12,7 @@ from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError
 from ercfusion.evaluation.statistics import (
     DifferenceIntervals,
+    _seed_variance,
     conversation_bootstrap,
     counted_conversations,
     difference_interval,
@@ -378,6 +379,14 @@ def test_few_seeds_against_loops(own: float) -> None:
         assert found == pytest.approx(expected, abs=0.05 * (expected[1] - expected[0]))
 
 
+def test_variance_of_seeds_by_hand() -> None:
+    # Scores 0.1, 0.3, 0.8 have a variance of 0.13. In two resamples the seeds are at 0, 0.2, 0.1 and 0.1, 0.1, 0.4:
+    # off their means by -0.1, 0.1, 0 and -0.1, -0.1, 0.2, which varies by 0, 0.01, 0.01, in the mean 0.02 / 3.
+    values = np.array([[0.0, 0.2, 0.1], [0.1, 0.1, 0.4]])
+    assert _seed_variance(np.array([0.1, 0.3, 0.8]), values) == pytest.approx((0.13 - 0.02 / 3 * 3 / 2) / 3)
+    assert _seed_variance(np.array([0.5, 0.5, 0.5]), values) == 0
+
+
 def test_no_interval() -> None:
     matrices = conversation_confusions(make(EMOTION))
     perfect = np.stack([np.diag(row) for row in matrices.sum(axis=2)])
@@ -435,6 +444,9 @@ def test_ends_are_scores() -> None:
         other = np.stack([rng.integers(0, 2, right.shape), np.full_like(right, 20)], axis=2)
         low, high = difference_interval(sums, other, share, bounds=(0, 1))
         assert -1 <= low < high <= 1
+        mirrored = difference_interval(other, sums, share, bounds=(0, 1))
+        assert mirrored == pytest.approx((-high, -low), abs=0.05)
+        assert mirrored[0] < -0.5
 
 
 def test_two_level_edges() -> None:

@@ -555,3 +555,13 @@ def test_take_repeats_conversations() -> None:
     shift, _ = metrics.shift_slices(chosen)
     original, _ = metrics.shift_slices(predictions)
     assert shift.sum() == 2 * original[8:38].sum() + original[:7].sum()
+
+
+def test_score_bounds() -> None:
+    from ercfusion.tasks.metrics import METRICS, score_bounds
+
+    without_end = {name for name in METRICS if score_bounds(name)[1] == np.inf}
+    assert without_end == {"nll", "kl", "mae", "rmse"}
+    assert {name for name in METRICS if score_bounds(name)[0] == -1} == {"pearson", "ccc"}
+    assert {score_bounds(name) for name in METRICS} == {(0.0, 1.0), (0.0, np.inf), (-1.0, 1.0)}
+    assert score_bounds("ccc/valence") == (-1.0, 1.0)
