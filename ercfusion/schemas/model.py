@@ -34,6 +34,7 @@ class ModelConfig(Open):
     regression_loss: Name
     probe: bool = False
     files: dict[Name, FileEntry] = {}
+    before: dict[Name, FileEntry] = {}  # while the weights are replaced
 
 
 class PredictionsHead(Open):

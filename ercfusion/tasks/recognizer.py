@@ -211,23 +211,33 @@ class Recognizer(nn.Module):
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> Path:
-        """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``."""
+        """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``.
+
+        A model that is there stays loadable until its weights are replaced: ``config.json`` first gets both checksums.
+        """
         from safetensors.torch import save
 
-        from ercfusion.files import atomic_write, sha256_of
+        from ercfusion.files import atomic_write
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with atomic_write(folder / "model.safetensors", "wb") as stream:
-            stream.write(save(state))
-        weights = folder / "model.safetensors"
-        files = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256_of(weights)}}
-        with atomic_write(folder / "config.json") as stream:
-            stream.write(json.dumps({**self.config, "files": files}, indent=2) + "\n")
+        weights, content = folder / "model.safetensors", save(state)
+
+        def describe(**more: Any) -> None:
+            files = {weights.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+            with atomic_write(folder / "config.json") as stream:
+                stream.write(json.dumps({**self.config, "files": files, **more}, indent=2) + "\n")
+
+        before = _entry(weights)
+        if before is not None:
+            describe(before={weights.name: before})
+        with atomic_write(weights, "wb") as stream:
+            stream.write(content)
+        describe()
         if card:
-            with atomic_write(folder / "README.md") as stream:
-                stream.write(card)
+            with atomic_write(folder / "README.md") as text:
+                text.write(card)
         return folder
 
     @staticmethod
@@ -276,12 +286,17 @@ class Recognizer(nn.Module):
         return recognizer.eval()
 
 
-def _check_sum(config: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`RunError` if the configuration has another checksum of the tensors; earlier versions kept none."""
+def _entry(path: Path) -> dict[str, Any] | None:
+    """Size and checksum of a file; None if there is none."""
     from ercfusion.files import sha256_of
 
-    kept = config.get("files", {}).get(path.name)
-    if kept is not None and (path.stat().st_size != kept["bytes"] or sha256_of(path) != kept["sha256"]):
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
+
+
+def _check_sum(config: Mapping[str, Any], path: Path) -> None:
+    """Raise :class:`RunError` if the configuration has another checksum of the tensors; earlier versions kept none."""
+    kept = [config[name][path.name] for name in ("files", "before") if path.name in config.get(name, {})]
+    if kept and _entry(path) not in kept:
         raise failure(RunError, path, " was changed or damaged: config.json has another checksum of it", DAMAGED)
 
 

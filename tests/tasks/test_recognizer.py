@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +187,34 @@ def test_a_flipped_bit_in_the_weights_is_refused(tmp_path: Path) -> None:
     del description["files"]
     config.write_text(json.dumps(description))
     assert Recognizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_model_that_is_replaced_can_be_loaded_at_any_time(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before the write of that number: the first description, the weights, the second description."""
+    from ercfusion import files
+
+    recognizer = make()
+    recognizer.save_pretrained(tmp_path)
+    recognizer.set_thresholds(np.full(recognizer.task.size, 0.25))
+    original, left = files.atomic_write, number
+
+    def stops(*arguments: Any, **settings: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic_write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            recognizer.save_pretrained(tmp_path)
+    found = Recognizer.from_pretrained(tmp_path)
+    assert float(found.thresholds[0]) == (0.25 if number == 3 else 0.5)
+    assert found.checksum() == recognizer.checksum()
+    recognizer.save_pretrained(tmp_path)
+    assert "before" not in json.loads((tmp_path / "config.json").read_text())
+    assert float(Recognizer.from_pretrained(tmp_path).thresholds[0]) == 0.25
