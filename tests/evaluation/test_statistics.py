@@ -193,7 +193,8 @@ def test_the_seed_decides_the_deviates_of_other_seeds() -> None:
 
     for interval in (lambda seed: two_level_bootstrap(sums, mean, 200, seed=seed),
                      lambda seed: difference_interval(*pair, mean, 200, seed=seed)):  # fmt: skip
-        found = [interval(seed) for seed in (0, 0, 1, 2)]
+        # Rounded: sums in another order differ in their last digits.
+        found = [tuple(np.round(interval(seed), 9)) for seed in (0, 0, 1, 2)]
         assert found[0] == found[1]
         assert len(set(found)) == 3
 
