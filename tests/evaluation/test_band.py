@@ -96,3 +96,23 @@ def test_a_score_that_the_run_has_not_is_named():
     del run["metrics"]["test"]["shift_accuracy"]
     with pytest.raises(RunError, match="the run has no test shift_accuracy"):
         judge(run, group, "shift_accuracy")
+
+
+def test_an_honest_run_of_today_differs_in_no_setting_from_the_recorded_row():
+    """The records of ``concat`` are older than some of its settings."""
+    from tables import EXPERIMENTS
+
+    from ercfusion.evaluation.preset import read_preset
+    from ercfusion.training.tables import read_table_records, wanted_records
+
+    preset = read_preset(EXPERIMENTS / "demo.yaml")
+    row = next(row for row in preset.rows if row.name == "concat")
+    recorded = Group(
+        "concat", tuple(wanted_records(preset, read_table_records(preset, [EXPERIMENTS / "demo"]))["concat"])
+    )
+    assert "activation" not in recorded.records[0]["config"]["model"]
+    again = {**recorded.records[0], "config": preset.config(row, 0)}
+    verdict = judge(again, recorded)
+    assert (dict(verdict.settings), verdict.identical, verdict.place) == ({}, True, "inside")
+    assert nearest_group(again, [recorded]) is recorded
+    assert len(group_records([*recorded.records, {**again, "seed": 9}])) == 1
