@@ -6,6 +6,7 @@ Passwords stay out of files, logs and messages: what is kept of an address is :f
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, require_extra
+from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, bounded, require_extra
 from ercfusion.files import expanded
 from ercfusion.schemas.reading import MAX_CHARACTERS, failure
 
@@ -121,7 +122,7 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
                 f"sweep.storage={shown} needs a driver that is not installed. Install it with: pip install '{driver}'"
             ) from error
         except Exception as error:
-            raise RunError(f"the storage {shown} cannot be opened: {_words(error)}") from error
+            raise RunError(bounded(f"the storage {shown} cannot be opened: {_words(error)[:120]}")) from error
 
 
 def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
@@ -147,7 +148,7 @@ def named_failures(storage: str | None) -> Iterator[None]:
             raise type(error)(without_secrets(str(error), storage)) from None
         raise
     except Exception as error:
-        if not is_storage_failure(error):
+        if not is_storage_failure(error) and not isinstance(error, json.JSONDecodeError):  # a line of a journal
             raise
         shown = masked(storage) if storage is not None else STUDY_FILE
         message = without_secrets(f"the storage {shown} failed: {_words(error)}", storage)

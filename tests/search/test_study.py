@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,18 @@ def test_a_damaged_study_is_refused(tmp_path: Path, statement: str, message: str
         studies.open_study(made)
     assert len(str(caught.value)) <= 300
     assert "study.db is damaged" in str(caught.value)
+
+
+def test_a_journal_that_was_cut_off_and_written_to_is_named(tmp_path: Path) -> None:
+    from ercfusion.search.storage import named_failures
+
+    made, _ = begun(tmp_path, storage=f"journal:{tmp_path / 'a.journal'}")
+    path = tmp_path / "a.journal"
+    path.write_bytes(path.read_bytes()[:-20] + b'{"op_code": 4,\n')
+    with pytest.raises(RunError), named_failures(made.storage):
+        studies.set_up(studies.open_study(made), made, {"a": 1})
+    with pytest.raises(RunError, match="failed"), named_failures(made.storage):
+        raise json.JSONDecodeError("Expecting value", "", 0)
 
 
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
