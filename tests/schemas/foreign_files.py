@@ -127,6 +127,8 @@ def mutate_study(data: bytes, rng: Random) -> bytes:
                 table = rng.choice(full)
                 column = rng.choice([row[1] for row in base.execute(f"PRAGMA table_info({table})")])
                 rows = [row[0] for row in base.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
+                if not rows:  # the one before was the last
+                    continue
                 try:
                     if rng.random() < 0.2:
                         base.execute(f"DELETE FROM {table} WHERE rowid=?", (rng.choice(rows),))
