@@ -224,6 +224,8 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"An interval of 95 %",
         r"fewer than five seeds of a model \(`FEW_SEEDS`\)",
         r"if two seeds have nearly the same score",
+        r"\(standard error 1\.5\)",
+        r"in 10\.0 % \(standard error 1\.9\) with two runs and a deviation of 0\.026, as an audit measured",
     ),
     "docs/modalities.md": (r"\(below 0: the first is better\)", r"seven models that take any subset"),
     "docs/curricula.md": (r"instead of 1 % of the data", r"\(five buckets, one more an epoch\)"),

@@ -55,13 +55,13 @@ class TrialAttributes(Open):
         return self
 
 
-def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: Mapping[str, Any]) -> str:
+def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: Mapping[str, Any] | None) -> str:
     """What is wrong with a study; empty if nothing is.
 
     Args:
         attributes: Of the study.
         trials: Optuna's frozen trials.
-        space: The dimensions that the sweep searches.
+        space: The dimensions that the sweep searches; None if another sweep may have made the study.
     """
     try:
         StudyAttributes.model_validate(attributes, strict=True)
@@ -76,7 +76,7 @@ def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: M
             TrialAttributes.model_validate(trial.user_attrs, strict=True)
         except ValidationError as error:
             return f"trial {place}{described_problem(error, TrialAttributes)}"
-        if unknown := [name for name in trial.params if name not in space]:
+        if space is not None and (unknown := [name for name in trial.params if name not in space]):
             return f"trial {place} has a setting {unknown[0][:60]!r} that is not searched"
         if trial.state.name == "COMPLETE" and (trial.value is None or not isfinite(trial.value)):
             return f"trial {place} is complete without a score"

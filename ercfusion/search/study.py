@@ -104,8 +104,12 @@ def make_sampler(plan: Plan, *numbers: int) -> BaseSampler:
     return samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def open_study(plan: Plan) -> Study:
+def open_study(plan: Plan, *, compared: bool = True) -> Study:
     """The study of a sweep.
+
+    Args:
+        plan: Of the sweep.
+        compared: The study is known to search what the plan searches, so that a trial with another setting is damage.
 
     Raises:
         RunError: the storage cannot be reached, or has no such study.
@@ -121,20 +125,21 @@ def open_study(plan: Plan) -> Study:
         raise RunError(f"the storage has no study {plan.name!r}: was it deleted, or is it another storage?") from None
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         raise damaged(plan.storage, plan.folder, f"{type(error).__name__}: {error}") from error
-    check_study(study, plan)
+    check_study(study, plan, compared=compared)
     return study
 
 
-def check_study(study: Study, plan: Plan) -> None:
+def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
     """Raise :class:`RunError` unless a study holds what a sweep of ours writes into it.
 
     Args:
         study: As the storage has it.
         plan: Of the sweep.
+        compared: See :func:`open_study`.
     """
     try:
         trials = study.get_trials(deepcopy=False)
-        problem = study_problem(study.user_attrs, trials, plan.space)
+        problem = study_problem(study.user_attrs, trials, plan.space if compared else None)
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
         # What Optuna raises depends on which cell of its tables is damaged.
         problem = f"{type(error).__name__}: {error}"
@@ -162,9 +167,10 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
     try:
         study = optuna.create_study(study_name=plan.name, storage=storage, direction=direction)
     except optuna.exceptions.DuplicatedStudyError:
-        study = open_study(plan)
+        study = open_study(plan, compared=False)
         _wait_until_ready(study, plan)
         _check_identity(study, plan, identity)
+        check_study(study, plan)
         if plan.sweep["trials"] > study.user_attrs["trials"]:
             study.set_user_attr("trials", plan.sweep["trials"])
         return bool(study.user_attrs["founder"] == plan.place)
