@@ -73,7 +73,10 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     check_comparable(groups)
     metric = metric or groups[0].metric
     check_metric(groups[0].task, metric)
-    rows = tuple(Row(group.name, group.records[0]["config"]["preset"]["model"], (), group.seeds) for group in groups)
+    rows = tuple(
+        Row(group.name, group.records[0]["config"]["preset"]["model"], _typed(group.records[0]), group.seeds)
+        for group in groups
+    )
     preset = TablePreset(Path("comparison"), "Comparison", groups[0].records[0]["protocol"], (), rows, metric)
     table = compute_table(preset, {group.name: group.records for group in groups})
     show = markdown_table if markdown else aligned
@@ -99,6 +102,11 @@ def _with_runs(cells: list[list[str]], groups: Sequence[Any]) -> list[list[str]]
     head, *rows = cells
     counted = [[row[0], str(len(group.seeds)), *row[1:]] for row, group in zip(rows, groups, strict=True)]
     return [[head[0], "runs", *head[1:]], *counted]
+
+
+def _typed(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was typed for a run; nothing is known of archived ones."""
+    return tuple(record.get("command", {}).get("overrides", ()))
 
 
 def _what_differs(groups: Sequence[Any], show: Any) -> list[str]:

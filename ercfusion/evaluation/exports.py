@@ -76,7 +76,7 @@ def as_csv(table: Table) -> str:
     writer.writerow(
         ["row", "model", "metric", "mean", "std", "low", "high", "seeds", *_SEED_COLUMNS, "caution", *_CHOICE_COLUMNS]
     )
-    for line, (_, *choice) in zip(table.lines, tuning_cells(table)[1:], strict=True):
+    for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
         for metric, score in line.test.items():
             others = [entry for entry, _ in line.published] if metric == table.metric else []
             writer.writerow(

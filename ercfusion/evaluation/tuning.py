@@ -49,20 +49,30 @@ class Tuning:
     changed: tuple[str, ...] = ()
 
     @property
+    def brief(self) -> str:
+        """The choice in one word, and the settings that differ."""
+        word = "nothing to tune" if self.kind == "none" else self.kind
+        return f"{word}, but {', '.join(self.changed)}" if self.changed else word
+
+    @property
+    def origin(self) -> str:
+        """What is known of the choice; empty if nothing is."""
+        if self.kind != "tuned":
+            return f"chosen {self.known['chosen']}" if "chosen" in self.known else ""
+        missing = [name for name in ("space", "trials") if self.known[name] == UNKNOWN]
+        told = [f"{name} {self.known[name]}" for name in ("space", "trials") if name not in missing]
+        if missing:
+            told.append(f"{' and '.join(missing)} {UNKNOWN}")
+        return f"tuned on {self.known['split']}, seeds: {self.known['seeds']}; {'; '.join(told)}"
+
+    @property
     def words(self) -> str:
-        """The choice in a cell of a table."""
+        """The whole choice, for a table that has no notes."""
         if self.kind == "none":
-            return "nothing to tune"
-        base = "default settings" if self.kind == "default" else "settings of the preset"
-        if chosen := self.known.get("chosen"):
-            base += f", chosen {chosen}"
-        if self.kind == "tuned":
-            missing = [name for name in ("space", "trials") if self.known[name] == UNKNOWN]
-            told = [f"{name} {self.known[name]}" for name in ("space", "trials") if name not in missing]
-            if missing:
-                told.append(f"{' and '.join(missing)} {UNKNOWN}")
-            base = f"tuned on {self.known['split']}, seeds: {self.known['seeds']}; {'; '.join(told)}"
-        return f"{base}, but {', '.join(self.changed)}" if self.changed else base
+            return self.brief
+        parts = [] if self.kind == "tuned" else [self.kind]
+        text = ", ".join([*parts, *([self.origin] if self.origin else [])])
+        return f"{text}, but {', '.join(self.changed)}" if self.changed else text
 
     @property
     def trained(self) -> str:
@@ -81,7 +91,7 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
     record = line.group.records[0]
     config = record["config"]
     settings = with_defaults(config, flat(config))
-    typed = dict.fromkeys(entry.partition("=")[0].lstrip("+") for entry in _typed(line))
+    typed = dict.fromkeys(entry.partition("=")[0].lstrip("+") for entry in line.row.settings)
     training, name = config["training"], config["scheduler"]["name"]
     patience = int(training["patience"])
     epochs = [int(entry["selection"]["epochs"]) for entry in line.group.records]
@@ -101,17 +111,22 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
     return Tuning(kind, schedule, patience > 0, (min(epochs), max(epochs)), known, changed)
 
 
-def tuning_cells(table: Table) -> list[list[str]]:
-    """One line a row: how its settings were chosen, and how long its runs were trained."""
+def tuning_cells(table: Table, brief: bool = True) -> list[list[str]]:
+    """One line a row: how its settings were chosen, and how long its runs were trained.
+
+    Args:
+        table: Its rows.
+        brief: One word for the choice; :func:`tuning_note` says the rest.
+    """
     rows = [["model", "settings", "schedule"]]
     for line in table.lines:
         found = tuning_of(line, table.preset.config_dir)
-        rows.append([line.row.name, found.words, found.trained])
+        rows.append([line.row.name, found.brief if brief else found.words, found.trained])
     return rows
 
 
 def tuning_note(table: Table) -> str:
-    """What the differences in tuning and schedule mean for reading the table; empty if there are none."""
+    """How the settings were chosen, and what different choices mean for reading the table; empty if all rows agree."""
     found = {line.row.name: tuning_of(line, table.preset.config_dir) for line in table.lines}
     rivals = {name: entry for name, entry in found.items() if entry.kind != "none"}
     tuned = {name: entry for name, entry in rivals.items() if entry.kind == "tuned"}
@@ -119,14 +134,16 @@ def tuning_note(table: Table) -> str:
         return ""
     parts = []
     if tuned:
-        names = _listed(tuned)
         parts.append(
-            f"The settings of {names} were tuned on dev for this corpus, those of the other rows are as the column "
-            "*settings* says."
+            f"The settings of {_listed(tuned)} were tuned on dev for this corpus; *default* and *preset* are those of "
+            "the model's file."
         )
         parts += _seed_sentences(table, tuned)
     else:
         parts.append("Nothing was tuned for this corpus, but presets bring schedules of their own.")
+    for origin in dict.fromkeys(entry.origin for entry in rivals.values() if entry.origin):
+        names = [name for name, entry in rivals.items() if entry.origin == origin]
+        parts.append(f"{_listed(names)}: {origin}.")
     cosine = {name: entry for name, entry in rivals.items() if entry.schedule.endswith("cosine")}
     whole = {name: entry for name, entry in cosine.items() if not entry.early}
     stopped = {name: entry for name, entry in cosine.items() if entry.early}
@@ -164,11 +181,6 @@ def _seed_sentences(table: Table, tuned: Mapping[str, Tuning]) -> list[str]:
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     *most, last = (f"`{name}`" for name in names)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _typed(line: Line) -> Sequence[str]:
-    # A row of a comparison has no settings of its own: what was typed for its run stands in the record.
-    return line.row.settings or line.group.records[0].get("command", {}).get("overrides", ())
 
 
 def _is_no_choice(key: str) -> bool:
