@@ -225,6 +225,7 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"fewer than five seeds of a model \(`FEW_SEEDS`\)",
         r"if two seeds have nearly the same score",
         r"\(standard error 1\.5\)",
+        r"fewer than 12 test conversations \(`FEW_TESTED`\)",
         r"in 10\.0 % \(standard error 1\.9\) with two runs and a deviation of 0\.026, as an audit measured",
     ),
     "docs/modalities.md": (r"\(below 0: the first is better\)", r"seven models that take any subset"),

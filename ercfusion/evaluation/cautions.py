@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST_CONVERSATIONS = 5
 """Conversations that must have an error, or an utterance of a class: resamples of fewer often have none."""
+FEW_TESTED = 12
+"""Test conversations below which intervals held the truth in as few as 89 % of the simulated splits."""
 MOST_SEED_NOISE = 0.035
 """Largest standard deviation of a score between seeds that was simulated."""
 MARK = "(!)"
@@ -59,6 +61,8 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
     if missing:
         return (why_none(batch),)
     found = []
+    if batch < FEW_TESTED:
+        found.append(f"the interval may be too short: only {batch} test conversations (fewer than {FEW_TESTED})")
     wrong = _wrong(key, sums)
     if wrong is not None and wrong < LEAST_CONVERSATIONS:
         found.append(

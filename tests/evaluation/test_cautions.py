@@ -48,6 +48,12 @@ def test_nearly_perfect() -> None:
     assert cautions(TASK, "weighted_f1", sums) == ()
 
 
+def test_few_conversations() -> None:
+    assert cautions(TASK, "weighted_f1", confusions(12, conversations=12)) == ()
+    (found,) = cautions(TASK, "weighted_f1", confusions(11, conversations=11))
+    assert found == "the interval may be too short: only 11 test conversations (fewer than 12)"
+
+
 @pytest.mark.parametrize(("metric", "told"), [("macro_f1", True), ("uar", True), ("weighted_f1", False)])
 def test_rare_classes(metric: str, told: bool) -> None:
     sums = confusions(10)

@@ -156,7 +156,7 @@ def test_csv_has_all_digits(table):
     assert float(first["dev mean"]) == pytest.approx(table.lines[0].dev.mean, abs=1e-6)
     assert rows[3]["low"] == ""  # no interval for the calibration error
     assert (first["settings"], first["schedule"]) == (
-        "default settings",
+        "default",
         "30 epochs, patience 10, cosine; ran 3",
     )
     headline, other = rows[5], rows[6]
@@ -178,7 +178,7 @@ def test_latex_is_escaped_and_balanced(table):
     assert "±" not in text
     assert "60.00$\\dagger$" in text
     assert "$\\dagger$: quoted in a secondary source" in text
-    assert "default settings" in text
+    assert "& default &" in text
 
 
 class _Checker(HTMLParser):
