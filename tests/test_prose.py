@@ -224,7 +224,7 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"An interval of 95 %",
         r"fewer than five seeds of a model \(`FEW_SEEDS`\)",
         r"if two seeds have nearly the same score",
-        r"\(standard error 1\.5\)",
+        r"(mean of five runs, for [^;]*; )?200 replicates \(standard error 1\.5\)",
         r"fewer than 12 test conversations \(`FEW_TESTED`\)",
         r"in 10\.0 % \(standard error 1\.9\) with two runs and a deviation of 0\.026, as an audit measured",
     ),
