@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ def machine(torch_used: bool = True) -> dict[str, Any]:
     """``processor``, and if torch is used ``instructions`` (such as ``AVX2``) and ``threads``.
 
     Args:
-        torch_used: Whether to import torch; otherwise it is asked only if the process has imported it.
+        torch_used: Whether torch computed in this process. Otherwise it is not asked, whether it is imported or not.
     """
     found: dict[str, Any] = {"processor": processor()}
-    if torch_used or "torch" in sys.modules:
+    if torch_used:
         import torch
 
         found["instructions"] = torch.backends.cpu.get_cpu_capability()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,12 +48,11 @@ def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert processor() == "Apple M1"
 
 
-def test_torch_is_asked_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_asked_only_where_it_is_used() -> None:
+    """Not where it is merely imported: a pack would depend on what else the process has done."""
     found = machine()
     assert found["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert found["threads"] == torch.get_num_threads()
-    assert machine(torch_used=False) == found
-    monkeypatch.delitem(sys.modules, "torch")
     assert machine(torch_used=False) == {"processor": found["processor"]}
 
 

@@ -127,6 +127,7 @@ def write_pack(
     remarks: Mapping[Key, str] | None = None,
     recordings: Collection[Source] = (),
     trained_on: TrainedOn | None = None,
+    torch_used: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write ``table`` as a pack. The folder appears complete or not at all.
@@ -146,6 +147,8 @@ def write_pack(
         remarks: The last part of a note, where that compares the turn with the others of the pack.
         recordings: The files that the values were made from (see :mod:`ercfusion.features.recordings`).
         trained_on: Whose labels the values were trained with, if any's (see :mod:`ercfusion.features.provenance`).
+        torch_used: Whether torch computed the values in this process: the pack then names its instruction set and
+            threads, too.
         overwrite: Replace an existing pack, once the new one is complete. Only files that its ``pack.json`` lists are
             deleted; a folder that holds anything else, hidden files too, is refused.
 
@@ -191,7 +194,7 @@ def write_pack(
         "licence": licence,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ercfusion": __version__,
-        "machine": machine(torch_used=False),
+        "machine": machine(torch_used),
         "missing": _by_turn(missing),
         "notes": _by_turn(notes, remarks),
     }

@@ -189,6 +189,7 @@ def _write(
             fingerprint=corpus.source_fingerprint("text"),
             licence=licence_of_texts(corpus),
             sources=sources,
+            torch_used=True,
         )
     except PackError:
         # Where locks do not work (some network file systems) another process may have been faster: its pack will do.

@@ -147,6 +147,7 @@ def write_packs(
             fingerprint=data.corpus.source_fingerprint(),
             licence=f"Made from features of: {data.corpus.card.title}. {data.corpus.card.licence}",
             sources={**model, **fed},
+            torch_used=True,
             missing={key: f"without {name} features" for key in turns if key not in there},
             trained_on=[learned, *inherited],
             overwrite=overwrite and has_pack(target / name),
