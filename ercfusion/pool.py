@@ -157,6 +157,7 @@ def stream_jobs(
         alone = bool(suspects)
         count = 1 if alone else max(1, min(workers, workers if limit is None else limit))
         running: dict[Future[tuple[R | None, str | None]], tuple[int, J]] = {}
+        taken: tuple[int, J] | None = None  # not handed over yet
         with _processes(workers, count, threads) as pool:
             try:
                 while True:
@@ -168,7 +169,9 @@ def stream_jobs(
                             over = entry is None
                         if entry is None:
                             break
-                        running[pool.submit(_guarded, work, entry[1])] = entry
+                        taken = entry
+                        running[pool.submit(_guarded, work, entry[1])] = entry  # raises if a process has died meanwhile
+                        taken = None
                         if alone:
                             break
                     if not running:
@@ -184,12 +187,13 @@ def stream_jobs(
                         on_tick()
             except BrokenProcessPool:
                 # One process died, and with it the pool: which job it had is not known, unless it had one only.
-                if alone:
+                if not alone:
+                    begun = [*running.values(), *([] if taken is None else [taken])]
+                    suspects = sorted(begun, key=lambda entry: entry[0])
+                    logger.warning("a worker process died; its work is taken up again")
+                elif taken is None:  # otherwise the process died of something else, and the job was not begun
                     number, job = suspects.pop(0)
                     yield number, Outcome(job, None, DIED)
-                else:
-                    suspects = sorted(running.values(), key=lambda entry: entry[0])
-                    logger.warning("a worker process died; its work is taken up again")
             except BaseException:
                 _terminate(pool)
                 raise

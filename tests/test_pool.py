@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from ercfusion import pool
 from ercfusion.errors import RunError
 from ercfusion.pool import assigned_gpus, default_workers, run_jobs, usable_cores, visible_gpus
 
@@ -66,6 +70,40 @@ def test_a_job_whose_process_dies_is_done_once_more(tmp_path):
     assert outcomes[0].result == "survived"
     assert outcomes[1].result is None
     assert "died twice" in outcomes[1].error
+
+
+class BreaksAt:
+    """Processes that are found dead when job ``number`` is handed over, for the first time; jobs are done at once."""
+
+    left: ClassVar[set[int]] = set()
+
+    def __init__(self, *arguments):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *arguments):
+        return None
+
+    def submit(self, function, work, job):
+        if job in self.left:
+            self.left.discard(job)
+            raise BrokenProcessPool
+        future = Future()
+        future.set_result(function(work, job))
+        return future
+
+
+@pytest.mark.parametrize("numbers", [{0}, {2}, {5}, {1, 4}, set(range(6))])
+def test_a_job_that_could_not_be_handed_over_is_not_lost(numbers, monkeypatch):
+    """A process may die between two jobs, so that handing over the next one is what fails."""
+    monkeypatch.setattr(pool, "_processes", BreaksAt)
+    monkeypatch.setattr(BreaksAt, "left", set(numbers))
+    outcomes = run_jobs(range(6), str, workers=2)
+    assert [(outcome.job, outcome.result, outcome.error) for outcome in outcomes] == [
+        (number, str(number), None) for number in range(6)
+    ]
 
 
 def test_no_jobs():
