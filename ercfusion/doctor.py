@@ -113,7 +113,7 @@ def examine(settings: dict[str, Any]) -> int:
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Finding
-    from ercfusion.data.load import known_labels, pack_folder
+    from ercfusion.data.load import known_labels, pack_folder, pack_place
     from ercfusion.features.pack import read_manifest, read_pack
     from ercfusion.features.recordings import changed_recordings
 
@@ -142,8 +142,7 @@ def examine(settings: dict[str, Any]) -> int:
         if "pack" in table.source:
             folder, manifest = table.source["pack"], read_manifest(table.source["pack"])
             remarks += pack_remarks(manifest)
-            given = settings["packs"].get(table.modality)
-            place = folder if given is None else f"data.packs.{table.modality}={given}"
+            place = pack_place(table, settings["packs"])
             if (stale := changed_recordings(Path(folder), manifest, corpus, place)) is not None:
                 remarks.append(stale)
             if manifest["dimensions"] is not None:

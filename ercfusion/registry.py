@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion.schemas.reading import shown
 
 T = TypeVar("T")
 
@@ -65,6 +66,17 @@ def import_modules(names: Iterable[str]) -> None:
             ) from error
         except (ImportError, SyntaxError) as error:
             raise ConfigError(f"imports: the module {name!r} cannot be imported: {error}") from error
+
+
+def import_again(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Import the modules that a command names again to go on with a folder whose settings import ``known``.
+
+    Raises:
+        ConfigError: a module is not among them, or cannot be imported.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"resume= goes on with the settings of the {what}, which do not import {shown(unknown[0])}")
+    import_modules(names)
 
 
 def require_trusted(names: Sequence[str], again: str) -> None:

@@ -21,7 +21,6 @@ from ercfusion.cli import (
 )
 from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.hints import resume_command
-from ercfusion.schemas.reading import shown
 
 logger = logging.getLogger("ercfusion")
 
@@ -230,7 +229,7 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
 def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
     from ercfusion.evaluation.record import RECORD
-    from ercfusion.registry import import_modules, require_trusted
+    from ercfusion.registry import import_again, require_trusted
     from ercfusion.training import run
     from ercfusion.training.processes import said_once
 
@@ -240,10 +239,7 @@ def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, di
     folder, config = run.open_run_folder(typed["resume"])
     with said_once():
         named = typed["imports"] if any(entry.startswith("imports=") for entry in overrides) else []
-        unknown = [name for name in named if name not in config["imports"]]
-        if unknown:
-            raise ConfigError(f"resume= goes on with the settings of the run, which do not import {shown(unknown[0])}")
-        import_modules(named)
+        import_again(named, config["imports"], "run")
         if not (folder / RECORD).is_file():
             require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))
     return folder, config

@@ -152,8 +152,13 @@ def check_packs(
     for table in tables:
         if "pack" in table.source:
             folder = Path(table.source["pack"])
-            place = f"data.packs.{table.modality}={packs[table.modality]}" if table.modality in packs else str(folder)
-            check_recordings(folder, read_manifest(folder), corpus, place, refuse=refuse_changed)
+            check_recordings(folder, read_manifest(folder), corpus, pack_place(table, packs), refuse=refuse_changed)
+
+
+def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
+    """How the user named the pack of a table, for messages; its folder if nobody did."""
+    given = packs.get(table.modality)
+    return str(table.source["pack"]) if given is None else f"data.packs.{table.modality}={given}"
 
 
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:

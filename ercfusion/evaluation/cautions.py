@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import RunError
-from ercfusion.tasks.metrics import score_bounds
+from ercfusion.tasks.metrics import SHARE, score_bounds
 from ercfusion.tasks.sums import score_source
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
                 f"the interval may be too short: classes in fewer than {LEAST_CONVERSATIONS} test conversations: "
                 + ", ".join(rare)
             )
-    if len(sums) > 1 and score_bounds(metric) == (0.0, 1.0):
+    if len(sums) > 1 and score_bounds(metric) == SHARE:
         deviation = float(np.asarray(statistic(sums.sum(axis=1)), dtype=np.float64).std(ddof=1))
         if deviation > MOST_SEED_NOISE:
             found.append(

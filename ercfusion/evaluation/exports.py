@@ -18,14 +18,14 @@ def as_latex(table: Table) -> str:
     columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
     published = any(line.published for line in table.lines)
     columns += ["published"] * published
-    chosen = tuning_cells(table)[1:]
+    (_, *choice_columns), *chosen = tuning_cells(table)
     lines = [
         "% Generated from run records: do not edit. Needs \\usepackage{booktabs}.",
         "\\begin{table}",
         "  \\centering",
         "  \\begin{tabular}{l" + "r" * len(columns) + "ll}",
         "    \\toprule",
-        "    model & " + " & ".join(_tex(entry) for entry in [*columns, *tuning_cells(table)[0][1:]]) + " \\\\",
+        "    model & " + " & ".join(_tex(entry) for entry in [*columns, *choice_columns]) + " \\\\",
         "    \\midrule",
     ]
     for line, (_, *choice) in zip(table.lines, chosen, strict=True):

@@ -17,10 +17,7 @@ from ercfusion.evaluation.tuning import tuning_cells, tuning_note
 from ercfusion.hints import command
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
-from ercfusion.tasks.metrics import LOWER_IS_BETTER
-
-# Shown as numbers of their own unit; everything else is a share and shown in percent.
-_PLAIN = frozenset({"nll", "kl", "mae", "rmse", "pearson", "ccc"})
+from ercfusion.tasks.metrics import LOWER_IS_BETTER, SHARE, score_bounds
 
 # In what a published number is not comparable, as the marks of the tables.
 MARKS = {"features": "f", "split": "p", "selection": "s", "metric": "m", "model": "a"}
@@ -78,7 +75,7 @@ def metric_name(metric: str) -> str:
 
 def in_percent(metric: str) -> bool:
     """Whether tables show the metric in percent."""
-    return metric.partition("/")[0] not in _PLAIN
+    return score_bounds(metric) == SHARE
 
 
 def number(metric: str, value: float | None, sign: bool = False) -> str:

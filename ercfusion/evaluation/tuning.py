@@ -199,11 +199,10 @@ def _same(found: Any, value: Any) -> bool:
 
 
 def _tuned(model: str, data: str, config_dir: str | None) -> tuple[dict[str, Any], dict[str, str]] | None:
-    for folder in [Path(config_dir)] if config_dir else []:
+    for folder in [*([Path(config_dir)] if config_dir else []), _CONF]:
         if (path := folder / "tuned" / f"{model}-{data}.yaml").is_file():
             return _read(path)
-    path = _CONF / "tuned" / f"{model}-{data}.yaml"
-    return _read(path) if path.is_file() else None
+    return None
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,15 +49,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
         shift = mask(start, start + queries.shape[2])
         return F.scaled_dot_product_attention(queries, k, v, attn_mask=shift, dropout_p=dropout)
 
-    starts = range(0, L, rows)
-    if not torch.is_grad_enabled():
-        parts = [block(part, k, v, start) for part, start in zip(q.split(rows, 2), starts, strict=True)]
-    else:
-        parts = [
-            checkpoint(block, part, k, v, start, use_reentrant=False)
-            for part, start in zip(q.split(rows, 2), starts, strict=True)
-        ]
-    return torch.cat(parts, dim=2)
+    run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
+    return torch.cat([run(part, k, v, rows * number) for number, part in enumerate(q.split(rows, 2))], dim=2)
 
 
 def _same_for_all_queries(mask: Mask) -> bool:

@@ -6,13 +6,16 @@ import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from ercfusion.errors import RunError
 from ercfusion.schemas.common import Checksum, Count, Name, Open, Scores, Text
 from ercfusion.schemas.reading import check, failure, shown
+
+if TYPE_CHECKING:
+    import torch
 
 ADVICE = "Restore the file, or begin a new run."
 
@@ -112,8 +115,7 @@ def content_checksum(value: Any, most: float = float("inf")) -> str:
             if size > most:  # a view of a few bytes can have any shape
                 raise ValueError("its tensors are larger than the file")
             digest.update(f"tensor {entry.dtype} {list(entry.shape)}\n".encode())
-            flat = entry.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+            digest.update(tensor_bytes(entry))
         elif isinstance(entry, Mapping):
             digest.update(f"mapping {len(entry)}\n".encode())
             for pair in entry.items():
@@ -125,6 +127,14 @@ def content_checksum(value: Any, most: float = float("inf")) -> str:
             text = repr(entry).encode("utf-8", "surrogatepass")
             digest.update(f"{type(entry).__name__} {len(text)}\n".encode() + text)
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview | bytes:
+    """The content of a tensor, row by row, for a checksum."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path, what: str) -> None:

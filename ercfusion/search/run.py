@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.data.usable import LABELLED
-from ercfusion.errors import ConfigError, ResumeError, RunError, TrainingError
+from ercfusion.errors import ResumeError, RunError, TrainingError
 from ercfusion.evaluation.groups import MAY_CHANGE
 from ercfusion.files import one_at_a_time, remove_leftovers
 from ercfusion.hints import resume_command
 from ercfusion.pool import default_workers, run_jobs
-from ercfusion.registry import import_modules, require_trusted
+from ercfusion.registry import import_again, import_modules, require_trusted
 from ercfusion.schemas.reading import failure, shown
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
@@ -210,10 +210,7 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
         again = resume_command("run, not sweep", "train", path)
         raise RunError(f"{folder} is no folder of a sweep but one of a run, which goes on with: {again}")
     require_optuna()
-    unknown = [name for name in imports if name not in config["imports"]]
-    if unknown:
-        raise ConfigError(f"resume= goes on with the settings of the sweep, which do not import {shown(unknown[0])}")
-    import_modules(imports)
+    import_again(imports, config["imports"], "sweep")
     require_trusted(config["imports"], resume_command("modules of a folder", "sweep", path))
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
     config["sweep"] = {**config["sweep"], **changes}

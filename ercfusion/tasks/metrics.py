@@ -62,6 +62,8 @@ METRICS: dict[str, str] = {
     "sims_acc5": "accuracy of five classes, cut at -0.7, -0.1, 0.1 and 0.7 (CH-SIMS)",
     "sims_f1": "weighted F1 of the classes [-1, 0] and (0, 1] (CH-SIMS)",
 }
+SHARE = (0.0, 1.0)
+"""The :func:`score_bounds` of a share, which is shown in percent; other scores are numbers of their own unit."""
 LOWER_IS_BETTER = frozenset({"nll", "ece", "ece_classwise", "ece_adaptive", "kl", "hamming", "mae", "rmse"})
 
 CONFUSION_METRICS = ("weighted_f1", "macro_f1", "accuracy", "uar", "micro_f1_without_neutral")
@@ -133,7 +135,7 @@ def score_bounds(metric: str) -> tuple[float, float]:
     base = metric.partition("/")[0]
     if base in ("pearson", "ccc"):
         return -1.0, 1.0
-    return 0.0, np.inf if base in ("nll", "kl", "mae", "rmse") else 1.0
+    return (0.0, np.inf) if base in ("nll", "kl", "mae", "rmse") else SHARE
 
 
 # Counts

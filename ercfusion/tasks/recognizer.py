@@ -24,6 +24,7 @@ from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
+from ercfusion.schemas.checkpoint import tensor_bytes
 from ercfusion.schemas.model import ModelConfig
 from ercfusion.schemas.reading import check, failure, read_json, shown
 from ercfusion.schemas.tensors import Header, read_header
@@ -205,9 +206,8 @@ class Recognizer(nn.Module):
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             if name != "thresholds":
-                flat = value.detach().cpu().contiguous().reshape(-1)
-                digest.update(f"{name} {flat.dtype} {list(value.shape)}".encode())
-                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+                digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                digest.update(tensor_bytes(value))
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> Path:
