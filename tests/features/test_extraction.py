@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tools import Recordings, loudness, write_recordings
+from tools import Recordings, do_clips_here, loudness, own_places, write_recordings
 
 from ercfusion.data import open_corpus
 from ercfusion.errors import BatchError, MissingExtraError, PackError, RunError
 from ercfusion.features.clip_error import ClipError
-from ercfusion.features.executors import in_this_process
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
 from ercfusion.features.pack import KEYS, RECORDINGS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
@@ -34,9 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("ERCFUSION_QUIET", "1")
-    monkeypatch.delenv("ERCFUSION_PACKS", raising=False)
+    own_places(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def corpus(tmp_path: Path) -> Recordings:
 def here() -> Iterator[None]:
     """Clips are done in this process: starting another takes a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+        do_clips_here(patch)
         yield
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from test_reuse import replaced
-from tools import Recordings, loudness, write_recordings
+from tools import Recordings, do_clips_here, loudness, own_places, write_recordings
 
 from ercfusion import doctor, evaluate, train
 from ercfusion.data import open_corpus
 from ercfusion.data.load import load_data
 from ercfusion.errors import PackError
-from ercfusion.features.executors import in_this_process
 from ercfusion.features.extraction import extract_pack
 from ercfusion.features.pack import read_manifest
 from ercfusion.features.recordings import Source, State, check_recordings, compare, compare_all, source_of
@@ -25,10 +24,8 @@ from ercfusion.testing.twins.custom import write_custom
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("ERCFUSION_QUIET", "1")
-    monkeypatch.delenv("ERCFUSION_PACKS", raising=False)
-    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+    own_places(tmp_path, monkeypatch)
+    do_clips_here(monkeypatch)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from test_extraction import content
-from tools import Loudness, Recordings, loudness, write_recordings
+from tools import Loudness, Recordings, do_clips_here, loudness, own_places, write_recordings
 
 from ercfusion.data import open_corpus
 from ercfusion.data.load import load_data
@@ -32,10 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("ERCFUSION_QUIET", "1")
-    monkeypatch.delenv("ERCFUSION_PACKS", raising=False)
-    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
+    own_places(tmp_path, monkeypatch)
+    do_clips_here(monkeypatch)
 
 
 @pytest.fixture

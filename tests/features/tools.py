@@ -8,7 +8,7 @@ import time
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,8 +20,24 @@ from ercfusion.data.schema import get_schema
 from ercfusion.data.task import TaskSpec
 from ercfusion.errors import ConfigError
 from ercfusion.features.clip_error import ClipError
+from ercfusion.features.executors import in_this_process
 from ercfusion.features.extractor import Extracted
 from ercfusion.features.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def own_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs and caches of one test, in ``folder``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("ERCFUSION_QUIET", "1")
+    monkeypatch.delenv("ERCFUSION_PACKS", raising=False)
+
+
+def do_clips_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips are done in this process: starting another takes a second."""
+    monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
 
 
 class Loudness:
