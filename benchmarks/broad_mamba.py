@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.registry import EMOTIONS, SHAPES, Benchmark, Implementation, Inputs, Shape, make_inputs
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import mamba as mamba_layers
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba
 from ercfusion.models.broad_mamba import BroadMamba
-from ercfusion.ops.packing import Packing
 
 LEARNING_RATE = 1e-3
 TINY = {"width": 16, "state": 4, "feature_groups": 1, "enhancement_groups": 1}

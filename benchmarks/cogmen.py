@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from benchmarks.literal_cogmen import LiteralCogmen, build_graph, relation_numbers
 from benchmarks.registry import EMOTIONS, Benchmark, Implementation, Inputs, Shape, pad_batch
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.data.schema import LabelSchema
-from ercfusion.data.task import TaskSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.labels import LabelSchema
+from ercfusion.batch.packing import Packing
+from ercfusion.batch.task import TaskSpec
 from ercfusion.models.cogmen import Cogmen
 from ercfusion.ops.graph import WindowGraph
-from ercfusion.ops.packing import Packing
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 

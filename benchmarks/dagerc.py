@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from benchmarks import registry
 from benchmarks.literal_dagerc import LiteralDagErc
 from benchmarks.registry import EMOTIONS, SHAPES, Benchmark, Implementation, Inputs, Shape
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.dagerc import DagErc
 from ercfusion.ops.dag import dag_windows
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from benchmarks import registry
 from benchmarks.literal_dialoguernn import LiteralDialogueRnn
 from benchmarks.registry import EMOTIONS, SHAPES, Benchmark, Implementation, Inputs, Shape
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
 from ercfusion.models.dialoguernn import DialogueRnn
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion.data import open_corpus
+from ercfusion.data.pack import read_pack
 from ercfusion.features.extraction import extract_pack
-from ercfusion.features.pack import read_pack
 from ercfusion.features.recipe import read_recipe
 
 CONSTANTS: dict[str, tuple[float, ...]] = {"egemaps": (0.003, 0.01, 0.03, 0.1), "compare": (1e-4, 3e-4, 1e-3)}

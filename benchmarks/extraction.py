@@ -25,16 +25,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ercfusion._core.pool import usable_cores
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpus import Corpus, CorpusCard, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
-from ercfusion.data.schema import get_schema
-from ercfusion.data.task import TaskSpec
+from ercfusion.data.pack import read_pack, write_pack
 from ercfusion.features.extraction import extract_pack
-from ercfusion.features.pack import read_pack, write_pack
 from ercfusion.features.recipe import read_recipe
-from ercfusion.pool import usable_cores
 
 RECIPES = ("egemaps", "compare")
 PACK = (13_000, 6_373)

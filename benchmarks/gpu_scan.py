@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.registry import SHAPES, draw_lengths
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.scan import selective_scan
 
 WIDTH, STATES = 512, 16

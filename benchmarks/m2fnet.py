@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from benchmarks import registry
 from benchmarks.registry import EMOTIONS, Benchmark, Implementation, Inputs, Shape
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.m2fnet import M2FNet
 from ercfusion.testing import without_dropout
 

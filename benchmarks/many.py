@@ -25,11 +25,12 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks.cogmen import TASK, epoch_flops
 from benchmarks.registry import EMOTIONS, Benchmark, Implementation, Inputs, Shape, draw_lengths, make_inputs
-from ercfusion.data.batch import ConversationBatch
+from ercfusion._core.pool import usable_cores
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
-from ercfusion.data.features import FeatureTable, InputSpec
+from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
-from ercfusion.pool import usable_cores
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -150,7 +151,7 @@ def made_up_store(shape: Shape, conversations: int, seed: int) -> ConversationSt
 @cache
 def settings(model: str) -> dict[str, Any]:
     """What ``model=MODEL data=meld`` composes to, without an end."""
-    from ercfusion.cli import Composer
+    from ercfusion.config.compose import Composer
 
     return Composer().compose(
         ["data=meld", f"model={model}", "training.max_epochs=1000000", "training.patience=0", "scheduler=constant"]
@@ -159,7 +160,7 @@ def settings(model: str) -> dict[str, Any]:
 
 def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
     """The command's own training loop, an epoch at a time."""
-    from ercfusion.cli import prepare_logging
+    from ercfusion._core.terminal import prepare_logging
     from ercfusion.training import run
 
     os.environ["ERCFUSION_QUIET"] = "1"

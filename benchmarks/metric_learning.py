@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.emodb import CONSTANTS, by_speaker, fitted
+from ercfusion._core.errors import MissingExtraError
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.emodb import FOLDS
-from ercfusion.errors import MissingExtraError
+from ercfusion.data.pack import read_pack
 from ercfusion.features.extraction import extract_pack
-from ercfusion.features.pack import read_pack
 from ercfusion.features.recipe import read_recipe
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -50,7 +50,7 @@ def train_fold(
     """Train one encoder, or go on with it; returns its folder and record."""
     import logging
 
-    from ercfusion.cli import Composer
+    from ercfusion.config.compose import Composer
     from ercfusion.training import run
 
     logging.getLogger("ercfusion").setLevel(logging.ERROR)
@@ -142,7 +142,7 @@ def own_recall(folders: Sequence[Path]) -> float:
     """The same of the classifier that was trained with the encoder."""
     from sklearn.metrics import recall_score
 
-    from ercfusion.evaluation.predictions import read_predictions
+    from ercfusion.records.predictions import read_predictions
 
     task = open_corpus("emodb").protocol().task
     parts = [read_predictions(folder / "predictions.parquet", task)["test"] for folder in folders]

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from benchmarks import registry
 from benchmarks.registry import EMOTIONS, Benchmark, Implementation, Inputs, Shape
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.data.schema import LabelSchema
-from ercfusion.data.task import TaskSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.labels import LabelSchema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.layers.gcn2 import AngularGraph
 from ercfusion.models.mmgcn import Mmgcn
 from ercfusion.tasks.recognizer import Recognizer

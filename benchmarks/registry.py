@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ercfusion.data.batch import ConversationBatch, TaskTargets
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.batch import ConversationBatch, TaskTargets
+from ercfusion.batch.packing import Packing
 
 MODULES: dict[str, str] = {
     "attention": "benchmarks.attention",

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import registry
 from benchmarks.literal_scan import literal_scan, loop_scan
 from benchmarks.registry import Benchmark, Implementation, Inputs, Shape
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.scan import selective_scan
 
 SIZES = {"iemocap": (512, 16), "meld": (512, 16), "tiny": (20, 3)}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion.cli import run_command, split_flags, split_settings
-from ercfusion.errors import ConfigError, RunError, did_you_mean
 
 HELP = """\
 Compare runs: scores with intervals, paired tests, F1 by class, and the settings in which they differ.
@@ -55,14 +55,14 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
         RunError: a path holds no finished run, there is only one run, or the runs cannot be compared.
         ConfigError: the task has no such metric.
     """
-    from ercfusion.evaluation.cautions import caution_note
-    from ercfusion.evaluation.groups import Group, check_comparable, group_records, read_records
-    from ercfusion.evaluation.preset import Row, TablePreset
-    from ercfusion.evaluation.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
-    from ercfusion.evaluation.report import aligned
-    from ercfusion.evaluation.table import compute_table
-    from ercfusion.evaluation.tuning import tuning_cells, tuning_note
-    from ercfusion.tasks.metrics import check_metric
+    from ercfusion.metrics.scores import check_metric
+    from ercfusion.records.groups import Group, check_comparable, group_records, read_records
+    from ercfusion.tables.cautions import caution_note
+    from ercfusion.tables.preset import Row, TablePreset
+    from ercfusion.tables.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
+    from ercfusion.tables.report import aligned
+    from ercfusion.tables.table import compute_table
+    from ercfusion.tables.tuning import tuning_cells, tuning_note
 
     records = read_records(paths)
     groups = group_records(records)
@@ -110,7 +110,7 @@ def _typed(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _what_differs(groups: Sequence[Any], show: Any) -> list[str]:
-    from ercfusion.evaluation.groups import data_of, environment_of, settings_of
+    from ercfusion.records.groups import data_of, environment_of, settings_of
 
     parts = []
     for title, of in (

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.cli import Composer, expand_protocol, run_command, split_flags
-from ercfusion.errors import ConfigError, ErcfusionError
-from ercfusion.overrides import shown
-from ercfusion.registry import import_modules
+from ercfusion._core.errors import ConfigError, ErcfusionError
+from ercfusion._core.overrides import expand_protocol, shown
+from ercfusion._core.registry import import_modules
+from ercfusion.cli import run_command, split_flags
+from ercfusion.config.compose import Composer
 
 if TYPE_CHECKING:
     from ercfusion.data.corpus import Finding
@@ -77,8 +78,8 @@ def installation() -> str:
     import torch
 
     from ercfusion.data.corpora import CORPORA, corpus_class, open_corpus
-    from ercfusion.evaluation.record import environment
-    from ercfusion.features.pack import default_pack_folder
+    from ercfusion.data.pack import default_pack_folder
+    from ercfusion.records.record import environment
 
     here = environment()
     lines = [f"ercfusion {here['ercfusion']}, Python {here['python']}, {here['system']}, {here['cpus']} processors"]
@@ -113,9 +114,9 @@ def examine(settings: dict[str, Any]) -> int:
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Finding
-    from ercfusion.data.load import known_labels, pack_folder, pack_place
-    from ercfusion.features.pack import read_manifest, read_pack
-    from ercfusion.features.recordings import changed_recordings
+    from ercfusion.data.pack import read_manifest, read_pack
+    from ercfusion.data.recordings import changed_recordings
+    from ercfusion.features.loading import known_labels, pack_folder, pack_place
 
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])

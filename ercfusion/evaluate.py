@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.files import atomic_write, expanded
+from ercfusion._core.hints import command, naming
+from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command, split_flags, split_settings, switch
-from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import atomic_write, expanded
-from ercfusion.hints import command, naming
-from ercfusion.registry import require_trusted
-from ercfusion.tasks.metrics import EMPTY_SETS
+from ercfusion.metrics.scores import EMPTY_SETS
 
 HELP = """\
 Score a finished run again, on any split, and write its predictions.
@@ -58,10 +58,10 @@ def main(argv: list[str]) -> int:
 def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     """Score the run in ``folder``; ``settings`` as on the command line."""
     from ercfusion.data.corpora import open_corpus
-    from ercfusion.data.load import load_data
-    from ercfusion.evaluation.optimism import measure_optimism, optimism_text
-    from ercfusion.evaluation.predictions import write_predictions
-    from ercfusion.evaluation.record import read_record, rounded_scores, split_record
+    from ercfusion.features.loading import load_data
+    from ercfusion.records.optimism import measure_optimism, optimism_text
+    from ercfusion.records.predictions import write_predictions
+    from ercfusion.records.record import read_record, rounded_scores, split_record
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.run import MODEL, check_finite
 

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, run_command, split_flags, split_settings, switch, whole_number
-from ercfusion.errors import ConfigError, PackError, did_you_mean
-from ercfusion.files import expanded
-from ercfusion.hints import command
-from ercfusion.overrides import shown, typed_path
+from ercfusion._core.errors import ConfigError, PackError, did_you_mean
+from ercfusion._core.files import expanded
+from ercfusion._core.hints import command
+from ercfusion._core.overrides import expand_protocol, shown, typed_path
+from ercfusion.cli import run_command, split_flags, split_settings, switch, whole_number
+from ercfusion.config.compose import Composer
 
 HELP = """\
 Make a feature pack: the vectors of one modality for every utterance of a corpus.
@@ -105,9 +106,9 @@ def extract(
     imported: list[str],
 ) -> int:
     """Make one pack, and print its folder."""
-    from ercfusion.data.load import pack_folder
+    from ercfusion.data.pack import read_manifest
     from ercfusion.features.extraction import extract_pack
-    from ercfusion.features.pack import read_manifest
+    from ercfusion.features.loading import pack_folder
     from ercfusion.features.recipe import read_recipe, recipe_names
 
     for key in ("data", "features"):
@@ -154,7 +155,7 @@ def extract(
 
 def report(made: Any, recipe: str) -> list[str]:
     """What is said at the end: how much there is, and what is missing."""
-    from ercfusion.features.pack import read_manifest
+    from ercfusion.data.pack import read_manifest
 
     manifest = read_manifest(made.folder)
     amount = f"{manifest['keys']:,} utterances, {manifest['width']:,} dimensions"
@@ -214,7 +215,7 @@ def _corpus(data: list[str], composer: Composer) -> tuple[Any, Any]:
 
 
 def _value(key: str, text: str) -> Any:
-    from ercfusion.schemas.yaml_loader import parse_yaml
+    from ercfusion._core.schemas.yaml_loader import parse_yaml
 
     if key.rpartition(".")[2] in _FOLDERS and text not in ("", "null"):
         return typed_path(text)

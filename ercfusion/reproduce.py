@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import listed, override_text, run_command, split_flags, split_settings, switch, whole_number
-from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import expanded, one_at_a_time, remove_leftovers
-from ercfusion.hints import command
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.files import expanded, one_at_a_time, remove_leftovers
+from ercfusion._core.hints import command
+from ercfusion._core.overrides import override_text
+from ercfusion.cli import listed, run_command, split_flags, split_settings, switch, whole_number
 
 logger = logging.getLogger("ercfusion")
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     """The command; see :data:`HELP`."""
     flags, arguments = split_flags(argv, ["--help", "-h", "--check", "--tables"], ["--config-dir"])
     if "--help" in flags or "-h" in flags or not arguments:
-        from ercfusion.evaluation.preset import known_presets
+        from ercfusion.tables.preset import known_presets
 
         print(HELP.format(presets=listed(known_presets(), 12)), end="")
         return 0 if "--help" in flags or "-h" in flags else 2
@@ -80,7 +81,7 @@ def reproduce(
     config_dir: str | None = None,
 ) -> int:
     """Compute the table of a preset; ``settings`` as on the command line. Returns the exit status."""
-    from ercfusion.evaluation.preset import read_preset
+    from ercfusion.tables.preset import read_preset
     from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
     preset = read_preset(name, config_dir)
@@ -130,10 +131,10 @@ def reproduce(
 
 def rendered(preset: Any, records: Any) -> dict[str, str]:
     """The files of a table by their names."""
-    from ercfusion.evaluation.exports import as_csv, as_latex
-    from ercfusion.evaluation.page import as_page
-    from ercfusion.evaluation.render import as_markdown
-    from ercfusion.evaluation.table import compute_table
+    from ercfusion.plots.page import as_page
+    from ercfusion.tables.exports import as_csv, as_latex
+    from ercfusion.tables.render import as_markdown
+    from ercfusion.tables.table import compute_table
     from ercfusion.training.tables import wanted_records
 
     table = compute_table(preset, wanted_records(preset, records))
@@ -141,7 +142,7 @@ def rendered(preset: Any, records: Any) -> dict[str, str]:
 
 
 def _write(preset: Any, records: Any, out: Path) -> list[Path]:
-    from ercfusion.files import atomic_write
+    from ercfusion._core.files import atomic_write
 
     written = []
     for name, text in rendered(preset, records).items():

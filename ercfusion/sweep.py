@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ercfusion.cli import Composer, expand_protocol, listed, run_command, split_flags
-from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.hints import resume_command
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.hints import resume_command
+from ercfusion._core.overrides import expand_protocol
+from ercfusion.cli import listed, run_command, split_flags
+from ercfusion.config.compose import Composer
 
 HELP = """\
 Search the settings of a model: many trials, scored on dev alone; then train the winner on fresh seeds.

@@ -9,18 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.cli import (
-    Composer,
-    expand_protocol,
-    listed,
-    naming_folder,
-    run_command,
-    split_flags,
-    system_words,
-    whole_number,
-)
-from ercfusion.errors import ConfigError, ErcfusionError, RunError
-from ercfusion.hints import resume_command
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.hints import resume_command
+from ercfusion._core.overrides import expand_protocol
+from ercfusion.cli import listed, naming_folder, run_command, split_flags, system_words, whole_number
+from ercfusion.config.compose import Composer
 
 logger = logging.getLogger("ercfusion")
 
@@ -100,12 +93,12 @@ def main(argv: list[str]) -> int:
     if not multirun:
         return _run_one(*jobs[0])
     if workers is None:
-        from ercfusion.pool import default_workers
+        from ercfusion._core.pool import default_workers
 
         workers = default_workers(len(jobs))
     records, failed = _one_by_one(jobs) if workers == 1 else _side_by_side(jobs, workers)
     if len(records) > 1:
-        from ercfusion.evaluation.report import seeds_summary
+        from ercfusion.tables.report import seeds_summary
 
         print("\n" + seeds_summary(records))
     return 2 if failed else 0
@@ -151,8 +144,8 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
 
 def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]], int]:
     """Run all combinations, ``workers`` at a time; returns the records and how many failed."""
-    from ercfusion.evaluation.record import RECORD
-    from ercfusion.pool import Outcome
+    from ercfusion._core.pool import Outcome
+    from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.many import RunJob, train_many
 
@@ -228,8 +221,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
 
 def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
-    from ercfusion.evaluation.record import RECORD
-    from ercfusion.registry import import_again, require_trusted
+    from ercfusion._core.registry import import_again, require_trusted
+    from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.processes import said_once
 
@@ -251,7 +244,7 @@ def _again(folder: Path) -> str:
 
 
 def _show(record: dict[str, Any], folder: Path) -> None:
-    from ercfusion.evaluation.report import summary
+    from ercfusion.tables.report import summary
 
     print(summary(record))
     print(folder, flush=True)

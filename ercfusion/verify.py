@@ -6,14 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.files import expanded
+from ercfusion._core.hints import command
 from ercfusion.cli import run_command, split_flags, split_settings
-from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.files import expanded
-from ercfusion.hints import command
 
 if TYPE_CHECKING:
-    from ercfusion.evaluation.band import Verdict
-    from ercfusion.evaluation.groups import Group
+    from ercfusion.records.groups import Group
+    from ercfusion.tables.band import Verdict
 
 HELP = """\
 Is a run inside the band of the recorded seeds? If not: which settings, features and versions differ.
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
 
 def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str], config_dir: str | None = None) -> int:
     """Judge runs by recorded ones; ``settings`` as on the command line. Returns the exit status."""
-    from ercfusion.evaluation.band import judge, nearest_group, prediction_band
-    from ercfusion.evaluation.groups import read_records
-    from ercfusion.evaluation.render import number
+    from ercfusion.records.groups import read_records
+    from ercfusion.tables.band import judge, nearest_group, prediction_band
+    from ercfusion.tables.render import number
 
     groups = recorded_groups(recorded, config_dir)
     verdicts: dict[str, list[Verdict]] = {}
@@ -88,8 +88,8 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
     Raises:
         RunError: nothing is recorded.
     """
-    from ercfusion.evaluation.groups import Group, group_records, read_records
-    from ercfusion.evaluation.preset import find_preset, read_preset
+    from ercfusion.records.groups import Group, group_records, read_records
+    from ercfusion.tables.preset import find_preset, read_preset
     from ercfusion.training.tables import read_table_records, wanted_records
 
     path = expanded(name)
@@ -107,8 +107,8 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
 
 def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
     """What is said of one run."""
-    from ercfusion.evaluation.groups import PROCESSOR
-    from ercfusion.evaluation.render import metric_name, number
+    from ercfusion.records.groups import PROCESSOR
+    from ercfusion.tables.render import metric_name, number
 
     metric, band = verdict.metric, verdict.band
     words = {"inside": "inside", "below": "BELOW", "above": "ABOVE"}[verdict.place]

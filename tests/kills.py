@@ -108,7 +108,7 @@ class Recorder:
             watched = self._watched("open", builtins.open, self._writes)
             stack.enter_context(mock.patch.object(builtins, "open", watched))
             stack.enter_context(mock.patch.object(io, "open", watched))
-            from ercfusion import files
+            from ercfusion._core import files
 
             stack.enter_context(mock.patch.object(files, "_swap", self._watched("swap", files._swap, self._below)))
             self._watch_study(stack)
@@ -335,7 +335,7 @@ def warm(root: str, *arguments: str) -> None:
     import pandas  # noqa: F401  # pyarrow loads it where it is there
     import pyarrow.parquet  # noqa: F401
 
-    from ercfusion.cli import Composer
+    from ercfusion.config.compose import Composer
 
     Composer(root).compose(["resume=x"])
     Composer(root).compose(list(arguments))
@@ -364,8 +364,8 @@ def same_or_resumed(main: Callable[[list[str]], int], arguments: tuple[str, ...]
 def train_scenario(folder: Path, *more: str) -> Scenario:
     from runs import TINY
 
-    import ercfusion.evaluation.predictions
-    import ercfusion.evaluation.report
+    import ercfusion.records.predictions
+    import ercfusion.tables.report
     import ercfusion.training.run  # noqa: F401
     from ercfusion.train import main
 
@@ -393,7 +393,7 @@ def sweep_scenario(folder: Path) -> Scenario:
     from runs import TINY
     from sweeps import serially
 
-    import ercfusion.evaluation.sweep_plots
+    import ercfusion.plots.sweep
     import ercfusion.search.results
     import ercfusion.search.run
     import ercfusion.training.many
@@ -432,10 +432,10 @@ rows:
 def reproduce_scenario(folder: Path) -> Scenario:
     from sweeps import serially
 
-    import ercfusion.evaluation.optimism
-    import ercfusion.evaluation.page
-    import ercfusion.evaluation.render
-    import ercfusion.evaluation.table
+    import ercfusion.plots.page
+    import ercfusion.records.optimism
+    import ercfusion.tables.render
+    import ercfusion.tables.table
     import ercfusion.training.many
     import ercfusion.training.run
     import ercfusion.training.tables
@@ -465,11 +465,11 @@ def extract_scenario(folder: Path, *, replaced: str = "", **options: Any) -> Sce
     sys.path.insert(0, str(Path(__file__).parent / "features"))
     import pyarrow.parquet  # noqa: F401
     import safetensors  # noqa: F401
-    from tools import loudness, write_recordings
+    from extraction_tools import loudness, write_recordings
 
     import ercfusion.features.extraction as module
+    from ercfusion.data.pack import read_pack
     from ercfusion.features.executors import in_this_process
-    from ercfusion.features.pack import read_pack
 
     module._runner = lambda *arguments: in_this_process  # type: ignore[assignment]
     corpus = write_recordings(folder / "raw", count=3)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ercfusion.cli import Composer
-from ercfusion.data.schema import get_schema
-from ercfusion.data.task import TaskSpec
-from ercfusion.evaluation.record import rounded_scores, split_record
-from ercfusion.tasks.outputs import Predictions
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.config.compose import Composer
+from ercfusion.records.record import rounded_scores, split_record
 
 TASK = TaskSpec("emotion", "single_label", get_schema("demo6"))
 

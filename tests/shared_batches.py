@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ercfusion.cli import Composer
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.task import KINDS, TaskKind
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.task import KINDS, TaskKind
+from ercfusion.config.compose import Composer
 from ercfusion.losses.terms import TERMS
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import Objective, build_objective

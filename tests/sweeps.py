@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from runs import TINY, environment, read
 
-from ercfusion.pool import Outcome
+from ercfusion._core.pool import Outcome
 
 SMALL = (*TINY, "model=concat", "data=demo", "training.max_epochs=2", "sweep.rerun=0")
 
 
 def serially(jobs: Sequence[Any], work: Callable[[Any], Any], **options: Any) -> list[Outcome[Any, Any]]:
     """Stands in for ``run_jobs``: one job after the other, in this process."""
-    from ercfusion.errors import ErcfusionError
+    from ercfusion._core.errors import ErcfusionError
 
     outcomes = []
     for job in jobs:
@@ -47,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
     monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
     monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
-    monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
     monkeypatch.setattr("ercfusion.search.results.draw", lambda *arguments: None)
     monkeypatch.delenv("ERCFUSION_SWEEP_STORAGE", raising=False)
 

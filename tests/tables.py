@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ercfusion.evaluation.preset import read_preset
-from ercfusion.evaluation.table import compute_table
+from ercfusion.tables.preset import read_preset
+from ercfusion.tables.table import compute_table
 from ercfusion.training.tables import read_table_records, wanted_records
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

@@ -13,9 +13,10 @@ import pytest
 from runs import CORPUS, TINY, command, environment, refused
 
 import ercfusion
-from ercfusion.cli import Composer, run_command, split_flags
+from ercfusion._core.errors import ConfigError, ErcfusionError
+from ercfusion.cli import run_command, split_flags
+from ercfusion.config.compose import Composer
 from ercfusion.data.corpora import CORPORA
-from ercfusion.errors import ConfigError, ErcfusionError
 from ercfusion.train import main
 
 

@@ -10,7 +10,7 @@ from made_records import record
 from runs import command, refused
 
 from ercfusion import compare, verify
-from ercfusion.evaluation.archive import write_archive
+from ercfusion.records.archive import write_archive
 
 PRESET = """
 title: Recorded

@@ -29,9 +29,9 @@ from benchmarks.coverage import (
     measure,
 )
 from ercfusion.data.corpora.demo import DemoCorpus
-from ercfusion.evaluation.comparison import compare_all
-from ercfusion.tasks.metrics import scores_from_confusion
-from ercfusion.tasks.sums import score_source
+from ercfusion.metrics.comparison import compare_all
+from ercfusion.metrics.scores import scores_from_confusion
+from ercfusion.metrics.sums import score_source
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,9 @@ OTHER_COMMANDS = ("evaluate", "reproduce", "verify", "compare")
 
 
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ercfusion.cli import Composer, expand_protocol, split_flags
+    from ercfusion._core.overrides import expand_protocol
+    from ercfusion.cli import split_flags
+    from ercfusion.config.compose import Composer
 
     seen = set()
     composer, sweeper = Composer(), Composer("sweep")
@@ -260,7 +262,7 @@ def choices_of_groups() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def test_settings_are_documented_with_their_defaults() -> None:
-    from ercfusion.cli import Composer
+    from ercfusion.config.compose import Composer
 
     rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if "key" in row}
     expected: dict[str, dict[str, Any]] = {}
@@ -300,7 +302,7 @@ def test_presets_of_models_name_all_options() -> None:
 
 
 def test_metrics_are_documented() -> None:
-    from ercfusion.tasks.metrics import METRICS
+    from ercfusion.metrics.scores import METRICS
 
     assert [row["metric"] for row in table_rows(DOCS / "runs.md") if "metric" in row] == list(METRICS)
 
@@ -381,7 +383,7 @@ def commands_table() -> list[str]:
 
 def groups_table() -> list[str]:
     """One row a group of presets: which is the default, and which there are."""
-    from ercfusion.cli import Composer
+    from ercfusion.config.compose import Composer
 
     composer = Composer()
     chosen = {
@@ -614,29 +616,29 @@ def target_of(turn: Any, task: str) -> list[bool]:
 
 def result_scores(preset: str) -> list[str]:
     """The scores of a table, from the records of its runs."""
-    from ercfusion.evaluation.render import markdown_table, score_cells
+    from ercfusion.tables.render import markdown_table, score_cells
 
     return markdown_table(score_cells(table(preset))).splitlines()
 
 
 def result_optimism(preset: str) -> list[str]:
     """What choosing on test would have pretended, from the same records."""
-    from ercfusion.evaluation.render import markdown_table, optimism_cells
+    from ercfusion.tables.render import markdown_table, optimism_cells
 
     return markdown_table(optimism_cells(table(preset))).splitlines()
 
 
 def result_pairs(preset: str) -> list[str]:
     """The differences that a table tests, from the same records."""
-    from ercfusion.evaluation.render import comparison_cells, markdown_table
+    from ercfusion.tables.render import comparison_cells, markdown_table
 
     return markdown_table(comparison_cells(table(preset))).splitlines()
 
 
 def result_notes(preset: str) -> list[str]:
     """How the rows of a table were tuned, and what the marks of its published numbers mean."""
-    from ercfusion.evaluation.render import published_legend
-    from ercfusion.evaluation.tuning import tuning_note
+    from ercfusion.tables.render import published_legend
+    from ercfusion.tables.tuning import tuning_note
 
     notes = [note for note in (tuning_note(table(preset)), published_legend(table(preset))) if note]
     return "\n\n".join(textwrap.fill(note, 120, break_on_hyphens=False) for note in notes).splitlines()
@@ -644,7 +646,7 @@ def result_notes(preset: str) -> list[str]:
 
 def result_verdicts(preset: str) -> list[str]:
     """Which differences a table shows, as sentences."""
-    from ercfusion.evaluation.verdicts import verdict_lines
+    from ercfusion.tables.verdicts import verdict_lines
 
     lines: list[str] = []
     for line in verdict_lines(table(preset)):
@@ -667,7 +669,7 @@ def result_shares(preset: str) -> list[str]:
 
 def result_pair_sentences(preset: str) -> list[str]:
     """What the planned comparisons of modalities found, as sentences."""
-    from ercfusion.evaluation.render import number
+    from ercfusion.tables.render import number
 
     found = table(preset)
     better = "higher" if found.metric == "accuracy" else "lower"
@@ -718,7 +720,7 @@ def result_curriculum() -> list[str]:
 
 def weak_modalities() -> list[str]:
     """Dev and test accuracy of `concat` on single modalities, from the records of ``mosi-fusion``."""
-    from ercfusion.evaluation.render import markdown_table, number
+    from ercfusion.tables.render import markdown_table, number
 
     lines = {line.row.name: line for line in table("mosi-fusion").lines}
     rows = [["modality", "dev", "test"]]
@@ -740,7 +742,7 @@ SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + 
 
 def result_subsets(preset: str, metric: str) -> list[str]:
     """A line a model, a column a subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
-    from ercfusion.evaluation.render import markdown_table, metric_name, spread
+    from ercfusion.tables.render import markdown_table, metric_name, spread
 
     scores = {line.row.name: spread(metric, line.test[metric]) for line in table(preset).lines}
     models = [name for name in scores if f"{name}, text" in scores]

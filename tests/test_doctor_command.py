@@ -14,8 +14,8 @@ from runs import command, refused
 import ercfusion
 from ercfusion.data.corpora import CORPORA, open_corpus
 from ercfusion.data.features import FeatureTable
+from ercfusion.data.pack import write_pack
 from ercfusion.doctor import EXTRAS, main
-from ercfusion.features.pack import write_pack
 from ercfusion.testing.twins import write_twin
 
 

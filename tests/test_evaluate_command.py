@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from runs import command, read, refused, stub_text_encoder
 
-from ercfusion.data.task import TaskSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.evaluate import main
-from ercfusion.evaluation.predictions import read_predictions
+from ercfusion.records.predictions import read_predictions
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main as train_main
 
@@ -132,7 +132,7 @@ def test_a_damaged_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_another_version_of_the_corpus(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
     stub_text_encoder(monkeypatch, tmp_path / "packs")
     raw, folder = write_twin("meld", tmp_path / "meld"), tmp_path / "run"
     settings = ["data=meld", f"data.raw={raw}", "training.max_epochs=1", "training.bootstrap=20"]

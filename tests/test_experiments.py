@@ -10,8 +10,8 @@ from runs import command
 from tables import table
 
 from ercfusion import reproduce
-from ercfusion.evaluation.preset import TablePreset, preset_folder, read_preset
 from ercfusion.models import ARCHITECTURES
+from ercfusion.tables.preset import TablePreset, preset_folder, read_preset
 from ercfusion.training.tables import archive_path, read_table_records
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -50,7 +50,7 @@ def test_every_architecture_is_in_every_table(preset):
 @pytest.mark.slow
 def test_tables_are_complete_and_current(preset, capsys, monkeypatch):
     # The command computes the table that the tests of the documentation need as well.
-    monkeypatch.setattr("ercfusion.evaluation.table.compute_table", lambda found, records: table(found.name))
+    monkeypatch.setattr("ercfusion.tables.table.compute_table", lambda found, records: table(found.name))
     status, out, _ = command(reproduce.main, [str(preset.path), "--check"], capsys)
     assert status == 0, out
 

@@ -15,8 +15,8 @@ import pytest
 from runs import python
 
 from ercfusion.cli import run_command
+from ercfusion.data.pack import read_manifest, read_pack
 from ercfusion.extract import main
-from ercfusion.features.pack import read_manifest, read_pack
 from ercfusion.testing.media import tone, write_wav
 from ercfusion.testing.twins import write_twin
 

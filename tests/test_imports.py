@@ -24,7 +24,7 @@ def test_layers_and_models_need_torch_only() -> None:
     program = """
 import json, sys
 import ercfusion.layers, ercfusion.models
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.inputs import InputSpec
 built = []
 for name in ercfusion.models.ARCHITECTURES:
     model = ercfusion.models.build_architecture(name, InputSpec({"text": 12, "audio": 7, "visual": 5}))

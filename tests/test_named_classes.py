@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ercfusion.errors import ConfigError
-from ercfusion.registry import Registry
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.registry import Registry
 
 
 def registry() -> Registry[object]:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from tables import EXPERIMENTS
 
-from ercfusion.evaluation.groups import Group
-from ercfusion.evaluation.preset import read_preset
+from ercfusion.records.groups import Group
+from ercfusion.tables.preset import read_preset
 from ercfusion.training.tables import read_table_records, wanted_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,7 +324,8 @@ SCORED = re.compile(r"(?i)\b(train|dev|test|f1|accuracy|mae|loss|score)\b")
 
 @pytest.mark.parametrize("page", PAGES)
 def test_typed_tables_of_scores_show_dev_only_and_name_the_command(page: str) -> None:
-    from ercfusion.cli import Composer, expand_protocol
+    from ercfusion._core.overrides import expand_protocol
+    from ercfusion.config.compose import Composer
 
     for before, header in typed_tables(page):
         if not SCORED.search(header):

@@ -18,11 +18,11 @@ from runs import command, environment, python, refused
 from sweeps import serially
 
 from ercfusion import reproduce as module
+from ercfusion._core.errors import TrainingError
 from ercfusion.cli import run_command
 from ercfusion.data.corpora.demo import DemoCorpus
-from ercfusion.errors import TrainingError
-from ercfusion.evaluation.archive import read_archive
-from ercfusion.evaluation.preset import known_presets
+from ercfusion.records.archive import read_archive
+from ercfusion.tables.preset import known_presets
 from ercfusion.training import many, run
 
 TINY = """
@@ -267,7 +267,7 @@ def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 def test_two_cannot_work_on_one_table(made, tmp_path, capsys):
-    from ercfusion.files import one_at_a_time
+    from ercfusion._core.files import one_at_a_time
 
     preset = write(tmp_path)
     with one_at_a_time(tmp_path / "runs", "it"):

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from runs import command, refused
 
-from ercfusion.cli import Composer, override_text
+from ercfusion._core.overrides import override_text
+from ercfusion.config.compose import Composer
 from ercfusion.train import main
 
 FILE = """\

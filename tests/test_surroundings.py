@@ -18,9 +18,10 @@ import pytest
 from runs import TINY, assert_same_run, command, environment, python, read, refused, train
 
 from ercfusion import train as module
-from ercfusion.cli import naming_folder, prepare_streams, run_command
-from ercfusion.errors import RunError
-from ercfusion.files import atomic_folder, atomic_write, expanded, user_cache
+from ercfusion._core.errors import RunError
+from ercfusion._core.files import atomic_folder, atomic_write, expanded, user_cache
+from ercfusion._core.terminal import prepare_streams
+from ercfusion.cli import naming_folder, run_command
 from ercfusion.training import run
 from ercfusion.training.folder import log_file
 
@@ -82,8 +83,8 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from ercfusion.data.storage import is_remembered, remember
     from ercfusion.doctor import installation
-    from ercfusion.features.storage import is_remembered, remember
 
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -317,7 +318,7 @@ def test_ctrl_c_twice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_parent_says_nothing_of_semaphores(tmp_path: Path) -> None:
     code = (
-        "import os, signal\nfrom ercfusion.pool import run_jobs\n"
+        "import os, signal\nfrom ercfusion._core.pool import run_jobs\n"
         "def tick():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n    run_jobs([5.0], __import__('time').sleep, workers=1, on_tick=tick)\n"
     )

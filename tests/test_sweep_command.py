@@ -15,11 +15,11 @@ import yaml
 from runs import command, history, read, refused, train
 from sweeps import SMALL, config_of, in_process, table, without_times
 
+from ercfusion._core.errors import TrainingError
 from ercfusion.data.corpora.demo import DemoCorpus
-from ercfusion.data.load import LoadedData
-from ercfusion.errors import TrainingError
-from ercfusion.evaluation.record import RECORD
+from ercfusion.features.loading import LoadedData
 from ercfusion.models import ARCHITECTURES
+from ercfusion.records.record import RECORD
 from ercfusion.search import worker
 from ercfusion.sweep import main
 from ercfusion.train import main as train_main

@@ -12,7 +12,7 @@ import pytest
 from runs import command, history, python
 from sweeps import SMALL, config_of, kill_group, postgres, serially, sweep_process, table, wait_for
 
-from ercfusion.errors import ErcfusionError
+from ercfusion._core.errors import ErcfusionError
 from ercfusion.sweep import main as sweep
 from ercfusion.training.callbacks import LAST
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from runs import TINY, assert_same_run, command, environment, python, read, refused, resume, train
 
-from ercfusion.cli import expand_protocol
+from ercfusion._core.errors import TrainingError
+from ercfusion._core.overrides import expand_protocol
 from ercfusion.data.corpora import CORPORA
-from ercfusion.errors import TrainingError
-from ercfusion.evaluation.cautions import record_cautions
 from ercfusion.models import ARCHITECTURES
+from ercfusion.tables.cautions import record_cautions
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
 from ercfusion.training.run import FOLDER_VARIABLE

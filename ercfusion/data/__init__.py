@@ -6,22 +6,23 @@ processes that extract features have no use for it.
 
 from typing import TYPE_CHECKING, Any
 
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.labels import LabelMap, LabelSchema, get_schema, map_between
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora import CORPORA, open_corpus
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol
-from ercfusion.data.features import FeatureTable, InputSpec
-from ercfusion.data.schema import LabelMap, LabelSchema, get_schema, map_between
-from ercfusion.data.task import TaskSpec
+from ercfusion.data.features import FeatureTable
 
 if TYPE_CHECKING:
-    from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+    from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
     from ercfusion.data.store import ConversationStore
 
 _WITH_TORCH = {
-    "ConversationBatch": "batch",
-    "SequenceValues": "batch",
-    "TaskTargets": "batch",
-    "ConversationStore": "store",
+    "ConversationBatch": "ercfusion.batch.batch",
+    "SequenceValues": "ercfusion.batch.batch",
+    "TaskTargets": "ercfusion.batch.batch",
+    "ConversationStore": "ercfusion.data.store",
 }
 
 __all__ = [
@@ -53,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in _WITH_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    return getattr(import_module(_WITH_TORCH[name]), name)

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.check_media import check_clips, some
 from ercfusion.data.conversation import Conversation, TargetValue, Turn, count_label_shifts
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusFormatError
 
 _BLOCK = 4096
 """Rows of a feature table looked at together: tables may be memory-mapped and larger than memory."""

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
+from ercfusion._core.files import sha256_of
+from ercfusion._core.progress import track
 from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import BEYOND, MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
-from ercfusion.files import sha256_of
-from ercfusion.progress import track
 
 LONG = 10.0
 """Seconds that no clip of a usual utterance exceeds..."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ercfusion.data.schema import LabelMap
-from ercfusion.errors import CorpusFormatError
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion.batch.labels import LabelMap
 
 TargetValue = str | float | tuple[float, ...] | frozenset[str] | Mapping[str, float]
 

@@ -11,14 +11,14 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion._core.files import expanded
+from ercfusion._core.schemas.reading import shown
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
-from ercfusion.files import expanded
-from ercfusion.schemas.reading import shown
 
 SPLITS = ("train", "dev", "test")
 

@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.files import atomic_write
+from ercfusion.batch.labels import LabelSchema, wheel_angles
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation
-from ercfusion.data.schema import LabelSchema, wheel_angles
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.files import atomic_write
 
 CURRICULA = ("none", "emotion_shift", "weighted_shift")
 SCOPES = ("same", "different", "both")

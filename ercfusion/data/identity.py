@@ -13,7 +13,7 @@ from ercfusion.data.conversation import Conversation, TargetValue
 from ercfusion.data.features import FeatureTable
 
 if TYPE_CHECKING:
-    from ercfusion.data.load import LoadedData
+    from ercfusion.features.loading import LoadedData
 
 FEATURES = "features "
 """Begins the names of the checksums of feature values."""

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion._core.errors import BatchError, CorpusFormatError
+from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target
-from ercfusion.data.features import FeatureTable, InputSpec
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import BatchError, CorpusFormatError
-from ercfusion.ops.packing import Packing
+from ercfusion.data.features import FeatureTable
 
 
 def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> TaskTargets:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ercfusion.data.schema import LabelSchema
-from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
-from ercfusion.schemas.reading import check_plain, load_json, shown
+from ercfusion._core.errors import CorpusFormatError, did_you_mean, nearest
+from ercfusion._core.schemas.reading import check_plain, load_json, shown
+from ercfusion.batch.labels import LabelSchema
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")

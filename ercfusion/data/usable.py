@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from ercfusion._core.errors import BatchError, ConfigError
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import encode_targets
-from ercfusion.errors import BatchError, ConfigError
 
 logger = logging.getLogger("ercfusion")
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.features import Level
+from ercfusion._core.errors import ConfigError, did_you_mean, require_extra
+from ercfusion.batch.inputs import Level
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import Extracted, check_settings, package_version
 from ercfusion.features.sound import check_sound_settings, read_sound, uneven_rates

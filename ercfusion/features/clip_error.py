@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ercfusion.errors import ErcfusionError
+from ercfusion._core.errors import ErcfusionError
 
 
 class ClipError(ErcfusionError):

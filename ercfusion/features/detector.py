@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.errors import ConfigError, MissingExtraError, did_you_mean, require_extra
+from ercfusion._core.errors import ConfigError, MissingExtraError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import check_settings
 from ercfusion.features.faces import FaceTable

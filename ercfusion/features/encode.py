@@ -19,8 +19,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.features import Level
-from ercfusion.errors import ConfigError, did_you_mean, require_extra
+from ercfusion._core.errors import ConfigError, did_you_mean, require_extra
+from ercfusion._core.files import expanded
+from ercfusion.batch.inputs import Level
 from ercfusion.features.encoders import (
     DEFAULT_ENCODER,
     TextEncoder,
@@ -35,7 +36,6 @@ from ercfusion.features.encoders import (
 )
 from ercfusion.features.extractor import check_settings, package_version
 from ercfusion.features.text import BATCH
-from ercfusion.files import expanded
 
 Pooling = Literal["mean", "cls", "last4", "tokens"]
 _DTYPES = ("float32", "float16")

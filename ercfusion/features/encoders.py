@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ercfusion.errors import ConfigError, require_extra
+from ercfusion._core.errors import ConfigError, require_extra
+from ercfusion._core.files import expanded, sha256_of
+from ercfusion._core.schemas.reading import failure, read_json, shown
 from ercfusion.features.extractor import package_version
-from ercfusion.files import expanded, sha256_of
-from ercfusion.schemas.reading import failure, read_json, shown
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 T = TypeVar("T")

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean, require_extra
+from ercfusion._core.pool import DIED, stream_jobs
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, RunError, did_you_mean, require_extra
+from ercfusion.data.recordings import source_of
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import Extracted, TextExtractor
 from ercfusion.features.journal import Result
 from ercfusion.features.recipe import Recipe
-from ercfusion.features.recordings import source_of
-from ercfusion.pool import DIED, stream_jobs
 
 logger = logging.getLogger("ercfusion")
 

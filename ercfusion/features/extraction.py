@@ -19,15 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import MissingExtraError, PackError, RunError
+from ercfusion._core.files import (
+    StrPath,
+    atomic_write,
+    expanded,
+    is_leftover,
+    one_at_a_time,
+    remove_leftovers,
+    user_cache,
+)
+from ercfusion._core.hints import command
+from ercfusion._core.pool import default_workers, usable_cores
+from ercfusion._core.progress import duration, rate, track
+from ercfusion._core.schemas.pack import Work
+from ercfusion._core.schemas.reading import read_json
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.errors import MissingExtraError, PackError, RunError
-from ercfusion.features.clip_error import ClipError
-from ercfusion.features.encode import SentenceExtractor
-from ercfusion.features.executors import Group, Outcomes, executor, in_this_process
-from ercfusion.features.extractor import TextExtractor
-from ercfusion.features.journal import Journal, Result
-from ercfusion.features.pack import (
+from ercfusion.data.pack import (
     bound_pack_folder,
     default_pack_folder,
     has_pack,
@@ -36,18 +45,17 @@ from ercfusion.features.pack import (
     tidy_packs,
     write_pack,
 )
+from ercfusion.data.recordings import Source, digest_of, source_of
+from ercfusion.data.storage import KEYS, MANIFEST, read_keys
+from ercfusion.features.clip_error import ClipError
+from ercfusion.features.encode import SentenceExtractor
+from ercfusion.features.executors import Group, Outcomes, executor, in_this_process
+from ercfusion.features.extractor import TextExtractor
+from ercfusion.features.journal import Journal, Result
 from ercfusion.features.recipe import Recipe
-from ercfusion.features.recordings import Source, digest_of, source_of
 from ercfusion.features.reuse import announce, announce_changed, existing_pack, forget_changed, source_paths, take_over
-from ercfusion.features.storage import KEYS, MANIFEST, read_keys
 from ercfusion.features.text import licence_of_texts, text_pack_folder
 from ercfusion.features.work import WorkList, clip_work, relative_name, text_work
-from ercfusion.files import StrPath, atomic_write, expanded, is_leftover, one_at_a_time, remove_leftovers, user_cache
-from ercfusion.hints import command
-from ercfusion.pool import default_workers, usable_cores
-from ercfusion.progress import duration, rate, track
-from ercfusion.schemas.pack import Work
-from ercfusion.schemas.reading import read_json
 
 logger = logging.getLogger("ercfusion")
 

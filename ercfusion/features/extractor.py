@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.features import Level
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.registry import Registry
+from ercfusion.batch.inputs import Level
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, did_you_mean
-from ercfusion.registry import Registry
 
 ItemKind = Literal["text", "audio", "visual"]
 

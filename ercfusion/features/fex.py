@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion._core.files import StrPath
 from ercfusion.data.tabular import Row, read_records
-from ercfusion.errors import CorpusFormatError
 from ercfusion.features.faces import FEX_SETS, LANDMARKS, OPENFACE_SETS, FaceTable
-from ercfusion.files import StrPath
 
 RECTANGLE = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 _SEQUENCE = ("frame", "timestamp", "confidence", "success")

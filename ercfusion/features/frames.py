@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import require_extra
 from ercfusion.data.media import Clip
-from ercfusion.errors import require_extra
 from ercfusion.features.clip_error import ClipError
 
 # Containers round time stamps, commonly to milliseconds, so that the distance of two is up to a millisecond wrong: two

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.errors import PackError
-from ercfusion.features.recordings import Source
-from ercfusion.schemas.reading import failure, parse_json, shown
+from ercfusion._core.errors import PackError
+from ercfusion._core.schemas.reading import failure, parse_json, shown
+from ercfusion.data.recordings import Source
 
 # Item, rows, columns, bytes of the remarks, whether the numbers are float16; then the checksum of all that follows.
 _HEAD = struct.Struct("<4sIIIIBI")

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ercfusion.data.features import Level
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.batch.inputs import Level
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, did_you_mean
 from ercfusion.features.extractor import Extracted, check_settings, package_version
 from ercfusion.features.sound import check_sound_settings, read_sound
 

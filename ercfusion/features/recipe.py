@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.files import expanded, shipped_folder
 from ercfusion.features.extractor import EXTRACTORS
-from ercfusion.files import expanded, shipped_folder
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, or the file does not hold one; the message names file and key.
     """
-    from ercfusion.schemas.reading import read_yaml, shown
-    from ercfusion.schemas.tables import RecipeFile
+    from ercfusion._core.schemas.reading import read_yaml, shown
+    from ercfusion._core.schemas.tables import RecipeFile
 
     if name.endswith((".yaml", ".yml")):
         path = expanded(name)

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ercfusion._core.errors import PackError
 from ercfusion.data.corpus import Corpus
 from ercfusion.data.features import Key
-from ercfusion.errors import PackError
-from ercfusion.features.journal import Journal, Result
-from ercfusion.features.pack import read_manifest, read_pack
-from ercfusion.features.recordings import (
+from ercfusion.data.pack import read_manifest, read_pack
+from ercfusion.data.recordings import (
     Source,
     State,
     compare_all,
@@ -29,6 +28,7 @@ from ercfusion.features.recordings import (
     recorded_name,
     source_of,
 )
+from ercfusion.features.journal import Journal, Result
 from ercfusion.features.work import WorkList
 
 logger = logging.getLogger("ercfusion")

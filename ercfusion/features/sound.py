@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.data.media import BEYOND, RATES, Clip, announced_frames, sampling_rate
-from ercfusion.errors import ConfigError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 
 Resample = Literal["tracks", "all", "none"]

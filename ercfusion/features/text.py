@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import BatchError, PackError
+from ercfusion._core.files import StrPath, expanded
+from ercfusion._core.progress import track
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.corpus import Corpus, Protocol
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.errors import BatchError, PackError
+from ercfusion.data.pack import bound_pack_folder, has_pack, read_pack, tidy_packs, write_pack
 from ercfusion.features.encoders import (
     DEFAULT_ENCODER,
     TextEncoder,
@@ -27,9 +30,6 @@ from ercfusion.features.encoders import (
     load_encoder,
 )
 from ercfusion.features.extractor import package_version
-from ercfusion.features.pack import bound_pack_folder, has_pack, read_pack, tidy_packs, write_pack
-from ercfusion.files import StrPath, expanded
-from ercfusion.progress import track
 
 BATCH = 64
 """Texts encoded together, which decides about the last digits of the vectors."""

@@ -19,9 +19,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.features import Level
+from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean, require_extra
+from ercfusion._core.files import expanded
+from ercfusion.batch.inputs import Level
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean, require_extra
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.detector import RUNNING, check_detector, detect_faces, detector_licence, load_detector
 from ercfusion.features.extractor import Extracted, check_settings, package_version
@@ -38,7 +39,6 @@ from ercfusion.features.faces import (
 )
 from ercfusion.features.fex import read_fex, read_openface
 from ercfusion.features.frames import check_window, choose_times, read_frames
-from ercfusion.files import expanded
 
 TOOLS = ("py-feat", "fex", "openface")
 

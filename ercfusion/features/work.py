@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import BatchError
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip
-from ercfusion.errors import BatchError
 from ercfusion.features.text import distinct_texts, spoken_texts, texts_digest
 
 

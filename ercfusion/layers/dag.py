@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.dag import DagState, dag_recursion, dag_windows
 from ercfusion.ops.dag_reference import DAG_ATTENTIONS, DagAttention, DagWeights
-from ercfusion.ops.packing import Packing
 
 
 class DagStack(nn.Module):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.dialogue_steps import EmotionChain, PartyChain, Steps, listening_chain, speaker_slots
-from ercfusion.ops.packing import Packing
 
 
 class DialogueCell(nn.Module):

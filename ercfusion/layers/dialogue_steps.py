@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 
 def speaker_links(packing: Packing, speaker: Tensor) -> tuple[Tensor, Tensor]:

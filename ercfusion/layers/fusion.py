@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.transformer import LONG
 from ercfusion.ops.attention import attend
-from ercfusion.ops.packing import Packing
 
 VALUES = ("main", "other")
 

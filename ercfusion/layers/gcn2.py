@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 SHRINK = 0.99999
 """Factor of every cosine, as published: the slope of arccos, infinite at 1, stays below 224."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
+from ercfusion.batch.batch import ConversationBatch
 
 
 class Standardize(nn.Module):

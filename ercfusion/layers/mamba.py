@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.conv import causal_conv
-from ercfusion.ops.packing import Packing
 from ercfusion.ops.scan import selective_scan
 
 COMBINATIONS = ("add", "concat", "gate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.processes import longest_over_processes
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 
 class RelativeBias(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import SequenceValues
+from ercfusion.batch.batch import SequenceValues
 from ercfusion.ops.processes import differentiable_sum, stands_in, sum_over_processes
 
 # Multiples of `channels` in the four stages of ResNet-18; every stage but the first halves both axes.

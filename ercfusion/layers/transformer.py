@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.attention import attend
-from ercfusion.ops.packing import Packing
 
 LONG = 48
 """From this length on, on a CPU, attention runs on one conversation after the other: without padding there is less to

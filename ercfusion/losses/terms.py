@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.losses._common import unit
 from ercfusion.losses.contrastive import (
     MemoryQueue,

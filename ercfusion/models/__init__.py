@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.registry import Registry
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, Limits
 from ercfusion.models.limits import allocation_limit, check_options
-from ercfusion.registry import Registry
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",

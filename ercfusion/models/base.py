@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import BatchError
+from ercfusion._core.errors import BatchError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.ops.processes import Shares
 
 

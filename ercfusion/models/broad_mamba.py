@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.ops.packing import Packing
 
 Outcomes = Callable[[str, Tensor], Tensor | None]
 """From a modality and its representation (N, D) to logits (N, Q, C) of what a classifier on it says, or None."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv, SharedBatchNorm
 from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
 from ercfusion.ops.graph import RELATIONS, WindowGraph
-from ercfusion.ops.packing import Packing
 from ercfusion.ops.processes import longest_over_processes
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.models.base import Architecture, Capabilities, Encoded

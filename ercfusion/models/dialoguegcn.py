@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import BatchError
+from ercfusion._core.errors import BatchError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.ops.graph import RELATIONS, WindowGraph
-from ercfusion.ops.packing import Packing
 
 
 class EdgeAttention(nn.Module):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.ops.packing import Packing
 
 
 class DialogueRnn(Architecture):

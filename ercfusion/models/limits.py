@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
 
 Range = tuple[float, float]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.tensor_fusion import LowRankFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.tfn import ModalityVectors, context_capabilities

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.dag import DagStack
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
 from ercfusion.models.dagerc import UtteranceInput, readout
-from ercfusion.ops.packing import Packing
 
 DIFFERENCES = ("utterance", "released")
 FLOOR = 0.1

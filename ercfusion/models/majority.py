@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 
 

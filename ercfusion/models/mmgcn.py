@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
 from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded

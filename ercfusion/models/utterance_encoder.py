@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch, SequenceValues
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch, SequenceValues
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.spectrogram import SpecAugment, SpectrogramNet, pad_sequences, pool_frames, random_crop
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 

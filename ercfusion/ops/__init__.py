@@ -1,11 +1,11 @@
 """Operations on packed batches: a readable reference first, fast forms beside it. Needs torch only."""
 
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.attention import attend, attend_reference
 from ercfusion.ops.conv import causal_conv, causal_conv_reference
 from ercfusion.ops.dag import DagState, dag_recursion, dag_windows
 from ercfusion.ops.dag_reference import DagWeights, dag_recursion_reference, dag_windows_reference
 from ercfusion.ops.graph import WindowGraph, window_edges, window_edges_reference
-from ercfusion.ops.packing import Packing
 from ercfusion.ops.scan import scan_reference, selective_scan
 
 __all__ = [

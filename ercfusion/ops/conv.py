@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 Direction = bool | Literal["both"]
 _ACTIVATIONS = (None, "silu")

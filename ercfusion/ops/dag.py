@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.dag_reference import (
     DAG_ATTENTIONS,
     SLOPE,
@@ -35,7 +36,6 @@ from ercfusion.ops.dag_reference import (
     dag_node,
     first_predecessor,
 )
-from ercfusion.ops.packing import Packing
 
 
 def dag_windows(speaker: Tensor, packing: Packing, window: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 DagAttention = Literal["dagerc", "gat"]
 DAG_ATTENTIONS: tuple[DagAttention, ...] = ("dagerc", "gat")

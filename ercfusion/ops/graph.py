@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 Relations = Literal["same_other", "speaker_pair"]
 RELATIONS: tuple[Relations, ...] = ("same_other", "speaker_pair")

@@ -20,7 +20,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from ercfusion.files import scratch_folder
+from ercfusion._core.files import scratch_folder
 
 log = logging.getLogger("ercfusion")
 

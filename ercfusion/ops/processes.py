@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 _stands_in: ContextVar[bool] = ContextVar("stands_in", default=False)
 

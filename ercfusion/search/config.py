@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.cli import Composer, override_text
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.overrides import override_text
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.compose import Composer
 from ercfusion.search.space import (
     Space,
     check_searchable,
@@ -26,7 +27,7 @@ from ercfusion.search.space import (
 )
 
 if TYPE_CHECKING:
-    from ercfusion.data.load import LoadedData
+    from ercfusion.features.loading import LoadedData
 
 logger = logging.getLogger("ercfusion")
 

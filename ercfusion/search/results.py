@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import RunError
-from ercfusion.evaluation.record import RECORD, read_record
-from ercfusion.evaluation.statistics import seed_summary
-from ercfusion.files import atomic_write
-from ercfusion.hints import command
-from ercfusion.schemas.reading import read_json
-from ercfusion.schemas.run import Winner
+from ercfusion._core.errors import RunError
+from ercfusion._core.files import atomic_write
+from ercfusion._core.hints import command
+from ercfusion._core.schemas.reading import read_json
+from ercfusion._core.schemas.run import Winner
+from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.statistics import seed_summary
+from ercfusion.records.record import RECORD, read_record
 from ercfusion.search.space import setting
 from ercfusion.search.status import described
 from ercfusion.search.storage import damaged
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
-from ercfusion.tasks.metrics import higher_is_better
 from ercfusion.training.folder import describe, is_described, write_json
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def importances(study: Study) -> dict[str, float]:
 
 def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importance: Mapping[str, float]) -> None:
     """History, settings and importances as pictures."""
-    from ercfusion.evaluation.sweep_plots import plot_importance, plot_search, plot_settings
+    from ercfusion.plots.sweep import plot_importance, plot_search, plot_settings
 
     folder, table = plan.folder / "plots", rows(plan, trials)
     folder.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def fresh_seeds(plan: Plan) -> list[int]:
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Complete runs of the best settings on fresh seeds, side by side; returns the records of those that succeed."""
-    from ercfusion.pool import Outcome
+    from ercfusion._core.pool import Outcome
     from ercfusion.training.many import RunJob, train_many
 
     parent = plan.folder / RERUN

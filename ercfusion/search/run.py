@@ -22,14 +22,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ercfusion._core.errors import ResumeError, RunError, TrainingError
+from ercfusion._core.files import one_at_a_time, remove_leftovers
+from ercfusion._core.hints import resume_command
+from ercfusion._core.pool import default_workers, run_jobs
+from ercfusion._core.registry import import_again, import_modules, require_trusted
+from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.data.usable import LABELLED
-from ercfusion.errors import ResumeError, RunError, TrainingError
-from ercfusion.evaluation.groups import MAY_CHANGE
-from ercfusion.files import one_at_a_time, remove_leftovers
-from ercfusion.hints import resume_command
-from ercfusion.pool import default_workers, run_jobs
-from ercfusion.registry import import_again, import_modules, require_trusted
-from ercfusion.schemas.reading import failure, shown
+from ercfusion.metrics.scores import check_metric
+from ercfusion.records.groups import MAY_CHANGE
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table
 from ercfusion.search.space import data_settings
@@ -54,7 +55,6 @@ from ercfusion.search.study import (
     unfinished,
 )
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
-from ercfusion.tasks.metrics import check_metric
 from ercfusion.training.checks import before_features
 from ercfusion.training.folder import CONFIG, describe, discard, empty_folder, log_file, read_config, write_json
 from ercfusion.training.origin import data_changes

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from optuna import Trial

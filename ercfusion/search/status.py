@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from ercfusion import progress
+from ercfusion._core import progress
 from ercfusion.search.space import setting
 from ercfusion.search.study import Plan, Tally, best_trial, tally
 

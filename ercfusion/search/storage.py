@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, bounded, require_extra
-from ercfusion.files import expanded
-from ercfusion.schemas.reading import MAX_CHARACTERS, failure
+from ercfusion._core.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, bounded, require_extra
+from ercfusion._core.files import expanded
+from ercfusion._core.schemas.reading import MAX_CHARACTERS, failure
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

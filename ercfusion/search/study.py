@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ercfusion._core.errors import RunError, TrainingError
+from ercfusion._core.schemas.reading import shown
+from ercfusion._core.schemas.study import study_problem
 from ercfusion.data.sampler import mix_seed
-from ercfusion.errors import RunError, TrainingError
-from ercfusion.schemas.reading import shown
-from ercfusion.schemas.study import study_problem
+from ercfusion.metrics.scores import higher_is_better
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
 from ercfusion.search.storage import damaged, open_storage
-from ercfusion.tasks.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

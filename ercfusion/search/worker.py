@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ercfusion._core.errors import ResumeError, RunError
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ResumeError, RunError
+from ercfusion.metrics.scores import higher_is_better
 from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
-from ercfusion.tasks.metrics import higher_is_better
 from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-    from ercfusion.data.load import LoadedData
+    from ercfusion.features.loading import LoadedData
 
 logger = logging.getLogger("ercfusion")
 
@@ -63,7 +63,7 @@ def work(job: WorkerJob) -> int:
         TrainingError: trials fail one after the other.
         RunError: the storage failed, or the disk.
     """
-    from ercfusion.cli import prepare_logging
+    from ercfusion._core.terminal import prepare_logging
     from ercfusion.training.run import import_modules
 
     prepare_logging()
@@ -190,7 +190,7 @@ _loaded: dict[str, DevData] = {}
 
 def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = None) -> DevData:
     """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
-    from ercfusion.data.load import load_data
+    from ercfusion.features.loading import load_data
 
     key = json.dumps(settings, sort_keys=True)
     if key not in _loaded:
@@ -223,7 +223,7 @@ def train_trial(
 
 def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:
     """The arguments of ``train`` that would make the run of one trial."""
-    from ercfusion.cli import override_text
+    from ercfusion._core.overrides import override_text
 
     values = {**plan.config["typed"], **{key: setting(config, key) for key in plan.space}}
     return [

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import TaskTargets
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
+from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
+from ercfusion.batch.batch import TaskTargets
+from ercfusion.batch.task import TaskSpec
 from ercfusion.losses import concordance as concordance
 from ercfusion.losses import focal_loss
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch, TaskTargets
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.batch.batch import ConversationBatch, TaskTargets
+from ercfusion.batch.task import TaskSpec
 from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
 from ercfusion.ops.processes import Shares

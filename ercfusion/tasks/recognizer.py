@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.schemas.checkpoint import tensor_bytes
+from ercfusion._core.schemas.model import ModelConfig
+from ercfusion._core.schemas.reading import check, failure, read_json, shown
+from ercfusion._core.schemas.tensors import Header, read_header
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.store import ConversationStore
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, ErcfusionError, RunError
 from ercfusion.layers import Standardize
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
-from ercfusion.schemas.checkpoint import tensor_bytes
-from ercfusion.schemas.model import ModelConfig
-from ercfusion.schemas.reading import check, failure, read_json, shown
-from ercfusion.schemas.tensors import Header, read_header
 from ercfusion.tasks.heads import Head
-from ercfusion.tasks.outputs import Predictions
 
 FORMAT = 1
 DAMAGED = "The file was changed or damaged: copy the folder again, or train again."
@@ -118,7 +118,7 @@ class Recognizer(nn.Module):
 
     def representation_widths(self) -> dict[str, int]:
         """Widths of the per-modality representations, found by encoding one made-up utterance."""
-        from ercfusion.ops.packing import Packing
+        from ercfusion.batch.packing import Packing
 
         probe = ConversationBatch(
             packing=Packing([1]),
@@ -217,7 +217,7 @@ class Recognizer(nn.Module):
         """
         from safetensors.torch import save
 
-        from ercfusion.files import atomic_write
+        from ercfusion._core.files import atomic_write
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ class Recognizer(nn.Module):
 
 def _entry(path: Path) -> dict[str, Any] | None:
     """Size and checksum of a file; None if there is none."""
-    from ercfusion.files import sha256_of
+    from ercfusion._core.files import sha256_of
 
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
 

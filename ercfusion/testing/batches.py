@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ercfusion.data.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.batch.labels import LabelSchema
+from ercfusion.batch.packing import Packing
+from ercfusion.batch.task import TaskKind, TaskSpec
 from ercfusion.data.conversation import Conversation, Target, TargetValue, Turn
 from ercfusion.data.features import FeatureTable
-from ercfusion.data.schema import LabelSchema
 from ercfusion.data.store import ConversationStore
-from ercfusion.data.task import TaskKind, TaskSpec
-from ercfusion.ops.packing import Packing
 
 WIDTHS: Mapping[str, int] = MappingProxyType({"text": 12, "audio": 7, "visual": 5})
 """Three modalities whose widths differ, so that a mix-up of two of them shows."""

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.data.task import TaskSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.models import ARCHITECTURES, Architecture
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognized, Recognizer

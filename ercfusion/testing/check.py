@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import BatchError, RunError
+from ercfusion._core.errors import BatchError, RunError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.task import TaskSpec
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, take
 from ercfusion.testing.case import CHECKS, Case, Model, requirement, without_dropout

@@ -49,7 +49,7 @@ def write_video(
     Raises:
         MissingExtraError: PyAV is not installed.
     """
-    from ercfusion.errors import require_extra
+    from ercfusion._core.errors import require_extra
 
     require_extra("av", "audio", "Writing a video")
     import av

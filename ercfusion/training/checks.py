@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ercfusion._core.errors import ConfigError, RunError
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
-from ercfusion.data.task import TaskSpec
 from ercfusion.data.usable import check_splits
-from ercfusion.errors import ConfigError, RunError
+from ercfusion.metrics.scores import check_metric, scores
 from ercfusion.models import architecture_limits
 from ercfusion.tasks.heads import check_class_weights
-from ercfusion.tasks.metrics import check_metric, scores
-from ercfusion.tasks.outputs import Predictions
 
 logger = logging.getLogger("ercfusion")
 
@@ -32,7 +32,7 @@ _SMALL_FILES = 16 * 2**20
 def before_features(
     config: Mapping[str, Any], needed: Sequence[str] = SPLITS, metric: str | None = None
 ) -> Callable[[Protocol, Splits], None]:
-    """The checks of a run that need no features, for :func:`ercfusion.data.load.load_data`.
+    """The checks of a run that need no features, for :func:`ercfusion.features.loading.load_data`.
 
     Args:
         config: Resolved.

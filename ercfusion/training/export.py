@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ercfusion import __version__
+from ercfusion._core.errors import ConfigError, RunError
+from ercfusion._core.files import StrPath, expanded, sha256_of
+from ercfusion._core.registry import require_trusted
 from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.data.load import LoadedData, load_data
+from ercfusion.data.pack import has_pack, read_manifest, write_pack
+from ercfusion.data.provenance import checked, trained_on
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, RunError
-from ercfusion.features.pack import has_pack, read_manifest, write_pack
-from ercfusion.features.provenance import checked, trained_on
-from ercfusion.files import StrPath, expanded, sha256_of
-from ercfusion.registry import require_trusted
+from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.folder import read_environment
 
@@ -66,7 +66,7 @@ def export_packs(
         BatchError: the features have other widths than the model was trained on.
         PackError: a pack is in the way.
     """
-    from ercfusion.evaluation.record import read_record
+    from ercfusion.records.record import read_record
     from ercfusion.training.folder import read_config
 
     if data is not None and out is None:
@@ -108,7 +108,7 @@ def write_packs(
         data: What it is applied to.
         target: A folder a modality is made below it.
         run: Folder of the run, with ``model`` and ``environment.json``.
-        learned: What it was trained on (:func:`ercfusion.features.provenance.trained_on`).
+        learned: What it was trained on (:func:`ercfusion.data.provenance.trained_on`).
         overwrite: Replace packs that are there: a run that was stopped here writes all of them again.
     """
     keys: dict[str, list[Key]] = {}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ercfusion.errors import ErcfusionError
-from ercfusion.evaluation.record import RECORD
-from ercfusion.pool import Outcome, default_workers, run_jobs
+from ercfusion._core.errors import ErcfusionError
+from ercfusion._core.pool import Outcome, default_workers, run_jobs
+from ercfusion.records.record import RECORD
 from ercfusion.training.watch import RunsProgress, WatchedRun
 
 logger = logging.getLogger("ercfusion")
@@ -44,7 +44,7 @@ def train_run(job: RunJob) -> dict[str, Any]:
     """
     import torch
 
-    from ercfusion.cli import prepare_logging
+    from ercfusion._core.terminal import prepare_logging
     from ercfusion.training import run
 
     prepare_logging()
@@ -71,7 +71,7 @@ def train_many(
 
     Args:
         jobs: Begun in this order.
-        workers: Processes; None takes :func:`ercfusion.pool.default_workers`.
+        workers: Processes; None takes :func:`ercfusion._core.pool.default_workers`.
         work: What is done for each run, a function of a module; it shall train in the run's folder.
         on_done: Called in this process when a run is over; it may print.
         description: What the runs are, for the progress.
@@ -114,7 +114,7 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
 def _prepare(config: Mapping[str, Any]) -> None:
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Corpus
-    from ercfusion.data.load import wanted_modalities
+    from ercfusion.features.loading import wanted_modalities
     from ercfusion.features.text import text_pack
     from ercfusion.training.checks import before_features
 

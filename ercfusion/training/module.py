@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ercfusion.data.batch import ConversationBatch
+from ercfusion._core.errors import ConfigError, TrainingError, did_you_mean
+from ercfusion._core.schemas.checkpoint import check_optimizer, check_tensors
+from ercfusion.batch.batch import ConversationBatch
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, TrainingError, did_you_mean
 from ercfusion.layers import ModalityDropout
 from ercfusion.ops.processes import sum_over_processes
-from ercfusion.schemas.checkpoint import check_optimizer, check_tensors
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import LAST

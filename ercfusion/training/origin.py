@@ -5,7 +5,7 @@ of them has changed, the first epochs were trained on other things than the last
 ones only. The checkpoint therefore holds, under the key :data:`KEY`:
 
 - the identity of the run, which is also in ``overrides.json`` of its folder;
-- the resolved configuration. Only the settings of :data:`ercfusion.evaluation.groups.MAY_CHANGE` may be others;
+- the resolved configuration. Only the settings of :data:`ercfusion.records.groups.MAY_CHANGE` may be others;
 - checksums of labels, utterances, features and files of the corpus (:func:`ercfusion.data.identity.data_identity`);
 - a checksum of everything else in the checkpoint.
 """
@@ -18,15 +18,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import ErcfusionError, ResumeError
+from ercfusion._core.hints import command
+from ercfusion._core.schemas.checkpoint import ADVICE, content_checksum
+from ercfusion._core.schemas.reading import MAX_CHARACTERS, check, failure, shown
+from ercfusion._core.schemas.run import run_config
 from ercfusion.data.identity import FEATURES
-from ercfusion.data.load import LoadedData
-from ercfusion.errors import ErcfusionError, ResumeError
-from ercfusion.evaluation.groups import changed_settings
-from ercfusion.evaluation.record import environment
-from ercfusion.hints import command
-from ercfusion.schemas.checkpoint import ADVICE, content_checksum
-from ercfusion.schemas.reading import MAX_CHARACTERS, check, failure, shown
-from ercfusion.schemas.run import run_config
+from ercfusion.features.loading import LoadedData
+from ercfusion.records.groups import changed_settings
+from ercfusion.records.record import environment
 from ercfusion.training.folder import OVERRIDES, read_environment, read_overrides, run_identity
 
 KEY = "ercfusion"
@@ -62,7 +62,7 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
     """Raise :class:`ResumeError` unless a checkpoint is complete and was made by the run at hand, with what is now.
 
     Args:
-        checkpoint: From :func:`ercfusion.schemas.checkpoint.read_checkpoint`.
+        checkpoint: From :func:`ercfusion._core.schemas.checkpoint.read_checkpoint`.
         origin: Of the run at hand.
         path: The checkpoint's file, ``checkpoints/last.ckpt`` in the folder of the run.
     """

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.errors import ConfigError, ErcfusionError, RunError
-from ercfusion.pool import RANKS
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.pool import RANKS
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment

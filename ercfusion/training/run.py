@@ -28,12 +28,20 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError
+from ercfusion._core.files import sha256_of
+from ercfusion._core.registry import import_modules as import_modules
+from ercfusion._core.schemas.checkpoint import ADVICE
+from ercfusion._core.schemas.reading import failure
+from ercfusion.batch.predictions import Predictions
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
-from ercfusion.data.load import LoadedData, load_data
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, ErcfusionError, RunError, TrainingError
-from ercfusion.evaluation.record import (
+from ercfusion.features.loading import LoadedData, load_data
+from ercfusion.metrics.scores import EMPTY_SETS, best_thresholds, higher_is_better
+from ercfusion.models import architecture_limits
+from ercfusion.models.base import BATCH_NOTE
+from ercfusion.records.record import (
     FORMAT,
     RECORD,
     read_record,
@@ -42,16 +50,8 @@ from ercfusion.evaluation.record import (
     split_record,
     write_record,
 )
-from ercfusion.files import sha256_of
-from ercfusion.models import architecture_limits
-from ercfusion.models.base import BATCH_NOTE
-from ercfusion.registry import import_modules as import_modules
-from ercfusion.schemas.checkpoint import ADVICE
-from ercfusion.schemas.reading import failure
 from ercfusion.tasks.heads import class_weights
-from ercfusion.tasks.metrics import EMPTY_SETS, best_thresholds, higher_is_better
 from ercfusion.tasks.objective import build_objective
-from ercfusion.tasks.outputs import Predictions
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import (
     HISTORY,
@@ -324,7 +324,7 @@ def fit(
 
 
 def _tensorboard(folder: Path) -> Any:
-    from ercfusion.errors import require_extra
+    from ercfusion._core.errors import require_extra
 
     require_extra("tensorboard", "report", "training.tensorboard=true")
     from pytorch_lightning.loggers import TensorBoardLogger
@@ -352,8 +352,8 @@ def finish(
     Raises:
         TrainingError: an output for the test split is not a finite number.
     """
-    from ercfusion.evaluation.predictions import write_predictions
-    from ercfusion.evaluation.report import draw_pictures, model_card
+    from ercfusion.records.predictions import write_predictions
+    from ercfusion.tables.report import draw_pictures, model_card
 
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
@@ -423,7 +423,7 @@ def finish(
         draw_pictures(folder / "plots", history, predictions, record)
         curriculum = curriculum_of(config, train_store)
         if curriculum is not None:
-            from ercfusion.evaluation.curriculum_plots import plot_curriculum
+            from ercfusion.plots.curriculum import plot_curriculum
 
             (folder / "plots").mkdir(exist_ok=True)
             plot_curriculum(
@@ -453,8 +453,8 @@ def check_finite(predictions: Predictions, split: str) -> None:
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
     """Write the packs of a run; returns what its record says of them, by modality."""
-    from ercfusion.features.pack import read_manifest
-    from ercfusion.features.provenance import trained_on
+    from ercfusion.data.pack import read_manifest
+    from ercfusion.data.provenance import trained_on
     from ercfusion.training.export import PACKS, write_packs
 
     corpus, protocol = data.corpus, data.protocol

@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ercfusion.errors import ConfigError, RunError, did_you_mean
-from ercfusion.evaluation.archive import read_archive, write_archive
-from ercfusion.evaluation.groups import changed_settings, differences, settings_of
-from ercfusion.evaluation.preset import Row, TablePreset
-from ercfusion.overrides import literal_text
-from ercfusion.pool import Outcome
-from ercfusion.schemas.reading import read_json
-from ercfusion.schemas.run import OptimismFile
+from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.overrides import literal_text
+from ercfusion._core.pool import Outcome
+from ercfusion._core.schemas.reading import read_json
+from ercfusion._core.schemas.run import OptimismFile
+from ercfusion.records.archive import read_archive, write_archive
+from ercfusion.records.groups import changed_settings, differences, settings_of
+from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.training.many import RunJob, train_many, train_run
 
 logger = logging.getLogger("ercfusion")
@@ -89,8 +89,8 @@ class TableJob(RunJob):
 
 def table_run(job: TableJob) -> dict[str, Any]:
     """Train one run, measure its optimism, and remove the models of its epochs; returns the record with both."""
-    from ercfusion.data.load import load_data
-    from ercfusion.evaluation.optimism import EPOCHS, OPTIMISM, measure_optimism
+    from ercfusion.features.loading import load_data
+    from ercfusion.records.optimism import EPOCHS, OPTIMISM, measure_optimism
 
     check_testable(job.config)
     record = train_run(job)

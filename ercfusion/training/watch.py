@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ercfusion import progress
-from ercfusion.errors import RunError
-from ercfusion.evaluation.record import RECORD, read_record
+from ercfusion._core import progress
+from ercfusion._core.errors import RunError
+from ercfusion.records.record import RECORD, read_record
 from ercfusion.training.callbacks import HISTORY, best_row, read_history
 
 logger = logging.getLogger("ercfusion")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import ercfusion
-from ercfusion.cli import Composer
+from ercfusion.config.compose import Composer
 from ercfusion.data.corpora import CORPORA
 from ercfusion.data.curriculum import CURRICULA, check_curriculum
 from ercfusion.models import ARCHITECTURES, architecture_options

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 import ercfusion
-from ercfusion.cli import Composer, override_text
-from ercfusion.data.features import InputSpec
+from ercfusion._core.overrides import override_text
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.compose import Composer
 from ercfusion.models import ARCHITECTURES
 from ercfusion.search.config import check_candidate, compose_sweep
 from ercfusion.search.space import ends, holds, setting, with_settings

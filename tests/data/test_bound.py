@@ -15,8 +15,8 @@ from runs import stub_text_encoder
 from ercfusion.data import open_corpus
 from ercfusion.data.bound import bound_protocol, differences_from_card
 from ercfusion.data.corpus import Corpus, Protocol
-from ercfusion.data.load import load_data
 from ercfusion.doctor import main as doctor
+from ercfusion.features.loading import load_data
 from ercfusion.testing.twins import write_twin
 
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from ercfusion._core.errors import ConfigError, CorpusNotFoundError
 from ercfusion.data import Conversation, Target, Turn, open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.check_media import RULE, check_clips, header
 from ercfusion.data.media import Clip, sampling_rate
-from ercfusion.errors import ConfigError, CorpusNotFoundError
 from ercfusion.testing.media import tone, write_video, write_wav
 from ercfusion.testing.twins import write_twin
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion.batch.labels import map_between
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
-from ercfusion.data.schema import map_between
-from ercfusion.errors import CorpusFormatError
 
 
 def conversation(*turns: tuple[str, str | None]) -> Conversation:

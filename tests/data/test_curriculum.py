@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.labels import SCHEMAS, get_schema, wheel_angles
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.curriculum import (
@@ -28,9 +31,6 @@ from ercfusion.data.curriculum import (
     wheel_similarity,
     write_table,
 )
-from ercfusion.data.schema import SCHEMAS, get_schema, wheel_angles
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError
 
 TASK = TaskSpec("emotion", "single_label", get_schema("meld7"))
 SHIFT: dict[str, Any] = {

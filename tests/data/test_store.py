@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ercfusion._core.errors import BatchError, CorpusFormatError
 from ercfusion.data import Conversation, ConversationStore, FeatureTable, Target, TaskSpec, Turn, get_schema
 from ercfusion.data.store import encode_targets
-from ercfusion.errors import BatchError, CorpusFormatError
 from ercfusion.testing import make_task, random_conversations, random_store, random_tables
 
 CONVERSATIONS = [

@@ -1,7 +1,8 @@
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion.batch.labels import get_schema
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import (
     check_unique,
     group_rows,
@@ -12,7 +13,6 @@ from ercfusion.data.tabular import (
     read_table,
     read_text,
 )
-from ercfusion.errors import CorpusFormatError
 
 
 @pytest.fixture

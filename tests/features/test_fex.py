@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_faces import MULTI, OLD, SEQUENCE, V1, V2, face, nobody, seen, write
 
-from ercfusion.errors import CorpusFormatError
+from ercfusion._core.errors import CorpusFormatError
 from ercfusion.features.faces import FEX_SETS, LANDMARKS, OPENFACE_SETS
 from ercfusion.features.fex import read_fex, read_openface
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from made_faces import write_frames
 
+from ercfusion._core.errors import MissingExtraError
 from ercfusion.data.media import Clip
-from ercfusion.errors import MissingExtraError
 from ercfusion.features import frames
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.frames import choose_times, read_frames

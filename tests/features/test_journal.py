@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ercfusion.errors import PackError
+from ercfusion._core.errors import PackError
+from ercfusion.data.recordings import Source
 from ercfusion.features.journal import Journal, Result
-from ercfusion.features.recordings import Source
 
 
 def results() -> dict[int, Result]:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from ercfusion._core.errors import ConfigError
 from ercfusion.data import open_corpus
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError
+from ercfusion.data.pack import read_manifest, read_pack
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extraction import extract_pack
 from ercfusion.features.logmel import LogMelExtractor, mel_filters
-from ercfusion.features.pack import read_manifest, read_pack
 from ercfusion.features.recipe import read_recipe
 from ercfusion.testing.media import tone, write_wav
 

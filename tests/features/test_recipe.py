@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ercfusion.errors import ConfigError, MissingExtraError
+from ercfusion._core.errors import ConfigError, MissingExtraError
 from ercfusion.features.extractor import EXTRACTORS
 from ercfusion.features.recipe import Recipe, read_recipe, recipe_names
 

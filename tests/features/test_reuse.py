@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extraction_tools import Loudness, Recordings, do_clips_here, loudness, own_places, write_recordings
 from test_extraction import content
-from tools import Loudness, Recordings, do_clips_here, loudness, own_places, write_recordings
 
+from ercfusion._core.errors import PackError
+from ercfusion._core.files import sha256_of
 from ercfusion.data import open_corpus
-from ercfusion.data.load import load_data
-from ercfusion.errors import PackError
+from ercfusion.data.pack import MANIFEST, RECORDINGS, read_manifest, read_pack
+from ercfusion.data.recordings import source_of
 from ercfusion.features.executors import in_this_process, on_processes
 from ercfusion.features.extraction import Extraction, extract_pack
-from ercfusion.features.pack import MANIFEST, RECORDINGS, read_manifest, read_pack
+from ercfusion.features.loading import load_data
 from ercfusion.features.recipe import Recipe
-from ercfusion.features.recordings import source_of
-from ercfusion.files import sha256_of
 from ercfusion.testing.media import tone, write_wav
 from ercfusion.testing.twins.custom import write_custom
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the worker processes
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import ConfigError
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.sound import check_sound_settings, read_sound, uneven_rates
 from ercfusion.testing.media import tone, write_video, write_wav

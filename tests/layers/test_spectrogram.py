@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import SequenceValues
+from ercfusion.batch.batch import SequenceValues
 from ercfusion.layers import (
     MaskedBatchNorm,
     SpecAugment,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ercfusion.cli import Composer
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import BatchError
+from ercfusion._core.errors import BatchError
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.compose import Composer
 from ercfusion.models import architecture_limits, build_architecture
 from ercfusion.testing import random_batch, take
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models import build_architecture
 from ercfusion.models.bclstm import BcLstm, ContextLSTM
 from ercfusion.testing import WIDTHS, random_batch, take, without_dropout

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.data.task import TaskKind
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
+from ercfusion.batch.task import TaskKind
 from ercfusion.models.broad_mamba import BroadMamba, BroadMambaBlock
-from ercfusion.ops.packing import Packing
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
 from ercfusion.testing.case import Case, _registered

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.concat import Concat
 from ercfusion.testing import WIDTHS, random_batch
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.dagerc import DagErc
 from ercfusion.ops.dag import dag_windows
 from ercfusion.ops.dag_reference import dag_recursion_reference

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import BatchError
+from ercfusion._core.errors import BatchError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.dialoguegcn import DialogueGcn, EdgeAttention, NodalAttention, WeightedRelationalConv, WindowConv
 from ercfusion.ops import Packing, WindowGraph
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch

@@ -8,9 +8,9 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.cli import Composer
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.compose import Composer
 from ercfusion.models.dialoguernn import DialogueRnn
 from ercfusion.testing import CHECKS, WIDTHS, check_model, random_batch, without_dropout
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models import ARCHITECTURES, architecture_class, architecture_options, build_architecture
 from ercfusion.models.limits import RANGES, allocation_limit, check_options, memory_of_machine
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.lsdgnn import BiaffineExchange, Lsdgnn, difference, difference_released
 from ercfusion.ops import Packing
 from ercfusion.ops.dag import dag_windows

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.m2fnet import M2FNet
 from ercfusion.testing import CHECKS, WIDTHS, check_model, random_batch, without_dropout
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.dummy import DummyClassifier
 
-from ercfusion.data.task import TaskKind
+from ercfusion.batch.task import TaskKind
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import make_task, random_store
 

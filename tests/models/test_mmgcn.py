@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.gcn2 import angular_adjacency_reference
 from ercfusion.models.mmgcn import Mmgcn
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ercfusion.data.features import InputSpec
-from ercfusion.data.task import KINDS, TaskKind
-from ercfusion.errors import BatchError, ConfigError
+from ercfusion._core.errors import BatchError, ConfigError
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.task import KINDS, TaskKind
 from ercfusion.models import ARCHITECTURES, architecture_class, architecture_options, build_architecture
 from ercfusion.models.base import Architecture, Capabilities, Encoded, check_widths
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.models.tfn import PresentBatchNorm, Tfn
-from ercfusion.ops.packing import Packing
 from ercfusion.testing import WIDTHS, check_model, make_task, random_batch
 from ercfusion.testing.case import CHECKS
 

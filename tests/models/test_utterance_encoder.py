@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ercfusion.data.batch import ConversationBatch, SequenceValues
-from ercfusion.data.features import InputSpec
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.batch import ConversationBatch, SequenceValues
+from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import pad_sequences, pool_frames
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded

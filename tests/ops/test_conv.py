@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.conv import _causal_conv, causal_conv, causal_conv_reference
-from ercfusion.ops.packing import Packing
 
 LENGTHS = (1, 5, 2, 3, 11, 4)
 
@@ -198,7 +198,7 @@ def test_operator_is_registered_correctly(bias: bool, known: str) -> None:
 KERNELS = """
 import torch
 from ercfusion.ops import conv
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 
 generator = torch.Generator().manual_seed(0)
 packing = Packing((1, 5, 2, 3, 11, 4))

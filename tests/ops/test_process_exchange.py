@@ -5,7 +5,7 @@ import torch
 from shared_batches import Threads
 from torch import Tensor
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.processes import (
     Shares,
     differentiable_sum,

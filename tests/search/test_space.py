@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ercfusion.cli import Composer
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.config.compose import Composer
 from ercfusion.search import space
 
 

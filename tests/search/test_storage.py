@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ercfusion.cli import Composer
-from ercfusion.errors import ConfigError, ErcfusionError, MissingExtraError, RunError
+from ercfusion._core.errors import ConfigError, ErcfusionError, MissingExtraError, RunError
+from ercfusion.config.compose import Composer
 from ercfusion.search import storage
 
 

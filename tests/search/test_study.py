@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ercfusion.errors import RunError, TrainingError
+from ercfusion._core.errors import RunError, TrainingError
 from ercfusion.search import study as studies
 from ercfusion.search.study import Plan
 

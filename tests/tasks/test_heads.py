@@ -10,10 +10,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.data.batch import TaskTargets
-from ercfusion.data.schema import LabelSchema
-from ercfusion.data.task import KINDS, TaskKind, TaskSpec
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.batch import TaskTargets
+from ercfusion.batch.labels import LabelSchema
+from ercfusion.batch.task import KINDS, TaskKind, TaskSpec
 from ercfusion.tasks.heads import Head, check_class_weights, class_weights, concordance
 from ercfusion.testing import make_task, random_batch
 

@@ -12,10 +12,10 @@ from shared_batches import Case, Threads, assert_equal_steps, averaged, objectiv
 from torch import Tensor
 
 import ercfusion
-from ercfusion.cli import Composer
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.task import TaskKind
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.task import TaskKind
+from ercfusion.config.compose import Composer
 from ercfusion.losses import adaptive_triplet_loss, focal_loss, supervised_contrastive, triplet_loss, variance_loss
 from ercfusion.losses.reference import class_balanced_weights_reference
 from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings

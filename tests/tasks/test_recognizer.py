@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ercfusion.data.task import KINDS, TaskKind
-from ercfusion.errors import BatchError, ConfigError, RunError
+from ercfusion._core.errors import BatchError, ConfigError, RunError
+from ercfusion.batch.task import KINDS, TaskKind
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import WIDTHS, fill_absent, make_task, random_batch, random_store
 
@@ -194,7 +194,7 @@ def test_a_model_that_is_replaced_can_be_loaded_at_any_time(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends before the write of that number: the first description, the weights, the second description."""
-    from ercfusion import files
+    from ercfusion._core import files
 
     recognizer = make()
     recognizer.save_pretrained(tmp_path)

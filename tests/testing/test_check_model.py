@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ercfusion.data.batch import ConversationBatch
-from ercfusion.data.features import InputSpec
-from ercfusion.data.task import KINDS, TaskKind
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.task import KINDS, TaskKind
 from ercfusion.models import ARCHITECTURES
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.testing import CHECKS, check_finite, check_model, make_task, without_dropout

@@ -11,8 +11,8 @@ import pytest
 import torch
 from runs import train
 
-from ercfusion.errors import ConfigError, TrainingError
-from ercfusion.tasks.metrics import LOWER_IS_BETTER
+from ercfusion._core.errors import ConfigError, TrainingError
+from ercfusion.metrics.scores import LOWER_IS_BETTER
 from ercfusion.training import callbacks
 from ercfusion.training.callbacks import BatchSeed, Selection, read_history, write_history
 

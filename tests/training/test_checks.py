@@ -17,17 +17,17 @@ from made_records import record as made_record
 from runs import command, refused, train
 
 from ercfusion import compare, evaluate, verify
-from ercfusion.cli import Composer
+from ercfusion._core.errors import ConfigError, RunError
+from ercfusion.batch.task import TaskSpec
+from ercfusion.config.compose import Composer
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, RunError
-from ercfusion.evaluation.archive import write_archive
-from ercfusion.evaluation.predictions import read_predictions
-from ercfusion.evaluation.record import read_record
-from ercfusion.features.pack import write_pack
+from ercfusion.data.pack import write_pack
 from ercfusion.models import ARCHITECTURES, architecture_limits
+from ercfusion.records.archive import write_archive
+from ercfusion.records.predictions import read_predictions
+from ercfusion.records.record import read_record
 from ercfusion.testing import random_store
 from ercfusion.train import main
 from ercfusion.training import checks
@@ -94,7 +94,7 @@ def no_features(no_epochs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("features were read")
 
-    monkeypatch.setattr("ercfusion.data.load.load_tables", read)
+    monkeypatch.setattr("ercfusion.features.loading.load_tables", read)
 
 
 @pytest.mark.usefixtures("no_features")
@@ -181,7 +181,7 @@ def test_by_default_no_architecture_limits_conversations(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "distribution", "regression"])
 def test_constant_answers_can_be_scored(kind: Any) -> None:
-    from ercfusion.tasks.metrics import scores
+    from ercfusion.metrics.scores import scores
     from ercfusion.testing import make_task
 
     task = make_task(kind)
@@ -233,7 +233,7 @@ def test_a_run_without_test_labels_ends_with_predictions(tmp_path: Path, capsys:
 def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from ercfusion.evaluation import report
+    from ercfusion.tables import report
 
     drawn: list[str] = []
     for name in ("training_curves", "class_f1", "confusion", "reliability"):
@@ -280,7 +280,7 @@ def test_class_weights_by_name_decide_and_can_be_read_again(tmp_path: Path, caps
 
 
 def test_outputs_that_are_not_finite_are_named() -> None:
-    from ercfusion.errors import TrainingError
+    from ercfusion._core.errors import TrainingError
     from ercfusion.testing import make_task
     from ercfusion.training.run import check_finite
 
@@ -350,8 +350,8 @@ def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys
     assert not (folder / "evaluation" / "test.json").exists()
 
     # The same as hiding it in the batch.
-    from ercfusion.data.load import load_data
-    from ercfusion.evaluation.record import rounded_scores
+    from ercfusion.features.loading import load_data
+    from ercfusion.records.record import rounded_scores
     from ercfusion.tasks.recognizer import Recognizer
 
     store = load_data(record["config"]["data"]).store("test")

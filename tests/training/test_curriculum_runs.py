@@ -14,10 +14,10 @@ import torch
 from runs import assert_same_run, history, keep_states, python, read, refused, resume, train
 from test_callbacks import Recorder, run_epochs
 
+from ercfusion._core.errors import RunError
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.curriculum import PACINGS, Curriculum, build_curriculum
-from ercfusion.errors import RunError
-from ercfusion.evaluation.curriculum_plots import plot_curriculum
+from ercfusion.plots.curriculum import plot_curriculum
 from ercfusion.train import main
 from ercfusion.training.callbacks import Selection, TrainingBar
 from ercfusion.training.module import ConversationModule, cosine_factor

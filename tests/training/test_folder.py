@@ -10,8 +10,8 @@ import pytest
 from kills import Recorder, Snapshots, tree
 from runs import TINY, command, read, refused, train
 
-from ercfusion.cli import Composer
-from ercfusion.errors import RunError
+from ercfusion._core.errors import RunError
+from ercfusion.config.compose import Composer
 from ercfusion.train import main
 from ercfusion.training import folder as module
 from ercfusion.training.folder import (
@@ -30,7 +30,7 @@ LEFT = ".config.json.ercfusion-0123456789ab.partial"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ercfusion.evaluation.record.revision", lambda: None)  # it asks git
+    monkeypatch.setattr("ercfusion.records.record.revision", lambda: None)  # it asks git
     monkeypatch.setattr("os.fsync", lambda handle: None)
     monkeypatch.setenv(module.FOLDER_VARIABLE, "")
 

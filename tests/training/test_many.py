@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from runs import TINY, StubEncoder, assert_same_run, keep_states, stub_text_encoder, train
 
-from ercfusion import progress
-from ercfusion.cli import Composer
-from ercfusion.progress import duration
+from ercfusion._core import progress
+from ercfusion._core.progress import duration
+from ercfusion.config.compose import Composer
 from ercfusion.testing.twins import write_twin
 from ercfusion.training.callbacks import HISTORY, write_history
 from ercfusion.training.many import RunJob, prepare_packs, train_many, train_run

@@ -14,14 +14,14 @@ import torch
 from runs import TINY, command, read, refused
 
 from ercfusion import doctor
-from ercfusion.cli import Composer
+from ercfusion._core.errors import ConfigError, PackError, RunError
+from ercfusion.config.compose import Composer
 from ercfusion.data import open_corpus
-from ercfusion.data.load import load_data
-from ercfusion.errors import ConfigError, PackError, RunError
-from ercfusion.evaluation.groups import differences, settings_of
+from ercfusion.data.pack import MANIFEST, read_manifest, read_pack
+from ercfusion.data.provenance import leaks
 from ercfusion.extract import main as extract
-from ercfusion.features.pack import MANIFEST, read_manifest, read_pack
-from ercfusion.features.provenance import leaks
+from ercfusion.features.loading import load_data
+from ercfusion.records.groups import differences, settings_of
 from ercfusion.tasks.objective import check_objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import make_task, random_store

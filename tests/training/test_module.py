@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from ercfusion._core.errors import ConfigError, TrainingError
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError, TrainingError
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.module import OPTIMIZERS, ConversationModule, cosine_factor, train_loader

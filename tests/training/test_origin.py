@@ -15,14 +15,14 @@ import torch
 from runs import assert_same_run, history, read, refused, resume
 from test_checks import write_corpus
 
+from ercfusion._core.errors import ResumeError, RunError
+from ercfusion._core.schemas import checkpoint
+from ercfusion._core.schemas.checkpoint import content_checksum
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
-from ercfusion.data.load import load_data
-from ercfusion.errors import ResumeError, RunError
-from ercfusion.evaluation.groups import MAY_CHANGE, changed_settings
-from ercfusion.features.pack import read_manifest, write_pack
-from ercfusion.schemas import checkpoint
-from ercfusion.schemas.checkpoint import content_checksum
+from ercfusion.data.pack import read_manifest, write_pack
+from ercfusion.features.loading import load_data
+from ercfusion.records.groups import MAY_CHANGE, changed_settings
 from ercfusion.train import main
 from ercfusion.training.callbacks import LAST, RestrictedCheckpointIO, Selection
 from ercfusion.training.origin import KEY, again_command, data_changes, other_versions, sealed

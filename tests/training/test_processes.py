@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import TINY, read, refused, train
 
-from ercfusion.errors import ConfigError, RunError
+from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.train import main
 from ercfusion.training import processes
 from ercfusion.training.folder import new_run_folder, open_run_folder

@@ -221,7 +221,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
-    from ercfusion.errors import RunError
+    from ercfusion._core.errors import RunError
 
     class Harmful:
         def __reduce__(self) -> tuple[object, ...]:

@@ -14,13 +14,13 @@ import torch
 from runs import TINY, command, read, refused, stub_text_encoder, train
 from safetensors.torch import load_file
 
-from ercfusion.cli import Composer
-from ercfusion.data.load import LoadedData, load_data
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import RunError
-from ercfusion.evaluation.predictions import read_predictions
-from ercfusion.evaluation.record import dense_counts, read_record
-from ercfusion.tasks.metrics import best_thresholds, scores
+from ercfusion._core.errors import RunError
+from ercfusion.batch.task import TaskSpec
+from ercfusion.config.compose import Composer
+from ercfusion.features.loading import LoadedData, load_data
+from ercfusion.metrics.scores import best_thresholds, scores
+from ercfusion.records.predictions import read_predictions
+from ercfusion.records.record import dense_counts, read_record
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
@@ -449,7 +449,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path, content: str | None, message: s
 def test_quiet_runs_still_write_their_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ercfusion.evaluation.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     arguments = [*TINY, "model=majority", "training.max_epochs=1", f"run={tmp_path / 'run'}"]
     status, out, err = command(main, arguments, capsys)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ercfusion._core.registry import Registry
 from ercfusion.data.corpus import Corpus
-from ercfusion.registry import Registry
 
 CORPORA: Registry[Corpus] = Registry(
     "corpus",

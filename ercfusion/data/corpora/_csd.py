@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import CorpusFormatError, require_extra
+from ercfusion._core.schemas.reading import shown
 from ercfusion.data.tabular import pick, read_json, read_text
-from ercfusion.errors import CorpusFormatError, require_extra
-from ercfusion.schemas.reading import shown
 
 EPSILON = 1e-5
 """Seconds. Overlaps and segments that are not longer count as none; the SDK's ``align`` uses the same number."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
+from ercfusion._core.errors import CorpusFormatError, did_you_mean, nearest
+from ercfusion._core.schemas.reading import failure, read_yaml, shown
+from ercfusion.batch.labels import LabelSchema, label_key
+from ercfusion.batch.task import KINDS, TaskKind, TaskSpec
 from ercfusion.data.conversation import Target, TargetValue
-from ercfusion.data.schema import LabelSchema, label_key
 from ercfusion.data.tabular import Row, read_text
-from ercfusion.data.task import KINDS, TaskKind, TaskSpec
-from ercfusion.errors import CorpusFormatError, did_you_mean, nearest
-from ercfusion.schemas.reading import failure, read_yaml, shown
 
 Recordings = Literal["turn", "conversation"]
 TABLE = "utterances.csv"
@@ -348,7 +348,7 @@ def _found_labels(name: str, kind: TaskKind, rows: Sequence[Row], synonyms: Mapp
 
 
 def usual_spellings(spellings: Counter[str]) -> dict[str, str]:
-    """The most frequent spelling of every label by its :func:`~ercfusion.data.schema.label_key`.
+    """The most frequent spelling of every label by its :func:`~ercfusion.batch.labels.label_key`.
 
     Of equally frequent ones it is the one in composed Unicode, then the first.
     """

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.data.check_media import some
 from ercfusion.data.corpora._custom import (
     DEFAULT_TARGET,
@@ -25,7 +26,6 @@ from ercfusion.data.corpora._custom import (
 from ercfusion.data.corpus import SPLITS, Finding
 from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, read_own_table
-from ercfusion.errors import ConfigError, CorpusFormatError, did_you_mean
 
 REQUIRED = ("conversation", "turn")
 MISSING: frozenset[str] = frozenset({"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "NULL", "null"})

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.data.schema import get_schema
+from ercfusion.batch.labels import get_schema
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ercfusion.data.schema import get_schema
+from ercfusion._core.errors import CorpusFormatError, did_you_mean
+from ercfusion.batch.labels import get_schema
 from ercfusion.data.tabular import read_text
-from ercfusion.errors import CorpusFormatError, did_you_mean
 
 CODES = ("neu", "hap", "sad", "ang", "exc", "fru", "fea", "sur", "dis", "oth", "xxx")
 """What stands as the label of an utterance; ``oth`` is another emotion, ``xxx`` no agreement."""

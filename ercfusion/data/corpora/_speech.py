@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ercfusion._core.errors import CorpusNotFoundError
+from ercfusion.batch.labels import LabelSchema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, Protocol, Splits
-from ercfusion.data.schema import LabelSchema
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusNotFoundError
 
 TASK = "emotion"
 TURN = "0"

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError, did_you_mean
 from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, TargetReader, read_settings, target_readers
@@ -39,7 +40,6 @@ from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol,
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.tabular import Row
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError, did_you_mean
 
 SETTINGS = "corpus.yaml"
 PACKS = "packs"
@@ -174,7 +174,7 @@ class CustomCorpus(Corpus):
         Raises:
             PackError: a pack is damaged, made from other files, or holds another modality than its folder says.
         """
-        from ercfusion.features.pack import read_pack
+        from ercfusion.data.pack import read_pack
 
         tables = {}
         for modality, folder in self._packs().items():
@@ -336,7 +336,7 @@ class CustomCorpus(Corpus):
 
     def _packs(self) -> dict[str, Path]:
         # Folders with packs by modality.
-        from ercfusion.features.pack import has_pack
+        from ercfusion.data.pack import has_pack
 
         packs = self.root() / PACKS
         if not packs.is_dir():

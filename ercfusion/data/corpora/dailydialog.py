@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import read_text
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 
 SCHEMA = get_schema("dailydialog7")
 """Its order is that of the release's numbers 0 to 6."""

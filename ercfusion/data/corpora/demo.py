@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
 from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, Bools, C, Floats, Process, Sample, draw
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE, SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, did_you_mean
 
 WINDOW = 10
 """Radius, in turns, of the observer ``window`` in :meth:`DemoCorpus.ceilings`."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion.batch.labels import get_schema
 from ercfusion.data.corpora._speech import (
     TURN,
     Fold,
@@ -26,8 +28,6 @@ from ercfusion.data.corpora._speech import (
 from ercfusion.data.corpus import CorpusCard, Protocol
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
-from ercfusion.data.schema import get_schema
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 
 SCHEMA = get_schema("emodb7")
 EMOTIONS: Mapping[str, str] = {

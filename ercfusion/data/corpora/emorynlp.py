@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from ercfusion.batch.labels import get_schema, map_between
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
-from ercfusion.data.schema import get_schema, map_between
 from ercfusion.data.tabular import Row, check_unique, group_rows, read_table
-from ercfusion.data.task import TaskSpec
 
 FILES: dict[str, str] = {split: f"emorynlp_{split}_final.csv" for split in SPLITS}
 COLUMNS = (

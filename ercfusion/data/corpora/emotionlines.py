@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskKind, TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json
-from ercfusion.data.task import TaskKind, TaskSpec
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 
 WHOLE = "friends.json"
 SPLIT_FILES: dict[str, str] = {split: f"friends_{split}.json" for split in SPLITS}

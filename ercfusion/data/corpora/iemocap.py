@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ercfusion._core.errors import CorpusNotFoundError
+from ercfusion.batch.labels import get_schema, map_between
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._iemocap_files import (
     HIGH,
@@ -26,9 +29,6 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.schema import get_schema, map_between
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusNotFoundError
 
 SESSIONS = (1, 2, 3, 4, 5)
 UNPACKED = "IEMOCAP_full_release"

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion._core.schemas.reading import shown
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskKind, TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json, read_text
-from ercfusion.data.task import TaskKind, TaskSpec
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
-from ercfusion.schemas.reading import shown
 
 ANNOTATION = "annotation.json"
 LISTS: dict[str, str] = {

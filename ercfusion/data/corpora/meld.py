@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+from ercfusion._core.errors import CorpusNotFoundError
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import Row, check_unique, group_rows, read_table
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusNotFoundError
 
 FILES: dict[str, str] = {split: f"{split}_sent_emo.csv" for split in SPLITS}
 COLUMNS = (

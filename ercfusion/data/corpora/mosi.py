@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
+from ercfusion._core.schemas.reading import shown
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.schema import get_schema
 from ercfusion.data.tabular import pick, read_json, read_records, read_text
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
-from ercfusion.schemas.reading import shown
 
 PARTS = ("train", "test")
 FOLDERS: dict[str, str] = {"text": "text", "audio": "audio", "visual": "video"}

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
+from ercfusion.batch.labels import get_schema
 from ercfusion.data.corpora._speech import (
     TURN,
     Fold,
@@ -28,8 +30,6 @@ from ercfusion.data.corpora._speech import (
 from ercfusion.data.corpus import CorpusCard, Finding, Protocol
 from ercfusion.data.features import Key
 from ercfusion.data.media import MEDIA_KINDS, Clip, MediaKind
-from ercfusion.data.schema import get_schema
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 
 SCHEMA = get_schema("ravdess8")
 """Its order is that of the codes 01 to 08 in the files' names."""

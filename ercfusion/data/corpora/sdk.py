@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._csd import EPSILON, ComputationalSequence, overlapping, read_folds, spoken_text
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.data.schema import get_schema
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
 
 EMOTIONS = get_schema("mosei6")
 """Its order is that of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""

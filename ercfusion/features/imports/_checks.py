@@ -9,10 +9,11 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import PackError, bounded
+from ercfusion.batch.inputs import Level
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation
-from ercfusion.data.features import FeatureTable, Key, Level
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import PackError, bounded
+from ercfusion.data.features import FeatureTable, Key
 
 _BITS = 64
 
@@ -21,7 +22,7 @@ class LayoutError(PackError):
     """A pickle does not hold what its layout says; the message names field, id, found and expected.
 
     Args:
-        message: Cut by :func:`~ercfusion.errors.bounded`.
+        message: Cut by :func:`~ercfusion._core.errors.bounded`.
     """
 
     def __init__(self, message: str) -> None:

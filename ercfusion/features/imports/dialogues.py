@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion.batch.labels import LabelSchema, get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS
 from ercfusion.data.features import Key
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.schema import LabelSchema, get_schema
-from ercfusion.data.task import TaskSpec
 from ercfusion.features.imports._checks import (
     Imported,
     LayoutError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ercfusion.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.features.imports._checks import Imported, LayoutError, shown
 from ercfusion.features.imports.dialogues import COGMEN, FAMILIES, fields_fit, read_samples, read_tuple, samples_fit
 from ercfusion.features.imports.segments import CARAT, MMSA, carat_fits, mmsa_fits, read_carat, read_mmsa

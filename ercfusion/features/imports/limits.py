@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.schemas.reading import failure
 from ercfusion.features.imports.rebuild import UnpickleError
-from ercfusion.schemas.reading import failure
 
 VARIABLE = "ERCFUSION_PICKLE_LIMITS"
 """Environment variable: a whole number by which all limits except the depth are multiplied."""

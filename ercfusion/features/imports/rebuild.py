@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ercfusion.errors import PackError
+from ercfusion._core.errors import PackError
 
 _KINDS = "biufcSUO"
 

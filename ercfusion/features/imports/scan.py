@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NoReturn
 
+from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.features.imports.limits import MAX_DEPTH, Limits
 from ercfusion.features.imports.opcodes import (
     CODES,
@@ -30,7 +31,6 @@ from ercfusion.features.imports.opcodes import (
     TUPLES,
 )
 from ercfusion.features.imports.rebuild import UnpickleError
-from ercfusion.schemas.reading import failure, shown
 
 _NAME = re.compile(rb"[\w.<>]+\r?\n")
 _TWO_BYTES, _FOUR_BYTES = re.compile(rb"[\xc4-\xff]"), re.compile(rb"[\xf0-\xff]")

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.features.imports.limits import Limits
 from ercfusion.features.imports.rebuild import UnpickleError
 from ercfusion.features.imports.unpickle import TORCH_LEGACY, Stream, load_stream
-from ercfusion.schemas.reading import failure, shown
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",

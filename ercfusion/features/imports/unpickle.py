@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion.errors import ErcfusionError
+from ercfusion._core.errors import ErcfusionError
+from ercfusion._core.files import StrPath
+from ercfusion._core.schemas.reading import MAX_CHARACTERS, failure
 from ercfusion.features.imports.limits import UNPACKED, UNPACKED_PER_BYTE, Limits, factor
 from ercfusion.features.imports.rebuild import KNOWN, SAMPLES, Call, Sample, UnpickleError
 from ercfusion.features.imports.scan import Scan
-from ercfusion.files import StrPath
-from ercfusion.schemas.reading import MAX_CHARACTERS, failure
 
 Stream = io.BytesIO | mmap.mmap
 

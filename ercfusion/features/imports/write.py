@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion import __version__
+from ercfusion._core.errors import ConfigError, PackError
+from ercfusion._core.files import StrPath, atomic_folder, atomic_write, sha256_of
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import SPLITS, Corpus, Protocol
 from ercfusion.data.features import FeatureTable, Key
-from ercfusion.data.task import TaskSpec
-from ercfusion.errors import ConfigError, PackError
+from ercfusion.data.pack import write_pack
 from ercfusion.features.imports._checks import Imported
 from ercfusion.features.imports.dialogues import FAMILIES, meld_place, scene_name
 from ercfusion.features.imports.layouts import ORIGINS, read_layout
 from ercfusion.features.imports.unpickle import safe_load
-from ercfusion.features.pack import write_pack
-from ercfusion.files import StrPath, atomic_folder, atomic_write, sha256_of
 
 CUSTOM = "custom"
 TABLE, SETTINGS, PACKS = "utterances.csv", "corpus.yaml", "packs"

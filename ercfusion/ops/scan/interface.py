@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ercfusion.ops.packing import Packing
+from ercfusion.batch.packing import Packing
 from ercfusion.ops.scan.backends import ScanInputs, accumulation_dtype, choose
 
 Reverse = bool | Literal["both"]

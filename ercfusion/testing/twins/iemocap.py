@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from ercfusion._core.files import atomic_write
+from ercfusion.batch.labels import get_schema
 from ercfusion.data.corpora._iemocap_files import NO_AGREEMENT, RATED
 from ercfusion.data.corpora.iemocap import PUBLISHED_HAPPY, SESSIONS
-from ercfusion.data.schema import get_schema
-from ercfusion.files import atomic_write
 from ercfusion.testing.media import tone, write_video, write_wav
 
 NAMES = ("F_impro01", "M_impro03", "F_script01_1", "F_impro07")

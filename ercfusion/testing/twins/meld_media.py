@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ercfusion._core.errors import require_extra
+from ercfusion._core.files import atomic_write
 from ercfusion.data.corpora.meld import CLIP_FOLDERS, CUT_AGAIN, EMOTION, FILES, clip_name
 from ercfusion.data.tabular import read_table
-from ercfusion.errors import require_extra
-from ercfusion.files import atomic_write
 from ercfusion.testing.media import tone, write_video
 from ercfusion.testing.twins.text import write_meld
 

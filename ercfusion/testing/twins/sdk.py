@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import require_extra
 from ercfusion.data.corpora._csd import FOLD_NAMES
 from ercfusion.data.corpora.sdk import EMOTIONS, MoseiCorpus, MosiSdkCorpus
-from ercfusion.errors import require_extra
 from ercfusion.testing.twins.text import SIZES
 
 WIDTHS: Mapping[str, int] = {"text": 300, "audio": 74, "visual": 35}

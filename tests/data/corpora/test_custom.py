@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import yaml
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora import corpus_class
 from ercfusion.data.features import FeatureTable
-from ercfusion.data.load import load_data
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError
-from ercfusion.features.pack import read_pack, write_pack
+from ercfusion.data.pack import read_pack, write_pack
+from ercfusion.features.loading import load_data
 from ercfusion.testing.twins.custom import write_custom
 
 

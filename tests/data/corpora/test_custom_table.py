@@ -12,12 +12,12 @@ import pytest
 import yaml
 from runs import StubEncoder, stub_text_encoder
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, ErcfusionError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Finding
-from ercfusion.data.load import load_data
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, ErcfusionError
+from ercfusion.features.loading import load_data
 from ercfusion.testing.media import tone, write_wav
 
 EMOTIONS = ("joy", "anger", "neutral")

@@ -1,8 +1,8 @@
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins.dailydialog import write_dailydialog
 
 

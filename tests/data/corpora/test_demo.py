@@ -11,13 +11,13 @@ from functools import cache
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import ConfigError
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
 from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, C, Floats, Process, Sample, draw, sources
 from ercfusion.data.corpora.demo import PROCESSES, DemoCorpus, scores
 from ercfusion.data.corpus import SPLITS
 from ercfusion.data.store import ConversationStore
-from ercfusion.errors import ConfigError
 
 IDS = tuple(PROCESSES)
 PAIRS = {  # Which emotions each modality takes for one another, in words of its own.

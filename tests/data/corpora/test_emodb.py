@@ -1,10 +1,10 @@
 import pytest
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.emodb import SENTENCES, SPEAKERS
 from ercfusion.data.media import Clip
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
-from ercfusion.tasks.metrics import metric_names
+from ercfusion.metrics.scores import metric_names
 from ercfusion.testing.twins.speech import write_emodb
 
 

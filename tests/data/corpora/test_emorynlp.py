@@ -1,8 +1,8 @@
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.emorynlp import FILES, UNKNOWN_SPEAKER
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins import SIZES, write_emorynlp
 
 HEADER = "Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time"

@@ -3,10 +3,10 @@ from collections import Counter
 
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.corpora.emotionlines import named_by_two, repair_text
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins import write_emotionlines
 
 

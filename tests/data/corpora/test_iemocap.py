@@ -4,14 +4,14 @@ import wave
 import pytest
 import torch
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
+from ercfusion.batch.labels import get_schema
 from ercfusion.data import open_corpus
 from ercfusion.data.bound import bound_protocol, differences_from_card
 from ercfusion.data.check import check_corpus
 from ercfusion.data.corpora.iemocap import LABELS, PUBLISHED_HAPPY, UTTERANCES, IemocapCorpus
 from ercfusion.data.media import Clip
-from ercfusion.data.schema import get_schema
 from ercfusion.data.store import encode_targets
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins.iemocap import NAMES, write_iemocap
 
 EVALUATION = "Session5/dialog/EmoEvaluation/Ses05F_impro01.txt"

@@ -3,10 +3,10 @@ from itertools import chain
 
 import pytest
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import Conversation
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins.m3ed import write_m3ed
 
 

@@ -3,12 +3,12 @@ from collections import Counter
 
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import count_label_shifts
 from ercfusion.data.corpora.meld import BAD_CLIPS, CLIP_FOLDERS, FILES
 from ercfusion.data.media import Clip
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins import SIZES, write_meld
 from ercfusion.testing.twins.meld_media import write_meld_media
 

@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins import write_mosi
 
 WIDTHS = {"text": 4, "audio": 3, "video": 5}

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
+from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.ravdess import ACTORS, GROUPS, STATEMENTS
-from ercfusion.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.testing.twins.speech import write_ravdess
 
 

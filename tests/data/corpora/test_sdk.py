@@ -4,11 +4,11 @@ import re
 import numpy as np
 import pytest
 
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, MissingExtraError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.corpora._csd import ComputationalSequence, overlapping
-from ercfusion.data.load import load_data
-from ercfusion.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, MissingExtraError
+from ercfusion.features.loading import load_data
 from ercfusion.testing.twins.sdk import write_csd, write_mosei, write_mosi_sdk
 
 h5py = pytest.importorskip("h5py", reason="h5py, which reads .csd files, is not installed")

@@ -20,7 +20,7 @@ from foreign import (
     write_cogmen,
 )
 
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
 from ercfusion.features.imports import LAYOUTS, ORIGINS, LayoutError, detect_layout, read_layout, safe_load
 
 SMALL = {"text": 6, "audio": 5, "visual": 4}

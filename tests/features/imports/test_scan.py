@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ercfusion.errors import ConfigError
+from ercfusion._core.errors import ConfigError
 from ercfusion.features.imports import UnpickleError, limits, safe_load
 
 TUPLE = b"\x80\x04)"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from foreign import Python2, cogmen_class
 
-from ercfusion.errors import PackError
+from ercfusion._core.errors import PackError
 from ercfusion.features.imports import Record, UnpickleError, rebuild, safe_load
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -235,7 +235,7 @@ HOSTILE = [
     ("collections", "_sys.modules"), ("copyreg", "__newobj__"), ("copyreg", "add_extension"), ("torch", "load"),
     ("torch", "hub.load"), ("torch.storage", "torch.load"), ("torch._utils", "_rebuild_parameter"),
     ("joblib.numpy_pickle", "NumpyArrayWrapper"), ("pandas.core.frame", "DataFrame"), ("cogmen.Sample", "__init__"),
-    ("cogmen.Sample", "Sample.__init__"), ("cogmen.Sample", "sbert_model"), ("ercfusion.files", "shutil.rmtree"),
+    ("cogmen.Sample", "Sample.__init__"), ("cogmen.Sample", "sbert_model"), ("ercfusion._core.files", "shutil.rmtree"),
 ]  # fmt: skip
 
 

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from foreign import carat, cosmic, iemocap, meld, mmsa, write_cogmen
 
+from ercfusion._core.errors import ConfigError, PackError
+from ercfusion._core.files import sha256_of
 from ercfusion.data.corpora import open_corpus
-from ercfusion.data.load import load_data
-from ercfusion.errors import ConfigError, PackError
+from ercfusion.data.pack import read_manifest, read_pack
 from ercfusion.features.imports import LayoutError, UnpickleError, import_pickle, read_layout
-from ercfusion.features.pack import read_manifest, read_pack
-from ercfusion.files import sha256_of
+from ercfusion.features.loading import load_data
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
 

@@ -1,0 +1,1 @@
+"""What every room uses and nobody imports from outside: errors, files, processes, progress, registries, schemas."""

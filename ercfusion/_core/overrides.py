@@ -1,0 +1,310 @@
+"""Arguments of the form ``key=value``: read, checked against the configuration, written so that they are read back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.schemas.reading import setting_error
+
+# Keys below which a user may add entries of their own, with an example of a value (None: any).
+OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
+
+# Settings that take a name, or values by name.
+TEXT_OR_SECTION = ("objective.class_weights",)
+
+# Settings that may be null, with an example of another value: where null is the default it cannot tell the type.
+NULLABLE: dict[str, Any] = {
+    "run": "",
+    "resume": "",
+    "data.raw": "",
+    "data.protocol": "",
+    "data.modalities": [],
+    "training.metric": "",
+    "training.threads": 1,
+    "training.limit_train_batches": 1.0,
+    "sweep.workers": 1,
+    "sweep.metric": "",
+    "sweep.only": [],
+    "sweep.warmup": 1,
+    "sweep.storage": "",
+    "sweep.name": "",
+    "sweep.timeout": 1.0,
+}
+
+
+# Settings whose value is a folder, a file or a name of the user's choice, and is taken letter by letter.
+PATHS = ("run", "output", "resume", "data.raw", "data.encoder", "sweep.storage", "sweep.name")
+_PATH_SECTION = "data.packs."
+_NAME = "sweep.name"  # the one that is not the name of a file
+
+LONGEST = 100  # letters of an argument in a message
+
+
+def is_path(key: str) -> bool:
+    """Whether the value of a setting is taken letter by letter."""
+    return key in PATHS or (key.startswith(_PATH_SECTION) and len(key) > len(_PATH_SECTION))
+
+
+class FileEntry(str):
+    """An argument that comes from a file: ``origin`` goes before what is said about it."""
+
+    origin = ""
+
+
+def from_file(text: str, origin: str) -> FileEntry:
+    """An argument with what goes before messages about it."""
+    entry = FileEntry(text)
+    entry.origin = origin
+    return entry
+
+
+def origin_of(argument: str) -> str:
+    """What goes before messages about an argument: nothing, where it was typed."""
+    return argument.origin if isinstance(argument, FileEntry) else ""
+
+
+@contextmanager
+def naming(origin: str) -> Iterator[None]:
+    """Put ``origin`` before the message of a :class:`ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise setting_error(origin, str(error)) from error
+
+
+def literal_text(key: str, value: Any) -> str:
+    """As :func:`override_text`, but ``${name}`` in a text means these letters and not another setting."""
+    if isinstance(value, str):
+        value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return override_text(key, value)
+
+
+def override_text(key: str, value: Any) -> str:
+    """``key=value`` as :func:`parse` reads it back; :mod:`ercfusion._core.hints` quotes it for a shell."""
+    if is_path(key) and isinstance(value, str):
+        if value.startswith("~") and key != _NAME:
+            value = f"./{value}"  # not the home folder
+        if _is_plain(value):
+            return f"{key}={value}"
+    return f"{key}={_value_text(value)}"
+
+
+def _is_plain(text: str) -> bool:
+    # Whether a path means the same without quotes; a comma separates values with -m.
+    return not (text in ("", "null") or _is_quoted(text) or "${" in text or "," in text)
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_value_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_value_text(inner)}" for key, inner in value.items()) + "}"
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The settings of a nested mapping by dotted key."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in TEXT_OR_SECTION:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def expand_protocol(argument: str) -> list[str]:
+    """``data=demo/far`` is short for ``data=demo data.protocol=demo/far``."""
+    key, _, value = argument.partition("=")
+    if key == "data" and "/" in value:
+        return [f"data={value.partition('/')[0]}", f"data.protocol={value}"]
+    return [argument]
+
+
+def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
+    """Arguments as Hydra reads them.
+
+    Args:
+        overrides: Of the form ``key=value``.
+        several: Whether a comma in a path separates two of them, as with ``-m``.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in overrides:
+        if "=" not in argument and not argument.startswith("~"):
+            raise ConfigError(f"{shown(argument)} is not of the form key=value (see --help)")
+        origin = origin_of(argument)
+        key, _, value = argument.partition("=")
+        simple = not any(sign in value for sign in "'\"[]{}(),")
+        if is_path(key.lstrip("+")):
+            argument = f"{key}={_path_text(value, several, home=key.lstrip('+') != _NAME)}"
+        elif "=" in value and simple:
+            argument = f"{key}='{value}'"  # Hydra wants it quoted
+        try:
+            try:
+                parsed.append(parser.parse_override(argument))
+            except HydraException:
+                if not simple or key.startswith("~") or value.isascii():
+                    raise
+                parsed.append(parser.parse_override(f"{key}={_quoted(value)}"))  # letters that Hydra does not know
+        except HydraException as error:
+            raise ConfigError(
+                f"{origin}{shown(argument)} cannot be read: {_shortened(str(error).splitlines()[0])}. "
+                "Quote values with spaces or special characters: key='\"value\"'"
+            ) from error
+        except ValueError as error:  # Python converts no number of more than 4,300 digits
+            raise setting_error(origin, f"{shown(argument)} cannot be read: a number has too many digits") from error
+    return parsed
+
+
+def _path_text(text: str, several: bool, *, home: bool) -> str:
+    """The value of a path, typed with or without quotes, as Hydra reads it; ``home``: ``~`` is the home folder."""
+    if text in ("", "null") or "${" in text:
+        return text
+    if several and "," in text and not os.path.exists(os.path.expanduser(text)):
+        listed = not _is_quoted(text) and "'" not in text and '"' not in text and "(" not in text
+        return ",".join(_path_text(part, False, home=home) for part in text.split(",")) if listed else text
+    return _quoted(os.path.expanduser(unquoted(text)) if home else unquoted(text))
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotes that Hydra would take away; without such quotes it stays as it is."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if not _is_quoted(text):
+        return text
+    try:
+        value = OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return text  # two quotes that are part of a name
+    return value if isinstance(value, str) else text
+
+
+def typed_path(text: str) -> str:
+    """A path as a user typed it: in quotes or not, and ``~`` for the home folder."""
+    return os.path.expanduser(unquoted(text))
+
+
+def shown(argument: str) -> str:
+    """An argument in quotes for a message, which a long one would make unreadable."""
+    return repr(_shortened(argument))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text):,} characters)"
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves (and the dictionaries on the way) of a configuration by dotted key."""
+    flat: dict[str, Any] = {}
+    for key in node:
+        name = f"{prefix}{key}"
+        value = node[key]
+        flat[name] = value
+        if hasattr(value, "keys"):
+            flat.update(flatten(value, f"{name}."))
+    return flat
+
+
+def checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
+    """The argument as the composer shall get it.
+
+    Raises:
+        ConfigError: no such setting, or a value of the wrong type.
+    """
+    from omegaconf import ListConfig
+
+    key = entry.key_or_group
+    section = key.rpartition(".")[0]
+    line, value = line.lstrip("+"), entry.value()
+    plus = ""
+    if key in base:
+        default = base[key]
+    elif section in OPEN_SECTIONS:
+        # Two plus signs: add it, or replace what an earlier argument added.
+        default, plus = None, "++"
+    else:
+        known = [*(name for name in base if name not in groups), *groups]
+        raise ConfigError(f"there is no setting {shown(key)}. {_suggestion(key, known, base)}")
+    if value is None and (default is None or key in NULLABLE):
+        return plus + line
+    example = default if default is not None else NULLABLE.get(key, OPEN_SECTIONS.get(section))
+    text = line.partition("=")[2]
+    if isinstance(example, list | ListConfig) and (isinstance(value, str) or hasattr(value, "text")):
+        return f"{key}=[{text}]"  # one entry
+    if not _same_kind(example, value) and not (key in TEXT_OR_SECTION and isinstance(value, str | dict)):
+        usual = f" (default: {default})" if default is not None else ""
+        wanted = _kind("" if isinstance(example, str) else example)
+        raise ConfigError(f"{shown(line)}: {key} takes {wanted}{usual}, not {_kind(value)}")
+    if isinstance(value, int) and not isinstance(example, str) and abs(value) >= 2**63:
+        raise ConfigError(f"{shown(line)}: the number is too large for {key}")
+    if isinstance(example, str) and isinstance(value, int | float):
+        text = f"'{text}'"  # a folder may be called 2024
+    return f"{plus}{key}={text}"
+
+
+def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
+    from ercfusion._core.errors import nearest
+
+    section, _, last = key.rpartition(".")
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
+    if inside:
+        close = [f"{section}.{name}" for name in nearest(last, [name[len(section) + 1 :] for name in inside], 1)]
+    else:
+        close = nearest(key, known, 1)
+    close = close or [name for name in known if name.rpartition(".")[2] == last][:1]
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    if default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, str):
+        return isinstance(value, str | int | float) or hasattr(value, "text")
+    return isinstance(value, dict if hasattr(default, "keys") else list)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    if isinstance(value, str) or hasattr(value, "text"):
+        return f"the text {shown(str(getattr(value, 'text', value)))}" if value else "a text"
+    return "a section" if hasattr(value, "keys") else "a list"

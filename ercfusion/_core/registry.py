@@ -1,0 +1,99 @@
+"""Names for classes that are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.schemas.reading import shown
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, str], Generic[T]):
+    """Name to ``"module:Class"``.
+
+    Args:
+        kind: What the names name, as in "no architecture 'x'".
+        entries: What is known from the start.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        super().__init__(entries)
+        self.kind = kind
+
+    def load(self, name: str) -> type[T]:
+        """The class called ``name``.
+
+        Raises:
+            ConfigError: unknown name; the message names the nearest.
+        """
+        if name not in self:
+            raise ConfigError(f"no {self.kind} {name!r}. {did_you_mean(name, self)}")
+        module, _, attribute = self[name].partition(":")
+        loaded: type[T] = getattr(importlib.import_module(module), attribute)
+        return loaded
+
+    def register(self, name: str, target: str) -> None:
+        """Make a class of your own known by name; see :func:`ercfusion.models.register`.
+
+        Raises:
+            ConfigError: the name belongs to another class.
+        """
+        if self.get(name, target) != target:
+            raise ConfigError(f"the {self.kind} name {name!r} is taken by {self[name]}")
+        self[name] = target
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules, which register models and corpora.
+
+    Raises:
+        ConfigError: one cannot be found or imported, or its name is none.
+    """
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"imports: {name!r} is no name of a module, as in my_models (without .py)")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"imports: no module {error.name!r}. It must be installed, or lie in the folder you start from or on "
+                "PYTHONPATH."
+            ) from error
+        except (ImportError, SyntaxError) as error:
+            raise ConfigError(f"imports: the module {name!r} cannot be imported: {error}") from error
+
+
+def import_again(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Import the modules that a command names again to go on with a folder whose settings import ``known``.
+
+    Raises:
+        ConfigError: a module is not among them, or cannot be imported.
+    """
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"resume= goes on with the settings of the {what}, which do not import {shown(unknown[0])}")
+    import_modules(names)
+
+
+def require_trusted(names: Sequence[str], again: str) -> None:
+    """Raise :class:`ConfigError` if modules that a folder names would run code that this process has not run.
+
+    A run folder may be a stranger's, and may be next to a stranger's file. A module counts as trusted once it is
+    imported: because the user's own command or program named it.
+
+    Args:
+        names: Modules that the configuration of the folder names.
+        again: The command that names them, or what to do in Python.
+    """
+    missing = [name for name in names if name not in sys.modules]
+    if not missing:
+        return
+    listed = ", ".join(missing)
+    listed = listed if len(listed) <= 80 else f"{listed[:77]}..."
+    problem = f"the settings of this folder import {listed}: that runs code, so a command must name it. If you trust it"
+    long = f"{problem}: {again}"
+    raise ConfigError(long if len(long) <= 300 else f"{problem}, add imports=[...] with the names in its config.json")

@@ -1,0 +1,87 @@
+"""The types that the schemas share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+# Larger numbers are no sizes of anything that fits into a machine, and would overflow 32-bit indices.
+MOST = (1 << 31) - 1
+
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(min_length=1, max_length=1_000)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Bytes = Annotated[int, Field(ge=0, lt=1 << 63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Duration = Annotated[float, Field(ge=0, le=1e12)]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Scores = dict[Name, float]
+
+
+def _value(found: Any) -> Any:
+    if isinstance(found, bool | int | float | str | None):
+        return found
+    if isinstance(found, list) and all(isinstance(entry, bool | int | float | str | None) for entry in found):
+        return found
+    raise ValueError(
+        f"found a {type(found).__name__} inside; a number, a text, true, false, null or a list is expected"
+    )
+
+
+Value = Annotated[Any, AfterValidator(_value)]
+"""A setting's value: a scalar, or a list of scalars."""
+
+
+class Open(BaseModel):
+    """A mapping whose listed keys are checked; others are of other versions, and are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Closed(BaseModel):
+    """A mapping that holds the listed keys and no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class Labels(Open):
+    """:class:`ercfusion.batch.labels.LabelSchema`."""
+
+    name: Name
+    labels: Annotated[list[Name], Field(min_length=1, max_length=10_000)]
+    synonyms: dict[Name, Name]
+    neutral: Name | None
+
+
+class Task(Open):
+    """:meth:`ercfusion.batch.task.TaskSpec.to_dict`."""
+
+    name: Name
+    kind: Literal["single_label", "multi_label", "distribution", "regression"]
+    labels: Labels | None = Field(alias="schema")
+    dimensions: Annotated[list[Name], Field(max_length=10_000)]
+    low: float
+    high: float
+    metric: Text
+
+    @model_validator(mode="after")
+    def _fits(self) -> Task:
+        if len(set(self.dimensions)) < len(self.dimensions):
+            raise ValueError("dimensions names one twice")
+        if self.labels is not None and self.labels.neutral not in (None, *self.labels.labels):
+            raise ValueError("schema.neutral is none of the labels")
+        self.spec()
+        return self
+
+    def spec(self) -> Any:
+        """The task.
+
+        Raises:
+            ValueError: the parts do not fit together.
+        """
+        from ercfusion.batch.task import TaskSpec
+
+        return TaskSpec.from_dict(self.model_dump(by_alias=True))

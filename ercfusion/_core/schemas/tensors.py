@@ -1,0 +1,82 @@
+"""The header of a safetensors file, checked before any tensor is read or mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, RootModel
+
+from ercfusion._core.errors import ErcfusionError, RunError
+from ercfusion._core.schemas.common import Bytes, Closed, Name
+from ercfusion._core.schemas.reading import check, failure, parse_json, shown
+
+_BYTES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+    **{"U16": 2, "U32": 4, "U64": 8},
+}
+# As in the safetensors package.
+_MOST = 100_000_000
+
+
+class _Tensor(Closed):
+    dtype: Name
+    shape: Annotated[list[Bytes], Field(max_length=16)]
+    data_offsets: Annotated[list[Bytes], Field(min_length=2, max_length=2)]
+
+
+class _Tensors(RootModel[dict[Name, _Tensor]]):
+    pass
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where a tensor is in a file.
+
+    Args:
+        dtype: As the format names it: ``F32``, ``I64``, ...
+        shape: Of the tensor.
+        first: Its first byte in the file.
+    """
+
+    dtype: str
+    shape: list[int]
+    first: int
+
+
+def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "") -> dict[str, Header]:
+    """The tensors of a safetensors file by name; their sizes fit the file.
+
+    Raises:
+        ErcfusionError: of the class ``error``: missing, damaged, or sizes that do not fit.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, _MOST):
+                problem = f" is no safetensors file: a header of {length} bytes does not fit into {size}"
+                raise failure(error, path, problem, advice)
+            text = stream.read(length)
+    except OSError as found:
+        raise failure(error, path, f" cannot be read: {found.strerror}", advice) from found
+    content: Any = parse_json(text, path, error=error, advice=advice)
+    if isinstance(content, dict):
+        content.pop("__metadata__", None)
+    check(content, _Tensors, path, error=error, advice=advice)
+    found_tensors = {}
+    end = 0
+    for name, entry in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        width = _BYTES.get(entry["dtype"])
+        if width is None or first != end or last - first != width * prod(entry["shape"]) or 8 + length + last > size:
+            problem = f": the tensor {shown(name)} ({entry['dtype'][:8]}, {shown(entry['shape'])}) does not fit"
+            raise failure(error, path, f"{problem} into bytes {first} to {last} of {size}", advice)
+        end = last
+        found_tensors[name] = Header(entry["dtype"], entry["shape"], 8 + length + first)
+    if 8 + length + end != size:
+        raise failure(error, path, f": {size} bytes, but the header describes {8 + length + end}", advice)
+    return found_tensors

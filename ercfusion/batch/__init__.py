@@ -1,0 +1,37 @@
+"""The packed batch, what a model is fed, what is to be predicted, and what was predicted.
+
+Importing this package loads no torch; that follows with the first name that needs it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.labels import LabelMap, LabelSchema, get_schema, map_between
+from ercfusion.batch.task import TaskSpec
+
+if TYPE_CHECKING:
+    from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
+    from ercfusion.batch.packing import Packing
+
+_WITH_TORCH = {"ConversationBatch": "batch", "SequenceValues": "batch", "TaskTargets": "batch", "Packing": "packing"}
+
+__all__ = [
+    "ConversationBatch",
+    "InputSpec",
+    "LabelMap",
+    "LabelSchema",
+    "Packing",
+    "SequenceValues",
+    "TaskSpec",
+    "TaskTargets",
+    "get_schema",
+    "map_between",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

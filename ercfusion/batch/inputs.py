@@ -1,0 +1,46 @@
+"""What a model is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ercfusion._core.errors import BatchError
+
+Level = Literal["utterance", "sequence"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model is fed: the modalities in column order, with widths and levels that come from the data.
+
+    Args:
+        widths: Dimensions of each modality's vectors.
+        levels: ``utterance`` (one vector a turn, the default) or ``sequence`` (T_i vectors a turn).
+        speakers: The largest number of speakers in one training conversation, for models that number speakers.
+    """
+
+    widths: Mapping[str, int]
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    speakers: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            raise BatchError("a model needs at least one modality")
+        object.__setattr__(self, "widths", {name: int(width) for name, width in self.widths.items()})
+        object.__setattr__(self, "levels", {name: self.levels.get(name, "utterance") for name in self.widths})
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in column order of the availability mask."""
+        return tuple(self.widths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers."""
+        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers}
+
+    @staticmethod
+    def from_dict(state: Mapping[str, Any]) -> InputSpec:
+        """Inverse of :meth:`to_dict`."""
+        return InputSpec(state["widths"], state["levels"], state["speakers"])

@@ -1,0 +1,111 @@
+"""Outputs and targets of a whole split, side by side: what every score, interval and plot is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.task import TaskSpec
+
+# Targets are stored in single precision: 1/C read back may lie above 1/C in double precision, and equal shares of the
+# votes may come out slightly unequal.
+PROBABILITY_TOLERANCE = 1e-6
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Outputs for the N utterances of a split, conversations in order.
+
+    Args:
+        task: What was predicted.
+        output: (N, K) float64: probabilities (softmax for single-label and distribution tasks, sigmoid for
+            multi-label tasks), or numbers for regression.
+        value: Targets as in :class:`ercfusion.batch.batch.TaskTargets`; arbitrary where not ``valid``.
+        valid: (N) bool, True where the utterance is labelled.
+        lengths: Utterances of each conversation.
+        speaker: (N) integers, numbered within the conversation.
+        conversation_ids: One a conversation.
+        turn_ids: One an utterance.
+        thresholds: (C) decision thresholds of a multi-label task; None stands for 0.5.
+    """
+
+    task: TaskSpec
+    output: NDArray[Any]
+    value: NDArray[Any]
+    valid: NDArray[Any]
+    lengths: tuple[int, ...]
+    speaker: NDArray[Any]
+    conversation_ids: tuple[str, ...]
+    turn_ids: tuple[str, ...]
+    thresholds: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        count, size = sum(self.lengths), self.task.size
+        value_shape = (count,) if self.task.kind == "single_label" else (count, size)
+        for name, found, expected in (
+            ("output", np.shape(self.output), (count, size)),
+            ("value", np.shape(self.value), value_shape),
+            ("valid", np.shape(self.valid), (count,)),
+            ("speaker", np.shape(self.speaker), (count,)),
+            ("conversation_ids", (len(self.conversation_ids),), (len(self.lengths),)),
+            ("turn_ids", (len(self.turn_ids),), (count,)),
+            ("thresholds", (size,) if self.thresholds is None else np.shape(self.thresholds), (size,)),
+        ):
+            if found != expected:
+                raise ValueError(f"predictions of task {self.task.name!r}: {name} has shape {found}, not {expected}")
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    @property
+    def conversation(self) -> Ints:
+        """(N) position of the conversation that each utterance belongs to."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    def decisions(self) -> NDArray[Any]:
+        """(N) class indices; (N, C) bool for a multi-label task (``probability >= threshold``).
+
+        Raises:
+            ValueError: regression decides nothing.
+        """
+        if self.task.kind == "regression":
+            raise ValueError(f"task {self.task.name!r} is a regression: it has no decisions")
+        if self.task.kind == "multi_label":
+            return np.asarray(self.output >= (0.5 if self.thresholds is None else self.thresholds))
+        return self.output.argmax(axis=1)
+
+    def labels(self) -> tuple[Ints, Bools]:
+        """(N) right class indices of a single-label or distribution task, and (N) bool where there is one."""
+        if self.task.kind == "single_label":
+            return np.where(self.valid, self.value, 0).astype(np.int64), np.asarray(self.valid, dtype=bool)
+        if self.task.kind != "distribution":
+            raise ValueError(f"task {self.task.name!r} is {self.task.kind}: it has no single right label")
+        largest = self.value.max(axis=1, keepdims=True)
+        unique = (self.value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
+        return self.value.argmax(axis=1), np.asarray(self.valid & unique, dtype=bool)
+
+    def take(self, conversations: Sequence[int] | NDArray[Any]) -> Predictions:
+        """The predictions of some conversations, by position; one that is named twice is there twice."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        chosen = [int(position) for position in conversations]
+        rows = np.concatenate(
+            [np.arange(starts[position], starts[position + 1]) for position in chosen] or [np.zeros(0, dtype=int)]
+        )
+        return replace(
+            self,
+            output=self.output[rows],
+            value=self.value[rows],
+            valid=self.valid[rows],
+            lengths=tuple(self.lengths[position] for position in chosen),
+            speaker=self.speaker[rows],
+            conversation_ids=tuple(self.conversation_ids[position] for position in chosen),
+            turn_ids=tuple(self.turn_ids[row] for row in rows),
+        )

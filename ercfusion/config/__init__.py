@@ -1,0 +1,1 @@
+"""Settings: composed from groups of configuration and from what a user types."""

@@ -1,0 +1,236 @@
+"""Composing a configuration from the package's groups and a user's ``key=value`` arguments."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.overrides import (
+    checked_value,
+    flatten,
+    from_file,
+    leaves,
+    naming,
+    origin_of,
+    override_text,
+    parse,
+    shown,
+)
+from ercfusion._core.schemas.reading import read_yaml, setting_error
+
+CONFIG_MODULE = "ercfusion.conf"
+
+MOST_RUNS = 10_000  # combinations of a multirun
+_RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
+
+_BASES: dict[tuple[str, tuple[str, ...]], _Base] = {}
+"""What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
+
+_GROUPS: dict[str, list[str]] = {}
+"""The choices of the package's own groups, once they were listed."""
+
+
+class _Base(NamedTuple):
+    """A choice of groups: the configuration, to be read only; its settings by dotted key; the model and the corpus."""
+
+    composed: Any
+    flat: dict[str, Any]
+    preset: dict[str, Any]
+
+
+class Composer:
+    """Composes configurations from the package's groups and a user's ``key=value`` arguments.
+
+    Args:
+        root: Name of the root configuration, ``train``.
+        config_dir: A user's own folder of configuration groups, searched beside the package's.
+    """
+
+    def __init__(self, root: str = "train", config_dir: str | None = None) -> None:
+        self.root = root
+        self.config_dir = config_dir
+        if config_dir is not None and not os.path.isdir(config_dir):
+            raise ConfigError(f"--config-dir {config_dir} is not a folder")
+
+    def groups(self) -> dict[str, list[str]]:
+        """The choices of every configuration group."""
+        # The package's own files stay as they are; those of a user may be edited between two calls.
+        if self.config_dir is None and _GROUPS:
+            return {name: list(choices) for name, choices in _GROUPS.items()}
+        loader = self._loader()
+        names = [name for name in loader.list_groups("") if name != "hydra"]
+        found = {name: sorted(loader.get_group_options(name)) for name in names}
+        if self.config_dir is None:
+            _GROUPS.update({name: list(choices) for name, choices in found.items()})
+        return found
+
+    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The resolved configuration as plain containers; ``preset`` holds the choices of ``model`` and ``data``.
+
+        Raises:
+            ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
+                named), or a value of the wrong type.
+        """
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            base, values = self._check(overrides)
+            composed = copy.deepcopy(base.composed)
+            # As Hydra would, but without reading all files again.
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
+            config = OmegaConf.to_container(composed, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        assert isinstance(config, dict)
+        return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
+
+    def choice(self, group: str, name: str) -> dict[str, Any]:
+        """The content of one choice of a group, as it stands in its file."""
+        from omegaconf import OmegaConf
+
+        content = OmegaConf.to_container(self._base(f"{group}/{name}", ()).composed, resolve=True)
+        assert isinstance(content, dict)
+        found: dict[str, Any] = content[group]
+        return found
+
+    def settings(self, path: str) -> list[str]:
+        """The entries of a file of settings (``--settings``) as arguments, which remember where they come from.
+
+        Raises:
+            ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
+        """
+        groups = self.groups()
+        loaded = read_yaml(path, error=ConfigError, floats=True)
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--settings {path} must hold settings by name, as in `model: cogmen`")
+        origin, entries = f"{path}: ", []
+        for key, value in ((str(name), value) for name, value in loaded.items()):
+            if key in groups and isinstance(value, str):
+                entries.append(from_file(f"{key}={value}", origin))
+                continue
+            found = leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+            entries += [from_file(override_text(name, leaf), origin) for name, leaf in found]
+        # Groups first, as they are typed: what follows changes single settings of them.
+        return sorted(entries, key=lambda entry: entry.partition("=")[0] not in groups)
+
+    def split_ranges(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """Ordinary arguments, and by key those in Hydra's sweep syntax (``a=1,2``, ``a=interval(1,2)``), parsed."""
+        plain: list[str] = []
+        ranges: dict[str, Any] = {}
+        for argument, parsed in zip(overrides, parse(overrides), strict=True):
+            ranges.pop(str(parsed.key_or_group), None)  # the last of several counts
+            if parsed.is_sweep_override():
+                plain = [entry for entry in plain if entry.partition("=")[0].lstrip("+") != parsed.key_or_group]
+                ranges[str(parsed.key_or_group)] = parsed
+            else:
+                plain.append(argument)
+        return plain, ranges
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The values of ordinary arguments by key, as plain containers; the last of several counts."""
+        return {str(parsed.key_or_group): parsed.value() for parsed in parse(overrides)}
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
+        from hydra.errors import HydraException
+
+        choices, count = [], 1
+        for argument, parsed in zip(overrides, parse(overrides, several=True), strict=True):
+            if not parsed.is_sweep_override():
+                choices.append([argument])
+                continue
+            if parsed.is_interval_sweep():
+                raise ConfigError(f"{shown(argument)} {_RANGE}")
+            key = parsed.get_key_element()
+            try:
+                values = [str(value) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)]
+            except (HydraException, MemoryError) as error:
+                raise ConfigError(f"{shown(argument)} does not list values: write key=a,b,c") from error
+            count *= len(values)
+            if count > MOST_RUNS:
+                raise ConfigError(f"{shown(argument)}: these are more than {MOST_RUNS:,} combinations")
+            choices.append([f"{key}={value}" for value in values])
+        return [list(combination) for combination in itertools.product(*choices)]
+
+    def _check(self, overrides: Sequence[str]) -> tuple[_Base, list[str]]:
+        """What the chosen groups bring, and the settings that change it."""
+        groups = self.groups()
+        parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
+        chosen: list[str] = []
+        values: list[tuple[Any, str, str]] = []
+        for entry, line, origin in parsed:
+            key = entry.key_or_group
+            if entry.is_delete() or entry.is_sweep_override():
+                reason = "names several values: add -m to run them all"
+                if entry.is_delete():
+                    reason = "deletes a setting"
+                elif entry.is_interval_sweep():
+                    reason = _RANGE
+                raise setting_error(origin, f"{shown(line)} {reason}")
+            if key not in groups:
+                values.append((entry, line, origin))
+            elif entry.value() not in groups[key]:
+                text = str(entry.value())
+                raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
+            else:
+                chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
+        base = self._base(self.root, tuple(chosen))
+        changes: list[str] = []
+        # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
+        for line in chosen:
+            group, _, choice = line.partition("=")
+            if group in ("optimizer", "scheduler", "curriculum"):
+                own = self._base(f"{group}/{choice}", ()).flat
+                changes += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
+        for entry, line, origin in values:
+            with naming(origin):
+                changes.append(checked_value(entry, line, base.flat, groups))
+        return base, changes
+
+    def _base(self, root: str, chosen: tuple[str, ...]) -> _Base:
+        """What a choice of groups brings, before any setting of it is changed."""
+        if self.config_dir is None and (root, chosen) in _BASES:
+            return _BASES[root, chosen]
+        from omegaconf import open_dict
+
+        with self._initialized() as compose:
+            composed = compose(root, list(chosen), return_hydra_config=True)
+        choices = composed.hydra.runtime.choices
+        preset = {name: choices[name] for name in ("model", "data") if name in choices}
+        with open_dict(composed):
+            del composed["hydra"]
+        found = _Base(composed, flatten(composed), preset)
+        if self.config_dir is None:
+            _BASES[root, chosen] = found
+        return found
+
+    def _initialized(self) -> Any:
+        from hydra import compose, initialize_config_module
+        from hydra.core.global_hydra import GlobalHydra
+
+        @contextmanager
+        def session() -> Iterator[Callable[..., Any]]:
+            GlobalHydra.instance().clear()
+            extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
+            with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+                yield lambda root, overrides, **options: compose(root, [*overrides, *extra], **options)
+
+        return session()
+
+    def _loader(self) -> Any:
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra._internal.utils import create_config_search_path
+
+        path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
+        if self.config_dir:
+            path.append("user", f"file://{os.path.abspath(self.config_dir)}")
+        return ConfigLoaderImpl(path)

@@ -1,0 +1,285 @@
+"""Which recordings the values of a pack were made from, and whether these have changed since.
+
+A pack lists its recordings in ``recordings.json``, a line each: path relative to the corpus, size, modification time
+and SHA-256. Where size and time are as listed, a recording is taken for the same; where only the time differs, its
+checksum is compared, and an equal one is remembered in the user's cache. A recording that is not there tells nothing:
+packs are used where the recordings are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ercfusion._core.errors import CorpusNotFoundError, PackError, RunError
+from ercfusion._core.files import atomic_write, sha256_of, user_cache
+from ercfusion._core.hints import command
+from ercfusion._core.progress import track
+from ercfusion._core.schemas.pack import Recordings
+from ercfusion._core.schemas.reading import MIB, read_json
+from ercfusion.data.corpus import Corpus, Finding
+from ercfusion.data.storage import AGAIN, CLOCK_GRAIN_NS, RECORDINGS, check_checksum, check_size
+
+logger = logging.getLogger("ercfusion")
+
+# About two million recordings.
+_MOST = 512 * MIB
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """A file that an item was read from, as it was then.
+
+    Args:
+        name: Path relative to the corpus.
+        sha256: Checksum of the content; empty if the file was not there or could not be read.
+        size: Bytes; -1 if this was not noted.
+        modified: Modification time in nanoseconds; 0 if the file was not there, -1 if this was not noted.
+        used: Whether a turn has values that were made from it.
+    """
+
+    name: str
+    sha256: str = ""
+    size: int = 0
+    modified: int = 0
+    used: bool = True
+
+
+class State(Enum):
+    """A file compared with a :class:`Source`."""
+
+    SAME = "same"
+    CHANGED = "changed"
+    GONE = "gone"
+
+
+def recorded_name(path: Path, root: Path | None) -> str:
+    """``path`` as seen from ``root``; above it begins with ``..``."""
+    if root is None:
+        return path.name
+    try:
+        return Path(os.path.relpath(path, root)).as_posix()
+    except ValueError:  # another drive
+        return path.name
+
+
+def source_of(path: Path, root: Path | None) -> Source:
+    """The state of a file, which need not be there."""
+    name = recorded_name(path, root)
+    try:
+        status = path.stat()
+    except OSError:
+        return Source(name)
+    return Source(name, _content(path, status), status.st_size, status.st_mtime_ns)
+
+
+def compare(
+    source: Source, path: Path, *, trusted: Mapping[str, Any] | None = None, doubt: bool = False
+) -> tuple[State, Source]:
+    """Whether a file is still the one that was recorded, and its record with the size and time of now if so.
+
+    Args:
+        source: What was recorded.
+        path: The file.
+        trusted: Name to [size, modification time] of files whose content was compared before.
+        doubt: Compare the content even where size and time are those recorded.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return (State.SAME if source.modified == 0 else State.GONE), source
+    here = [status.st_size, status.st_mtime_ns]
+    now = replace(source, size=status.st_size, modified=status.st_mtime_ns)
+    if not doubt and here in ([source.size, source.modified], (trusted or {}).get(source.name)):
+        return State.SAME, now
+    if source.modified == 0 or source.size not in (-1, status.st_size) or _content(path, status) != source.sha256:
+        return State.CHANGED, source
+    return State.SAME, now
+
+
+def compare_all(
+    pairs: Iterable[tuple[Source, Path]], *, memory: Path | None = None, doubt: bool = False
+) -> dict[Source, tuple[State, Source]]:
+    """:func:`compare` for many, each once; what is compared by content is shown, and remembered in ``memory``."""
+    trusted = _remembered(memory)
+    found: dict[Source, tuple[State, Source]] = {}
+    slow: dict[Source, Path] = {}
+    for source, path in dict(pairs).items():
+        if doubt or _is_doubtful(source, path, trusted):
+            slow[source] = path
+        else:
+            found[source] = compare(source, path, trusted=trusted)
+    for source, path in track(list(slow.items()), "comparing recordings") if slow else ():
+        found[source] = compare(source, path, doubt=True)
+    if memory is not None:
+        _remember(memory, trusted, [found[source][1] for source in slow if found[source][0] is State.SAME])
+    return found
+
+
+def digest_of(sources: Iterable[Source]) -> dict[str, str]:
+    """Number and joint checksum of the recordings that values were made from, as ``pack.json`` has them."""
+    files = {(Path(one.name).name if one.name.startswith("..") else one.name, one.sha256) for one in sources}
+    digest = hashlib.sha256()
+    for name, checksum in sorted(files):
+        digest.update(f"{name} {checksum}\n".encode(errors="surrogateescape"))
+    return {f"{len(files)} recordings": digest.hexdigest()} if files else {}
+
+
+def write_recordings(path: Path, sources: Iterable[Source]) -> None:
+    """Write the list of a pack, sorted by name."""
+    lines = [
+        json.dumps(
+            {"path": one.name, "bytes": one.size, "modified": one.modified, "sha256": one.sha256}
+            | ({} if one.used else {"used": False})
+        )
+        for one in sorted(sources)
+    ]
+    path.write_text('{"recordings": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+
+
+def read_recordings(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Source] | None:
+    """The recordings of a pack by name; None if it does not list them.
+
+    Raises:
+        PackError: the list is missing, damaged or not the one that ``manifest`` names.
+    """
+    entry = manifest["files"].get(RECORDINGS)
+    if entry is None:
+        return None
+    path = folder / RECORDINGS
+    check_size(path, entry["bytes"])
+    check_checksum(path, entry["sha256"])
+    found = read_json(path, Recordings, error=PackError, advice=AGAIN, most=_MOST)
+    return {
+        one["path"]: Source(one["path"], one["sha256"], one["bytes"], one["modified"], one.get("used", True))
+        for one in found["recordings"]
+    }
+
+
+def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str) -> Finding | None:
+    """Compare the recordings of a pack, as far as they are on this machine, with those that it was made from.
+
+    Args:
+        folder, manifest: The pack.
+        corpus: Where its recordings would be.
+        place: How the user named the pack, for the message.
+
+    Returns:
+        A fault if values were made from other recordings, a note if only recordings that gave none have changed; None
+        if all are the same.
+    """
+    listed = read_recordings(folder, manifest)
+    if not listed:
+        return None
+    try:
+        root = corpus.root()
+    except CorpusNotFoundError:
+        return None
+    states = compare_all(((source, root / name) for name, source in listed.items()), memory=memory_of(manifest, root))
+    changed = sorted(source for source, (state, _) in states.items() if state is State.CHANGED)
+    if not changed:
+        return None
+    topic, again = f"pack {manifest['modality']}", _again(corpus, place)
+    used = [source for source in changed if source.used]
+    if not used:
+        text = (
+            f"{place}: {len(changed)} recordings from which no features could be made are other files now (first: "
+            f"{changed[0].name}). To have them, {again}"
+        )
+        return Finding("note", topic, text)
+    text = (
+        f"{place}: {len(used)} of {len(listed)} recordings were changed after their features were extracted (first: "
+        f"{used[0].name}), so that the pack {folder} holds values of other recordings. Restore them, or {again}"
+    )
+    return Finding("fault", topic, text)
+
+
+def check_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str, *, refuse: bool) -> None:
+    """Refuse a pack of other recordings, or warn; see :func:`changed_recordings`.
+
+    Raises:
+        PackError: values were made from other recordings, and ``refuse``.
+    """
+    found = changed_recordings(folder, manifest, corpus, place)
+    if found is not None and found.level == "fault" and refuse:
+        raise PackError(found.text)
+    if found is not None:
+        logger.warning("%s", found.text)
+
+
+def memory_of(manifest: Mapping[str, Any], root: Path) -> Path | None:
+    """Where it is remembered which recordings of a pack were compared by content."""
+    identity = json.dumps([manifest["files"][RECORDINGS]["sha256"], str(root.resolve())])
+    try:
+        return user_cache() / "verified" / f"recordings-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    except RunError:
+        return None
+
+
+def _again(corpus: Corpus, place: str) -> str:
+    from ercfusion.features.recipe import recipe_names
+
+    name = place.partition("=")[2]
+    if name not in recipe_names():
+        return "give the command that made the pack once more: it extracts them again."
+    where = {"data.raw": str(corpus.raw)} if corpus.raw else {}
+    words = (f"data={corpus.name}", f"features={name}")
+    return f"extract them again: {command('stale pack', 'extract', *words, settings=where)}"
+
+
+def _is_doubtful(source: Source, path: Path, trusted: Mapping[str, Any]) -> bool:
+    # Whether compare() would have to read the file.
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    here = [status.st_size, status.st_mtime_ns]
+    if here in ([source.size, source.modified], trusted.get(source.name)) or source.modified == 0:
+        return False
+    return source.size in (-1, status.st_size)
+
+
+def _content(path: Path, status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+        return ""
+    try:
+        return _checksum(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _checksum(path: str, *state: int) -> str:
+    # Many turns may be parts of one long recording: it is read once. A program can set the time of modification, but
+    # not that of the last change.
+    return sha256_of(path)
+
+
+def _remembered(memory: Path | None) -> dict[str, Any]:
+    try:
+        found = {} if memory is None else json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: Path, before: Mapping[str, Any], equal: Iterable[Source]) -> None:
+    # What was modified this recently could change once more without a visible change of its time.
+    settled = [one for one in equal if time.time_ns() - one.modified > CLOCK_GRAIN_NS]
+    if not settled:
+        return
+    try:
+        with atomic_write(memory) as stream:
+            json.dump({**before, **{one.name: [one.size, one.modified] for one in settled}}, stream)
+    except OSError as error:
+        logger.debug("that recordings were compared could not be noted: %s", error)

@@ -1,1 +1,0 @@
-"""Records, statistics, reports and pictures of runs."""

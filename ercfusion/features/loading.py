@@ -1,0 +1,205 @@
+"""From the configuration group ``data`` to conversations and feature tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ercfusion._core.errors import ConfigError, PackError, did_you_mean
+from ercfusion._core.files import expanded
+from ercfusion._core.hints import command
+from ercfusion.data.bound import bound_protocol
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.corpus import Corpus, Protocol, Splits
+from ercfusion.data.features import FeatureTable
+from ercfusion.data.identity import data_identity
+from ercfusion.data.store import ConversationStore
+from ercfusion.data.usable import check_presence
+
+logger = logging.getLogger("ercfusion")
+
+
+@dataclass
+class LoadedData:
+    """A corpus under a protocol, with the features that were asked for.
+
+    Args:
+        corpus: The reader.
+        protocol: Task, dev source and modalities; its id ends in ``-other`` if the files are not the release's.
+        splits: Conversations of train, dev and test.
+        tables: One a modality, in the order in which models see them.
+    """
+
+    corpus: Corpus
+    protocol: Protocol
+    splits: Splits
+    tables: list[FeatureTable]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :meth:`ercfusion.data.corpus.Corpus.fingerprint`; the files are read once."""
+        return self.corpus.fingerprint()
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """See :func:`ercfusion.data.identity.data_identity`; computed once."""
+        return data_identity(self)
+
+    def store(self, split: str) -> ConversationStore:
+        """A split as tensors.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"no split {split!r}. {did_you_mean(split, self.splits)}")
+        return ConversationStore(self.splits[split], self.tables, [self.protocol.task])
+
+
+def load_data(
+    settings: Mapping[str, Any],
+    check: Callable[[Protocol, Splits], object] | None = None,
+    *,
+    refuse_changed: bool = True,
+) -> LoadedData:
+    """Open a corpus and its features; missing text features are extracted once and kept as a pack.
+
+    Args:
+        settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``modalities``, ``encoder``,
+            ``packs``, ``options``.
+        check: Called with the conversations before any features are read or extracted; what it raises ends the call.
+        refuse_changed: Refuse a pack whose recordings were changed after it was made; False warns. What was trained
+            with the values of a pack may go on with them.
+
+    Raises:
+        ConfigError: a modality that neither the corpus nor a pack offers.
+        BatchError: features that hold no turn of the corpus, or of all modalities none of a split.
+        CorpusNotFoundError, CorpusFormatError, PackError: see there.
+    """
+    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
+    protocol = corpus.protocol(settings["protocol"])
+    splits = corpus.conversations(protocol)
+    for note in corpus.notes(protocol):
+        logger.info("%s: %s", corpus.name, note.text)
+    if check is not None:
+        check(protocol, splits)
+    tables = load_tables(corpus, protocol, splits, settings)
+    check_packs(corpus, tables, settings["packs"], refuse_changed=refuse_changed)
+    check_presence(tables, splits, settings["packs"])
+    bound = bound_protocol(corpus, protocol, splits)
+    if bound is not protocol:
+        logger.warning(
+            "%s: the files are not those of the release: the protocol is recorded as %s, and tables do not mix it with "
+            "%s. How they differ: %s",
+            corpus.name,
+            bound.id,
+            protocol.id,
+            command(
+                "other release", "doctor", f"data={corpus.name}", settings={"data.raw": str(corpus.root().absolute())}
+            ),
+        )
+    return LoadedData(corpus, bound, splits, tables)
+
+
+def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Mapping[str, Any]) -> list[FeatureTable]:
+    """The feature tables that ``settings`` ask for; see :func:`load_data`."""
+    packs: Mapping[str, str] = settings["packs"]
+    offered = list(dict.fromkeys([*protocol.modalities, *packs]))
+    wanted = wanted_modalities(settings["modalities"], offered, protocol)
+    own: dict[str, FeatureTable] = {}
+    if any(name not in packs for name in wanted):
+        own = corpus.features(protocol)
+    tables = []
+    for name in wanted:
+        if name in packs:
+            from ercfusion.data.pack import read_pack
+
+            folder = pack_folder(corpus, splits, name, packs[name])
+            table = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
+            if table.modality != name:
+                raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
+            found, text = known_labels(table, corpus, protocol, splits)
+            if found:
+                table.source["leak"] = found  # so that the record of a run says so
+                logger.warning("data.packs.%s=%s: %s", name, packs[name], text)
+        elif name in own:
+            table = own[name]
+        elif name != "text":
+            raise PackError(
+                f"{corpus.card.title} comes without {name} features. Make them with ercfusion.extract, for one of the "
+                f"recipes that {command('recipes', 'extract', '--list')} prints, and give data.packs.{name}=RECIPE; or "
+                "take other modalities with data.modalities=[...]."
+            )
+        else:
+            from ercfusion.features.text import text_pack
+
+            table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
+        tables.append(table)
+    return tables
+
+
+def check_packs(
+    corpus: Corpus, tables: Sequence[FeatureTable], packs: Mapping[str, str], *, refuse_changed: bool
+) -> None:
+    """Compare the recordings of packs with those that the packs were made from; see :func:`load_data`."""
+    from ercfusion.data.pack import read_manifest
+    from ercfusion.data.recordings import check_recordings
+
+    for table in tables:
+        if "pack" in table.source:
+            folder = Path(table.source["pack"])
+            check_recordings(folder, read_manifest(folder), corpus, pack_place(table, packs), refuse=refuse_changed)
+
+
+def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
+    """How the user named the pack of a table, for messages; its folder if nobody did."""
+    given = packs.get(table.modality)
+    return str(table.source["pack"]) if given is None else f"data.packs.{table.modality}={given}"
+
+
+def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:
+    """How many turns of dev and test a pack's values were trained with the labels of, by split, and that in words."""
+    from ercfusion.data.pack import read_manifest
+    from ercfusion.data.provenance import leak_text, leaks
+
+    if "trained_on" not in table.source:
+        return {}, ""
+    entries = read_manifest(table.source["pack"])["trained_on"]
+    found = leaks(entries, corpus.name, splits)
+    return found, leak_text(entries, found, protocol.id) if found else ""
+
+
+def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> str:
+    """The folder of a pack from ``data.packs``: a folder, or the name of a recipe whose pack lies at its default place.
+
+    Raises:
+        PackError: a recipe's pack has not been made yet; the message is the command that makes it.
+    """
+    from ercfusion.features.extraction import find_pack
+    from ercfusion.features.recipe import read_recipe, recipe_names
+
+    if expanded(place).exists() or place not in recipe_names():
+        return place
+    return str(find_pack(corpus, read_recipe(place), modality, splits))
+
+
+def wanted_modalities(asked: Sequence[str] | str | None, offered: Sequence[str], protocol: Protocol) -> list[str]:
+    """The modalities to use: those asked for (a list, or one name), or all that there are."""
+    if asked is None:
+        return list(offered)
+    asked = [asked] if isinstance(asked, str) else asked
+    if not asked:
+        raise ConfigError(f"data.modalities is empty; {protocol.id} offers {', '.join(offered)}")
+    for name in asked:
+        if name not in offered:
+            raise ConfigError(
+                f"data.modalities asks for {name!r}, which {protocol.id} does not have (it has {', '.join(offered)}). "
+                f"Give its feature pack with data.packs.{name}=FOLDER, or leave it out."
+            )
+    if len(set(asked)) < len(asked):
+        raise ConfigError(f"data.modalities names a modality twice: {', '.join(asked)}")
+    return list(asked)

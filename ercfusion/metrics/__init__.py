@@ -1,0 +1,1 @@
+"""Scores, the sums they follow from, and statistics over conversations and seeds."""

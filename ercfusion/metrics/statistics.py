@@ -1,0 +1,482 @@
+"""Intervals and summaries.
+
+Utterances of one conversation depend on each other, so intervals resample whole conversations: an interval from
+resampled utterances would be too narrow. Scores that come from counts are resampled as counts, all resamples at once:
+the number of times that each conversation is drawn is multinomial, and a resample's confusion matrix is the sum of the
+conversations' matrices with these numbers as weights.
+
+The ends of an interval are percentiles of the resamples' scores, but not the 2.5th and the 97.5th. Macro F1, say, is
+lower on a resample than on the sample, as it is lower on the sample than in the long run, and these two would miss by
+the same amount twice: which percentiles are taken depends on where the sample's own score lies among the resamples'
+(bias-corrected percentiles: Efron and Tibshirani, 1993, chapter 14). And with few conversations they would lie too
+close together: they are moved apart as Student's t is (expanded percentiles: Hesterberg, 2015).
+
+Percentiles reach no further than the outermost resample. With fewer than :data:`FEW_CONVERSATIONS` that is not far
+enough, and the interval is Student's t. Where the resamples do not differ at all (one conversation, or nothing wrong in
+any of them) there is no interval: both ends are NaN. How often the intervals hold the truth is measured by
+``python -m benchmarks.coverage``; :mod:`ercfusion.tables.cautions` says where they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ercfusion.batch.predictions import Floats, Predictions
+from ercfusion.metrics.scores import score_bounds, scores
+from ercfusion.metrics.sums import Statistic, conversation_sums, score_source
+
+RESAMPLES = 2000
+# Scores that no sums give are computed anew for every resample, which is slower by a factor of a hundred or so.
+SLOW_RESAMPLES = 500
+FEW_CONVERSATIONS = 20
+"""With fewer conversations an interval is Student's t: percentiles of resamples are too close together."""
+FEW_SEEDS = 5
+"""With fewer seeds of a model, what seeds add to an interval has the degrees of freedom of the seeds only."""
+ANY: tuple[float, float] = (-np.inf, np.inf)
+_CHUNK = 2**22
+# Parts of the resamples whose ends tell the Monte Carlo error of an interval's ends.
+_PARTS = 10
+# Most that is corrected for bias, in standard deviations of the resamples. Where a score of resamples lies on one side
+# of the sample's altogether, as a calibration error does, the uncorrected limit would be the outermost resample.
+_MOST_BIAS = 0.5
+# Sums in another order differ in their last digits: resamples that differ by less have the same value.
+_NO_SPREAD = 1e-12
+_EMPTY = "{} is not defined for these predictions: its slice of the split is empty"
+
+
+def conversation_bootstrap(
+    counts_per_conversation: NDArray[Any],
+    statistic: Statistic,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = ANY,
+) -> tuple[float, float]:
+    """Interval of a statistic of summed counts, resampling conversations with replacement.
+
+    Args:
+        counts_per_conversation: (B, ...) counts or other sums, for example (B, C, C) confusion matrices. Conversations
+            without any count (nothing in them is labelled) are no part of the sample.
+        statistic: From summed counts (R, ...) to R numbers; NaN where it is not defined for a resample.
+        resamples: Number R of resamples.
+        level: Coverage.
+        seed: The same seed gives the same interval.
+        bounds: Least and largest value that the statistic can have (:func:`ercfusion.metrics.scores.score_bounds`).
+
+    Returns:
+        Lower and upper end; NaN if there is no interval, because all resamples have the same value. So it is with a
+        single conversation, and with a perfect score: nothing is known about the spread between conversations.
+
+    Raises:
+        ValueError: there is no count at all, or the statistic is defined for no resample.
+    """
+    shape = counts_per_conversation.shape[1:]
+    flat = counts_per_conversation.reshape(len(counts_per_conversation), -1).astype(np.float64)
+    flat = flat[flat.any(axis=1)]
+    if not len(flat):
+        raise ValueError("the counts of all conversations are 0: there is nothing to resample")
+    values = [
+        np.asarray(statistic((weights @ flat).reshape(len(weights), *shape)), dtype=np.float64)
+        for weights in _weights(len(flat), resamples, max(flat.shape), seed)
+    ]
+    point = float(np.asarray(statistic(flat.sum(axis=0).reshape(1, *shape)))[0])
+    return _clipped(_interval(np.concatenate(values), point, len(flat), level), bounds)
+
+
+def _weights(batch: int, resamples: int, width: int, seed: int) -> Iterator[Floats]:
+    """How often each of B conversations is drawn, for all resamples, (part of R, B) at a time.
+
+    In parts: what is made of the weights of all resamples together, ``width`` numbers each, may be large.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.full(batch, 1 / batch)
+    step = max(1, _CHUNK // width)
+    for start in range(0, resamples, step):
+        yield rng.multinomial(batch, share, size=min(step, resamples - start)).astype(np.float64)
+
+
+def interval_for(
+    predictions: Predictions, metric: str, resamples: int | None = None, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of a score over conversations.
+
+    Args:
+        predictions: Of one split.
+        metric: A name of :func:`ercfusion.metrics.scores.metric_names`.
+        resamples: None takes 2000 for scores that come from sums (:func:`ercfusion.metrics.sums.score_source`) and 500
+            for others (calibration, sets of labels, divergences), which are computed anew for every resample.
+        level: Coverage.
+        seed: The same seed gives the same interval.
+
+    Returns:
+        As :func:`conversation_bootstrap`: NaN if there is no interval.
+
+    Raises:
+        ConfigError: the task has no such metric.
+        ValueError: the metric is not defined for these predictions.
+    """
+    if source := score_source(predictions.task, metric):
+        # A conversation in which no label is true or predicted has counts of 0 and is left out like an unlabelled one:
+        # multi-label scores have no true negatives, so it could change nothing but the number of draws. The same holds
+        # for one in which no speaker comes twice, and emotion shifts.
+        sums = conversation_sums(predictions)[source[0]]
+        if np.isnan(source[1](sums.sum(axis=0)[None])).all():
+            raise ValueError(_EMPTY.format(metric))
+        return conversation_bootstrap(sums, source[1], resamples or RESAMPLES, level, seed, score_bounds(metric))
+    point = scores(predictions).get(metric)
+    if point is None:
+        raise ValueError(_EMPTY.format(metric))
+    owner = predictions.conversation[np.asarray(predictions.valid, dtype=bool)]
+    labelled = np.unique(owner)
+    rng = np.random.default_rng(seed)
+    values = [
+        scores(predictions.take(rng.choice(labelled, size=len(labelled)))).get(metric, np.nan)
+        for _ in range(resamples or SLOW_RESAMPLES)
+    ]
+    return _clipped(_interval(np.array(values), point, len(labelled), level), score_bounds(metric))
+
+
+def _interval(
+    values: Floats,
+    point: float,
+    conversations: int,
+    level: float,
+    seeds: Sequence[tuple[float, int]] = (),
+    deviates: Floats | None = None,
+) -> tuple[float, float]:
+    """Ends of the interval from resamples: bias-corrected, expanded percentiles, or Student's t where these fall short.
+
+    Args:
+        values: (R) scores of the resamples, NaN where not defined.
+        point: The sample's own score.
+        conversations: Number of conversations in the sample.
+        level: Coverage.
+        seeds: For each model with several seeds, the variance that seeds add to the values, and its degrees of freedom.
+        deviates: (R) normal deviates with these variances.
+
+    Returns:
+        Lower and upper end, NaN if the resamples do not differ.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, found {level}")
+    defined = ~np.isnan(values)
+    values = values[defined]
+    if not len(values):
+        raise ValueError("the statistic is defined for none of the resamples")
+    alike = np.ptp(values) <= _NO_SPREAD * np.abs(values).max() and not any(variance for variance, _ in seeds)
+    if conversations < 2 or alike:
+        return np.nan, np.nan
+    upper = (1 + level) / 2
+    # The resamples' variance is (B - 1) / B of what it should be, and an estimate with B - 1 degrees of freedom.
+    reach = float(stats.t.ppf(upper, conversations - 1)) * np.sqrt(conversations / (conversations - 1))
+    few = conversations < FEW_CONVERSATIONS
+    if not few and any(own_freedom < FEW_SEEDS - 1 for _, own_freedom in seeds):
+        low, centre, high = _percentiles(values, point, reach)
+        return _with_seeds(low, centre, high, upper, seeds)
+    if few:
+        deviation = float(values.std())
+        bias = float(np.clip(point - values.mean(), -_MOST_BIAS * deviation, _MOST_BIAS * deviation))
+        centre = point + bias
+        return _with_seeds(centre - reach * deviation, centre, centre + reach * deviation, upper, seeds)
+    if deviates is not None:
+        values = values + deviates[defined]
+    low, centre, high = _percentiles(values, point, reach)
+    uncertainty = sum(variance**2 / own_freedom for variance, own_freedom in seeds)
+    if uncertainty:
+        # By stretching, because t of one degree of freedom reaches beyond any percentile.
+        stretch = stats.t.ppf(upper, values.var() ** 2 / uncertainty) / float(stats.norm.ppf(upper))
+        low, high = centre + stretch * (low - centre), centre + stretch * (high - centre)
+    return float(low), float(high)
+
+
+def _percentiles(values: Floats, point: float, reach: float) -> tuple[float, float, float]:
+    """Lower end, centre and upper end of the bias-corrected percentiles, ``reach`` standard deviations out."""
+    below = (values < point).mean() + (values == point).mean() / 2
+    bias = np.clip(stats.norm.ppf(below), -_MOST_BIAS, _MOST_BIAS)
+    low, centre, high = np.quantile(values, stats.norm.cdf(2 * bias + np.array([-reach, 0.0, reach])))
+    return float(low), float(centre), float(high)
+
+
+def _with_seeds(
+    low: float, centre: float, high: float, upper: float, seeds: Sequence[tuple[float, int]]
+) -> tuple[float, float]:
+    """Widen an interval over conversations by what few seeds add: squares of the two half-widths are added.
+
+    Each half-width has the t of its own degrees of freedom (after Graybill and Wang, 1980). Satterthwaite's freedom of
+    the sum, which is used with more seeds, is large where two seeds have nearly the same score by chance, and the
+    interval is then too short.
+    """
+    total = sum(variance for variance, _ in seeds)
+    if not total:
+        return low, high
+    freedom = total**2 / sum(variance**2 / own_freedom for variance, own_freedom in seeds)
+    added = float(stats.t.ppf(upper, freedom) * np.sqrt(total))
+    return centre - float(np.hypot(centre - low, added)), centre + float(np.hypot(high - centre, added))
+
+
+def _clipped(ends: tuple[float, float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """Both ends within the score's range; NaN stays NaN."""
+    low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in ends)
+    return low, high
+
+
+def two_level_bootstrap(
+    sums: NDArray[Any],
+    statistic: Statistic,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = ANY,
+) -> tuple[float, float]:
+    """Interval of a score's mean over seeds, for other seeds *and* other conversations.
+
+    Conversations are resampled jointly: a resample scores every seed on the same draw. To its mean over seeds a normal
+    deviate is added, whose variance is that of the mean of S seeds. (Seeds drawn with replacement would be as good for
+    many, but two seeds are only two values; and S drawn of S give (S - 1) / S of the variance: Rao and Wu, 1988.) A
+    part of what sets the seeds apart comes from these very conversations and is in their resampling already. It is
+    measured there and taken out of the variance, or it would be counted several times (Owen, 2007). As the variance is
+    known from few seeds, the interval is stretched as Student's t is, with degrees of freedom after Satterthwaite
+    (1946): hardly where conversations make most of the spread. With fewer than :data:`FEW_SEEDS` seeds the degrees of
+    freedom are those of the seeds only.
+
+    Args:
+        sums: (S, B, ...) sums of every conversation for every seed, conversations in the same order. Those without any
+            count for any seed are no part of the sample.
+        statistic: From summed sums (R, ...) to R numbers; NaN where it is not defined.
+        resamples: Number R of resamples.
+        level: Coverage.
+        seed: The same seed gives the same interval.
+        bounds: As for :func:`conversation_bootstrap`.
+
+    Returns:
+        Lower and upper end; NaN if there is no interval. With S = 1 they are those of :func:`conversation_bootstrap`,
+        and speak of this one trained model.
+
+    Raises:
+        ValueError: no seed, no count at all, or the statistic is defined for no resample.
+    """
+    (group,) = counted_conversations(sums)
+    found = _two_level([group], [_resampled_scores(group, statistic, resamples, seed)], statistic, level, seed)
+    return _clipped((found.low, found.high), bounds)
+
+
+def difference_interval(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    statistic: Statistic,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = ANY,
+) -> tuple[float, float]:
+    """Interval of the difference of two models' mean scores, ``first`` less ``second``.
+
+    As :func:`two_level_bootstrap`: a resample has the same conversations for both models, so that what makes a
+    conversation easy or hard for both cancels; seeds are drawn for each model by itself.
+
+    Args:
+        first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
+        statistic, resamples, level, seed, bounds: As there; bounds are those of the score.
+
+    Raises:
+        ValueError: as there, or the two do not have the same conversations.
+    """
+    both = {"first": first, "second": second}
+    found = DifferenceIntervals(both, statistic, level, seed, bounds, errors=False)("first", "second", resamples)
+    return found.low, found.high
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval from resamples.
+
+    Args:
+        low, high: Its ends; NaN if there is no interval.
+        low_error, high_error: Monte Carlo standard errors of the ends: what other resamples of the same number would
+            change. From ten equal parts of the resamples; NaN if there are fewer than 200.
+    """
+
+    low: float
+    high: float
+    low_error: float
+    high_error: float
+
+
+class DifferenceIntervals:
+    """:func:`difference_interval` for pairs of several models, each of which is resampled once.
+
+    Args:
+        sums_by_name: For each model (S, B, ...) sums, conversations in the same order.
+        statistic, level, seed, bounds: As there.
+        errors: Whether to compute the errors of the ends; otherwise they are NaN.
+    """
+
+    def __init__(
+        self,
+        sums_by_name: Mapping[str, NDArray[Any]],
+        statistic: Statistic,
+        level: float = 0.95,
+        seed: int = 0,
+        bounds: tuple[float, float] = ANY,
+        errors: bool = True,
+    ) -> None:
+        self._sums, self._statistic, self._level, self._seed = sums_by_name, statistic, level, seed
+        reach = bounds[1] - bounds[0]
+        self._bounds, self._errors = (-reach, reach), errors
+        self._resampled: dict[tuple[str, bytes, int], Floats] = {}
+
+    def __call__(self, first: str, second: str, resamples: int = RESAMPLES) -> Interval:
+        """The interval of the difference between two models by name.
+
+        Raises:
+            ValueError: as :func:`difference_interval`.
+        """
+        both = self._sums[first], self._sums[second]
+        counted = counted_mask(*both)
+        groups = [group[:, counted].astype(np.float64) for group in both]
+        values = []
+        for name, group in zip((first, second), groups, strict=True):
+            key = (name, counted.tobytes(), resamples)
+            if key not in self._resampled:
+                self._resampled[key] = _resampled_scores(group, self._statistic, resamples, self._seed)
+            values.append(self._resampled[key])
+        found = _two_level(groups, values, self._statistic, self._level, self._seed, self._errors)
+        low, high = _clipped((found.low, found.high), self._bounds)
+        return replace(found, low=low, high=high)
+
+
+def counted_mask(*groups: NDArray[Any]) -> NDArray[np.bool_]:
+    """(B) whether a conversation has any count in some of the models' (S, B, ...) sums.
+
+    Raises:
+        ValueError: no seed, different conversations, or no count at all.
+    """
+    if any(len(group) == 0 for group in groups):
+        raise ValueError("sums of at least one seed are needed")
+    shapes = [group.shape[1:] for group in groups]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"the sums must be of the same conversations, found (B, ...) = {shapes}")
+    counted = np.zeros(shapes[0][0], dtype=bool)
+    for group in groups:
+        counted |= group.any(axis=(0, *range(2, group.ndim)))
+    if not counted.any():
+        raise ValueError("the counts of all conversations are 0: there is nothing to resample")
+    return counted
+
+
+def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
+    """(S, B, ...) sums of some models as float64, without the conversations that have no count in any of them.
+
+    Raises:
+        ValueError: as :func:`counted_mask`.
+    """
+    counted = counted_mask(*groups)
+    return [group[:, counted].astype(np.float64) for group in groups]
+
+
+def _resampled_scores(group: Floats, statistic: Statistic, resamples: int, seed: int) -> Floats:
+    """(R, S) scores of a model's seeds on resamples of (S, B, ...) sums: the same conversations for the same seed."""
+    batch, shape = group.shape[1], group.shape[2:]
+    flat = np.moveaxis(group, 1, 0).reshape(batch, -1)
+    parts = [
+        np.asarray(statistic((weights @ flat).reshape(-1, *shape)), dtype=np.float64).reshape(-1, len(group))
+        for weights in _weights(batch, resamples, max(flat.shape), seed)
+    ]
+    return np.concatenate(parts)
+
+
+def _two_level(
+    groups: Sequence[Floats],
+    resampled: Sequence[Floats],
+    statistic: Statistic,
+    level: float,
+    seed: int,
+    errors_of_ends: bool = False,
+) -> Interval:
+    """Interval of the mean over seeds of one model, or of the difference between two.
+
+    Args:
+        groups: (S, B, ...) sums of the counted conversations.
+        resampled: (R, S) scores of each, see :func:`_resampled_scores`.
+        statistic, level, seed: As for :func:`two_level_bootstrap`.
+        errors_of_ends: Whether to compute them; otherwise they are NaN.
+    """
+    resamples = len(resampled[0])
+    rng = np.random.default_rng([seed, 1])
+    total, deviates, point = np.zeros(resamples), np.zeros(resamples), 0.0
+    of_seeds = []
+    for sign, group, values in zip((1, -1), groups, resampled, strict=False):
+        total += sign * values.mean(axis=1)
+        S, scores_of_seeds = len(group), np.asarray(statistic(group.sum(axis=1)), dtype=np.float64)
+        point += sign * float(scores_of_seeds.mean())
+        if S > 1:
+            defined = values[~np.isnan(values).any(axis=1)]
+            variance = _seed_variance(scores_of_seeds, defined) if len(defined) else 0.0
+            deviates += np.sqrt(variance) * rng.standard_normal(resamples)
+            of_seeds.append((variance, S - 1))
+    conversations = groups[0].shape[1]
+    low, high = _interval(total, point, conversations, level, of_seeds, deviates)
+    errors = (np.nan, np.nan)
+    if errors_of_ends and resamples >= _PARTS * 20:
+        parts = [
+            pair
+            for pair in zip(np.array_split(total, _PARTS), np.array_split(deviates, _PARTS), strict=True)
+            if not np.isnan(pair[0]).all()
+        ]
+        ends = np.array([_interval(part, point, conversations, level, of_seeds, own) for part, own in parts])
+        ends = ends[~np.isnan(ends).any(axis=1)]
+        errors = tuple(ends.std(axis=0, ddof=1) / np.sqrt(len(ends))) if len(ends) > 1 else errors
+    return Interval(low, high, float(errors[0]), float(errors[1]))
+
+
+def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
+    """Variance of the mean of S seeds' scores, without what the choice of conversations adds to it.
+
+    Args:
+        scores_of_seeds: (S) scores on all conversations.
+        values: (R, S) scores on the resamples: how the differences between seeds vary with the conversations.
+    """
+    S = len(scores_of_seeds)
+    own = values - values.mean(axis=1, keepdims=True)
+    from_conversations = own.var(axis=0).mean() * S / (S - 1)
+    return max(0.0, float(scores_of_seeds.var(ddof=1) - from_conversations)) / S
+
+
+def seed_summary(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
+    """What to report of one score over several seeds.
+
+    Args:
+        values: The score of each seed.
+        level: Coverage of the interval.
+
+    Returns:
+        ``mean``, ``std`` (with n - 1 below the line), ``min``, ``max``, ``n``, and ``low`` and ``high``, the Student-t
+        interval of the mean. With one seed the spread is unknown: ``std``, ``low`` and ``high`` are NaN; with equal
+        scores there is no interval, and ``low`` and ``high`` are NaN. The interval applies to other seeds on the same
+        test split, not to other conversations.
+
+    Raises:
+        ValueError: no value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        raise ValueError("the scores of at least one seed are needed")
+    result = {
+        "mean": float(array.mean()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "n": len(array),
+    }
+    if len(array) == 1:
+        return result | {"std": np.nan, "low": np.nan, "high": np.nan}
+    result["std"] = float(array.std(ddof=1))
+    if np.ptp(array) == 0:
+        return result | {"low": np.nan, "high": np.nan}
+    low, high = stats.t.interval(level, len(array) - 1, loc=array.mean(), scale=stats.sem(array))
+    return result | {"low": float(low), "high": float(high)}

@@ -1,0 +1,373 @@
+"""Plots that are readable at a glance, the same bytes for the same numbers, and legible to colour-blind readers.
+
+Figures are drawn through matplotlib's object-oriented interface, so that no window system, global state or setting of
+the user takes part. The ending of ``path`` chooses the format (``.png``, ``.svg`` or ``.pdf``); each kind of plot has
+one size. With ``synthetic`` the title says that the corpus was generated, so that no figure made from it is taken for
+one about human speech. ``title`` is best made by :func:`plot_title`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion._core.files import atomic_write
+from ercfusion.batch.predictions import Predictions
+from ercfusion.metrics.scores import ECE_BINS, calibration_bins, expected_calibration_error, scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 120
+# Okabe and Ito's palette without its yellow (too faint on white) and black (used for text and reference lines).
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+GREY = "#777777"
+_MARKERS = "osD^vP"
+_SETTINGS: dict[str, Any] = {
+    "svg.hashsalt": "ercfusion",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same shapes on every machine
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def plot_title(corpus: str, model: str, split: str) -> str:
+    """What every title says: model, corpus (or protocol) and split."""
+    return f"{model} on {corpus}, {split} split"
+
+
+def plot_training_curves(
+    history: Mapping[str, Sequence[float | None]] | Sequence[Mapping[str, Any]],
+    path: str | Path,
+    best_epoch: int | None = None,
+    *,
+    title: str = "Training",
+    synthetic: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> Path:
+    """Losses on the left and scores on the right, by epoch, with a line at the epoch that was chosen.
+
+    Args:
+        history: Values by name (``{"train/loss": [..], "dev/loss": [..], "dev/weighted_f1": [..]}``), or one mapping an
+            epoch. ``epoch`` holds the epochs' numbers; without it they count from 0, as Lightning's do. A name with
+            ``loss`` in its last part is a loss. A missing, ``None`` or infinite value leaves a gap.
+        path: File to write.
+        best_epoch: Number of the chosen epoch.
+        title: See :func:`plot_title`.
+        synthetic: The corpus is generated.
+        levels: Scores to compare with, by name; a horizontal line each.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    epochs, series = _series(history)
+    losses = {name: values for name, values in series.items() if "loss" in name.rpartition("/")[2]}
+    groups = [("Loss", losses), ("Score", {name: values for name, values in series.items() if name not in losses})]
+    groups = [(label, group) for label, group in groups if group]
+    if not groups or not len(epochs):
+        raise ValueError("the training history is empty: there is nothing to draw")
+    with _figure(path, (11.0, 4.5), title, synthetic) as figure:
+        for place, (label, group) in enumerate(groups):
+            axes = figure.add_subplot(1, len(groups), place + 1)
+            for number, (name, values) in enumerate(group.items()):
+                axes.plot(
+                    epochs,
+                    values,
+                    label=name,
+                    color=COLOURS[number % len(COLOURS)],
+                    linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
+                    marker=_MARKERS[number % len(_MARKERS)] if len(epochs) <= 30 else None,
+                    markersize=4,
+                )
+            for number, (name, value) in enumerate((levels or {}).items() if label == "Score" else ()):
+                axes.axhline(value, color=GREY, linewidth=1, linestyle=(":", "-.")[number % 2], zorder=1, label=name)
+            if best_epoch is not None:
+                chosen = f"chosen: epoch {best_epoch}"
+                axes.axvline(best_epoch, color="black", linewidth=1, linestyle="--", zorder=1, label=chosen)
+            axes.set(xlabel="Epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(epochs) == 1:  # otherwise the axis invents fractions of an epoch
+                axes.set_xticks(epochs)
+            axes.grid(alpha=0.25)
+            # Below the axes: inside, some curve always passes beneath it.
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
+    return Path(path)
+
+
+def plot_confusion(
+    matrix: NDArray[Any], labels: Sequence[str], path: str | Path, title: str, *, synthetic: bool = False
+) -> Path:
+    """The confusion matrix twice: as counts, and as percentages of each row, so that rare classes can be read.
+
+    Args:
+        matrix: (C, C) counts, rows the truth, columns the prediction.
+        labels: C names in the matrix's order.
+        path: File to write.
+        title: See :func:`plot_title`.
+        synthetic: The corpus is generated.
+    """
+    from matplotlib.colors import PowerNorm
+
+    matrix = np.asarray(matrix)
+    if matrix.shape != (len(labels), len(labels)):
+        raise ValueError(f"a {matrix.shape} confusion matrix does not fit {len(labels)} labels")
+    totals = matrix.sum(axis=1, keepdims=True)
+    share = matrix / np.where(totals == 0, 1, totals)
+    percent = [[f"{100 * number:.0f}" if total else "–" for number in row] for row, total in zip(share, totals[:, 0])]
+    # The square root keeps the rare classes apart beside a large one; the counts themselves stand in the cells.
+    panels = (
+        (
+            "Utterances",
+            matrix,
+            [[f"{number:g}" for number in row] for row in matrix],
+            PowerNorm(0.5, 0, matrix.max() or 1),
+        ),
+        ("Percent of the true label", share, percent, PowerNorm(1, 0, 1)),
+    )
+    size = 11 if len(labels) <= 5 else 9.5 if len(labels) <= 7 else 8
+    long = max(len(label) for label in labels) * len(labels) > 30
+    with _figure(path, (12.5, 6.0), title, synthetic) as figure:
+        for place, (name, values, texts, norm) in enumerate(panels):
+            axes = figure.add_subplot(1, 2, place + 1)
+            axes.imshow(values, cmap="Blues", norm=norm)
+            axes.spines[:].set_visible(False)
+            axes.set_xticks(range(len(labels)), labels)
+            axes.set_yticks(range(len(labels)), labels)
+            axes.tick_params(length=0)
+            for edge in np.arange(0.5, len(labels) - 1):  # lines between the cells
+                axes.axhline(edge, color="white", linewidth=1)
+                axes.axvline(edge, color="white", linewidth=1)
+            if long:
+                axes.tick_params(axis="x", rotation=40)
+                for tick in axes.get_xticklabels():
+                    tick.set(horizontalalignment="right", rotation_mode="anchor")
+            axes.set(xlabel="Predicted", ylabel="True", title=name)
+            for row, column in np.ndindex(matrix.shape):
+                dark = norm(values[row, column]) > 0.55
+                axes.text(
+                    column,
+                    row,
+                    texts[row][column],
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color="white" if dark else "black",
+                    fontweight="bold" if row == column else "normal",
+                )
+    return Path(path)
+
+
+def plot_class_f1(
+    per_class: Mapping[str, Mapping[str, float]], path: str | Path, title: str, *, synthetic: bool = False
+) -> Path:
+    """F1 of every label as a bar, with precision and recall as marks and the support beside the name.
+
+    Args:
+        per_class: Result of :func:`ercfusion.metrics.scores.per_class`; its order is kept.
+        path: File to write.
+        title: See :func:`plot_title`.
+        synthetic: The corpus is generated.
+    """
+    names = list(per_class)
+    place = np.arange(len(names))
+    f1, precision, recall = ([100 * per_class[name][key] for name in names] for key in ("f1", "precision", "recall"))
+    marks: dict[str, Any] = {"linestyle": "none", "clip_on": False, "zorder": 3}
+    with _figure(path, (8.0, 5.0), title, synthetic) as figure:
+        axes = figure.add_subplot()
+        bars = axes.barh(place, f1, height=0.62, color=SKY, label="F1")
+        diamonds = axes.plot(precision, place, marker="D", markersize=5, color=VERMILION, label="precision", **marks)
+        rings = axes.plot(
+            recall, place, marker="o", markersize=7, fillstyle="none", color=BLUE, label="recall", **marks
+        )
+        # In a column of their own: at the ends of the bars the numbers would meet the marks.
+        for position, number in enumerate(f1):
+            axes.text(103, position, f"{number:.1f}", va="center", ha="left")
+        axes.text(1.03, 1.01, "F1", va="bottom", ha="left", color=GREY, transform=axes.transAxes)
+        axes.set_yticks(place, [f"{name}  (n = {per_class[name]['support']:g})" for name in names])
+        axes.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="Percent (n: true utterances)")
+        axes.tick_params(axis="y", length=0, pad=8)
+        axes.grid(axis="x", alpha=0.25)
+        axes.legend(handles=[bars, *diamonds, *rings], loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+    return Path(path)
+
+
+def plot_reliability(predictions: Predictions, path: str | Path, title: str, *, synthetic: bool = False) -> Path:
+    """Accuracy against confidence in bins, with the number of utterances below, and the calibration error.
+
+    Args:
+        predictions: Of a single-label or distribution task.
+        path: File to write.
+        title: See :func:`plot_title`; the expected calibration error is put beneath it.
+        synthetic: The corpus is generated.
+    """
+    count, accuracy, confidence = calibration_bins(predictions)
+    if not count.sum():
+        raise ValueError("no utterance has a single right label: there is nothing to draw")
+    filled = count > 0
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    error = f"expected calibration error {100 * expected_calibration_error(predictions):.1f} % ({ECE_BINS} bins)"
+    with _figure(path, (6.5, 6.5), title, synthetic, error) as figure:
+        grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
+        upper = figure.add_subplot(grid[0])
+        lower = figure.add_subplot(grid[1], sharex=upper)
+        width = 1 / ECE_BINS
+        upper.bar(
+            edges[:-1][filled], accuracy[filled], width, align="edge", color=SKY, edgecolor="white", label="accuracy"
+        )
+        upper.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration")
+        upper.plot(
+            confidence[filled],
+            accuracy[filled],
+            linestyle="none",
+            marker="o",
+            color=BLUE,
+            label="at the mean confidence",
+        )
+        upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="Accuracy")
+        upper.tick_params(labelbottom=False)
+        upper.legend(loc="upper left")
+        lower.bar(edges[:-1], count, width, align="edge", color=GREY, edgecolor="white")
+        lower.set(xlabel="Confidence (largest probability)", ylabel="Utterances")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.25)
+    return Path(path)
+
+
+def plot_scatter(predictions: Predictions, path: str | Path, title: str, *, synthetic: bool = False) -> Path:
+    """Predicted against true numbers of a regression task, one panel a dimension, with CCC and mean absolute error.
+
+    Args:
+        predictions: Of a regression task.
+        path: File to write.
+        title: See :func:`plot_title`.
+        synthetic: The corpus is generated.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
+    if task.kind != "regression":
+        raise ValueError(f"task {task.name!r} is {task.kind}, not regression: it has no numbers to scatter")
+    result = scores(predictions)
+    low, high = task.low, task.high
+    margin = 0.04 * (high - low)
+    columns = min(task.size, 3)
+    rows = math.ceil(task.size / columns)
+    with _figure(path, (4.0 * columns, 4.6 * rows) if columns > 1 else (6.0, 5.8), title, synthetic) as figure:
+        for place, name in enumerate(task.dimensions):
+            axes: Axes = figure.add_subplot(rows, columns, place + 1)
+            suffix = "" if task.size == 1 else f"/{name}"
+            truth, said = predictions.value[valid, place], predictions.output[valid, place]
+            # Fainter the more there are, so that density shows. Numbers outside the range lie on the frame.
+            alpha = float(np.clip(10 / np.sqrt(len(truth)), 0.12, 0.9))
+            shown = np.clip(said, low - margin, high + margin)
+            axes.scatter(truth, shown, s=14, color=BLUE, alpha=alpha, linewidths=0, clip_on=False)
+            axes.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--")
+            axes.set(
+                xlim=(low - margin, high + margin),
+                ylim=(low - margin, high + margin),
+                xlabel="True",
+                ylabel="Predicted" if place % columns == 0 else "",
+                title=f"{name}: CCC {result[f'ccc{suffix}']:.3f}, MAE {result[f'mae{suffix}']:.3f}",
+                aspect="equal",
+            )
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+            axes.grid(alpha=0.25)
+    return Path(path)
+
+
+def _series(
+    history: Mapping[str, Sequence[float | None]] | Sequence[Mapping[str, Any]],
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Epochs, and one array an entry with NaN for what is missing; entries without any number are left out."""
+    if isinstance(history, Mapping):
+        columns = {name: list(values) for name, values in history.items()}
+    else:
+        names = dict.fromkeys(name for row in history for name in row)
+        columns = {name: [row.get(name) for row in history] for name in names}
+    length = max((len(values) for values in columns.values()), default=0)
+    arrays = {}
+    for name, values in columns.items():
+        numbers = [math.nan if value is None else float(value) for value in values]
+        array = np.array(numbers + [math.nan] * (length - len(numbers)), dtype=np.float64)
+        arrays[name] = np.where(np.isfinite(array), array, np.nan)
+    epochs = arrays.pop("epoch", np.arange(length, dtype=np.float64))
+    return epochs, {name: array for name, array in arrays.items() if not np.isnan(array).all()}
+
+
+@contextmanager
+def _figure(
+    path: str | Path, size: tuple[float, float], title: str, synthetic: bool, note: str = ""
+) -> Iterator[Figure]:
+    """A figure to draw into, written when the block ends."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    ending = Path(path).suffix.lower().lstrip(".")
+    # What would make two files of the same figure differ.
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    if ending not in metadata:
+        raise ValueError(f"a plot is written as {', '.join(metadata)}; found {str(path)!r}")
+    with matplotlib.rc_context():
+        settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+        matplotlib.rcParams.update(settings | _SETTINGS)
+        figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+        FigureCanvasAgg(figure)
+        heading = f"{title} (synthetic corpus)" if synthetic else title
+        figure.suptitle(f"{heading}\n{note}" if note else heading, fontsize=12)
+        yield figure
+        _write_all_signs(figure)
+        with atomic_write(path, "wb") as stream:
+            figure.savefig(stream, format=ending, metadata=metadata[ending])
+
+
+# Fonts with Chinese, Japanese and Korean signs, in the order in which they are asked. None comes with matplotlib.
+_OTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei"),
+    *("Malgun Gothic", "Arial Unicode MS", "Unifont"),
+)
+
+
+def _write_all_signs(figure: Figure) -> None:
+    """Take other fonts for texts with signs that ours lacks; a sign that no font has is written as its code (U+9AD8).
+
+    Without it matplotlib draws the same box for every such sign, and warns of each.
+    """
+    from matplotlib.font_manager import fontManager, get_font
+    from matplotlib.text import Text
+
+    own = str(_SETTINGS["font.family"])
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    if not texts:
+        return
+    files = {entry.name: entry.fname for entry in fontManager.ttflist if entry.name in (own, *_OTHER_FONTS)}
+    names = [own, *(name for name in _OTHER_FONTS if name in files)]
+    known = {code for name in names for code in get_font(files[name]).get_charmap()}
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        labels = [text.get_text() for text in axis.get_ticklabels()]
+        if not all(label.isascii() for label in labels):  # ticks are written anew when the figure is drawn
+            axis.set_ticks(axis.get_ticklocs(), [_known_signs(label, known) for label in labels], fontfamily=names)
+    for text in texts:
+        text.set_text(_known_signs(text.get_text(), known))
+        text.set_fontfamily(names)
+
+
+def _known_signs(text: str, known: set[int]) -> str:
+    return "".join(sign if ord(sign) in known or sign.isspace() else f"U+{ord(sign):04X} " for sign in text).rstrip()

@@ -1,0 +1,87 @@
+"""How much better a run would look if its epoch were chosen on test: a diagnostic, never a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ercfusion._core.errors import RunError
+from ercfusion._core.files import atomic_write
+from ercfusion._core.progress import track
+from ercfusion.features.loading import LoadedData
+from ercfusion.metrics.scores import best_thresholds, check_metric, higher_is_better, scores
+from ercfusion.records.record import require_test_scores
+from ercfusion.tasks.recognizer import Recognizer
+
+OPTIMISM = "evaluation/optimism.json"
+EPOCHS = "checkpoints/epoch-*"
+
+
+def measure_optimism(
+    folder: Path, record: Mapping[str, Any], data: LoadedData, metric: str | None = None
+) -> dict[str, Any]:
+    """Score the models of all epochs on test, and write what comes out to ``evaluation/optimism.json``.
+
+    Args:
+        folder: A finished run that kept its epochs (``training.keep_every_epoch=true``).
+        record: Of the run.
+        data: Of the run.
+        metric: The score that is looked at; the one that chose the run's checkpoint where None.
+
+    Returns:
+        ``metric``, the test scores ``dev_selected``, ``last_epoch`` and ``test_selected``, ``test_selected_epoch``, and
+        ``optimism``, the third minus the first.
+
+    Raises:
+        RunError: the run kept no epochs, or its test split has no labels.
+    """
+    epochs = sorted(folder.glob(EPOCHS))
+    if not epochs:
+        raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
+    trained = record["selection"]["epochs"]
+    if len(epochs) != trained:
+        raise RunError(
+            f"{folder} has models of {len(epochs)} of its {trained} epochs: training.keep_every_epoch was changed when "
+            "the run was resumed, or some were removed. Train again with training.keep_every_epoch=true"
+        )
+    require_test_scores([record])
+    metric = metric or str(record["selection"]["metric"])
+    if metric not in record["metrics"]["test"]:
+        raise RunError(f"{metric} is not defined on the test split of {folder}: it says nothing about the epochs")
+    store, dev_store, test = data.store("test"), data.store("dev"), {}
+    for path in track(epochs, "scoring epochs"):
+        recognizer = Recognizer.from_pretrained(path)
+        check_metric(recognizer.task, metric)
+        if recognizer.task.kind == "multi_label":  # as the chosen model: thresholds are part of what dev decides
+            recognizer.set_thresholds(best_thresholds(recognizer.predict(dev_store)))
+        found = scores(recognizer.predict(store))[metric]
+        test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
+    best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])
+    chosen = record["metrics"]["test"][metric]
+    report = {
+        "diagnostic": "test-selected scores are optimistic and must not be reported as results",
+        "metric": metric,
+        "dev_selected": chosen,
+        "last_epoch": test[max(test)],
+        "test_selected": test[best],
+        "test_selected_epoch": best,
+        "optimism": round(test[best] - chosen, 6),
+    }
+    with atomic_write(folder / OPTIMISM) as stream:
+        stream.write(json.dumps({**report, "test_by_epoch": test}, indent=1) + "\n")
+    return report
+
+
+def optimism_text(report: Mapping[str, Any]) -> str:
+    """The report of :func:`measure_optimism` for a terminal."""
+    return "\n".join(
+        [
+            f"optimism diagnostic (test {report['metric']}; never a result)",
+            f"  dev-selected epoch     {report['dev_selected']:.4f}",
+            f"  last epoch             {report['last_epoch']:.4f}",
+            f"  best test epoch ({report['test_selected_epoch']})   {report['test_selected']:.4f}",
+            f"  optimism               {report['optimism']:+.4f}",
+        ]
+    )

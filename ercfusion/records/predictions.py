@@ -1,0 +1,258 @@
+"""Predictions as a Parquet file that any data-frame library opens, and back without loss.
+
+One row is one utterance, with the columns
+
+* ``split``, ``conversation``, ``turn``: names; ``position``: place within the conversation, from 0; ``speaker``: number
+  within the conversation; ``valid``: whether the utterance is labelled;
+* ``truth`` and ``prediction``: a label name (for a distribution the most probable one; the truth is null where two
+  share the maximum), a list of names (multi-label), a number, or a list of numbers (several regressed dimensions).
+  ``truth`` is null where the utterance is not labelled;
+* ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
+* ``t/<label>``: target probabilities, for distribution tasks only.
+
+No text is stored, so that the file may be shared where the corpus may not. The task and the decision thresholds are in
+the file's metadata under the key ``ercfusion``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion._core.errors import RunError
+from ercfusion._core.files import atomic_write, sha256_of
+from ercfusion._core.schemas.model import PredictionsHead
+from ercfusion._core.schemas.reading import check, failure, parse_json
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.records.record import RECORD, read_record
+
+FORMAT = 1
+DAMAGED = "Copy the file again, or evaluate the run again."
+_KEY = b"ercfusion"
+_KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth", "prediction")
+
+
+def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> Path:
+    """Write the predictions of some splits of one task into one file, which appears complete or not at all.
+
+    Args:
+        path: The file, by custom ``predictions.parquet`` in the run folder.
+        predictions: By split name, at least one.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: no split, or splits of different tasks.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tasks = [part.task.to_dict() for part in predictions.values()]
+    if not tasks or any(task != tasks[0] for task in tasks):
+        raise ValueError("predictions of at least one split, all of the same task, are expected")
+    task = TaskSpec.from_dict(tasks[0])
+    metadata = {
+        "format": FORMAT,
+        "task": tasks[0],
+        "thresholds": {
+            split: None if part.thresholds is None else [float(number) for number in part.thresholds]
+            for split, part in predictions.items()
+        },
+    }
+    table = pa.concat_tables(
+        [pa.table(_columns(split, part), schema=_schema(task)) for split, part in predictions.items()]
+    ).replace_schema_metadata({_KEY: json.dumps(metadata).encode()})
+    path = Path(path)
+    with atomic_write(path, "wb") as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+    return path
+
+
+def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]:
+    """The predictions by split, exactly as they were given to :func:`write_predictions`.
+
+    Args:
+        path: The file.
+        task: The task whose predictions are expected.
+
+    Raises:
+        RunError: the file is missing, damaged, of another format, or holds another task's predictions.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"no predictions at {path}: the file is missing")
+    check_recorded(path)
+    try:
+        # Opened by hand: given a path, pyarrow would take "split=.." in a folder's name for a column.
+        with path.open("rb") as stream:
+            table = pq.ParquetFile(stream, page_checksum_verification=True).read(use_threads=False)
+        text = (table.schema.metadata or {}).get(_KEY, b"null").decode("utf-8")
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        problem = f" cannot be read; it is damaged or no Parquet file: {error}"
+        raise failure(RunError, path, problem, DAMAGED) from error
+    metadata = parse_json(text, path, advice=DAMAGED)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        problem = f" was not written by this version of ercfusion (predictions, format {FORMAT})"
+        raise failure(RunError, path, problem)
+    check(metadata, PredictionsHead, path, advice=DAMAGED)
+    stored = metadata["task"]
+    if (stored["name"], stored["kind"]) != (task.name, task.kind):
+        problem = (
+            f" holds predictions of the {stored['kind']} task {stored['name']!r}; those of the {task.kind} task "
+            f"{task.name!r} were asked for"
+        )
+        raise failure(RunError, path, problem)
+    names = TaskSpec.from_dict(stored).output_names
+    if names != task.output_names:
+        problem = f" has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
+        raise failure(RunError, path, problem)
+    for column in _schema(task):
+        if column.name not in table.column_names:
+            raise failure(RunError, path, f" is damaged: it has no column {column.name!r}", DAMAGED)
+        found = table.schema.field(column.name)
+        if found.type != column.type or (column.name != "truth" and table[column.name].null_count):
+            problem = f" is damaged: the column {column.name!r} is {found.type}, or has gaps"
+            raise failure(RunError, path, f"{problem}; {column.type} without gaps is expected", DAMAGED)
+    try:
+        return _splits(table, task, metadata["thresholds"])
+    except (ValueError, TypeError, LookupError, AssertionError, pa.ArrowException) as error:
+        problem = f" is damaged: its rows do not fit the task {task.name!r} ({error})"
+        raise failure(RunError, path, problem, DAMAGED) from error
+
+
+def check_recorded(path: Path) -> None:
+    """Raise :class:`RunError` if the record next to a file has another size or checksum of it (older ones have none).
+
+    A record that cannot be read is not an error of the file.
+    """
+    record = path.parent / RECORD
+    if not record.is_file():
+        return
+    expected = read_record(path.parent).get("files", {}).get(path.name)
+    if expected is None:
+        return
+    if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
+        raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum of it", DAMAGED)
+
+
+def _prefix(task: TaskSpec) -> str:
+    return "y/" if task.kind == "regression" else "p/"
+
+
+def _schema(task: TaskSpec) -> Any:
+    import pyarrow as pa
+
+    if task.kind == "multi_label":
+        answer = pa.list_(pa.string())
+    elif task.kind == "regression":
+        answer = pa.float64() if task.size == 1 else pa.list_(pa.float64())
+    else:
+        answer = pa.string()
+    kinds = (pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.bool_(), answer, answer)
+    fields = list(zip(_KEYS, kinds, strict=True))
+    fields += [(_prefix(task) + name, pa.float64()) for name in task.output_names]
+    if task.kind == "distribution":
+        fields += [(f"t/{name}", pa.float64()) for name in task.output_names]
+    return pa.schema(fields)
+
+
+def _columns(split: str, part: Predictions) -> dict[str, Any]:
+    task, names = part.task, part.task.output_names
+    conversation = [part.conversation_ids[number] for number in part.conversation]
+    columns: dict[str, Any] = {
+        "split": [split] * len(part),
+        "conversation": conversation,
+        "turn": list(part.turn_ids),
+        "position": np.concatenate([np.arange(length) for length in part.lengths] or [np.zeros(0, dtype=int)]),
+        "speaker": np.asarray(part.speaker),
+        "valid": np.asarray(part.valid, dtype=bool),
+        "truth": _truth(part),
+        "prediction": _answers(part.output if task.kind == "regression" else part.decisions(), task),
+    }
+    columns |= {_prefix(task) + name: part.output[:, place].astype(float) for place, name in enumerate(names)}
+    if task.kind == "distribution":
+        columns |= {f"t/{name}": part.value[:, place].astype(float) for place, name in enumerate(names)}
+    return columns
+
+
+def _truth(part: Predictions) -> list[Any]:
+    if part.task.kind in ("single_label", "distribution"):
+        index, known = part.labels()
+        answers = _answers(index, part.task)
+    else:
+        known = np.asarray(part.valid, dtype=bool)
+        answers = _answers(part.value if part.task.kind == "regression" else part.value > 0.5, part.task)
+    return [answer if there else None for answer, there in zip(answers, known, strict=True)]
+
+
+def _answers(values: NDArray[Any], task: TaskSpec) -> list[Any]:
+    names = task.output_names
+    if task.kind == "regression":
+        return values[:, 0].astype(float).tolist() if task.size == 1 else values.astype(float).tolist()
+    if task.kind == "multi_label":
+        return [list(itertools.compress(names, row)) for row in values]
+    return [names[index] for index in values]
+
+
+def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | None]) -> dict[str, Predictions]:
+    names = np.array(table["split"].to_pylist(), dtype=object)
+    result = {}
+    for split in dict.fromkeys(names):
+        part = table.filter(names == split)
+        # A conversation starts where the position is 0, so that one that is there twice stays two.
+        position = part["position"].to_numpy()
+        starts = np.flatnonzero(position == 0)
+        lengths = np.diff(np.append(starts, len(part)))
+        if not np.array_equal(position, np.concatenate([np.arange(length) for length in lengths] or [starts])):
+            raise ValueError(f"the positions within the conversations of split {split!r} have gaps")
+        conversations = part["conversation"].to_pylist()
+        cut = thresholds[split]
+        valid = part["valid"].to_numpy()
+        result[split] = Predictions(
+            task=task,
+            output=_matrix(part, [_prefix(task) + name for name in task.output_names]),
+            value=_values(part, task, valid),
+            valid=valid,
+            lengths=tuple(lengths.tolist()),
+            speaker=part["speaker"].to_numpy().astype(np.int64),
+            conversation_ids=tuple(conversations[start] for start in starts),
+            turn_ids=tuple(part["turn"].to_pylist()),
+            thresholds=None if cut is None else np.array(cut),
+        )
+    return result
+
+
+def _matrix(table: Any, columns: list[str]) -> NDArray[np.float64]:
+    return np.stack([table[column].to_numpy() for column in columns], axis=1)
+
+
+def _values(table: Any, task: TaskSpec, valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """Targets as :class:`Predictions` has them, 0 where there is none."""
+    if task.kind == "distribution":
+        return np.where(valid[:, None], _matrix(table, [f"t/{name}" for name in task.output_names]), 0).astype(
+            np.float32
+        )
+    value = np.zeros(len(table), dtype=np.int64)
+    if task.kind != "single_label":
+        value = np.zeros((len(table), task.size), dtype=np.float32)
+    for row, truth in enumerate(table["truth"].to_pylist()):
+        if not valid[row]:
+            continue
+        if task.schema is None:
+            value[row] = truth
+        elif task.kind == "single_label":
+            value[row] = task.schema.labels.index(truth)
+        else:
+            value[row, [task.schema.labels.index(label) for label in truth]] = 1
+    return value

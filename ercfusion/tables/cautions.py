@@ -1,0 +1,135 @@
+"""Where intervals and tests do not keep what they promise: sentences to print next to them.
+
+The limits are those that ``python -m benchmarks.coverage`` measures: it draws test splits with few conversations, rare
+classes, nearly perfect scores and noisy seeds, and counts how often intervals without a caution hold the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion._core.errors import RunError
+from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.scores import SHARE, score_bounds
+from ercfusion.metrics.sums import score_source
+
+if TYPE_CHECKING:
+    from ercfusion.tables.table import Table
+
+LEAST_CONVERSATIONS = 5
+"""Conversations that must have an error, or an utterance of a class: resamples of fewer often have none."""
+FEW_TESTED = 12
+"""Test conversations below which intervals held the truth in as few as 89 % of the simulated splits."""
+MOST_SEED_NOISE = 0.035
+"""Largest standard deviation of a score between seeds that was simulated."""
+MARK = "(!)"
+"""Printed after an interval for which there is a caution."""
+# Scores in which a class counts as much as any other, however rare it is.
+_EQUAL_CLASSES = ("macro_f1", "uar")
+
+
+def why_none(conversations: int) -> str:
+    """Why a score has no interval.
+
+    Args:
+        conversations: Number of test conversations that count.
+    """
+    if conversations < 2:
+        return "no interval: one test conversation says nothing about others"
+    return "no interval: the score is the same on every resample of the conversations"
+
+
+def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = False) -> tuple[str, ...]:
+    """What is to be said against an interval of ``metric``, and against tests of its differences.
+
+    Args:
+        task: What was predicted.
+        metric: A score that has a :func:`ercfusion.metrics.sums.score_source`.
+        sums: (S, B, ...) sums of that source's key, for every seed and test conversation.
+        missing: Whether there is no interval.
+    """
+    source = score_source(task, metric)
+    if source is None:
+        return ()
+    key, statistic = source
+    sums = sums[:, sums.any(axis=(0, *range(2, sums.ndim)))]
+    batch = sums.shape[1]
+    if missing:
+        return (why_none(batch),)
+    found = []
+    if batch < FEW_TESTED:
+        found.append(f"the interval may be too short: only {batch} test conversations (fewer than {FEW_TESTED})")
+    wrong = _wrong(key, sums)
+    if wrong is not None and wrong < LEAST_CONVERSATIONS:
+        found.append(
+            f"the interval may be too short: only {wrong} of {batch} test conversations {_have(wrong)} an error (fewer "
+            f"than {LEAST_CONVERSATIONS})"
+        )
+    if metric in _EQUAL_CLASSES and key in ("confusion", "counts"):
+        truth = sums[0].sum(axis=-1) if key == "confusion" else sums[0][..., 0] + sums[0][..., 2]
+        occurs = (truth > 0).sum(axis=0)
+        rare = [f"{name} ({count})" for name, count in zip(task.output_names, occurs) if count < LEAST_CONVERSATIONS]
+        if rare:
+            found.append(
+                f"the interval may be too short: classes in fewer than {LEAST_CONVERSATIONS} test conversations: "
+                + ", ".join(rare)
+            )
+    if len(sums) > 1 and score_bounds(metric) == SHARE:
+        deviation = float(np.asarray(statistic(sums.sum(axis=1)), dtype=np.float64).std(ddof=1))
+        if deviation > MOST_SEED_NOISE:
+            found.append(
+                f"the standard deviation of the seeds is above {MOST_SEED_NOISE}, the largest for which intervals and "
+                "tests were simulated"
+            )
+    return tuple(found)
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _wrong(key: str, sums: NDArray[Any]) -> int | None:
+    """In how many conversations a seed errs; None for sums that do not tell."""
+    if key == "confusion":
+        wrong = sums.sum(axis=(-2, -1)) - np.trace(sums, axis1=-2, axis2=-1)
+    elif key == "counts":
+        wrong = sums[..., 1:].sum(axis=(-2, -1))
+    else:
+        return None
+    return int((wrong > 0).any(axis=0).sum())
+
+
+def caution_note(table: Table) -> str:
+    """What is to be said against the intervals and tests of the headline score: each sentence once, with its rows."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        for reason in line.test[table.metric].cautions:
+            found.setdefault(reason, []).append(line.row.name)
+    whole = len(table.lines)
+    parts = [f"{', '.join(names) if len(names) < whole else 'all rows'}: {reason}." for reason, names in found.items()]
+    return f"{MARK} " + " ".join(parts) if parts else ""
+
+
+def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    """:func:`cautions` for the test score of one run, from its record; none if the record lacks the sums."""
+    from ercfusion.records.record import record_sums
+
+    task = TaskSpec.from_dict(dict(record["task"]))
+    source = score_source(task, metric)
+    try:
+        sums = record_sums(record, "test")[1].get(source[0]) if source else None
+    except RunError:
+        sums = None
+    if sums is None or not sums.any():
+        return ()
+    return cautions(task, metric, sums[None], missing=known_interval(record, metric) is None)
+
+
+def known_interval(record: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The recorded test interval of a score, or None. Older records have one without width where there is none."""
+    low, high = record["intervals"]["test"].get(metric, (0.0, 0.0))
+    return (low, high) if low < high else None

@@ -1,0 +1,110 @@
+"""Writing a computed table as LaTeX and CSV. The same records give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+from ercfusion.tables.cautions import MARK, caution_note
+from ercfusion.tables.render import EVIDENCE_MARKS, metric_name, number, published_legend, spread
+from ercfusion.tables.table import Line, Score, Table
+from ercfusion.tables.tuning import tuning_cells, tuning_note
+
+
+def as_latex(table: Table) -> str:
+    """The scores as a LaTeX table that needs the package booktabs."""
+    head, *others = table.metrics
+    columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
+    published = any(line.published for line in table.lines)
+    columns += ["published"] * published
+    (_, *choice_columns), *chosen = tuning_cells(table)
+    lines = [
+        "% Generated from run records: do not edit. Needs \\usepackage{booktabs}.",
+        "\\begin{table}",
+        "  \\centering",
+        "  \\begin{tabular}{l" + "r" * len(columns) + "ll}",
+        "    \\toprule",
+        "    model & " + " & ".join(_tex(entry) for entry in [*columns, *choice_columns]) + " \\\\",
+        "    \\midrule",
+    ]
+    for line, (_, *choice) in zip(table.lines, chosen, strict=True):
+        score = line.test[head]
+        bounds = "" if score.low is None else "none"
+        if score.interval is not None:
+            bounds = "[{}, {}]".format(*(number(head, end) for end in score.interval))
+            bounds += f" {MARK}" if score.cautions else ""
+        cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
+        if published:
+            numbers = (number(head, entry.score) + EVIDENCE_MARKS[entry.evidence] for entry, _ in line.published)
+            cells.append(_tex("; ".join(numbers)))
+        cells += map(_tex, choice)
+        lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
+    record = table.record
+    caption = (
+        f"{table.preset.title}: test scores, epochs chosen on dev, mean and standard deviation over "
+        f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
+        f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
+    )
+    notes = (caution_note(table), tuning_note(table).replace("`", ""), published_legend(table))
+    caption = " ".join(part for part in [caption, *notes] if part)
+    lines += [
+        "    \\bottomrule",
+        "  \\end{tabular}",
+        f"  \\caption{{{_tex(caption)}}}",
+        f"  \\label{{tab:{table.preset.name}}}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _spread_tex(metric: str, score: Score) -> str:
+    return _tex(spread(metric, score)).replace("±", "$\\pm$")
+
+
+def _tex(text: str) -> str:
+    special = {"†": "$\\dagger$"}
+    special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "↓": "$\\downarrow$"}
+    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
+    return "".join(special.get(sign, sign) for sign in text)
+
+
+def as_csv(table: Table) -> str:
+    """One line for every row and score, in the metrics' own unit (shares from 0 to 1), with nothing rounded away."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["row", "model", "metric", "mean", "std", "low", "high", "seeds", *_SEED_COLUMNS, "caution", *_CHOICE_COLUMNS]
+    )
+    for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
+        for metric, score in line.test.items():
+            others = [entry for entry, _ in line.published] if metric == table.metric else []
+            writer.writerow(
+                [
+                    line.row.name,
+                    line.row.model,
+                    metric,
+                    *(_plain(value) for value in (score.mean, score.std, score.low, score.high)),
+                    len(line.group.seeds),
+                    _plain(line.dev.mean) if metric == table.metric else "",
+                    *_costs(line),
+                    "; ".join(score.cautions),
+                    *choice,
+                    "; ".join(_plain(entry.score) for entry in others),
+                    "; ".join(entry.evidence for entry in others),
+                    "; ".join(entry.selection for entry in others),
+                ]
+            )
+    return stream.getvalue()
+
+
+_SEED_COLUMNS = ("dev mean", "parameters", "seconds per epoch", "peak MiB")
+_CHOICE_COLUMNS = ("settings", "schedule", "published", "published seen in", "published chosen on")
+
+
+def _costs(line: Line) -> list[str]:
+    return [str(line.parameters), f"{line.seconds_per_epoch:.3f}", f"{line.peak_mib:.1f}"]
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6f}"

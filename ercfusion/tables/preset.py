@@ -1,0 +1,353 @@
+"""Presets of tables: which models, settings and seeds, and what was published.
+
+A preset is a YAML file in ``experiments/``::
+
+    title: MELD, seven emotions, text alone
+    data: meld                       # as on the command line of train: a corpus, or a protocol such as demo/far
+    settings: {data.encoder: ...}    # of all rows, as on the command line
+    seeds: [0, 1, 2, 3, 4]
+    metric: weighted_f1              # the headline; the protocol's own where it is left out
+    also: [macro_f1, accuracy]       # shown beside it
+    against: concat                  # compare all rows with this one; all pairs (but those with majority) if left out
+    pairs: [[cogmen, concat]]        # or: compare these alone
+    notes: What a reader must know.
+    rows:
+      cogmen: {model: cogmen}
+      cogmen, one layer:
+        model: cogmen
+        settings: {model.layers: 1}
+        note: a sentence about the row
+        published:
+          - score: 0.5644
+            source: "Poria et al. (2019), text"
+            evidence: secondary source
+            selection: dev
+            differs: [features]
+            note: what else is known of the number
+
+``differs`` says in what the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
+``model``. ``evidence`` says whether anybody has seen the number: ``paper read`` (in the paper itself), ``secondary
+source`` (quoted elsewhere) or ``not found``, which is assumed if it is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ercfusion._core.errors import ConfigError, ErcfusionError, did_you_mean
+from ercfusion._core.files import expanded, shipped_folder
+from ercfusion._core.overrides import expand_protocol
+from ercfusion._core.schemas.reading import failure, read_yaml, shown
+from ercfusion.config.compose import Composer
+
+DIFFERENCES = ("features", "split", "selection", "metric", "model")
+SELECTIONS = ("dev", "test", "last", "unknown")
+EVIDENCE = ("paper read", "secondary source", "not found")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper.
+
+    Args:
+        score: In the unit of the metric (F1 and accuracy from 0 to 1).
+        source: Where it stands.
+        selection: On which split its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
+            ``unknown``.
+        differs: In what it is not comparable; see :data:`DIFFERENCES`.
+        evidence: Where the number was seen; see :data:`EVIDENCE`.
+        note: What else is known of it: other values in circulation, how its authors' code chooses the checkpoint.
+    """
+
+    score: float
+    source: str
+    selection: str = "unknown"
+    differs: tuple[str, ...] = ()
+    evidence: str = "not found"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        name: Of the line; unique in the table.
+        model: A choice of the group ``model``.
+        settings: Further settings, as on the command line.
+        seeds: One run each.
+        note: A sentence for the reader.
+        published: Numbers of others for the same model.
+    """
+
+    name: str
+    model: str
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    note: str = ""
+    published: tuple[Published, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """The name in letters, digits and hyphens, for files."""
+        return re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class TablePreset:
+    """A table: see the module.
+
+    Args:
+        path: The file.
+        title: Heading.
+        data: A corpus, or a protocol.
+        settings: Of all rows.
+        rows: In order.
+        metric: Headline score, or None for the protocol's own.
+        also: Scores beside it.
+        against: The row that all others are compared with, or None for all pairs.
+        pairs: The comparisons that were planned; empty for what ``against`` says. The fewer, the more power each keeps.
+        notes: For the reader.
+        config_dir: A folder of configuration groups that the rows may name.
+    """
+
+    path: Path
+    title: str
+    data: str
+    settings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    metric: str | None = None
+    also: tuple[str, ...] = ()
+    against: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    notes: str = ""
+    config_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
+    @property
+    def typed(self) -> str:
+        """What names the preset on a command line: its name where it is one of the library's, its file otherwise."""
+        return self.name if self.path.resolve().parent == preset_folder().resolve() else self.path.name
+
+    def arguments(self, row: Row, seed: int) -> list[str]:
+        """What one would type after ``python -m ercfusion.train`` for one run of the table."""
+        return [f"model={row.model}", f"data={self.data}", *self.settings, *row.settings, f"seed={seed}"]
+
+    def config(self, row: Row, seed: int, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The resolved configuration of one run.
+
+        Raises:
+            ConfigError: a setting of the preset is wrong; the message names file and row.
+        """
+        typed = (*self.arguments(row, seed), *extra)
+        try:
+            return _compose(typed, self.config_dir) if self.config_dir else copy.deepcopy(_composed(typed))
+        except ConfigError as error:
+            raise failure(ConfigError, self.path, f", row {shown(row.name)}: {error}") from error
+
+
+@lru_cache(maxsize=4096)
+def _composed(typed: tuple[str, ...]) -> dict[str, Any]:
+    # A table asks for the same configurations again and again, and composing one takes a tenth of a second.
+    return _compose(typed, None)
+
+
+def _compose(typed: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
+    return Composer("train", config_dir).compose([part for argument in typed for part in expand_protocol(argument)])
+
+
+def preset_folder() -> Path:
+    """Where the presets of the library are: inside the installed package, or beside it in a checkout."""
+    return shipped_folder("experiments", "experiments")
+
+
+def known_presets() -> list[str]:
+    """Names of the presets of the library."""
+    return sorted(entry.stem for entry in preset_folder().glob("*.yaml"))
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset: a path, or the name of one that comes with the library.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = expanded(name)
+    if path.is_file():
+        return path
+    known = known_presets()
+    if name in known:
+        return preset_folder() / f"{name}.yaml"
+    raise ConfigError(f"there is no preset {name}. {did_you_mean(path.stem, known)} Or give the path of a YAML file.")
+
+
+def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
+    """Read and check a preset; every row's configuration is composed once.
+
+    Raises:
+        ConfigError: the file is no YAML, an entry is missing, unknown or of the wrong kind, or a setting is wrong. The
+            message names the file and the entry.
+    """
+    path = find_preset(str(path))
+    found = read_yaml(path, error=ConfigError)
+    entries = _Entries(path, "", found)
+    seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
+    rows = []
+    for name, content in entries.need("rows", dict).items():
+        rows.append(_row(str(name), _Entries(path, f"rows.{name}.", content), seeds))
+    preset = TablePreset(
+        path=path,
+        title=entries.need("title", str),
+        data=entries.need("data", str),
+        settings=_settings(entries),
+        rows=tuple(rows),
+        metric=entries.get("metric", str, None),
+        also=tuple(entries.texts("also")),
+        against=entries.get("against", str, None),
+        pairs=_pairs(entries),
+        notes=" ".join(entries.get("notes", str, "").split()),
+        config_dir=config_dir,
+    )
+    entries.done()
+    if not rows:
+        raise ConfigError(f"{path}: rows is empty")
+    names = [row.name for row in rows]
+    if preset.against is not None and preset.against not in names:
+        problem = f": against: no row {shown(preset.against)}. {did_you_mean(preset.against, names)}"
+        raise failure(ConfigError, path, problem)
+    for name in itertools.chain(*preset.pairs):
+        if name not in names:
+            raise failure(ConfigError, path, f": pairs: no row {shown(name)}. {did_you_mean(name, names)}")
+    if preset.pairs and preset.against is not None:
+        raise ConfigError(f"{path}: against and pairs both say what is compared: keep one")
+    slugs: dict[str, str] = {}
+    for row in rows:
+        if row.slug in slugs:
+            problem = f": the rows {shown(slugs[row.slug])} and {shown(row.name)} would share their files"
+            raise failure(ConfigError, path, problem)
+        slugs[row.slug] = row.name
+        preset.config(row, row.seeds[0])
+    return preset
+
+
+def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
+    own = entries.get("seeds", list, seeds)
+    if not own or not all(type(seed) is int and 0 <= seed < 1 << 63 for seed in own) or len(set(own)) < len(own):
+        raise entries.wrong("seeds", f"different whole numbers from 0 on are expected, found {shown(own)}")
+    published = []
+    for number, content in enumerate(entries.get("published", list, [])):
+        part = _Entries(entries.path, f"{entries.prefix}published[{number}].", content)
+        number_found = Published(
+            score=float(part.need("score", int | float)),
+            source=part.need("source", str),
+            selection=part.get("selection", str, "unknown"),
+            differs=tuple(part.texts("differs")),
+            evidence=part.get("evidence", str, "not found"),
+            note=" ".join(part.get("note", str, "").split()),
+        )
+        if "checked" in part.left:
+            raise part.wrong("checked", f"no longer an entry: write evidence, one of {', '.join(EVIDENCE)}")
+        part.done()
+        if number_found.selection not in SELECTIONS:
+            raise part.wrong("selection", did_you_mean(number_found.selection, SELECTIONS))
+        if number_found.evidence not in EVIDENCE:
+            raise part.wrong("evidence", did_you_mean(number_found.evidence, EVIDENCE))
+        for entry in number_found.differs:
+            if entry not in DIFFERENCES:
+                raise part.wrong("differs", f"{shown(entry)} is unknown. {did_you_mean(shown(entry), DIFFERENCES)}")
+        published.append(number_found)
+    row = Row(
+        name=name,
+        model=entries.need("model", str),
+        settings=_settings(entries),
+        seeds=tuple(own),
+        note=" ".join(entries.get("note", str, "").split()),
+        published=tuple(published),
+    )
+    entries.done()
+    return row
+
+
+def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
+    found = entries.get("pairs", list, [])
+    for number, pair in enumerate(found):
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
+            raise entries.wrong(
+                f"pairs[{number}]", f"the names of two rows are expected, [first, second]; found {shown(pair)}"
+            )
+    names = [(str(first), str(second)) for first, second in found]
+    if len({frozenset(pair) for pair in names}) < len(names):
+        raise entries.wrong("pairs", "a pair stands there twice")
+    return tuple(names)
+
+
+def _settings(entries: _Entries) -> tuple[str, ...]:
+    typed = []
+    for key, value in entries.get("settings", dict, {}).items():
+        if not isinstance(key, str) or len(key) > 200:  # Hydra looks for files by it
+            raise entries.wrong("settings", f"{shown(key)} is not the name of a setting")
+        if isinstance(value, dict):
+            raise entries.wrong("settings", f"{key} is written with dots, as on the command line: {key}.NAME: VALUE")
+        typed.append(f"{key}={_typed(value)}")
+    return tuple(typed)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Entries:
+    """A mapping of the file, whose entries are taken out one by one; what is left over is a mistake."""
+
+    def __init__(self, path: Path, prefix: str, content: Any) -> None:
+        self.path, self.prefix = path, prefix
+        if not isinstance(content, Mapping):
+            place = prefix.rstrip(".") or "the file"
+            problem = f": {place} should hold entries of the form name: value, found {shown(content)}"
+            raise failure(ConfigError, path, problem)
+        self.left = dict(content)
+        self.known: list[str] = []
+
+    def need(self, name: str, kind: Any) -> Any:
+        if name not in self.left:
+            raise failure(ConfigError, self.path, f": {self.prefix}{name} is missing")
+        return self.get(name, kind, None)
+
+    def get(self, name: str, kind: Any, default: Any) -> Any:
+        self.known.append(name)
+        if name not in self.left:
+            return default
+        value = self.left.pop(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            words = {str: "a text", list: "a list", dict: "entries of the form name: value", bool: "true or false"}
+            raise self.wrong(name, f"{words.get(kind, 'a number')} is expected, found {shown(value)}")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts; empty if it is not there."""
+        found: list[str] = self.get(name, list, [])
+        for entry in found:
+            if not isinstance(entry, str):
+                raise self.wrong(name, f"a list of texts is expected, found {shown(entry)} in it")
+        return found
+
+    def done(self) -> None:
+        for name in self.left:
+            problem = f": {self.prefix}{shown(name)[1:-1]} is no entry. {did_you_mean(str(name)[:80], self.known)}"
+            raise failure(ConfigError, self.path, problem)
+
+    def wrong(self, name: str, reason: str) -> ErcfusionError:
+        return failure(ConfigError, self.path, f": {self.prefix}{name}: {reason}")

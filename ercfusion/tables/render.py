@@ -1,0 +1,413 @@
+"""The parts of a computed table as cells and sentences, and as Markdown. The same records give the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.hints import command
+from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
+from ercfusion.metrics.comparison import Comparison
+from ercfusion.metrics.scores import LOWER_IS_BETTER, SHARE, score_bounds
+from ercfusion.models import architecture_limits
+from ercfusion.models.base import BATCH_NOTE
+from ercfusion.records.groups import features_of_groups
+from ercfusion.tables.cautions import MARK, caution_note
+from ercfusion.tables.preset import Published
+from ercfusion.tables.table import Score, Table
+from ercfusion.tables.tuning import tuning_cells, tuning_note
+
+# In what a published number is not comparable, as the marks of the tables.
+MARKS = {"features": "f", "split": "p", "selection": "s", "metric": "m", "model": "a"}
+MARK_WORDS = {
+    "features": "other input features",
+    "split": "another split or protocol",
+    "selection": "chosen on another split (test, or not known)",
+    "metric": "another definition of the score",
+    "model": "another form of the model",
+}
+# How far a published number was traced, as marks after it.
+EVIDENCE_MARKS = {"paper read": "", "secondary source": "†", "not found": "?"}
+EVIDENCE_WORDS = {
+    "secondary source": "quoted in a secondary source; the paper itself was not read",
+    "not found": "found in no source at hand, neither the paper nor another",
+}
+NAMES = {
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "samples_f1": "samples F1",
+    "micro_f1_without_neutral": "micro F1 without neutral",
+    "uar": "UAR",
+    "ece": "ECE",
+    "nll": "NLL",
+    "kl": "KL",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "ccc": "CCC",
+    "shift_accuracy": "shift accuracy",
+    "same_accuracy": "same accuracy",
+    "acc2_non0": "Acc-2 (non-zero)",
+    "acc2_has0": "Acc-2 (with zero)",
+    "acc7": "Acc-7",
+    "acc5": "Acc-5",
+    "sims_acc2": "Acc-2 (SIMS)",
+    "sims_acc3": "Acc-3 (SIMS)",
+    "sims_acc5": "Acc-5 (SIMS)",
+    "sims_f1": "F1 (SIMS)",
+    "jaccard_zero": "jaccard (two empty sets: 0)",
+}
+
+Cells = list[list[str]]
+
+
+# Words and numbers
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it, with an arrow where lower is better."""
+    base, _, dimension = metric.partition("/")
+    name = NAMES.get(base, base.replace("_", " ")) + (f" ({dimension})" if dimension else "")
+    return f"{name} ↓" if base in LOWER_IS_BETTER else name
+
+
+def in_percent(metric: str) -> bool:
+    """Whether tables show the metric in percent."""
+    return score_bounds(metric) == SHARE
+
+
+def number(metric: str, value: float | None, sign: bool = False) -> str:
+    """A score in the table's unit."""
+    if value is None or math.isnan(value):
+        return ""
+    text = f"{100 * value:{'+' if sign else ''}.2f}" if in_percent(metric) else f"{value:{'+' if sign else ''}.3f}"
+    return "0" + text[2:] if text in ("-0.00", "-0.000") else text
+
+
+def spread(metric: str, score: Score) -> str:
+    """Mean and standard deviation."""
+    mean = number(metric, score.mean)
+    return mean if math.isnan(score.std) else f"{mean} ± {number(metric, score.std)}"
+
+
+def interval(metric: str, low: float | None, high: float | None, doubtful: bool = False) -> str:
+    """Two bounds, marked if there is a caution; ``none`` where there is no interval."""
+    if low is None or high is None:
+        return ""
+    if math.isnan(low + high):
+        return "none"
+    return f"{number(metric, low)} to {number(metric, high)}" + (f" {MARK}" if doubtful else "")
+
+
+def probability(p: float) -> str:
+    """A p value: two digits are all that a randomisation test can say."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def estimated_probability(p: float, error: float) -> str:
+    """A p value with its Monte Carlo standard error, if it has one that the digits show or hide."""
+    text = probability(p)
+    return text if error == 0 or p < 0.001 else f"{text} ± {max(error, 0.001):.3f}"
+
+
+def verdict(comparison: Comparison, one_seed: bool) -> str:
+    """Whether a difference is shown, and whether that hangs on the random draws."""
+    if one_seed:
+        return "one seed"  # from one run nobody can tell a model from its seed
+    return ("yes" if comparison.shown else "no") + ("" if comparison.certain else ", not certain")
+
+
+def published_text(metric: str, entry: Published, difference: float) -> str:
+    """A published score, our difference to it, and the marks of what is not comparable."""
+    marks = "".join(MARKS[name] for name in entry.differs)
+    text = f"{number(metric, entry.score)}{EVIDENCE_MARKS[entry.evidence]} ({number(metric, difference, sign=True)})"
+    return f"{text} [{marks}]" if marks else text
+
+
+# Parts of a table, as cells that every format can show
+
+
+def score_cells(table: Table, tuning: bool = True) -> Cells:
+    """One line a row: the headline with its interval, the other scores, what was published, how it was tuned."""
+    head, *others = table.metrics
+    rows = [
+        ["model", f"test {metric_name(head)}", "95 % interval", "dev", *map(metric_name, others)],
+    ]
+    with_share = table.reachable is not None and table.floor is not None
+    if with_share:
+        rows[0].insert(3, "of the way")
+    features = features_of_groups([line.group for line in table.lines])
+    if features is not None:
+        rows[0].append("features")
+    if any(line.published for line in table.lines):
+        rows[0].append("published (ours minus it)")
+    for place, line in enumerate(table.lines):
+        score = line.test[head]
+        row = [line.row.name, spread(head, score), interval(head, score.low, score.high, bool(score.cautions))]
+        if table.reachable is not None and table.floor is not None:
+            share = 100 * (score.mean - table.floor) / (table.reachable - table.floor)
+            row.append(f"{round(share, 1) + 0.0:.1f} %")  # + 0.0: no minus before a zero
+        row += [number(head, line.dev.mean), *(spread(name, line.test[name]) for name in others)]
+        if features is not None:
+            row.append(features[place])
+        if len(rows[0]) > len(row):
+            row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
+        rows.append(row)
+    if not tuning:
+        return rows
+    return [[*row, *choice] for row, (_, *choice) in zip(rows, tuning_cells(table), strict=True)]
+
+
+def class_cells(table: Table) -> Cells:
+    """Mean F1 of every class."""
+    first = table.lines[0]
+    if not first.class_f1:
+        return []
+    rows = [["model", *(f"{label} ({first.support[label]})" for label in first.class_f1)]]
+    rows += [[line.row.name, *(f"{100 * f1:.1f}" for f1 in line.class_f1.values())] for line in table.lines]
+    return rows
+
+
+def comparison_cells(table: Table) -> Cells:
+    """Differences between pairs of rows."""
+    if not table.comparisons:
+        return []
+    rows = [["pair", "difference", "95 % interval", "p", "p (Holm)", "shown"]]
+    seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
+    doubtful = {line.row.name for line in table.lines if line.test[table.metric].cautions}
+    for entry in table.comparisons:
+        first, second = entry.names
+        rows.append(
+            [
+                f"{first} minus {second}",
+                number(table.metric, entry.difference, sign=True),
+                interval(table.metric, entry.low, entry.high, not doubtful.isdisjoint(entry.names)),
+                probability(entry.p),
+                estimated_probability(entry.p_holm, entry.p_holm_error),
+                verdict(entry, one_seed=min(seeds[first], seeds[second]) < 2),
+            ]
+        )
+    return rows
+
+
+def optimism_cells(table: Table) -> Cells:
+    """What choosing the epoch on test would have pretended."""
+    if not any(line.optimism for line in table.lines):
+        return []
+    rows = [["model", "dev-selected (the result)", "last epoch", "test-selected (diagnostic)", "optimism"]]
+    for line in table.lines:
+        found = line.optimism
+        if found is None:
+            continue
+        shown = [number(table.metric, value) for value in (found.dev_selected, found.last_epoch, found.test_selected)]
+        rows.append([line.row.name, *shown, number(table.metric, found.gap, sign=True)])
+    return rows
+
+
+def cost_cells(table: Table) -> Cells:
+    """Parameters, time and memory."""
+    rows = [["model", "parameters", "seconds an epoch", "seconds a run", "peak memory (MiB)", "device", "threads"]]
+    for line in table.lines:
+        threads = {record["cost"].get("threads", "") for record in line.group.records}
+        rows.append(
+            [
+                line.row.name,
+                f"{line.parameters:,}",
+                f"{line.seconds_per_epoch:.2f}",
+                f"{line.seconds:.0f}",
+                f"{line.peak_mib:.0f}",
+                _listed(record["device"] for record in line.group.records),
+                _listed(str(entry) for entry in threads),
+            ]
+        )
+    return rows
+
+
+def published_cells(table: Table) -> Cells:
+    """Where the published numbers were seen, and in what they differ."""
+    rows = [["model", metric_name(table.metric), "seen in", "chosen on", "differs in", "source"]]
+    for line in table.lines:
+        for entry, _ in line.published:
+            source = f"{entry.source}. {entry.note}" if entry.note else entry.source
+            mark = EVIDENCE_MARKS[entry.evidence]
+            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in entry.differs) or "nothing known"
+            score = number(table.metric, entry.score) + mark
+            rows.append([line.row.name, score, entry.evidence, entry.selection, differs, source])
+    return rows if len(rows) > 1 else []
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted({value for value in values if value}))
+
+
+# Sentences that every format carries
+
+
+def facts(table: Table) -> list[str]:
+    """What was measured, on what, and how."""
+    record, seeds = table.record, table.lines[0].group.seeds
+    split = record["splits"]["test"]
+    corpus = record["corpus"]
+    used = {entry["modality"]: entry for line in table.lines for entry in line.group.records[0]["features"]}
+    features = ", ".join(_feature(entry) for entry in used.values())
+    synthetic = " **The corpus is synthetic (generated).**" if corpus["synthetic"] else ""
+    sentences = [
+        f"Protocol `{record['protocol']}`; {split['conversations']:,} test conversations with {split['utterances']:,} "
+        f"labelled utterances.{synthetic} Features: {features}. Dev split: {corpus['dev_source']}.",
+        f"Every run chooses its epoch on dev and opens test once. Mean ± standard deviation over "
+        f"{'the seeds ' + ', '.join(map(str, seeds)) if len(seeds) > 1 else f'seed {seeds[0]} alone'}; intervals "
+        "resample seeds and whole conversations. "
+        + ("Scores are in percent." if in_percent(table.metric) else "Errors and correlations are in their own units."),
+    ]
+    if table.floor is not None:
+        sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}.")
+    if table.reachable is not None:
+        score = f"{number(table.metric, table.reachable)} {metric_name(table.metric)}"
+        sentences.append(
+            f"{EXACT_LEVEL.capitalize()}: {score}, {EXACT_NOTE}. *Of the way* is the share of the distance from the "
+            "majority class to it."
+        )
+    for line in table.lines:
+        if len(line.group.seeds) < len(line.row.seeds):
+            sentences.append(
+                f"Not complete yet: {line.row.name} has {len(line.group.seeds)} of {len(line.row.seeds)} seeds."
+            )
+    if table.missing:
+        sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
+    notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
+    if "empty_sets" in record:
+        sentences.append(f"An utterance without a label, predicted without one, counts: {record['empty_sets']}.")
+    notes += [f"{line.row.name}: {note}." for line in table.lines if (note := batch_note(line.group.records[0]))]
+    return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
+
+
+def batch_note(record: Mapping[str, Any]) -> str:
+    """That the scores of a run depend on how conversations are put into batches, and why; empty if they do not."""
+    options = {key: value for key, value in record["config"]["model"].items() if key != "name"}
+    try:
+        why = architecture_limits(record["config"]["model"]["name"], options).batch_dependence
+    except ConfigError:  # an architecture of somebody else's: its run has noted it
+        why = record.get("batch_dependence", "")
+    return BATCH_NOTE.format(why) if why else ""
+
+
+def _feature(entry: Mapping[str, Any]) -> str:
+    source = entry["source"]
+    made = source.get("settings", {}).get("encoder") or source.get("tool") or ""
+    return f"{entry['modality']} {entry['width']}-d" + (f" ({made})" if made else "")
+
+
+COMPARISON_NOTE = (
+    "p: paired randomisation test, in which the two models' confusion matrices of a conversation change places at "
+    "random; it applies to these trained models on other conversations. The interval resamples seeds too. *Shown* "
+    "means that p is below 0.05 after Holm's correction over this table and that the interval leaves out 0."
+)
+
+
+def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
+    """How sure the p values are that a table shows, and which verdicts are not."""
+    drawn = [entry.exchanges for entry in comparisons if entry.p_error]
+    if not drawn:
+        return "All exchanges that there are were made: p has no Monte Carlo error."
+    least, most = min(drawn), max(drawn)
+    number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
+    doubtful = sum(not entry.certain for entry in comparisons)
+    text = (
+        f"p is from {number} of each pair, more if the verdict needed them; the number after ± is the Monte Carlo "
+        "standard error of p (Holm). "
+    )
+    if not doubtful:
+        return text + "No verdict depends on the random draws."
+    return text + (
+        f"*Not certain* ({doubtful} of {len(comparisons)}): p or an end of the interval is still within the error of "
+        "its random draws."
+    )
+
+
+OPTIMISM_NOTE = (
+    "A diagnostic, not a result: the means that the same runs would have reported had their last epoch, or the epoch "
+    "best on test, been taken. The last column is what choosing on test would have added."
+)
+COST_NOTE = (
+    "Means over the runs (memory: the largest), as measured where they were made, several side by side; they tell "
+    "small from large, and no more."
+)
+
+
+def provenance(table: Table) -> list[str]:
+    """How the numbers came about."""
+    records = table.records
+    commits = _listed((record["environment"].get("revision") or {}).get("commit", "")[:12] for record in records)
+    versions = _listed(f"torch {record['environment']['versions']['torch']}" for record in records)
+    machines = _listed(
+        f"{record['environment']['cpus']} cores, {record['environment']['system']}, {record['device']}"
+        for record in records
+    )
+    total = sum(float(record["cost"]["seconds"]) for record in records)
+    lines = [
+        f"{len(records)} runs, {total / 60:.0f} minutes of training in all; {versions}; {machines}; ercfusion at "
+        f"{commits or 'an unknown revision'}; finished {_dates(records)}.",
+        f"Made by `{command('table', 'reproduce', table.preset.typed)}` from run records alone. One run by hand:",
+    ]
+    for line in table.lines:
+        record = line.group.records[0]
+        typed = table.preset.arguments(line.row, record["seed"])
+        # Another number of threads adds in another order, which training makes visible.
+        typed.append(f"training.threads={record['cost'].get('threads', 1)}")
+        lines.append(f"- {line.row.name}: `{command('row of a table', 'train', *typed)}`")
+    return lines
+
+
+def _dates(records: Sequence[Mapping[str, Any]]) -> str:
+    days = sorted({record["finished"][:10] for record in records})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+# Formats
+
+
+def markdown_table(cells: Cells) -> str:
+    """Cells as a Markdown table, the first row its head."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
+    return "\n".join(lines)
+
+
+def sections(table: Table) -> list[tuple[str, str, Cells]]:
+    """Heading, note and cells of every part that this table has."""
+    notes = (caution_note(table), tuning_note(table), published_legend(table))
+    parts = [
+        ("Scores", " ".join(note for note in notes if note), score_cells(table)),
+        ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
+        ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
+        ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
+        ("Published numbers", "", published_cells(table)),
+        ("Cost", COST_NOTE, cost_cells(table)),
+    ]
+    return [part for part in parts if part[2]]
+
+
+def published_legend(table: Table) -> str:
+    """What the marks of the published numbers mean; empty if there are none."""
+    entries = [entry for line in table.lines for entry, _ in line.published]
+    states = {entry.evidence for entry in entries}
+    marks = [f"{EVIDENCE_MARKS[state]}: {words}" for state, words in EVIDENCE_WORDS.items() if state in states]
+    marks += [f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in one.differs for one in entries)]
+    return f"Marks of published numbers: {'; '.join(marks)}." if marks else ""
+
+
+def as_markdown(table: Table) -> str:
+    """The whole table as a Markdown page."""
+    lines = [f"# {table.preset.title}", "", "<!-- Generated from run records: do not edit. -->", ""]
+    for sentence in facts(table):
+        lines += [sentence, ""]
+    for heading, note, cells in sections(table):
+        lines += [f"## {heading}", "", markdown_table(cells), ""]
+        if note:
+            lines += [note, ""]
+    lines += ["## How it was made", ""]
+    first, *rest = provenance(table)
+    return "\n".join([*lines, first, "", rest[0], "", *rest[1:]]) + "\n"

@@ -1,0 +1,238 @@
+"""What a person reads after a run: a table of scores, pictures, a model card."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ercfusion.batch.predictions import Predictions
+from ercfusion.data.corpus import EXACT_LEVEL, CorpusCard
+from ercfusion.metrics.scores import confusion_matrix, higher_is_better, per_class
+from ercfusion.models.base import BATCH_NOTE
+from ercfusion.plots.figures import (
+    plot_class_f1,
+    plot_confusion,
+    plot_reliability,
+    plot_scatter,
+    plot_title,
+    plot_training_curves,
+)
+from ercfusion.tables.cautions import MARK, known_interval, record_cautions
+
+# Scores of every epoch that are losses: what shows that a model fits train and no longer dev.
+_DEV_LOSSES = {"kl": "Kullback-Leibler", "nll": "negative log-likelihood", "rmse": "root mean squared error"}
+
+HEADLINE = {
+    "single_label": ("weighted_f1", "macro_f1", "accuracy", "uar", "ece"),
+    "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
+    "multi_label": ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard"),
+    "regression": ("mae", "pearson", "ccc", "acc7", "acc2_non0"),
+}
+
+
+def score_table(record: Mapping[str, Any]) -> str:
+    """Dev and test scores with the majority floor, the interval and, if it is known, the exact posterior's score."""
+    metrics = record["metrics"]
+    floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
+    shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
+    names = [name for name in HEADLINE[record["task"]["kind"]] if name in shown]
+    chosen = record["selection"]["metric"]
+    if chosen not in names and chosen in shown:
+        names.insert(0, chosen)
+    head = ["", "dev", "test", "95 % interval", "majority"] + ([EXACT_LEVEL] if best else [])
+    rows = [head]
+    for name in names:
+        row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), _interval(record, name)]
+        row.append(f"{floor[name]:.4f}" if name in floor else "")
+        if best:
+            row.append(f"{best[name]:.4f}" if name in best else "")
+        rows.append(row)
+    return aligned(rows)
+
+
+def _interval(record: Mapping[str, Any], name: str) -> str:
+    """A recorded interval, marked if there is a caution; ``none`` for a headline score that has none."""
+    ends = known_interval(record, name)
+    if ends is None:
+        return "none" if name in record["majority"]["test"] else ""
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" + (f" {MARK}" if record_cautions(record, name) else "")
+
+
+def caution_lines(record: Mapping[str, Any]) -> list[str]:
+    """What is to be said against the intervals of :func:`score_table`: each sentence once, with its scores."""
+    found: dict[str, list[str]] = {}
+    for name in record["majority"]["test"]:
+        reasons = record_cautions(record, name)
+        if not reasons and name in record["intervals"].get("none", {}):
+            reasons = (record["intervals"]["none"][name],)
+        for reason in reasons:
+            found.setdefault(reason, []).append(name)
+    return [f"{MARK} {', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The lines that ``train`` prints at the end, but for the folder."""
+    selection, cost = record["selection"], record["cost"]
+    synthetic = " (synthetic corpus)" if record["corpus"]["synthetic"] else ""
+    lines = [
+        "",
+        f"{record['config']['preset']['model']} on {record['protocol']}{synthetic}, seed {record['seed']}: epoch "
+        f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
+        score_table(record),
+        *caution_lines(record),
+    ]
+    if "empty_sets" in record:
+        lines.append(f"an utterance without a label, predicted without one, counts: {record['empty_sets']}")
+    if "test" in record.get("unlabelled", ()):
+        lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
+    if record.get("batch_dependence"):
+        lines.append(BATCH_NOTE.format(record["batch_dependence"]))
+    best = record["corpus"].get("reachable", {}).get("test", {})
+    name = selection["metric"]
+    if name in best and name in record["majority"]["test"] and name in record["metrics"]["test"]:
+        floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
+        if top > floor:
+            share = (found - floor) / (top - floor)
+            lines.append(f"{share:.1%} of the way from majority to the {EXACT_LEVEL}'s test {name}")
+    lines.append(
+        f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s an epoch, {cost['seconds']:.0f} s in all"
+    )
+    return "\n".join(lines)
+
+
+def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over the runs of a multirun that differ in their seed only.
+
+    A row is named by what its runs do not share with all others.
+    """
+    from ercfusion.metrics.statistics import seed_summary
+
+    typed = [record["command"]["overrides"] for record in records]
+    shared = set(typed[0]).intersection(*typed[1:])
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record, overrides in zip(records, typed, strict=True):
+        own = [entry for entry in overrides if entry not in shared and not entry.startswith("seed=")]
+        groups.setdefault(" ".join(own) or record["config"]["preset"]["model"], []).append(record)
+    rows = [["", "runs", "metric", "dev", "test"]]
+    for name, members in groups.items():
+        metric = members[0]["selection"]["metric"]
+        cells = []
+        for split in ("dev", "test"):
+            values = [member["metrics"][split][metric] for member in members if metric in member["metrics"][split]]
+            if len(values) < len(members):  # no labels, or none on which the score is defined
+                cells.append("-")
+                continue
+            found = seed_summary(values)
+            spread = f" +- {found['std']:.4f}" if len(members) > 1 else ""
+            cells.append(f"{found['mean']:.4f}{spread}")
+        rows.append([name, str(len(members)), metric, *cells])
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Cells in columns, the first one to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def draw_pictures(
+    folder: Path,
+    history: Sequence[Mapping[str, float]],
+    predictions: Mapping[str, Predictions],
+    record: Mapping[str, Any],
+) -> None:
+    """Training curves, and for every split the confusion matrix, per-class F1 and reliability (or a scatter plot)."""
+    folder.mkdir(exist_ok=True)
+    model, protocol = record["config"]["preset"]["model"], record["protocol"]
+    synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
+    shown = [
+        {
+            "epoch": row["epoch"],
+            "train/loss": row.get("train/loss"),
+            **{f"dev/loss ({words})": row.get(f"dev/{name}") for name, words in _DEV_LOSSES.items()},
+            **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
+        }
+        for row in history
+    ]
+    reachable = record["corpus"].get("reachable", {}).get("dev", {})
+    levels = {"majority": record["majority"].get("dev", {}), EXACT_LEVEL: reachable}
+    plot_training_curves(
+        shown,
+        folder / "training.png",
+        record["selection"]["epoch"],
+        title=f"{model} on {protocol}",
+        synthetic=synthetic,
+        levels={f"{name} ({metric})": found[metric] for name, found in levels.items() if metric in found},
+    )
+    for split, part in predictions.items():
+        if not part.valid.any():
+            continue  # nothing to compare with
+        title = plot_title(protocol, model, split)
+        if part.task.kind == "regression":
+            plot_scatter(part, folder / f"{split}-scatter.png", title, synthetic=synthetic)
+            continue
+        plot_class_f1(per_class(part), folder / f"{split}-class-f1.png", title, synthetic=synthetic)
+        if part.task.kind != "multi_label":
+            plot_confusion(
+                confusion_matrix(part),
+                part.task.output_names,
+                folder / f"{split}-confusion.png",
+                title,
+                synthetic=synthetic,
+            )
+            plot_reliability(part, folder / f"{split}-reliability.png", title, synthetic=synthetic)
+
+
+def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
+    """The README of a saved model."""
+    config, selection = record["config"], record["selection"]
+    model, synthetic = config["preset"]["model"], " The corpus is synthetic." if corpus.synthetic else ""
+    better = "higher" if higher_is_better(selection["metric"]) else "lower"
+    features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
+    places = ("data.raw=", "data.packs.", "output=", "run=")  # of one machine; a card is made to be shared
+    typed = [entry for entry in record["command"]["overrides"] if not entry.startswith((*places, "seed="))]
+    settings = shlex.join(typed) or "(defaults)"
+    return f"""---
+library_name: ercfusion
+license: other
+tags: [emotion-recognition-in-conversation]
+---
+
+# {model} on {record["protocol"]}
+
+An utterance-level recognizer for {record["task"]["name"]} ({
+        ", ".join(record["task"]["schema"]["labels"])
+        if record["task"]["schema"]
+        else ", ".join(record["task"]["dimensions"])
+    }), trained with ercfusion
+{record["environment"]["ercfusion"]} on {corpus.title}.{synthetic}
+
+- **Inputs**: {features}
+- **Settings**: `{settings}`, seed {record["seed"]}
+- **Selection**: epoch {selection["epoch"]} of {selection["epochs"]}, on the dev split's {selection["metric"]}
+  ({better} is better); dev split: {record["corpus"]["dev_source"]}. The test split was opened once, after that.
+- **Corpus licence**: {corpus.licence}
+
+```
+{chr(10).join([score_table(record), *caution_lines(record)])}
+```
+
+Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.
+
+**Use with care.** The labels are annotators' impressions of how utterances sound or read, in one kind of recording.
+They are not what a person feels. Do not use this model to judge, rank or monitor people.
+
+Please cite: {corpus.citation}
+"""

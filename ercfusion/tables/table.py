@@ -1,0 +1,246 @@
+"""A table of models, computed from run records alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.comparison import Comparison, compare_all
+from ercfusion.metrics.scores import check_metric, score_bounds
+from ercfusion.metrics.statistics import two_level_bootstrap
+from ercfusion.metrics.sums import score_source
+from ercfusion.records.groups import Group, check_comparable
+from ercfusion.records.record import require_test_scores
+from ercfusion.tables.cautions import cautions
+from ercfusion.tables.preset import Published, Row, TablePreset
+
+# Scores beside the headline where a preset names none.
+BESIDE = {
+    "single_label": ("weighted_f1", "macro_f1", "accuracy"),
+    "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
+    "multi_label": ("weighted_f1", "micro_f1", "jaccard"),
+    "regression": ("mae", "pearson", "acc2_non0", "acc7"),
+}
+# Always shown where the task has them: how far probabilities can be trusted, and what an average hides.
+ALWAYS = ("ece", "shift_accuracy")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score over the seeds of a row.
+
+    Args:
+        mean, std: Over the seeds; the deviation with n - 1 below the line, NaN for one seed.
+        low, high: 95 % interval of the mean over other seeds and other conversations; None where the score is no
+            function of counts, NaN where there is no interval.
+        cautions: Why the interval, and tests of differences, may not keep what they promise.
+    """
+
+    mean: float
+    std: float
+    low: float | None = None
+    high: float | None = None
+    cautions: tuple[str, ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None where there is no interval."""
+        if self.low is None or self.high is None or math.isnan(self.low + self.high):
+            return None
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """Means over the seeds of three ways to choose an epoch; a diagnostic.
+
+    Args:
+        dev_selected: Chosen on dev: the result.
+        last_epoch: Not chosen at all.
+        test_selected: Chosen on test: what must not be reported.
+    """
+
+    dev_selected: float
+    last_epoch: float
+    test_selected: float
+
+    @property
+    def gap(self) -> float:
+        """By how much choosing on test would flatter."""
+        return self.test_selected - self.dev_selected
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table with what its records say.
+
+    Args:
+        row: From the preset.
+        group: Its runs.
+        test: Score by metric.
+        dev: Of the headline metric.
+        class_f1: Mean F1 in percent by class; empty for regression.
+        support: True test utterances by class.
+        optimism: None where the runs kept no epochs.
+        parameters: Trainable numbers.
+        seconds_per_epoch, seconds: Means over the runs.
+        peak_mib: The largest of the runs.
+        published: With our mean minus the published score.
+    """
+
+    row: Row
+    group: Group
+    test: Mapping[str, Score]
+    dev: Score
+    class_f1: Mapping[str, float]
+    support: Mapping[str, int]
+    optimism: Optimism | None
+    parameters: int
+    seconds_per_epoch: float
+    seconds: float
+    peak_mib: float
+    published: tuple[tuple[Published, float], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A computed table.
+
+    Args:
+        preset: What was asked for.
+        task: What was predicted.
+        metric: The headline.
+        metrics: All scores shown, the headline first.
+        lines: The rows that have records.
+        missing: The rows without.
+        comparisons: Between pairs of rows (but for the majority class), by the headline.
+        reachable: The exact posterior's headline score (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if it is known.
+        floor: The majority class's headline score.
+    """
+
+    preset: TablePreset
+    task: TaskSpec
+    metric: str
+    metrics: tuple[str, ...]
+    lines: tuple[Line, ...]
+    missing: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+    reachable: float | None
+    floor: float | None
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """A record, for what all of them share."""
+        return self.lines[0].group.records[0]
+
+    @property
+    def records(self) -> list[Mapping[str, Any]]:
+        """All records."""
+        return [record for line in self.lines for record in line.group.records]
+
+
+def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """The table of a preset.
+
+    Args:
+        preset: See :func:`ercfusion.tables.preset.read_preset`.
+        records: Of every row by its name; rows without any are listed as missing.
+
+    Raises:
+        ConfigError: the task has no such metric.
+        RunError: rows were tested on different conversations, or on conversations without labels.
+        ValueError: no row has a record.
+    """
+    groups = {row.name: Group(row.name, tuple(records[row.name])) for row in preset.rows if records.get(row.name)}
+    if not groups:
+        raise ValueError(f"no row of {preset.path} has a record yet")
+    require_test_scores(record for group in groups.values() for record in group.records)
+    check_comparable(list(groups.values()))
+    first = next(iter(groups.values()))
+    task = first.task
+    metric = preset.metric or task.metric
+    shown = [metric, *(preset.also or BESIDE[task.kind])]
+    for name in shown:
+        check_metric(task, name)
+    known = first.records[0]["metrics"]["test"]
+    metrics = tuple(dict.fromkeys([*shown, *(name for name in ALWAYS if name in known)]))
+    record = first.records[0]
+    return Table(
+        preset=preset,
+        task=task,
+        metric=metric,
+        metrics=metrics,
+        lines=tuple(_line(row, groups[row.name], metrics) for row in preset.rows if row.name in groups),
+        missing=tuple(row for row in preset.rows if row.name not in groups),
+        comparisons=tuple(_comparisons(preset, groups, task, metric)),
+        reachable=record["corpus"].get("reachable", {}).get("test", {}).get(metric),
+        floor=record["majority"]["test"].get(metric),
+    )
+
+
+def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
+    scores = {metric: _score(group, metric) for metric in metrics}
+    dev = group.values(metrics[0], "dev")
+    tables = [record["splits"]["test"].get("per_class", {}) for record in group.records]
+    labels = group.task.output_names if tables[0] else ()
+    costs = [record["cost"] for record in group.records]
+    return Line(
+        row=row,
+        group=group,
+        test=scores,
+        dev=Score(float(dev.mean()), _deviation(dev)),
+        class_f1={label: float(np.mean([table[label]["f1"] for table in tables])) for label in labels},
+        support={label: int(tables[0][label]["support"]) for label in labels},
+        optimism=_optimism(group, metrics[0]),
+        parameters=int(costs[0]["parameters"]),
+        seconds_per_epoch=float(np.mean([cost["seconds_per_epoch"] for cost in costs])),
+        seconds=float(np.mean([cost["seconds"] for cost in costs])),
+        peak_mib=max(float(cost["peak_memory_mib"]) for cost in costs),
+        published=tuple((entry, scores[metrics[0]].mean - entry.score) for entry in row.published),
+    )
+
+
+def _score(group: Group, metric: str) -> Score:
+    values = group.values(metric)
+    low, high = None, None
+    against: tuple[str, ...] = ()
+    source = score_source(group.task, metric)
+    if source is not None and (sums := group.sums(source[0])) is not None:
+        low, high = two_level_bootstrap(sums, source[1], bounds=score_bounds(metric))
+        against = cautions(group.task, metric, sums, missing=math.isnan(low + high))
+    return Score(float(values.mean()), _deviation(values), low, high, against)
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def _optimism(group: Group, metric: str) -> Optimism | None:
+    found = [record["optimism"] for record in group.records if record.get("optimism", {}).get("metric") == metric]
+    if len(found) < len(group.records):
+        return None
+    names = ("dev_selected", "last_epoch", "test_selected")
+    return Optimism(*(float(np.mean([entry[name] for entry in found])) for name in names))
+
+
+def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec, metric: str) -> list[Comparison]:
+    source = score_source(task, metric)
+    if source is None:
+        return []
+    sums = {name: group.sums(source[0]) for name, group in groups.items()}
+    usable = {name: array for name, array in sums.items() if array is not None}
+    # The majority class is a floor and no rival: comparing with it would only cost the other comparisons their power.
+    floors = {row.name for row in preset.rows if row.model == "majority"}
+    rivals = [name for name in usable if name not in floors]
+    pairs = list(itertools.combinations(rivals if len(rivals) > 1 else usable, 2))
+    if preset.against is not None:
+        pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
+    if preset.pairs:
+        pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
+    return compare_all(usable, source[1], pairs, bounds=score_bounds(metric))

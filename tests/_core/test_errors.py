@@ -1,0 +1,54 @@
+"""Suggestions: a slip of the pen is recognised, another word is not offered."""
+
+from __future__ import annotations
+
+import pytest
+
+from ercfusion._core.errors import did_you_mean, nearest
+
+KNOWN = [
+    "conversation",
+    "speaker",
+    "text",
+    "split",
+    "weighted_f1",
+    "macro_f1",
+    "--help",
+    "--multirun",
+    "cogmen",
+    "optimizer.lr",
+]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("conversaton", "conversation"),
+        ("Conversation", "conversation"),
+        ("speakers", "speaker"),
+        ("tetx", "text"),
+        ("f1_weighted", "weighted_f1"),
+        ("weighted", "weighted_f1"),
+        ("macrof1", "macro_f1"),
+        ("--hlep", "--help"),
+        ("--multi-run", "--multirun"),
+        ("congmen", "cogmen"),
+        ("optimiser.lr", "optimizer.lr"),
+    ],
+)
+def test_slips(word: str, meant: str) -> None:
+    assert nearest(word, KNOWN, 1) == [meant]
+
+
+@pytest.mark.parametrize(
+    "word", ["emotion", "--model", "x", "", "transcript", "hubert", "1", "a" * 5000, "convolution"]
+)
+def test_other_words(word: str) -> None:
+    assert nearest(word, KNOWN) == []
+    assert did_you_mean(word, KNOWN).startswith("Choose from: ")
+
+
+def test_the_best_comes_first() -> None:
+    assert nearest("cogmn", ["cogmans", "cogmen", "concat"]) == ["cogmen"]
+    assert nearest("mled", ["m3ed", "meld"], 1) == ["meld"]
+    assert nearest("dropuot", ["dropouts", "dropout"]) == ["dropout", "dropouts"]

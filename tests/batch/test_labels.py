@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ercfusion._core.errors import CorpusFormatError
+from ercfusion.batch.labels import MAPS, SCHEMAS, LabelSchema, check_labels, get_schema, map_between
+from ercfusion.records.archive import read_archive
+
+
+def test_index_by_name_and_by_synonym() -> None:
+    schema = get_schema("iemocap6")
+    assert len(schema) == 6
+    assert [schema.index(label) for label in schema.labels] == list(range(6))
+    assert schema.index("fru") == schema.index("frustrated") == 5
+    assert schema.canonical("exc") == "excited"
+    assert "hap" in schema
+    assert "joy" not in schema
+
+
+def test_orders_differ_between_corpora() -> None:
+    """The reason for schemas: the same names have other indices elsewhere."""
+    meld, lines = get_schema("meld7"), get_schema("emotionlines7")
+    assert set(meld.labels) == set(lines.labels)
+    assert meld.index("joy") != lines.index("joy")
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
+def test_registered_schemas(schema: LabelSchema) -> None:
+    assert get_schema(schema.name) is schema
+    assert schema.neutral is None or schema.neutral in schema.labels
+    for again in (pickle.loads(pickle.dumps(schema)), copy.deepcopy(schema)):
+        assert again == schema
+        assert [again.index(label) for label in again.labels] == list(range(len(again)))
+
+
+@pytest.mark.parametrize("label_map", MAPS, ids=lambda entry: f"{entry.source}-{entry.target}")
+def test_maps_are_total(label_map: object) -> None:
+    source, target = get_schema(label_map.source), get_schema(label_map.target)  # type: ignore[attr-defined]
+    images = [label_map(label) for label in source.labels]  # type: ignore[operator]
+    assert set(label_map.mapping) == set(source.labels)  # type: ignore[attr-defined]
+    assert all(image is None or image in target.labels for image in images)
+    assert any(image is not None for image in images)
+    assert pickle.loads(pickle.dumps(label_map)) == label_map
+
+
+def test_maps() -> None:
+    four = map_between("iemocap6", "iemocap4")
+    assert four("exc") == four("happy") == "happy"
+    assert four("frustrated") is None
+    same = map_between("meld7", "meld7")
+    assert all(same(label) == label for label in get_schema("meld7").labels)
+    back = map_between("emotionlines7", "meld7")
+    assert back("joy") == "joy"
+
+
+# As published with each corpus, or as the first release of this library had them. Recorded confusion matrices and saved
+# models hold class indices: another order would give their numbers other names.
+ORDERS = {
+    "meld7": "neutral surprise fear sadness joy disgust anger",
+    "meld3": "neutral positive negative",
+    "emotionlines7": "neutral joy sadness fear anger surprise disgust",
+    "emorynlp7": "joyful mad neutral peaceful powerful sad scared",
+    "emorynlp3": "neutral positive negative",
+    "iemocap6": "happy sad neutral angry excited frustrated",
+    "iemocap4": "happy sad neutral angry",
+    "iemocap9": "neutral happy sad angry excited frustrated fear surprise disgust",
+    "mosei6": "happy sad anger surprise disgust fear",
+    "m3ed7": "happy neutral sad disgust anger fear surprise",
+    "dailydialog7": "neutral anger disgust fear happiness sadness surprise",
+    "emodb7": "anger boredom disgust fear happiness sadness neutral",
+    "ravdess8": "neutral calm happy sad angry fearful disgust surprised",
+    "sentiment2": "negative positive",
+    "demo6": "neutral joy sadness anger surprise fear",
+}
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS.items())
+def test_the_order_of_labels_stays(name: str, order: str) -> None:
+    assert get_schema(name).labels == tuple(order.split())
+
+
+@pytest.mark.parametrize("preset", ["meld", "mosi", "demo"])
+def test_recorded_tables_have_the_order_of_today(preset: str) -> None:
+    for path in (Path(__file__).parents[2] / "experiments" / preset / "records").glob("*.json"):
+        schema = read_archive(path)[0]["task"]["schema"]
+        assert tuple(schema["labels"]) == get_schema(schema["name"]).labels
+
+
+# What each label becomes; "-" is no label.
+IMAGES = {
+    ("emorynlp7", "emorynlp3"): "joyful=positive peaceful=positive powerful=positive neutral=neutral mad=negative "
+    "sad=negative scared=negative",
+    ("meld7", "emorynlp7"): "neutral=neutral joy=joyful anger=mad sadness=sad fear=scared surprise=- disgust=-",
+    ("emorynlp7", "meld7"): "neutral=neutral joyful=joy mad=anger sad=sadness scared=fear peaceful=- powerful=-",
+    ("iemocap6", "iemocap4"): "happy=happy excited=happy sad=sad neutral=neutral angry=angry frustrated=-",
+    ("meld7", "emotionlines7"): " ".join(f"{label}={label}" for label in ORDERS["meld7"].split()),
+    ("emotionlines7", "meld7"): " ".join(f"{label}={label}" for label in ORDERS["meld7"].split()),
+}
+
+
+def test_what_each_label_becomes() -> None:
+    assert {(entry.source, entry.target) for entry in MAPS} == set(IMAGES)
+    for (source, target), text in IMAGES.items():
+        images = dict(pair.split("=") for pair in text.split())
+        found = map_between(source, target)
+        assert {label: found(label) or "-" for label in get_schema(source).labels} == images
+
+
+# What every other spelling means.
+SPELLINGS = {
+    "iemocap6": "hap=happy neu=neutral ang=angry exc=excited fru=frustrated",
+    "iemocap9": "neu=neutral hap=happy ang=angry exc=excited fru=frustrated fea=fear sur=surprise dis=disgust",
+    "dailydialog7": "no_emotion=neutral",
+}
+
+
+def test_other_spellings() -> None:
+    found = {name: dict(schema.synonyms) for name, schema in SCHEMAS.items() if schema.synonyms}
+    expected = {name: dict(pair.split("=") for pair in text.split()) for name, text in SPELLINGS.items()}
+    assert found == {
+        name: {spelling.replace("_", " "): label for spelling, label in entries.items()}
+        for name, entries in expected.items()
+    }
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(CorpusFormatError, match=r"'hapy' is no label of iemocap6. Did you mean 'happy'\?"):
+        get_schema("iemocap6").index("hapy")
+    with pytest.raises(KeyError, match="Did you mean 'meld7'"):
+        get_schema("meld8")
+    with pytest.raises(KeyError, match=r"no map from 'meld3' to 'demo6'\. Known maps: meld7 -> emotionlines7"):
+        map_between("meld3", "demo6")
+    check_labels(["joy", "anger"], get_schema("meld7"))
+    with pytest.raises(CorpusFormatError, match="'joyful' is no label of meld7"):
+        check_labels(["joy", "joyful"], get_schema("meld7"))
+
+
+def test_contradictory_schemas_are_refused() -> None:
+    with pytest.raises(ValueError, match="lists a label twice"):
+        LabelSchema("bad", ("a", "b", "a"))
+    with pytest.raises(ValueError, match="synonym 'x' points to 'c', which is no label"):
+        LabelSchema("bad", ("a", "b"), {"x": "c"})
+
+
+def test_spellings_of_a_label_are_found():
+    schema = LabelSchema("x", ("neutral", "\u00e4rger", "Joy"), {"happiness": "Joy"})
+    assert [schema.find(text) for text in (" Neutral ", "a\u0308rger", "\u00c4RGER", "JOY", "Happiness")] == [
+        "neutral", "\u00e4rger", "\u00e4rger", "Joy", "Joy",
+    ]  # fmt: skip
+    assert schema.find("sad") is None
+    both = LabelSchema("y", ("joy", "Joy"))
+    assert [both.find(text) for text in ("joy", "Joy", "JOY")] == ["joy", "Joy", None]

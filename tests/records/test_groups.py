@@ -1,0 +1,262 @@
+"""Runs are grouped by what decides about their result; what differs is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from made_records import record
+
+from ercfusion._core.errors import RunError
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.records.archive import read_archive, write_archive
+from ercfusion.records.groups import (
+    Group,
+    check_comparable,
+    data_of,
+    differences,
+    environment_of,
+    features_of_groups,
+    flat,
+    group_records,
+    read_records,
+    settings_of,
+)
+from ercfusion.records.record import split_record
+
+
+def test_seeds_are_grouped_and_settings_are_told_apart():
+    records = [
+        record("concat", 1),
+        record("concat", 0),
+        record("concat", 0, 0.5, "model.dropout=0.1"),
+        record("cogmen", 3),
+        record("concat", 2, 0.5, "training.keep_every_epoch=true", "training.threads=2", "data.raw=/elsewhere"),
+    ]
+    groups = group_records(records)
+    assert [group.name for group in groups] == ["concat model.dropout=0.4", "concat model.dropout=0.1", "cogmen"]
+    assert [group.seeds for group in groups] == [(0, 1, 2), (0,), (3,)]
+
+
+def test_of_one_run_made_twice_the_later_counts():
+    early, late = record(seed=0), record(seed=0, skill=0.9)
+    late["finished"] = "2027-01-01T00:00:00+00:00"
+    for order in ([early, late], [late, early]):
+        (group,) = group_records(order)
+        assert group.records == (late,)
+
+
+def test_archived_runs_and_run_folders_are_one_group(tmp_path):
+    archived = read_archive(write_archive(tmp_path / "a.json", [record(seed=0)]))
+    (group,) = group_records([*archived, record(seed=1)])
+    assert group.seeds == (0, 1)
+
+
+def test_group_arrays():
+    records = [record(seed=seed) for seed in (0, 1, 2)]
+    group = Group("concat", tuple(records))
+    values = [entry["metrics"]["test"]["macro_f1"] for entry in records]
+    np.testing.assert_array_equal(group.values("macro_f1"), values)
+    assert np.isnan(group.values("no such score")).all()
+    sums = group.sums("confusion")
+    assert sums.shape == (3, 12, 6, 6)
+    assert sums.sum() == 3 * records[0]["splits"]["test"]["utterances"]
+    assert group.sums("moments") is None
+    assert group.metric == "weighted_f1"
+
+
+def test_runs_on_other_conversations_cannot_be_compared():
+    one, other = record(seed=0), record(seed=1)
+    confusion = other["splits"]["test"]["confusion"]
+    confusion["test/new"] = confusion.pop("test/11")
+    other["splits"]["test"]["shift"] = {name: [0, 0, 0, 0] for name in confusion}
+    with pytest.raises(RunError, match="1 only in the first, 1 only in the second"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    with pytest.raises(RunError, match="different conversations"):
+        _ = Group("both", (one, other)).conversations
+    another_task = json.loads(json.dumps(one))
+    another_task["task"]["name"] = "sentiment"
+    with pytest.raises(RunError, match="cannot be compared"):
+        check_comparable([Group("a", (one,)), Group("b", (another_task,))])
+
+
+def test_protocols_are_not_mixed():
+    one, other = record("concat", 0), record("cogmen", 0)
+    other["protocol"] = f"{one['protocol']}-other"
+    for groups in ([Group("a", (one,)), Group("b", (other,))], [Group("both", (one, other))]):
+        with pytest.raises(RunError, match=r"different protocols.*-other"):
+            check_comparable(groups)
+
+
+def on_other_data(kind: str) -> tuple[dict, dict]:
+    """A record and one that was tested on other data under the same conversation ids."""
+    one, other = record(seed=0), record("cogmen", seed=1)
+    if kind == "fingerprint":
+        other["corpus"]["fingerprint"] = "e" * 64
+    elif kind == "protocol":
+        other["protocol"] = "demo/speaker"
+    elif kind == "labels":  # the truth is in the rows: one utterance of another class, the same prediction
+        cells = other["splits"]["test"]["confusion"]["test/3"]
+        cells[0] = [(cells[0][0] + 1) % 6, *cells[0][1:]]
+    else:  # only the count of utterances whose speaker's emotion has changed
+        other["splits"]["test"]["shift"]["test/3"][1] += 1
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fingerprint", r"a \(seed 0\) and b \(seed 1\) .*fingerprints ffffffffffff and eeeeeeeeeeee"),
+        ("protocol", "different protocols.*demo/speaker"),
+        ("labels", "different labels: those of 1 conversations differ, for example of 'test/3'"),
+        ("shift", "different labels: those of 1 conversations differ, for example of 'test/3'"),
+    ],
+)
+def test_the_same_ids_of_other_data_cannot_be_compared(kind, message):
+    one, other = on_other_data(kind)
+    with pytest.raises(RunError, match=message):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    # Nor one model's seeds, whose first alone is like the other model's.
+    with pytest.raises(RunError):
+        check_comparable([Group("a", (one,)), Group("b", (record(seed=0), other))])
+    with pytest.raises(RunError):
+        check_comparable([Group("a", (record(seed=0), other)), Group("b", (one,))])
+
+
+def regression(targets: list[float], shift: float) -> dict:
+    """A record of a regression task whose outputs are ``shift`` away from the targets."""
+    task = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
+    value = np.array(targets, dtype=np.float32)[:, None]
+    made = Predictions(
+        task, value + shift, value, np.ones(4, dtype=bool), (2, 2), np.zeros(4), ("a", "b"), tuple("1234")
+    )
+    return record(task=task.to_dict(), splits={"test": split_record(made)})
+
+
+def test_labels_of_other_kinds_of_tasks():
+    one, same, other = regression([1, -1, 2, 0], 0.1), regression([1, -1, 2, 0], -0.7), regression([1, -1, 2, 0.5], 0.1)
+    check_comparable([Group("a", (one,)), Group("b", (same,))])
+    with pytest.raises(RunError, match="for example of 'b'"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+    task = TaskSpec("emotions", "multi_label", get_schema("demo6"))
+    counts = [[[1, 2, 0]] * 6, [[1, 0, 1]] * 6]  # right, false alarms, misses
+    one, same, other = (
+        record(task=task.to_dict(), splits={"test": {"counts": {"a": first, "b": second}}})
+        for first, second in (counts, ([[[0, 5, 1]] * 6, counts[1]]), ([counts[0], [[1, 0, 2]] * 6]))
+    )
+    check_comparable([Group("a", (one,)), Group("b", (same,))])
+    with pytest.raises(RunError, match="for example of 'b'"):
+        check_comparable([Group("a", (one,)), Group("b", (other,))])
+
+
+def with_pack(entry: dict, sha: str, width: int = 24) -> dict:
+    """The record with other text features."""
+    entry["features"][0] = {**entry["features"][0], "width": width}
+    entry["features"][0]["source"] = {**entry["features"][0]["source"], "sha256": sha * 64}
+    return entry
+
+
+def test_other_features_are_told_apart():
+    records = [record(seed=0), with_pack(record(seed=0), "b"), with_pack(record("cogmen", 0), "b")]
+    groups = group_records(records)
+    assert [group.name for group in groups] == [
+        "concat features text=aaaaaaaa",
+        "concat features text=bbbbbbbb",
+        "cogmen",
+    ]
+    check_comparable(groups)
+    assert features_of_groups(groups) == ["text (24-d E aaaaaaaa)", "text (24-d E bbbbbbbb)", "text (24-d E bbbbbbbb)"]
+    assert features_of_groups(groups[1:]) is None
+    both = record("lmf", 0)
+    both["features"].append({"modality": "audio", "width": 3, "level": "utterance", "source": {"corpus": "demo"}})
+    assert features_of_groups([groups[0], *group_records([both])]) == ["text", "text, audio"]
+
+
+def test_what_a_record_lacks_has_its_default():
+    new, old, relu = (record(seed=seed) for seed in (0, 1, 2))
+    del old["config"]["model"]["activation"], old["config"]["training"]["modality_dropout"]
+    del old["config"]["objective"]["probe"], old["config"]["curriculum"], old["config"]["optimizer"]["eps"]
+    del old["config"]["data"]["options"]
+    assert settings_of(old["config"]) == settings_of(new["config"])
+    (group,) = group_records([new, old])
+    assert group.seeds == (0, 1)
+    relu["config"]["model"]["activation"] = "relu"
+    assert differences(settings_of(old["config"]), settings_of(relu["config"])) == {
+        "model.activation": ("gelu", "relu")
+    }
+    assert [group.name for group in group_records([old, relu])] == [
+        "concat model.activation=gelu",
+        "concat model.activation=relu",
+    ]
+    # Nothing is made up: not the options of another optimizer, nor those of an architecture of somebody's own.
+    stranger = record("concat", 0, 0.5, "optimizer=sgd")
+    stranger["config"]["model"] = {"name": "os:getcwd", "width": 3}
+    found = settings_of(stranger["config"])
+    assert {key for key in found if key.startswith("model.")} == {"model.name", "model.width"}
+    assert not {key for key in found if key.startswith("optimizer.")} & {"optimizer.betas", "optimizer.eps"}
+    # What is open stays as it is, whatever the default has.
+    sized = record("concat", 0, 0.5, "data.options.train=8")
+    assert "data.options" not in settings_of(sized["config"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["training.batch_size=7", "training.max_epochs=2", "optimizer.lr=0.1", "training.standardize=false",
+     "training.gradient_clip=0.0", "trainer.precision=bf16-mixed", "data.modalities=[text]", "objective=focal"],
+)  # fmt: skip
+def test_what_decides_a_result_is_another_group(setting):
+    assert len(group_records([record(seed=0), record("concat", 1, 0.5, setting)])) == 2
+
+
+def test_differences_and_flat():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+
+
+def test_what_is_incidental():
+    one = settings_of(record("concat", 0)["config"])
+    two = settings_of(record("concat", 5, 0.5, "trainer=cpu", "training.bootstrap=7")["config"])
+    assert one == two
+    assert "optimizer.lr" in one
+    assert "model.dropout" in one
+    assert not any(key.startswith(("seed", "run", "data.raw", "preset")) for key in one)
+
+
+def test_data_and_environment_by_name():
+    data = data_of(record())
+    assert data["features text: sha256"] == "a" * 64
+    assert not any("pack" in key for key in data)
+    environment = environment_of(record())
+    assert environment["torch"] == "2.13.0+cpu"
+    assert environment["ercfusion commit"] == "0123456789ab"
+
+
+def test_reading_from_folders_archives_and_runs(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / "runs" / f"seed={seed}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record(seed=seed)))
+        (folder / "config.json").write_text("{}")
+    archive = write_archive(tmp_path / "kept.json", [record(seed=4), record(seed=3)])
+    found = read_records([tmp_path / "runs", archive, tmp_path / "runs" / "seed=0"])
+    assert [entry["seed"] for entry in found] == [0, 1, 3, 4, 0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no finished run"):
+        read_records([tmp_path / "empty"])
+    with pytest.raises(RunError, match="not a folder"):
+        read_records([tmp_path / "absent"])
+
+
+def test_runs_under_another_rule_for_empty_sets_are_told_apart():
+    one, other = record(seed=0), record(seed=1)
+    for entry in (one, other):
+        entry["task"] = {**entry["task"], "kind": "multi_label"}
+    other["empty_sets"] = "accuracy 1, jaccard 1, samples_f1 1"
+    assert len(group_records([one, other])) == 2
+    found = differences(data_of(one), data_of(other))
+    assert list(found) == ["scores of two empty label sets"]
+    single = record()
+    assert "scores of two empty label sets" not in data_of(single)
