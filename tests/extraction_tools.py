@@ -160,4 +160,4 @@ def write_recordings(folder: Path, count: int = 4, seconds: float = 0.3) -> Reco
 
 def loudness(**settings: Any) -> Recipe:
     """The recipe of :class:`Loudness`."""
-    return Recipe("loudness", "tools:Loudness", settings)
+    return Recipe("loudness", "extraction_tools:Loudness", settings)

@@ -15,6 +15,7 @@ import safetensors.numpy
 from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import is_leftover, sha256_of
 from ercfusion._core.machine import machine
+from ercfusion.data import pack, storage
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.pack import (
     KEYS,
@@ -26,7 +27,6 @@ from ercfusion.data.pack import (
     read_pack,
     write_pack,
 )
-from ercfusion.features import pack, storage
 
 LEFT = ".ercfusion-0123456789ab"
 MEMBERS = sorted([KEYS, MANIFEST, VALUES])

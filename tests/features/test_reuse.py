@@ -330,7 +330,7 @@ def test_a_pack_that_another_process_replaces_meanwhile(
 def test_texts_that_change(tmp_path: Path) -> None:
     """A pack of texts is bound to them: other texts are another pack."""
     raw = write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1})
-    recipe = Recipe("letters", "tools:Letters", {})
+    recipe = Recipe("letters", "extraction_tools:Letters", {})
 
     def make(**options: Any) -> Extraction:
         corpus = open_corpus("custom", raw)
