@@ -247,7 +247,7 @@ def compare(selected: list[Case], device: torch.device, repeats: int) -> list[st
 
 def cuts(device: torch.device, repeats: int, rehearse: bool) -> list[str]:
     """The second table: whole, and cut into segments of several lengths."""
-    from ercfusion.ops.scan.backends import ScanInputs
+    from ercfusion.ops.scan.contract import ScanInputs
     from ercfusion.ops.scan.triton_scan import TritonScan
 
     lengths = (12,) if rehearse else (128, 256, 512, 1024, 2048, 4096)

@@ -1,3 +1,5 @@
 """Conversation-level models for emotion recognition in conversation from text, audio and visual features."""
 
-__version__ = "0.1.0"
+from ercfusion._core.version import __version__
+
+__all__ = ["__version__"]

@@ -115,7 +115,7 @@ def examine(settings: dict[str, Any]) -> int:
     from ercfusion.data.corpora import open_corpus
     from ercfusion.data.corpus import Finding
     from ercfusion.data.pack import read_manifest, read_pack
-    from ercfusion.data.recordings import changed_recordings
+    from ercfusion.features.changed import changed_recordings
     from ercfusion.features.loading import known_labels, pack_folder, pack_place
 
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])

@@ -5,38 +5,45 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ercfusion.data.conversation import Conversation, TargetValue
+from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
-
-if TYPE_CHECKING:
-    from ercfusion.features.loading import LoadedData
 
 FEATURES = "features "
 """Begins the names of the checksums of feature values."""
 
 
-def data_identity(data: LoadedData) -> dict[str, str]:
+def data_identity(
+    corpus: Corpus, protocol: Protocol, splits: Splits, tables: Iterable[FeatureTable], fingerprint: str
+) -> dict[str, str]:
     """Names and checksums by what they are of, in the order in which a change is told.
+
+    Args:
+        corpus: The reader.
+        protocol: Its task says which labels count.
+        splits: Conversations of the splits.
+        tables: Features of the modalities.
+        fingerprint: Of the files of the corpus.
 
     The checksum of features is the one that their pack's ``pack.json`` has for ``values.safetensors``; the features of
     a corpus without packs are read for it.
     """
     found = {
-        "corpus": data.corpus.name,
-        "protocol": data.protocol.id,
-        "task": _digest([data.protocol.task.to_dict()]),
+        "corpus": corpus.name,
+        "protocol": protocol.id,
+        "task": _digest([protocol.task.to_dict()]),
     }
-    for split, conversations in data.splits.items():
-        found[f"labels of the {split} split"] = _digest(_labels(conversations, data.protocol.task.name))
+    for split, conversations in splits.items():
+        found[f"labels of the {split} split"] = _digest(_labels(conversations, protocol.task.name))
         found[f"utterances of the {split} split"] = _digest(_utterances(conversations))
-    for table in data.tables:
+    for table in tables:
         found[f"{FEATURES}{table.modality}"] = str(table.source.get("sha256") or _values(table))
         found[f"keys of the features {table.modality}"] = _digest(table.keys)
-    found[f"files of {data.corpus.name}"] = data.fingerprint
+    found[f"files of {corpus.name}"] = fingerprint
     return found
 
 

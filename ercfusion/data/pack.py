@@ -35,7 +35,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion import __version__
 from ercfusion._core.errors import BatchError, ConfigError, PackError, did_you_mean
 from ercfusion._core.files import (
     StrPath,
@@ -49,6 +48,7 @@ from ercfusion._core.files import (
 from ercfusion._core.machine import machine
 from ercfusion._core.schemas.pack import Manifest
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
+from ercfusion._core.version import __version__
 from ercfusion.data.corpus import Corpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.provenance import TrainedOn, checked, summary

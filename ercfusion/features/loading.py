@@ -47,7 +47,7 @@ class LoadedData:
     @cached_property
     def identity(self) -> dict[str, str]:
         """See :func:`ercfusion.data.identity.data_identity`; computed once."""
-        return data_identity(self)
+        return data_identity(self.corpus, self.protocol, self.splits, self.tables, self.fingerprint)
 
     def store(self, split: str) -> ConversationStore:
         """A split as tensors.
@@ -147,7 +147,7 @@ def check_packs(
 ) -> None:
     """Compare the recordings of packs with those that the packs were made from; see :func:`load_data`."""
     from ercfusion.data.pack import read_manifest
-    from ercfusion.data.recordings import check_recordings
+    from ercfusion.features.changed import check_recordings
 
     for table in tables:
         if "pack" in table.source:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import ercfusion
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.hints import resume_command
 from ercfusion._core.machine import machine
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
+from ercfusion._core.version import __version__
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.scores import per_class, scores
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "ercfusion": ercfusion.__version__,
+        "ercfusion": __version__,
         "revision": revision(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -57,7 +57,7 @@ def environment() -> dict[str, Any]:
 
 def revision() -> dict[str, Any] | None:
     """Git commit of the ercfusion sources and whether they were changed since; None outside a checkout."""
-    root = Path(ercfusion.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ercfusion import __version__
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion._core.files import StrPath, expanded, sha256_of
 from ercfusion._core.registry import require_trusted
+from ercfusion._core.version import __version__
 from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable, Key

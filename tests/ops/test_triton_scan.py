@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ercfusion.ops.conv import causal_conv_reference
 from ercfusion.ops.scan import selective_scan
-from ercfusion.ops.scan.backends import ScanInputs
+from ercfusion.ops.scan.contract import ScanInputs
 from ercfusion.ops.scan.reference import ReferenceScan
 
 pytest.importorskip("triton")

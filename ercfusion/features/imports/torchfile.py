@@ -2,7 +2,7 @@
 
 Both formats are known: the ZIP archive (``data.pkl`` beside one raw file a storage, since torch 1.6) and the older
 sequence of pickles followed by the raw storages. The pickles go through the reader of
-:mod:`ercfusion.features.imports.unpickle`; a tensor becomes an array of its storage's numbers. Models, optimisers,
+:mod:`ercfusion.features.imports.stream`; a tensor becomes an array of its storage's numbers. Models, optimisers,
 sparse and quantised tensors are refused.
 """
 
@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.features.imports.limits import Limits
 from ercfusion.features.imports.rebuild import UnpickleError
-from ercfusion.features.imports.unpickle import TORCH_LEGACY, Stream, load_stream
+from ercfusion.features.imports.stream import Stream, load_stream
+
+TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of ``torch.save`` begin that were written before torch 1.6: a pickled magic number."""
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
@@ -96,14 +99,14 @@ def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
             storages[key] = _Storage(np.frombuffer(bytearray(data), dtype))
         return storages[key]
 
-    return load_stream(io.BytesIO(archive.read(pickles[0])), limits, persistent)
+    return load_stream(io.BytesIO(archive.read(pickles[0])), limits, rebuilder, persistent)
 
 
 def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
     """The content of a file of ``torch.save`` in the format of before torch 1.6.
 
     Args:
-        stream: It begins with :data:`~ercfusion.features.imports.unpickle.TORCH_LEGACY`.
+        stream: It begins with :data:`TORCH_LEGACY`.
         limits: What reading may take.
         inner: The stream is itself part of a pickle.
 
@@ -113,8 +116,8 @@ def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
     path = limits.path
     size = len(stream) if isinstance(stream, mmap.mmap) else stream.getbuffer().nbytes
     stream.seek(len(TORCH_LEGACY))
-    load_stream(stream, limits)  # the version of the format
-    system = load_stream(stream, limits)
+    load_stream(stream, limits, rebuilder)  # the version of the format
+    system = load_stream(stream, limits, rebuilder)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
     storages: dict[str, _Storage] = {}
@@ -131,8 +134,8 @@ def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
             storages[key] = _Storage(np.zeros(count, dtype))
         return storages[key]
 
-    result = load_stream(stream, limits, persistent, inner=inner)
-    keys = load_stream(stream, limits)
+    result = load_stream(stream, limits, rebuilder, persistent, inner=inner)
+    keys = load_stream(stream, limits, rebuilder)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise UnpickleError(f"{path}: the list of tensors does not match the tensors. Get the file again.")
     for key in keys:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ercfusion import __version__
 from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import StrPath, atomic_folder, atomic_write, sha256_of
+from ercfusion._core.version import __version__
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora import open_corpus

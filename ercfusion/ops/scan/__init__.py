@@ -3,7 +3,8 @@
 Importing it needs neither a compiler nor Triton nor a GPU; see :func:`selective_scan`.
 """
 
-from ercfusion.ops.scan.backends import ScanBackend, ScanGradients, ScanInputs, backends, register_backend
+from ercfusion.ops.scan.backends import backends, register_backend
+from ercfusion.ops.scan.contract import ScanBackend, ScanGradients, ScanInputs
 from ercfusion.ops.scan.interface import selective_scan
 from ercfusion.ops.scan.reference import scan_reference
 

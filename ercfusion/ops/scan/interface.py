@@ -9,7 +9,7 @@ direction and both directions in one call, an initial state, a gradient from the
 sees two operators and looks no further.
 
 A tensor that the two directions, all utterances or several groups share enters the operator once and is expanded inside
-(:class:`ercfusion.ops.scan.backends.ScanInputs`). Autograd would sum the gradients of the copies in the tensor's own
+(:class:`ercfusion.ops.scan.contract.ScanInputs`). Autograd would sum the gradients of the copies in the tensor's own
 dtype: in bfloat16, two rounded gradients of opposite sign can leave nothing but rounding errors. The operator sums them
 in the dtype of the computation and rounds once.
 """
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from ercfusion.batch.packing import Packing
-from ercfusion.ops.scan.backends import ScanInputs, accumulation_dtype, choose
+from ercfusion.ops.scan.backends import choose
+from ercfusion.ops.scan.contract import ScanInputs, accumulation_dtype
 
 Reverse = bool | Literal["both"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ercfusion.ops.scan.backends import ScanGradients, ScanInputs, autograd_inside
+from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, autograd_inside
 
 MOST_STATES = 256
 LONG_AGO = -1e4
@@ -52,7 +52,7 @@ class MambaSsmScan:
         return None
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         with torch.no_grad():
             return self._run(ScanInputs(*arguments))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ercfusion.ops import native
-from ercfusion.ops.scan.backends import ScanGradients, ScanInputs, accumulation_dtype
+from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, accumulation_dtype
 
 SOURCE = Path(__file__).with_name("selective_scan.c")
 
@@ -69,7 +69,7 @@ class NativeScan:
         return None if library is not None else reason
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         call = _Call(ScanInputs(*arguments))
         K, N, D, B, S = call.sizes
         out, final = call.new("out", K, N, D), call.new("final", K, B, S, D)
@@ -77,7 +77,7 @@ class NativeScan:
         return out, final.transpose(2, 3)
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
-        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         inputs = ScanInputs(*arguments)
         call = _Call(inputs)
         K, N, D, B, S = call.sizes

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.ops.scan.backends import ScanGradients, ScanInputs, accumulation_dtype, autograd_inside
+from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, accumulation_dtype, autograd_inside
 
 THRESHOLD = 20.0
 """Above it softplus is the identity, as in :func:`torch.nn.functional.softplus`."""

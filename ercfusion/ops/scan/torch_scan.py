@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ercfusion.ops.scan.backends import ScanGradients, ScanInputs, accumulation_dtype
+from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, accumulation_dtype
 from ercfusion.ops.scan.reference import THRESHOLD
 
 KEPT = 2**25
@@ -33,7 +33,7 @@ class TorchScan:
         return None
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         inputs = ScanInputs(*arguments)
         plan = _Plan(inputs)
         h, final = plan.initial(inputs.initial), plan.state()
@@ -53,7 +53,7 @@ class TorchScan:
         return plan.put(y), plan.put_state(final)
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
-        """See :class:`ercfusion.ops.scan.backends.ScanBackend`."""
+        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         inputs = ScanInputs(*arguments)
         plan = _Plan(inputs)
         gated = plan.take(grad_out)

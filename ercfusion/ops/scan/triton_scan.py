@@ -31,7 +31,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ercfusion.ops.scan.backends import ScanGradients, ScanInputs
+from ercfusion.ops.scan.contract import ScanGradients, ScanInputs
 from ercfusion.ops.scan.triton_kernels import adjoint_kernel, backward_kernel, carry_kernel, scan_kernel
 
 #: Most states a channel: the states of two channels, at two utterances, have to fit in the registers of a warp.
