@@ -46,11 +46,11 @@ from ercfusion._core.files import (
     user_cache,
 )
 from ercfusion._core.machine import machine
-from ercfusion._core.schemas.pack import Manifest
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.version import __version__
 from ercfusion.data.corpus import Corpus
 from ercfusion.data.features import FeatureTable, Key
+from ercfusion.data.pack_schema import Manifest
 from ercfusion.data.provenance import TrainedOn, checked, summary
 from ercfusion.data.recordings import Source, read_recordings, write_recordings
 from ercfusion.data.storage import (

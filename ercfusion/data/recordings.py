@@ -24,8 +24,8 @@ from typing import Any
 from ercfusion._core.errors import PackError, RunError
 from ercfusion._core.files import atomic_write, sha256_of, user_cache
 from ercfusion._core.progress import track
-from ercfusion._core.schemas.pack import Recordings
 from ercfusion._core.schemas.reading import MIB, read_json
+from ercfusion.data.pack_schema import Recordings
 from ercfusion.data.storage import AGAIN, CLOCK_GRAIN_NS, RECORDINGS, check_checksum, check_size
 
 logger = logging.getLogger("ercfusion")

@@ -136,6 +136,16 @@ class ConversationStore:
         return len(self.lengths)
 
     @property
+    def conversation_ids(self) -> tuple[str, ...]:
+        """Ids of the conversations, in order."""
+        return tuple(conversation.id for conversation in self.conversations)
+
+    @property
+    def turn_ids(self) -> tuple[str, ...]:
+        """Ids of the N utterances, in order."""
+        return tuple(turn.id for conversation in self.conversations for turn in conversation.turns)
+
+    @property
     def num_utterances(self) -> int:
         """Utterances in the whole split."""
         return int(self._starts[-1])

@@ -32,7 +32,6 @@ from ercfusion._core.files import (
 from ercfusion._core.hints import command
 from ercfusion._core.pool import default_workers, usable_cores
 from ercfusion._core.progress import duration, rate, track
-from ercfusion._core.schemas.pack import Work
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
@@ -45,6 +44,7 @@ from ercfusion.data.pack import (
     tidy_packs,
     write_pack,
 )
+from ercfusion.data.pack_schema import Work
 from ercfusion.data.recordings import Source, digest_of, source_of
 from ercfusion.data.storage import KEYS, MANIFEST, read_keys
 from ercfusion.features.clip_error import ClipError

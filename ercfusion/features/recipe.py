@@ -79,7 +79,7 @@ def read_recipe(name: str) -> Recipe:
         ConfigError: no such recipe, or the file does not hold one; the message names file and key.
     """
     from ercfusion._core.schemas.reading import read_yaml, shown
-    from ercfusion._core.schemas.tables import RecipeFile
+    from ercfusion.features.recipe_schema import RecipeFile
 
     if name.endswith((".yaml", ".yml")):
         path = expanded(name)

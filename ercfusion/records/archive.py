@@ -19,11 +19,11 @@ import numpy as np
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
-from ercfusion._core.schemas.run import Archive
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.scores import per_class_of
 from ercfusion.records.record import DAMAGED, checked_record, dense_counts
 from ercfusion.records.record import FORMAT as RECORD_FORMAT
+from ercfusion.records.run_schema import Archive
 
 FORMAT = 1
 

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write, sha256_of
-from ercfusion._core.schemas.model import PredictionsHead
 from ercfusion._core.schemas.reading import check, failure, parse_json
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.records.record import RECORD, read_record
+from ercfusion.tasks.model_schema import PredictionsHead
 
 FORMAT = 1
 DAMAGED = "Copy the file again, or evaluate the run again."

@@ -229,7 +229,7 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not; the message names file and key.
     """
-    from ercfusion._core.schemas.run import Record, record_config
+    from ercfusion.records.run_schema import Record, record_config
 
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:

@@ -14,10 +14,10 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.hints import command
 from ercfusion._core.schemas.reading import read_json
-from ercfusion._core.schemas.run import Winner
 from ercfusion.metrics.scores import higher_is_better
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.records.record import RECORD, read_record
+from ercfusion.records.run_schema import Winner
 from ercfusion.search.space import setting
 from ercfusion.search.status import described
 from ercfusion.search.storage import damaged

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError, TrainingError
 from ercfusion._core.schemas.reading import shown
-from ercfusion._core.schemas.study import study_problem
 from ercfusion.data.sampler import mix_seed
 from ercfusion.metrics.scores import higher_is_better
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
 from ercfusion.search.storage import damaged, open_storage
+from ercfusion.search.study_schema import study_problem
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -15,21 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
-from ercfusion._core.schemas.checkpoint import tensor_bytes
-from ercfusion._core.schemas.model import ModelConfig
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
-from ercfusion._core.schemas.tensors import Header, read_header
+from ercfusion._core.schemas.tensors import Header, read_header, tensor_bytes
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
-from ercfusion.data.store import ConversationStore
 from ercfusion.layers import Standardize
 from ercfusion.models import build_architecture
 from ercfusion.models.base import Encoded
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
+from ercfusion.tasks.model_schema import ModelConfig
 
 FORMAT = 1
 DAMAGED = "The file was changed or damaged: copy the folder again, or train again."
@@ -133,7 +132,7 @@ class Recognizer(nn.Module):
         return {name: value.shape[1] for name, value in encoded.modalities.items()}
 
     @torch.no_grad()
-    def prepare(self, train: ConversationStore, *, standardize: bool = True) -> None:
+    def prepare(self, train: Split, *, standardize: bool = True) -> None:
         """Take the input statistics and the label distribution from the training split."""
         if standardize:
             self.standardize.fit(train.batch(range(len(train))))
@@ -172,7 +171,7 @@ class Recognizer(nn.Module):
         return logits.unsqueeze(1)
 
     @torch.no_grad()
-    def predict(self, store: ConversationStore, *, conversations: int = 64) -> Predictions:
+    def predict(self, store: Split, *, conversations: int = 64) -> Predictions:
         """Outputs for a whole split, in eval mode, on the device of the parameters."""
         device = next(self.parameters()).device
         was_training = self.training
@@ -190,8 +189,8 @@ class Recognizer(nn.Module):
             valid=targets.valid.numpy(),
             lengths=tuple(store.lengths),
             speaker=store.speaker.numpy(),
-            conversation_ids=tuple(conversation.id for conversation in store.conversations),
-            turn_ids=tuple(turn.id for conversation in store.conversations for turn in conversation.turns),
+            conversation_ids=store.conversation_ids,
+            turn_ids=store.turn_ids,
             thresholds=self.thresholds.double().cpu().numpy() if self.task.kind == "multi_label" else None,
         )
 

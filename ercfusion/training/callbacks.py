@@ -19,13 +19,13 @@ from lightning_fabric.plugins import CheckpointIO
 from ercfusion._core.errors import ConfigError, ResumeError, RunError, TrainingError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.progress import console
-from ercfusion._core.schemas.checkpoint import ADVICE, SelectionState, read_checkpoint
 from ercfusion._core.schemas.reading import check, failure, read_rows, shown
 from ercfusion.data.curriculum import Curriculum
 from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.metrics.scores import higher_is_better, scores
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.checkpoint_schema import ADVICE, SelectionState, read_checkpoint
 from ercfusion.training.origin import check_origin, sealed
 from ercfusion.training.processes import is_first_process
 

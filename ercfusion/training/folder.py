@@ -18,9 +18,9 @@ from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.files import atomic_write, expanded, is_leftover, remove_leftovers
 from ercfusion._core.hints import resume_command
 from ercfusion._core.schemas.reading import check, failure, read_json
-from ercfusion._core.schemas.run import Environment, Overrides, run_config, sweep_config
 from ercfusion.data.curriculum import TABLE, check_curriculum
 from ercfusion.records.record import command_line, environment
+from ercfusion.records.run_schema import Environment, Overrides, run_config, sweep_config
 from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
 from ercfusion.training.processes import is_first_process as is_first_process
 from ercfusion.training.processes import said_once, shared_folder

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ercfusion._core.errors import ConfigError, TrainingError, did_you_mean
-from ercfusion._core.schemas.checkpoint import check_optimizer, check_tensors
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
@@ -23,6 +22,7 @@ from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import LAST
+from ercfusion.training.checkpoint_schema import check_optimizer, check_tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

@@ -20,13 +20,13 @@ from typing import Any
 
 from ercfusion._core.errors import ErcfusionError, ResumeError
 from ercfusion._core.hints import command
-from ercfusion._core.schemas.checkpoint import ADVICE, content_checksum
 from ercfusion._core.schemas.reading import MAX_CHARACTERS, check, failure, shown
-from ercfusion._core.schemas.run import run_config
 from ercfusion.data.identity import FEATURES
 from ercfusion.features.loading import LoadedData
 from ercfusion.records.groups import changed_settings
 from ercfusion.records.record import environment
+from ercfusion.records.run_schema import run_config
+from ercfusion.training.checkpoint_schema import ADVICE, content_checksum
 from ercfusion.training.folder import OVERRIDES, read_environment, read_overrides, run_identity
 
 KEY = "ercfusion"
@@ -62,7 +62,7 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
     """Raise :class:`ResumeError` unless a checkpoint is complete and was made by the run at hand, with what is now.
 
     Args:
-        checkpoint: From :func:`ercfusion._core.schemas.checkpoint.read_checkpoint`.
+        checkpoint: From :func:`ercfusion.training.checkpoint_schema.read_checkpoint`.
         origin: Of the run at hand.
         path: The checkpoint's file, ``checkpoints/last.ckpt`` in the folder of the run.
     """

@@ -31,7 +31,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError
 from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
-from ercfusion._core.schemas.checkpoint import ADVICE
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.predictions import Predictions
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
@@ -64,6 +63,7 @@ from ercfusion.training.callbacks import (
     best_row,
     read_history,
 )
+from ercfusion.training.checkpoint_schema import ADVICE
 from ercfusion.training.checks import before_features, check_disk, check_selectable
 from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need

@@ -14,9 +14,9 @@ from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.overrides import literal_text
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
-from ercfusion._core.schemas.run import OptimismFile
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.groups import changed_settings, differences, settings_of
+from ercfusion.records.run_schema import OptimismFile
 from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.training.many import RunJob, train_many, train_run
 

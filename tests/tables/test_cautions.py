@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made_records import TASK, predictions, record
 
-from ercfusion._core.schemas.run import Record
 from ercfusion.metrics.sums import conversation_sums
 from ercfusion.plots.page import as_page, interval_picture
 from ercfusion.records.record import checked_record, record_intervals
+from ercfusion.records.run_schema import Record
 from ercfusion.tables.cautions import MARK, cautions, known_interval, record_cautions, why_none
 from ercfusion.tables.exports import as_csv, as_latex
 from ercfusion.tables.preset import Row, TablePreset

@@ -16,8 +16,6 @@ from runs import assert_same_run, history, read, refused, resume
 from test_checks import write_corpus
 
 from ercfusion._core.errors import ResumeError, RunError
-from ercfusion._core.schemas import checkpoint
-from ercfusion._core.schemas.checkpoint import content_checksum
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.pack import read_manifest, write_pack
@@ -25,6 +23,7 @@ from ercfusion.features.loading import load_data
 from ercfusion.records.groups import MAY_CHANGE, changed_settings
 from ercfusion.train import main
 from ercfusion.training.callbacks import LAST, RestrictedCheckpointIO, Selection
+from ercfusion.training.checkpoint_schema import content_checksum
 from ercfusion.training.origin import KEY, again_command, data_changes, other_versions, sealed
 
 EPOCHS = 3
@@ -328,7 +327,7 @@ def test_checksums_of_content(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({content_checksum(one) for one in [state, *others]}) == 6
     with pytest.raises(ValueError, match="larger than the file"):
         content_checksum([torch.zeros(1).expand(10_000_000)], most=1000)
-    monkeypatch.setattr(checkpoint, "_MOST", 1000)
+    monkeypatch.setattr("ercfusion.training.checkpoint_schema._MOST", 1000)
     doubled: list[Any] = [0]
     for _ in range(60):
         doubled = [doubled, doubled]

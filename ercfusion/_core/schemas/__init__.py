@@ -1,5 +1,6 @@
-"""Typed schemas of every file that a command reads, and the readers that apply them.
+"""Typed schemas of files that are read, and the readers that apply them.
 
 Files may be damaged, edited by hand or made by a stranger. :mod:`ercfusion._core.schemas.reading` turns every failure
-into one short error that names file, line or key. The other modules describe the files: types, ranges and sizes.
+into one short error that names file, line or key. Here are the readers and the shared types; the schema of a file is in
+the room that writes it (``*_schema.py``).
 """

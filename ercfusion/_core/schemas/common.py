@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Larger numbers are no sizes of anything that fits into a machine, and would overflow 32-bit indices.
 MOST = (1 << 31) - 1
@@ -47,41 +47,8 @@ class Closed(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
 
-class Labels(Open):
-    """:class:`ercfusion.batch.labels.LabelSchema`."""
+class FileEntry(Open):
+    """Size and checksum of a file."""
 
-    name: Name
-    labels: Annotated[list[Name], Field(min_length=1, max_length=10_000)]
-    synonyms: dict[Name, Name]
-    neutral: Name | None
-
-
-class Task(Open):
-    """:meth:`ercfusion.batch.task.TaskSpec.to_dict`."""
-
-    name: Name
-    kind: Literal["single_label", "multi_label", "distribution", "regression"]
-    labels: Labels | None = Field(alias="schema")
-    dimensions: Annotated[list[Name], Field(max_length=10_000)]
-    low: float
-    high: float
-    metric: Text
-
-    @model_validator(mode="after")
-    def _fits(self) -> Task:
-        if len(set(self.dimensions)) < len(self.dimensions):
-            raise ValueError("dimensions names one twice")
-        if self.labels is not None and self.labels.neutral not in (None, *self.labels.labels):
-            raise ValueError("schema.neutral is none of the labels")
-        self.spec()
-        return self
-
-    def spec(self) -> Any:
-        """The task.
-
-        Raises:
-            ValueError: the parts do not fit together.
-        """
-        from ercfusion.batch.task import TaskSpec
-
-        return TaskSpec.from_dict(self.model_dump(by_alias=True))
+    bytes: Bytes
+    sha256: Checksum

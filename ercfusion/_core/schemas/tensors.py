@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, RootModel
 
 from ercfusion._core.errors import ErcfusionError, RunError
 from ercfusion._core.schemas.common import Bytes, Closed, Name
 from ercfusion._core.schemas.reading import check, failure, parse_json, shown
+
+if TYPE_CHECKING:
+    import torch
 
 _BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
@@ -80,3 +83,11 @@ def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, adv
     if 8 + length + end != size:
         raise failure(error, path, f": {size} bytes, but the header describes {8 + length + end}", advice)
     return found_tensors
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview | bytes:
+    """The content of a tensor, row by row, for a checksum."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""

@@ -257,20 +257,20 @@ class Workshop:
         return self._kinds
 
     def _own(self) -> dict[str, Kind]:
-        from ercfusion._core.schemas.checkpoint import read_checkpoint
-        from ercfusion._core.schemas.pack import Recordings, Work
         from ercfusion._core.schemas.reading import read_json
-        from ercfusion._core.schemas.run import OptimismFile, Winner
         from ercfusion.config.compose import Composer
         from ercfusion.data.corpora._custom import read_settings
         from ercfusion.data.pack import read_pack
+        from ercfusion.data.pack_schema import Recordings, Work
         from ercfusion.features.journal import Journal
         from ercfusion.features.recipe import read_recipe
         from ercfusion.records.archive import read_archive
         from ercfusion.records.record import read_record, record_sums
+        from ercfusion.records.run_schema import OptimismFile, Winner
         from ercfusion.tables.preset import read_preset
         from ercfusion.tasks.recognizer import Recognizer
         from ercfusion.training.callbacks import read_history
+        from ercfusion.training.checkpoint_schema import read_checkpoint
         from ercfusion.training.folder import read_config, read_environment, read_overrides
 
         text, run, pack = (*BYTES, mutate_json, mutate_json, mutate_json, mutate_json), self.run, self.pack

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ercfusion._core.schemas.common import Name, Open, Positive, Share, Task, Value
-from ercfusion._core.schemas.pack import FileEntry
+from ercfusion._core.schemas.common import FileEntry, Name, Open, Positive, Share, Value
+from ercfusion.batch.task_schema import Task
 
 # More inputs or speakers do not occur, and every one of them takes memory.
 _MOST = 1_000_000

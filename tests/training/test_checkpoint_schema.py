@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ercfusion._core.errors import RunError
-from ercfusion._core.schemas.checkpoint import read_checkpoint
+from ercfusion.training.checkpoint_schema import read_checkpoint
 
 
 def test_a_flipped_bit_in_a_checkpoint_changes_nothing_or_is_refused(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ from runs import TINY, refused, train
 
 from ercfusion._core.errors import RunError
 from ercfusion._core.schemas.reading import check
-from ercfusion._core.schemas.run import run_config
 from ercfusion.config.compose import Composer
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.predictions import read_predictions
 from ercfusion.records.record import RECORD, read_record
+from ercfusion.records.run_schema import run_config
 from ercfusion.train import main
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_all_committed_records_fit() -> None:

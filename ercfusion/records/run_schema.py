@@ -22,10 +22,10 @@ from ercfusion._core.schemas.common import (
     Scores,
     Seed,
     Share,
-    Task,
     Text,
     Value,
 )
+from ercfusion.batch.task_schema import Task
 
 # Settings
 

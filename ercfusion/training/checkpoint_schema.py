@@ -13,9 +13,10 @@ from pydantic import Field
 from ercfusion._core.errors import RunError
 from ercfusion._core.schemas.common import Checksum, Count, Name, Open, Scores, Text
 from ercfusion._core.schemas.reading import check, failure, shown
+from ercfusion._core.schemas.tensors import tensor_bytes
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 ADVICE = "Restore the file, or begin a new run."
 
@@ -127,14 +128,6 @@ def content_checksum(value: Any, most: float = float("inf")) -> str:
             text = repr(entry).encode("utf-8", "surrogatepass")
             digest.update(f"{type(entry).__name__} {len(text)}\n".encode() + text)
     return digest.hexdigest()
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview | bytes:
-    """The content of a tensor, row by row, for a checksum."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path, what: str) -> None:

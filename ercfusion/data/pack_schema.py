@@ -6,14 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ercfusion._core.schemas.common import MOST, Bytes, Checksum, Count, Name, Open, Text
-
-
-class FileEntry(Open):
-    """Size and checksum of a file of the pack."""
-
-    bytes: Bytes
-    sha256: Checksum
+from ercfusion._core.schemas.common import MOST, Bytes, Checksum, Count, FileEntry, Name, Open, Text
 
 
 class Files(Open):
