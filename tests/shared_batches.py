@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ercfusion.batch.batch import ConversationBatch
-from ercfusion.batch.task import KINDS, TaskKind
+from ercfusion.batch.kinds import KINDS
 from ercfusion.config.compose import Composer
 from ercfusion.losses.terms import TERMS
 from ercfusion.tasks.heads import class_weights
@@ -41,7 +41,7 @@ class Case:
     model: str = "concat"
     options: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
-    kind: TaskKind = "single_label"
+    kind: str = "single_label"
     class_weights: str = "none"
 
     def build(self) -> tuple[Recognizer, Objective, Any]:
@@ -124,7 +124,7 @@ def objective_cases() -> list[Case]:
     """Every registered term, every loss of every kind of task."""
     found = []
     for name in TERMS:
-        kind: TaskKind = "regression" if name == "rank" else "single_label"
+        kind: str = "regression" if name == "rank" else "single_label"
         settings: dict[str, Any] = {"of": "both", "projection": 3, **({"queue": 7} if name == "supcon" else {})}
         found.append(Case(name, objective={"weights": {name: 0.7, "unimodal": 0.3}, name: settings}, kind=kind))
     found.append(Case("triplet, all", objective={"weights": {"triplet": 1.0}, "triplet": {"mining": "all"}}))

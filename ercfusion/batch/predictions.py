@@ -49,7 +49,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         count, size = sum(self.lengths), self.task.size
-        value_shape = (count,) if self.task.kind == "single_label" else (count, size)
+        value_shape = (count,) if self.task.rules.index_targets else (count, size)
         for name, found, expected in (
             ("output", np.shape(self.output), (count, size)),
             ("value", np.shape(self.value), value_shape),
@@ -74,23 +74,17 @@ class Predictions:
         """(N) class indices; (N, C) bool for a multi-label task (``probability >= threshold``).
 
         Raises:
-            ValueError: regression decides nothing.
+            ValueError: the kind of task decides nothing.
         """
-        if self.task.kind == "regression":
-            raise ValueError(f"task {self.task.name!r} is a regression: it has no decisions")
-        if self.task.kind == "multi_label":
-            return np.asarray(self.output >= (0.5 if self.thresholds is None else self.thresholds))
-        return self.output.argmax(axis=1)
+        return self.task.rules.decide(self.output, self.thresholds, self.task)
 
     def labels(self) -> tuple[Ints, Bools]:
-        """(N) right class indices of a single-label or distribution task, and (N) bool where there is one."""
-        if self.task.kind == "single_label":
-            return np.where(self.valid, self.value, 0).astype(np.int64), np.asarray(self.valid, dtype=bool)
-        if self.task.kind != "distribution":
-            raise ValueError(f"task {self.task.name!r} is {self.task.kind}: it has no single right label")
-        largest = self.value.max(axis=1, keepdims=True)
-        unique = (self.value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
-        return self.value.argmax(axis=1), np.asarray(self.valid & unique, dtype=bool)
+        """(N) right class indices, and (N) bool where there is one.
+
+        Raises:
+            ValueError: the kind of task has no single right label.
+        """
+        return self.task.rules.right_labels(self.value, self.valid, self.task)
 
     def take(self, conversations: Sequence[int] | NDArray[Any]) -> Predictions:
         """The predictions of some conversations, by position; one that is named twice is there twice."""

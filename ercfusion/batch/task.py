@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ercfusion._core.errors import did_you_mean
+from ercfusion.batch.kinds import KINDS, TaskKind, task_kind
 from ercfusion.batch.labels import LabelSchema
-
-TaskKind = Literal["single_label", "multi_label", "distribution", "regression"]
-KINDS: tuple[TaskKind, ...] = ("single_label", "multi_label", "distribution", "regression")
 
 
 @dataclass(frozen=True)
@@ -17,16 +16,17 @@ class TaskSpec:
 
     Args:
         name: Key of the targets in a conversation, for example ``"emotion"``.
-        kind: ``single_label`` (one of C), ``multi_label`` (any subset of C), ``distribution`` (a probability for each
-            of C, from votes) or ``regression`` (one real number a dimension).
-        schema: The labels; required for all kinds but ``regression``.
+        kind: A name of :data:`ercfusion.batch.kinds.KINDS`: ``single_label`` (one of C), ``multi_label`` (any subset
+            of C), ``distribution`` (a probability for each of C, from votes), ``regression`` (one real number a
+            dimension), or a registered one.
+        schema: The labels, for the kinds that have any.
         dimensions: Names of the regressed values, for example ``("valence", "arousal", "dominance")``.
         low, high: Range of the regressed values, in the corpus's own unit.
         metric: The dev score on which a checkpoint is chosen; see :mod:`ercfusion.metrics.scores` for the names.
     """
 
     name: str
-    kind: TaskKind
+    kind: str
     schema: LabelSchema | None = None
     dimensions: tuple[str, ...] = ()
     low: float = 0.0
@@ -35,14 +35,15 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"task {self.name!r}: kind {self.kind!r} is none of {KINDS}")
-        if (self.kind == "regression") == (self.schema is not None):
-            need = "takes no" if self.schema else "needs a"
-            raise ValueError(f"task {self.name!r}: a {self.kind} task {need} schema")
-        if self.kind == "regression" and not self.dimensions:
-            raise ValueError(f"task {self.name!r}: a regression task names its dimensions")
+            raise ValueError(f"task {self.name!r}: {self.kind!r} is not a task kind. {did_you_mean(self.kind, KINDS)}")
+        self.rules.check(self)
         if not self.metric:
-            object.__setattr__(self, "metric", "mae" if self.kind == "regression" else "weighted_f1")
+            object.__setattr__(self, "metric", self.rules.default_metric)
+
+    @property
+    def rules(self) -> TaskKind:
+        """What its kind says about encoding, learning, deciding, scoring, writing and drawing."""
+        return task_kind(self.kind)
 
     @property
     def size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ class Task(Open):
     """:meth:`ercfusion.batch.task.TaskSpec.to_dict`."""
 
     name: Name
-    kind: Literal["single_label", "multi_label", "distribution", "regression"]
+    kind: Name
     labels: Labels | None = Field(alias="schema")
     dimensions: Annotated[list[Name], Field(max_length=10_000)]
     low: float

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.batch.task import TaskSpec
-from ercfusion.data.conversation import Conversation, Target
+from ercfusion.data.conversation import Conversation
 from ercfusion.data.features import FeatureTable
 
 
@@ -26,7 +25,7 @@ def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> Tas
     """
     turns = [(conversation, turn) for conversation in conversations for turn in conversation.turns]
     count, size = len(turns), task.size
-    if task.kind == "single_label":
+    if task.rules.index_targets:
         value = torch.zeros(count, dtype=torch.long)
     else:
         value = torch.zeros(count, size)
@@ -37,7 +36,7 @@ def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> Tas
         if target is None or target.value is None:
             continue
         try:
-            value[row] = _encode(target, task)
+            value[row] = torch.tensor(task.rules.encode(target.value, task))
             if target.votes is not None and task.schema is not None:
                 votes = torch.zeros(count, size) if votes is None else votes
                 for label, number in target.votes.items():
@@ -49,36 +48,6 @@ def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> Tas
             ) from error
         valid[row] = True
     return TaskTargets(value, valid, votes)
-
-
-def _encode(target: Target, task: TaskSpec) -> Tensor:
-    value, schema = target.value, task.schema
-    if schema is None:
-        numbers = value if isinstance(value, tuple) else (value,)
-        if len(numbers) != task.size:
-            raise ValueError(f"{task.size} numbers are expected")
-        values = [float(number) for number in numbers]  # type: ignore[arg-type]
-        if not all(map(math.isfinite, values)):
-            raise ValueError("finite numbers are expected")
-        return torch.tensor(values)
-    if task.kind == "single_label":
-        if not isinstance(value, str):
-            raise TypeError("a label name is expected")
-        return torch.tensor(schema.index(value))
-    encoded = torch.zeros(len(schema))
-    if task.kind == "multi_label":
-        if not isinstance(value, frozenset):
-            raise TypeError("a frozenset of label names is expected")
-        for label in value:
-            encoded[schema.index(label)] = 1.0
-        return encoded
-    if not isinstance(value, Mapping):
-        raise TypeError("a mapping from label names to probabilities is expected")
-    for label, probability in value.items():
-        encoded[schema.index(label)] = probability
-    if not ((encoded >= 0).all() and abs(float(encoded.sum()) - 1) <= 1e-4):  # also refuses NaN
-        raise ValueError("probabilities must be non-negative and sum to 1")
-    return encoded
 
 
 class ConversationStore:

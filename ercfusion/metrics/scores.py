@@ -68,27 +68,12 @@ LOWER_IS_BETTER = frozenset({"nll", "ece", "ece_classwise", "ece_adaptive", "kl"
 
 CONFUSION_METRICS = ("weighted_f1", "macro_f1", "accuracy", "uar", "micro_f1_without_neutral")
 COUNT_METRICS = ("weighted_f1", "macro_f1", "micro_f1")
-_SINGLE = (*CONFUSION_METRICS, "nll", "ece", "ece_classwise", "ece_adaptive", "shift_accuracy", "same_accuracy")
 EMPTY_SETS = ("accuracy", "jaccard", "samples_f1")
 """Scores in which an utterance whose true and predicted sets of labels are empty counts 1."""
 _SENTIMENT = ("acc7", "acc5", "acc2_non0", "acc2_has0", "f1_non0", "f1_has0")
 _SIMS = ("sims_acc2", "sims_acc3", "sims_acc5", "sims_f1")
 SCALES = {(-3.0, 3.0): _SENTIMENT, (-1.0, 1.0): _SIMS}
 """Scores that only regression tasks of this range have."""
-_NAMES: dict[str, tuple[str, ...]] = {
-    "single_label": _SINGLE,
-    "distribution": (*_SINGLE, "kl", "binarised_macro_f1"),
-    "multi_label": (
-        *COUNT_METRICS,
-        "samples_f1",
-        "accuracy",
-        "jaccard",
-        "jaccard_zero",
-        "hamming",
-        "weighted_accuracy",
-    ),
-    "regression": ("mae", "rmse", "pearson", "ccc", *_SENTIMENT, *_SIMS),
-}
 SIMS_EDGES: dict[int, tuple[float, ...]] = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
 """Where CH-SIMS (Yu et al., ACL 2020; benchmark MMSA) cuts [-1, 1] into classes; an edge belongs to the lower one."""
 ECE_BINS = 15
@@ -100,17 +85,7 @@ _FLOOR = 1e-12
 
 def metric_names(task: TaskSpec) -> tuple[str, ...]:
     """The scores that :func:`scores` can give for ``task``."""
-    names = _NAMES[task.kind]
-    if task.kind == "multi_label":
-        return names + tuple(f"weighted_accuracy/{label}" for label in task.output_names)
-    if task.schema is not None:
-        return tuple(name for name in names if name != "micro_f1_without_neutral" or task.schema.neutral)
-    for interval, own in SCALES.items():
-        if (task.low, task.high) != interval:
-            names = tuple(name for name in names if name not in own)
-    if task.size == 1:
-        return names
-    return names + tuple(f"{name}/{dimension}" for name in names for dimension in task.dimensions)
+    return task.rules.metrics(task)
 
 
 def check_metric(task: TaskSpec, metric: str) -> None:

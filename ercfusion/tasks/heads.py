@@ -7,13 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.batch.batch import TaskTargets
 from ercfusion.batch.task import TaskSpec
-from ercfusion.losses import concordance as concordance
-from ercfusion.losses import focal_loss
 
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 REGRESSION_LOSSES = ("mse", "mae", "ccc")
@@ -55,7 +52,7 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
     if task is None:
         return None
     if task.schema is None:
-        raise ConfigError(f"{key} gives weights by label, but the regression task {task.name!r} has no labels")
+        raise ConfigError(f"{key} gives weights by label, but the {task.kind} task {task.name!r} has no labels")
     named: dict[str, float] = {}
     problems = []
     for spelling, weight in scheme.items():
@@ -95,10 +92,11 @@ def class_weights(targets: TaskTargets, task: TaskSpec, scheme: str | Mapping[st
     if scheme == "none" or task.schema is None:
         return None
     value = targets.value[targets.valid]
-    if task.kind == "single_label":
-        value = F.one_hot(value, task.size)
-    count = value.double().sum(0)
-    total = float(len(value))
+    mass = task.rules.class_mass(value, task)
+    if mass is None:
+        return None
+    count = mass.double().sum(0)
+    total = float(len(mass))
     raw = 1 / count.clamp(min=1) if scheme == "balanced" else 1 / (total * (1 - ((total - 1) / total) ** count))
     raw = torch.where(count > 0, raw, 0.0)
     return (raw * count.sum() / (raw * count).sum()).float()
@@ -115,7 +113,7 @@ class Head(nn.Module):
             batch, averaged over the dimensions).
 
     Shapes:
-        hidden (N, width) -> logits (N, K), where K is the number of classes or of regressed dimensions.
+        hidden (N, width) -> logits (N, L), where L is :meth:`ercfusion.batch.kinds.TaskKind.num_logits`.
     """
 
     def __init__(
@@ -129,7 +127,7 @@ class Head(nn.Module):
         self.task = task
         self.label_smoothing = label_smoothing
         self.regression_loss = regression_loss
-        self.linear = nn.Linear(width, task.size)
+        self.linear = nn.Linear(width, task.rules.num_logits(task))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """See the class."""
@@ -139,22 +137,11 @@ class Head(nn.Module):
     def start_from_prior(self, targets: TaskTargets) -> None:
         """Set the bias so that, without evidence, the head answers with the distribution of the training labels."""
         value = targets.value[targets.valid]
-        if self.task.kind == "single_label":
-            value = F.one_hot(value, self.task.size)
-        mean = value.double().mean(0)
-        if self.task.kind == "multi_label":
-            mean = mean.clamp(1e-4, 1 - 1e-4).logit()
-        elif self.task.kind != "regression":
-            mean = mean.clamp(min=1e-4).log()
-        self.linear.bias.copy_(mean)
+        self.linear.bias.copy_(self.task.rules.prior(value, self.task))
 
     def outputs(self, logits: Tensor) -> Tensor:
-        """(N, K) probabilities (softmax or sigmoid), or the regressed numbers kept within the task's range."""
-        if self.task.kind == "multi_label":
-            return logits.sigmoid()
-        if self.task.kind == "regression":
-            return logits.clamp(self.task.low, self.task.high)
-        return logits.softmax(-1)
+        """(N, K) probabilities, or numbers kept within the task's range."""
+        return self.task.rules.outputs(logits, self.task)
 
     def loss(
         self, logits: Tensor, targets: TaskTargets, weights: Tensor | None = None, *, gamma: float = 0.0
@@ -165,33 +152,19 @@ class Head(nn.Module):
         batches, is the loss over all their utterances and not a mean of means.
 
         Args:
-            logits: (N, K).
+            logits: (N, L).
             targets: Of the N utterances; the content of unlabelled ones never matters.
             weights: (C) from :func:`class_weights`. A single-label utterance weighs as much as its class, a
                 distribution as the mean over its classes; for multi-label tasks they weigh the labels.
             gamma: Of the focal loss, for single-label tasks only; 0 is cross-entropy.
         """
         valid = targets.valid
-        rows, value = logits.float()[valid], targets.value[valid]
-        if gamma and self.task.kind == "single_label":
-            return focal_loss(rows, value, gamma=gamma, smoothing=self.label_smoothing, weights=weights)
-        if self.task.kind == "single_label":
-            weight = torch.ones(len(rows), device=rows.device) if weights is None else weights[value]
-            each = F.cross_entropy(rows, value, reduction="none", label_smoothing=self.label_smoothing)
-        elif self.task.kind == "distribution":
-            weight = torch.ones(len(rows), device=rows.device) if weights is None else value @ weights
-            each = -(value * rows.log_softmax(-1)).sum(-1)
-        elif self.task.kind == "multi_label":
-            each = F.binary_cross_entropy_with_logits(rows, value, weight=weights, reduction="none").mean(-1)
-            weight = torch.ones(len(rows), device=rows.device)
-        else:
-            each = self._regression(rows, value)
-            weight = torch.ones(len(rows), device=rows.device)
-        return (weight * each).sum(), weight.sum()
-
-    def _regression(self, rows: Tensor, value: Tensor) -> Tensor:
-        if self.regression_loss == "mse":
-            return (rows - value).square().mean(-1)
-        if self.regression_loss == "mae":
-            return (rows - value).abs().mean(-1)
-        return (1 - concordance(rows, value)).mean().expand(len(rows))
+        return self.task.rules.loss(
+            logits.float()[valid],
+            targets.value[valid],
+            self.task,
+            weights=weights,
+            gamma=gamma,
+            label_smoothing=self.label_smoothing,
+            regression_loss=self.regression_loss,
+        )

@@ -160,15 +160,11 @@ class Recognizer(nn.Module):
             representation: (N, D).
 
         Returns:
-            (N, 1, C) for single-label and distribution tasks, (N, C, 2) (no, yes) for multi-label ones. None for
-            regression, where a number comes without a probability.
+            See :meth:`ercfusion.batch.kinds.TaskKind.outcomes`: (N, 1, C) if one label is chosen, (N, C, 2) (no, yes)
+            if each is; None if a number comes without a probability.
         """
         logits: Tensor = self.unimodal_heads[modality](representation)
-        if self.task.kind == "regression":
-            return None
-        if self.task.kind == "multi_label":
-            return torch.stack([torch.zeros_like(logits), logits], dim=-1)
-        return logits.unsqueeze(1)
+        return self.task.rules.outcomes(logits)
 
     @torch.no_grad()
     def predict(self, store: Split, *, conversations: int = 64) -> Predictions:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.packing import Packing
-from ercfusion.batch.task import TaskKind, TaskSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, TargetValue, Turn
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
@@ -29,7 +29,7 @@ SCHEMA = LabelSchema("testing4", ("neutral", "joy", "anger", "fear"), neutral="n
 """The labels of the tasks that :func:`make_task` makes."""
 
 
-def make_task(kind: TaskKind = "single_label", name: str = "emotion") -> TaskSpec:
+def make_task(kind: str = "single_label", name: str = "emotion") -> TaskSpec:
     """A small task of the given kind: four classes, or two regressed numbers between -3 and 3."""
     if kind == "regression":
         return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)

@@ -11,6 +11,7 @@ import torch
 from torchmetrics import functional as torch_oracle
 
 from ercfusion._core.errors import ConfigError
+from ercfusion.batch.kinds import KINDS
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
@@ -526,7 +527,10 @@ def test_unknown_metrics_name_the_nearest() -> None:
         metrics.higher_is_better("maee")
     assert metrics.higher_is_better("ccc/valence")
     assert not metrics.higher_is_better("rmse/valence")
-    assert set(metrics.METRICS) == {name for names in metrics._NAMES.values() for name in names}
+    tasks = (EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT, SIMS)
+    assert {task.kind for task in tasks} == set(KINDS)
+    named = {name.partition("/")[0] for task in tasks for name in metrics.metric_names(task)}
+    assert set(metrics.METRICS) == named
     assert set(metrics.METRICS) >= metrics.LOWER_IS_BETTER
 
 

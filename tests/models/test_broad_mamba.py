@@ -10,7 +10,6 @@ from ercfusion._core.errors import ConfigError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
-from ercfusion.batch.task import TaskKind
 from ercfusion.models.broad_mamba import BroadMamba, BroadMambaBlock
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
@@ -36,7 +35,7 @@ def make(**options: Any) -> BroadMamba:
     return Small(InputSpec(WIDTHS), **options).double().eval()
 
 
-VARIANTS: dict[str, tuple[dict[str, Any], TaskKind]] = {
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "causal": ({"bidirectional": False, "speakers": "same_other", "fusion": "entropy", "layers": 2}, "multi_label"),
     "published": ({"joint_layers": 0, "detach": True, "speakers": "none", "tied": True}, "distribution"),
     "other": ({"combine": "gate", "fusion": "uniform", "trainable": False, "taps": 1, "joint_layers": 2}, "regression"),

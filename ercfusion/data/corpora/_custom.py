@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from ercfusion._core.errors import CorpusFormatError, did_you_mean, nearest
 from ercfusion._core.schemas.reading import failure, read_yaml, shown
+from ercfusion.batch.kinds import KINDS
 from ercfusion.batch.labels import LabelSchema, label_key
-from ercfusion.batch.task import KINDS, TaskKind, TaskSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Target, TargetValue
 from ercfusion.data.tabular import Row, read_text
 
@@ -265,7 +266,7 @@ def _reader(
     settings: Settings, name: str, entries: Mapping[str, Any], header: Sequence[str], rows: Sequence[Row]
 ) -> TargetReader:
     table = rows[0].path
-    kind = cast(TaskKind, entries["kind"])
+    kind = entries["kind"]
     metric = entries.get("metric", "kl" if kind == "distribution" else "")
     if kind == "regression":
         dimensions = tuple(_composed(entries.get("dimensions", [name])))
@@ -325,7 +326,7 @@ def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[st
             )
 
 
-def _found_labels(name: str, kind: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
+def _found_labels(name: str, kind: str, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
     # The labels of a column: neutral first, the others in alphabetical order. Spellings of one label are one label.
     spellings: Counter[str] = Counter()
     meant = {label_key(spelling): label for spelling, label in synonyms.items()}

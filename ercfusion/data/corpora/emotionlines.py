@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion.batch.labels import get_schema
-from ercfusion.batch.task import TaskKind, TaskSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
 from ercfusion.data.tabular import pick, read_json
@@ -46,7 +46,7 @@ def named_by_two(votes: Mapping[str, int]) -> frozenset[str]:
     return frozenset(label for label, count in votes.items() if count >= enough)
 
 
-def _protocol(name: str, task: str, kind: TaskKind, metric: str, description: str) -> Protocol:
+def _protocol(name: str, task: str, kind: str, metric: str, description: str) -> Protocol:
     return Protocol(
         id=f"emotionlines/{name}",
         task=TaskSpec(task, kind, SCHEMA, metric=metric),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion._core.schemas.reading import shown
 from ercfusion.batch.labels import get_schema
-from ercfusion.batch.task import TaskKind, TaskSpec
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
@@ -60,7 +60,7 @@ class _Dialogue:
         return Conversation(self.name, tuple(utterance.turn for utterance in self.utterances))
 
 
-def _protocol(name: str, task: str, kind: TaskKind, metric: str, description: str) -> Protocol:
+def _protocol(name: str, task: str, kind: str, metric: str, description: str) -> Protocol:
     return Protocol(
         id=f"m3ed/{name}",
         task=TaskSpec(task, kind, SCHEMA, metric=metric),

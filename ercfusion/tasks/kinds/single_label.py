@@ -1,0 +1,92 @@
+"""One of C labels for every utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.kinds import TaskKind
+from ercfusion.batch.task import TaskSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SingleLabel(TaskKind):
+    """Softmax over the labels, cross-entropy, and the most probable label as the decision."""
+
+    index_targets: ClassVar[bool] = True
+    representation: ClassVar[str] = "classes"
+    label_smoothing: ClassVar[bool] = True
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
+    sums: ClassVar[tuple[str, ...]] = ("confusion", "shift")
+    headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
+    beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy")
+    pictures: ClassVar[tuple[str, ...]] = ("class-f1", "confusion", "reliability")
+
+    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
+        """See the base class."""
+        neutral = ("micro_f1_without_neutral",) if task.schema is not None and task.schema.neutral else ()
+        names = ("weighted_f1", "macro_f1", "accuracy", "uar", *neutral, "nll", "ece", "ece_classwise", "ece_adaptive")
+        return (*names, "shift_accuracy", "same_accuracy")
+
+    def encode(self, value: Any, task: TaskSpec) -> int | Sequence[float]:
+        """See the base class."""
+        assert task.schema is not None
+        if not isinstance(value, str):
+            raise TypeError("a label name is expected")
+        return task.schema.index(value)
+
+    def label(self, value: Any, task: TaskSpec) -> str | None:
+        """See the base class."""
+        assert task.schema is not None
+        return task.schema.canonical(value)
+
+    def decide(self, output: NDArray[Any], thresholds: NDArray[Any] | None, task: TaskSpec) -> NDArray[Any]:
+        """See the base class."""
+        return output.argmax(axis=1)
+
+    def right_labels(
+        self, value: NDArray[Any], valid: NDArray[Any], task: TaskSpec
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """See the base class."""
+        return np.where(valid, value, 0).astype(np.int64), np.asarray(valid, dtype=bool)
+
+    def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """See the base class."""
+        return self.class_mass(value, task).double().mean(0).clamp(min=1e-4).log()
+
+    def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
+        """See the base class."""
+        return logits.softmax(-1)
+
+    def loss(
+        self,
+        logits: Tensor,
+        value: Tensor,
+        task: TaskSpec,
+        *,
+        weights: Tensor | None = None,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """See the base class. An utterance weighs as much as its class."""
+        from torch.nn import functional as F
+
+        from ercfusion.losses import focal_loss
+
+        if gamma:
+            return focal_loss(logits, value, gamma=gamma, smoothing=label_smoothing, weights=weights)
+        weight = logits.new_ones(len(logits)) if weights is None else weights[value]
+        each = F.cross_entropy(logits, value, reduction="none", label_smoothing=label_smoothing)
+        return (weight * each).sum(), weight.sum()
+
+    def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """See the base class."""
+        from torch.nn import functional as F
+
+        return F.one_hot(value, task.size)
