@@ -44,8 +44,8 @@ def test_sizes_names_and_metrics() -> None:
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(ValueError, match="'ranking' is not a task kind. Choose from"):
-        TaskSpec("t", "ranking", get_schema("meld3"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'ranking' is not a task kind"):
+        TaskSpec("t", "ranking", get_schema("meld3"))
     with pytest.raises(ValueError, match="a single_label task needs a schema"):
         TaskSpec("t", "single_label")
     with pytest.raises(ValueError, match="a regression task takes no schema"):
