@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from ercfusion.batch.packing import Packing
 from ercfusion.ops.conv import causal_conv
 from ercfusion.ops.scan import selective_scan
 
-COMBINATIONS = ("add", "concat", "gate")
+Combination = Literal["add", "concat", "gate"]
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
 class MambaState(NamedTuple):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError
 from ercfusion._core.registry import Registry
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.options import check_options, defaults_of, options_of
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, Limits
-from ercfusion.models.limits import allocation_limit, check_options
+from ercfusion.models.limits import allocation_limit
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
@@ -57,8 +57,7 @@ def register(name: str, target: str) -> None:
 
 def architecture_options(name: str) -> dict[str, Any]:
     """The options of an architecture with their defaults."""
-    parameters = inspect.signature(architecture_class(name)).parameters.values()
-    return {entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}
+    return defaults_of(architecture_class(name))
 
 
 def architecture_limits(name: str, options: Mapping[str, Any] | None = None) -> Limits:
@@ -80,11 +79,7 @@ def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] 
             sizes that need too much memory.
     """
     options = dict(options or {})
-    known = architecture_options(name)
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"model {name!r} has no option {option!r}. {did_you_mean(option, known)}")
-    check_options(name, architecture_class(name), options)
+    check_options(name, options_of(architecture_class(name)), options)
     try:
         with allocation_limit(name):
             return architecture_class(name)(inputs, **options)

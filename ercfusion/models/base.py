@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ercfusion._core.errors import BatchError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.options import check_options, defaults_of, options_of
 from ercfusion.ops.processes import Shares
 
 
@@ -118,6 +119,12 @@ class Architecture(nn.Module, ABC):
     keep_attention: bool = False
     """Set it on an instance to have attention maps in :attr:`Encoded.attention`, where the architecture has any."""
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Have the constructor check its options before anything is built."""
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checked(cls, cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, inputs: InputSpec) -> None:
         super().__init__()
         self.inputs = inputs
@@ -144,8 +151,7 @@ class Architecture(nn.Module, ABC):
     @classmethod
     def with_defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options of the constructor: those of ``options``, and the defaults of the others."""
-        parameters = inspect.signature(cls).parameters.values()
-        return {**{entry.name: entry.default for entry in parameters if entry.kind is entry.KEYWORD_ONLY}, **options}
+        return {**defaults_of(cls), **options}
 
     @abstractmethod
     def forward(self, batch: ConversationBatch) -> Encoded:
@@ -154,6 +160,19 @@ class Architecture(nn.Module, ABC):
     def check_inputs(self, batch: ConversationBatch) -> None:
         """Raise :class:`BatchError`, naming both sides, where a batch does not have the widths this was built for."""
         check_widths(self.inputs.widths, {name: value.shape[1] for name, value in batch.features.items()})
+
+
+def _checked(cls: type[Architecture], construct: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(construct)
+    def checked(self: Architecture, *arguments: Any, **options: Any) -> None:
+        # Only the class that is built: one that inherits may pass its parent what the parent's own options exclude.
+        if type(self) is cls:
+            known = options_of(cls)
+            names = {option.name for option in known}
+            check_options(cls.__name__, known, {name: value for name, value in options.items() if name in names})
+        construct(self, *arguments, **options)
+
+    return checked
 
 
 def check_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
 
 class ContextLSTM(nn.Module):
@@ -73,18 +74,18 @@ class BcLstm(Architecture):
 
     Args:
         inputs: Modalities and widths.
-        hierarchy: ``flat`` or ``hierarchical``.
-        hidden: LSTM units a direction (the paper's released script: 300).
-        dense: Width of the dense layer after each LSTM.
-        projection: Width to which each modality is projected first; 0 feeds the features as they are, with zeros for
-            an absent modality.
-        layers: Stacked LSTM layers.
-        dropout: Probability, around every dense layer and on the projected input.
-        residual: Give the dense layer the utterance's own vector beside the LSTM's output.
-        detach: See above; hierarchical only.
-        bidirectional: False makes it causal.
-        mask_padding: False lets the LSTMs read zeros after the shorter conversations of a batch, as those of the
-            released code do; scores then depend on the batch.
+        hierarchy: ``flat`` has one LSTM on all modalities, ``hierarchical`` one per modality and one on their outputs.
+        hidden: LSTM units per direction.
+        dense: Width of the dense layer after each LSTM, and of the output.
+        projection: Width to which each modality is projected first; 0 feeds the features as they are, with zeros for an
+            absent modality.
+        layers: Stacked LSTM layers of each level.
+        dropout: Dropout probability around every dense layer, between stacked LSTM layers and on the projected input.
+        residual: Give the dense layer the utterance's own vector together with the LSTM's output.
+        detach: The second level sends no gradient into the first (hierarchical only).
+        bidirectional: Read from both ends; false reads forwards only, which makes the model causal.
+        mask_padding: False lets the LSTMs read zeros after the shorter conversations of a batch, as in the released
+            code; scores then depend on the batch.
 
     Shapes:
         batch -> hidden (N, dense); hierarchical: one representation (N, dense) a modality.
@@ -94,12 +95,12 @@ class BcLstm(Architecture):
         self,
         inputs: InputSpec,
         *,
-        hierarchy: str = "flat",
-        hidden: int = 128,
-        dense: int = 128,
-        projection: int = 0,
-        layers: int = 1,
-        dropout: float = 0.5,
+        hierarchy: Literal["flat", "hierarchical"] = "flat",
+        hidden: Width = 128,
+        dense: Width = 128,
+        projection: WidthOrNone = 0,
+        layers: Count = 1,
+        dropout: Share = 0.5,
         residual: bool = False,
         detach: bool = False,
         bidirectional: bool = True,
@@ -110,8 +111,6 @@ class BcLstm(Architecture):
         self.hierarchy = hierarchy
         self.detach = detach
         super().__init__(inputs)
-        if hierarchy not in ("flat", "hierarchical"):
-            raise ValueError(f"hierarchy must be 'flat' or 'hierarchical', found {hierarchy!r}")
         self.hidden_size = dense
         self.project = ModalityProjection(inputs.widths, projection) if projection else None
         self.dropout = nn.Dropout(dropout if projection else 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,14 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.inputs import ModalityProjection
-from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
+from ercfusion.layers.mamba import BidirectionalMamba, Combination, Mamba, MambaState
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width, WidthOrNone
 
 Outcomes = Callable[[str, Tensor], Tensor | None]
 """From a modality and its representation (N, D) to logits (N, Q, C) of what a classifier on it says, or None."""
 
-FUSIONS = ("confidence", "entropy", "uniform")
-SPEAKERS = ("numbered", "same_other", "none")
+Activation = Literal["linear", "tanh", "relu", "gelu"]
 
 
 class BroadMambaState(NamedTuple):
@@ -122,31 +122,31 @@ class BroadMamba(Architecture):
 
     Args:
         inputs: Modalities and widths.
-        width: d, of all vectors.
-        layers: Blocks on each modality.
+        width: Width d of all vectors.
+        layers: Blocks (Mamba and broad layer) on each modality.
         joint_layers: Blocks on the fused vectors.
-        state: S, numbers that a channel remembers.
+        state: Numbers S that a channel remembers.
         expand: Channels inside a Mamba block, as a multiple of the width.
-        taps: Utterances that a block's convolution reads; 1 leaves a factor for every channel.
-        write: Above 0: how much more strongly than in Mamba's own initialisation an utterance is written into the
-            state, while as much is forgotten. Mamba's, 1, is meant for thousands of steps, of which each counts little.
-        bidirectional: False makes it causal; it can then read utterance by utterance (:meth:`step`).
+        taps: Utterances that a block's convolution reads; 1 leaves one factor per channel.
+        write: How much more strongly than in Mamba's own initialisation an utterance is written into the state, while
+            as much is forgotten. Mamba's own, 1, is meant for thousands of steps.
+        bidirectional: False makes the model causal; it can then read utterance by utterance (:meth:`step`).
         tied: Both directions have the same weights.
-        combine: Of the directions: ``add``, ``concat`` or ``gate``.
-        feature_groups, feature_width: Groups of feature nodes in a broad layer and nodes a group; 0 groups leave the
-            broad layers out.
-        enhancement_groups, enhancement_width: Groups of enhancement nodes and nodes a group; 0 leaves them out.
-        feature_activation, activation: Of the feature and of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or
-            ``gelu``.
+        combine: How the two directions are combined.
+        feature_groups: Groups of feature nodes in a broad layer; 0 leaves the broad layers out.
+        feature_width: Feature nodes per group.
+        enhancement_groups: Groups of enhancement nodes; 0 leaves them out.
+        enhancement_width: Enhancement nodes per group.
+        feature_activation: Activation of the feature nodes.
+        activation: Activation of the enhancement nodes.
         trainable: False keeps the random weights of all nodes, as in a classical broad learning system.
-        fusion: Weights by ``confidence`` or ``entropy`` of the modalities' classifiers, or ``uniform``.
-        temperature: Above 0; a large one weighs all modalities alike.
-        epsilon: In [0, 1], how much of the weight is shared evenly.
+        fusion: What the weights of the modalities follow: confidence or entropy of their classifiers, or nothing.
+        temperature: Temperature of the weights; a large one weighs all modalities alike.
+        epsilon: Share of the weight that is spread evenly.
         detach: The weights send no gradient to the classifiers.
-        speakers: ``numbered`` (an embedding of the speaker's number), ``same_other`` (of whether the last utterance had
-            the same speaker) or ``none``.
-        dropout: Probability, in the blocks and before the head.
-        input_dropout: Probability, on the projected input.
+        speakers: Embedding of the speaker's number, of whether the last utterance had the same speaker, or none.
+        dropout: Dropout probability in the blocks and before the head.
+        input_dropout: Dropout probability on the projected input.
 
     Shapes:
         batch -> hidden (N, width); one representation (N, width) a modality.
@@ -156,44 +156,36 @@ class BroadMamba(Architecture):
         self,
         inputs: InputSpec,
         *,
-        width: int = 64,
-        layers: int = 1,
-        joint_layers: int = 1,
-        state: int = 16,
-        expand: int = 2,
-        taps: int = 1,
-        write: float = 16.0,
+        width: Width = 64,
+        layers: CountOrNone = 1,
+        joint_layers: CountOrNone = 1,
+        state: Width = 16,
+        expand: Count = 2,
+        taps: Count = 1,
+        write: Positive = 16.0,
         bidirectional: bool = True,
         tied: bool = False,
-        combine: str = "add",
-        feature_groups: int = 1,
-        feature_width: int = 16,
-        enhancement_groups: int = 1,
-        enhancement_width: int = 16,
-        feature_activation: str = "linear",
-        activation: str = "tanh",
+        combine: Combination = "add",
+        feature_groups: CountOrNone = 1,
+        feature_width: Width = 16,
+        enhancement_groups: CountOrNone = 1,
+        enhancement_width: WidthOrNone = 16,
+        feature_activation: Activation = "linear",
+        activation: Activation = "tanh",
         trainable: bool = True,
-        fusion: str = "confidence",
-        temperature: float = 1.0,
-        epsilon: float = 0.1,
+        fusion: Literal["confidence", "entropy", "uniform"] = "confidence",
+        temperature: Positive = 1.0,
+        epsilon: Share = 0.1,
         detach: bool = False,
-        speakers: str = "numbered",
-        dropout: float = 0.5,
-        input_dropout: float = 0.0,
+        speakers: Literal["numbered", "same_other", "none"] = "numbered",
+        dropout: Share = 0.5,
+        input_dropout: Share = 0.0,
     ) -> None:
         self.bidirectional, self.speakers = bidirectional, speakers
         self.guided = fusion != "uniform"
         self.detach = detach
         self.contextual = layers + joint_layers > 0
         super().__init__(inputs)
-        for name, value, choices in (("fusion", fusion, FUSIONS), ("speakers", speakers, SPEAKERS)):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
-        for name, number in (("layers", layers), ("joint_layers", joint_layers)):
-            if number < 0:
-                raise ValueError(f"{name} must be at least 0, found {number}")
-        if not write > 0:
-            raise ValueError(f"write must be above 0, found {write}")
         self.hidden_size = width
         self.project = ModalityProjection(inputs.widths, width)
         self.speaker: nn.Embedding | None = None
@@ -245,7 +237,7 @@ class BroadMamba(Architecture):
         return Capabilities(
             contextual=self.contextual or self.speakers == "same_other",
             causal=not self.bidirectional or not self.contextual,
-            speakers=self.speakers,  # type: ignore[arg-type]
+            speakers=self.speakers,
             needs_unimodal=self.detach and self.guided,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv, SharedBatchNorm
 from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
-from ercfusion.ops.graph import RELATIONS, WindowGraph
+from ercfusion.models.options import Count, CountOrNone, Share, Width, WidthOrNone, WindowOrAll
+from ercfusion.ops.graph import Relations, WindowGraph
 from ercfusion.ops.processes import longest_over_processes
 
 
@@ -43,23 +44,27 @@ class Cogmen(Architecture):
     Args:
         inputs: Modalities and widths.
         projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
-        layers: Transformer layers; 0 leaves the Transformer out.
-        context_heads: Heads of the Transformer; 0 takes the first of 7 to 14 that divides the width (else 1), as the
-            released code does.
+        layers: Number of Transformer layers; 0 leaves the Transformer out.
+        context_heads: Heads of the Transformer; 0 takes the first of 7 to 14 that divides the width, else 1, as in the
+            released code.
         feedforward: Width of the Transformer's feed-forward layer.
-        hidden: Width of the graph's input and of one attention head in the graph.
+        hidden: Width of the graph's input, of one attention head in the graph, and of the output.
         graph_heads: Heads of the graph attention.
-        past, future: The window; -1 reaches to the end of the conversation.
-        lags: Distances that both attentions tell apart, for the same and for another speaker
+        past: Earlier utterances in the window; -1 for all.
+        future: Later utterances in the window; -1 for all.
+        lags: Distances that both attentions tell apart on either side, for the same and for another speaker
             (:class:`ercfusion.layers.relative.RelativeBias`); 0 for none, as published.
-        relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
-        direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse).
-        dropout: Probability, in the Transformer, on its input and before the classifier.
-        residual: Give the classifier the encoded input and the Transformer's output beside the graph's.
-        norm: After the graph: ``layer``, or ``batch`` over the utterances of a batch.
+        relations: Relations tell the same speaker from another, or apart by both speakers' numbers (see
+            :class:`ercfusion.ops.graph.WindowGraph`).
+        direction: ``paper``: an utterance receives from ``past`` before it and ``future`` after it; ``released``: the
+            reverse.
+        dropout: Dropout probability in the Transformer, on its input and before the classifier.
+        residual: Give the classifier the encoded input and the Transformer's output together with the graph's.
+        norm: Normalisation after the graph; ``batch`` is over the utterances of a batch.
         norm_first: Pre-norm Transformer layers.
-        activation: Of the Transformer: ``gelu`` or ``relu``.
-        mask_padding: False lets padding take part in the attention, as the released code does.
+        activation: Activation of the Transformer.
+        mask_padding: False lets padding take part in the attention, as in the released code; scores then depend on the
+            batch.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -69,30 +74,30 @@ class Cogmen(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        layers: int = 2,
-        context_heads: int = 4,
-        feedforward: int = 256,
-        hidden: int = 64,
-        graph_heads: int = 4,
-        past: int = 5,
-        future: int = 5,
-        lags: int = 10,
-        relations: str = "same_other",
-        direction: str = "paper",
-        dropout: float = 0.4,
+        projection: WidthOrNone = 128,
+        layers: CountOrNone = 2,
+        context_heads: CountOrNone = 4,
+        feedforward: Width = 256,
+        hidden: Width = 64,
+        graph_heads: Count = 4,
+        past: WindowOrAll = 5,
+        future: WindowOrAll = 5,
+        lags: WidthOrNone = 10,
+        relations: Relations = "same_other",
+        direction: Literal["paper", "released"] = "paper",
+        dropout: Share = 0.4,
         residual: bool = True,
-        norm: str = "layer",
+        norm: Literal["layer", "batch"] = "layer",
         norm_first: bool = True,
-        activation: str = "gelu",
+        activation: Literal["gelu", "relu"] = "gelu",
         mask_padding: bool = True,
     ) -> None:
-        self.relations = _one_of("relations", relations, RELATIONS)
+        self.relations: Relations = relations
         self.projection_width = projection
         super().__init__(inputs)
         self.hidden_size = hidden
         self.past, self.future = past, future
-        if _one_of("direction", direction, ("paper", "released")) == "released":
+        if direction == "released":
             self.past, self.future = future, past
         self.residual = residual
         self.mask_padding = mask_padding
@@ -113,9 +118,7 @@ class Cogmen(Architecture):
         self.relational = RelationalConv(hidden, hidden, num_relations)
         self.attention = GraphAttention(hidden, hidden, graph_heads, lags=lags)
         graph_width = hidden * graph_heads
-        self.norm: nn.Module = nn.LayerNorm(graph_width)
-        if _one_of("norm", norm, ("layer", "batch")) == "batch":
-            self.norm = SharedBatchNorm(graph_width)
+        self.norm: nn.Module = SharedBatchNorm(graph_width) if norm == "batch" else nn.LayerNorm(graph_width)
         self.classifier = nn.Linear(graph_width + (2 * width if residual else 0), hidden)
 
     @property
@@ -142,7 +145,7 @@ class Cogmen(Architecture):
             x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
         context = self._contextualize(x, batch)
 
-        graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)  # type: ignore[arg-type]
+        graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)
         exchanged = self.relational(self.narrow(context), graph)
         local = F.leaky_relu(self.norm(self.attention(exchanged, graph)))
 
@@ -163,9 +166,3 @@ class Cogmen(Architecture):
         padded = [F.pad(packing.pad(value), (0, 0) * (value.ndim - 1) + (0, beyond)) for value in (x, batch.speaker)]
         context = self.context(padded[0].flatten(0, 1), full, padded[1].flatten())
         return packing.pack(context.unflatten(0, (packing.size, -1))[:, : packing.longest])
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
-    return value

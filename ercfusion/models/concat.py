@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Share, Width
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
 
@@ -22,10 +25,10 @@ class Concat(Architecture):
     Args:
         inputs: Modalities and widths.
         hidden: Width of the encoders and of the dense layer.
-        dropout: Probability, on the inputs of every dense layer but the first.
-        input_dropout: Probability, on the features themselves.
-        activation: ``gelu``, ``relu``, or ``none``: with the classifier behind it, the model is then one linear layer
-            on the concatenated features, which cannot use evidence that lies in a product of two of them.
+        dropout: Dropout probability after each encoder and after the dense layer.
+        input_dropout: Dropout probability on the standardised features.
+        activation: Activation after each layer; ``none`` makes the model one linear layer on the concatenated features,
+            which cannot use evidence that lies in a product of two of them.
 
     Shapes:
         batch -> hidden (N, hidden), one representation (N, hidden) a modality.
@@ -35,14 +38,12 @@ class Concat(Architecture):
         self,
         inputs: InputSpec,
         *,
-        hidden: int = 256,
-        dropout: float = 0.4,
-        input_dropout: float = 0.1,
-        activation: str = "gelu",
+        hidden: Width = 256,
+        dropout: Share = 0.4,
+        input_dropout: Share = 0.1,
+        activation: Literal["gelu", "relu", "none"] = "gelu",
     ) -> None:
         super().__init__(inputs)
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; found {activation!r}")
         bend = _ACTIVATIONS[activation]
         self.hidden_size = hidden
         self.encoders = nn.ModuleDict(

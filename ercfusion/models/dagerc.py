@@ -11,6 +11,8 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Count, Share, Width, WidthOrNone, Window
+from ercfusion.ops.dag_reference import DagAttention
 
 
 class UtteranceInput(nn.Module):
@@ -84,11 +86,11 @@ class DagErc(Architecture):
         projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
         hidden: Width of the recurrence and of the output.
         layers: Layers of the recurrence.
-        window: How many earlier utterances of its own speaker an utterance reaches back to.
-        attention: ``dagerc`` or ``gat``.
+        window: Number of earlier utterances of its own speaker to which an utterance reaches back.
+        attention: ``dagerc`` as published; ``gat`` has weights that depend on the receiver.
         mlp_layers: Linear layers between the concatenation and the head.
-        dropout: Probability, before the head.
-        input_dropout: Probability, on the encoded input.
+        dropout: Dropout probability before the head.
+        input_dropout: Dropout probability on the encoded input.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -98,19 +100,17 @@ class DagErc(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        hidden: int = 128,
-        layers: int = 2,
-        window: int = 1,
-        attention: str = "dagerc",
-        mlp_layers: int = 2,
-        dropout: float = 0.4,
-        input_dropout: float = 0.1,
+        projection: WidthOrNone = 128,
+        hidden: Width = 128,
+        layers: Count = 2,
+        window: Window = 1,
+        attention: DagAttention = "dagerc",
+        mlp_layers: Count = 2,
+        dropout: Share = 0.4,
+        input_dropout: Share = 0.1,
     ) -> None:
         self.projection_width = projection
         super().__init__(inputs)
-        if window < 1:
-            raise ValueError(f"window must be at least 1, found {window}")
         self.hidden_size = hidden
         self.encode = UtteranceInput(inputs, projection, hidden, input_dropout)
         self.recur = DagStack(hidden, layers, (window,), attention)

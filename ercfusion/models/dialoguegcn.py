@@ -16,7 +16,8 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
-from ercfusion.ops.graph import RELATIONS, WindowGraph
+from ercfusion.models.options import Count, CountOrNone, Share, Width, WidthOrNone, Window, WindowOrAll
+from ercfusion.ops.graph import Relations, WindowGraph
 
 
 class EdgeAttention(nn.Module):
@@ -90,12 +91,12 @@ class WeightedRelationalConv(nn.Module):
         out_features: int,
         num_relations: int,
         bases: int = 0,
-        normalize: str = "sum",
-        initial: str = "glorot",
+        normalize: Literal["sum", "relation"] = "sum",
+        initial: Literal["glorot", "released"] = "glorot",
     ) -> None:
         super().__init__()
         self.num_relations = num_relations
-        self.normalize = _one_of("normalize", normalize, ("sum", "relation"))
+        self.normalize = normalize
         self.weight = nn.Parameter(torch.empty(bases or num_relations, in_features, out_features))
         bound = math.sqrt(6 / (in_features + out_features))
         nn.init.uniform_(self.weight, -bound, bound)
@@ -105,7 +106,7 @@ class WeightedRelationalConv(nn.Module):
         self.root = nn.Linear(in_features, out_features)
         nn.init.xavier_uniform_(self.root.weight)
         nn.init.zeros_(self.root.bias)
-        if _one_of("initial", initial, ("glorot", "released")) == "released":
+        if initial == "released":
             bound = 1 / math.sqrt(len(self.weight) * in_features)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
@@ -156,9 +157,9 @@ class WindowConv(nn.Module):
         x (N, in_features), graph over the same N utterances -> (N, out_features).
     """
 
-    def __init__(self, in_features: int, out_features: int, aggregate: str = "mean") -> None:
+    def __init__(self, in_features: int, out_features: int, aggregate: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
-        self.aggregate = _one_of("aggregate", aggregate, ("mean", "sum"))
+        self.aggregate = aggregate
         self.neighbours = nn.Linear(in_features, out_features)
         self.root = nn.Linear(in_features, out_features, bias=False)
 
@@ -228,32 +229,36 @@ class DialogueGcn(Architecture):
     Args:
         inputs: Modalities and widths.
         projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
-        context: LSTM units a direction.
+        context: LSTM units per direction.
         layers: Stacked LSTM layers.
-        bidirectional: Read from both ends.
+        bidirectional: Read from both ends; false reads forwards only.
         hidden: Width of the graph convolutions, and of the output.
-        past, future: The window; -1 reaches to the end of the conversation.
-        edges: Weights of the edges: ``bilinear`` or ``position`` (see :class:`EdgeAttention`).
-        positions: Longest conversation that ``edges=position`` knows.
-        relations: ``same_other`` or ``speaker_pair`` (see :class:`ercfusion.ops.graph.WindowGraph`).
-        max_speakers: With ``speaker_pair``: at most so many speakers are told apart, and no more than a training
+        past: Earlier utterances in the window; -1 for all.
+        future: Later utterances in the window; -1 for all.
+        edges: Weights of the edges: ``bilinear``, or ``position`` with a learned vector for each absolute position (see
+            :class:`EdgeAttention`).
+        positions: Longest conversation that can be run with ``edges=position``.
+        relations: Relations tell the same speaker from another, or apart by both speakers' numbers (see
+            :class:`ercfusion.ops.graph.WindowGraph`).
+        max_speakers: Most speakers that ``relations=speaker_pair`` tells apart, and no more than a training
             conversation has; further speakers share the last number.
-        bases: Basis matrices that the relations share; 0 for a matrix each.
-        normalize: ``sum`` or ``relation`` (see :class:`WeightedRelationalConv`).
-        aggregate: In the second convolution: ``mean`` or ``sum``.
-        direction: ``paper`` (t hears ``past`` before it and ``future`` after it) or ``released`` (the reverse, with
-            weights normalised over what an utterance sends).
-        activation: After each convolution: ``relu`` or ``none``.
-        nodal: Attention over the conversation before the classifier: ``softmax``, ``tanh`` (see
-            :class:`NodalAttention`) or ``none``.
-        residual: Give the classifier the utterance's own vector beside what that attention makes of all.
-        nodal_bias: Give the scores of that attention a bias.
-        dropout: Probability, on the projected input, in and after the LSTM, and before the classifier.
-        context_dropout: False: no dropout after the LSTM.
-        initial: Initial values of the first convolution: ``glorot`` or ``released`` (see
+        bases: Basis matrices that the relations share; 0 for one matrix per relation.
+        normalize: ``relation`` divides the messages of each relation by their number, ``sum`` does not (see
             :class:`WeightedRelationalConv`).
-        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch, as the released code
-            does.
+        aggregate: Aggregation of the neighbours in the second convolution.
+        direction: ``paper``: an utterance receives from ``past`` before it and ``future`` after it; ``released``: the
+            reverse, with weights normalised over what an utterance sends.
+        activation: Activation after each convolution.
+        nodal: Attention over the conversation before the classifier; ``tanh`` passes the scores through a tanh first
+            (see :class:`NodalAttention`).
+        residual: Give the classifier the utterance's own vector together with the result of that attention.
+        nodal_bias: Give the scores of that attention a bias.
+        dropout: Dropout probability on the projected input, in and after the LSTM, and before the classifier.
+        context_dropout: False: no dropout after the LSTM.
+        initial: Initial values of the first convolution; ``released``: uniform within 1 / sqrt(bases * 2 * context)
+            (see :class:`WeightedRelationalConv`).
+        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch, as in the released
+            code; scores then depend on the batch.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -263,40 +268,37 @@ class DialogueGcn(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        context: int = 64,
-        layers: int = 2,
+        projection: WidthOrNone = 128,
+        context: Width = 64,
+        layers: Count = 2,
         bidirectional: bool = True,
-        hidden: int = 64,
-        past: int = 10,
-        future: int = 10,
-        edges: str = "bilinear",
-        positions: int = 110,
-        relations: str = "same_other",
-        max_speakers: int = 9,
-        bases: int = 0,
-        normalize: str = "sum",
-        aggregate: str = "mean",
-        direction: str = "paper",
-        activation: str = "relu",
-        nodal: str = "softmax",
+        hidden: Width = 64,
+        past: WindowOrAll = 10,
+        future: WindowOrAll = 10,
+        edges: Literal["bilinear", "position"] = "bilinear",
+        positions: Window = 110,
+        relations: Relations = "same_other",
+        max_speakers: Count = 9,
+        bases: CountOrNone = 0,
+        normalize: Literal["sum", "relation"] = "sum",
+        aggregate: Literal["mean", "sum"] = "mean",
+        direction: Literal["paper", "released"] = "paper",
+        activation: Literal["relu", "none"] = "relu",
+        nodal: Literal["softmax", "tanh", "none"] = "softmax",
         residual: bool = True,
         nodal_bias: bool = False,
-        dropout: float = 0.4,
+        dropout: Share = 0.4,
         context_dropout: bool = True,
-        initial: str = "glorot",
+        initial: Literal["glorot", "released"] = "glorot",
         mask_padding: bool = True,
     ) -> None:
         self.projection_width = projection
         self.mask_padding = mask_padding
         self.bidirectional = bidirectional
         self.past, self.future = past, future
-        self.relations = _one_of("relations", relations, RELATIONS)
-        self.direction = _one_of("direction", direction, ("paper", "released"))
-        self.nodal_form = _one_of("nodal", nodal, ("softmax", "tanh", "none"))
-        for name, value, least in (("positions", positions, 1), ("max_speakers", max_speakers, 1), ("bases", bases, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, found {value}")
+        self.relations: Relations = relations
+        self.direction = direction
+        self.nodal_form = nodal
         self.num_speakers = min(inputs.speakers, max_speakers)
         super().__init__(inputs)
         self.hidden_size = hidden
@@ -308,13 +310,11 @@ class DialogueGcn(Architecture):
         width = projection or sum(inputs.widths.values())
         self.lstm = PackedLSTM(width, context, layers, dropout, bidirectional=bidirectional)
         width = self.lstm.out_features
-        known = positions if _one_of("edges", edges, ("bilinear", "position")) == "position" else 0
-        self.edges = EdgeAttention(width, known)
+        self.edges = EdgeAttention(width, positions if edges == "position" else 0)
         num_relations = 4 if relations == "same_other" else 2 * self.num_speakers**2
         self.relational = WeightedRelationalConv(width, hidden, num_relations, bases, normalize, initial)
         self.plain = WindowConv(hidden, hidden, aggregate)
-        relu = _one_of("activation", activation, ("relu", "none")) == "relu"
-        self.activate: nn.Module = nn.ReLU() if relu else nn.Identity()
+        self.activate: nn.Module = nn.ReLU() if activation == "relu" else nn.Identity()
         self.nodal = None if nodal == "none" else NodalAttention(width + hidden, nodal == "tanh", nodal_bias)
         self.residual = residual
         self.context_dropout = context_dropout
@@ -374,10 +374,4 @@ class DialogueGcn(Architecture):
         return Encoded(hidden, attention=attention if self.keep_attention else {})
 
     def _graph(self, batch: ConversationBatch, past: int, future: int) -> WindowGraph:
-        return WindowGraph(batch.packing, batch.speaker, past, future, self.relations, self.num_speakers)  # type: ignore[arg-type]
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
-    return value
+        return WindowGraph(batch.packing, batch.speaker, past, future, self.relations, self.num_speakers)

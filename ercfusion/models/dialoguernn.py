@@ -12,6 +12,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Share, Width, WidthOrNone
 
 
 class DialogueRnn(Architecture):
@@ -42,16 +43,18 @@ class DialogueRnn(Architecture):
     Args:
         inputs: Modalities and widths.
         projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
-        global_size, party_size, emotion_size: Widths of the three states, a direction.
-        hidden: Width of the dense layer before the classifier.
-        listener: Update the parties who listen, too.
-        bidirectional: Also read from the end; False and ``emotion_attention=False`` make it causal.
-        emotion_attention: Give the classifier a mixture of all emotion states of the conversation; without
-            ``residual`` instead of the utterance's own.
-        residual: Give the classifier the encoded input and the utterance's own emotion states, too.
-        dropout: Probability, on the projected input and before the classifier.
-        state_dropout: Probability, on every new state inside the recurrence.
-        emotion_dropout: Probability, on the emotion states that leave the recurrence.
+        global_size: Width of the global state per direction.
+        party_size: Width of a party state per direction.
+        emotion_size: Width of the emotion state per direction.
+        hidden: Width of the dense layer before the classifier, and of the output.
+        listener: Also update the states of the parties who listen.
+        bidirectional: Also read from the end; false and ``emotion_attention=false`` make the model causal.
+        emotion_attention: Attention over all emotion states of the conversation; without ``residual`` the classifier
+            receives its result instead of the utterance's own state.
+        residual: Give the classifier also the encoded input and the utterance's own emotion states.
+        dropout: Dropout probability on the projected input and before the classifier.
+        state_dropout: Dropout probability on every new state inside the recurrence.
+        emotion_dropout: Dropout probability on the emotion states that leave the recurrence.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -61,27 +64,23 @@ class DialogueRnn(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        global_size: int = 128,
-        party_size: int = 128,
-        emotion_size: int = 128,
-        hidden: int = 128,
+        projection: WidthOrNone = 128,
+        global_size: Width = 128,
+        party_size: Width = 128,
+        emotion_size: Width = 128,
+        hidden: Width = 128,
         listener: bool = False,
         bidirectional: bool = True,
         emotion_attention: bool = True,
         residual: bool = True,
-        dropout: float = 0.4,
-        state_dropout: float = 0.1,
-        emotion_dropout: float = 0.25,
+        dropout: Share = 0.4,
+        state_dropout: Share = 0.1,
+        emotion_dropout: Share = 0.25,
     ) -> None:
         self.bidirectional = bidirectional
         self.projection_width = projection
         self.emotion_attention = emotion_attention
         super().__init__(inputs)
-        least = {"projection": 0, "global_size": 1, "party_size": 1, "emotion_size": 1, "hidden": 1}
-        for (name, low), value in zip(least.items(), (projection, global_size, party_size, emotion_size, hidden)):
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, found {value}")
         chances = {"dropout": dropout, "state_dropout": state_dropout, "emotion_dropout": emotion_dropout}
         for name, chance in chances.items():
             if not 0 <= chance < 1:

@@ -1,15 +1,9 @@
-"""Ranges of the architectures' options, and a limit on what a construction may allocate.
-
-Both are checked before anything is allocated: a size of 0, below 0 or far too large is a mistake, or comes from a file
-that somebody changed.
-"""
+"""A limit on what the construction of an architecture may allocate."""
 
 from __future__ import annotations
 
-import inspect
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,70 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ercfusion._core.errors import ConfigError
-
-Range = tuple[float, float]
-
-_WIDTH, _WIDTH_OR_NONE = (1, 32_768), (0, 65_536)
-_COUNT, _COUNT_OR_NONE = (1, 1_024), (0, 1_024)
-_WINDOW, _WINDOW_OR_ALL = (1, 100_000), (-1, 100_000)
-_SHARE, _POSITIVE, _ANY = (0.0, 1.0), (1e-9, 1e9), (-1e9, 1e9)
-
-
-def _of(limits: Range, names: str) -> dict[str, Range]:
-    return dict.fromkeys(names.split(), limits)
-
-
-RANGES: Mapping[str, Range] = {
-    **_of(_WIDTH, "hidden dense embedding emotion_size global_size party_size width feedforward fused context post"),
-    **_of(_WIDTH, "channels feature_width state"),
-    **_of(_WIDTH_OR_NONE, "projection text_width audio_width visual_width enhancement_width frames"),
-    **_of(_WIDTH_OR_NONE, "time_width band_width lags"),
-    **_of(_COUNT, "layers lstm_layers context_layers mlp_layers heads graph_heads rank expand taps max_speakers"),
-    **_of(_COUNT_OR_NONE, "joint_layers fusions context_heads bases feature_groups enhancement_groups"),
-    **_of(_COUNT_OR_NONE, "time_masks band_masks"),
-    **_of(_COUNT_OR_NONE, "BroadMamba.layers Cogmen.layers M2FNet.layers Mmgcn.layers"),
-    **_of(_WINDOW, "window short long positions"),
-    **_of(_WINDOW_OR_ALL, "past future"),
-    **_of(_SHARE, "dropout input_dropout emotion_dropout state_dropout fusion_dropout post_dropout modality_dropout"),
-    **_of(_SHARE, "alpha epsilon"),
-    **_of(_POSITIVE, "temperature theta write"),
-    **_of((0.0, 1e9), "noise speaker_std"),
-    **_of(_ANY, "gate_start"),
-}
-"""Least and largest value of every option that is a number, by its name or by ``CLASS.NAME``."""
-
-# A whole number beyond it is no size of anything, in an architecture that is not ours either.
-_MOST = (1 << 31) - 1
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-
-
-def check_options(name: str, architecture: type, options: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError`, naming the option, if a value is of another type than the default or out of range.
-
-    Args:
-        name: Of the architecture.
-        architecture: Its class.
-        options: By name; all of them exist.
-    """
-    parameters = inspect.signature(architecture).parameters
-    ours = architecture.__module__.startswith("ercfusion.")
-    for option, value in options.items():
-        default = parameters[option].default
-        kind = next((kind for kind in _KINDS if isinstance(default, kind)), None)
-        fits = kind is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            fits = True
-        if not fits:
-            found = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-            assert kind is not None
-            raise ConfigError(f"model.{option} takes {_KINDS[kind]}, found {found} (model {name!r})")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high = (-math.inf, math.inf) if isinstance(value, float) else (float(-_MOST), float(_MOST))
-        if ours and isinstance(default, int | float):
-            low, high = RANGES.get(f"{architecture.__name__}.{option}", RANGES.get(option, (low, high)))
-        if not low <= value <= high or math.isinf(value):
-            raise ConfigError(f"model.{option} must be from {low:g} to {high:g}, found {value:g} (model {name!r})")
 
 
 class _Allocations(TorchDispatchMode):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.tensor_fusion import LowRankFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.tfn import ModalityVectors, context_capabilities
+from ercfusion.models.options import Count, Share, Width, WidthOrNone
+from ercfusion.models.tfn import Absent, Activation, Context, ModalityVectors, Norm, context_capabilities
 
 
 class Lmf(Architecture):
@@ -30,16 +33,32 @@ class Lmf(Architecture):
 
     Args:
         inputs: Modalities and widths.
-        context, projection, context_layers, heads, lags, bidirectional: See :class:`~ercfusion.models.tfn.Tfn`.
-        width, text_width, audio_width, visual_width: The same.
-        layers, norm, activation, text_linear, dropout, input_dropout, absent: The same.
-        rank: Products that are summed.
-        fused: Width of the fused vector.
-        fusion_dropout: Probability, on the z_m as they enter the fusion.
+        context: Layer that reads the conversation, one per modality.
+        projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
+            of ``heads``. Not used with ``context=none``.
+        context_layers: Layers of the context.
+        heads: Heads of the Transformer.
+        lags: Distances that the Transformer tells apart, for the same and for another speaker; 0 for none.
+        bidirectional: False reads forwards only, which makes the model causal.
+        width: Width d_m of the vector z_m of a modality.
+        text_width: Width of z_m of the modality ``text``; 0 is ``width``.
+        audio_width: Width of z_m of the modality ``audio``; 0 is ``width``.
+        visual_width: Width of z_m of the modality ``visual``; 0 is ``width``.
+        layers: Dense layers from a modality's vector to z_m.
+        norm: Normalisation before these layers; ``batch`` is over the utterances that have the modality.
+        activation: Activation of all dense layers.
+        text_linear: The last dense layer of the modality ``text`` has no activation.
+        rank: Number of products that are summed.
+        fused: Width of the fused vector, and of the output.
+        dropout: Dropout probability on the context's input, between its layers and on its output.
+        input_dropout: Dropout probability on the features where no context reads them (``context=none``).
+        fusion_dropout: Dropout probability on the z_m as they enter the fusion.
         post_norm: Layer normalisation of the fused vector: the size of products of M numbers varies with the power M.
-        post_dropout: Probability, on the fused vector.
-        initial: Initial values of the factors: ``glorot`` or ``released`` (see
-            :class:`ercfusion.layers.tensor_fusion.LowRankFusion`).
+        post_dropout: Dropout probability on the fused vector.
+        absent: What replaces an absent z_m; ``context`` is what the context makes of a learned vector and the
+            neighbours, and without a context the same as ``zero``.
+        initial: Initial values of the factors: normal with variance 2 / (d_m + 1 + fused), or 2 / ((d_m + 1 + rank) *
+            fused) (see :class:`ercfusion.layers.tensor_fusion.LowRankFusion`).
 
     Shapes:
         batch -> hidden (N, fused); one representation (N, d_m) a modality.
@@ -49,29 +68,29 @@ class Lmf(Architecture):
         self,
         inputs: InputSpec,
         *,
-        context: str = "lstm",
-        projection: int = 128,
-        context_layers: int = 1,
-        heads: int = 4,
-        lags: int = 10,
+        context: Context = "lstm",
+        projection: WidthOrNone = 128,
+        context_layers: Count = 1,
+        heads: Count = 4,
+        lags: WidthOrNone = 10,
         bidirectional: bool = True,
-        width: int = 32,
-        text_width: int = 0,
-        audio_width: int = 0,
-        visual_width: int = 0,
-        layers: int = 2,
-        norm: str = "layer",
-        activation: str = "tanh",
+        width: Width = 32,
+        text_width: WidthOrNone = 0,
+        audio_width: WidthOrNone = 0,
+        visual_width: WidthOrNone = 0,
+        layers: Count = 2,
+        norm: Norm = "layer",
+        activation: Activation = "tanh",
         text_linear: bool = False,
-        rank: int = 8,
-        fused: int = 64,
-        dropout: float = 0.4,
-        input_dropout: float = 0.1,
-        fusion_dropout: float = 0.0,
+        rank: Count = 8,
+        fused: Width = 64,
+        dropout: Share = 0.4,
+        input_dropout: Share = 0.1,
+        fusion_dropout: Share = 0.0,
         post_norm: bool = True,
-        post_dropout: float = 0.2,
-        absent: str = "context",
-        initial: str = "glorot",
+        post_dropout: Share = 0.2,
+        absent: Absent = "context",
+        initial: Literal["glorot", "released"] = "glorot",
     ) -> None:
         self.reads = context_capabilities(context, lags, bidirectional)
         super().__init__(inputs)

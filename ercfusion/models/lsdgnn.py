@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers.dag import DagStack
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
 from ercfusion.models.dagerc import UtteranceInput, readout
+from ercfusion.models.options import Count, Share, Width, WidthOrNone, Window
+from ercfusion.ops.dag_reference import DagAttention
 
-DIFFERENCES = ("utterance", "released")
 FLOOR = 0.1
 """Added to the distance of the two stacks, so that the term ``difference`` is at most 1 / FLOOR a layer."""
 
@@ -131,16 +133,18 @@ class Lsdgnn(Architecture):
         projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
         hidden: Width of the stacks and of the output.
         layers: Layers of each stack.
-        short, long: Windows of the two stacks: how many earlier utterances of its own speaker an utterance reaches
-            back to.
-        attention: Inside the stacks: ``dagerc`` or ``gat``.
-        causal: Let the exchange, and so the whole network, see no later utterance.
-        residual: Keep the stacks' own vectors.
-        scale: Divide the scores of the exchange by the square root of the width.
-        difference: The regulariser: ``utterance`` (average over utterances) or ``released``.
+        short: Window of the short stack: number of earlier utterances of its own speaker to which an utterance reaches
+            back.
+        long: Window of the long stack.
+        attention: Attention inside the stacks: ``dagerc`` as published; ``gat`` has weights that depend on the
+            receiver.
+        causal: The exchange reads no later utterance, which makes the model causal.
+        residual: Add the stacks' own vectors to the vectors that they looked up.
+        scale: Divide the scores of the exchange by the square root of ``hidden``.
+        difference: The regulariser; ``utterance`` is an average over utterances.
         mlp_layers: Linear layers between the concatenation and the head.
-        dropout: Probability, on what is exchanged in all layers but the last, and before the head.
-        input_dropout: Probability, on the encoded input.
+        dropout: Dropout probability on what is exchanged in all layers but the last, and before the head.
+        input_dropout: Dropout probability on the encoded input.
 
     Shapes:
         batch -> hidden (N, hidden); the loss ``difference``.
@@ -150,28 +154,23 @@ class Lsdgnn(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        hidden: int = 128,
-        layers: int = 2,
-        short: int = 1,
-        long: int = 5,
-        attention: str = "dagerc",
+        projection: WidthOrNone = 128,
+        hidden: Width = 128,
+        layers: Count = 2,
+        short: Window = 1,
+        long: Window = 5,
+        attention: DagAttention = "dagerc",
         causal: bool = False,
         residual: bool = True,
         scale: bool = True,
-        difference: str = "utterance",
-        mlp_layers: int = 2,
-        dropout: float = 0.4,
-        input_dropout: float = 0.1,
+        difference: Literal["utterance", "released"] = "utterance",
+        mlp_layers: Count = 2,
+        dropout: Share = 0.4,
+        input_dropout: Share = 0.1,
     ) -> None:
         self.projection_width = projection
         self.causal = causal
         super().__init__(inputs)
-        if difference not in DIFFERENCES:
-            raise ValueError(f"difference must be one of {', '.join(DIFFERENCES)}; found {difference!r}")
-        for name, window in (("short", short), ("long", long)):
-            if window < 1:
-                raise ValueError(f"{name} must be at least 1, found {window}")
         self.hidden_size = hidden
         self.residual = residual
         self.difference = difference

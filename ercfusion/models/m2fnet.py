@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
 from ercfusion.layers.fusion import FusionAttention, GatedFusion, ModalityDropout
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Count, CountOrNone, Number, Share, Width, WidthOrNone
 
 
 class M2FNet(Architecture):
@@ -38,28 +41,29 @@ class M2FNet(Architecture):
 
     Args:
         inputs: Modalities and widths.
-        main: The main stream. Where it is ``text`` and the data has no text, the first modality is; any other name must
-            be one of the data's.
+        main: The main stream. If it is ``text`` and the data has no text, the first modality is; any other name must be
+            one of the data's.
         width: Common width of the streams; a multiple of ``heads``.
-        encode: ``projected``: encoders run at the common width. ``raw``: at that of the features (with the largest
-            number of heads up to ``heads`` that divides it), and are projected afterwards.
+        encode: ``projected``: encoders run at the common width. ``raw``: at that of the features, with the largest
+            number of heads up to ``heads`` that divides it, and are projected afterwards.
         layers: Transformer layers of each modality; 0 leaves them out.
-        heads: Of the Transformers and of each attention of the fusion.
+        heads: Heads of the Transformers and of each attention of the fusion.
         feedforward: Width of the Transformers' feed-forward layers.
-        outer_residual: X + Enc(X) around each layer, instead of Enc(X).
+        outer_residual: X + Enc(X) around each Transformer layer, instead of Enc(X).
         norm_first: Pre-norm Transformer layers.
-        activation: Of the Transformers and the output layer: ``gelu`` or ``relu``.
-        lags: Distances that the Transformers tell apart, for the same and for another speaker
+        activation: Activation of the Transformers and the output layer.
+        lags: Distances that the Transformers tell apart on either side, for the same and for another speaker
             (:class:`ercfusion.layers.RelativeBias`); 0 for none, as published.
         fusions: Fusion attention modules; 0 leaves them out.
-        values: Where the fusion's values come from: ``main``, as published, or ``other``, ordinary cross-attention.
+        values: Source of the fusion's values: ``main`` as published, or ``other``, ordinary cross-attention.
         residual: Let fusion begin as a small correction of the main stream.
-        readout: What the output layer reads: ``concat``, the streams side by side, as published, or ``gated``, their
-            sum with learned weights (:class:`ercfusion.layers.fusion.GatedFusion`).
-        gate_start: How strongly the gates prefer the main stream at first.
+        readout: What the output layer reads: all streams, as published, or their sum with learned weights
+            (:class:`ercfusion.layers.fusion.GatedFusion`).
+        gate_start: How strongly the gates prefer the main stream at first (``readout=gated``).
         hidden: Width of the output.
-        dropout: Probability, in Transformers and fusion, on the projected input, and around the output layer.
-        modality_dropout: Probability with which each modality of an utterance is hidden in training.
+        dropout: Dropout probability in Transformers and fusion, on the projected input, and around the output layer.
+        modality_dropout: Probability with which each modality of an utterance is hidden in training; at least one
+            stays.
         causal: Never read later utterances.
 
     Shapes:
@@ -71,23 +75,23 @@ class M2FNet(Architecture):
         inputs: InputSpec,
         *,
         main: str = "text",
-        width: int = 128,
-        encode: str = "projected",
-        layers: int = 2,
-        heads: int = 4,
-        feedforward: int = 256,
+        width: Width = 128,
+        encode: Literal["projected", "raw"] = "projected",
+        layers: CountOrNone = 2,
+        heads: Count = 4,
+        feedforward: Width = 256,
         outer_residual: bool = True,
         norm_first: bool = True,
-        activation: str = "gelu",
-        lags: int = 10,
-        fusions: int = 2,
-        values: str = "main",
+        activation: Literal["gelu", "relu"] = "gelu",
+        lags: WidthOrNone = 10,
+        fusions: CountOrNone = 2,
+        values: Literal["main", "other"] = "main",
         residual: bool = True,
-        readout: str = "concat",
-        gate_start: float = 2.0,
-        hidden: int = 128,
-        dropout: float = 0.4,
-        modality_dropout: float = 0.3,
+        readout: Literal["concat", "gated"] = "concat",
+        gate_start: Number = 2.0,
+        hidden: Width = 128,
+        dropout: Share = 0.4,
+        modality_dropout: Share = 0.3,
         causal: bool = False,
     ) -> None:
         names = list(inputs.widths)
@@ -97,13 +101,6 @@ class M2FNet(Architecture):
         super().__init__(inputs)
         if main not in names and main != "text":
             raise ValueError(f"main must be one of {', '.join(names)}; found {main!r}")
-        for option, value, choices in (
-            ("encode", encode, ("projected", "raw")),
-            ("readout", readout, ("concat", "gated")),
-            ("activation", activation, ("gelu", "relu")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{option} must be one of {', '.join(choices)}; found {value!r}")
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.main = main if main in names else names[0]

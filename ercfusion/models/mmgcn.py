@@ -13,11 +13,12 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
 from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width
 
 TEXT = "text"
 """The modality that the published model treats differently."""
 
-SCOPES = ("all", "text", "none")
+Scope = Literal["all", "text", "none"]
 
 
 class Mmgcn(Architecture):
@@ -48,25 +49,25 @@ class Mmgcn(Architecture):
     Args:
         inputs: Modalities and widths.
         projection: Width to which each modality is projected, and of the vectors that are compared; even.
-        recurrent: Which modalities pass through a bidirectional LSTM: ``all``, ``text`` (the modality of that name,
-            if there is one) or ``none``.
+        recurrent: Modalities that pass through a bidirectional LSTM; ``text`` is the modality of that name, if there is
+            one.
         lstm_layers: Stacked LSTM layers.
-        speakers: To which modalities the speaker's embedding is added: ``all``, ``text`` or ``none``. There are as
-            many embeddings as a training conversation has speakers at most; further speakers share the last one.
-        speaker_std: Standard deviation of the embeddings' initial values (released code: 1). At the size of the
-            projected features who speaks decides about every angle.
+        speakers: Modalities to which the speaker's embedding is added. There are as many embeddings as a training
+            conversation has speakers at most; further speakers share the last one.
+        speaker_std: Standard deviation of the speaker embeddings' initial values (released code: 1). At the size of the
+            projected features the speaker decides every angle.
         hidden: Width of the graph convolutions.
-        layers: Graph convolutions; 0 leaves them out.
-        alpha: Share of a node's initial representation in every layer, from 0 to 1.
-        theta: Strength of the layers' matrices, above 0: that of layer l is ln(theta / l + 1).
+        layers: Number of graph convolutions; 0 leaves them out.
+        alpha: Share of a node's initial representation in every layer.
+        theta: Strength of the layers' matrices: that of layer l is ln(theta / l + 1).
         variant: GCNII's second form, with a matrix of its own for the initial representation.
-        activation: Before the classifier: ``gelu``, or ``relu`` as published.
-        dropout: Probability, between LSTM layers, in the graph convolutions (not in the angles) and before the
+        activation: Activation before the classifier; ``relu`` as published.
+        dropout: Dropout probability between LSTM layers, in the graph convolutions (not in the angles) and before the
             classifier.
-        residual_dropout: Give the classifier what went into the graph as it was dropped there, so that before the
-            classifier it is dropped a second time, as in the released code.
+        residual_dropout: Drop the graph's input also on its way around the graph, and again before the classifier, as
+            in the released code.
         mask_padding: False lets the LSTM read padding (projected zeros) after the shorter conversations of a batch, as
-            the released code does.
+            in the released code; scores then depend on the batch.
 
     Shapes:
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
@@ -76,42 +77,34 @@ class Mmgcn(Architecture):
         self,
         inputs: InputSpec,
         *,
-        projection: int = 128,
-        recurrent: str = "text",
-        lstm_layers: int = 2,
-        speakers: str = "all",
-        speaker_std: float = 0.1,
-        hidden: int = 64,
-        layers: int = 4,
-        alpha: float = 0.1,
-        theta: float = 0.5,
+        projection: Width = 128,
+        recurrent: Scope = "text",
+        lstm_layers: Count = 2,
+        speakers: Scope = "all",
+        speaker_std: Positive = 0.1,
+        hidden: Width = 64,
+        layers: CountOrNone = 4,
+        alpha: Share = 0.1,
+        theta: Positive = 0.5,
         variant: bool = False,
-        activation: str = "gelu",
-        dropout: float = 0.4,
+        activation: Literal["gelu", "relu"] = "gelu",
+        dropout: Share = 0.4,
         residual_dropout: bool = False,
         mask_padding: bool = True,
     ) -> None:
         self.residual_dropout = residual_dropout
         self.mask_padding = mask_padding
-        self.speaker_scope = _one_of("speakers", speakers, SCOPES)
-        self.recurrent_scope = _one_of("recurrent", recurrent, SCOPES)
+        self.speaker_scope = speakers
+        self.recurrent_scope = recurrent
         self.num_speakers = inputs.speakers
         super().__init__(inputs)
         names = list(inputs.widths)
         if projection < 2 or projection % 2:
             raise ValueError(f"projection must be even and above 0, found {projection}")
-        if layers < 0:
-            raise ValueError(f"layers must be at least 0, found {layers}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie from 0 to 1, found {alpha}")
-        for name, value in (("theta", theta), ("speaker_std", speaker_std)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, found {value}")
         if speakers == TEXT and TEXT not in names:
             raise ValueError(f"speakers='text' needs the modality 'text'; the data has {', '.join(names)}")
         self.hidden_size = len(names) * (projection + hidden)
-        relu = _one_of("activation", activation, ("gelu", "relu")) == "relu"
-        self.activate: nn.Module = nn.ReLU() if relu else nn.GELU()
+        self.activate: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
         self.project = ModalityProjection(inputs.widths, projection)
         for vector in self.project.absent.values():
@@ -163,12 +156,6 @@ class Mmgcn(Architecture):
         return Encoded(
             out.transpose(0, 1).flatten(1), modalities={name: out[m] for m, name in enumerate(batch.modalities)}
         )
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
-    return value
 
 
 def _within(scope: str, names: list[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,9 +13,13 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
-CONTEXTS = ("lstm", "transformer", "none")
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+Context = Literal["lstm", "transformer", "none"]
+Norm = Literal["layer", "batch", "none"]
+Activation = Literal["gelu", "relu", "tanh"]
+Absent = Literal["zero", "learned", "context"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class Tfn(Architecture):
@@ -39,28 +45,31 @@ class Tfn(Architecture):
 
     Args:
         inputs: Modalities and widths; at most four.
-        context: What reads the conversation, one a modality: ``lstm``, ``transformer`` or ``none``.
+        context: Layer that reads the conversation, one per modality.
         projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
             of ``heads``. Not used with ``context=none``.
         context_layers: Layers of the context.
-        heads, lags: Of the Transformer; see :class:`ercfusion.layers.PackedTransformer`.
+        heads: Heads of the Transformer.
+        lags: Distances that the Transformer tells apart, for the same and for another speaker; 0 for none.
         bidirectional: False reads forwards only, which makes the model causal.
-        width: d_m, the width of z_m.
-        text_width, audio_width, visual_width: The same for the modality of that name; 0 is ``width``.
+        width: Width d_m of the vector z_m of a modality.
+        text_width: Width of z_m of the modality ``text``; 0 is ``width``.
+        audio_width: Width of z_m of the modality ``audio``; 0 is ``width``.
+        visual_width: Width of z_m of the modality ``visual``; 0 is ``width``.
         layers: Dense layers from a modality's vector to z_m.
-        norm: Before these layers: ``layer``, ``batch`` or ``none``.
-        activation: Of all dense layers: ``gelu``, ``relu`` or ``tanh``.
+        norm: Normalisation before these layers; ``batch`` is over the utterances that have the modality.
+        activation: Activation of all dense layers.
         text_linear: The last dense layer of the modality ``text`` has no activation.
-        post: Width of the two dense layers behind the tensor.
-        dropout: Probability, on the context's input, between its layers and on its output.
-        input_dropout: Probability, on the features where no context reads them (``context=none``).
-        fusion_dropout: Probability, at the tensor.
-        dropout_form: ``factor`` (numbers of the z_m) or ``element`` (of the tensor, as published).
+        post: Width of the two dense layers behind the tensor, and of the output.
+        dropout: Dropout probability on the context's input, between its layers and on its output.
+        input_dropout: Dropout probability on the features where no context reads them (``context=none``).
+        fusion_dropout: Dropout probability at the tensor.
+        dropout_form: What is dropped at the tensor: numbers of the z_m, or elements of the tensor as published.
         post_norm: Layer normalisation of what the linear layer makes of the tensor, before the activation: products of
             M numbers below 1 are small.
-        post_dropout: Probability, after each of the two dense layers behind the tensor.
-        absent: What stands for an absent z_m: ``zero``, ``learned``, or ``context``, what the context makes of a
-            learned vector and the neighbours; without a context this is ``zero``.
+        post_dropout: Dropout probability after each of the two dense layers behind the tensor.
+        absent: What replaces an absent z_m; ``context`` is what the context makes of a learned vector and the
+            neighbours, and without a context the same as ``zero``.
 
     Shapes:
         batch -> hidden (N, post); one representation (N, d_m) a modality.
@@ -70,28 +79,28 @@ class Tfn(Architecture):
         self,
         inputs: InputSpec,
         *,
-        context: str = "lstm",
-        projection: int = 128,
-        context_layers: int = 1,
-        heads: int = 4,
-        lags: int = 10,
+        context: Context = "lstm",
+        projection: WidthOrNone = 128,
+        context_layers: Count = 1,
+        heads: Count = 4,
+        lags: WidthOrNone = 10,
         bidirectional: bool = True,
-        width: int = 32,
-        text_width: int = 0,
-        audio_width: int = 0,
-        visual_width: int = 0,
-        layers: int = 2,
-        norm: str = "layer",
-        activation: str = "tanh",
+        width: Width = 32,
+        text_width: WidthOrNone = 0,
+        audio_width: WidthOrNone = 0,
+        visual_width: WidthOrNone = 0,
+        layers: Count = 2,
+        norm: Norm = "layer",
+        activation: Activation = "tanh",
         text_linear: bool = False,
-        post: int = 64,
-        dropout: float = 0.3,
-        input_dropout: float = 0.1,
-        fusion_dropout: float = 0.0,
-        dropout_form: str = "factor",
+        post: Width = 64,
+        dropout: Share = 0.3,
+        input_dropout: Share = 0.1,
+        fusion_dropout: Share = 0.0,
+        dropout_form: Literal["factor", "element"] = "factor",
         post_norm: bool = True,
-        post_dropout: float = 0.2,
-        absent: str = "context",
+        post_dropout: Share = 0.2,
+        absent: Absent = "context",
     ) -> None:
         self.reads = context_capabilities(context, lags, bidirectional)
         super().__init__(inputs)
@@ -154,7 +163,7 @@ class ModalityVectors(nn.Module):
         batch -> {modality: (N, d_m)}.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: ``projection`` is not even.
     """
 
     def __init__(
@@ -163,30 +172,21 @@ class ModalityVectors(nn.Module):
         special: dict[str, int],
         width: int,
         *,
-        context: str,
+        context: Context,
         projection: int,
         context_layers: int,
         heads: int,
         lags: int,
         bidirectional: bool,
         layers: int,
-        norm: str,
-        activation: str,
+        norm: Norm,
+        activation: Activation,
         text_linear: bool,
         dropout: float,
         input_dropout: float,
-        absent: str,
+        absent: Absent,
     ) -> None:
         super().__init__()
-        one_of("context", context, CONTEXTS)
-        one_of("norm", norm, ("layer", "batch", "none"))
-        one_of("activation", activation, tuple(ACTIVATIONS))
-        one_of("absent", absent, ("zero", "learned", "context"))
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, found {layers}")
-        for name, number in (("width", width), *((f"{name}_width", found) for name, found in special.items())):
-            if number < (1 if name == "width" else 0):
-                raise ValueError(f"{name} must be positive, found {number}")
         self.widths = {name: special.get(name, 0) or width for name in inputs.widths}
         self.context_form = context
         self.absent = "zero" if (absent, context) == ("context", "none") else absent
@@ -196,8 +196,6 @@ class ModalityVectors(nn.Module):
         self.context = nn.ModuleDict()
         entering = dict(inputs.widths)
         if context != "none":
-            if context_layers < 1:
-                raise ValueError(f"context_layers must be at least 1, found {context_layers}")
             if projection < 2 or projection % 2:
                 raise ValueError(f"projection must be even and above 0, found {projection}")
             self.project = ModalityProjection(inputs.widths, projection)
@@ -281,10 +279,3 @@ class PresentBatchNorm(SharedBatchNorm):
         rows = present.nonzero().squeeze(1)
         normal = super().forward(x.index_select(0, rows))
         return torch.zeros_like(x, dtype=normal.dtype).index_copy(0, rows, normal)
-
-
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """``value``, or ValueError that names it where it is none of the ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; found {value!r}")
-    return value

@@ -10,6 +10,7 @@ from ercfusion.batch.batch import ConversationBatch, SequenceValues
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.spectrogram import SpecAugment, SpectrogramNet, pad_sequences, pool_frames, random_crop
 from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import CountOrNone, NonNegative, Share, Width, WidthOrNone
 
 # Frames, padding included, that are encoded together in eval mode: 64 MiB for a stem of 16 channels and 64 bands.
 _FRAMES = 1 << 16
@@ -36,42 +37,38 @@ class UtteranceEncoder(Architecture):
         embedding: Width of a modality's vector; 300 in the paper.
         spectrogram: Modalities that are spectrograms, joined by ``+``; those that the data lacks, or has as single
             vectors, are passed over.
-        channels: Of the first stage of the convolution network; 64 in ResNet-18.
+        channels: Channels of the first stage of the convolution network; 64 in ResNet-18.
         hidden: Width of the dense layer on the frames of other modalities.
-        dropout: Probability, before the projection.
-        frames: In training, spectrograms of more frames are cut to this many; 0 cuts none.
-        time_masks, time_width, band_masks, band_width, noise: See :class:`ercfusion.layers.SpecAugment`.
+        dropout: Dropout probability before the projection.
+        frames: In training, longer spectrograms are cut to this many frames at a random place; 0 cuts none.
+        time_masks: Stretches of time hidden in training (see :class:`ercfusion.layers.SpecAugment`).
+        time_width: Largest width of a hidden stretch in frames; never more than a fifth of the utterance.
+        band_masks: Stretches of bands hidden in training.
+        band_width: Largest width of a hidden stretch in bands.
+        noise: Standard deviation of the noise added in training, in units of the standardised bands.
 
     Shapes:
         batch -> hidden (N, M embedding), the modalities' vectors side by side; one representation (N, embedding) a
         modality.
-
-    Raises:
-        ValueError: an option out of its range.
     """
 
     def __init__(
         self,
         inputs: InputSpec,
         *,
-        embedding: int = 128,
+        embedding: Width = 128,
         spectrogram: str = "audio",
-        channels: int = 8,
-        hidden: int = 128,
-        dropout: float = 0.3,
-        frames: int = 128,
-        time_masks: int = 2,
-        time_width: int = 20,
-        band_masks: int = 2,
-        band_width: int = 8,
-        noise: float = 0.1,
+        channels: Width = 8,
+        hidden: Width = 128,
+        dropout: Share = 0.3,
+        frames: WidthOrNone = 128,
+        time_masks: CountOrNone = 2,
+        time_width: WidthOrNone = 20,
+        band_masks: CountOrNone = 2,
+        band_width: WidthOrNone = 8,
+        noise: NonNegative = 0.1,
     ) -> None:
         super().__init__(inputs)
-        numbers: dict[str, float] = {"time_masks": time_masks, "time_width": time_width, "band_masks": band_masks}
-        numbers |= {"band_width": band_width, "noise": noise, "frames": frames}
-        for name, value in numbers.items():
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, found {value}")
         self.frames = frames
         self.hidden_size = embedding * len(inputs.widths)
         self.augment = SpecAugment(time_masks, time_width, band_masks, band_width, noise)

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ercfusion._core.errors import ConfigError
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.models import build_architecture
 from ercfusion.models.bclstm import BcLstm, ContextLSTM
 from ercfusion.testing import WIDTHS, random_batch, take, without_dropout
 
@@ -98,11 +96,6 @@ def test_absent_modalities() -> None:
     before = projected(batch.hide(drop)).hidden
     torch.nn.init.normal_(projected.project.absent["audio"])
     assert not torch.equal(projected(batch.hide(drop)).hidden, before)
-
-
-def test_unknown_hierarchy() -> None:
-    with pytest.raises(ConfigError, match="hierarchy must be 'flat' or 'hierarchical', found 'tree'"):
-        build_architecture("bclstm", InputSpec(WIDTHS), {"hierarchy": "tree"})
 
 
 @pytest.mark.parametrize("hierarchy", ["flat", "hierarchical"])

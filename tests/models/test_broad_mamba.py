@@ -238,23 +238,6 @@ def test_fixed_nodes_are_no_parameters() -> None:
     assert not [name for name, _ in make(feature_groups=0).named_parameters() if "broad" in name]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fusion": "vote"}, "fusion must be one of confidence, entropy, uniform; found 'vote'"),
-        ({"speakers": "pairs"}, "speakers must be one of numbered, same_other, none; found 'pairs'"),
-        ({"layers": -1}, "layers must be at least 0, found -1"),
-        ({"combine": "max"}, "combine must be one of add, concat, gate; found 'max'"),
-        ({"write": 0.0}, "write must be above 0, found 0.0"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"activation": "sine"}, "activation must be one of"),
-    ],
-)
-def test_what_does_not_fit(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**options)
-
-
 def test_a_block_keeps_what_it_reads() -> None:
     """Around the state space model and around the broad nodes, whole and step by step."""
     model = BroadMamba(InputSpec(WIDTHS), width=8, bidirectional=False).eval()

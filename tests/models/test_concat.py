@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch.nn import functional as F
 
@@ -50,8 +49,3 @@ def test_without_activation_it_is_affine() -> None:
         model = Concat(InputSpec(WIDTHS), activation=activation).double().eval()
         expected = 0.3 * model(first).hidden + 0.7 * model(second).hidden
         assert torch.allclose(model(replace(first, features=mixed)).hidden, expected) is affine
-
-
-def test_unknown_activation() -> None:
-    with pytest.raises(ValueError, match="gelu, relu, none; found 'selu'"):
-        Concat(InputSpec(WIDTHS), activation="selu")

@@ -64,17 +64,3 @@ def test_one_speaker_and_window_one_is_a_chain() -> None:
     with torch.no_grad():
         model.recur.query.mul_(-1.0)
     assert not torch.equal(model(batch).hidden, with_three)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"window": 0}, "window must be at least 1, found 0"),
-        ({"layers": 0}, "layers must be at least 1, found 0"),
-        ({"mlp_layers": 0}, "mlp_layers must be at least 1, found 0"),
-        ({"attention": "dot"}, "attention must be one of dagerc, gat; found 'dot'"),
-    ],
-)
-def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DagErc(InputSpec(WIDTHS), **options)

@@ -149,11 +149,7 @@ def test_requirements_of_the_released_form() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("projection", -1, "projection must be at least 0, found -1"),
-        ("party_size", 0, "party_size must be at least 1, found 0"),
-        ("hidden", 0, "hidden must be at least 1, found 0"),
         ("state_dropout", 1.0, "state_dropout must be at least 0 and below 1, found 1"),
-        ("emotion_dropout", -0.1, "emotion_dropout must be at least 0 and below 1, found -0.1"),
     ],
 )
 def test_wrong_options(option: str, value: Any, text: str) -> None:

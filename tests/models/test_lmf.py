@@ -127,22 +127,6 @@ def test_evidence_in_a_product(context: str) -> None:
         assert (logits(batches[1]).argmax(1) == labels[1]).float().mean() > 0.95
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"rank": 0}, "rank must be at least 1, found 0"),
-        ({"fused": 0}, "out_features must be at least 1, found 0"),
-        ({"context": "gru"}, "context must be one of lstm, transformer, none; found 'gru'"),
-        ({"visual_width": -2}, "visual_width must be positive, found -2"),
-        ({"initial": "zeros"}, "initial must be one of glorot, released; found 'zeros'"),
-        ({"fusion_dropout": -0.1}, "dropout must lie from 0 to below 1, found -0.1"),
-    ],
-)
-def test_wrong_options_are_named(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        make(**options)
-
-
 @pytest.mark.parametrize(("initial", "variance"), [("glorot", 2 / (129 + 64)), ("released", 2 / ((129 + 4) * 64))])
 def test_initial_factors(initial: str, variance: float) -> None:
     """The released code takes the variance of a stack of matrices for that of a matrix."""

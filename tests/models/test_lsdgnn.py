@@ -178,17 +178,3 @@ def test_equal_windows_and_weights_are_one_stack_twice() -> None:
     with torch.no_grad():
         model.recur.windows = (1, 2)
     assert float(model(batch).losses["difference"](Shares(batch.packing)).detach()) < 19
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"short": 0}, "short must be at least 1, found 0"),
-        ({"long": 0}, "long must be at least 1, found 0"),
-        ({"difference": "none"}, "difference must be one of utterance, released; found 'none'"),
-        ({"layers": 0}, "layers must be at least 1, found 0"),
-    ],
-)
-def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Lsdgnn(InputSpec(WIDTHS), **options)

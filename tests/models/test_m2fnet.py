@@ -142,12 +142,7 @@ def test_gates_start_at_the_main_stream() -> None:
     ("options", "message"),
     [
         ({"main": "smell"}, "main must be one of text, audio, visual; found 'smell'"),
-        ({"encode": "x"}, "encode must be one of projected, raw; found 'x'"),
-        ({"readout": "x"}, "readout must be one of concat, gated; found 'x'"),
-        ({"activation": "x"}, "activation must be one of gelu, relu; found 'x'"),
-        ({"values": "x"}, "values must be 'main' or 'other', found 'x'"),
         ({"width": 30}, "width 30 is not a multiple of 4 heads"),
-        ({"modality_dropout": -0.1}, "p must be from 0 to 1, found -0.1"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
