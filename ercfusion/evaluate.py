@@ -13,7 +13,6 @@ from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.hints import command, naming
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command, split_flags, split_settings, switch
-from ercfusion.metrics.scores import EMPTY_SETS
 
 HELP = """\
 Score a finished run again, on any split, and write its predictions.
@@ -119,9 +118,7 @@ def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: st
         return "\n".join(lines)
     lines = [f"  {name:<28}{value:.4f}" for name, value in found.items()]
     if recorded:
-        # Records of before counted two empty sets of labels in another way.
-        other = () if "empty_sets" in record or record["task"]["kind"] != "multi_label" else EMPTY_SETS
-        common = [name for name in recorded if name in found and name not in other]
+        common = [name for name in recorded if name in found]
         worst = max((abs(found[name] - recorded[name]) for name in common), default=0.0)
         lines.append(
             "equal to the run's record" if worst < 1e-5 else f"differs from the run's record by up to {worst:.2g}"

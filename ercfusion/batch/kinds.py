@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from ercfusion._core.registry import Registry
 
@@ -23,8 +23,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from ercfusion.batch.labels import LabelSchema
     from ercfusion.batch.predictions import Predictions
     from ercfusion.batch.task import TaskSpec
+
+
+class TableRow(Protocol):
+    """What a kind may ask a row of a user's table; :class:`ercfusion.data.tabular.Row` is one."""
+
+    def __getitem__(self, column: str) -> str:
+        """The cell as text."""
+
+    def number(self, column: str) -> float:
+        """The cell as a finite number."""
+
+    def label(self, column: str, schema: LabelSchema, text: str | None = None) -> str:
+        """The label that the cell, or ``text`` of it, is a spelling of."""
+
+    def fail(self, column: str, problem: str) -> NoReturn:
+        """Raise an error that names file, line and column."""
 
 
 class TaskKind(ABC):
@@ -39,6 +56,10 @@ class TaskKind(ABC):
     """The dev score that chooses the checkpoint of a task that names none."""
     index_targets: ClassVar[bool] = False
     """Encoded targets are (N) class indices; otherwise (N, K) numbers in single precision."""
+    changes: ClassVar[bool] = False
+    """A turn has one label, which may change from one turn to the next: a curriculum can count that."""
+    thresholds: ClassVar[bool] = False
+    """Decisions need thresholds, which are chosen on the dev split."""
     representation: ClassVar[str] = ""
     """What a representation loss may read from the targets: ``classes``, ``numbers``, or nothing."""
     label_smoothing: ClassVar[bool] = False
@@ -54,7 +75,18 @@ class TaskKind(ABC):
     pictures: ClassVar[tuple[str, ...]] = ()
     """Names of :data:`ercfusion.plots.figures.PICTURES`: what is drawn of a split."""
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Keys of a run's record that say how scores were counted where the field does not agree."""
+    """What a run's record says about scores that the field counts in several ways: a sentence, cut at its colon."""
+    output_prefix: ClassVar[str] = "p/"
+    """In ``predictions.parquet``, before the names of the K columns of outputs: probabilities are ``p/<label>``."""
+    keeps_targets: ClassVar[bool] = False
+    """``predictions.parquet`` has K columns ``t/<label>`` of targets, because ``truth`` alone does not say them."""
+
+    column_per_label: ClassVar[bool] = False
+    """In a user's table a target has the columns ``NAME.LABEL``; otherwise one column ``NAME``."""
+    least_labels: ClassVar[int] = 2
+    """A task with fewer labels says nothing."""
+    signs: ClassVar[tuple[str, ...]] = ()
+    """Signs that have a meaning of their own in a cell of a user's table."""
 
     # The task
 
@@ -81,9 +113,21 @@ class TaskKind(ABC):
             TypeError, ValueError, CorpusFormatError: it is no target of such a task; the message says what is expected.
         """
 
-    def label(self, value: Any, task: TaskSpec) -> str | None:
-        """The label by which a change from one turn to the next is told; None where the kind knows no such label."""
-        return None
+    def label(self, value: Any, task: TaskSpec) -> str:
+        """The label of a turn by which changes are told; for kinds with ``changes`` only."""
+        raise NotImplementedError
+
+    def label_mass(self, value: Any) -> Mapping[str, float]:
+        """How much a turn's target adds to the count of each label.
+
+        Raises:
+            TypeError: it is no target of such a task.
+        """
+        raise TypeError("a target without labels")
+
+    def count_text(self, count: float, turns: int) -> str:
+        """The count of a label among so many labelled turns, for a report."""
+        return f"{count:g}"
 
     # Decisions
 
@@ -105,9 +149,9 @@ class TaskKind(ABC):
         """
         raise ValueError(f"task {task.name!r} is {task.kind}: it has no single right label")
 
-    def best_thresholds(self, dev: Predictions) -> NDArray[np.float64] | None:
-        """(K) decision thresholds chosen on the dev split; None for a kind that decides without."""
-        return None
+    def best_thresholds(self, dev: Predictions) -> NDArray[np.float64]:
+        """(K) decision thresholds chosen on the dev split; for kinds with ``thresholds`` only."""
+        raise NotImplementedError
 
     def constant_output(self, task: TaskSpec) -> float:
         """An output that says nothing: the same for every utterance and every one of the K."""
@@ -151,6 +195,59 @@ class TaskKind(ABC):
     def outcomes(self, logits: Tensor) -> Tensor | None:
         """(N, S, R) logits of S questions with R outcomes each, exactly one of which occurs; None without any."""
         return logits.unsqueeze(1)
+
+    # Predictions in a file
+
+    @abstractmethod
+    def answer_type(self, task: TaskSpec) -> Any:
+        """The Arrow type of the columns ``truth`` and ``prediction``."""
+
+    @abstractmethod
+    def truths(self, part: Predictions) -> list[Any]:
+        """N entries of ``truth``: what is right, in words; anything where the utterance is not labelled."""
+
+    @abstractmethod
+    def answers(self, part: Predictions) -> list[Any]:
+        """N entries of ``prediction``."""
+
+    @abstractmethod
+    def decode(self, truth: Any, task: TaskSpec) -> int | Sequence[float]:
+        """The encoded target of an entry of ``truth`` (without ``keeps_targets``)."""
+
+    # Targets in a user's table
+
+    def columns(self, name: str, outputs: Sequence[str]) -> list[str]:
+        """The columns of the target ``name``."""
+        return [f"{name}.{output}" for output in outputs] if self.column_per_label else [name]
+
+    def parts(self, cell: str) -> list[str]:
+        """The spellings of labels in a cell."""
+        return [cell.strip()] if cell.strip() else []
+
+    @abstractmethod
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:
+        """The target of a row whose cells are all filled.
+
+        Raises:
+            CorpusFormatError: a cell holds no such target.
+        """
+
+    @abstractmethod
+    def write(self, value: Any, task: TaskSpec) -> list[str]:
+        """The cells that :meth:`read` reads as this target."""
+
+    # Tests
+
+    @abstractmethod
+    def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, dict[str, int] | None]:
+        """A random target of a turn, and its votes if the kind has any."""
+
+    def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
+        """How far outputs of N utterances are from their targets: a share of wrong decisions, 0 if all are right."""
+        from torch import as_tensor
+
+        said = as_tensor(self.decide(output.numpy(force=True), None, task), device=value.device)
+        return float((said != value).float().mean())
 
 
 def _own() -> dict[str, str]:

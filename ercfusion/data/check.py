@@ -113,7 +113,7 @@ def check_label_counts(splits: Splits, card: CorpusCard, protocol: Protocol) -> 
     for split, expected in card.labels.get(protocol.id, {}).items():
         found: Counter[str] = Counter()
         for value in _values([turn for one in splits.get(split, []) for turn in one.turns], protocol.task):
-            found.update(_mass(value))
+            found.update(_mass(value, protocol.task))
         wrong = [label for label in dict.fromkeys([*expected, *found]) if found[label] != expected.get(label, 0)]
         if not wrong:
             findings.append(Finding("ok", "label counts", f"{split}: those of the release"))
@@ -146,7 +146,7 @@ def check_split(split: str, conversations: Sequence[Conversation], task: TaskSpe
             f"{sum(number > 2 for number in speakers)} have more than two",
         ),
     ]
-    if task.kind == "single_label":
+    if task.rules.changes:
         own = count_label_shifts(conversations, task.name, same_speaker=True)
         adjacent = count_label_shifts(conversations, task.name, same_speaker=False)
         text = (
@@ -183,12 +183,10 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
         return findings
     mass: Counter[str] = Counter()
     for value in values:
-        mass.update(_mass(value))
+        mass.update(_mass(value, task))
     counted = {label: mass.get(label, 0) for label in task.schema.labels}
     foreign = sorted(set(mass) - set(task.schema.labels) - set(task.schema.synonyms))
-    shown = ", ".join(f"{label} {number:g}" for label, number in counted.items())
-    if task.kind == "distribution":
-        shown = ", ".join(f"{label} {number / len(values):.1%}" for label, number in counted.items())
+    shown = ", ".join(f"{label} {task.rules.count_text(number, len(values))}" for label, number in counted.items())
     findings.append(Finding("ok", "labels", f"{split}: {shown}"))
     if foreign:
         text = f"{split}: values that are no labels of {task.schema.name}: {some(foreign)}"
@@ -202,15 +200,11 @@ def _values(turns: Sequence[Turn], task: TaskSpec) -> list[TargetValue]:
     return [target.value for target in targets if target is not None and target.value is not None]
 
 
-def _mass(value: object) -> dict[str, float]:
-    # How much a target adds to each label's count.
-    if isinstance(value, str):
-        return {value: 1}
-    if isinstance(value, frozenset):
-        return {str(label): 1 for label in value}
-    if isinstance(value, Mapping):
-        return {str(label): float(share) for label, share in value.items()}
-    raise CorpusFormatError(f"{value!r} is no target of a task with labels")
+def _mass(value: object, task: TaskSpec) -> Mapping[str, float]:
+    try:
+        return task.rules.label_mass(value)
+    except TypeError as error:
+        raise CorpusFormatError(f"{value!r} is no target of the {task.kind} task {task.name!r}: {error}") from error
 
 
 def check_unseen_labels(splits: Splits, task: TaskSpec) -> list[Finding]:
@@ -222,7 +216,7 @@ def check_unseen_labels(splits: Splits, task: TaskSpec) -> list[Finding]:
         for conversation in splits["train"]
         for turn in conversation.turns
         if (target := turn.targets.get(task.name)) and target.value is not None
-        for label, share in _mass(target.value).items()
+        for label, share in _mass(target.value, task).items()
         if share > 0 and label in task.schema
     }
     unseen = [label for label in task.schema.labels if label not in seen]

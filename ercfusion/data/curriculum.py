@@ -65,7 +65,7 @@ def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}; found {scope!r}")
-    if task.kind != "single_label" or task.schema is None:
+    if not task.rules.changes:
         raise ValueError(f"task {task.name!r} is {task.kind}: only single labels change from one to another")
     changes: list[tuple[str, str]] = []
     chains: dict[str, tuple[str, str | None]] = {}  # by chain, the last utterance: speaker and label
@@ -73,7 +73,7 @@ def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same
         target = turn.targets.get(task.name)
         label = None
         if target is not None and target.value is not None:
-            label = task.schema.canonical(str(target.value))
+            label = task.rules.label(target.value, task)
         chain = turn.speaker if scope == "same" else ""
         speaker, before = chains.get(chain, ("", None))
         chains[chain] = (turn.speaker, label)
@@ -273,7 +273,7 @@ def build_curriculum(
     name = settings["name"]
     if name == "none":
         return None
-    if task.kind != "single_label" or task.schema is None:
+    if not task.rules.changes or task.schema is None:
         raise ConfigError(
             f"curriculum={name} counts changes of a single label; {task.name!r} is a {task.kind} task. Use "
             "curriculum=none"

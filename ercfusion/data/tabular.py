@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -106,9 +107,24 @@ class Row:
         micro = ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 10**6 + int((fraction or "0").ljust(6, "0"))
         return micro / 10**6
 
-    def label(self, column: str, schema: LabelSchema) -> str:
-        """The cell as the schema's own spelling of a label; capital letters and the Unicode form do not matter."""
-        value = self.cells[column].strip()
+    def number(self, column: str) -> float:
+        """The cell as a finite number."""
+        cell = self.cells[column].strip()
+        plain = cell.replace(",", ".") if self.decimal == "," and re.fullmatch(r"[+-]?\d+,\d+", cell) else cell
+        try:
+            value = float(plain)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.fail(column, f"found {cell!r}, but a number such as 0.25 is expected (a point, no comma).")
+        return value
+
+    def label(self, column: str, schema: LabelSchema, text: str | None = None) -> str:
+        """The cell, or ``text`` of it, as the schema's own spelling of a label.
+
+        Capital letters and the Unicode form do not matter.
+        """
+        value = self.cells[column].strip() if text is None else text
         label = schema.find(value)
         if label is None:
             self.fail(column, f"{value!r} is no label of {schema.name}. {did_you_mean(value.lower(), schema.labels)}")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.batch.kinds import KINDS, task_kind
+from ercfusion.batch.task import TaskSpec
 from ercfusion.losses._common import unit
 from ercfusion.losses.contrastive import (
     MemoryQueue,
@@ -80,12 +82,8 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 TERMS: tuple[str, ...] = tuple(_LOSSES)
 """Names of the terms, as keys of ``objective.weights`` and as sections of settings."""
 
-_KINDS: dict[str, tuple[str, ...]] = {
-    "supcon": ("single_label",),
-    "inter_class": ("single_label",),
-    "triplet": ("single_label",),
-    "rank": ("regression",),
-}
+# What a term reads from the targets; the others read representations only.
+_READS = {"supcon": "classes", "inter_class": "classes", "triplet": "classes", "rank": "numbers"}
 _WITH_QUEUE = ("supcon", "inter_class")
 
 
@@ -163,12 +161,13 @@ class RepresentationTerm(nn.Module):
                 self.queues[key] = MemoryQueue(self.queue, self.projection or width)
         return self
 
-    def check_task(self, kind: str) -> None:
-        """Raise :class:`ConfigError` where the term makes no sense for a task of this kind."""
-        fits = _KINDS.get(self.name)
-        if fits is not None and kind not in fits:
+    def check_task(self, task: TaskSpec) -> None:
+        """Raise :class:`ConfigError` if the task's targets are not what the term reads."""
+        reads = _READS.get(self.name)
+        if reads is not None and task.rules.representation != reads:
+            fits = " and ".join(name for name in KINDS if task_kind(name).representation == reads)
             raise ConfigError(
-                f"objective.weights.{self.name} is for {' and '.join(fits)} tasks; this one is {kind}. Leave it at 0."
+                f"objective.weights.{self.name} is for {fits} tasks; {task.name!r} is {task.kind}. Leave it at 0."
             )
 
     def forward(

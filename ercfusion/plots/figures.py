@@ -9,7 +9,7 @@ one about human speech. ``title`` is best made by :func:`plot_title`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from ercfusion._core.files import atomic_write
 from ercfusion.batch.predictions import Predictions
-from ercfusion.metrics.scores import ECE_BINS, calibration_bins, expected_calibration_error, scores
+from ercfusion.metrics.scores import (
+    ECE_BINS,
+    calibration_bins,
+    confusion_matrix,
+    expected_calibration_error,
+    per_class,
+    scores,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -259,8 +266,8 @@ def plot_scatter(predictions: Predictions, path: str | Path, title: str, *, synt
     from matplotlib.ticker import MaxNLocator
 
     task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
-    if task.kind != "regression":
-        raise ValueError(f"task {task.name!r} is {task.kind}, not regression: it has no numbers to scatter")
+    if task.schema is not None:
+        raise ValueError(f"task {task.name!r} is {task.kind}: it has no numbers to scatter")
     result = scores(predictions)
     low, high = task.low, task.high
     margin = 0.04 * (high - low)
@@ -288,6 +295,31 @@ def plot_scatter(predictions: Predictions, path: str | Path, title: str, *, synt
                 axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
             axes.grid(alpha=0.25)
     return Path(path)
+
+
+def _class_f1(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+    return plot_class_f1(per_class(part), path, title, synthetic=synthetic)
+
+
+def _confusion(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+    return plot_confusion(confusion_matrix(part), part.task.output_names, path, title, synthetic=synthetic)
+
+
+def _reliability(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+    return plot_reliability(part, path, title, synthetic=synthetic)
+
+
+def _scatter(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+    return plot_scatter(part, path, title, synthetic=synthetic)
+
+
+PICTURES: Mapping[str, Callable[[Predictions, Path, str, bool], Path]] = {
+    "class-f1": _class_f1,
+    "confusion": _confusion,
+    "reliability": _reliability,
+    "scatter": _scatter,
+}
+"""Plots of the predictions of one split, by the last part of the file's name; a kind of task names those it has."""
 
 
 def _series(

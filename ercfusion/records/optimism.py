@@ -11,7 +11,7 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.progress import track
 from ercfusion.features.loading import LoadedData
-from ercfusion.metrics.scores import best_thresholds, check_metric, higher_is_better, scores
+from ercfusion.metrics.scores import check_metric, higher_is_better, scores
 from ercfusion.records.record import require_test_scores
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -54,8 +54,8 @@ def measure_optimism(
     for path in track(epochs, "scoring epochs"):
         recognizer = Recognizer.from_pretrained(path)
         check_metric(recognizer.task, metric)
-        if recognizer.task.kind == "multi_label":  # as the chosen model: thresholds are part of what dev decides
-            recognizer.set_thresholds(best_thresholds(recognizer.predict(dev_store)))
+        if recognizer.task.rules.thresholds:  # as the chosen model: thresholds are part of what dev decides
+            recognizer.choose_thresholds(recognizer.predict(dev_store))
         found = scores(recognizer.predict(store))[metric]
         test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
     best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])

@@ -4,9 +4,9 @@ One row is one utterance, with the columns
 
 * ``split``, ``conversation``, ``turn``: names; ``position``: place within the conversation, from 0; ``speaker``: number
   within the conversation; ``valid``: whether the utterance is labelled;
-* ``truth`` and ``prediction``: a label name (for a distribution the most probable one; the truth is null where two
-  share the maximum), a list of names (multi-label), a number, or a list of numbers (several regressed dimensions).
-  ``truth`` is null where the utterance is not labelled;
+* ``truth`` and ``prediction``: what the kind of task makes of them: a label name (for a distribution the most probable
+  one; the truth is null if two share the maximum), a list of names (multi-label), a number, or a list of numbers
+  (several regressed dimensions). ``truth`` is null if the utterance is not labelled;
 * ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
 * ``t/<label>``: target probabilities, for distribution tasks only.
 
@@ -16,7 +16,6 @@ the file's metadata under the key ``ercfusion``.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import RunError
+from ercfusion._core.errors import CorpusFormatError, RunError
 from ercfusion._core.files import atomic_write, sha256_of
 from ercfusion._core.schemas.reading import check, failure, parse_json
 from ercfusion.batch.predictions import Predictions
@@ -126,7 +125,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
             raise failure(RunError, path, f"{problem}; {column.type} without gaps is expected", DAMAGED)
     try:
         return _splits(table, task, metadata["thresholds"])
-    except (ValueError, TypeError, LookupError, AssertionError, pa.ArrowException) as error:
+    except (CorpusFormatError, ValueError, TypeError, LookupError, AssertionError, pa.ArrowException) as error:
         problem = f" is damaged: its rows do not fit the task {task.name!r} ({error})"
         raise failure(RunError, path, problem, DAMAGED) from error
 
@@ -146,29 +145,26 @@ def check_recorded(path: Path) -> None:
         raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum of it", DAMAGED)
 
 
-def _prefix(task: TaskSpec) -> str:
-    return "y/" if task.kind == "regression" else "p/"
-
-
 def _schema(task: TaskSpec) -> Any:
     import pyarrow as pa
 
-    if task.kind == "multi_label":
-        answer = pa.list_(pa.string())
-    elif task.kind == "regression":
-        answer = pa.float64() if task.size == 1 else pa.list_(pa.float64())
-    else:
-        answer = pa.string()
+    answer = task.rules.answer_type(task)
     kinds = (pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.bool_(), answer, answer)
     fields = list(zip(_KEYS, kinds, strict=True))
-    fields += [(_prefix(task) + name, pa.float64()) for name in task.output_names]
-    if task.kind == "distribution":
-        fields += [(f"t/{name}", pa.float64()) for name in task.output_names]
+    fields += [(name, pa.float64()) for name in (*_outputs(task), *_targets(task))]
     return pa.schema(fields)
 
 
+def _outputs(task: TaskSpec) -> list[str]:
+    return [task.rules.output_prefix + name for name in task.output_names]
+
+
+def _targets(task: TaskSpec) -> list[str]:
+    return [f"t/{name}" for name in task.output_names] if task.rules.keeps_targets else []
+
+
 def _columns(split: str, part: Predictions) -> dict[str, Any]:
-    task, names = part.task, part.task.output_names
+    task = part.task
     conversation = [part.conversation_ids[number] for number in part.conversation]
     columns: dict[str, Any] = {
         "split": [split] * len(part),
@@ -177,32 +173,12 @@ def _columns(split: str, part: Predictions) -> dict[str, Any]:
         "position": np.concatenate([np.arange(length) for length in part.lengths] or [np.zeros(0, dtype=int)]),
         "speaker": np.asarray(part.speaker),
         "valid": np.asarray(part.valid, dtype=bool),
-        "truth": _truth(part),
-        "prediction": _answers(part.output if task.kind == "regression" else part.decisions(), task),
+        "truth": [truth if there else None for truth, there in zip(task.rules.truths(part), part.valid, strict=True)],
+        "prediction": task.rules.answers(part),
     }
-    columns |= {_prefix(task) + name: part.output[:, place].astype(float) for place, name in enumerate(names)}
-    if task.kind == "distribution":
-        columns |= {f"t/{name}": part.value[:, place].astype(float) for place, name in enumerate(names)}
+    columns |= {name: part.output[:, place].astype(float) for place, name in enumerate(_outputs(task))}
+    columns |= {name: part.value[:, place].astype(float) for place, name in enumerate(_targets(task))}
     return columns
-
-
-def _truth(part: Predictions) -> list[Any]:
-    if part.task.kind in ("single_label", "distribution"):
-        index, known = part.labels()
-        answers = _answers(index, part.task)
-    else:
-        known = np.asarray(part.valid, dtype=bool)
-        answers = _answers(part.value if part.task.kind == "regression" else part.value > 0.5, part.task)
-    return [answer if there else None for answer, there in zip(answers, known, strict=True)]
-
-
-def _answers(values: NDArray[Any], task: TaskSpec) -> list[Any]:
-    names = task.output_names
-    if task.kind == "regression":
-        return values[:, 0].astype(float).tolist() if task.size == 1 else values.astype(float).tolist()
-    if task.kind == "multi_label":
-        return [list(itertools.compress(names, row)) for row in values]
-    return [names[index] for index in values]
 
 
 def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | None]) -> dict[str, Predictions]:
@@ -221,7 +197,7 @@ def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | N
         valid = part["valid"].to_numpy()
         result[split] = Predictions(
             task=task,
-            output=_matrix(part, [_prefix(task) + name for name in task.output_names]),
+            output=_matrix(part, _outputs(task)),
             value=_values(part, task, valid),
             valid=valid,
             lengths=tuple(lengths.tolist()),
@@ -239,20 +215,11 @@ def _matrix(table: Any, columns: list[str]) -> NDArray[np.float64]:
 
 def _values(table: Any, task: TaskSpec, valid: NDArray[np.bool_]) -> NDArray[Any]:
     """Targets as :class:`Predictions` has them, 0 where there is none."""
-    if task.kind == "distribution":
-        return np.where(valid[:, None], _matrix(table, [f"t/{name}" for name in task.output_names]), 0).astype(
-            np.float32
-        )
-    value = np.zeros(len(table), dtype=np.int64)
-    if task.kind != "single_label":
-        value = np.zeros((len(table), task.size), dtype=np.float32)
+    rules = task.rules
+    if rules.keeps_targets:
+        return np.where(valid[:, None], _matrix(table, _targets(task)), 0).astype(np.float32)
+    value = np.zeros(len(table), np.int64) if rules.index_targets else np.zeros((len(table), task.size), np.float32)
     for row, truth in enumerate(table["truth"].to_pylist()):
-        if not valid[row]:
-            continue
-        if task.schema is None:
-            value[row] = truth
-        elif task.kind == "single_label":
-            value[row] = task.schema.labels.index(truth)
-        else:
-            value[row, [task.schema.labels.index(label) for label in truth]] = 1
+        if valid[row]:
+            value[row] = rules.decode(truth, task)
     return value

@@ -90,7 +90,7 @@ def split_record(predictions: Predictions) -> dict[str, Any]:
     """
     task, ids, sums = predictions.task, predictions.conversation_ids, conversation_sums(predictions)
     kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
-    if task.kind != "regression":
+    if task.schema is not None:
         kept["per_class"] = per_class(predictions)
     if "confusion" in sums:
         kept["confusion"] = {name: sparse_counts(matrix) for name, matrix in zip(ids, sums["confusion"], strict=True)}

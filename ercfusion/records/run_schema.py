@@ -331,7 +331,7 @@ class Record(Open):
     cost: Cost
     optimism: Optimism | None = None
     unlabelled: list[Name] | None = None
-    empty_sets: Text | None = None
+    conventions: dict[Name, Text] = {}
     batch_dependence: Text | None = None
     files: dict[Name, File] | None = None
 

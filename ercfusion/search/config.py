@@ -160,7 +160,7 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
     if config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1) != 1:
         raise ConfigError("a sweep trains every trial on one device: trainer.devices and trainer.num_nodes must be 1")
     space = dict(config["space"])
-    if data.protocol.task.kind != "single_label":
+    if not data.protocol.task.rules.label_smoothing:
         space.pop("objective.label_smoothing", None)
     if not space:
         raise ConfigError(f"nothing is left to search for a {data.protocol.task.kind} task")

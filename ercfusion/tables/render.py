@@ -277,8 +277,9 @@ def facts(table: Table) -> list[str]:
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
-    if "empty_sets" in record:
-        sentences.append(f"An utterance without a label, predicted without one, counts: {record['empty_sets']}.")
+    sentences += [
+        f"{words[0].upper()}{words[1:]}: {counted}." for words, counted in record.get("conventions", {}).items()
+    ]
     notes += [f"{line.row.name}: {note}." for line in table.lines if (note := batch_note(line.group.records[0]))]
     return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
 

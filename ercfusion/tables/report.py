@@ -7,29 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.predictions import Predictions
 from ercfusion.data.corpus import EXACT_LEVEL, CorpusCard
-from ercfusion.metrics.scores import confusion_matrix, higher_is_better, per_class
+from ercfusion.metrics.scores import higher_is_better
 from ercfusion.models.base import BATCH_NOTE
-from ercfusion.plots.figures import (
-    plot_class_f1,
-    plot_confusion,
-    plot_reliability,
-    plot_scatter,
-    plot_title,
-    plot_training_curves,
-)
+from ercfusion.plots.figures import PICTURES, plot_title, plot_training_curves
 from ercfusion.tables.cautions import MARK, known_interval, record_cautions
 
 # Scores of every epoch that are losses: what shows that a model fits train and no longer dev.
 _DEV_LOSSES = {"kl": "Kullback-Leibler", "nll": "negative log-likelihood", "rmse": "root mean squared error"}
-
-HEADLINE = {
-    "single_label": ("weighted_f1", "macro_f1", "accuracy", "uar", "ece"),
-    "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
-    "multi_label": ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard"),
-    "regression": ("mae", "pearson", "ccc", "acc7", "acc2_non0"),
-}
 
 
 def score_table(record: Mapping[str, Any]) -> str:
@@ -37,7 +24,7 @@ def score_table(record: Mapping[str, Any]) -> str:
     metrics = record["metrics"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
     shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
-    names = [name for name in HEADLINE[record["task"]["kind"]] if name in shown]
+    names = [name for name in task_kind(record["task"]["kind"]).headline if name in shown]
     chosen = record["selection"]["metric"]
     if chosen not in names and chosen in shown:
         names.insert(0, chosen)
@@ -87,8 +74,7 @@ def summary(record: Mapping[str, Any]) -> str:
         score_table(record),
         *caution_lines(record),
     ]
-    if "empty_sets" in record:
-        lines.append(f"an utterance without a label, predicted without one, counts: {record['empty_sets']}")
+    lines += [f"{words}: {counted}" for words, counted in record.get("conventions", {}).items()]
     if "test" in record.get("unlabelled", ()):
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
     if record.get("batch_dependence"):
@@ -153,7 +139,7 @@ def draw_pictures(
     predictions: Mapping[str, Predictions],
     record: Mapping[str, Any],
 ) -> None:
-    """Training curves, and for every split the confusion matrix, per-class F1 and reliability (or a scatter plot)."""
+    """Training curves, and for every split what the kind of task draws."""
     folder.mkdir(exist_ok=True)
     model, protocol = record["config"]["preset"]["model"], record["protocol"]
     synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
@@ -180,19 +166,8 @@ def draw_pictures(
         if not part.valid.any():
             continue  # nothing to compare with
         title = plot_title(protocol, model, split)
-        if part.task.kind == "regression":
-            plot_scatter(part, folder / f"{split}-scatter.png", title, synthetic=synthetic)
-            continue
-        plot_class_f1(per_class(part), folder / f"{split}-class-f1.png", title, synthetic=synthetic)
-        if part.task.kind != "multi_label":
-            plot_confusion(
-                confusion_matrix(part),
-                part.task.output_names,
-                folder / f"{split}-confusion.png",
-                title,
-                synthetic=synthetic,
-            )
-            plot_reliability(part, folder / f"{split}-reliability.png", title, synthetic=synthetic)
+        for name in part.task.rules.pictures:
+            PICTURES[name](part, folder / f"{split}-{name}.png", title, synthetic)
 
 
 def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:

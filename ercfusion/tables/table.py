@@ -20,13 +20,6 @@ from ercfusion.records.record import require_test_scores
 from ercfusion.tables.cautions import cautions
 from ercfusion.tables.preset import Published, Row, TablePreset
 
-# Scores beside the headline where a preset names none.
-BESIDE = {
-    "single_label": ("weighted_f1", "macro_f1", "accuracy"),
-    "distribution": ("weighted_f1", "macro_f1", "accuracy", "kl"),
-    "multi_label": ("weighted_f1", "micro_f1", "jaccard"),
-    "regression": ("mae", "pearson", "acc2_non0", "acc7"),
-}
 # Always shown where the task has them: how far probabilities can be trusted, and what an average hides.
 ALWAYS = ("ece", "shift_accuracy")
 
@@ -165,7 +158,7 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
     first = next(iter(groups.values()))
     task = first.task
     metric = preset.metric or task.metric
-    shown = [metric, *(preset.also or BESIDE[task.kind])]
+    shown = [metric, *(preset.also or task.rules.beside)]
     for name in shown:
         check_metric(task, name)
     known = first.records[0]["metrics"]["test"]

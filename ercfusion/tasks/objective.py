@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.batch import ConversationBatch, TaskTargets
+from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.task import TaskSpec
 from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
@@ -199,9 +199,10 @@ def build_objective(
     check_objective(settings)
     task, weights = recognizer.task, settings["weights"]
     loss, values = _task_settings(settings)
-    if loss != "cross_entropy" and task.kind != "single_label":
+    if loss not in task.rules.losses:
+        fits = " and ".join(name for name in KINDS if loss in task_kind(name).losses)
         raise ConfigError(
-            f"objective.loss={loss} is for single_label tasks; {task.name!r} is {task.kind}. "
+            f"objective.loss={loss} is for {fits} tasks; {task.name!r} is {task.kind}. "
             "Leave it at cross_entropy, which stands for the usual loss of every task."
         )
     if loss == "class_balanced":
@@ -210,15 +211,16 @@ def build_objective(
     for name in TERMS:
         if weights.get(name, 0.0) != 0:
             term = _make_term(name, settings)
-            term.check_task(task.kind)
+            term.check_task(task)
             modalities = {} if term.of == "hidden" else recognizer.representation_widths()
             terms.append(term.build(recognizer.architecture.hidden_size, modalities))
     return Objective(weights, class_weights, gamma=values.get("gamma", 0.0), terms=terms)
 
 
 def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float) -> Tensor:
-    counts = F.one_hot(targets.value[targets.valid], task.size).sum(0)
-    return class_balanced_weights(counts, beta).float()
+    mass = task.rules.class_mass(targets.value[targets.valid], task)
+    assert mass is not None
+    return class_balanced_weights(mass.sum(0), beta).float()
 
 
 def objective_settings() -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,28 @@ class Recognizer(nn.Module):
             speaker=store.speaker.numpy(),
             conversation_ids=store.conversation_ids,
             turn_ids=store.turn_ids,
-            thresholds=self.thresholds.double().cpu().numpy() if self.task.kind == "multi_label" else None,
+            thresholds=self._thresholds(),
         )
 
     def set_thresholds(self, thresholds: np.ndarray) -> None:
-        """Decision thresholds of a multi-label task, (C), chosen on the dev split."""
+        """Decision thresholds, (K), for a kind of task that decides by them."""
         self.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
+
+    def choose_thresholds(self, dev: Predictions) -> Predictions:
+        """Take the decision thresholds that are best on the dev split; nothing changes for a kind without any.
+
+        Args:
+            dev: This recognizer's predictions of the dev split.
+
+        Returns:
+            The same outputs with these thresholds.
+        """
+        if self.task.rules.thresholds:
+            self.set_thresholds(self.task.rules.best_thresholds(dev))
+        return replace(dev, thresholds=self._thresholds())
+
+    def _thresholds(self) -> np.ndarray | None:
+        return self.thresholds.double().cpu().numpy() if self.task.rules.thresholds else None
 
     # Sharing
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
+from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.packing import Packing
 from ercfusion.batch.task import TaskSpec
-from ercfusion.data.conversation import Conversation, Target, TargetValue, Turn
+from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
 
@@ -31,9 +32,9 @@ SCHEMA = LabelSchema("testing4", ("neutral", "joy", "anger", "fear"), neutral="n
 
 def make_task(kind: str = "single_label", name: str = "emotion") -> TaskSpec:
     """A small task of the given kind: four classes, or two regressed numbers between -3 and 3."""
-    if kind == "regression":
-        return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)
-    return TaskSpec(name, kind, SCHEMA)
+    if task_kind(kind).has_schema:
+        return TaskSpec(name, kind, SCHEMA)
+    return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)
 
 
 def random_conversations(
@@ -62,25 +63,12 @@ def random_conversations(
             speaker = t if t < speakers else int(generator.integers(speakers))
             targets = {}
             for task in tasks:
-                value, votes = _random_value(task, generator)
+                value, votes = task.rules.random_target(task, generator)
                 if (b, t) == (0, 0) or generator.random() < labelled:
                     targets[task.name] = Target(value, votes)
             turns.append(Turn(f"u{t}", f"speaker {speaker}", targets=targets))
         conversations.append(Conversation(f"conversation {b}", tuple(turns), synthetic=True))
     return conversations
-
-
-def _random_value(task: TaskSpec, generator: np.random.Generator) -> tuple[TargetValue, dict[str, int] | None]:
-    names = task.output_names
-    if task.kind == "single_label":
-        return str(generator.choice(names)), None
-    if task.kind == "multi_label":
-        return frozenset(name for name in names if generator.random() < 0.5), None
-    if task.kind == "regression":
-        return tuple(float(number) for number in generator.uniform(task.low, task.high, task.size)), None
-    counts = generator.multinomial(5, [1 / task.size] * task.size)
-    votes = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
-    return {name: count / 5 for name, count in votes.items()}, votes
 
 
 def random_tables(

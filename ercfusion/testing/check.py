@@ -151,12 +151,7 @@ def _distance(recognizer: Recognizer, batch: ConversationBatch) -> float:
     task, targets = recognizer.task, batch.targets[recognizer.task.name]
     output = recognizer.head.outputs(recognizer(batch).logits)[targets.valid]
     value = targets.value[targets.valid]
-    if task.kind == "single_label":
-        return float((output.argmax(1) != value).float().mean())
-    if task.kind == "multi_label":
-        return float(((output >= 0.5) != value.bool()).float().mean())
-    span = task.high - task.low if task.kind == "regression" else 1.0
-    return max(0.0, float((output - value).abs().mean()) / span - 0.05)
+    return task.rules.distance(output, value, task)
 
 
 @requirement("batch_invariance")

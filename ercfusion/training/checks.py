@@ -83,10 +83,9 @@ def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> Non
 def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
     """Predictions that say the same of every utterance: the middle of the range, or all labels alike."""
     targets = store.targets[task.name]
-    middle = (task.low + task.high) / 2 if task.kind == "regression" else 1 / task.size
     return Predictions(
         task=task,
-        output=np.full((store.num_utterances, task.size), middle),
+        output=np.full((store.num_utterances, task.size), task.rules.constant_output(task)),
         value=targets.value.numpy(),
         valid=targets.valid.numpy(),
         lengths=tuple(store.lengths),

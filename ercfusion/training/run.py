@@ -37,7 +37,7 @@ from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData, load_data
-from ercfusion.metrics.scores import EMPTY_SETS, best_thresholds, higher_is_better
+from ercfusion.metrics.scores import higher_is_better
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.record import (
@@ -357,10 +357,7 @@ def finish(
 
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
-    dev = recognizer.predict(dev_store)
-    if task.kind == "multi_label":
-        recognizer.set_thresholds(best_thresholds(dev))
-        dev = recognizer.predict(dev_store)
+    dev = recognizer.choose_thresholds(recognizer.predict(dev_store))
     test_store = data.store("test")
     predictions = {"dev": dev, "test": recognizer.predict(test_store)}
     check_finite(predictions["test"], "test")
@@ -410,8 +407,8 @@ def finish(
     unlabelled = [split for split, found in record["metrics"].items() if not found]
     if unlabelled:
         record["unlabelled"] = unlabelled
-    if task.kind == "multi_label":
-        record["empty_sets"] = ", ".join(f"{name} 1" for name in EMPTY_SETS)
+    if task.rules.conventions:
+        record["conventions"] = dict(task.rules.conventions)
     if dependence := batch_dependence(config):
         record["batch_dependence"] = dependence
     if corpus.card.synthetic:

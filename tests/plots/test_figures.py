@@ -143,7 +143,7 @@ def test_scatter(tmp_path: Path) -> None:
     assert all(f"{name}: CCC " in found for name in VAD.dimensions)
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
     assert size(plots.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
-    with pytest.raises(ValueError, match="not regression"):
+    with pytest.raises(ValueError, match="no numbers to scatter"):
         plots.plot_scatter(PREDICTIONS, tmp_path / "x.png", TITLE)
 
 

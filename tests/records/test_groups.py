@@ -250,13 +250,10 @@ def test_reading_from_folders_archives_and_runs(tmp_path):
         read_records([tmp_path / "absent"])
 
 
-def test_runs_under_another_rule_for_empty_sets_are_told_apart():
+def test_runs_whose_scores_follow_another_convention_are_told_apart():
     one, other = record(seed=0), record(seed=1)
-    for entry in (one, other):
-        entry["task"] = {**entry["task"], "kind": "multi_label"}
-    other["empty_sets"] = "accuracy 1, jaccard 1, samples_f1 1"
+    rule = "two empty sets of labels count"
+    for entry, counted in ((one, "jaccard 0"), (other, "jaccard 1")):
+        entry["conventions"] = {rule: counted}
     assert len(group_records([one, other])) == 2
-    found = differences(data_of(one), data_of(other))
-    assert list(found) == ["scores of two empty label sets"]
-    single = record()
-    assert "scores of two empty label sets" not in data_of(single)
+    assert differences(data_of(one), data_of(other)) == {rule: ("jaccard 0", "jaccard 1")}

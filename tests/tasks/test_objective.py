@@ -249,7 +249,7 @@ def test_terms_and_losses_that_do_not_fit_the_task(kind: str) -> None:
     other = Recognizer("concat", random_store(tasks=[task]).inputs, task, {"hidden": 8})
     for name in ("supcon", "inter_class", "triplet"):
         with pytest.raises(
-            ConfigError, match=rf"objective.weights.{name} is for single_label tasks; this one is {kind}"
+            ConfigError, match=rf"objective.weights.{name} is for single_label tasks; 'emotion' is {kind}"
         ):
             built(other, weights={name: 0.1})
         built(other, weights={name: 0.0})
@@ -265,7 +265,7 @@ def test_terms_and_losses_that_do_not_fit_the_task(kind: str) -> None:
 
 def test_rank_is_for_regression(recognizer: Recognizer) -> None:
     with pytest.raises(
-        ConfigError, match=r"objective\.weights\.rank is for regression tasks; this one is single_label"
+        ConfigError, match=r"objective\.weights\.rank is for regression tasks; 'emotion' is single_label"
     ):
         built(recognizer, weights={"rank": 0.1})
 

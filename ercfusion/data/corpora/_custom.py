@@ -13,10 +13,10 @@ from typing import Any, Literal, NoReturn, get_args
 
 from ercfusion._core.errors import CorpusFormatError, did_you_mean, nearest
 from ercfusion._core.schemas.reading import failure, read_yaml, shown
-from ercfusion.batch.kinds import KINDS
+from ercfusion.batch.kinds import KINDS, TaskKind, task_kind
 from ercfusion.batch.labels import LabelSchema, label_key
 from ercfusion.batch.task import TaskSpec
-from ercfusion.data.conversation import Target, TargetValue
+from ercfusion.data.conversation import Target
 from ercfusion.data.tabular import Row, read_text
 
 Recordings = Literal["turn", "conversation"]
@@ -24,10 +24,6 @@ TABLE = "utterances.csv"
 DEFAULT_TARGET = "emotion"
 RESERVED = ("conversation", "turn", "speaker", "text", "split", "start", "end", "audio", "video")
 """Columns of ``utterances.csv`` that have a meaning of their own."""
-SEPARATOR = "|"
-"""Between the labels of a multi-label cell."""
-NOTHING = "-"
-"""A multi-label cell for the empty set; an empty cell is not labelled."""
 
 _KEYS: Mapping[str, type] = {
     "title": str, "licence": str, "citation": str, "synthetic": bool, "recordings": str, "targets": dict,
@@ -95,21 +91,22 @@ def _target_entries(path: Path, name: Any, found: Any) -> dict[str, Any]:
     kind = entries.setdefault("kind", "single_label")
     if kind not in KINDS:
         _fail(path, f"{where}.kind", f"found {shown(kind)}. {did_you_mean(kind, KINDS)}")
-    foreign = _LABELLED if kind == "regression" else _REGRESSED
+    rules = task_kind(kind)
+    foreign = _REGRESSED if rules.has_schema else _LABELLED
     for key in entries:
         if key in foreign:
             _fail(path, f"{where}.{key}", f"a target of the kind {kind} has no such key. Remove it, or correct 'kind'")
-    _check_names(path, where, entries)
-    if kind == "regression":
+    _check_names(path, where, entries, rules)
+    if not rules.has_schema:
         for key in ("low", "high"):
             if key not in entries:
-                _fail(path, where, f"the key {key!r} is missing: a regression needs the range of its values, low, high")
+                _fail(path, where, f"the key {key!r} is missing: a {kind} needs the range of its values, low, high")
         if not (math.isfinite(entries["low"]) and entries["low"] < entries["high"] < math.inf):
             _fail(path, where, f"low is {entries['low']:g} and high {entries['high']:g}; low must be the smaller one")
     return entries
 
 
-def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
+def _check_names(path: Path, where: str, entries: Mapping[str, Any], rules: TaskKind) -> None:
     for key in ("labels", "dimensions"):
         names = entries.get(key)
         if names is None:
@@ -118,13 +115,14 @@ def _check_names(path: Path, where: str, entries: Mapping[str, Any]) -> None:
             if not isinstance(entry, str) or not entry.strip() or entry != entry.strip():
                 # Unquoted, YAML reads no, off and 1 as other things than words.
                 _fail(path, f"{where}.{key}", f"found {shown(entry)}, but text is expected. Put the word in quotes")
-            if entries["kind"] == "multi_label" and (SEPARATOR in entry or entry == NOTHING):
-                _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {SEPARATOR!r} and {NOTHING!r}")
+            if rules.parts(entry) != [entry]:
+                signs = " and ".join(map(repr, rules.signs))
+                _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {signs}")
         forms = _composed(names)
         if len(set(forms)) < len(forms):
             twice = next(entry for entry in forms if forms.count(entry) > 1)
             _fail(path, f"{where}.{key}", f"{twice!r} stands there twice. Remove one")
-        least = 2 if entries["kind"] in ("single_label", "distribution") else 1
+        least = rules.least_labels if rules.has_schema else 1
         if len(names) < least:
             _fail(path, f"{where}.{key}", f"{len(names)} names, but at least {least} are needed")
     for spelling, label in entries.get("synonyms", {}).items():
@@ -190,58 +188,7 @@ class TargetReader:
                     f"the cell is empty or says that the value is missing, but {others} is not. Fill all of the "
                     f"target's cells, or none.",
                 )
-        return Target(self._value(row, cells))
-
-    def _value(self, row: Row, cells: Sequence[str]) -> TargetValue:
-        task, schema = self.task, self.task.schema
-        if task.kind == "single_label" and schema is not None:
-            return row.label(self.columns[0], schema)
-        if task.kind == "multi_label" and schema is not None:
-            return _label_set(row, self.columns[0], cells[0], schema)
-        numbers = tuple(number(row, column) for column in self.columns)
-        if schema is not None:
-            return _shares(row, self.columns, numbers, schema)
-        for column, value in zip(self.columns, numbers, strict=True):
-            if not task.low <= value <= task.high:
-                row.fail(column, f"{value:g} is not between {task.low:g} and {task.high:g}. Correct it, or the range.")
-        return numbers if len(numbers) > 1 else numbers[0]
-
-
-def number(row: Row, column: str) -> float:
-    """The cell as a finite number.
-
-    Raises:
-        CorpusFormatError: it is none.
-    """
-    cell = row[column].strip()
-    plain = cell.replace(",", ".") if row.decimal == "," and re.fullmatch(r"[+-]?\d+,\d+", cell) else cell
-    try:
-        value = float(plain)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        row.fail(column, f"found {cell!r}, but a number such as 0.25 is expected (a point, no comma).")
-    return value
-
-
-def _label_set(row: Row, column: str, cell: str, schema: LabelSchema) -> frozenset[str]:
-    if cell == NOTHING:
-        return frozenset()
-    # Each part is read as if it stood alone in the cell, so that a wrong one is reported like any other label.
-    parts = [part.strip() for part in cell.split(SEPARATOR)]
-    if not all(parts):
-        row.fail(column, f"found {cell!r}: a label is missing beside {SEPARATOR!r}. Write joy{SEPARATOR}anger, or -.")
-    return frozenset(Row(row.path, row.line, {column: part}).label(column, schema) for part in parts)
-
-
-def _shares(row: Row, columns: Sequence[str], numbers: Sequence[float], schema: LabelSchema) -> dict[str, float]:
-    for column, value in zip(columns, numbers, strict=True):
-        if value < 0:
-            row.fail(column, f"{value:g} is negative, but a share or a count of votes is expected.")
-    total = sum(numbers)
-    if total == 0:
-        row.fail(columns[0], f"all {len(columns)} shares are 0. Leave the cells empty where the turn is not labelled.")
-    return {label: value / total for label, value in zip(schema.labels, numbers, strict=True)}
+        return Target(self.task.rules.read(row, self.columns, self.task))
 
 
 def target_readers(settings: Settings, header: Sequence[str], rows: Sequence[Row]) -> list[TargetReader]:
@@ -266,27 +213,24 @@ def _reader(
     settings: Settings, name: str, entries: Mapping[str, Any], header: Sequence[str], rows: Sequence[Row]
 ) -> TargetReader:
     table = rows[0].path
-    kind = entries["kind"]
-    metric = entries.get("metric", "kl" if kind == "distribution" else "")
-    if kind == "regression":
+    kind, rules = entries["kind"], task_kind(entries["kind"])
+    metric = entries.get("metric", "")
+    if not rules.has_schema:
         dimensions = tuple(_composed(entries.get("dimensions", [name])))
-        columns = [f"{name}.{dimension}" for dimension in dimensions] if len(dimensions) > 1 else [name]
+        columns = rules.columns(name, dimensions)
         _require(table, name, columns, header)
         task = TaskSpec(name, kind, None, dimensions, entries["low"], entries["high"], metric)
         return TargetReader(task, tuple(columns))
     labels = _composed(entries["labels"]) if "labels" in entries else None
-    if kind == "distribution":
-        if labels is None:
-            labels = [column.removeprefix(f"{name}.") for column in header if column.startswith(f"{name}.")]
-            if len(labels) < 2:
-                _require(table, name, [f"{name}.LABEL"], header)
-        columns = [f"{name}.{label}" for label in labels]
-    else:
-        columns = [name]
+    if labels is None and rules.column_per_label:
+        labels = [column.removeprefix(f"{name}.") for column in header if column.startswith(f"{name}.")]
+        if len(labels) < rules.least_labels:
+            _require(table, name, rules.columns(name, ["LABEL"]), header)
+    columns = rules.columns(name, labels or [])
     _require(table, name, columns, header)
     if labels is None:
         # Other spellings are no labels of their own.
-        labels = _composed(_found_labels(name, kind, rows, entries.get("synonyms", {})))
+        labels = _composed(_found_labels(name, rules, rows, entries.get("synonyms", {})))
     schema = _schema(settings, name, entries, labels)
     return TargetReader(TaskSpec(name, kind, schema, metric=metric), tuple(columns))
 
@@ -326,20 +270,17 @@ def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[st
             )
 
 
-def _found_labels(name: str, kind: str, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
+def _found_labels(name: str, rules: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
     # The labels of a column: neutral first, the others in alphabetical order. Spellings of one label are one label.
     spellings: Counter[str] = Counter()
     meant = {label_key(spelling): label for spelling, label in synonyms.items()}
     for row in rows:
-        cell = row[name].strip()
-        parts = cell.split(SEPARATOR) if kind == "multi_label" and cell != NOTHING else [cell]
-        for part in map(str.strip, parts):
-            if part and not (kind == "multi_label" and part == NOTHING):
-                spellings[meant.get(label_key(part), part)] += 1
+        for part in rules.parts(row[name]):
+            spellings[meant.get(label_key(part), part)] += 1
     # A label that a synonym stands for keeps the spelling that it has there.
     found = usual_spellings(spellings)
     found.update({label_key(label): label for label in meant.values() if label in spellings})
-    least = 1 if kind == "multi_label" else 2
+    least = rules.least_labels
     if len(found) < least:
         raise CorpusFormatError(
             f"{rows[0].path}, column {name!r}: {len(found)} labels in {len(rows)} rows, but at least {least} are "

@@ -16,12 +16,9 @@ from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.data.check_media import some
 from ercfusion.data.corpora._custom import (
     DEFAULT_TARGET,
-    NOTHING,
-    SEPARATOR,
     TABLE,
     Settings,
     TargetReader,
-    number,
 )
 from ercfusion.data.corpus import SPLITS, Finding
 from ercfusion.data.permute import seeded_permutation
@@ -152,7 +149,7 @@ def time_of(row: Row, column: str) -> float | None:
     Raises:
         CorpusFormatError: no number, or a negative one.
     """
-    value = number(row, column) if row.cells.get(column, "").strip() else None
+    value = row.number(column) if row.cells.get(column, "").strip() else None
     if value is not None and value < 0:
         row.fail(column, f"{value:g} is negative, but seconds from the beginning are expected.")
     return value
@@ -348,18 +345,17 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
 def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
     """Note labels that are spelled in another way than their name: letters, blanks, Unicode form."""
     for reader in readers:
-        schema = reader.task.schema
-        if schema is None or reader.task.kind == "distribution":
+        schema, rules = reader.task.schema, reader.task.rules
+        if schema is None or rules.column_per_label:
             continue
         column = reader.columns[0]
-        several = reader.task.kind == "multi_label"
         found: Counter[tuple[str, str]] = Counter()
         blanks = 0
         for row in table.rows:
             cell = row[column]
             blanks += bool(cell.strip()) and cell != cell.strip()
-            for part in map(str.strip, cell.split(SEPARATOR) if several else [cell]):
-                label = schema.find(part) if part and part != NOTHING else None
+            for part in rules.parts(cell):
+                label = schema.find(part)
                 if label is not None and part != label and part not in schema.synonyms:
                     found[part, label] += 1
         if found:

@@ -163,7 +163,7 @@ class DemoCorpus(Corpus):
         """Train, dev and test: lists of conversations, generated once and kept."""
         if protocol.id not in self._conversations:
             self._conversations[protocol.id] = {
-                split: _conversations(self._sample(protocol, split), split, protocol.task) for split in SPLITS
+                split: _conversations(self._sample(protocol, split), split, protocol) for split in SPLITS
             }
         return {split: list(part) for split, part in self._conversations[protocol.id].items()}
 
@@ -196,7 +196,7 @@ class DemoCorpus(Corpus):
         Accuracy of the multi-label task is the share of turns whose whole set is right.
         """
         truth = self._sample(protocol, split).labels
-        return scores(truth, _decide(self.posterior(protocol, split), protocol.task))
+        return scores(truth, _decide(self.posterior(protocol, split), _process(protocol)))
 
     def ceilings(self, protocol: Protocol, split: str) -> dict[str, dict[str, float]]:
         """Scores (see :meth:`reachable`) of exact observers who see only a part of the evidence, by observer.
@@ -222,10 +222,10 @@ class DemoCorpus(Corpus):
             "complete": View(complete=True),
         }
         beliefs = {"majority": np.tile(np.eye(C)[np.argmax(process.prior)], (len(sample.primary), 1))}
-        if protocol.task.kind == "multi_label":
+        if process.cooccurrence is not None:
             beliefs["cues_only"] = cues_only(process, sample)
         beliefs.update({name: posterior(process, sample, view).labels for name, view in views.items()})
-        return {name: scores(sample.labels, _decide(belief, protocol.task)) for name, belief in beliefs.items()}
+        return {name: scores(sample.labels, _decide(belief, process)) for name, belief in beliefs.items()}
 
     def findings(self, protocol: Protocol) -> list[Finding]:
         """That the corpus is generated, and the score of its exact posterior on dev."""
@@ -273,15 +273,15 @@ def _process(protocol: Protocol) -> Process:
     return PROCESSES[protocol.id]
 
 
-def _decide(probability: Floats, task: TaskSpec) -> Bools:
-    """(N, C) decisions: the most probable label, or every label above 0.5 for the multi-label task."""
-    if task.kind == "multi_label":
+def _decide(probability: Floats, process: Process) -> Bools:
+    """(N, C) decisions: the most probable label, or every label above 0.5 where turns have several."""
+    if process.cooccurrence is not None:
         return probability > 0.5
     decided: Bools = np.arange(C) == probability.argmax(axis=1)[:, None]
     return decided
 
 
-def _conversations(sample: Sample, split: str, task: TaskSpec) -> list[Conversation]:
+def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conversation]:
     made = []
     for number, (first, length) in enumerate(zip(sample.first, sample.lengths, strict=True)):
         turns = tuple(
@@ -289,7 +289,7 @@ def _conversations(sample: Sample, split: str, task: TaskSpec) -> list[Conversat
                 id=f"{i:02d}",
                 speaker=f"speaker-{sample.speaker[first + i]}",
                 text=_placeholder(number + i),
-                targets={task.name: _target(sample.labels[first + i], task)},
+                targets={protocol.task.name: _target(sample.labels[first + i], _process(protocol))},
             )
             for i in range(length)
         )
@@ -297,9 +297,9 @@ def _conversations(sample: Sample, split: str, task: TaskSpec) -> list[Conversat
     return made
 
 
-def _target(labels: Bools, task: TaskSpec) -> Target:
+def _target(labels: Bools, process: Process) -> Target:
     names = [SCHEMA.labels[k] for k in np.flatnonzero(labels)]
-    return Target(frozenset(names) if task.kind == "multi_label" else names[0])
+    return Target(names[0] if process.cooccurrence is None else frozenset(names))
 
 
 def _placeholder(number: int) -> str:

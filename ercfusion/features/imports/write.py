@@ -136,11 +136,12 @@ def _write_corpus(folder: Path, imported: Imported) -> None:
         yaml.safe_dump(settings, stream, sort_keys=False, allow_unicode=True, width=10_000)
     with atomic_write(folder / TABLE) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["conversation", "turn", "speaker", "text", "split", *(task.name for task in imported.tasks)])
+        columns = [column for task in imported.tasks for column in task.rules.columns(task.name, task.output_names)]
+        writer.writerow(["conversation", "turn", "speaker", "text", "split", *columns])
         for split in SPLITS:
             for conversation in imported.splits[split]:
                 for turn in conversation.turns:
-                    cells = [_cell(turn.targets.get(task.name), task) for task in imported.tasks]
+                    cells = [cell for task in imported.tasks for cell in _cells(turn.targets.get(task.name), task)]
                     writer.writerow([conversation.id, turn.id, turn.speaker, turn.text or "", split, *cells])
 
 
@@ -152,14 +153,10 @@ def _target_settings(task: TaskSpec) -> dict[str, Any]:
     return entries if task.schema.neutral is None else {**entries, "neutral": task.schema.neutral}
 
 
-def _cell(target: Target | None, task: TaskSpec) -> str:
+def _cells(target: Target | None, task: TaskSpec) -> list[str]:
     if target is None or target.value is None:
-        return ""
-    value = target.value
-    if isinstance(value, frozenset) and task.schema is not None:
-        return "|".join(label for label in task.schema.labels if label in value) or "-"
-    # repr gives the shortest text that reads back as the same number.
-    return value if isinstance(value, str) else repr(value)
+        return [""] * len(task.rules.columns(task.name, task.output_names))
+    return task.rules.write(target.value, task)
 
 
 def _check_readable(corpus: Corpus, imported: Imported) -> None:

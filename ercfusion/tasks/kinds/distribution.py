@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion.batch.kinds import TableRow
 from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
 from ercfusion.batch.task import TaskSpec
 from ercfusion.tasks.kinds.single_label import SingleLabel
@@ -23,9 +24,13 @@ class Distribution(SingleLabel):
     """
 
     index_targets: ClassVar[bool] = False
+    changes: ClassVar[bool] = False
+    keeps_targets: ClassVar[bool] = True
     representation: ClassVar[str] = ""
     label_smoothing: ClassVar[bool] = False
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    column_per_label: ClassVar[bool] = True
+    default_metric: ClassVar[str] = "kl"
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
@@ -45,9 +50,15 @@ class Distribution(SingleLabel):
             raise ValueError("probabilities must be non-negative and sum to 1")
         return [float(number) for number in encoded]
 
-    def label(self, value: Any, task: TaskSpec) -> None:
-        """See the base class: votes do not change from one label to another."""
-        return None
+    def label_mass(self, value: Any) -> Mapping[str, float]:
+        """See the base class."""
+        if not isinstance(value, Mapping):
+            raise TypeError("a mapping from label names to probabilities is expected")
+        return {str(label): float(share) for label, share in value.items()}
+
+    def count_text(self, count: float, turns: int) -> str:
+        """See the base class: a share of the votes."""
+        return f"{count / turns:.1%}"
 
     def right_labels(
         self, value: NDArray[Any], valid: NDArray[Any], task: TaskSpec
@@ -68,3 +79,30 @@ class Distribution(SingleLabel):
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """See the base class."""
         return value
+
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> dict[str, float]:
+        """See the base class: shares or counts of votes, which are divided by their sum."""
+        numbers = [row.number(column) for column in columns]
+        for column, value in zip(columns, numbers, strict=True):
+            if value < 0:
+                row.fail(column, f"{value:g} is negative, but a share or a count of votes is expected.")
+        total = sum(numbers)
+        if total == 0:
+            row.fail(
+                columns[0], f"all {len(columns)} shares are 0. Leave the cells empty where the turn is not labelled."
+            )
+        return {label: value / total for label, value in zip(task.output_names, numbers, strict=True)}
+
+    def write(self, value: Any, task: TaskSpec) -> list[str]:
+        """See the base class."""
+        return [repr(float(value.get(label, 0.0))) for label in task.output_names]
+
+    def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, dict[str, int] | None]:
+        """See the base class: five votes."""
+        counts = generator.multinomial(5, [1 / task.size] * task.size)
+        votes = {name: int(count) for name, count in zip(task.output_names, counts, strict=True) if count}
+        return {name: count / 5 for name, count in votes.items()}, votes
+
+    def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
+        """See the base class: mean distance of probabilities beyond a twentieth."""
+        return max(0.0, float((output - value).abs().mean()) - 0.05)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.batch.kinds import TaskKind
+from ercfusion.batch.kinds import TableRow, TaskKind
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.scores import EMPTY_SETS, best_thresholds
@@ -17,16 +18,24 @@ from ercfusion.metrics.scores import EMPTY_SETS, best_thresholds
 if TYPE_CHECKING:
     from torch import Tensor
 
+SEPARATOR = "|"
+"""Between the labels in a cell of a user's table."""
+NOTHING = "-"
+"""A cell for the empty set; an empty cell is not labelled."""
+
 
 class MultiLabel(TaskKind):
     """A sigmoid and a threshold for every label; the thresholds are chosen on dev."""
 
+    least_labels: ClassVar[int] = 1
+    signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
+    thresholds: ClassVar[bool] = True
     sums: ClassVar[tuple[str, ...]] = ("counts",)
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1",)
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"empty_sets": ", ".join(f"{name} 1" for name in EMPTY_SETS)}
+        {"an utterance without a label, predicted without one, counts": ", ".join(f"{name} 1" for name in EMPTY_SETS)}
     )
 
     def metrics(self, task: TaskSpec) -> tuple[str, ...]:
@@ -43,6 +52,12 @@ class MultiLabel(TaskKind):
         for label in value:
             encoded[task.schema.index(label)] = 1.0
         return encoded
+
+    def label_mass(self, value: Any) -> Mapping[str, float]:
+        """See the base class."""
+        if not isinstance(value, frozenset):
+            raise TypeError("a frozenset of label names is expected")
+        return {str(label): 1 for label in value}
 
     def decide(self, output: NDArray[Any], thresholds: NDArray[Any] | None, task: TaskSpec) -> NDArray[Any]:
         """See the base class: ``probability >= threshold``, which is 0.5 where none is given."""
@@ -79,3 +94,46 @@ class MultiLabel(TaskKind):
         import torch
 
         return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+    def answer_type(self, task: TaskSpec) -> Any:
+        """See the base class: a list of label names."""
+        import pyarrow as pa
+
+        return pa.list_(pa.string())
+
+    def truths(self, part: Predictions) -> list[Any]:
+        """See the base class."""
+        return [list(itertools.compress(part.task.output_names, row)) for row in part.value > 0.5]
+
+    def answers(self, part: Predictions) -> list[Any]:
+        """See the base class."""
+        return [list(itertools.compress(part.task.output_names, row)) for row in part.decisions()]
+
+    def decode(self, truth: Any, task: TaskSpec) -> Sequence[float]:
+        """See the base class."""
+        return self.encode(frozenset(truth), task)
+
+    def parts(self, cell: str) -> list[str]:
+        """See the base class."""
+        return [part for part in map(str.strip, cell.split(SEPARATOR)) if part not in ("", NOTHING)]
+
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> frozenset[str]:
+        """See the base class: labels between signs, or the sign for none."""
+        assert task.schema is not None
+        cell = row[columns[0]].strip()
+        if cell == NOTHING:
+            return frozenset()
+        # Each part is read as if it stood alone in the cell, so that a wrong one is reported like any other label.
+        parts = [part.strip() for part in cell.split(SEPARATOR)]
+        if not all(parts):
+            problem = f"found {cell!r}: a label is missing next to {SEPARATOR!r}. Write joy|anger, or -."
+            row.fail(columns[0], problem)
+        return frozenset(row.label(columns[0], task.schema, part) for part in parts)
+
+    def write(self, value: Any, task: TaskSpec) -> list[str]:
+        """See the base class: in the order of the schema."""
+        return [SEPARATOR.join(label for label in task.output_names if label in value) or NOTHING]
+
+    def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, None]:
+        """See the base class: every label with probability 0.5."""
+        return frozenset(name for name in task.output_names if generator.random() < 0.5), None

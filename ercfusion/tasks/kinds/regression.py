@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ercfusion.batch.kinds import TaskKind
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.kinds import TableRow, TaskKind
+from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.scores import SCALES
 
@@ -22,6 +27,7 @@ class Regression(TaskKind):
     sums: ClassVar[tuple[str, ...]] = ("moments",)
     headline: ClassVar[tuple[str, ...]] = ("mae", "pearson", "ccc", "acc7", "acc2_non0")
     beside: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
+    output_prefix: ClassVar[str] = "y/"
     pictures: ClassVar[tuple[str, ...]] = ("scatter",)
 
     def metrics(self, task: TaskSpec) -> tuple[str, ...]:
@@ -71,3 +77,51 @@ class Regression(TaskKind):
     def outcomes(self, logits: Tensor) -> None:
         """See the base class: a number comes without a probability."""
         return None
+
+    def answer_type(self, task: TaskSpec) -> Any:
+        """See the base class: a number, or a list of numbers for several dimensions."""
+        import pyarrow as pa
+
+        return pa.float64() if task.size == 1 else pa.list_(pa.float64())
+
+    def truths(self, part: Predictions) -> list[Any]:
+        """See the base class."""
+        return _numbers(part.value)
+
+    def answers(self, part: Predictions) -> list[Any]:
+        """See the base class."""
+        return _numbers(part.output)
+
+    def decode(self, truth: Any, task: TaskSpec) -> Sequence[float]:
+        """See the base class."""
+        return self.encode(tuple(truth) if isinstance(truth, list) else truth, task)
+
+    def columns(self, name: str, outputs: Sequence[str]) -> list[str]:
+        """See the base class: one for each of several dimensions."""
+        return [f"{name}.{output}" for output in outputs] if len(outputs) > 1 else [name]
+
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> float | tuple[float, ...]:
+        """See the base class: numbers within the range."""
+        numbers = tuple(row.number(column) for column in columns)
+        for column, value in zip(columns, numbers, strict=True):
+            if not task.low <= value <= task.high:
+                row.fail(column, f"{value:g} is not between {task.low:g} and {task.high:g}. Correct it, or the range.")
+        return numbers if len(numbers) > 1 else numbers[0]
+
+    def write(self, value: Any, task: TaskSpec) -> list[str]:
+        """See the base class."""
+        # repr gives the shortest text that reads back as the same number.
+        return [repr(number) for number in (value if isinstance(value, tuple) else (value,))]
+
+    def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, None]:
+        """See the base class: uniform over the range."""
+        return tuple(float(number) for number in generator.uniform(task.low, task.high, task.size)), None
+
+    def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
+        """See the base class: mean distance beyond a twentieth of the range, as a share of it."""
+        return max(0.0, float((output - value).abs().mean()) / (task.high - task.low) - 0.05)
+
+
+def _numbers(values: NDArray[Any]) -> list[Any]:
+    found: list[Any] = (values[:, 0] if values.shape[1] == 1 else values).astype(float).tolist()
+    return found

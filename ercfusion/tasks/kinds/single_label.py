@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion.batch.kinds import TaskKind
+from ercfusion.batch.kinds import TableRow, TaskKind
+from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SingleLabel(TaskKind):
     """Softmax over the labels, cross-entropy, and the most probable label as the decision."""
 
     index_targets: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
     representation: ClassVar[str] = "classes"
     label_smoothing: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
@@ -40,10 +42,16 @@ class SingleLabel(TaskKind):
             raise TypeError("a label name is expected")
         return task.schema.index(value)
 
-    def label(self, value: Any, task: TaskSpec) -> str | None:
+    def label(self, value: Any, task: TaskSpec) -> str:
         """See the base class."""
         assert task.schema is not None
         return task.schema.canonical(value)
+
+    def label_mass(self, value: Any) -> Mapping[str, float]:
+        """See the base class."""
+        if not isinstance(value, str):
+            raise TypeError("a label name is expected")
+        return {value: 1}
 
     def decide(self, output: NDArray[Any], thresholds: NDArray[Any] | None, task: TaskSpec) -> NDArray[Any]:
         """See the base class."""
@@ -90,3 +98,35 @@ class SingleLabel(TaskKind):
         from torch.nn import functional as F
 
         return F.one_hot(value, task.size)
+
+    def answer_type(self, task: TaskSpec) -> Any:
+        """See the base class: a label name."""
+        import pyarrow as pa
+
+        return pa.string()
+
+    def truths(self, part: Predictions) -> list[Any]:
+        """See the base class; None if there is no single right label."""
+        names = part.task.output_names
+        return [names[index] if known else None for index, known in zip(*part.labels(), strict=True)]
+
+    def answers(self, part: Predictions) -> list[Any]:
+        """See the base class."""
+        return [part.task.output_names[index] for index in part.decisions()]
+
+    def decode(self, truth: Any, task: TaskSpec) -> int | Sequence[float]:
+        """See the base class."""
+        return self.encode(truth, task)
+
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:
+        """See the base class: a label."""
+        assert task.schema is not None
+        return row.label(columns[0], task.schema)
+
+    def write(self, value: Any, task: TaskSpec) -> list[str]:
+        """See the base class."""
+        return [value]
+
+    def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, dict[str, int] | None]:
+        """See the base class."""
+        return str(generator.choice(task.output_names)), None

@@ -336,7 +336,7 @@ def test_a_shared_recording_without_times(twin):
     ("cells", "words"),
     [
         ({"emotion": "joi"}, "line 3, column 'emotion': 'joi' is no label of custom/emotion. Did you mean 'joy'?"),
-        ({"emotions": "joy||fear"}, "a label is missing beside '|'"),
+        ({"emotions": "joy||fear"}, "a label is missing next to '|'"),
         ({"emotions": "joy|feer"}, "Did you mean 'fear'?"),
         ({"affect.valence": "high"}, "column 'affect.valence': found 'high', but a number"),
         ({"affect.valence": "inf"}, "but a number"),
