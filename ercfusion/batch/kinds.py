@@ -66,8 +66,8 @@ class TaskKind(ABC):
     """The loss uses ``objective.label_smoothing``."""
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     """Values of ``objective.loss`` that the kind knows; ``cross_entropy`` is its usual loss, whatever that is."""
-    sums: ClassVar[tuple[str, ...]] = ()
-    """Keys of :mod:`ercfusion.metrics.sums`: what is kept of every conversation."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """What metrics are computed from: keys of :mod:`ercfusion.metrics.sums`, and names of rows of utterances."""
     headline: ClassVar[tuple[str, ...]] = ()
     """Scores that ``train`` prints."""
     beside: ClassVar[tuple[str, ...]] = ()

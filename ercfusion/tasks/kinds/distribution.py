@@ -31,6 +31,7 @@ class Distribution(SingleLabel):
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     column_per_label: ClassVar[bool] = True
     default_metric: ClassVar[str] = "kl"
+    inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled", "distributions")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 

@@ -30,7 +30,7 @@ class MultiLabel(TaskKind):
     least_labels: ClassVar[int] = 1
     signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
     thresholds: ClassVar[bool] = True
-    sums: ClassVar[tuple[str, ...]] = ("counts",)
+    inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1",)

@@ -24,7 +24,7 @@ class Regression(TaskKind):
     has_schema: ClassVar[bool] = False
     default_metric: ClassVar[str] = "mae"
     representation: ClassVar[str] = "numbers"
-    sums: ClassVar[tuple[str, ...]] = ("moments",)
+    inputs: ClassVar[tuple[str, ...]] = ("moments", "numbers")
     headline: ClassVar[tuple[str, ...]] = ("mae", "pearson", "ccc", "acc7", "acc2_non0")
     beside: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
     output_prefix: ClassVar[str] = "y/"

@@ -24,7 +24,7 @@ class SingleLabel(TaskKind):
     representation: ClassVar[str] = "classes"
     label_smoothing: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
-    sums: ClassVar[tuple[str, ...]] = ("confusion", "shift")
+    inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1", "confusion", "reliability")
