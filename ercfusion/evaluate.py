@@ -5,57 +5,55 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.hints import command, naming
 from ercfusion._core.registry import require_trusted
-from ercfusion.cli import run_command, split_flags, split_settings, switch
+from ercfusion.cli import run_command
+from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 
-HELP = """\
-Score a finished run again, on any split, and write its predictions.
-
-usage: python -m ercfusion.evaluate RUN [key=value ...]
-
-examples
-  python -m ercfusion.evaluate outputs/train/cogmen-meld/20260101-120000-seed0
-  python -m ercfusion.evaluate RUN split=dev
-  python -m ercfusion.evaluate RUN data.raw=DIR          the corpus has moved since
-  python -m ercfusion.evaluate RUN hide=audio,visual     what is left without sound and faces
-  python -m ercfusion.evaluate RUN optimism=true         dev-selected against test-selected (a diagnostic)
-  python -m ercfusion.evaluate RUN imports=my_models     a run whose settings name modules of your own
-
-settings
-  split=test         train, dev or test
-  data.raw=DIR       raw folder of the corpus, where it is not where it was
-  data.packs.M=DIR   feature pack of the modality M, likewise
-  hide=NAMES         modalities that every utterance shall lack, with commas between them; their features are not read
-  imports=NAMES      the modules that the run's settings name: importing runs their code, so it must be said again
-  optimism=false     score every epoch on test and say how much choosing on test would flatter; never a result
-                     (the run must have been trained with training.keep_every_epoch=true)
-
+COMMAND = Command(
+    "evaluate",
+    "Score a finished run again, on any split, and write its predictions",
+    (
+        ("outputs/train/cogmen-meld/20260101-120000-seed0", "the test split"),
+        ("RUN split=dev", "another split"),
+        ("RUN data.raw=DIR", "the corpus has moved since"),
+        ("RUN hide=audio,visual", "what is left without sound and faces"),
+        ("RUN --optimism", "dev-selected against test-selected (a diagnostic)"),
+        ("RUN imports=my_models", "a run whose settings name modules of your own"),
+    ),
+    positional=(Positional("RUN"),),
+    keys=(
+        Key("split", "the split to score", default="test", choices=("train", "dev", "test")),
+        Key("data.raw", "raw folder of the corpus, if it has moved", "path"),
+        Key("data.packs.MODALITY", "feature pack of a modality, likewise", "path"),
+        Key("hide", "modalities that every utterance lacks; their features are not read", "names"),
+    ),
+    flags=(
+        Flag(
+            "optimism",
+            "score every epoch on test and say how much choosing on test would flatter; never a result (the run must "
+            "have been trained with training.keep_every_epoch=true)",
+        ),
+    ),
+    notes="""
+A run whose settings name modules needs them in imports=: importing runs their code, so a command must name them.
 Writes RUN/evaluation/SPLIT.json (scores) and RUN/evaluation/SPLIT.parquet (predictions); with hide=audio these are
 SPLIT-without-audio.json and SPLIT-without-audio.parquet. A split without labels has predictions only.
-"""
+""",
+)
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h"])
-    if flags or not arguments:
-        print(HELP, end="")
-        return 0 if flags else 2
-    runs, settings = split_settings(arguments)
-    if len(runs) != 1:
-        raise ConfigError(f"one run folder is expected, found {len(runs)}: {' '.join(runs)}")
-    evaluate(expanded(runs[0]), settings)
-    return 0
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, evaluate)
 
 
-def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
-    """Score the run in ``folder``; ``settings`` as on the command line."""
+def evaluate(typed: Typed) -> int:
+    """Score a run as the command line says; returns the exit status."""
     from ercfusion.data.corpora import open_corpus
     from ercfusion.features.loading import load_data
     from ercfusion.records.optimism import measure_optimism, optimism_text
@@ -64,19 +62,16 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.run import MODEL, check_finite
 
+    folder = expanded(typed.positional[0])
     record = read_record(folder)
     names = record["config"]["imports"]
-    typed = [f"{key}={value}" for key, value in settings.items()]
-    again = command("modules of a folder", "evaluate", str(folder), *typed, *naming(names))
-    require_trusted(names, again)
-    settings = dict(settings)
-    split = settings.pop("split", "test")
-    optimism = switch(settings, "optimism")
-    settings.pop("optimism", None)
-    hidden = hidden_modalities(settings.pop("hide", ""), record)
+    again = [word for word in typed.words if not word.startswith("imports=")]
+    require_trusted(names, command("modules of a folder", "evaluate", *again, *naming(names)))
+    split, optimism = typed.keys.get("split", "test"), "optimism" in typed.flags
+    hidden = hidden_modalities(typed.keys.get("hide", []), record)
     if hidden and optimism:
-        raise ConfigError("optimism=true looks at the epochs of the run as they were: leave out hide=")
-    paths = _with_paths(record["config"]["data"], settings)
+        raise ConfigError("--optimism looks at the epochs of the run as they were: leave out hide=")
+    paths = _with_paths(record["config"]["data"], typed)
     # Before anything is loaded: text features of another version would be built for nothing.
     _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
     if hidden:
@@ -87,7 +82,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     store = data.store(split)
     if optimism:
         print(optimism_text(measure_optimism(folder, record, data)))
-        return
+        return 0
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     predictions = recognizer.predict(store)
     check_finite(predictions, split)
@@ -102,6 +97,7 @@ def evaluate(folder: Path, settings: Mapping[str, str]) -> None:
     print(f"{record['config']['preset']['model']} on {record['protocol']}, {split} split{without}")
     print(_comparison(found, record, split, hidden))
     print(target / f"{name}.parquet")
+    return 0
 
 
 def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> str:
@@ -126,13 +122,12 @@ def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: st
     return "\n".join(lines)
 
 
-def hidden_modalities(typed: str, record: Mapping[str, Any]) -> list[str]:
+def hidden_modalities(names: Sequence[str], record: Mapping[str, Any]) -> list[str]:
     """The modalities named by ``hide=``, in the order of the model.
 
     Raises:
         ConfigError: the run has no such modality, or none would be left.
     """
-    names = [name.strip() for name in typed.strip().removeprefix("[").removesuffix("]").split(",") if name.strip()]
     known = [entry["modality"] for entry in record["features"]]
     for name in names:
         if name not in known:
@@ -160,17 +155,9 @@ def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[st
     return result
 
 
-def _with_paths(data: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    changed = {**data, "packs": dict(data["packs"])}
-    for key, value in settings.items():
-        if key == "data.raw":
-            changed["raw"] = value
-        elif key.startswith("data.packs."):
-            changed["packs"][key.removeprefix("data.packs.")] = value
-        else:
-            known = ["split", "optimism", "hide", "imports", "data.raw", "data.packs.<modality>"]
-            raise ConfigError(f"evaluate has no setting {key!r}. {did_you_mean(key, known)}")
-    return changed
+def _with_paths(data: Mapping[str, Any], typed: Typed) -> dict[str, Any]:
+    raw = {"raw": typed.keys["data.raw"]} if "data.raw" in typed.keys else {}
+    return {**data, **raw, "packs": {**data["packs"], **typed.below("data.packs.")}}
 
 
 def _check_same_data(record: Mapping[str, Any], corpus: Any) -> None:

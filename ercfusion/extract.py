@@ -6,130 +6,133 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, PackError, did_you_mean
+from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import expanded
 from ercfusion._core.hints import command
 from ercfusion._core.overrides import expand_protocol, shown, typed_path
-from ercfusion.cli import run_command, split_flags, split_settings, switch, whole_number
-from ercfusion.config.compose import Composer
+from ercfusion.cli import run_command
+from ercfusion.grammar import COMMON_KEYS, Command, Flag, Key, Typed
 
-HELP = """\
-Make a feature pack: the vectors of one modality for every utterance of a corpus.
 
-usage: python -m ercfusion.extract data=NAME features=RECIPE [data.raw=DIR] [out=PACK] [key=value ...] [flags]
-       python -m ercfusion.extract import=FILE layout=NAME [out=DIR] [data=NAME data.raw=DIR]
+def _recipes() -> list[str]:
+    from ercfusion.features.recipe import recipe_names
 
-examples
-  python -m ercfusion.extract data=emodb features=egemaps data.raw=DIR           88 acoustic functionals a recording
-  python -m ercfusion.extract data=meld features=compare data.raw=DIR workers=8  from the sound tracks of MELD's clips
-  python -m ercfusion.extract data=meld features=roberta-cls data.raw=DIR        text vectors from the model hub
-  python -m ercfusion.extract data=custom features=egemaps data.raw=MY_CORPUS    a corpus of your own
-  python -m ercfusion.extract data=emodb features=egemaps features.feature_set=IS10 data.raw=DIR
-  python -m ercfusion.extract import=IEMOCAP_features_raw.pkl layout=dialoguernn-iemocap out=iemocap
-  python -m ercfusion.extract --list                                             all recipes and layouts
+    return list(recipe_names())
 
-Without out=, a pack lies where training finds it by the recipe's name: data.packs.audio=egemaps. An extraction that is
+
+def _layouts() -> list[str]:
+    from ercfusion.features.imports import LAYOUTS
+
+    return list(LAYOUTS)
+
+
+COMMAND = Command(
+    "extract",
+    "Make a feature pack: the vectors of one modality for every utterance of a corpus",
+    (
+        ("data=emodb features=egemaps data.raw=DIR", "88 acoustic functionals per recording"),
+        ("data=meld features=compare data.raw=DIR workers=8", "from the sound tracks of MELD's clips"),
+        ("data=meld features=roberta-cls data.raw=DIR", "text vectors from the model hub"),
+        ("data=custom features=egemaps data.raw=MY_CORPUS", "a corpus of your own"),
+        ("data=emodb features=egemaps features.feature_set=IS10 data.raw=DIR", "a setting of the recipe"),
+        ("import=IEMOCAP_features_raw.pkl layout=dialoguernn-iemocap out=iemocap", "a pickle that circulates"),
+        ("--list", "all recipes and layouts"),
+    ),
+    usage=(
+        "data=NAME features=RECIPE [data.raw=DIR] [out=PACK] [key=value ...] [flags]",
+        "import=FILE layout=NAME [out=DIR] [data=NAME data.raw=DIR]",
+    ),
+    keys=(
+        Key(
+            "features",
+            "a recipe by name, or the path of a YAML file of your own",
+            choices=_recipes,
+            free=True,
+            value="RECIPE",
+        ),
+        Key("features.KEY", "change a setting of the recipe", value="VALUE"),
+        Key("out", "the pack's folder", "path"),
+        Key("workers", "processes (default: one per core); the values do not depend on it", "whole"),
+        Key(
+            "executor",
+            "local: processes here; dask: a dask.distributed cluster",
+            default="local",
+            choices=("local", "dask"),
+        ),
+        Key("executor.address", "the scheduler of the cluster (default: a cluster of local processes)", value="URL"),
+        Key("import", "read a feature pickle of another project; nothing in it can run", "file"),
+        Key("layout", "how the pickle is laid out", choices=_layouts, free=True),
+    ),
+    flags=(
+        Flag("fresh", "begin again, and replace a pack that exists"),
+        Flag(
+            "retry",
+            "try again what is missing in a pack that exists, and compare the content of all its recordings instead of "
+            "size and time",
+        ),
+        Flag("strict", "stop at the first recording that gives nothing"),
+        Flag("list", "recipes and layouts, one per line"),
+    ),
+    config="train",
+    sections=("data",),
+    groups=("data",),
+    details="""
+Without out=, a pack is where training finds it by the recipe's name: data.packs.audio=egemaps. An extraction that is
 stopped, by Ctrl-C or otherwise, goes on with the same command; nothing is done twice. A recording that cannot be read
-is recorded in the pack as missing, with the reason. Where a pack exists, recordings that have changed since it was made
-are extracted again.
+is recorded in the pack as missing, with the reason. If a pack exists, recordings that have changed since it was made
+are extracted again. The corpus is data=NAME with settings data.KEY=VALUE, as in train.
+""",
+)
 
-settings
-  data=NAME, data.*         the corpus, as in python -m ercfusion.train
-  features=RECIPE           a recipe by name, or the path of a YAML file of your own
-  features.KEY=VALUE        change a setting of the recipe
-  out=PACK                  the pack's folder
-  workers=N                 processes (default: one a core); the values do not depend on it
-  executor=dask             work on a dask.distributed cluster instead of processes here
-  executor.address=URL      its scheduler (default: a cluster of local processes is started)
-  fresh=true                begin anew, and replace a pack that exists
-  retry=true                try again what is missing in a pack that exists, and compare the content of all its
-                            recordings instead of size and time
-  imports=MODULE            import a module first (one that registers a corpus or a tool of your own)
-  import=FILE layout=NAME   read a feature pickle of another project; nothing in it can run
-
-flags
-  --config-dir DIR          also look for configuration groups in DIR (DIR/data/mine.yaml makes data=mine)
-  --strict                  stop at the first recording that gives nothing
-  --list                    recipes and layouts, a line each
-  --help, -h                this text
-"""
-
-_KEYS = ("features", "out", "workers", "executor", "executor.address", "fresh", "retry", "imports", "import", "layout")
 _FOLDERS = ("folder", "encoder")  # settings of recipes that name a place, taken letter by letter
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h", "--strict", "--list"], ["--config-dir"])
-    if "--help" in flags or "-h" in flags or not argv:
-        print(HELP, end="")
-        return 0 if argv else 2
-    if "--list" in flags:
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, _act)
+
+
+def _act(typed: Typed) -> int:
+    if "list" in typed.flags:
         print(listing())
         return 0
-    settings, data, changes = understand(arguments)
-    if "import" in settings:
-        return import_file(settings, data, changes, flags.get("--config-dir"))
-    imported = [argument for argument in arguments if argument.startswith("imports=")]
-    composer = Composer(config_dir=flags.get("--config-dir"))
-    return extract(settings, data, changes, strict="--strict" in flags, composer=composer, imported=imported)
+    return import_file(typed) if "import" in typed.keys else extract(typed)
 
 
-def understand(arguments: list[str]) -> tuple[dict[str, str], list[str], dict[str, Any]]:
-    """The command's own settings, the arguments about the corpus, and the changes to the recipe.
-
-    Raises:
-        ConfigError: an argument that is not ``key=value``, or a setting that does not exist.
-    """
-    paths, settings = split_settings(arguments)
-    if paths:
-        raise ConfigError(f"{paths[0]!r} is not of the form key=value (see --help)")
-    data = [
-        part for argument in arguments if _is_data(argument.partition("=")[0]) for part in expand_protocol(argument)
-    ]
-    changes: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key.startswith("features."):
-            changes[key.removeprefix("features.")] = _value(key, value)
-        elif not _is_data(key) and key not in _KEYS:
-            raise ConfigError(f"extract has no setting {shown(key)}. {did_you_mean(key, [*_KEYS, 'data', 'data.raw'])}")
-    return settings, data, changes
+def changes_of(typed: Typed) -> dict[str, Any]:
+    """What the command line changes in the recipe."""
+    return {key: _value(f"features.{key}", text) for key, text in typed.below("features.").items()}
 
 
-def extract(
-    settings: dict[str, str],
-    data: list[str],
-    changes: dict[str, Any],
-    *,
-    strict: bool,
-    composer: Composer,
-    imported: list[str],
-) -> int:
-    """Make one pack, and print its folder."""
+def extract(typed: Typed) -> int:
+    """Make one pack, and print its folder; returns the exit status."""
     from ercfusion.data.pack import read_manifest
     from ercfusion.features.extraction import extract_pack
     from ercfusion.features.loading import pack_folder
     from ercfusion.features.recipe import read_recipe, recipe_names
 
-    for key in ("data", "features"):
-        if not any(argument.startswith(f"{key}=") for argument in data) and key not in settings:
-            raise ConfigError(f"{key}=NAME is missing (see --help)")
-    if "layout" in settings:
+    keys = typed.keys
+    if not any(argument.startswith("data=") for argument in typed.settings):
+        raise ConfigError("data=NAME is missing (see --help)")
+    if "features" not in keys:
+        raise ConfigError("features=NAME is missing (see --help)")
+    if "layout" in keys:
         raise ConfigError("layout= goes with import=FILE")
-    corpus, protocol = _corpus(data, composer)
-    recipe = read_recipe(settings["features"]).with_settings(changes)
+    corpus, protocol = _corpus(typed)
+    changes = changes_of(typed)
+    recipe = read_recipe(keys["features"]).with_settings(changes)
     try:
         made = extract_pack(
             corpus,
             protocol,
             recipe,
-            out=settings.get("out"),
-            workers=whole_number("workers", settings["workers"]) if "workers" in settings else None,
-            executor_name=settings.get("executor", "local"),
-            address=settings.get("executor.address"),
-            fresh=switch(settings, "fresh"),
-            retry=switch(settings, "retry"),
-            strict=strict,
+            out=keys.get("out"),
+            workers=keys.get("workers"),
+            executor_name=keys.get("executor", "local"),
+            address=keys.get("executor.address"),
+            fresh="fresh" in typed.flags,
+            retry="retry" in typed.flags,
+            strict="strict" in typed.flags,
         )
     except KeyboardInterrupt:
         print("interrupted; go on with the same command", file=sys.stderr)
@@ -138,17 +141,17 @@ def extract(
         print(line, file=sys.stderr)
     modality = read_manifest(made.folder)["modality"]
     # The name of a recipe means its own settings, at their default place; everything else is named by its folder.
-    named = "out" not in settings and not changes and settings["features"] in recipe_names()
+    named = "out" not in keys and not changes and keys["features"] in recipe_names()
     if named:
         try:
-            found = pack_folder(corpus, corpus.conversations(protocol), modality, settings["features"])
+            found = pack_folder(corpus, corpus.conversations(protocol), modality, keys["features"])
             named = Path(found).resolve() == made.folder.resolve()
         except PackError:  # there are several, or training does not look there
             named = False
-    words = [*(["--config-dir", composer.config_dir] if composer.config_dir else []), *imported, *data]
-    place = settings["features"] if named else str(made.folder)
-    typed = command("new pack", "train", *words, settings={f"data.packs.{modality}": place})
-    print(f"use it with: {typed}", file=sys.stderr)
+    place = keys["features"] if named else str(made.folder)
+    words = [*typed.common(), *typed.settings]
+    again = command("new pack", "train", *words, settings={f"data.packs.{modality}": place})
+    print(f"use it with: {again}", file=sys.stderr)
     print(made.folder)
     return 0
 
@@ -170,22 +173,21 @@ def report(made: Any, recipe: str) -> list[str]:
     return lines
 
 
-def import_file(
-    settings: dict[str, str], data: list[str], changes: dict[str, Any], config_dir: str | None = None
-) -> int:
+def import_file(typed: Typed) -> int:
     """Read a pickle of another project, and print the folder that was made of it."""
     from ercfusion.features.imports import import_pickle
 
-    for key in settings:
-        if not _is_data(key) and key not in ("import", "layout", "out"):
+    own = [key.name for key in COMMON_KEYS]
+    for key in typed.keys:
+        if key not in ("import", "layout", "out", *own):
             raise ConfigError(f"{key}= does not go with import=FILE")
-    path = expanded(settings["import"])
-    out = expanded(settings.get("out", path.stem))
-    corpus, protocol = _corpus(data, Composer(config_dir=config_dir)) if data else (None, None)
-    folder = import_pickle(path, settings.get("layout"), out, corpus=corpus, protocol=protocol)
+    path = expanded(typed.keys["import"])
+    out = expanded(typed.keys.get("out", path.stem))
+    corpus, protocol = _corpus(typed) if typed.settings else (None, None)
+    folder = import_pickle(path, typed.keys.get("layout"), out, corpus=corpus, protocol=protocol)
     if corpus is None:
-        typed = command("imported corpus", "train", settings={"data": "custom", "data.raw": str(folder.absolute())})
-        print(f"use it with: {typed}", file=sys.stderr)
+        again = command("imported corpus", "train", settings={"data": "custom", "data.raw": str(folder.absolute())})
+        print(f"use it with: {again}", file=sys.stderr)
     print(folder)
     return 0
 
@@ -202,14 +204,11 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def _is_data(key: str) -> bool:
-    return key == "data" or key.startswith("data.")
-
-
-def _corpus(data: list[str], composer: Composer) -> tuple[Any, Any]:
+def _corpus(typed: Typed) -> tuple[Any, Any]:
     from ercfusion.data.corpora import open_corpus
 
-    config = composer.compose(data)["data"]
+    settings = [part for argument in typed.settings for part in expand_protocol(argument)]
+    config = typed.composer.compose(settings)["data"]
     corpus = open_corpus(config["name"], config["raw"], **config["options"])
     return corpus, corpus.protocol(config["protocol"])
 

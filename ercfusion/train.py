@@ -12,78 +12,75 @@ from typing import Any
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.hints import resume_command
 from ercfusion._core.overrides import expand_protocol
-from ercfusion.cli import listed, naming_folder, run_command, split_flags, system_words, whole_number
-from ercfusion.config.compose import Composer
+from ercfusion.cli import naming_folder, run_command, system_words
+from ercfusion.grammar import Command, Flag, Key, Typed
 
 logger = logging.getLogger("ercfusion")
 
-HELP = """\
-Train a conversation model, choose it on the dev split, open the test split once.
-
-usage: python -m ercfusion.train [model=NAME] [data=NAME] [key=value ...] [flags]
-
-examples
-  python -m ercfusion.train                                      COGMEN on the embedded, generated corpus
-  python -m ercfusion.train model=bclstm data=demo/speaker       another model, a variant of the corpus
-  python -m ercfusion.train model=cogmen data=meld data.raw=DIR  MELD's dialogues; DIR holds the released CSV files
-  python -m ercfusion.train data=meld data.protocol=meld/3way    three sentiments instead of seven emotions
-  python -m ercfusion.train data=mosi data.modalities=[text]     one modality of three
-  python -m ercfusion.train optimizer.lr=1e-3 model.dropout=0.5  any setting by its name
-  python -m ercfusion.train task=metric_learning data=emodb data.raw=DIR data.packs.audio=logmel
-                                                                 train vectors of sound, and export them as a pack
-  python -m ercfusion.train -m seed=0,1,2 model=concat,bclstm    every combination, as many at a time as there are cores
-  python -m ercfusion.train resume=RUN                           go on with an interrupted run
-
-models      {models}
-corpora     {corpora}
-            (raw folders: data.raw=DIR, or the environment variable ERCFUSION_DATA=DIR with DIR/<corpus> below it)
-other groups
-{groups}
-
-flags
-  --help, -h         this text
-  --cfg              print the configuration that would be used, and stop
-  --multirun, -m     run every combination of the values given as key=a,b,c
-  --workers N        with -m: processes, each on one thread (default: one a core, or one a GPU, each with its own);
-                     1 runs one combination after the other in this process
-  --settings FILE    settings from a YAML file (the best.yaml of a sweep, for example); what is typed wins
-  --config-dir DIR   also look for configuration groups in DIR (DIR/model/mine.yaml makes model=mine)
-
+COMMAND = Command(
+    "train",
+    "Train a conversation model, choose it on the dev split, open the test split once",
+    (
+        ("", "COGMEN on the embedded, generated corpus"),
+        ("model=bclstm data=demo/speaker", "another model, a variant of the corpus"),
+        ("model=cogmen data=meld data.raw=DIR", "MELD's dialogues; DIR holds the released CSV files"),
+        ("data=meld data.protocol=meld/3way", "three sentiments instead of seven emotions"),
+        ("data=mosi data.modalities=[text]", "one modality of three"),
+        ("optimizer.lr=1e-3 model.dropout=0.5", "any setting by its name"),
+        (
+            "task=metric_learning data=emodb data.raw=DIR data.packs.audio=logmel",
+            "train vectors of sound, and export them as a pack",
+        ),
+        ("-m seed=0,1,2 model=concat,bclstm", "every combination, as many at a time as there are cores"),
+        ("resume=RUN", "go on with an interrupted run"),
+    ),
+    usage=("[model=NAME] [data=NAME] [key=value ...] [flags]",),
+    keys=(
+        Key(
+            "workers",
+            "with --multirun: processes, each on one thread (default: one per core, or one per GPU, each with its "
+            "own); 1 runs one combination after the other in this process",
+            "whole",
+        ),
+        Key(
+            "settings", "settings from a YAML file (the best.yaml of a sweep, for example); what is typed wins", "file"
+        ),
+    ),
+    flags=(
+        Flag("cfg", "print the configuration that would be used, and stop"),
+        Flag("multirun", "run every combination of the values given as key=a,b,c", "m"),
+    ),
+    config="train",
+    groups=("model", "data", "task", "objective", "optimizer", "scheduler", "curriculum", "trainer"),
+    bare=True,
+    details="""
+The raw folder of a corpus is data.raw=DIR, or the environment variable ERCFUSION_DATA=DIR with DIR/CORPUS below it.
+""",
+    notes="""
 A run writes a folder below outputs/ (output=DIR, or run=DIR for exactly that one): configuration, log, metrics per
 epoch, checkpoints, the model, predictions, pictures and record.json. Its path is the last line printed.
-"""
-
-
-def help_text(composer: Composer) -> str:
-    """The text of ``--help``, with the models, corpora and groups that exist."""
-    groups = composer.groups()
-    shown = ("task", "objective", "optimizer", "scheduler", "curriculum", "trainer")
-    return HELP.format(
-        models=listed(groups["model"], 12),
-        corpora=listed(groups["data"], 12),
-        groups="\n".join(f"  {name + '=':<12}{', '.join(groups[name])}" for name in shown),
-    )
+""",
+)
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(
-        argv, ["--help", "-h", "--cfg", "--multirun", "-m"], ["--config-dir", "--workers", "--settings"]
-    )
-    composer = Composer("train", flags.get("--config-dir"))
-    if "--help" in flags or "-h" in flags:
-        print(help_text(composer), end="")
-        return 0
-    multirun = "--multirun" in flags or "-m" in flags
-    workers = _workers(flags.get("--workers"), multirun)
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, _act)
+
+
+def _act(typed: Typed) -> int:
+    composer, multirun = typed.composer, "multirun" in typed.flags
+    workers = typed.keys.get("workers")
+    if workers is not None and not multirun:
+        raise ConfigError("workers= goes with --multirun only: a single run is one process")
     # What is typed comes later, and wins.
-    entries = composer.settings(flags["--settings"]) if "--settings" in flags else []
-    combinations = [[*entries, *typed] for typed in (composer.expand(arguments) if multirun else [arguments])]
+    entries = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
+    combinations = [[*entries, *each] for each in (composer.expand(typed.settings) if multirun else [typed.settings])]
     jobs = []
     for combination in combinations:
         overrides = [part for argument in combination for part in expand_protocol(argument)]
         jobs.append((combination, composer.compose(overrides)))
-    if "--cfg" in flags:
+    if "cfg" in typed.flags:
         print(_yaml(jobs[0][1]), end="")
         return 0
     if multirun and any(config["resume"] or config["run"] for _, config in jobs):
@@ -102,14 +99,6 @@ def main(argv: list[str]) -> int:
 
         print("\n" + seeds_summary(records))
     return 2 if failed else 0
-
-
-def _workers(typed: str | None, multirun: bool) -> int | None:
-    if typed is None:
-        return None
-    if not multirun:
-        raise ConfigError("--workers goes with -m only: a single run is one process")
-    return whole_number("--workers", typed)
 
 
 def _run_one(overrides: Sequence[str], config: dict[str, Any]) -> int:

@@ -3,68 +3,61 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.errors import RunError
 from ercfusion._core.files import expanded
 from ercfusion._core.hints import command
-from ercfusion.cli import run_command, split_flags, split_settings
+from ercfusion.cli import run_command
+from ercfusion.grammar import Command, Key, Positional, Typed
 
 if TYPE_CHECKING:
     from ercfusion.records.groups import Group
     from ercfusion.tables.band import Verdict
 
-HELP = """\
-Is a run inside the band of the recorded seeds? If not: which settings, features and versions differ.
-
-usage: python -m ercfusion.verify RUN [RUN ...] PRESET [setting=value ...]
-
-examples
-  python -m ercfusion.verify outputs/train/cogmen-meld/A experiments/meld.yaml
-  python -m ercfusion.verify outputs/train/cogmen-meld meld        all runs below the folder, a preset by its name
-  python -m ercfusion.verify RUN other/records/cogmen.json         records of your own
-
-The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds. It speaks of seeds on
+COMMAND = Command(
+    "verify",
+    "Is a run inside the band of the recorded seeds? If not: which settings, features and versions differ",
+    (
+        ("outputs/train/cogmen-meld/A experiments/meld.yaml", "one run, by a preset"),
+        ("outputs/train/cogmen-meld meld", "all runs below the folder, a preset by its name"),
+        ("RUN other/records/cogmen.json", "records of your own"),
+    ),
+    positional=(Positional("RUN", most=None), Positional("PRESET")),
+    keys=(
+        Key("row", "the row of the table (default: the one with the same model and the fewest other settings)"),
+        Key("metric", "the score (default: the one that chose the checkpoints)"),
+    ),
+    details="""
+The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds. It describes seeds on
 the recorded test split, so it is narrower than an interval over conversations. One run of twenty falls outside by
-chance alone; for several runs their mean is judged too.
-
-settings
-  row=NAME           the row of the table (default: the one with the same model and the fewest other settings)
-  metric=NAME        the score (default: the one that chose the checkpoints)
-
+chance; for several runs their mean is judged too.
+""",
+    notes="""
 Exit status: 0 when all runs (and their mean) are inside, 1 when not, 2 for a mistake.
-"""
+""",
+)
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`HELP`."""
-    flags, arguments = split_flags(argv, ["--help", "-h"], ["--config-dir"])
-    asked = "--help" in flags or "-h" in flags
-    if asked or not arguments:
-        print(HELP, end="")
-        return 0 if asked else 2
-    paths, settings = split_settings(arguments)
-    for key in settings:
-        if key not in ("row", "metric"):
-            raise ConfigError(f"verify has no setting {key!r}. {did_you_mean(key, ['row', 'metric'])}")
-    if len(paths) < 2:
-        raise ConfigError("a run and a preset (or an archive of records) are expected, in this order")
-    return verify(paths[:-1], paths[-1], settings, flags.get("--config-dir"))
+    """The command; see :data:`COMMAND`."""
+    return COMMAND.main(argv, verify)
 
 
-def verify(runs: Sequence[str], recorded: str, settings: Mapping[str, str], config_dir: str | None = None) -> int:
-    """Judge runs by recorded ones; ``settings`` as on the command line. Returns the exit status."""
+def verify(typed: Typed) -> int:
+    """Judge runs by recorded ones as the command line says; returns the exit status."""
     from ercfusion.records.groups import read_records
     from ercfusion.tables.band import judge, nearest_group, prediction_band
     from ercfusion.tables.render import number
 
-    groups = recorded_groups(recorded, config_dir)
+    *runs, recorded = typed.positional
+    groups = recorded_groups(recorded, typed.composer.config_dir)
     verdicts: dict[str, list[Verdict]] = {}
     worst = 0
     for record in read_records(runs):
-        group = nearest_group(record, groups, settings.get("row"))
-        verdict = judge(record, group, settings.get("metric"))
+        group = nearest_group(record, groups, typed.keys.get("row"))
+        verdict = judge(record, group, typed.keys.get("metric"))
         verdicts.setdefault(group.name, []).append(verdict)
         print(verdict_text(record, verdict))
         worst = max(worst, int(verdict.place != "inside"))

@@ -14,7 +14,7 @@ from runs import CORPUS, TINY, command, environment, refused
 
 import ercfusion
 from ercfusion._core.errors import ConfigError, ErcfusionError
-from ercfusion.cli import run_command, split_flags
+from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
 from ercfusion.data.corpora import CORPORA
 from ercfusion.train import main
@@ -99,10 +99,10 @@ MISTAKES = [
     ("model.dropout=a'b", "cannot be read"),
     ("optimizer.lr=interval(1e-4,1e-2)", "python -m ercfusion.sweep searches ranges"),
     ("--mulitrun", "unknown flag '--mulitrun'. Did you mean '--multirun'?"),
-    ("--model", "unknown flag '--model'. Choose from: --help"),
-    ("--optimizer.lr=1e-3", "unknown flag '--optimizer.lr'. Settings have no dashes: write optimizer.lr=1e-3"),
-    ("--config-dir", "--config-dir needs a value"),
-    ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder"),
+    ("--model", "unknown flag '--model'. Choose from: --cfg, --multirun, --help."),
+    ("--optimizer.lr=1e-3", "unknown flag '--optimizer.lr'. What has a value has no dashes: write optimizer.lr=1e-3"),
+    ("config_dir=", "config_dir needs a value"),
+    ("config_dir=/nowhere", "config_dir=/nowhere is not a folder"),
     ("resume=/nowhere", "'data.options.train=6' cannot be changed now"),
 ]
 
@@ -261,21 +261,6 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert "mine" not in Composer("train").groups()["model"]
 
 
-# Flags
-
-
-def test_flags_are_split_from_settings() -> None:
-    flags = (["--help", "-m"], ["--config-dir"])
-    assert split_flags(["a=1", "-m", "--config-dir", "d", "b=-2"], *flags) == (
-        {"-m": True, "--config-dir": "d"},
-        ["a=1", "b=-2"],
-    )
-    assert split_flags(["--config-dir=d=e"], *flags) == ({"--config-dir": "d=e"}, [])
-    for wrong, message in ((["--config-dir"], "needs a value"), (["--hlep"], "Did you mean '--help'")):
-        with pytest.raises(ConfigError, match=message):
-            split_flags(wrong, *flags)
-
-
 # Modules and groups of one's own, the same for every command
 
 COMMANDS = {
@@ -312,8 +297,8 @@ def test_every_command_imports_modules(
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("evaluate", "compare")])
 def test_every_command_that_composes_takes_a_folder_of_groups(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*COMMANDS[name], "--config-dir", "/nowhere"]
-    assert "--config-dir /nowhere is not a folder" in refused(entry_of(name), arguments, capsys)
+    arguments = [*COMMANDS[name], "config_dir=/nowhere"]
+    assert "config_dir=/nowhere is not a folder" in refused(entry_of(name), arguments, capsys)
 
 
 def test_a_corpus_of_ones_own_everywhere(
@@ -328,7 +313,7 @@ def test_a_corpus_of_ones_own_everywhere(
     groups.mkdir(parents=True)
     demo = (Path(ercfusion.__file__).parent / "conf" / "data" / "demo.yaml").read_text()
     (groups / "notes.yaml").write_text(demo.replace("name: demo", "name: notes"))
-    own = ["data=notes", *CORPUS, "imports=my_notes", "--config-dir", "groups"]
+    own = ["data=notes", *CORPUS, "imports=my_notes", "config_dir=groups"]
     try:
         assert "no corpus 'notes'" in refused(entry_of("doctor"), [*own[:4], *own[5:]], capsys)
         status, out, err = command(entry_of("doctor"), own, capsys)
@@ -340,7 +325,7 @@ def test_a_corpus_of_ones_own_everywhere(
         assert "name: notes" in out
     finally:
         CORPORA.pop("notes", None)
-    assert "doctor has no use for 'seed'" in refused(entry_of("doctor"), ["data=demo", "seed=1"], capsys)
+    assert "doctor has no setting 'seed'" in refused(entry_of("doctor"), ["data=demo", "seed=1"], capsys)
 
 
 # Running a command

@@ -120,13 +120,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                     yield page.name, words[2:]
 
 
-# Commands whose arguments are no configuration.
-OTHER_COMMANDS = ("evaluate", "reproduce", "verify", "compare")
-
-
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ercfusion.__main__ import NAMES, declared
     from ercfusion._core.overrides import expand_protocol
-    from ercfusion.cli import split_flags
     from ercfusion.config.compose import Composer
 
     seen = set()
@@ -136,31 +132,33 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(each, "groups", lambda: groups)  # the same for all, and half of the time
     for page, (module, *arguments) in {tuple(words): (page, words) for page, words in commands()}.values():
         seen.add(module)
-        if "--config-dir" in arguments or module.removeprefix("ercfusion.") in OTHER_COMMANDS:
+        arguments = [word for word in arguments if not word.startswith("imports=")]
+        if any(word.startswith("config_dir=") for word in arguments):
             continue
-        own = ["--strict", "--list"] if module == "ercfusion.extract" else ["--cfg", "-m", "--multirun"]
-        flags, settings = split_flags(arguments, ["--help", "-h", *own], ["--settings"])
         try:
+            typed = declared(module.removeprefix("ercfusion.")).parse(arguments)
+            settings = list(typed.settings)
             if module == "ercfusion.extract":
-                understand_extract(composer, settings)
+                understand_extract(composer, typed)
                 continue
             if module == "ercfusion.sweep":
                 understand_sweep(sweeper, settings)
                 continue
-            for combination in composer.expand(settings) if "-m" in flags else [settings]:
+            for combination in composer.expand(settings) if "multirun" in typed.flags else [settings]:
                 composer.compose([part for setting in combination for part in expand_protocol(setting)])
         except Exception as error:
             raise AssertionError(f"{page}: python -m {module} {shlex.join(arguments)}: {error}") from error
-    assert seen >= {f"ercfusion.{name}" for name in (*OTHER_COMMANDS, "train", "doctor", "sweep", "extract")}
+    assert seen >= {f"ercfusion.{name}" for name in NAMES}
 
 
-def understand_extract(composer: Any, arguments: list[str]) -> None:
-    from ercfusion.extract import understand
+def understand_extract(composer: Any, typed: Any) -> None:
+    from ercfusion._core.overrides import expand_protocol
+    from ercfusion.extract import changes_of
     from ercfusion.features.imports import LAYOUTS
     from ercfusion.features.recipe import read_recipe
 
-    settings, data, changes = understand(arguments)
-    composer.compose(data)
+    settings, changes = typed.keys, changes_of(typed)
+    composer.compose([part for argument in typed.settings for part in expand_protocol(argument)])
     if "import" in settings:
         assert settings["layout"] in LAYOUTS
     elif "features" in settings and not settings["features"].endswith(".yaml"):
@@ -367,18 +365,20 @@ def capability_matrix() -> list[str]:
 
 
 def commands_table() -> list[str]:
-    """One row a command: the modules that have a help text, with its first line."""
-    from importlib import import_module
-
-    import ercfusion
+    """One row per command, with what it declares to do."""
+    from ercfusion.__main__ import NAMES, declared
 
     rows = ["| command | what it does |", "|---|---|"]
-    for path in sorted(Path(ercfusion.__file__).parent.glob("*.py")):
-        if "\ndef main(" in path.read_text(encoding="utf-8"):
-            text = import_module(f"ercfusion.{path.stem}").HELP
-            rows.append(f"| `python -m ercfusion.{path.stem}` | {text.splitlines()[0].rstrip('.')} |")
-    assert len(rows) > 2
-    return rows
+    return rows + [f"| `ercfusion {name}` | {declared(name).about} |" for name in NAMES]
+
+
+def grammar_tables(name: str) -> list[str]:
+    """One row per key and flag of a command, without those that every command takes."""
+    from ercfusion.__main__ import declared
+
+    command = declared(name)
+    rows = [(key.sign, key.about) for key in command.keys] + [(flag.sign, flag.about) for flag in command.flags]
+    return ["| key or flag | meaning |", "|---|---|"] + [f"| `{sign}` | {about} |" for sign, about in rows]
 
 
 def groups_table() -> list[str]:
@@ -783,6 +783,11 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
     "commands": ("commands.md", commands_table),
+    "keys of train": ("commands.md", partial(grammar_tables, "train")),
+    "keys of sweep": ("commands.md", partial(grammar_tables, "sweep")),
+    "keys of evaluate": ("commands.md", partial(grammar_tables, "evaluate")),
+    "keys of extract": ("commands.md", partial(grammar_tables, "extract")),
+    "keys of reproduce": ("experiments.md", partial(grammar_tables, "reproduce")),
     "groups": ("commands.md", groups_table),
     "presets with their own training": ("commands.md", training_presets),
     "corpora": ("corpora.md", corpora_table),

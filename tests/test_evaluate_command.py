@@ -25,7 +25,7 @@ def run_folder(finished_run: Path, tmp_path: Path) -> Path:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(main, ["--help"], capsys)
     assert status == 0
-    assert "optimism=true" in out
+    assert "--optimism" in out
     assert command(main, [], capsys)[:2] == (2, out)
 
 
@@ -68,7 +68,7 @@ def test_another_model_than_the_recorded_one_is_noticed(run_folder: Path, capsys
 
 
 def test_optimism(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = command(main, [str(run_folder), "optimism=true"], capsys)
+    status, out, _ = command(main, [str(run_folder), "--optimism"], capsys)
     assert status == 0
     assert "never a result" in out
     record, report = read(run_folder / "record.json"), read(run_folder / "evaluation" / "optimism.json")
@@ -81,9 +81,9 @@ def test_optimism(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["optimism"] == pytest.approx(best - chosen, abs=1e-6)
     assert report["optimism"] >= -1e-6
     shutil.rmtree(run_folder / "checkpoints" / "epoch-002")
-    assert "models of 2 of its 3 epochs" in refused(main, [str(run_folder), "optimism=true"], capsys)
+    assert "models of 2 of its 3 epochs" in refused(main, [str(run_folder), "--optimism"], capsys)
     shutil.rmtree(run_folder / "checkpoints")
-    assert "training.keep_every_epoch=true" in refused(main, [str(run_folder), "optimism=true"], capsys)
+    assert "training.keep_every_epoch=true" in refused(main, [str(run_folder), "--optimism"], capsys)
 
 
 @pytest.mark.parametrize(

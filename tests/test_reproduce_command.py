@@ -138,7 +138,7 @@ def test_records_of_other_settings_are_not_mixed_in(copy, capsys):
     preset.write_text(preset.read_text().replace("model.layers: 1", "model.layers: 2"))
     message = refused(module.main, [str(preset)], capsys)
     assert "model.layers was 1 and is 2" in message
-    assert "renew=true" in message
+    assert "--renew" in message
     assert command(module.main, [str(preset), "--check"], capsys)[0] == 1
     assert len(read_archive(copy / "tiny" / "records" / "deeper-graph.json")) == 2, "nothing is thrown away unasked"
 
@@ -147,7 +147,7 @@ def test_records_of_other_settings_are_not_mixed_in(copy, capsys):
 def test_renewing_keeps_the_old_run_folder(copy, capsys):
     preset = copy / "tiny.yaml"
     preset.write_text(preset.read_text().replace("model.layers: 1", "model.layers: 0").replace("[0, 1]", "[0]"))
-    status, _, err = command(module.main, [str(preset), f"runs={copy / 'runs'}", "renew=true", "workers=1"], capsys)
+    status, _, err = command(module.main, [str(preset), f"runs={copy / 'runs'}", "--renew", "workers=1"], capsys)
     assert status == 0, err
     (record,) = [entry for entry in read_archive(copy / "tiny" / "records" / "deeper-graph.json") if entry["seed"] == 0]
     assert record["config"]["model"]["layers"] == 0
@@ -159,7 +159,7 @@ def test_renewing_keeps_the_old_run_folder(copy, capsys):
 @pytest.mark.slow
 def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsys):
     preset = made / "tiny.yaml"
-    arguments = [str(preset), "fresh=true", f"out={tmp_path / 'mine'}", f"runs={tmp_path / 'runs'}", "rows=plain"]
+    arguments = [str(preset), "--fresh", f"out={tmp_path / 'mine'}", f"runs={tmp_path / 'runs'}", "rows=plain"]
     status, _, err = command(module.main, arguments, capsys)
     assert status == 0, err
     again, first = (read_archive(folder / "records" / "plain.json") for folder in (tmp_path / "mine", made / "tiny"))
@@ -168,7 +168,7 @@ def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsy
         assert one["splits"] == other["splits"]
         assert one["optimism"] == other["optimism"]
     assert "Not run yet: deeper, graph." in (tmp_path / "mine" / "README.md").read_text()
-    message = refused(module.main, [str(preset), "fresh=true"], capsys)
+    message = refused(module.main, [str(preset), "--fresh"], capsys)
     assert "choose another folder" in message
 
 
@@ -255,9 +255,9 @@ def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
         (["demo", "model.layers=2"], "What is run stands in the preset"),
         (["demo", "workers=none"], "a whole number of at least 1"),
         (["demo", "fresh=maybe"], "true or false"),
-        (["demo", "rows=nothing", "fresh=true", "out=x"], "no row 'nothing'"),
+        (["demo", "rows=nothing", "--fresh", "out=x"], "no row 'nothing'"),
         (["demo", "--tabels"], "Did you mean '--tables'"),
-        (["demo", "fresh=true", "out=nowhere", "--tables"], "leave out --tables"),
+        (["demo", "--fresh", "out=nowhere", "--tables"], "leave out --tables"),
     ],
 )
 def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""``--settings FILE``: settings from a file, before those that are typed; mistakes name the file."""
+"""``settings=FILE``: settings from a file, before those that are typed; mistakes name the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str,
 def test_nested_and_dotted_settings_and_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(FILE)
-    found = shown(["--settings", str(path)], capsys)
+    found = shown([f"settings={path}"], capsys)
     assert found["preset"] == {"model": "bclstm", "data": "demo"}
     assert found["data"]["protocol"] == "demo/far"
     assert found["data"]["modalities"] == ["text", "audio"]
@@ -55,11 +55,11 @@ def test_nested_and_dotted_settings_and_groups(tmp_path: Path, capsys: pytest.Ca
 def test_what_is_typed_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("model: concat\nmodel.dropout: 0.2\ntraining.max_epochs: 5\nseed: 4\n")
-    found = shown([f"--settings={path}", "training.max_epochs=9", "seed=1", "-m"], capsys)
+    found = shown([f"settings={path}", "training.max_epochs=9", "seed=1", "-m"], capsys)
     assert found["training"]["max_epochs"] == 9
     assert found["seed"] == 1
     assert found["model"]["dropout"] == 0.2
-    assert shown([f"--settings={path}", "model=bclstm"], capsys)["model"]["name"] == "bclstm"
+    assert shown([f"settings={path}", "model=bclstm"], capsys)["model"]["name"] == "bclstm"
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,15 @@ def test_mistakes_name_file_and_key(
     path = tmp_path / "mine.yaml"
     if content is not None:
         path.write_text(content)
-    assert message in refused(main, ["--settings", str(path), "model=concat"][: 2 if content else 3], capsys)
+    assert message in refused(main, [f"settings={path}", "model=concat"][: 2 if content else 3], capsys)
 
 
 def test_mistakes_that_were_typed_do_not_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("model: concat\n")
-    message = refused(main, ["--settings", str(path), "model.droput=0.1"], capsys)
+    message = refused(main, [f"settings={path}", "model.droput=0.1"], capsys)
     assert "mine.yaml" not in message
-    message = refused(main, ["--settings", str(path), "resume=x"], capsys)
+    message = refused(main, [f"settings={path}", "resume=x"], capsys)
     assert "'model=concat' cannot be changed now" in message
 
 

@@ -142,7 +142,7 @@ def test_a_failed_run_leaves_no_folder(
     refused(module.main, wrong, capsys)
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
     if place == "output=a/b":
-        status, _, err = command(module.main, [*wrong, "-m", "seed=0,1", "--workers=1"], capsys)
+        status, _, err = command(module.main, [*wrong, "-m", "seed=0,1", "workers=1"], capsys)
         assert (status, err.count("error: ")) == (2, 2)
         assert [path.name for path in tmp_path.rglob("*")] == ["a"]
 
@@ -292,7 +292,7 @@ def test_a_run_folder_that_is_deleted_while_training(
 @pytest.mark.slow
 def test_ctrl_c_twice(tmp_path: Path) -> None:
     """Two runs side by side, interrupted twice: no traceback, no word of leaked semaphores, and they can be resumed."""
-    arguments = [*TINY, "model=concat", "training.max_epochs=100000", "output=o", "-m", "seed=0,1", "--workers", "2"]
+    arguments = [*TINY, "model=concat", "training.max_epochs=100000", "output=o", "-m", "seed=0,1", "workers=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ercfusion.train", *arguments],
         cwd=tmp_path,

@@ -44,7 +44,15 @@ def more(folder: Path, *arguments: str) -> dict[str, Any]:
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = command(main, ["--help"], capsys)
     assert (status, err) == (0, "")
-    for word in ("sweep.trials=50", "sweep.storage=null", "resume=DIR", "--settings", "cogmen", "meld", "optimistic"):
+    for word in (
+        "sweep.trials=50",
+        "sweep.storage=null",
+        "resume=DIR",
+        "settings=FILE",
+        "cogmen",
+        "meld",
+        "optimistic",
+    ):
         assert word in out
     for name in set(ARCHITECTURES) - {"majority"}:
         assert re.search(rf"^spaces [^()]*\b{name}\b", out, re.MULTILINE)
@@ -80,7 +88,7 @@ MISTAKES = [
     ("sweep.storage=abc://x/y", "abc://x/y"),
     ("trainer=ddp", "trainer.devices and trainer.num_nodes must be 1"),
     ("resume=/nowhere", "cannot be changed now"),
-    ("--settings=/nowhere.yaml", "/nowhere.yaml is missing"),
+    ("settings=/nowhere.yaml", "/nowhere.yaml is missing"),
 ]
 
 
@@ -152,7 +160,7 @@ def test_best_settings_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureF
     folder = tmp_path / "sweep"
     summary = sweep(folder, "sweep.trials=2", "data.modalities=[text,audio]", "scheduler=constant", "seed=3")
     best = str(folder / "best.yaml")
-    assert train_main(["--settings", best, "training.bootstrap=50", f"run={tmp_path / 'again'}"]) == 0
+    assert train_main([f"settings={best}", "training.bootstrap=50", f"run={tmp_path / 'again'}"]) == 0
     record = read(tmp_path / "again" / RECORD)
     assert record["metrics"]["dev"]["weighted_f1"] == round(summary["best"]["dev"], 6)
     assert record["seed"] == 3
@@ -160,12 +168,12 @@ def test_best_settings_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureF
     assert record["config"]["data"]["modalities"] == ["text", "audio"]
     assert history(tmp_path / "again") == history(folder / "trials" / f"{summary['best']['trial']:04d}")
     # What is typed wins.
-    status, out, _ = command(train_main, ["--settings", best, "--cfg", "seed=9", "optimizer.lr=0.5"], capsys)
+    status, out, _ = command(train_main, [f"settings={best}", "--cfg", "seed=9", "optimizer.lr=0.5"], capsys)
     assert status == 0
     assert yaml.safe_load(out)["seed"] == 9
     assert yaml.safe_load(out)["optimizer"]["lr"] == 0.5
     # A sweep that begins with them searches them all the same.
-    status, out, _ = command(main, ["--settings", best, "--cfg"], capsys)
+    status, out, _ = command(main, [f"settings={best}", "--cfg"], capsys)
     assert status == 0
     shown = yaml.safe_load(out)
     settings = yaml.safe_load((folder / "best.yaml").read_text())
@@ -236,7 +244,7 @@ def test_what_cannot_change_when_a_sweep_is_resumed(tmp_path: Path, capsys: pyte
         ("sweep.sampler=random", "'sweep.sampler=random' cannot be changed now."),
         ("sweep.trials=0", "sweep.trials must be at least 1"),
         ("sweep.workers=many", "takes a whole number"),
-        ("--settings=x.yaml", "--settings does not go with it"),
+        ("settings=x.yaml", "settings= does not go with it"),
     ):
         assert message in refused(main, [f"resume={folder}", argument], capsys)
     train(tmp_path / "run", "model=majority", "training.max_epochs=1")

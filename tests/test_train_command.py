@@ -30,13 +30,13 @@ def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--help", "-h"):
         status, out, err = command(main, [flag, "model=nonsense"], capsys)
         assert (status, err) == (0, "")
-        models = re.search(r"^models +(.*(?:\n {12}\w.*)*)$", out, re.MULTILINE)
-        corpora = re.search(r"^corpora +(.*(?:\n {12}\w.*)*)$", out, re.MULTILINE)
+        models = re.search(r"^  model= +(.*(?:\n {15}\w.*)*)$", out, re.MULTILINE)
+        corpora = re.search(r"^  data= +(.*(?:\n {15}\w.*)*)$", out, re.MULTILINE)
         assert models is not None
         assert corpora is not None
         assert set(ARCHITECTURES) <= set(re.split(r",\s+", models[1]))
         assert set(CORPORA) == set(re.split(r",\s+", corpora[1]))
-        for word in ("adamw", "plateau", "ddp", "--config-dir", "--workers", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
+        for word in ("adamw", "plateau", "ddp", "config_dir=DIR", "workers=N", "--cfg", "resume=RUN", "ERCFUSION_DATA"):
             assert word in out
         assert max(map(len, out.splitlines())) <= 120
 
@@ -114,7 +114,7 @@ def test_what_a_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 @pytest.mark.usefixtures("no_pictures")
 def test_every_combination_and_a_summary_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", *TINY, "training.max_epochs=1", "seed=0,1", "model=concat,majority", f"output={tmp_path}"]
-    status, out, err = command(main, [*arguments, "--workers", "1"], capsys)
+    status, out, err = command(main, [*arguments, "workers=1"], capsys)
     assert status == 0
     announced = re.findall(r"^run (\d of \d): .* seed=(\d) model=(\w+)", err, re.MULTILINE)
     assert announced == [
@@ -151,7 +151,7 @@ def test_one_combination_that_fails_does_not_stop_the_others(
         return original(config, folder)
 
     monkeypatch.setattr(run, "train", fails_first)
-    status, out, err = command(main, ["-m", "--workers=1", *FAST, "seed=0,1", f"output={tmp_path}"], capsys)
+    status, out, err = command(main, ["-m", "workers=1", *FAST, "seed=0,1", f"output={tmp_path}"], capsys)
     assert status == 2
     assert "error: the loss is not finite" in err
     assert [read(path)["seed"] for path in tmp_path.rglob("record.json")] == [1]
@@ -169,7 +169,7 @@ def test_combinations_side_by_side_are_those_one_by_one(
     shared = [setting for setting in TINY if not setting.startswith("training.threads")]
     shared += ["model=concat", "training.pictures=false"]
     choices = ["seed=0,1", "data.protocol=far,fra", "training.max_epochs=2,0"]
-    arguments = ["-m", "--workers", "2", *shared, *choices, f"output={tmp_path}/out"]
+    arguments = ["-m", "workers=2", *shared, *choices, f"output={tmp_path}/out"]
     status, out, err = command(main, arguments, capsys)
     assert status == 2  # because of the protocol fra and of no epochs
     assert FOLDER_VARIABLE not in os.environ
@@ -198,7 +198,7 @@ def test_combinations_side_by_side_are_those_one_by_one(
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: Path) -> None:
     settings = [*TINY, "model=concat", "training.max_epochs=40", "training.patience=0", "training.pictures=false"]
-    several = ["-m", "--workers=2", "seed=0,1", f"output={tmp_path}/out"]
+    several = ["-m", "workers=2", "seed=0,1", f"output={tmp_path}/out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ercfusion.train", *several, *settings],
         stdout=subprocess.PIPE,
@@ -238,9 +238,9 @@ def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: P
         (["-m", "seed=0,1", "resume=x"], "do not go with -m; use output=DIR"),
         (["-m", "seed=0,1", "trainer=ddp"], "-m does not go with several devices"),
         (["-m", "model=concat,cogmem"], "Did you mean 'cogmen'?"),
-        (["-m", "seed=0,1", "--workers", "0"], "--workers takes a whole number of at least 1, not '0'"),
-        (["-m", "seed=0,1", "--workers=two"], "--workers takes a whole number of at least 1, not 'two'"),
-        (["seed=0", "--workers=2"], "--workers goes with -m only"),
+        (["-m", "seed=0,1", "workers=0"], "workers takes a whole number of at least 1, not '0'"),
+        (["-m", "seed=0,1", "workers=two"], "workers takes a whole number of at least 1, not 'two'"),
+        (["seed=0", "workers=2"], "workers= goes with --multirun only"),
         (["resume=/nowhere"], "/nowhere is not a folder"),
         (["resume=x", "optimizer.lr=0.1"], "'optimizer.lr=0.1' cannot be changed now"),
     ],
@@ -264,7 +264,7 @@ def test_a_preset_of_ones_own_runs(tmp_path: Path, capsys: pytest.CaptureFixture
         "# @package _global_\nmodel:\n  name: concat\n  hidden: 8\n  dropout: 0.1\n  input_dropout: 0.0\n"
     )
     folder = tmp_path / "run"
-    arguments = ["--config-dir", str(tmp_path / "conf"), *TINY, "model=mine", "training.max_epochs=1"]
+    arguments = [f"config_dir={tmp_path / 'conf'}", *TINY, "model=mine", "training.max_epochs=1"]
     status, _, err = command(main, [*arguments, f"run={folder}"], capsys)
     assert status == 0, err
     assert read(folder / "model" / "config.json")["options"]["hidden"] == 8

@@ -55,7 +55,7 @@ class Composer:
         self.root = root
         self.config_dir = config_dir
         if config_dir is not None and not os.path.isdir(config_dir):
-            raise ConfigError(f"--config-dir {config_dir} is not a folder")
+            raise ConfigError(f"config_dir={config_dir} is not a folder")
 
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
@@ -103,7 +103,7 @@ class Composer:
         return found
 
     def settings(self, path: str) -> list[str]:
-        """The entries of a file of settings (``--settings``) as arguments, which remember where they come from.
+        """The entries of a file of settings (``settings=``) as arguments, which remember where they come from.
 
         Raises:
             ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
@@ -111,7 +111,7 @@ class Composer:
         groups = self.groups()
         loaded = read_yaml(path, error=ConfigError, floats=True)
         if not isinstance(loaded, dict):
-            raise ConfigError(f"--settings {path} must hold settings by name, as in `model: cogmen`")
+            raise ConfigError(f"settings={path} must hold settings by name, as in `model: cogmen`")
         origin, entries = f"{path}: ", []
         for key, value in ((str(name), value) for name, value in loaded.items()):
             if key in groups and isinstance(value, str):

@@ -314,12 +314,12 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
         with atomic_write(path) as stream:
             json.dump(here, stream, indent=2)
         return
-    before = read_json(path, Work, error=PackError, advice="Begin again with fresh=true.")
+    before = read_json(path, Work, error=PackError, advice="Begin again with --fresh.")
     for name in dict.fromkeys([*here, *before]):
         if before.get(name) != here.get(name):
             raise PackError(
                 f"{building} holds an extraction that was stopped, with other {name}: {str(before.get(name))[:60]}, "
-                f"now {str(here.get(name))[:60]}. Begin anew with fresh=true, or choose another folder with out=."
+                f"now {str(here.get(name))[:60]}. Begin anew with --fresh, or choose another folder with out=."
             )
 
 

@@ -34,7 +34,7 @@ _CHECKSUM = struct.calcsize("<I")
 _SYNC = 5.0
 
 
-_AGAIN = "Move it away, or begin again with fresh=true."
+_AGAIN = "Move it away, or begin again with --fresh."
 
 
 def _are_remarks(found: Any) -> bool:
@@ -176,7 +176,7 @@ class Journal:
             if mark not in (_MARK, _MARK_1):
                 if self._stream.tell() == _HEAD.size:
                     raise PackError(
-                        f"{self.path} is no journal of an extraction. Move it away, or add fresh=true to begin anew."
+                        f"{self.path} is no journal of an extraction. Move it away, or add --fresh to begin anew."
                     )
                 return  # torn: the machine stopped while this was written
             half, absent = bool(flags & 1), bool(flags & 2)

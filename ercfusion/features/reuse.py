@@ -83,14 +83,14 @@ def existing_pack(
     if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] not in corpus.pack_fingerprints():
         raise PackError(
             f"{target} holds a pack of {manifest['corpus']!r} in another version. Choose another folder with out=, or "
-            "replace it with fresh=true."
+            "replace it with --fresh."
         )
     made = {"tool": manifest["tool"], **manifest["settings"]}
     for name, value in identity.items():
         if made.get(name) != value:
             raise PackError(
                 f"{target} holds a pack with other {name}: {str(made.get(name))[:60]}, asked for is {str(value)[:60]}. "
-                "Choose another folder with out=, or replace it with fresh=true."
+                "Choose another folder with out=, or replace it with --fresh."
             )
     listed = read_recordings(target, manifest)
     pack = ExistingPack(target, manifest, {}, listed is not None)
@@ -111,7 +111,7 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
         logger.info(
-            "%s was made with %s %s; %s is installed here: fresh=true makes the pack again",
+            "%s was made with %s %s; %s is installed here: --fresh makes the pack again",
             pack.folder,
             extractor.tool,
             version,
@@ -120,7 +120,7 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
     gone = [source.name for state, source in pack.states.values() if state is State.GONE]
     if gone:
         logger.warning(
-            "%d of %d recordings are not there any more (first: %s); the pack keeps their features. fresh=true makes "
+            "%d of %d recordings are not there any more (first: %s); the pack keeps their features. --fresh makes "
             "it without them",
             len(set(gone)),
             len({source.name for _, source in pack.states.values()}),
@@ -129,7 +129,7 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
     if not pack.listed and source_paths(work, extractor):
         logger.info(
             "the pack was made before packs listed their recordings: whether these have changed is not known. "
-            "retry=true compares their joint checksum, and makes the pack again where it differs"
+            "--retry compares their joint checksum, and makes the pack again where it differs"
         )
 
 
@@ -165,7 +165,7 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
         raise PackError(
             f"{pack.folder} was made with {extractor.tool} {version}, and {extractor.tool_version} is installed here: "
             "values of both are not mixed in one pack. Install that version, or make the whole pack again with "
-            "fresh=true."
+            "--fresh."
         )
     if read_manifest(pack.folder)["files"] != pack.manifest["files"]:
         raise PackError(f"{pack.folder} was replaced by another process meanwhile. Give the command again.")

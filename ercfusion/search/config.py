@@ -42,7 +42,7 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
 
     Args:
         composer: Of the root ``sweep``.
-        file_entries: From ``--settings``: where the search begins; they are searched all the same.
+        file_entries: From ``settings=``: where the search begins; they are searched all the same.
         arguments: As typed; ordinary values leave the space, Hydra's sweep syntax puts settings into it.
 
     Raises:
@@ -104,7 +104,7 @@ def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[st
             return {}
         raise ConfigError(
             f"the architecture {name!r} has no space of its own. Type the settings to search, as in "
-            f"'optimizer.lr=interval(1e-4,1e-2)', or put DIR/space/{name}.yaml below --config-dir DIR."
+            f"'optimizer.lr=interval(1e-4,1e-2)', or put DIR/space/{name}.yaml below config_dir=DIR."
         )
     if entries is None:
         entries = composer.choice("space", name)

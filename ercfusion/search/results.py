@@ -124,7 +124,7 @@ def write_table(study: Study, plan: Plan) -> Path:
 
 
 def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
-    """The settings of the best trial as ``best.yaml``, for ``--settings``: what was typed, and what was found."""
+    """The settings of the best trial as ``best.yaml``, for ``settings=``: what was typed, and what was found."""
     import yaml
 
     settings = {**plan.config["typed"], **best.user_attrs["result"]["settings"]}
@@ -135,7 +135,7 @@ def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
         f"# The best of {over} trials of the sweep {plan.name} ({model} on {data}): trial {best.number},",
         f"# dev {plan.metric} {best.value:.6f} at epoch {best.user_attrs['result']['epoch']}, seed {settings['seed']}.",
         f"# That score is optimistic: it is the best of {over} on one seed and one dev split. Read the fresh seeds.",
-        f"# To use, in this folder: {command('best settings', 'train', '--settings', BEST, 'seed=1')}",
+        f"# To use, in this folder: {command('best settings', 'train', f'settings={BEST}', 'seed=1')}",
     ]
     with atomic_write(plan.folder / BEST) as stream:
         stream.write("\n".join(lines) + "\n")

@@ -6,7 +6,7 @@ Layout of a sweep's folder::
     study.db         the trials (SQLite), unless sweep.storage says otherwise
     trials/0000/     a folder a trial: config.json, metrics.csv, train.log; the best one has its model
     trials.csv       all trials in a table                         plots/*.png
-    best.yaml        the best settings, for --settings             rerun/seed-N/   complete runs of the winner
+    best.yaml        the best settings, for settings=              rerun/seed-N/   complete runs of the winner
     summary.json     written last: the sweep is complete
 """
 

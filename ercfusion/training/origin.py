@@ -158,9 +158,8 @@ def again_command(folder: Path) -> str:
         words = shlex.split(typed["command"])
     except ValueError:
         return ""
-    if "ercfusion.sweep" in words or "ercfusion.reproduce" in words:
+    # python -m ercfusion.sweep, or ercfusion sweep
+    if {"sweep", "reproduce", "ercfusion.sweep", "ercfusion.reproduce"}.intersection(words[:4]):
         return ""
-    flags = []
-    if "--config-dir" in words[:-1]:
-        flags = ["--config-dir", words[words.index("--config-dir") + 1]]
-    return command("changed run", "train", *flags, *(one for one in typed["overrides"] if not one.startswith("run=")))
+    own = [word for word in words if word.startswith("config_dir=")]
+    return command("changed run", "train", *own, *(one for one in typed["overrides"] if not one.startswith("run=")))

@@ -61,7 +61,7 @@ def done(entry: Callable[[list[str]], int], arguments: list[str], capsys: Any) -
 
 
 def messages(path: Path) -> list[str]:
-    """Texts of a module that a user may see: not its docstrings, and not the help, which ``test_docs.py`` reads."""
+    """Texts of a module that a user may see: not its docstrings, and not the declared help, which has its own tests."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped: list[ast.AST] = [
         node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -70,7 +70,7 @@ def messages(path: Path) -> list[str]:
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
-        and any(getattr(target, "id", "") in ("HELP", "_RANGE") for target in node.targets)
+        and any(getattr(target, "id", "") in ("COMMAND", "_RANGE") for target in node.targets)
     ]
     inside = {id(inner) for node in skipped for inner in ast.walk(node)}
     return [

@@ -12,7 +12,6 @@ import pytest
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.hints import command
 from ercfusion._core.overrides import is_path, literal_text, override_text, parse, shown, typed_path
-from ercfusion.cli import split_settings
 from ercfusion.config.compose import Composer
 
 NASTY = [
@@ -149,11 +148,6 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         for key in ("data.raw", "run", "output", "resume", "data.encoder", "data.packs.audio"):
             (parsed,) = parse([f"{key}={typed}"])
             assert parsed.value() == "/home/ada/MELD", (key, typed)
-        assert split_settings([f"data.raw={typed}", f"data.packs.x={typed}", "row=~/a"])[1] == {
-            "data.raw": "/home/ada/MELD",
-            "data.packs.x": "/home/ada/MELD",
-            "row": "~/a",
-        }
         assert typed_path(typed) == "/home/ada/MELD"
     assert not is_path("data.packs.")
     assert not is_path("model.name")

@@ -321,7 +321,7 @@ def test_other_work_is_not_mixed_in(corpus: Recordings, tmp_path: Path) -> None:
     damaged.write_bytes(b"")
     with pytest.raises(ClipError):
         extract(corpus, out=out, strict=True)
-    with pytest.raises(PackError, match=r"was stopped, with other level: None, now sequence.*fresh=true"):
+    with pytest.raises(PackError, match=r"was stopped, with other level: None, now sequence.*--fresh"):
         extract(corpus, loudness(level="sequence"), out=out)
     damaged.write_bytes(sound)
     extract(corpus, loudness(level="sequence"), out=out, fresh=True)

@@ -227,7 +227,7 @@ def test_a_run_without_test_labels_ends_with_predictions(tmp_path: Path, capsys:
     recorded = write_archive(tmp_path / "recorded.json", [made_record(seed=0), made_record(seed=1)])
     assert no_scores in refused(verify.main, [str(folder), str(recorded)], capsys)
     shutil.copytree(folder / "model", folder / "checkpoints" / "epoch-001")
-    assert no_scores in refused(evaluate.main, [str(folder), "optimism=true"], capsys)
+    assert no_scores in refused(evaluate.main, [str(folder), "--optimism"], capsys)
 
 
 def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest
 
 def test_a_multirun_without_test_labels_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = [*arguments(tmp_path, unlabelled=["test"]), "training.pictures=false", f"output={tmp_path}/out"]
-    status, out, err = command(main, ["-m", "--workers", "1", "seed=0,1", *typed], capsys)
+    status, out, err = command(main, ["-m", "workers=1", "seed=0,1", *typed], capsys)
     assert status == 0, err
     row = out.splitlines()[-1].split()
     assert row[:3] == ["concat", "2", "weighted_f1"]
@@ -366,7 +366,7 @@ def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys
         ("hide=text,audio,visual", "leaves no modality"),
     ):
         assert message in refused(evaluate.main, [str(folder), wrong], capsys)
-    assert "leave out hide=" in refused(evaluate.main, [str(folder), "hide=text", "optimism=true"], capsys)
+    assert "leave out hide=" in refused(evaluate.main, [str(folder), "hide=text", "--optimism"], capsys)
 
 
 def test_a_multi_label_run_says_how_empty_sets_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,9 +306,9 @@ def test_the_command_that_begins_again(place: Path, tmp_path: Path) -> None:
     assert words[:3] == ["python", "-m", "ercfusion.train"]
     assert "seed=0" in words
     assert not [word for word in words if word.startswith("run=")]
-    typed = {"overrides": ["model=mine", "run=x"], "command": "python -m ercfusion.train --config-dir 'a b' model=mine"}
+    typed = {"overrides": ["model=mine", "run=x"], "command": "python -m ercfusion.train config_dir='a b' model=mine"}
     (tmp_path / "overrides.json").write_text(json.dumps(typed))
-    assert again_command(tmp_path) == "python -m ercfusion.train --config-dir 'a b' model=mine"
+    assert again_command(tmp_path) == "python -m ercfusion.train 'config_dir=a b' model=mine"
     (tmp_path / "overrides.json").write_text(json.dumps({**typed, "command": "python -m ercfusion.reproduce demo"}))
     assert again_command(tmp_path) == ""
 

@@ -274,5 +274,5 @@ def test_combinations_are_single_processes(
     error = refused(main, ["-m", *TINY, "trainer.num_nodes=2", f"output={tmp_path}"], capsys)
     assert "-m does not go with several devices" in error
     start(monkeypatch, srun(0))
-    error = refused(main, ["-m", "--workers", "1", *TINY, f"output={tmp_path}"], capsys)
+    error = refused(main, ["-m", "workers=1", *TINY, f"output={tmp_path}"], capsys)
     assert "srun started 2 processes, but the run asks for 1" in error

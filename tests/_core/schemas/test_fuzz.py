@@ -498,7 +498,7 @@ def test_commands_on_a_mutated_run(workshop: Workshop, tmp_path: Path) -> None:
         (folder / name).write_bytes(mutator((folder / name).read_bytes(), rng))
         commands: dict[str, Callable[[], Any]] = {
             "evaluate": lambda: evaluate.main([str(folder), "split=dev"]),  # noqa: B023
-            "optimism": lambda: evaluate.main([str(folder), "optimism=true"]),  # noqa: B023
+            "optimism": lambda: evaluate.main([str(folder), "--optimism"]),  # noqa: B023
             "compare": lambda: compare.main([str(folder), str(workshop.archive)]),  # noqa: B023
             "verify": lambda: verify.main([str(folder), str(workshop.archive)]),  # noqa: B023
         }
