@@ -55,7 +55,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert word in out
     for name in set(ARCHITECTURES) - {"majority"}:
-        assert re.search(rf"^spaces [^()]*\b{name}\b", out, re.MULTILINE)
+        assert re.search(rf"^  space=[^()]*\b{name}\b", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 120
 
 
