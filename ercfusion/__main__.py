@@ -27,7 +27,7 @@ def overview() -> str:
     return (
         "Emotion recognition in conversation from text, audio and visual features.\n\n"
         f"usage: ercfusion COMMAND [argument ...] [key=value ...] [--flag ...]\n\ncommands\n{table}\n\n"
-        "ercfusion COMMAND --help shows what a command takes. python -m ercfusion.COMMAND is the same.\n"
+        "ercfusion COMMAND --help shows what a command takes.\n"
     )
 
 

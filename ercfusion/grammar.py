@@ -194,6 +194,7 @@ class Command:
         details: Text after the examples.
         tables: Further tables of the help: titles and lines. A function, because they take time.
         notes: Text at the end.
+        advice: What the message about an unknown key adds.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Command:
     details: str = ""
     tables: Callable[[Composer], Iterable[tuple[str, Sequence[str]]]] | None = None
     notes: str = ""
+    advice: str = ""
 
     @property
     def all_keys(self) -> tuple[Key, ...]:
@@ -307,7 +309,8 @@ class Command:
         if not self.takes(name):
             known = [*own, *self.sections, *(f"{section}.raw" for section in self.sections)]
             path = " and there is no such path" if self.positional else ""
-            raise ConfigError(f"{self.name} has no setting {shown(name)}{path}. {did_you_mean(name, known)}")
+            problem = f"{self.name} has no setting {shown(name)}{path}. {did_you_mean(name, known)}"
+            raise ConfigError(f"{problem} {self.advice}".rstrip())
         if not self.sections and "." not in name and nearest(name, own, 1):
             groups = self._composer({}).groups()
             if name not in groups and name not in self._composer({}).compose([]):

@@ -50,6 +50,7 @@ COMMAND = Command(
         Flag("check", "do and write nothing; status 1 if a record is missing or stale or a file is not up to date"),
     ),
     tables=_presets,
+    advice="What is run is written in the preset.",
     notes="""
 Stopped by Ctrl-C or killed, it goes on when the same command is given again. Every number comes from run records, which
 are kept in OUT/records, without texts or weights.

@@ -190,7 +190,7 @@ def test_the_processor_is_named_before_versions(places, capsys):
 
 def test_mistakes_of_verify(places, capsys):
     run, preset = str(places / "runs" / "concat" / "seed=0"), str(places / "kept.yaml")
-    assert "a run and a preset" in refused(verify.main, [run], capsys)
+    assert "verify takes RUN [RUN ...] PRESET, found 1" in refused(verify.main, [run], capsys)
     assert "no row 'plane'" in refused(verify.main, [run, preset, "row=plane"], capsys)
     assert "Did you mean 'metric'" in refused(verify.main, [run, preset, "metrik=x"], capsys)
     other = run_folder(places, "other", record("bclstm", 0))

@@ -89,12 +89,12 @@ def test_optimism(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["split=tets"], "no split 'tets'. Did you mean 'test'?"),
-        (["spilt=dev"], "evaluate has no setting 'spilt'. Did you mean 'split'?"),
+        (["split=tets"], "'split=tets': no such value. Did you mean 'test'?"),
+        (["spilt=dev"], "evaluate has no setting 'spilt' and there is no such path. Did you mean 'split'?"),
         (["data.modalities=[text]"], "evaluate has no setting 'data.modalities'"),
-        (["optimism=perhaps"], "true or false is expected"),
+        (["optimism=perhaps"], "write --optimism"),
         (["--splitt"], "unknown flag"),
-        (["another"], "one run folder is expected, found 2"),
+        (["another"], "evaluate takes RUN, found 2"),
         (["data.packs.text=/nowhere"], "/nowhere: there is no such folder"),
     ],
 )
