@@ -1,0 +1,151 @@
+"""Task kinds: that no other code asks for the name of one, and that one of a user's own is one file."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ercfusion
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.registry import import_modules
+from ercfusion.batch.kinds import KINDS, TaskKind, register, task_kind
+from ercfusion.data import FeatureTable, open_corpus
+from ercfusion.data.pack import write_pack
+from ercfusion.testing import check_model, make_task
+
+PACKAGE = Path(ercfusion.__file__).parent
+NAMES = {"single_label", "multi_label", "distribution", "regression"}
+
+ORDINAL = '''\
+"""Ordered labels, told by C - 1 questions: is it more than this one?"""
+
+import torch
+from torch.nn import functional as F
+
+from ercfusion.batch.kinds import register
+from ercfusion.tasks.kinds.single_label import SingleLabel
+
+
+class Ordinal(SingleLabel):
+    label_smoothing = False
+    losses = ("cross_entropy",)
+
+    def num_logits(self, task):
+        return task.size - 1
+
+    def _above(self, value, task):
+        return (value[:, None] > torch.arange(task.size - 1, device=value.device)).float()
+
+    def prior(self, value, task):
+        return self._above(value, task).double().mean(0).clamp(1e-4, 1 - 1e-4).logit()
+
+    def outputs(self, logits, task):
+        above = logits.sigmoid().cummin(-1).values
+        edges = torch.cat([torch.ones_like(above[:, :1]), above, torch.zeros_like(above[:, :1])], -1)
+        return edges[:, :-1] - edges[:, 1:]
+
+    def loss(self, logits, value, task, *, weights=None, **settings):
+        each = F.binary_cross_entropy_with_logits(logits, self._above(value, task), reduction="none").mean(-1)
+        weight = torch.ones_like(each) if weights is None else weights[value]
+        return (weight * each).sum(), weight.sum()
+
+    def outcomes(self, logits):
+        return torch.stack([torch.zeros_like(logits), logits], -1)
+
+
+register("ordinal", "my_ordinal:Ordinal")
+'''
+
+
+def names_a_kind(node: ast.AST) -> bool:
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(map(names_a_kind, node.elts))
+    return isinstance(node, ast.Constant) and node.value in NAMES
+
+
+def branches(source: str) -> list[int]:
+    """Lines that decide by the name of a task kind: comparisons, cases, and mappings from it."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            named = [side for side in sides if isinstance(side, ast.Attribute) and side.attr == "kind"]
+            of_task = any(ast.unparse(side.value).rpartition(".")[2] == "task" for side in named)
+            wrong = of_task or any(map(names_a_kind, sides))
+        elif isinstance(node, ast.MatchValue):
+            wrong = names_a_kind(node.value)
+        elif isinstance(node, ast.Dict):
+            wrong = any(key is not None and names_a_kind(key) for key in node.keys)
+        else:
+            continue
+        if wrong:
+            found.append(node.lineno if not isinstance(node, ast.MatchValue) else node.value.lineno)
+    return found
+
+
+def test_no_code_branches_on_the_name_of_a_kind() -> None:
+    for source, expected in (
+        ("if task.kind == x: pass", 1),
+        ("if kind in ('single_label', 'distribution'): pass", 1),
+        ("TABLE = {'multi_label': 1}", 1),
+        ("match kind:\n    case 'regression': pass", 1),
+        ("if array.dtype.kind == 'O': pass", 0),
+        ("TaskSpec('emotion', 'single_label', schema)", 0),
+    ):
+        assert len(branches(source)) == expected, source
+    assert set(KINDS) >= NAMES
+    apart = {"kinds", "metrics"}
+    files = [path for path in PACKAGE.rglob("*.py") if not apart & set(path.relative_to(PACKAGE).parts)]
+    assert len(files) > 100
+    found = {str(path.relative_to(PACKAGE)): lines for path in files if (lines := branches(path.read_text("utf-8")))}
+    assert not found, f"ask task.rules instead: {found}"
+
+
+def test_kinds_are_found_by_their_files() -> None:
+    assert {path.stem for path in (PACKAGE / "tasks" / "kinds").glob("[!_]*.py")} == NAMES
+    assert all(isinstance(task_kind(name), TaskKind) for name in NAMES)
+    assert task_kind("regression") is task_kind("regression")
+    with pytest.raises(ConfigError, match=r"no task kind 'singel_label'\. Did you mean 'single_label'"):
+        task_kind("singel_label")
+    with pytest.raises(ConfigError, match="the task kind name 'regression' is taken"):
+        register("regression", "mine:Mine")
+
+
+@pytest.fixture
+def ordinal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a kind of one's own and a small corpus that uses it."""
+    (tmp_path / "my_ordinal.py").write_text(ORDINAL, encoding="utf-8")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    grades, chance = ("bad", "fair", "good"), np.random.default_rng(0)
+    rows, keys, values = ["conversation,turn,speaker,split,mood"], [], []
+    for split, count in {"train": 8, "dev": 4, "test": 4}.items():
+        for number in range(count):
+            for turn in range(4):
+                grade = int(chance.integers(3))
+                rows.append(f"{split}{number},{turn},{'ab'[turn % 2]},{split},{grades[grade]}")
+                keys.append((f"{split}{number}", str(turn)))
+                values.append([grade + chance.normal(0, 0.1), chance.normal()])
+    (corpus / "utterances.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write_pack(
+        corpus / "packs" / "audio", FeatureTable("audio", keys, np.array(values, dtype=np.float32)), tool="none",
+        tool_version="1", settings={}, corpus="custom",
+        fingerprint=open_corpus("custom", corpus).source_fingerprint("audio"),  # which targets do not change
+    )  # fmt: skip
+    (corpus / "corpus.yaml").write_text(
+        f"synthetic: true\ntargets:\n  mood:\n    kind: ordinal\n    labels: [{', '.join(grades)}]\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("my_ordinal", None)
+    KINDS.pop("ordinal", None)
+
+
+def test_architectures_are_checked_with_a_kind_of_ones_own(ordinal: Path) -> None:
+    import_modules(["my_ordinal"])
+    check_model("concat", make_task("ordinal"))
