@@ -32,14 +32,15 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.data.store import encode_targets
 from ercfusion.metrics.comparison import compare_all, paired_randomization
-from ercfusion.metrics.scores import score_bounds
+from ercfusion.metrics.inputs import conversation_sums
+from ercfusion.metrics.metric import Statistic
+from ercfusion.metrics.registry import get_metric, score_source
 from ercfusion.metrics.statistics import (
     conversation_bootstrap,
     difference_interval,
     seed_summary,
     two_level_bootstrap,
 )
-from ercfusion.metrics.sums import Statistic, conversation_sums, score_source
 from ercfusion.tables.cautions import cautions
 
 METRICS = ("weighted_f1", "macro_f1", "accuracy", "shift_accuracy")
@@ -282,7 +283,7 @@ def measure(
     key, statistic = source
     first, second = (model[key] for model in pool.sums[:2])
     truth = [statistic(model.sum(axis=1)) for model in (first, second)]
-    bounds = score_bounds(metric)
+    bounds = get_metric(metric).bounds
     found: dict[str, list[float]] = {}
     for number in range(replicates):
         rng = np.random.default_rng([seed, number])

@@ -47,7 +47,7 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
         RunError: a path holds no finished run, there is only one run, or the runs cannot be compared.
         ConfigError: the task has no such metric.
     """
-    from ercfusion.metrics.scores import check_metric
+    from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
     from ercfusion.tables.cautions import caution_note
     from ercfusion.tables.preset import Row, TablePreset

@@ -29,9 +29,9 @@ from benchmarks.coverage import (
     measure,
 )
 from ercfusion.data.corpora.demo import DemoCorpus
+from ercfusion.metrics.classification import ClassCounts, weighted_f1
 from ercfusion.metrics.comparison import compare_all
-from ercfusion.metrics.scores import scores_from_confusion
-from ercfusion.metrics.sums import score_source
+from ercfusion.metrics.registry import score_source
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def test_pool(small_pool: Any) -> None:
     # Noise on the exact posterior makes it worse, and more noise more so.
     corpus = DemoCorpus(seed=0, train=1, dev=1, test=150)
     best = corpus.reachable(corpus.protocols["demo/balanced"], "test")["weighted_f1"]
-    means = [np.mean(scores_from_confusion(model["confusion"].sum(axis=1))["weighted_f1"]) for model in small_pool.sums]
+    means = [np.mean(weighted_f1(ClassCounts(model["confusion"].sum(axis=1)))) for model in small_pool.sums]
     assert best > means[0] > means[1] > 0.7
     exact = coverage.Model(1, 0, 0, 0, 0, 0, 0)
     perfect = make_pool(150, 1, [exact]).sums[0]["confusion"][0].sum(axis=0)
-    assert scores_from_confusion(perfect)["weighted_f1"] == pytest.approx(best)
+    assert weighted_f1(ClassCounts(perfect)) == pytest.approx(best)
     spread = describe(small_pool, conversations=40, draws=100)
     assert spread.mean == pytest.approx(means[0])
     assert 0 <= spread.runs_alone < spread.runs < spread.conversations < 0.05

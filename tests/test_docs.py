@@ -299,12 +299,6 @@ def test_presets_of_models_name_all_options() -> None:
         assert set(settings) - {"name"} == set(architecture_options(settings["name"])), preset
 
 
-def test_metrics_are_documented() -> None:
-    from ercfusion.metrics.scores import METRICS
-
-    assert [row["metric"] for row in table_rows(DOCS / "runs.md") if "metric" in row] == list(METRICS)
-
-
 def test_corpora_are_documented() -> None:
     from ercfusion.data import CORPORA
 
@@ -750,6 +744,34 @@ def result_subsets(preset: str, metric: str) -> list[str]:
     return markdown_table([[metric_name(metric), *SUBSETS], *rows]).splitlines()
 
 
+def metrics_table() -> list[str]:
+    """All metrics: which tasks have them, direction, unit, whether sums give intervals, and meaning."""
+    from ercfusion.batch.labels import get_schema
+    from ercfusion.batch.task import TaskSpec
+    from ercfusion.metrics.registry import REGISTERED, metric_names, score_source
+    from ercfusion.tables.render import markdown_table
+
+    schema = get_schema("demo6")
+    kinds = {
+        "single label": TaskSpec("t", "single_label", schema),
+        "distribution": TaskSpec("t", "distribution", schema),
+        "multi-label": TaskSpec("t", "multi_label", schema),
+        "regression": TaskSpec("t", "regression", dimensions=("d",), low=0, high=9),
+        "regression on [-3, 3]": TaskSpec("t", "regression", dimensions=("d",), low=-3, high=3),
+        "regression on [-1, 1]": TaskSpec("t", "regression", dimensions=("d",), low=-1, high=1),
+    }
+    rows = [["metric", "tasks", "better", "unit", "intervals", "meaning"]]
+    for name, metric in REGISTERED.items():
+        tasks = {words: task for words, task in kinds.items() if name in metric_names(task)}
+        sourced = [words for words, task in tasks.items() if score_source(task, name) is not None]
+        words = [each for each in tasks if "regression" not in tasks or not each.startswith("regression on")]
+        intervals = "yes" if len(sourced) == len(tasks) else ", ".join(sourced) or "no"
+        unit = {"percent": "share", "task": "that of the target", "none": "-1 to 1"}.get(metric.unit, metric.unit)
+        better = "higher" if metric.higher_is_better else "lower"
+        rows.append([f"`{name}`", ", ".join(words), better, unit, intervals, metric.meaning])
+    return markdown_table(rows).replace("---:|", "---|").splitlines()
+
+
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
     **{f"verdicts {name}": ("results.md", partial(result_verdicts, name)) for name in ("meld", "mosi", "demo")},
@@ -782,6 +804,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
+    "metrics": ("runs.md", metrics_table),
     "commands": ("commands.md", commands_table),
     "keys of train": ("commands.md", partial(grammar_tables, "train")),
     "keys of sweep": ("commands.md", partial(grammar_tables, "sweep")),

@@ -67,7 +67,9 @@ class TaskKind(ABC):
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     """Values of ``objective.loss`` that the kind knows; ``cross_entropy`` is its usual loss, whatever that is."""
     inputs: ClassVar[tuple[str, ...]] = ()
-    """What metrics are computed from: keys of :mod:`ercfusion.metrics.sums`, and names of rows of utterances."""
+    """What metrics are computed from: keys of :mod:`ercfusion.metrics.sums`, and names of
+    :mod:`ercfusion.metrics.inputs`. Tasks of the kind have every metric that these suffice for.
+    """
     headline: ClassVar[tuple[str, ...]] = ()
     """Scores that ``train`` prints."""
     beside: ClassVar[tuple[str, ...]] = ()
@@ -98,10 +100,6 @@ class TaskKind(ABC):
             )
         if not self.has_schema and not task.dimensions:
             raise ValueError(f"task {task.name!r}: a {task.kind} task names its dimensions")
-
-    @abstractmethod
-    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
-        """Names of the scores that a task can have, in the order in which they are shown."""
 
     # Targets
 

@@ -22,7 +22,7 @@ class TaskSpec:
         schema: The labels, for the kinds that have any.
         dimensions: Names of the regressed values, for example ``("valence", "arousal", "dominance")``.
         low, high: Range of the regressed values, in the corpus's own unit.
-        metric: The dev score on which a checkpoint is chosen; see :mod:`ercfusion.metrics.scores` for the names.
+        metric: The dev score on which a checkpoint is chosen; see :mod:`ercfusion.metrics.registry` for the names.
     """
 
     name: str

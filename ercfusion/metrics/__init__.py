@@ -1,1 +1,6 @@
-"""Scores, the sums they follow from, and statistics over conversations and seeds."""
+"""Metrics as objects, the sums they follow from, and statistics over conversations and seeds."""
+
+from ercfusion.metrics.metric import Metric
+from ercfusion.metrics.registry import register
+
+__all__ = ["Metric", "register"]

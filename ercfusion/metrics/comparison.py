@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ercfusion.batch.predictions import Floats
+from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.statistics import ANY, RESAMPLES, DifferenceIntervals, Interval, counted_conversations
-from ercfusion.metrics.sums import Statistic
 
 PERMUTATIONS = 10000
 """Random exchanges of every pair; a pair whose verdict they leave open gets more, see :func:`most_exchanges`."""

@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ercfusion.batch.predictions import Floats, Predictions
-from ercfusion.metrics.scores import score_bounds, scores
-from ercfusion.metrics.sums import Statistic, conversation_sums, score_source
+from ercfusion.metrics.inputs import Inputs
+from ercfusion.metrics.metric import Statistic
+from ercfusion.metrics.registry import get_metric, score_source
+from ercfusion.metrics.sums import SUMS
 
 RESAMPLES = 2000
-# Scores that no sums give are computed anew for every resample, which is slower by a factor of a hundred or so.
+# Scores that no sums give are computed again for every resample, which is slower by a factor of a hundred or so.
 SLOW_RESAMPLES = 500
 FEW_CONVERSATIONS = 20
 """With fewer conversations an interval is Student's t: percentiles of resamples are too close together."""
@@ -67,7 +69,7 @@ def conversation_bootstrap(
         resamples: Number R of resamples.
         level: Coverage.
         seed: The same seed gives the same interval.
-        bounds: Least and largest value that the statistic can have (:func:`ercfusion.metrics.scores.score_bounds`).
+        bounds: Least and largest value that the statistic can have (``bounds`` of the metric).
 
     Returns:
         Lower and upper end; NaN if there is no interval, because all resamples have the same value. So it is with a
@@ -108,9 +110,9 @@ def interval_for(
 
     Args:
         predictions: Of one split.
-        metric: A name of :func:`ercfusion.metrics.scores.metric_names`.
-        resamples: None takes 2000 for scores that come from sums (:func:`ercfusion.metrics.sums.score_source`) and 500
-            for others (calibration, sets of labels, divergences), which are computed anew for every resample.
+        metric: A name of :func:`ercfusion.metrics.registry.metric_names`.
+        resamples: None takes 2000 for scores that come from sums (:func:`ercfusion.metrics.registry.score_source`)
+            and 500 for others (calibration, sets of labels, divergences), which are computed again for every resample.
         level: Coverage.
         seed: The same seed gives the same interval.
 
@@ -121,25 +123,31 @@ def interval_for(
         ConfigError: the task has no such metric.
         ValueError: the metric is not defined for these predictions.
     """
-    if source := score_source(predictions.task, metric):
+    source, bounds = score_source(predictions.task, metric), get_metric(metric).bounds
+    if source is not None:
         # A conversation in which no label is true or predicted has counts of 0 and is left out like an unlabelled one:
         # multi-label scores have no true negatives, so it could change nothing but the number of draws. The same holds
         # for one in which no speaker comes twice, and emotion shifts.
-        sums = conversation_sums(predictions)[source[0]]
+        sums = SUMS[source[0]].of(predictions)
         if np.isnan(source[1](sums.sum(axis=0)[None])).all():
             raise ValueError(_EMPTY.format(metric))
-        return conversation_bootstrap(sums, source[1], resamples or RESAMPLES, level, seed, score_bounds(metric))
-    point = scores(predictions).get(metric)
-    if point is None:
+        return conversation_bootstrap(sums, source[1], resamples or RESAMPLES, level, seed, bounds)
+    point = _score(predictions, metric)
+    if np.isnan(point):
         raise ValueError(_EMPTY.format(metric))
     owner = predictions.conversation[np.asarray(predictions.valid, dtype=bool)]
     labelled = np.unique(owner)
     rng = np.random.default_rng(seed)
     values = [
-        scores(predictions.take(rng.choice(labelled, size=len(labelled)))).get(metric, np.nan)
+        _score(predictions.take(rng.choice(labelled, size=len(labelled))), metric)
         for _ in range(resamples or SLOW_RESAMPLES)
     ]
-    return _clipped(_interval(np.array(values), point, len(labelled), level), score_bounds(metric))
+    return _clipped(_interval(np.array(values), point, len(labelled), level), bounds)
+
+
+def _score(predictions: Predictions, metric: str) -> float:
+    """One score of a split; NaN if it is not defined."""
+    return get_metric(metric).values(Inputs(predictions)).get(metric, np.nan)
 
 
 def _interval(

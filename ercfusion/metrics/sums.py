@@ -5,234 +5,214 @@ utterances, moments. Whoever has these sums for every conversation can score any
 utterances, and thousands of selections at once: that is how intervals and tests between models are computed, and what a
 run's record keeps.
 
-:func:`conversation_sums` makes the sums, by key:
+:data:`SUMS` has the sums by key:
 
-* ``confusion`` (B, C, C) int64, rows the truth: single-label and distribution tasks;
+* ``confusion`` (B, C, C) int64, rows the truth: tasks with one right label;
 * ``shift`` (B, 2, 2) int64, of the same tasks: ``[:, 0]`` is (right, total) of the utterances whose speaker's previous
   labelled utterance in the conversation has another label, ``[:, 1]`` of those where it has the same;
-* ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: multi-label tasks;
-* ``moments`` (B, K, F) float64, the sums that :func:`moment_names` lists: regression.
-
-:func:`score_source` says which key a score comes from, and how.
+* ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: sets of labels;
+* ``moments`` (B, K, F) float64, the sums that :func:`ercfusion.metrics.moments.moments_of` lists: numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion.batch.predictions import Bools, Floats, Ints, Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import (
-    CONFUSION_METRICS,
-    COUNT_METRICS,
-    check_metric,
-    conversation_confusions,
-    conversation_counts,
-    scores_from_confusion,
-    scores_from_counts,
-    shift_slices,
-    sims_classes,
-)
-
-Statistic = Callable[[NDArray[Any]], NDArray[Any]]
-
-MOMENTS: dict[str, str] = {
-    "utterances": "labelled utterances",
-    "output": "outputs, less the middle of the task's range",
-    "target": "targets, less the middle of the task's range",
-    "output_squared": "squares of the former",
-    "target_squared": "squares of the former",
-    "product": "products of output and target, both less the middle",
-    "absolute_error": "|output - target|",
-    "squared_error": "(output - target)^2",
-}
-SENTIMENT_MOMENTS: dict[str, str] = {
-    "right7": "utterances that are right in seven classes",
-    "right5": "utterances that are right in five classes",
-    **{f"non0_{cell}": f"of the utterances whose truth is not 0: (truth > 0, output > 0) = {cell}" for cell in
-       ("00", "01", "10", "11")},
-    **{f"has0_{cell}": f"of all utterances: (truth >= 0, output >= 0) = {cell}" for cell in ("00", "01", "10", "11")},
-}  # fmt: skip
-SIMS_MOMENTS: dict[str, str] = {
-    "sims_right3": "utterances that are right in CH-SIMS's three classes",
-    "sims_right5": "utterances that are right in CH-SIMS's five classes",
-    **{f"sims_{cell}": f"of all utterances: (truth > 0, output > 0) = {cell}" for cell in ("00", "01", "10", "11")},
-}
-# A side whose variance is below this share of its mean square around the middle is constant as far as sums can tell:
-# the record rounds to nine digits, and what is left of a variance below that is rounding.
-_CONSTANT = 1e-8
+from ercfusion.metrics.moments import TRUTH, moments_of
 
 
-def moment_names(task: TaskSpec) -> tuple[str, ...]:
-    """Names of the F sums of a regression task: :data:`MOMENTS`; on [-3, 3] also :data:`SENTIMENT_MOMENTS`, on [-1, 1]
-    also :data:`SIMS_MOMENTS`.
-    """
-    return (*MOMENTS, *_SCALE_MOMENTS.get((task.low, task.high), {}))
+class Sums(ABC):
+    """One kind of sums: how they are computed, what they say, and how a record writes them."""
+
+    key: ClassVar[str]
+
+    @abstractmethod
+    def of(self, predictions: Predictions) -> NDArray[Any]:
+        """(B, ...) sums of every conversation."""
+
+    def summed(self, predictions: Predictions) -> NDArray[Any]:
+        """(...) sums of the whole split."""
+        return np.asarray(self.of(predictions).sum(axis=0))
+
+    @abstractmethod
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """The part of (..., *shape) sums that follows from the labels only: equal for all models on equal data."""
+
+    def occurrences(self, sums: NDArray[Any]) -> NDArray[Any] | None:
+        """(..., C) true utterances of each label; None for sums that do not tell."""
+        return None
+
+    def errors(self, sums: NDArray[Any]) -> NDArray[Any] | None:
+        """(...) wrong decisions; None for sums that do not tell."""
+        return None
+
+    def write(self, row: NDArray[Any]) -> list[Any]:
+        """The sums of one conversation as a record keeps them."""
+        found: list[Any] = row.tolist()
+        return found
+
+    def read(self, rows: Sequence[Any], task: TaskSpec) -> NDArray[Any]:
+        """(B, ...) sums from what :meth:`write` gave for each conversation."""
+        return np.array(rows, dtype=np.int64)
 
 
-_SCALE_MOMENTS = {(-3.0, 3.0): SENTIMENT_MOMENTS, (-1.0, 1.0): SIMS_MOMENTS}
+class Confusion(Sums):
+    """Confusion matrices; a record keeps non-zero cells as [truth, prediction, count]: most conversations touch few."""
 
+    key = "confusion"
 
-# From utterances to sums
+    def of(self, predictions: Predictions) -> Ints:
+        """(B, C, C), rows are the truth, columns the prediction."""
+        truth, labelled = predictions.labels()
+        batch, size = len(predictions.lengths), predictions.task.size
+        cell = (predictions.conversation * size + truth) * size + predictions.decisions()
+        return np.bincount(cell[labelled], minlength=batch * size * size).reshape(batch, size, size).astype(np.int64)
 
-
-def conversation_sums(predictions: Predictions) -> dict[str, NDArray[Any]]:
-    """The sums of every conversation, first axis B; see the head of this module for keys and shapes.
-
-    Utterances that are not labelled count nowhere, so a conversation without any has zeros.
-    """
-    kind = predictions.task.kind
-    if kind == "multi_label":
-        return {"counts": conversation_counts(predictions)}
-    if kind == "regression":
-        return {"moments": _conversation_moments(predictions)}
-    return {"confusion": conversation_confusions(predictions), "shift": _conversation_shifts(predictions)}
-
-
-def _conversation_shifts(predictions: Predictions) -> Ints:
-    truth, _ = predictions.labels()
-    right = predictions.decisions() == truth
-    owner, batch = predictions.conversation, len(predictions.lengths)
-    counted = [
-        np.stack([np.bincount(owner[rows], minlength=batch) for rows in (chosen & right, chosen)], axis=1)
-        for chosen in shift_slices(predictions)
-    ]
-    return np.stack(counted, axis=1).astype(np.int64)
-
-
-def _conversation_moments(predictions: Predictions) -> Floats:
-    task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
-    output = predictions.output[valid].astype(np.float64)
-    target = predictions.value[valid].astype(np.float64)
-    # Around the middle of the range: around 0 the squares of a scale from 100 to 110, say, would leave few digits for
-    # the variance.
-    middle = (task.low + task.high) / 2
-    x, y, error = output - middle, target - middle, output - target
-    columns = [np.ones_like(x), x, y, x**2, y**2, x * y, np.abs(error), error**2]
-    moments = _SCALE_MOMENTS.get((task.low, task.high))
-    if moments is SIMS_MOMENTS:
-        columns += [sims_classes(output, classes) == sims_classes(target, classes) for classes in (3, 5)]
-        columns += _cells(sims_classes(target, 2) == 1, sims_classes(output, 2) == 1, np.ones_like(target, dtype=bool))
-    if moments is SENTIMENT_MOMENTS:
-        for limit in (3, 2):
-            columns.append(np.clip(output, -limit, limit).round() == np.clip(target, -limit, limit).round())
-        columns += _cells(target > 0, output > 0, target != 0)
-        columns += _cells(target >= 0, output >= 0, np.ones_like(target, dtype=bool))
-    sums = np.zeros((len(predictions.lengths), task.size, len(columns)))
-    np.add.at(sums, predictions.conversation[valid], np.stack(columns, axis=2))
-    return sums
-
-
-def _cells(truth: Bools, said: Bools, counted: Bools) -> list[Bools]:
-    """Whether an utterance is in the cells (0, 0), (0, 1), (1, 0) and (1, 1) of a two-class confusion matrix."""
-    return [counted & (truth == row) & (said == column) for row in (False, True) for column in (False, True)]
-
-
-def truth_of(key: str, sums: NDArray[Any]) -> NDArray[Any]:
-    """The part of :func:`conversation_sums` that follows from the labels only: equal for all models on equal data.
-
-    Args:
-        key: Of :func:`conversation_sums`.
-        sums: (..., *shape) sums of that key.
-    """
-    if key == "confusion":
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., C) true utterances of each label."""
         return np.asarray(sums.sum(axis=-1))
-    if key == "shift":
+
+    occurrences = truth
+
+    def errors(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(...) wrong utterances."""
+        return np.asarray(sums.sum(axis=(-2, -1)) - np.trace(sums, axis1=-2, axis2=-1))
+
+    def write(self, row: NDArray[Any]) -> list[list[int]]:
+        """Non-zero cells."""
+        rows, columns = np.nonzero(row)
+        return [[int(r), int(c), int(row[r, c])] for r, c in zip(rows, columns, strict=True)]
+
+    def read(self, rows: Sequence[Sequence[Sequence[int]]], task: TaskSpec) -> Ints:
+        """(B, C, C)."""
+        found = np.zeros((len(rows), task.size, task.size), dtype=np.int64)
+        for matrix, cells in zip(found, rows, strict=True):
+            for row, column, count in cells:
+                matrix[row, column] = count
+        return found
+
+
+class Shift(Sums):
+    """Right and all utterances at and without an emotion shift; a record keeps the four counts in a row."""
+
+    key = "shift"
+
+    def of(self, predictions: Predictions) -> Ints:
+        """(B, 2, 2)."""
+        truth, _ = predictions.labels()
+        right = predictions.decisions() == truth
+        owner, batch = predictions.conversation, len(predictions.lengths)
+        counted = [
+            np.stack([np.bincount(owner[rows], minlength=batch) for rows in (chosen & right, chosen)], axis=1)
+            for chosen in shift_slices(predictions)
+        ]
+        return np.stack(counted, axis=1).astype(np.int64)
+
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., 2) utterances of both slices."""
         return np.asarray(sums[..., 1])
-    if key == "counts":
+
+    def write(self, row: NDArray[Any]) -> list[int]:
+        """Four counts."""
+        found: list[int] = row.ravel().tolist()
+        return found
+
+    def read(self, rows: Sequence[Any], task: TaskSpec) -> Ints:
+        """(B, 2, 2)."""
+        return np.array(rows, dtype=np.int64).reshape(-1, 2, 2)
+
+
+class Counts(Sums):
+    """True positives, false positives and false negatives of every label."""
+
+    key = "counts"
+
+    def of(self, predictions: Predictions) -> Ints:
+        """(B, C, 3)."""
+        valid = np.asarray(predictions.valid, dtype=bool)
+        said = predictions.decisions()[valid]
+        true = predictions.value[valid] > 0.5
+        cells = np.stack([said & true, said & ~true, ~said & true], axis=2).astype(np.int64)
+        counts = np.zeros((len(predictions.lengths), predictions.task.size, 3), dtype=np.int64)
+        np.add.at(counts, predictions.conversation[valid], cells)
+        return counts
+
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., C) true utterances of each label."""
         return np.asarray(sums[..., 0] + sums[..., 2])
-    return np.asarray(sums[..., [list(MOMENTS).index(name) for name in ("utterances", "target", "target_squared")]])
+
+    occurrences = truth
+
+    def errors(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(...) wrong decisions."""
+        return np.asarray(sums[..., 1:].sum(axis=(-2, -1)))
 
 
-# From sums to scores
+class Moments(Sums):
+    """Sums of numbers, products and decisions of every dimension; a record keeps nine significant digits."""
+
+    key = "moments"
+
+    def of(self, predictions: Predictions) -> Floats:
+        """(B, K, F)."""
+        columns, owner = self._columns(predictions)
+        sums = np.zeros((len(predictions.lengths), predictions.task.size, len(columns)))
+        np.add.at(sums, owner, np.stack(columns, axis=2))
+        return sums
+
+    def summed(self, predictions: Predictions) -> Floats:
+        """(K, F). By columns over all utterances: numpy adds these in pairs, with less rounding than one by one."""
+        columns, _ = self._columns(predictions)
+        return np.stack([np.ascontiguousarray(column.T, dtype=np.float64).sum(axis=1) for column in columns], axis=1)
+
+    @staticmethod
+    def _columns(predictions: Predictions) -> tuple[list[NDArray[Any]], Ints]:
+        """F columns (n, K) of the labelled utterances, and their conversations (n)."""
+        task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
+        output = predictions.output[valid].astype(np.float64)
+        target = predictions.value[valid].astype(np.float64)
+        # Around the middle of the range: around 0 the squares of a scale from 100 to 110, say, would leave few digits
+        # for the variance.
+        middle = (task.low + task.high) / 2
+        columns = [moment.of(output, target, middle) for moment in moments_of(task).values()]
+        return columns, predictions.conversation[valid]
+
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., K, 3) number, sum and sum of squares of the targets."""
+        return np.asarray(sums[..., list(TRUTH)])
+
+    def write(self, row: NDArray[Any]) -> list[list[float]]:
+        """To nine significant digits."""
+        return [[float(f"{number:.9g}") for number in dimension] for dimension in row]
+
+    def read(self, rows: Sequence[Any], task: TaskSpec) -> Floats:
+        """(B, K, F)."""
+        return np.array(rows, dtype=np.float64)
 
 
-def score_source(task: TaskSpec, metric: str) -> tuple[str, Statistic] | None:
-    """Where a score comes from: a key of :func:`conversation_sums`, and the score as a function of summed sums.
+SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Counts(), Moments())}
+"""All sums by key."""
 
-    Returns:
-        The key, and a function from (R, ...) summed sums (for a confusion matrix (R, C, C)) to (R) scores, NaN where
-        the score is not defined; of any other number of leading axes as well. None for scores that no such sums give:
-        calibration, negative log-probability, scores of sets and of distributions.
 
-    Raises:
-        ConfigError: the task has no such metric.
+def shift_slices(predictions: Predictions) -> tuple[Bools, Bools]:
+    """(N) masks of labelled utterances whose speaker's previous labelled utterance in the conversation has another
+    right label, and of those where it has the same. A speaker's first labelled utterance is in neither.
     """
-    check_metric(task, metric)
-    if task.kind == "multi_label":
-        return (
-            ("counts", lambda sums: np.asarray(scores_from_counts(sums)[metric])) if metric in COUNT_METRICS else None
-        )
-    if task.kind == "regression":
-        return "moments", _moment_score(task, metric)
-    if metric in CONFUSION_METRICS:
-        neutral = task.schema.index(task.schema.neutral) if task.schema and task.schema.neutral else None
-        return "confusion", lambda sums: _where(
-            np.asarray(sums.any(axis=(-2, -1))), np.asarray(scores_from_confusion(sums, neutral)[metric])
-        )
-    if metric in ("shift_accuracy", "same_accuracy"):
-        place = ("shift_accuracy", "same_accuracy").index(metric)
-        return "shift", lambda sums: _quotient(sums[..., place, 0], sums[..., place, 1])
-    return None
-
-
-def _where(defined: NDArray[Any], value: NDArray[Any]) -> Floats:
-    return np.where(defined, value, np.nan)
-
-
-def _quotient(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
-    """Quotient, NaN where the denominator is 0."""
-    return np.asarray(numerator / np.where(denominator == 0, np.nan, denominator))
-
-
-def _moment_score(task: TaskSpec, metric: str) -> Statistic:
-    base, _, dimension = metric.partition("/")
-    names = moment_names(task)
-
-    def statistic(sums: NDArray[Any]) -> Floats:
-        value = _number_score(base, {name: sums[..., place] for place, name in enumerate(names)})
-        # As for the plain scores: defined where it is for every dimension.
-        return np.asarray(value[..., task.dimensions.index(dimension)] if dimension else value.mean(axis=-1))
-
-    return statistic
-
-
-def _number_score(name: str, sums: dict[str, Floats]) -> Floats:
-    count = sums["utterances"]
-    if name == "mae":
-        return _quotient(sums["absolute_error"], count)
-    if name == "rmse":
-        return np.sqrt(_quotient(sums["squared_error"], count))
-    if name in ("acc7", "acc5"):
-        return _quotient(sums[f"right{name[3]}"], count)
-    if name in ("sims_acc3", "sims_acc5"):
-        return _quotient(sums[f"sims_right{name[-1]}"], count)
-    if name in ("pearson", "ccc"):
-        return _agreement(name, sums)
-    slice_name = "sims" if name.startswith("sims") else name.partition("_")[2]
-    cells = np.stack([sums[f"{slice_name}_{cell}"] for cell in ("00", "01", "10", "11")], axis=-1)
-    matrix = cells.reshape(*cells.shape[:-1], 2, 2)
-    score = scores_from_confusion(matrix)["accuracy" if "acc2" in name else "weighted_f1"]
-    return _where(np.asarray(cells.any(axis=-1)), np.asarray(score))
-
-
-def _agreement(name: str, sums: dict[str, Floats]) -> Floats:
-    """Pearson's or the concordance correlation from moments; 0 where a side is constant."""
-    count = sums["utterances"]
-    mean_x, mean_y, xx, yy, xy = (
-        _quotient(sums[key], count) for key in ("output", "target", "output_squared", "target_squared", "product")
-    )
-    var_x, var_y = xx - mean_x**2, yy - mean_y**2
-    constant_x, constant_y = var_x <= _CONSTANT * xx, var_y <= _CONSTANT * yy
-    constant = constant_x | constant_y
-    covariance = np.where(constant, 0.0, xy - mean_x * mean_y)
-    if name == "pearson":
-        # The clip takes away what rounding adds: 1.0000000000000002 of a perfect prediction.
-        value = np.clip(covariance / np.sqrt(np.where(constant, 1.0, var_x * var_y)), -1.0, 1.0)
-    else:
-        value = 2 * covariance / np.where(constant, 1.0, var_x + var_y + (mean_x - mean_y) ** 2)
-    return _where(count > 0, value)
+    truth, labelled = predictions.labels()
+    rows = np.flatnonzero(labelled)
+    speakers = int(predictions.speaker.max(initial=0)) + 1
+    who = predictions.conversation[rows] * speakers + predictions.speaker[rows]
+    rows, who = rows[order := np.argsort(who, kind="stable")], who[order]
+    followed = who[1:] == who[:-1]
+    changed = truth[rows[1:]] != truth[rows[:-1]]
+    shift, same = np.zeros((2, len(predictions)), dtype=bool)
+    shift[rows[1:][followed & changed]] = True
+    same[rows[1:][followed & ~changed]] = True
+    return shift, same

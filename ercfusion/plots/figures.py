@@ -19,14 +19,10 @@ from numpy.typing import NDArray
 
 from ercfusion._core.files import atomic_write
 from ercfusion.batch.predictions import Predictions
-from ercfusion.metrics.scores import (
-    ECE_BINS,
-    calibration_bins,
-    confusion_matrix,
-    expected_calibration_error,
-    per_class,
-    scores,
-)
+from ercfusion.metrics.calibration import ECE_BINS, calibration_bins, expected_calibration_error
+from ercfusion.metrics.classification import confusion_matrix, per_class
+from ercfusion.metrics.inputs import labelled
+from ercfusion.metrics.registry import scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,7 +180,7 @@ def plot_class_f1(
     """F1 of every label as a bar, with precision and recall as marks and the support beside the name.
 
     Args:
-        per_class: Result of :func:`ercfusion.metrics.scores.per_class`; its order is kept.
+        per_class: Result of :func:`ercfusion.metrics.classification.per_class`; its order is kept.
         path: File to write.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
@@ -221,12 +217,13 @@ def plot_reliability(predictions: Predictions, path: str | Path, title: str, *, 
         title: See :func:`plot_title`; the expected calibration error is put beneath it.
         synthetic: The corpus is generated.
     """
-    count, accuracy, confidence = calibration_bins(predictions)
-    if not count.sum():
+    rows = labelled(predictions)
+    if rows is None:
         raise ValueError("no utterance has a single right label: there is nothing to draw")
+    count, accuracy, confidence = calibration_bins(rows)
     filled = count > 0
     edges = np.linspace(0, 1, ECE_BINS + 1)
-    error = f"expected calibration error {100 * expected_calibration_error(predictions):.1f} % ({ECE_BINS} bins)"
+    error = f"expected calibration error {100 * expected_calibration_error(rows):.1f} % ({ECE_BINS} bins)"
     with _figure(path, (6.5, 6.5), title, synthetic, error) as figure:
         grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
         upper = figure.add_subplot(grid[0])

@@ -20,8 +20,9 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import per_class_of
-from ercfusion.records.record import DAMAGED, checked_record, dense_counts
+from ercfusion.metrics.classification import ClassCounts, per_class_of
+from ercfusion.metrics.sums import SUMS
+from ercfusion.records.record import DAMAGED, checked_record
 from ercfusion.records.record import FORMAT as RECORD_FORMAT
 from ercfusion.records.run_schema import Archive
 
@@ -115,7 +116,7 @@ def _expand(record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"record format {record.get('format')!r}")
     split = record["splits"]["test"]
     ids = split.pop("ids", [])
-    if isinstance(split.get("moments"), dict):  # a list in older archives
+    if "moments" in split:
         split["moments"] = _read_columns(split["moments"])
     for key, read in _READERS.items():
         if key in split:
@@ -123,9 +124,9 @@ def _expand(record: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{len(split[key])} entries in {key} for {len(ids)} conversations")
             split[key] = {name: read(value) for name, value in zip(ids, split[key], strict=True)}
     if "confusion" in split and "per_class" not in split:
-        labels = TaskSpec.from_dict(record["task"]).output_names
-        matrix = sum(dense_counts(cells, len(labels)) for cells in split["confusion"].values())
-        split["per_class"] = per_class_of(np.asarray(matrix), labels)
+        task = TaskSpec.from_dict(record["task"])
+        matrices = SUMS["confusion"].read(list(split["confusion"].values()), task)
+        split["per_class"] = per_class_of(ClassCounts(matrices.sum(axis=0)), task.output_names)
     return record
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import expanded
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.sums import truth_of
+from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
 from ercfusion.records.defaults import with_defaults
 from ercfusion.records.record import read_record, record_sums, require_test_scores
@@ -85,7 +85,7 @@ class Group:
             raise RunError(f"the runs of {self.name} were tested on different conversations")
         keys = [key for key in parts[0][1] if all(key in sums for _, sums in parts)]
         found = {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
-        if any(_unlike(truth_of(key, sums), truth_of(key, sums[:1])).any() for key, sums in found.items()):
+        if any(_unlike(SUMS[key].truth(sums), SUMS[key].truth(sums[:1])).any() for key, sums in found.items()):
             raise RunError(f"the runs of {self.name} were tested on different labels")
         return ids, found
 
@@ -95,7 +95,7 @@ class Group:
         return self._sums[0]
 
     def sums(self, key: str) -> NDArray[Any] | None:
-        """(S, B, ...) sums of the test conversations (:func:`ercfusion.metrics.sums.conversation_sums`), or None."""
+        """(S, B, ...) sums of the test conversations (:func:`ercfusion.metrics.inputs.conversation_sums`), or None."""
         return self._sums[1].get(key)
 
     def unlike_truth(self, other: Group) -> list[str]:
@@ -103,7 +103,7 @@ class Group:
         unlike = np.zeros(len(self.conversations), dtype=bool)
         for key, sums in self._sums[1].items():
             if (theirs := other.sums(key)) is not None:
-                unlike |= _unlike(truth_of(key, sums[:1]), truth_of(key, theirs[:1]))
+                unlike |= _unlike(SUMS[key].truth(sums[:1]), SUMS[key].truth(theirs[:1]))
         return [name for name, differs in zip(self.conversations, unlike, strict=True) if differs]
 
 

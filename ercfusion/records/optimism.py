@@ -11,7 +11,7 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.progress import track
 from ercfusion.features.loading import LoadedData
-from ercfusion.metrics.scores import check_metric, higher_is_better, scores
+from ercfusion.metrics.registry import check_metric, get_metric, scores
 from ercfusion.records.record import require_test_scores
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -58,7 +58,7 @@ def measure_optimism(
             recognizer.choose_thresholds(recognizer.predict(dev_store))
         found = scores(recognizer.predict(store))[metric]
         test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
-    best = (max if higher_is_better(metric) else min)(test, key=lambda epoch: test[epoch])
+    best = (max if get_metric(metric).higher_is_better else min)(test, key=lambda epoch: test[epoch])
     chosen = record["metrics"]["test"][metric]
     report = {
         "diagnostic": "test-selected scores are optimistic and must not be reported as results",

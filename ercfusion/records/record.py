@@ -23,8 +23,10 @@ from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.version import __version__
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import per_class, scores
-from ercfusion.metrics.sums import conversation_sums, moment_names
+from ercfusion.metrics.classification import per_class
+from ercfusion.metrics.inputs import conversation_sums
+from ercfusion.metrics.registry import scores
+from ercfusion.metrics.sums import SUMS
 
 FORMAT = 1
 RECORD = "record.json"
@@ -83,41 +85,16 @@ def command_line() -> str:
 def split_record(predictions: Predictions) -> dict[str, Any]:
     """What the record keeps of one split: labels' scores, and sums of every conversation for later statistics.
 
-    The sums are those of :func:`ercfusion.metrics.sums.conversation_sums`, by conversation id: ids are unique within a
-    split (no feature table takes a turn twice, and ``ercfusion.doctor`` reports an id that occurs twice as a fault).
-    ``confusion`` holds non-zero cells, ``shift`` the four counts in a row, ``counts`` and ``moments`` nested lists, the
-    latter to nine significant digits.
+    The sums are those of :func:`ercfusion.metrics.inputs.conversation_sums`, by conversation id: ids are unique within
+    a split (no feature table takes a turn twice, and ``ercfusion.doctor`` reports an id that occurs twice as a fault).
     """
-    task, ids, sums = predictions.task, predictions.conversation_ids, conversation_sums(predictions)
+    ids = predictions.conversation_ids
     kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
-    if task.schema is not None:
-        kept["per_class"] = per_class(predictions)
-    if "confusion" in sums:
-        kept["confusion"] = {name: sparse_counts(matrix) for name, matrix in zip(ids, sums["confusion"], strict=True)}
-    if "shift" in sums:
-        kept["shift"] = {name: counts.ravel().tolist() for name, counts in zip(ids, sums["shift"], strict=True)}
-    if "counts" in sums:
-        kept["counts"] = {name: counts.tolist() for name, counts in zip(ids, sums["counts"], strict=True)}
-    if "moments" in sums:
-        kept["moments"] = {
-            name: [[float(f"{number:.9g}") for number in row] for row in moments]
-            for name, moments in zip(ids, sums["moments"], strict=True)
-        }
+    if classes := per_class(predictions):
+        kept["per_class"] = classes
+    for key, sums in conversation_sums(predictions).items():
+        kept[key] = {name: SUMS[key].write(row) for name, row in zip(ids, sums, strict=True)}
     return kept
-
-
-def sparse_counts(matrix: np.ndarray) -> list[list[int]]:
-    """Non-zero cells of a count matrix as [row, column, count]: most conversations touch few."""
-    rows, columns = np.nonzero(matrix)
-    return [[int(r), int(c), int(matrix[r, c])] for r, c in zip(rows, columns, strict=True)]
-
-
-def dense_counts(cells: list[list[int]], size: int) -> np.ndarray:
-    """Inverse of :func:`sparse_counts`: (size, size) counts."""
-    matrix = np.zeros((size, size), dtype=np.int64)
-    for row, column, count in cells:
-        matrix[row, column] = count
-    return matrix
 
 
 def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[str], dict[str, NDArray[Any]]]:
@@ -129,8 +106,7 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
 
     Returns:
         Ids of the B conversations, in the order of the split, and the arrays of
-        :func:`ercfusion.metrics.sums.conversation_sums`. Records of before lack ``shift`` and ``moments``, and so does
-        the result.
+        :func:`ercfusion.metrics.inputs.conversation_sums` that the record has.
 
     Raises:
         RunError: the record has no such split.
@@ -140,23 +116,11 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
     kept, task = record["splits"][split], TaskSpec.from_dict(record["task"])
     ids: list[str] = []
     sums: dict[str, NDArray[Any]] = {}
-    for key in ("confusion", "shift", "counts", "moments"):
-        if key not in kept:
-            continue
-        # By id: the same conversations in the same order for every key.
-        ids = ids or list(kept[key])
-        rows = [kept[key][name] for name in ids]
-        if key == "confusion":
-            sums[key] = np.stack([dense_counts(cells, task.size) for cells in rows])
-        elif key == "shift":
-            sums[key] = np.array(rows, dtype=np.int64).reshape(-1, 2, 2)
-        elif key == "counts":
-            sums[key] = np.array(rows, dtype=np.int64)
-        else:
-            sums[key] = np.array(rows, dtype=np.float64)
-            # A record of before may lack sums that came later: the scores that need them are then not known.
-            later = max(len(moment_names(task)) - sums[key].shape[-1], 0)
-            sums[key] = np.pad(sums[key], ((0, 0), (0, 0), (0, later)), constant_values=np.nan)
+    for key in task.rules.inputs:
+        if key in SUMS and key in kept:
+            # By id: the same conversations in the same order for every key.
+            ids = ids or list(kept[key])
+            sums[key] = SUMS[key].read([kept[key][name] for name in ids], task)
     return ids, sums
 
 

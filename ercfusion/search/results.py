@@ -14,7 +14,7 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.hints import command
 from ercfusion._core.schemas.reading import read_json
-from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.records.record import RECORD, read_record
 from ercfusion.records.run_schema import Winner
@@ -184,7 +184,7 @@ def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importanc
         for row in table
         if row["state"] in ("complete", "pruned", "fail")
     ]
-    maximize = higher_is_better(plan.metric)
+    maximize = get_metric(plan.metric).higher_is_better
     plot_search(points, folder / "history.png", f"Dev {plan.metric}", maximize=maximize, **look)
     log = [key for key, dimension in plan.space.items() if dimension.get("log")]
     defaults = {key: setting(plan.config, key) for key in plan.space}

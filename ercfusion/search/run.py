@@ -29,7 +29,7 @@ from ercfusion._core.pool import default_workers, run_jobs
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.data.usable import LABELLED
-from ercfusion.metrics.scores import check_metric
+from ercfusion.metrics.registry import check_metric
 from ercfusion.records.groups import MAY_CHANGE
 from ercfusion.search.config import check_sweep, fitted
 from ercfusion.search.results import finish, write_table

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ercfusion._core.errors import RunError, TrainingError
 from ercfusion._core.schemas.reading import shown
 from ercfusion.data.sampler import mix_seed
-from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.registry import get_metric
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
 from ercfusion.search.storage import damaged, open_storage
 from ercfusion.search.study_schema import study_problem
@@ -163,7 +163,7 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
     import optuna
 
     storage = open_storage(plan.storage, plan.folder)
-    direction = optuna.study.StudyDirection[("MINIMIZE", "MAXIMIZE")[higher_is_better(plan.metric)]]
+    direction = optuna.study.StudyDirection[("MINIMIZE", "MAXIMIZE")[get_metric(plan.metric).higher_is_better]]
     try:
         study = optuna.create_study(study_name=plan.name, storage=storage, direction=direction)
     except optuna.exceptions.DuplicatedStudyError:
@@ -269,7 +269,7 @@ def tally(study: Study, trials: Sequence[FrozenTrial] | None = None) -> Tally:
 def best_trial(trials: Sequence[FrozenTrial], metric: str) -> FrozenTrial | None:
     """The complete trial with the best score (the earliest of equals)."""
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    sign = 1 if higher_is_better(metric) else -1
+    sign = 1 if get_metric(metric).higher_is_better else -1
     return max(complete, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError
 from ercfusion.data.store import ConversationStore
-from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.registry import get_metric
 from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
@@ -152,7 +152,7 @@ def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Ca
     from optuna import TrialPruned
 
     reported = set(frozen.intermediate_values)
-    better = max if higher_is_better(plan.metric) else min
+    better = max if get_metric(plan.metric).higher_is_better else min
     scores: list[float] = []
 
     def report(epoch: int, score: float) -> None:

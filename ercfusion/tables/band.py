@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
-from ercfusion.metrics.scores import check_metric
+from ercfusion.metrics.registry import check_metric
 from ercfusion.records.groups import PROCESSOR, Group, data_of, differences, environment_of, other_packs, settings_of
 
 # Scores are recorded to six decimals; what is closer than this is equal.

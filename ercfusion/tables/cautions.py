@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ercfusion._core.errors import RunError
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import SHARE, score_bounds
-from ercfusion.metrics.sums import score_source
+from ercfusion.metrics.registry import get_metric, score_source
+from ercfusion.metrics.sums import SUMS
 
 if TYPE_CHECKING:
     from ercfusion.tables.table import Table
@@ -28,8 +28,6 @@ MOST_SEED_NOISE = 0.035
 """Largest standard deviation of a score between seeds that was simulated."""
 MARK = "(!)"
 """Printed after an interval for which there is a caution."""
-# Scores in which a class counts as much as any other, however rare it is.
-_EQUAL_CLASSES = ("macro_f1", "uar")
 
 
 def why_none(conversations: int) -> str:
@@ -48,7 +46,7 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
 
     Args:
         task: What was predicted.
-        metric: A score that has a :func:`ercfusion.metrics.sums.score_source`.
+        metric: A score that has a :func:`ercfusion.metrics.registry.score_source`.
         sums: (S, B, ...) sums of that source's key, for every seed and test conversation.
         missing: Whether there is no interval.
     """
@@ -56,6 +54,7 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
     if source is None:
         return ()
     key, statistic = source
+    known = get_metric(metric)
     sums = sums[:, sums.any(axis=(0, *range(2, sums.ndim)))]
     batch = sums.shape[1]
     if missing:
@@ -63,14 +62,15 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
     found = []
     if batch < FEW_TESTED:
         found.append(f"the interval may be too short: only {batch} test conversations (fewer than {FEW_TESTED})")
-    wrong = _wrong(key, sums)
-    if wrong is not None and wrong < LEAST_CONVERSATIONS:
+    errors = SUMS[key].errors(sums)
+    wrong = batch if errors is None else int((errors > 0).any(axis=0).sum())
+    if errors is not None and wrong < LEAST_CONVERSATIONS:
         found.append(
             f"the interval may be too short: only {wrong} of {batch} test conversations {_have(wrong)} an error (fewer "
             f"than {LEAST_CONVERSATIONS})"
         )
-    if metric in _EQUAL_CLASSES and key in ("confusion", "counts"):
-        truth = sums[0].sum(axis=-1) if key == "confusion" else sums[0][..., 0] + sums[0][..., 2]
+    truth = SUMS[key].occurrences(sums[0])
+    if known.equal_classes and truth is not None:
         occurs = (truth > 0).sum(axis=0)
         rare = [f"{name} ({count})" for name, count in zip(task.output_names, occurs) if count < LEAST_CONVERSATIONS]
         if rare:
@@ -78,7 +78,7 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
                 f"the interval may be too short: classes in fewer than {LEAST_CONVERSATIONS} test conversations: "
                 + ", ".join(rare)
             )
-    if len(sums) > 1 and score_bounds(metric) == SHARE:
+    if len(sums) > 1 and known.unit == "percent":
         deviation = float(np.asarray(statistic(sums.sum(axis=1)), dtype=np.float64).std(ddof=1))
         if deviation > MOST_SEED_NOISE:
             found.append(
@@ -90,17 +90,6 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
 
 def _have(count: int) -> str:
     return "has" if count == 1 else "have"
-
-
-def _wrong(key: str, sums: NDArray[Any]) -> int | None:
-    """In how many conversations a seed errs; None for sums that do not tell."""
-    if key == "confusion":
-        wrong = sums.sum(axis=(-2, -1)) - np.trace(sums, axis1=-2, axis2=-1)
-    elif key == "counts":
-        wrong = sums[..., 1:].sum(axis=(-2, -1))
-    else:
-        return None
-    return int((wrong > 0).any(axis=0).sum())
 
 
 def caution_note(table: Table) -> str:

@@ -10,7 +10,7 @@ from ercfusion._core.errors import ConfigError
 from ercfusion._core.hints import command
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
 from ercfusion.metrics.comparison import Comparison
-from ercfusion.metrics.scores import LOWER_IS_BETTER, SHARE, score_bounds
+from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.groups import features_of_groups
@@ -34,32 +34,6 @@ EVIDENCE_WORDS = {
     "secondary source": "quoted in a secondary source; the paper itself was not read",
     "not found": "found in no source at hand, neither the paper nor another",
 }
-NAMES = {
-    "weighted_f1": "weighted F1",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "samples_f1": "samples F1",
-    "micro_f1_without_neutral": "micro F1 without neutral",
-    "uar": "UAR",
-    "ece": "ECE",
-    "nll": "NLL",
-    "kl": "KL",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "ccc": "CCC",
-    "shift_accuracy": "shift accuracy",
-    "same_accuracy": "same accuracy",
-    "acc2_non0": "Acc-2 (non-zero)",
-    "acc2_has0": "Acc-2 (with zero)",
-    "acc7": "Acc-7",
-    "acc5": "Acc-5",
-    "sims_acc2": "Acc-2 (SIMS)",
-    "sims_acc3": "Acc-3 (SIMS)",
-    "sims_acc5": "Acc-5 (SIMS)",
-    "sims_f1": "F1 (SIMS)",
-    "jaccard_zero": "jaccard (two empty sets: 0)",
-}
-
 Cells = list[list[str]]
 
 
@@ -68,14 +42,14 @@ Cells = list[list[str]]
 
 def metric_name(metric: str) -> str:
     """A metric as people write it, with an arrow where lower is better."""
-    base, _, dimension = metric.partition("/")
-    name = NAMES.get(base, base.replace("_", " ")) + (f" ({dimension})" if dimension else "")
-    return f"{name} ↓" if base in LOWER_IS_BETTER else name
+    known, part = get_metric(metric), metric.partition("/")[2]
+    name = known.title + (f" ({part})" if part else "")
+    return name if known.higher_is_better else f"{name} ↓"
 
 
 def in_percent(metric: str) -> bool:
     """Whether tables show the metric in percent."""
-    return score_bounds(metric) == SHARE
+    return get_metric(metric).unit == "percent"
 
 
 def number(metric: str, value: float | None, sign: bool = False) -> str:

@@ -10,13 +10,10 @@ from typing import Any
 from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.predictions import Predictions
 from ercfusion.data.corpus import EXACT_LEVEL, CorpusCard
-from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.registry import REGISTERED, get_metric
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.plots.figures import PICTURES, plot_title, plot_training_curves
 from ercfusion.tables.cautions import MARK, known_interval, record_cautions
-
-# Scores of every epoch that are losses: what shows that a model fits train and no longer dev.
-_DEV_LOSSES = {"kl": "Kullback-Leibler", "nll": "negative log-likelihood", "rmse": "root mean squared error"}
 
 
 def score_table(record: Mapping[str, Any]) -> str:
@@ -147,7 +144,12 @@ def draw_pictures(
         {
             "epoch": row["epoch"],
             "train/loss": row.get("train/loss"),
-            **{f"dev/loss ({words})": row.get(f"dev/{name}") for name, words in _DEV_LOSSES.items()},
+            # Losses of dev show that a model fits train and no longer dev.
+            **{
+                f"dev/loss ({metric.loss})": row.get(f"dev/{metric.name}")
+                for metric in REGISTERED.values()
+                if metric.loss
+            },
             **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
         }
         for row in history
@@ -174,7 +176,7 @@ def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     """The README of a saved model."""
     config, selection = record["config"], record["selection"]
     model, synthetic = config["preset"]["model"], " The corpus is synthetic." if corpus.synthetic else ""
-    better = "higher" if higher_is_better(selection["metric"]) else "lower"
+    better = "higher" if get_metric(selection["metric"]).higher_is_better else "lower"
     features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
     places = ("data.raw=", "data.packs.", "output=", "run=")  # of one machine; a card is made to be shared
     typed = [entry for entry in record["command"]["overrides"] if not entry.startswith((*places, "seed="))]

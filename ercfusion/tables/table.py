@@ -12,9 +12,8 @@ import numpy as np
 
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.comparison import Comparison, compare_all
-from ercfusion.metrics.scores import check_metric, score_bounds
+from ercfusion.metrics.registry import check_metric, get_metric, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
-from ercfusion.metrics.sums import score_source
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores
 from ercfusion.tables.cautions import cautions
@@ -205,7 +204,7 @@ def _score(group: Group, metric: str) -> Score:
     against: tuple[str, ...] = ()
     source = score_source(group.task, metric)
     if source is not None and (sums := group.sums(source[0])) is not None:
-        low, high = two_level_bootstrap(sums, source[1], bounds=score_bounds(metric))
+        low, high = two_level_bootstrap(sums, source[1], bounds=get_metric(metric).bounds)
         against = cautions(group.task, metric, sums, missing=math.isnan(low + high))
     return Score(float(values.mean()), _deviation(values), low, high, against)
 
@@ -236,4 +235,4 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
     if preset.pairs:
         pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
-    return compare_all(usable, source[1], pairs, bounds=score_bounds(metric))
+    return compare_all(usable, source[1], pairs, bounds=get_metric(metric).bounds)

@@ -23,7 +23,7 @@ from ercfusion._core.schemas.reading import check, failure, read_rows, shown
 from ercfusion.data.curriculum import Curriculum
 from ercfusion.data.sampler import mix_seed
 from ercfusion.data.store import ConversationStore
-from ercfusion.metrics.scores import higher_is_better, scores
+from ercfusion.metrics.registry import get_metric, scores
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.checkpoint_schema import ADVICE, SelectionState, read_checkpoint
 from ercfusion.training.origin import check_origin, sealed
@@ -318,7 +318,7 @@ def _exact(row: Mapping[str, float]) -> dict[str, str]:
 
 def best_row(history: list[dict[str, float]], metric: str) -> dict[str, float]:
     """The row with the best dev score (the earliest of equals)."""
-    sign = 1 if higher_is_better(metric) else -1
+    sign = 1 if get_metric(metric).higher_is_better else -1
     return max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
 
 

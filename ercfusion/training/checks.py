@@ -18,7 +18,7 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_splits
-from ercfusion.metrics.scores import check_metric, scores
+from ercfusion.metrics.registry import check_metric, scores
 from ercfusion.models import architecture_limits
 from ercfusion.tasks.heads import check_class_weights
 

@@ -37,7 +37,7 @@ from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData, load_data
-from ercfusion.metrics.scores import higher_is_better
+from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.record import (
@@ -272,7 +272,7 @@ def fit(
         objective,
         config["optimizer"],
         config["scheduler"],
-        maximize=higher_is_better(metric),
+        maximize=get_metric(metric).higher_is_better,
         steps=sampler.steps(settings["max_epochs"], settings.get("accumulate_grad_batches", 1)),
         modality_dropout=settings.get("modality_dropout", 0.0),  # folders of earlier versions have no such setting
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ercfusion.metrics.classification import ClassCounts, macro_f1
 from ercfusion.metrics.comparison import (
     RandomizationTest,
     _holm_errors,
@@ -16,12 +17,11 @@ from ercfusion.metrics.comparison import (
     most_exchanges,
     paired_randomization,
 )
-from ercfusion.metrics.scores import scores_from_confusion
 from ercfusion.metrics.statistics import DifferenceIntervals, Interval, difference_interval
 
 
 def macro(matrices: np.ndarray) -> Any:
-    return scores_from_confusion(matrices)["macro_f1"]
+    return macro_f1(ClassCounts(matrices))
 
 
 def mean(sums: np.ndarray) -> Any:

@@ -11,7 +11,8 @@ from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import conversation_confusions, metric_names, scores, scores_from_confusion
+from ercfusion.metrics.classification import ClassCounts, macro_f1
+from ercfusion.metrics.registry import metric_names, scores
 from ercfusion.metrics.statistics import (
     DifferenceIntervals,
     _seed_variance,
@@ -22,6 +23,7 @@ from ercfusion.metrics.statistics import (
     seed_summary,
     two_level_bootstrap,
 )
+from ercfusion.metrics.sums import SUMS
 
 EMOTION = TaskSpec("emotion", "single_label", get_schema("iemocap6"))
 
@@ -50,7 +52,7 @@ def make(task: TaskSpec, conversations: int = 20, seed: int = 0, length: int = 1
 
 
 def macro(matrices: np.ndarray) -> Any:
-    return scores_from_confusion(matrices)["macro_f1"]
+    return macro_f1(ClassCounts(matrices))
 
 
 def percentiles_by_hand(values: list[float], point: float, conversations: int) -> tuple[float, float, float]:
@@ -65,7 +67,7 @@ def percentiles_by_hand(values: list[float], point: float, conversations: int) -
 
 @pytest.mark.parametrize("conversations", [20, 60])
 def test_bootstrap_agrees_with_resampled_indices(conversations: int) -> None:
-    matrices = conversation_confusions(make(EMOTION, conversations))
+    matrices = SUMS["confusion"].of(make(EMOTION, conversations))
     low, high = conversation_bootstrap(matrices, macro, resamples=8000, seed=1)
     rng = np.random.default_rng(5)
     drawn = [macro(matrices[rng.integers(0, conversations, conversations)].sum(axis=0)) for _ in range(4000)]
@@ -109,7 +111,7 @@ def test_dependence_within_conversations_widens_the_interval() -> None:
 
 
 def test_bootstrap_edges() -> None:
-    matrices = conversation_confusions(make(EMOTION))
+    matrices = SUMS["confusion"].of(make(EMOTION))
     assert conversation_bootstrap(matrices, macro, seed=3) == conversation_bootstrap(matrices, macro, seed=3)
     assert conversation_bootstrap(matrices, macro, seed=3) != conversation_bootstrap(matrices, macro, seed=4)
     empty = np.zeros_like(matrices)
@@ -126,7 +128,7 @@ def test_bootstrap_edges() -> None:
 
 
 def test_parts_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = conversation_confusions(make(EMOTION))
+    matrices = SUMS["confusion"].of(make(EMOTION))
     whole = conversation_bootstrap(matrices, macro, resamples=100)
     monkeypatch.setattr("ercfusion.metrics.statistics._CHUNK", 300)
     assert conversation_bootstrap(matrices, macro, resamples=100) == whole
@@ -294,7 +296,7 @@ def two_level_by_loops(groups: list[np.ndarray], statistic: Any, resamples: int,
 
 
 def seeds_of_models(seeds: int, first: int) -> np.ndarray:
-    return np.stack([conversation_confusions(make(EMOTION, 25, first + number)) for number in range(seeds)])
+    return np.stack([SUMS["confusion"].of(make(EMOTION, 25, first + number)) for number in range(seeds)])
 
 
 @pytest.mark.parametrize("own", [0.0, 0.03, 0.2])
@@ -389,7 +391,7 @@ def test_variance_of_seeds_by_hand() -> None:
 
 
 def test_no_interval() -> None:
-    matrices = conversation_confusions(make(EMOTION))
+    matrices = SUMS["confusion"].of(make(EMOTION))
     perfect = np.stack([np.diag(row) for row in matrices.sum(axis=2)])
     both = np.stack([matrices, matrices])
     for found in (
@@ -423,7 +425,7 @@ def test_few_conversations_have_the_interval_of_student(conversations: int) -> N
 
 def test_few_conversations_are_corrected_for_bias() -> None:
     # The bootstrap's estimate of the bias, at most half a standard deviation of the resamples.
-    sums = conversation_confusions(make(EMOTION, 8))
+    sums = SUMS["confusion"].of(make(EMOTION, 8))
     rng = np.random.default_rng(5)
     values = np.array([macro(sums[rng.integers(0, 8, 8)].sum(axis=0)) for _ in range(6000)])
     point = macro(sums.sum(axis=0))

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_predictions import EMOTION, random_predictions
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import metric_names, scores, shift_slices
-from ercfusion.metrics.sums import conversation_sums, moment_names, score_source
+from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
+from ercfusion.metrics.inputs import conversation_sums
+from ercfusion.metrics.moments import moments_of
+from ercfusion.metrics.registry import metric_names, score_source, scores
+from ercfusion.metrics.sums import SUMS, shift_slices
 
 TASKS = {
     "single": TaskSpec("emotion", "single_label", get_schema("meld7")),
@@ -96,7 +100,7 @@ def test_sums_of_a_selection_score_the_selection(name: str) -> None:
         expected = conversation_sums(predictions.take(chosen))[key]
         assert np.array_equal(sums[chosen], expected)
         assert sums.dtype == (np.float64 if key == "moments" else np.int64)
-    metric = task.metric
+    metric = next(name for name in metric_names(task) if score_source(task, name) is not None)
     source = score_source(task, metric)
     assert source is not None
     key, statistic = source
@@ -129,7 +133,7 @@ def test_moments_by_name() -> None:
         valid=np.array([True, True, False, True, True]),
     )
     sums = conversation_sums(predictions)["moments"]
-    names = moment_names(task)
+    names = tuple(moments_of(task))
     assert sums.shape == (2, 1, len(names))
     first, second = (dict(zip(names, row[0].tolist(), strict=True)) for row in sums)
     assert {name: number for name, number in first.items() if number} == {
@@ -144,7 +148,7 @@ def test_moments_by_name() -> None:
         1,
         1,
     )
-    assert moment_names(TASKS["vad"]) == names[:8]
+    assert tuple(moments_of(TASKS["vad"])) == names[:8]
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 3.3])
@@ -216,3 +220,40 @@ def test_what_is_not_defined_is_nan() -> None:
 def test_unknown_metrics() -> None:
     with pytest.raises(ConfigError, match="weighted_f1"):
         score_source(TASKS["single"], "weightedf1")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shift_slices_follow_the_corpus_count(seed: int) -> None:
+    predictions = random_predictions(EMOTION, seed)
+    shift, same = shift_slices(predictions)
+    conversations, row = [], 0
+    expected_same = 0
+    for number, length in enumerate(predictions.lengths):
+        turns: list[Turn] = []
+        last: dict[str, str] = {}
+        for _ in range(length):
+            label = EMOTION.output_names[predictions.value[row]] if predictions.valid[row] else None
+            who = str(predictions.speaker[row])
+            turns.append(Turn(f"t{row}", who, targets={"emotion": Target(label)}))
+            if label is not None:
+                assert shift[row] == (who in last and last[who] != label)
+                expected_same += last.get(who) == label
+                last[who] = label
+            row += 1
+        conversations.append(Conversation(f"c{number}", tuple(turns)))
+    assert shift.sum() == count_label_shifts(conversations, "emotion", same_speaker=True)
+    assert same.sum() == expected_same
+    right = predictions.decisions() == predictions.value
+    assert scores(predictions)["shift_accuracy"] == pytest.approx(right[shift].mean())
+    assert scores(predictions)["same_accuracy"] == pytest.approx(right[same].mean())
+
+
+def test_take_repeats_conversations() -> None:
+    predictions = random_predictions(EMOTION, 2)
+    matrices = SUMS["confusion"].of(predictions)
+    chosen = predictions.take([2, 0, 2])
+    assert chosen.lengths == (30, 7, 30)
+    assert np.array_equal(SUMS["confusion"].of(chosen), matrices[[2, 0, 2]])
+    shift, _ = shift_slices(chosen)
+    original, _ = shift_slices(predictions)
+    assert shift.sum() == 2 * original[8:38].sum() + original[:7].sum()

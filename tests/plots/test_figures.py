@@ -14,7 +14,9 @@ from matplotlib.text import Text
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import confusion_matrix, per_class
+from ercfusion.metrics.calibration import expected_calibration_error
+from ercfusion.metrics.classification import confusion_matrix, per_class
+from ercfusion.metrics.inputs import labelled
 from ercfusion.plots import figures as plots
 
 EMOTION = TaskSpec("emotion", "single_label", get_schema("meld7"))
@@ -132,7 +134,9 @@ def test_curves_accept_rows_and_columns(tmp_path: Path) -> None:
 
 
 def test_calibration_error_is_in_the_title(tmp_path: Path) -> None:
-    error = plots.expected_calibration_error(PREDICTIONS)
+    rows = labelled(PREDICTIONS)
+    assert rows is not None
+    error = expected_calibration_error(rows)
     assert f"expected calibration error {100 * error:.1f} %" in texts(PLOTS["reliability"](tmp_path / "a.svg"))
     with pytest.raises(ValueError, match="no single right label"):
         plots.plot_reliability(make(VAD), tmp_path / "x.png", TITLE)

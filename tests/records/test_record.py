@@ -12,8 +12,8 @@ from ercfusion._core.errors import RunError
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import metric_names, scores
-from ercfusion.metrics.sums import conversation_sums, score_source
+from ercfusion.metrics.inputs import conversation_sums
+from ercfusion.metrics.registry import metric_names, score_source, scores
 from ercfusion.records.record import record_sums, split_record
 
 TASKS = {
@@ -105,7 +105,7 @@ def test_order_is_that_of_the_first_key() -> None:
     assert [counts.ravel().tolist() for counts in sums["shift"]] == [shift[name] for name in ids]
 
 
-def test_older_records_and_errors() -> None:
+def test_records_without_sums_and_errors() -> None:
     record = record_of(make(TASKS["distribution"]))
     del record["splits"]["test"]["shift"]
     ids, sums = record_sums(record)
@@ -116,37 +116,3 @@ def test_older_records_and_errors() -> None:
     assert record_sums(record) == ([], {})
     with pytest.raises(RunError, match="no split 'dev', only test"):
         record_sums(record, "dev")
-
-
-def test_moments_that_came_later_are_unknown_in_a_record_of_before() -> None:
-    """Records on [-1, 1] had eight sums; scores that follow from these are read as ever."""
-    from ercfusion.metrics.sums import moment_names, score_source
-
-    task = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-1, high=1)
-    rng = np.random.default_rng(0)
-    value = rng.uniform(-1, 1, (12, 1))
-    part = Predictions(
-        task=task,
-        output=rng.uniform(-1, 1, (12, 1)),
-        value=value,
-        valid=np.ones(12, dtype=bool),
-        lengths=(5, 7),
-        speaker=np.zeros(12, dtype=int),
-        conversation_ids=("a", "b"),
-        turn_ids=tuple(map(str, range(12))),
-    )
-    new = {"task": task.to_dict(), "splits": {"test": split_record(part)}}
-    old = json.loads(json.dumps(new))
-    moments = old["splits"]["test"]["moments"]
-    old["splits"]["test"]["moments"] = {name: [row[:8] for row in rows] for name, rows in moments.items()}
-    (_, recent), (_, before) = record_sums(new), record_sums(old)
-    assert recent["moments"].shape == before["moments"].shape == (2, 1, len(moment_names(task)))
-
-    def score(name: str, sums: Any) -> float:
-        found = score_source(task, name)
-        assert found is not None
-        return float(found[1](sums["moments"].sum(0)))
-
-    assert score("mae", before) == score("mae", recent) == pytest.approx(np.abs(part.output - value).mean())
-    assert score("sims_acc3", recent) >= 0
-    assert np.isnan([score(name, before) for name in ("sims_acc2", "sims_acc3", "sims_f1")]).all()

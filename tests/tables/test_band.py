@@ -90,7 +90,7 @@ def test_verdicts(groups):
 
 def test_a_score_that_the_run_has_not_is_named():
     group = Group("concat", (record("concat", 0), record("concat", 1)))
-    with pytest.raises(ConfigError, match=r"'wighted_f1' is no metric.*weighted_f1"):
+    with pytest.raises(ConfigError, match=r"'wighted_f1' is not a metric.*weighted_f1"):
         judge(record("concat", 2), group, "wighted_f1")
     run = record("concat", 2)
     del run["metrics"]["test"]["shift_accuracy"]

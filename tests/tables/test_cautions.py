@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_records import TASK, predictions, record
 
-from ercfusion.metrics.sums import conversation_sums
+from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.plots.page import as_page, interval_picture
 from ercfusion.records.record import checked_record, record_intervals
 from ercfusion.records.run_schema import Record

@@ -15,8 +15,8 @@ from made_records import TASK, record
 
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.metrics.comparison import Comparison
+from ercfusion.metrics.registry import score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
-from ercfusion.metrics.sums import score_source
 from ercfusion.plots.page import as_page
 from ercfusion.tables.exports import as_csv, as_latex
 from ercfusion.tables.preset import Published, Row, TablePreset
@@ -99,7 +99,7 @@ def test_choices_of_the_preset(records):
     assert other.metrics[:2] == ("accuracy", "uar")
     assert [entry.names for entry in other.comparisons] == [("graph | window", "plain")]
     assert other.lines[0].optimism is None  # measured for another score
-    with pytest.raises(ConfigError, match="no metric"):
+    with pytest.raises(ConfigError, match="not a metric"):
         compute_table(preset(metric="acuracy"), records)
     with pytest.raises(ValueError, match="no row"):
         compute_table(preset(), {})

@@ -12,7 +12,7 @@ import torch
 from runs import train
 
 from ercfusion._core.errors import ConfigError, TrainingError
-from ercfusion.metrics.scores import LOWER_IS_BETTER
+from ercfusion.metrics.registry import get_metric
 from ercfusion.training import callbacks
 from ercfusion.training.callbacks import BatchSeed, Selection, read_history, write_history
 
@@ -87,7 +87,7 @@ def test_the_order_of_an_epoch_s_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("metric", ["weighted_f1", "nll"])
 def test_the_earliest_of_equal_epochs_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
-    values = [0.3, 0.7, 0.7, 0.2] if metric not in LOWER_IS_BETTER else [0.7, 0.3, 0.3, 0.8]
+    values = [0.3, 0.7, 0.7, 0.2] if get_metric(metric).higher_is_better else [0.7, 0.3, 0.3, 0.8]
     callback = selection(tmp_path, metric)
     _, epochs = run_epochs(callback, monkeypatch, metric, values)
     assert callback.best is not None

@@ -181,7 +181,7 @@ def test_by_default_no_architecture_limits_conversations(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "distribution", "regression"])
 def test_constant_answers_can_be_scored(kind: Any) -> None:
-    from ercfusion.metrics.scores import scores
+    from ercfusion.metrics.registry import scores
     from ercfusion.testing import make_task
 
     task = make_task(kind)

@@ -18,9 +18,11 @@ from ercfusion._core.errors import RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
 from ercfusion.features.loading import LoadedData, load_data
-from ercfusion.metrics.scores import best_thresholds, scores
+from ercfusion.metrics.labels import best_thresholds
+from ercfusion.metrics.registry import scores
+from ercfusion.metrics.sums import SUMS
 from ercfusion.records.predictions import read_predictions
-from ercfusion.records.record import dense_counts, read_record
+from ercfusion.records.record import read_record
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
@@ -113,7 +115,8 @@ def test_the_record_alone_gives_the_scores(finished_run: Path, split: str) -> No
     data = load_data(record["config"]["data"])
     lengths = {conversation.id: len(conversation) for conversation in data.splits[split]}
     assert set(part["confusion"]) == set(lengths)
-    matrices = {name: dense_counts(cells, 6) for name, cells in part["confusion"].items()}
+    task = TaskSpec.from_dict(record["task"])
+    matrices = {name: SUMS["confusion"].read([cells], task)[0] for name, cells in part["confusion"].items()}
     assert {name: matrix.sum() for name, matrix in matrices.items()} == lengths
     found = oracle(sum(matrices.values()))
     for name, value in found.items():

@@ -35,10 +35,6 @@ class Distribution(SingleLabel):
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
-    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
-        """See the base class."""
-        return (*super().metrics(task), "kl", "binarised_macro_f1")
-
     def encode(self, value: Any, task: TaskSpec) -> Sequence[float]:
         """See the base class."""
         assert task.schema is not None

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ercfusion.batch.kinds import TableRow, TaskKind
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import EMPTY_SETS, best_thresholds
+from ercfusion.metrics.labels import best_thresholds
+from ercfusion.metrics.registry import REGISTERED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ SEPARATOR = "|"
 """Between the labels in a cell of a user's table."""
 NOTHING = "-"
 """A cell for the empty set; an empty cell is not labelled."""
+_EMPTY_SETS = ", ".join(sorted(f"{metric.name} 1" for metric in REGISTERED.values() if metric.empty_sets))
 
 
 class MultiLabel(TaskKind):
@@ -35,13 +37,8 @@ class MultiLabel(TaskKind):
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1",)
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"an utterance without a label, predicted without one, counts": ", ".join(f"{name} 1" for name in EMPTY_SETS)}
+        {"an utterance without a label, predicted without one, counts": _EMPTY_SETS}
     )
-
-    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
-        """See the base class."""
-        names = ("weighted_f1", "macro_f1", "micro_f1", "samples_f1", "accuracy", "jaccard", "jaccard_zero", "hamming")
-        return (*names, "weighted_accuracy", *(f"weighted_accuracy/{label}" for label in task.output_names))
 
     def encode(self, value: Any, task: TaskSpec) -> list[float]:
         """See the base class."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ercfusion.batch.kinds import TableRow, TaskKind
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.scores import SCALES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +28,6 @@ class Regression(TaskKind):
     beside: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
     output_prefix: ClassVar[str] = "y/"
     pictures: ClassVar[tuple[str, ...]] = ("scatter",)
-
-    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
-        """See the base class. Some scores exist only on the scale that they were defined for."""
-        names = ("mae", "rmse", "pearson", "ccc", *SCALES.get((task.low, task.high), ()))
-        if task.size == 1:
-            return names
-        return names + tuple(f"{name}/{dimension}" for name in names for dimension in task.dimensions)
 
     def encode(self, value: Any, task: TaskSpec) -> list[float]:
         """See the base class."""

@@ -29,12 +29,6 @@ class SingleLabel(TaskKind):
     beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1", "confusion", "reliability")
 
-    def metrics(self, task: TaskSpec) -> tuple[str, ...]:
-        """See the base class."""
-        neutral = ("micro_f1_without_neutral",) if task.schema is not None and task.schema.neutral else ()
-        names = ("weighted_f1", "macro_f1", "accuracy", "uar", *neutral, "nll", "ece", "ece_classwise", "ece_adaptive")
-        return (*names, "shift_accuracy", "same_accuracy")
-
     def encode(self, value: Any, task: TaskSpec) -> int | Sequence[float]:
         """See the base class."""
         assert task.schema is not None

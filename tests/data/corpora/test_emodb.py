@@ -4,7 +4,7 @@ from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoun
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora.emodb import SENTENCES, SPEAKERS
 from ercfusion.data.media import Clip
-from ercfusion.metrics.scores import metric_names
+from ercfusion.metrics.registry import metric_names
 from ercfusion.testing.twins.speech import write_emodb
 
 

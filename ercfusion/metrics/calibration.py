@@ -1,0 +1,121 @@
+"""Metrics of probabilities of one right label: log-likelihood and calibration errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.predictions import Floats, Ints
+from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.inputs import Labelled
+from ercfusion.metrics.metric import ERROR, Metric, ratio
+
+ECE_BINS = 15
+FLOOR = 1e-12
+"""Least probability under a logarithm."""
+
+
+def _nll(rows: Labelled, task: TaskSpec) -> float:
+    right = rows.probability[np.arange(len(rows.truth)), rows.truth]
+    return float(-np.log(np.maximum(right, FLOOR)).mean())
+
+
+def calibration_bins(rows: Labelled, bins: int = ECE_BINS) -> tuple[Ints, Floats, Floats]:
+    """Number of utterances, accuracy and mean confidence in each of ``bins`` equal parts of [0, 1].
+
+    The confidence is the largest probability. A bin includes its lower edge, the last one both edges; an empty bin has
+    accuracy and confidence 0.
+    """
+    return _binned(rows.right, rows.confidence, _equal_width(rows.confidence, bins), bins)
+
+
+def expected_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
+    """Mean of ``|accuracy - confidence|`` over equal-width bins, weighted by the utterances in them (Naeini et al.,
+    2015).
+    """
+    return _bin_error(*calibration_bins(rows, bins))
+
+
+def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
+    """Mean over all C labels of the calibration error of "this label or another" (Kull et al., 2019).
+
+    For a label, the confidence is its own probability, and the accuracy of an equal-width bin the share of utterances
+    whose right label it is. Unlike :func:`expected_calibration_error` it also sees probabilities that are not the
+    largest.
+    """
+    errors = [
+        _bin_error(*_binned(rows.truth == label, confidence, _equal_width(confidence, bins), bins))
+        for label, confidence in enumerate(rows.probability.T)
+    ]
+    return float(np.mean(errors))
+
+
+def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
+    """Mean of ``|accuracy - confidence|`` over bins of equally many utterances (Nixon et al., 2019).
+
+    Utterances are ordered by their largest probability and cut into ``bins`` runs. Of N utterances the first N modulo
+    ``bins`` runs have one more than the others; with fewer utterances than bins each is a bin. Utterances of equal
+    confidence, which a cut may separate, share their hits evenly, so the order of rows is without effect.
+    """
+    confidence = rows.confidence
+    _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)
+    shared = np.bincount(group, weights=rows.right)[group] / size[group]
+    order = np.argsort(confidence)
+    small, larger = divmod(len(order), bins)
+    place = np.repeat(np.arange(bins), small + (np.arange(bins) < larger))
+    return _bin_error(*_binned(shared[order], confidence[order], place, bins))
+
+
+def _equal_width(confidence: NDArray[Any], bins: int) -> Ints:
+    return np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+
+
+def _binned(right: NDArray[Any], confidence: NDArray[Any], place: Ints, bins: int) -> tuple[Ints, Floats, Floats]:
+    """(bins) number of utterances, mean of ``right`` and mean confidence of those at each ``place``."""
+    count = np.bincount(place, minlength=bins)
+    return (
+        count,
+        ratio(np.bincount(place, weights=right, minlength=bins), count),
+        ratio(np.bincount(place, weights=confidence, minlength=bins), count),
+    )
+
+
+def _bin_error(count: Ints, accuracy: Floats, confidence: Floats) -> float:
+    return float(ratio((count * np.abs(accuracy - confidence)).sum(), count.sum()))
+
+
+METRICS = (
+    Metric(
+        "nll",
+        "NLL",
+        "mean negative log-probability of the right label (nats; probabilities are floored at 1e-12)",
+        rows={"labelled": _nll},
+        higher_is_better=False,
+        unit="nats",
+        bounds=ERROR,
+        loss="negative log-likelihood",
+    ),
+    Metric(
+        "ece",
+        "ECE",
+        "expected calibration error: mean |accuracy - confidence| over 15 equal-width bins of the largest probability",
+        rows={"labelled": lambda rows, task: expected_calibration_error(rows)},
+        higher_is_better=False,
+    ),
+    Metric(
+        "ece_classwise",
+        "ECE (class-wise)",
+        "calibration error of each label's own probability over 15 equal-width bins, averaged over labels",
+        rows={"labelled": lambda rows, task: classwise_calibration_error(rows)},
+        higher_is_better=False,
+    ),
+    Metric(
+        "ece_adaptive",
+        "ECE (adaptive)",
+        "expected calibration error over 15 bins of the largest probability with equally many utterances",
+        rows={"labelled": lambda rows, task: adaptive_calibration_error(rows)},
+        higher_is_better=False,
+    ),
+)

@@ -1,0 +1,43 @@
+"""Metrics of probability distributions over labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
+from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.calibration import FLOOR
+from ercfusion.metrics.inputs import Pairs
+from ercfusion.metrics.metric import ERROR, Metric, ratio
+
+
+def _kl(rows: Pairs, task: TaskSpec) -> float:
+    # x log x is 0 at 0, hence the floor inside the logarithm only.
+    logarithms = np.log(np.maximum(rows.target, FLOOR)) - np.log(np.maximum(rows.output, FLOOR))
+    return float((rows.target * logarithms).sum(axis=1).mean())
+
+
+def _binarised_macro_f1(rows: Pairs, task: TaskSpec) -> float:
+    cut = 1 / task.size + PROBABILITY_TOLERANCE  # 1/C is strict: a uniform row is the empty set
+    said, true = rows.output > cut, rows.target > cut
+    return float(ratio(2 * (said & true).sum(axis=0), said.sum(axis=0) + true.sum(axis=0)).mean())
+
+
+METRICS = (
+    Metric(
+        "kl",
+        "KL",
+        "mean Kullback-Leibler divergence of the prediction from the target distribution (nats)",
+        rows={"distributions": _kl},
+        higher_is_better=False,
+        unit="nats",
+        bounds=ERROR,
+        loss="Kullback-Leibler",
+    ),
+    Metric(
+        "binarised_macro_f1",
+        "macro F1 (binarised)",
+        "macro F1 over all C labels after both distributions are cut at > 1/C",
+        rows={"distributions": _binarised_macro_f1},
+    ),
+)

@@ -1,0 +1,117 @@
+"""What metrics are computed from: sums over conversations, and rows of labelled utterances.
+
+A kind of task says which of these inputs it has; a metric says which it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.predictions import Bools, Floats, Ints, Predictions
+from ercfusion.metrics.sums import SUMS
+
+
+def conversation_sums(predictions: Predictions) -> dict[str, NDArray[Any]]:
+    """The sums of every conversation by key, first axis B; see :mod:`ercfusion.metrics.sums`.
+
+    Utterances that are not labelled count nowhere, so a conversation without any has zeros.
+    """
+    return {name: SUMS[name].of(predictions) for name in predictions.task.rules.inputs if name in SUMS}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The n utterances with one right label, as ``labelled``: single-label and distribution tasks.
+
+    Args:
+        truth: (n) index of the right label.
+        probability: (n, C).
+        right: (n) bool, whether the prediction is right.
+    """
+
+    truth: Ints
+    probability: Floats
+    right: Bools
+
+    @property
+    def confidence(self) -> Floats:
+        """(n) the largest probability."""
+        return np.asarray(self.probability.max(axis=1))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Predictions and targets (n, K) of the labelled utterances, each alike.
+
+    As ``distributions``: probabilities of C labels. As ``sets``: bool, whether an utterance has the label. As
+    ``numbers``: regressed values.
+    """
+
+    output: NDArray[Any]
+    target: NDArray[Any]
+
+
+def labelled(predictions: Predictions) -> Labelled | None:
+    """The utterances with one right label; None if there are none."""
+    truth, chosen = predictions.labels()
+    if not chosen.any():
+        return None
+    right = predictions.decisions() == truth
+    return Labelled(truth[chosen], predictions.output[chosen], right[chosen])
+
+
+def _numbers(predictions: Predictions) -> Pairs:
+    valid = np.asarray(predictions.valid, dtype=bool)
+    return Pairs(predictions.output[valid].astype(np.float64), predictions.value[valid].astype(np.float64))
+
+
+def _sets(predictions: Predictions) -> Pairs:
+    valid = np.asarray(predictions.valid, dtype=bool)
+    return Pairs(predictions.decisions()[valid], predictions.value[valid] > 0.5)
+
+
+ROWS: dict[str, Callable[[Predictions], Any]] = {
+    "labelled": labelled,
+    "distributions": _numbers,
+    "sets": _sets,
+    "numbers": _numbers,
+}
+
+
+class Inputs:
+    """All inputs of a split's predictions; each is computed once, when a metric first asks for it.
+
+    Raises:
+        ValueError: no utterance is labelled, or an output for a labelled one is not a finite number.
+    """
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.predictions, self.task = predictions, predictions.task
+        self.names = self.task.rules.inputs
+        valid = np.asarray(predictions.valid, dtype=bool)
+        if not valid.any():
+            raise ValueError(
+                f"none of the {len(valid)} utterances is labelled for task {self.task.name!r}: nothing to score"
+            )
+        finite = np.isfinite(predictions.output[valid])
+        if not finite.all():
+            raise ValueError(f"outputs of task {self.task.name!r} are not finite: {int((~finite).sum())} numbers")
+        self._rows: dict[str, Any] = {}
+        self._summed: dict[str, NDArray[Any]] = {}
+
+    def rows(self, name: str) -> Any:
+        """The rows called ``name``; None if no utterance is in them."""
+        if name not in self._rows:
+            self._rows[name] = ROWS[name](self.predictions)
+        return self._rows[name]
+
+    def summed(self, key: str) -> NDArray[Any]:
+        """The sums called ``key`` of the whole split."""
+        if key not in self._summed:
+            self._summed[key] = SUMS[key].summed(self.predictions)
+        return self._summed[key]
