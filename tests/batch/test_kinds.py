@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,15 @@ import numpy as np
 import pytest
 
 import ercfusion
+from ercfusion import evaluate, train
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.registry import import_modules
 from ercfusion.batch.kinds import KINDS, TaskKind, register, task_kind
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data import FeatureTable, open_corpus
 from ercfusion.data.pack import write_pack
+from ercfusion.records.predictions import read_predictions
+from ercfusion.records.record import read_record
 from ercfusion.testing import check_model, make_task
 
 PACKAGE = Path(ercfusion.__file__).parent
@@ -99,7 +104,7 @@ def test_no_code_branches_on_the_name_of_a_kind() -> None:
     ):
         assert len(branches(source)) == expected, source
     assert set(KINDS) >= NAMES
-    apart = {"kinds", "metrics"}
+    apart = {"kinds"}
     files = [path for path in PACKAGE.rglob("*.py") if not apart & set(path.relative_to(PACKAGE).parts)]
     assert len(files) > 100
     found = {str(path.relative_to(PACKAGE)): lines for path in files if (lines := branches(path.read_text("utf-8")))}
@@ -146,6 +151,25 @@ def ordinal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     KINDS.pop("ordinal", None)
 
 
+@pytest.mark.slow
+def test_a_kind_of_ones_own_is_one_file(ordinal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ordinal / "run"
+    typed = ["imports=[my_ordinal]", "model=concat", "data=custom", f"data.raw={ordinal / 'corpus'}", f"run={run}"]
+    typed += ["training.max_epochs=6", "training.bootstrap=20", "optimizer.lr=0.1", "training.batch_size=2"]
+    train.main(typed)
+    record = read_record(run)
+    assert record["task"]["kind"] == "ordinal"
+    assert record["metrics"]["test"]["accuracy"] > 0.8 > record["majority"]["test"]["accuracy"]
+    assert (run / "plots" / "test-confusion.png").is_file()
+    test = read_predictions(run / "predictions.parquet", TaskSpec.from_dict(record["task"]))["test"]
+    np.testing.assert_allclose(test.output.sum(axis=1), 1, atol=1e-5)
+    assert json.loads((run / "model" / "config.json").read_text())["task"]["kind"] == "ordinal"
+    capsys.readouterr()
+    evaluate.main([str(run), "imports=[my_ordinal]"])
+    assert "equal to the run's record" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_architectures_are_checked_with_a_kind_of_ones_own(ordinal: Path) -> None:
     import_modules(["my_ordinal"])
     check_model("concat", make_task("ordinal"))
