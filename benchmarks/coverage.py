@@ -7,7 +7,7 @@ set so that the runs of the first model vary as much as those of ``cogmen`` on `
 
 Further cases are outside of what the intervals were made for: few conversations, seeds that differ more, rare classes,
 scores that are nearly perfect. They show where the intervals and tests still keep what they promise, and the limits of
-:mod:`ercfusion.tables.cautions`.
+:mod:`ercfusion.metrics.cautions`.
 
 A replicate draws a test split of conversations from the pool, with replacement, and a few runs of each model, none of
 them twice: two runs of one seed would have no spread. It asks whether the interval holds the pool's value, or whether a
@@ -31,6 +31,7 @@ from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.data.store import encode_targets
+from ercfusion.metrics.cautions import cautions
 from ercfusion.metrics.comparison import compare_all, paired_randomization
 from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.metrics.metric import Statistic
@@ -41,7 +42,6 @@ from ercfusion.metrics.statistics import (
     seed_summary,
     two_level_bootstrap,
 )
-from ercfusion.tables.cautions import cautions
 
 METRICS = ("weighted_f1", "macro_f1", "accuracy", "shift_accuracy")
 

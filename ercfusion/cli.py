@@ -12,6 +12,7 @@ from typing import TextIO
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion._core.files import StrPath
 from ercfusion._core.terminal import prepare_logging, prepare_streams
+from ercfusion.training.processes import is_first_process
 
 
 def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,6 @@ def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = N
     except KeyboardInterrupt:
         if argv is None:  # the process ends now: a second Ctrl-C must not disturb its end
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        from ercfusion.training.processes import is_first_process
 
         if is_first_process():  # the other processes of a distributed run say nothing
             print("interrupted", file=sys.stderr)

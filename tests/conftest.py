@@ -85,7 +85,7 @@ def shared_data() -> Callable[[str], Path]:
 def no_pictures() -> Iterator[None]:
     """Runs draw nothing: pictures take most of the time of a tiny run."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched itself
-        patch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
+        patch.setattr("ercfusion.training.run.draw_pictures", lambda *arguments: None)
         yield
 
 

@@ -364,8 +364,6 @@ def same_or_resumed(main: Callable[[list[str]], int], arguments: tuple[str, ...]
 def train_scenario(folder: Path, *more: str) -> Scenario:
     from runs import TINY
 
-    import ercfusion.records.predictions
-    import ercfusion.tables.report
     import ercfusion.training.run  # noqa: F401
     from ercfusion.train import main
 

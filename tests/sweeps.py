@@ -47,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
     monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
     monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
-    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.training.run.draw_pictures", lambda *arguments: None)
     monkeypatch.setattr("ercfusion.search.results.draw", lambda *arguments: None)
     monkeypatch.delenv("ERCFUSION_SWEEP_STORAGE", raising=False)
 

@@ -132,7 +132,7 @@ def test_a_damaged_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_another_version_of_the_corpus(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.training.run.draw_pictures", lambda *arguments: None)
     stub_text_encoder(monkeypatch, tmp_path / "packs")
     raw, folder = write_twin("meld", tmp_path / "meld"), tmp_path / "run"
     settings = ["data=meld", f"data.raw={raw}", "training.max_epochs=1", "training.bootstrap=20"]

@@ -18,7 +18,7 @@ from ercfusion._core.errors import TrainingError
 from ercfusion._core.overrides import expand_protocol
 from ercfusion.data.corpora import CORPORA
 from ercfusion.models import ARCHITECTURES
-from ercfusion.tables.cautions import record_cautions
+from ercfusion.records.intervals import record_cautions
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
 from ercfusion.training.run import FOLDER_VARIABLE

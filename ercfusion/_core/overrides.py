@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ercfusion._core.errors import ConfigError
+from ercfusion._core.errors import ConfigError, nearest
 from ercfusion._core.schemas.reading import setting_error
 
 # Keys below which a user may add entries of their own, with an example of a value (None: any).
@@ -268,8 +268,6 @@ def checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str,
 
 
 def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
-    from ercfusion._core.errors import nearest
-
     section, _, last = key.rpartition(".")
     inside = [name for name in known if section and name.startswith(f"{section}.")]
     if inside:

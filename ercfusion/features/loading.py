@@ -17,8 +17,10 @@ from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.identity import data_identity
+from ercfusion.data.provenance import leak_text, leaks
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_presence
+from ercfusion.features.recipe import read_recipe, recipe_names
 
 logger = logging.getLogger("ercfusion")
 
@@ -164,7 +166,6 @@ def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:
     """How many turns of dev and test a pack's values were trained with the labels of, by split, and that in words."""
     from ercfusion.data.pack import read_manifest
-    from ercfusion.data.provenance import leak_text, leaks
 
     if "trained_on" not in table.source:
         return {}, ""
@@ -180,7 +181,6 @@ def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> st
         PackError: a recipe's pack has not been made yet; the message is the command that makes it.
     """
     from ercfusion.features.extraction import find_pack
-    from ercfusion.features.recipe import read_recipe, recipe_names
 
     if expanded(place).exists() or place not in recipe_names():
         return place

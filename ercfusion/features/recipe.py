@@ -9,6 +9,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.files import expanded, shipped_folder
+from ercfusion._core.schemas.reading import read_yaml, shown
 from ercfusion.features.extractor import EXTRACTORS
 
 
@@ -78,7 +79,6 @@ def read_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, or the file does not hold one; the message names file and key.
     """
-    from ercfusion._core.schemas.reading import read_yaml, shown
     from ercfusion.features.recipe_schema import RecipeFile
 
     if name.endswith((".yaml", ".yml")):

@@ -11,10 +11,24 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from ercfusion.config.compose import Composer
+
 # Groups of settings by the choice that holds the defaults of all their choices.
 _ONE_FORM = {"training": "default", "objective": "default", "trainer": "auto"}
 # Groups whose choices have settings of their own.
 _OWN_FORMS = ("optimizer", "scheduler", "curriculum")
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Entries by dotted key; an empty mapping counts as an entry."""
+    entries: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            entries.update(flat(value, f"{name}."))
+        else:
+            entries[name] = value
+    return entries
 
 
 def with_defaults(config: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,16 +54,11 @@ def with_defaults(config: Mapping[str, Any], entries: Mapping[str, Any]) -> dict
 
 @cache
 def _choice(group: str, name: str) -> dict[str, Any]:
-    from ercfusion.config.compose import Composer
-    from ercfusion.records.groups import flat
-
     return flat(Composer().choice(group, name)) if name in _groups().get(group, []) else {}
 
 
 @cache
 def _groups() -> dict[str, list[str]]:
-    from ercfusion.config.compose import Composer
-
     return Composer().groups()
 
 

@@ -18,7 +18,7 @@ from ercfusion._core.files import expanded
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
-from ercfusion.records.defaults import with_defaults
+from ercfusion.records.defaults import flat, with_defaults
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
 MAY_CHANGE = (
@@ -114,18 +114,6 @@ def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 # Settings
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Entries by dotted key; an empty mapping counts as an entry."""
-    entries: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            entries.update(flat(value, f"{name}."))
-        else:
-            entries[name] = value
-    return entries
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,22 +131,6 @@ def rounded_scores(predictions: Predictions) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in scores(predictions).items()}
 
 
-def record_intervals(predictions: Predictions, names: Iterable[str], resamples: int) -> dict[str, Any]:
-    """``intervals`` of a record: of the test scores by name; under ``none`` why a score has no interval."""
-    from ercfusion.metrics.statistics import interval_for
-    from ercfusion.tables.cautions import why_none
-
-    found: dict[str, Any] = {"level": 0.95, "resampled": "conversations", "test": {}}
-    for name in names:
-        ends = interval_for(predictions, name, resamples)
-        if np.isnan(ends).any():
-            valid = np.asarray(predictions.valid, dtype=bool)
-            found.setdefault("none", {})[name] = why_none(len(np.unique(predictions.conversation[valid])))
-        else:
-            found["test"][name] = [round(end, 6) for end in ends]
-    return found
-
-
 def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
     """Raise :class:`RunError` for the first record of a run whose test split had no labels."""
     for record in records:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+import ercfusion.conf
+from ercfusion._core.overrides import NULLABLE, TEXT_OR_SECTION
 from ercfusion._core.schemas.common import (
     MOST,
     Checksum,
@@ -25,6 +27,7 @@ from ercfusion._core.schemas.common import (
     Text,
     Value,
 )
+from ercfusion._core.schemas.reading import read_yaml
 from ercfusion.batch.task_schema import Task
 
 # Settings
@@ -140,8 +143,6 @@ def _fields(*, local: bool = True, **parts: Any) -> dict[str, Any]:
 
 
 def _section(name: str, defaults: Mapping[str, Any], needed: tuple[str, ...]) -> Any:
-    from ercfusion._core.overrides import NULLABLE, TEXT_OR_SECTION
-
     fields: dict[str, Any] = {}
     for key, default in defaults.items():
         full = f"{name}.{key}"
@@ -167,9 +168,6 @@ def _section(name: str, defaults: Mapping[str, Any], needed: tuple[str, ...]) ->
 
 def _defaults(section: str) -> dict[str, Any]:
     """The settings of all choices of a group with an example of a value each."""
-    import ercfusion.conf
-    from ercfusion._core.schemas.reading import read_yaml
-
     found: dict[str, Any] = {}
     for path in sorted((Path(ercfusion.conf.__file__).parent / section).glob("*.yaml")):
         for key, value in read_yaml(path, floats=True).items():
@@ -194,9 +192,6 @@ class Study(Open):
 @cache
 def sweep_config() -> type[BaseModel]:
     """``config.json`` of a sweep."""
-    import ercfusion.conf
-    from ercfusion._core.schemas.reading import read_yaml
-
     settings = read_yaml(Path(ercfusion.conf.__file__).parent / "sweep.yaml", floats=True)["sweep"]
     parts: dict[str, Any] = {
         "sweep": (_section("sweep", settings, tuple(settings)), ...),

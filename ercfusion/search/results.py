@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.hints import command
+from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
+from ercfusion.plots.sweep import plot_importance, plot_search, plot_settings
 from ercfusion.records.record import RECORD, read_record
 from ercfusion.records.run_schema import Winner
 from ercfusion.search.space import setting
@@ -24,6 +26,7 @@ from ercfusion.search.storage import damaged
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
 from ercfusion.training.folder import describe, is_described, write_json
+from ercfusion.training.many import RunJob, train_many
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -171,8 +174,6 @@ def importances(study: Study) -> dict[str, float]:
 
 def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importance: Mapping[str, float]) -> None:
     """History, settings and importances as pictures."""
-    from ercfusion.plots.sweep import plot_importance, plot_search, plot_settings
-
     folder, table = plan.folder / "plots", rows(plan, trials)
     folder.mkdir(exist_ok=True)
     identity = plan.config["study"]["identity"]
@@ -205,9 +206,6 @@ def fresh_seeds(plan: Plan) -> list[int]:
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Complete runs of the best settings on fresh seeds, side by side; returns the records of those that succeed."""
-    from ercfusion._core.pool import Outcome
-    from ercfusion.training.many import RunJob, train_many
-
     parent = plan.folder / RERUN
     _make_room(parent, best.number)
     # Before the folders, so that those of an earlier winner are known as such, however little of them there is.

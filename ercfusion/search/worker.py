@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError
+from ercfusion._core.overrides import override_text
+from ercfusion._core.terminal import prepare_logging
 from ercfusion.data.store import ConversationStore
+from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import get_metric
 from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
 from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
+from ercfusion.training.folder import check_ranges, describe, is_described, log_file
+from ercfusion.training.origin import make_origin
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -63,7 +68,6 @@ def work(job: WorkerJob) -> int:
         TrainingError: trials fail one after the other.
         RunError: the storage failed, or the disk.
     """
-    from ercfusion._core.terminal import prepare_logging
     from ercfusion.training.run import import_modules
 
     prepare_logging()
@@ -190,8 +194,6 @@ _loaded: dict[str, DevData] = {}
 
 def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = None) -> DevData:
     """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
-    from ercfusion.features.loading import load_data
-
     key = json.dumps(settings, sort_keys=True)
     if key not in _loaded:
         data = load_data(settings, check)
@@ -205,8 +207,6 @@ def train_trial(
     """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
     import torch
 
-    from ercfusion.training.folder import check_ranges, describe, is_described, log_file
-    from ercfusion.training.origin import make_origin
     from ercfusion.training.run import fit
 
     if not is_described(folder):
@@ -223,8 +223,6 @@ def train_trial(
 
 def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:
     """The arguments of ``train`` that would make the run of one trial."""
-    from ercfusion._core.overrides import override_text
-
     values = {**plan.config["typed"], **{key: setting(config, key) for key in plan.space}}
     return [
         f"{key}={value}" if "." not in key and isinstance(value, str) else override_text(key, value)

@@ -6,9 +6,9 @@ import csv
 import io
 import math
 
-from ercfusion.tables.cautions import MARK, caution_note
+from ercfusion.metrics.cautions import MARK
 from ercfusion.tables.render import EVIDENCE_MARKS, metric_name, number, published_legend, spread
-from ercfusion.tables.table import Line, Score, Table
+from ercfusion.tables.table import Line, Score, Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.hints import command
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
+from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison
 from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.groups import features_of_groups
-from ercfusion.tables.cautions import MARK, caution_note
 from ercfusion.tables.preset import Published
-from ercfusion.tables.table import Score, Table
+from ercfusion.tables.table import Score, Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 # In what a published number is not comparable, as the marks of the tables.

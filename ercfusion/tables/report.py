@@ -1,19 +1,18 @@
-"""What a person reads after a run: a table of scores, pictures, a model card."""
+"""What a person reads after a run: a table of scores, a summary, a model card."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ercfusion.batch.kinds import task_kind
-from ercfusion.batch.predictions import Predictions
 from ercfusion.data.corpus import EXACT_LEVEL, CorpusCard
-from ercfusion.metrics.registry import REGISTERED, get_metric
+from ercfusion.metrics.cautions import MARK
+from ercfusion.metrics.registry import get_metric
+from ercfusion.metrics.statistics import seed_summary
 from ercfusion.models.base import BATCH_NOTE
-from ercfusion.plots.figures import PICTURES, plot_title, plot_training_curves
-from ercfusion.tables.cautions import MARK, known_interval, record_cautions
+from ercfusion.records.intervals import known_interval, record_cautions
 
 
 def score_table(record: Mapping[str, Any]) -> str:
@@ -94,8 +93,6 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
 
     A row is named by what its runs do not share with all others.
     """
-    from ercfusion.metrics.statistics import seed_summary
-
     typed = [record["command"]["overrides"] for record in records]
     shared = set(typed[0]).intersection(*typed[1:])
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -128,48 +125,6 @@ def aligned(rows: list[list[str]]) -> str:
         )
         for row in rows
     )
-
-
-def draw_pictures(
-    folder: Path,
-    history: Sequence[Mapping[str, float]],
-    predictions: Mapping[str, Predictions],
-    record: Mapping[str, Any],
-) -> None:
-    """Training curves, and for every split what the kind of task draws."""
-    folder.mkdir(exist_ok=True)
-    model, protocol = record["config"]["preset"]["model"], record["protocol"]
-    synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
-    shown = [
-        {
-            "epoch": row["epoch"],
-            "train/loss": row.get("train/loss"),
-            # Losses of dev show that a model fits train and no longer dev.
-            **{
-                f"dev/loss ({metric.loss})": row.get(f"dev/{metric.name}")
-                for metric in REGISTERED.values()
-                if metric.loss
-            },
-            **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
-        }
-        for row in history
-    ]
-    reachable = record["corpus"].get("reachable", {}).get("dev", {})
-    levels = {"majority": record["majority"].get("dev", {}), EXACT_LEVEL: reachable}
-    plot_training_curves(
-        shown,
-        folder / "training.png",
-        record["selection"]["epoch"],
-        title=f"{model} on {protocol}",
-        synthetic=synthetic,
-        levels={f"{name} ({metric})": found[metric] for name, found in levels.items() if metric in found},
-    )
-    for split, part in predictions.items():
-        if not part.valid.any():
-            continue  # nothing to compare with
-        title = plot_title(protocol, model, split)
-        for name in part.task.rules.pictures:
-            PICTURES[name](part, folder / f"{split}-{name}.png", title, synthetic)
 
 
 def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.cautions import MARK, cautions
 from ercfusion.metrics.comparison import Comparison, compare_all
 from ercfusion.metrics.registry import check_metric, get_metric, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores
-from ercfusion.tables.cautions import cautions
 from ercfusion.tables.preset import Published, Row, TablePreset
 
 # Always shown where the task has them: how far probabilities can be trusted, and what an average hides.
@@ -236,3 +236,14 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
     if preset.pairs:
         pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
     return compare_all(usable, source[1], pairs, bounds=get_metric(metric).bounds)
+
+
+def caution_note(table: Table) -> str:
+    """What is to be said against the intervals and tests of the headline score: each sentence once, with its rows."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        for reason in line.test[table.metric].cautions:
+            found.setdefault(reason, []).append(line.row.name)
+    whole = len(table.lines)
+    parts = [f"{', '.join(names) if len(names) < whole else 'all rows'}: {reason}." for reason, names in found.items()]
+    return f"{MARK} " + " ".join(parts) if parts else ""

@@ -16,8 +16,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.schemas.reading import read_yaml
-from ercfusion.records.defaults import with_defaults
-from ercfusion.records.groups import flat
+from ercfusion.records.defaults import flat, with_defaults
 from ercfusion.tables.table import Line, Table
 
 KNOWN = ("split", "seeds", "space", "trials")

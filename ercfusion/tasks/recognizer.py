@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.files import atomic_write, sha256_of
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.schemas.tensors import Header, read_header, tensor_bytes
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
@@ -117,8 +119,6 @@ class Recognizer(nn.Module):
 
     def representation_widths(self) -> dict[str, int]:
         """Widths of the per-modality representations, found by encoding one made-up utterance."""
-        from ercfusion.batch.packing import Packing
-
         probe = ConversationBatch(
             packing=Packing([1]),
             features={name: torch.zeros(1, width) for name, width in self.inputs.widths.items()},
@@ -228,8 +228,6 @@ class Recognizer(nn.Module):
         """
         from safetensors.torch import save
 
-        from ercfusion._core.files import atomic_write
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
@@ -299,8 +297,6 @@ class Recognizer(nn.Module):
 
 def _entry(path: Path) -> dict[str, Any] | None:
     """Size and checksum of a file; None if there is none."""
-    from ercfusion._core.files import sha256_of
-
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
 
 

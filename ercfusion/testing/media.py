@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import require_extra
+
 
 def tone(seconds: float, rate: int = 16000, pitch: float = 150.0, seed: int = 0) -> NDArray[np.float32]:
     """A voice-like sound, (samples,) in -1 to 1: harmonics of ``pitch`` Hz that rise and fall, and a little noise."""
@@ -49,8 +51,6 @@ def write_video(
     Raises:
         MissingExtraError: PyAV is not installed.
     """
-    from ercfusion._core.errors import require_extra
-
     require_extra("av", "audio", "Writing a video")
     import av
 

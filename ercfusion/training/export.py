@@ -23,8 +23,9 @@ from ercfusion.data.pack import has_pack, read_manifest, write_pack
 from ercfusion.data.provenance import checked, trained_on
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData, load_data
+from ercfusion.records.record import read_record
 from ercfusion.tasks.recognizer import Recognizer
-from ercfusion.training.folder import read_environment
+from ercfusion.training.folder import read_config, read_environment
 
 logger = logging.getLogger("ercfusion")
 
@@ -66,9 +67,6 @@ def export_packs(
         BatchError: the features have other widths than the model was trained on.
         PackError: a pack is in the way.
     """
-    from ercfusion.records.record import read_record
-    from ercfusion.training.folder import read_config
-
     if data is not None and out is None:
         raise ConfigError("out= is missing: where the packs of another corpus shall lie")
     folder, config = read_config(Path(run))

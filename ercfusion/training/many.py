@@ -15,7 +15,13 @@ from typing import Any
 
 from ercfusion._core.errors import ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers, run_jobs
+from ercfusion._core.terminal import prepare_logging
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.corpus import Corpus
+from ercfusion.features.loading import wanted_modalities
+from ercfusion.features.text import text_pack
 from ercfusion.records.record import RECORD
+from ercfusion.training.checks import before_features
 from ercfusion.training.watch import RunsProgress, WatchedRun
 
 logger = logging.getLogger("ercfusion")
@@ -44,7 +50,6 @@ def train_run(job: RunJob) -> dict[str, Any]:
     """
     import torch
 
-    from ercfusion._core.terminal import prepare_logging
     from ercfusion.training import run
 
     prepare_logging()
@@ -112,12 +117,6 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _prepare(config: Mapping[str, Any]) -> None:
-    from ercfusion.data.corpora import open_corpus
-    from ercfusion.data.corpus import Corpus
-    from ercfusion.features.loading import wanted_modalities
-    from ercfusion.features.text import text_pack
-    from ercfusion.training.checks import before_features
-
     settings = config["data"]
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     protocol = corpus.protocol(settings["protocol"])

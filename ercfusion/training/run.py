@@ -28,28 +28,34 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError, require_extra
 from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.predictions import Predictions
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
+from ercfusion.data.pack import read_manifest
+from ercfusion.data.provenance import trained_on
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
+from ercfusion.plots.curriculum import plot_curriculum
+from ercfusion.plots.pictures import draw_pictures
+from ercfusion.records.intervals import record_intervals
+from ercfusion.records.predictions import write_predictions
 from ercfusion.records.record import (
     FORMAT,
     RECORD,
     read_record,
-    record_intervals,
     rounded_scores,
     split_record,
     write_record,
 )
-from ercfusion.tasks.heads import class_weights
+from ercfusion.tables.report import model_card
+from ercfusion.tasks.heads import Head, class_weights
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import (
@@ -66,6 +72,7 @@ from ercfusion.training.callbacks import (
 from ercfusion.training.checkpoint_schema import ADVICE
 from ercfusion.training.checks import before_features, check_disk, check_selectable
 from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
+from ercfusion.training.export import PACKS, check_exportable, write_packs
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
@@ -202,8 +209,6 @@ def fit(
     settings = config["training"]
     recognizer = build_recognizer(config, train_store)
     if exports(config):
-        from ercfusion.training.export import check_exportable
-
         check_exportable(recognizer)  # rather now than when all is done
     task = recognizer.task
     check_selectable(dev_store, task, metric)
@@ -324,8 +329,6 @@ def fit(
 
 
 def _tensorboard(folder: Path) -> Any:
-    from ercfusion._core.errors import require_extra
-
     require_extra("tensorboard", "report", "training.tensorboard=true")
     from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -352,9 +355,6 @@ def finish(
     Raises:
         TrainingError: an output for the test split is not a finite number.
     """
-    from ercfusion.records.predictions import write_predictions
-    from ercfusion.tables.report import draw_pictures, model_card
-
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
     dev = recognizer.choose_thresholds(recognizer.predict(dev_store))
@@ -420,8 +420,6 @@ def finish(
         draw_pictures(folder / "plots", history, predictions, record)
         curriculum = curriculum_of(config, train_store)
         if curriculum is not None:
-            from ercfusion.plots.curriculum import plot_curriculum
-
             (folder / "plots").mkdir(exist_ok=True)
             plot_curriculum(
                 curriculum,
@@ -450,10 +448,6 @@ def check_finite(predictions: Predictions, split: str) -> None:
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
     """Write the packs of a run; returns what its record says of them, by modality."""
-    from ercfusion.data.pack import read_manifest
-    from ercfusion.data.provenance import trained_on
-    from ercfusion.training.export import PACKS, write_packs
-
     corpus, protocol = data.corpus, data.protocol
     learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
     found = {}
@@ -468,8 +462,6 @@ def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
     """What the majority floor would have said: the training labels' distribution, for every utterance."""
     from dataclasses import replace
-
-    from ercfusion.tasks.heads import Head
 
     head = Head(predictions.task, 1)
     head.start_from_prior(train_store.targets[predictions.task.name])

@@ -14,10 +14,15 @@ from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.overrides import literal_text
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.usable import check_splits
+from ercfusion.features.loading import load_data
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.groups import changed_settings, differences, settings_of
+from ercfusion.records.optimism import EPOCHS, OPTIMISM, measure_optimism
 from ercfusion.records.run_schema import OptimismFile
 from ercfusion.tables.preset import Row, TablePreset
+from ercfusion.training.folder import is_described, is_unused
 from ercfusion.training.many import RunJob, train_many, train_run
 
 logger = logging.getLogger("ercfusion")
@@ -89,9 +94,6 @@ class TableJob(RunJob):
 
 def table_run(job: TableJob) -> dict[str, Any]:
     """Train one run, measure its optimism, and remove the models of its epochs; returns the record with both."""
-    from ercfusion.features.loading import load_data
-    from ercfusion.records.optimism import EPOCHS, OPTIMISM, measure_optimism
-
     check_testable(job.config)
     record = train_run(job)
     path = job.folder / OPTIMISM
@@ -108,8 +110,6 @@ def table_run(job: TableJob) -> dict[str, Any]:
 
 def check_testable(config: Mapping[str, Any]) -> None:
     """Raise :class:`RunError` if the test split of a run has no labels: a table would have nothing to show for it."""
-    from ercfusion.data.corpora import open_corpus
-    from ercfusion.data.usable import check_splits
     from ercfusion.training.run import import_modules
 
     import_modules(config["imports"])
@@ -166,7 +166,6 @@ def make_jobs(
 
 
 def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    from ercfusion.training.folder import is_described, is_unused
     from ercfusion.training.run import new_run_folder, open_run_folder
 
     if is_described(folder):

@@ -233,18 +233,18 @@ def test_a_run_without_test_labels_ends_with_predictions(tmp_path: Path, capsys:
 def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from ercfusion.tables import report
+    from ercfusion.plots import pictures
 
     drawn: list[str] = []
     for name in ("training_curves", "class_f1", "confusion", "reliability"):
         monkeypatch.setattr(
-            report,
+            pictures,
             f"plot_{name}",
             lambda *found, **_: drawn.extend(entry.name for entry in found if isinstance(entry, Path)),
         )
     dev = made_predictions(0.5, 0)
     test = replace(dev, valid=np.zeros_like(dev.valid))
-    report.draw_pictures(tmp_path / "plots", [{"epoch": 1}], {"dev": dev, "test": test}, made_record())
+    pictures.draw_pictures(tmp_path / "plots", [{"epoch": 1}], {"dev": dev, "test": test}, made_record())
     assert drawn == ["training.png", "dev-class-f1.png", "dev-confusion.png", "dev-reliability.png"]
 
 

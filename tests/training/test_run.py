@@ -452,7 +452,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path, content: str | None, message: s
 def test_quiet_runs_still_write_their_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ercfusion.tables.report.draw_pictures", lambda *arguments: None)
+    monkeypatch.setattr("ercfusion.training.run.draw_pictures", lambda *arguments: None)
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     arguments = [*TINY, "model=majority", "training.max_epochs=1", f"run={tmp_path / 'run'}"]
     status, out, err = command(main, arguments, capsys)

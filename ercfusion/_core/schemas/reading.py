@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean, nearest
+from ercfusion._core.schemas.yaml_loader import MAX_BYTES, parse_yaml
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -245,8 +246,6 @@ def read_yaml(
     Raises:
         ErcfusionError: of the class ``error``: see the module.
     """
-    from ercfusion._core.schemas.yaml_loader import MAX_BYTES, parse_yaml
-
     if text is None:
         text = read_text(path, error=error, advice=advice, most=MAX_BYTES)
     elif len(text) > MAX_BYTES:

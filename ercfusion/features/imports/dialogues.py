@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpora import corpus_class
 from ercfusion.data.corpus import SPLITS
 from ercfusion.data.features import Key
 from ercfusion.data.permute import seeded_permutation
@@ -235,8 +236,6 @@ def _imported(
     positions: bool,
     notes: Sequence[str],
 ) -> Imported:
-    from ercfusion.data.corpora import corpus_class
-
     return Imported(
         layout=name,
         corpus=family.corpus,

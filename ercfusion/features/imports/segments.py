@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
+from ercfusion.data.corpora import corpus_class
 from ercfusion.data.corpus import SPLITS
 from ercfusion.data.features import Key
 from ercfusion.features.imports._checks import (
@@ -343,7 +344,6 @@ def read_carat(name: str, content: Any) -> Imported:
     disjoint({split: [entry.id for entry in entries] for split, entries in splits.items()})
     notes.append("the file has no ids: segments are numbered by split and position, and have no context")
     tables = {modality: table(modality, entries, "sequence") for modality, entries in rows.items()}
-    from ercfusion.data.corpora import corpus_class
 
     return Imported(
         layout=name,

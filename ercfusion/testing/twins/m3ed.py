@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion.data.corpora.m3ed import ANNOTATION, FRAMES, LISTS, SCHEMA, SPEECH
+from ercfusion.testing.media import tone, write_wav
 from ercfusion.testing.twins.text import SIZES
 
 _SERIES = {
@@ -61,8 +62,6 @@ def write_m3ed(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZ
         path.write_text("\n".join(name for name in _SERIES[split] if name in content), encoding="utf-8")
     (folder / ANNOTATION).write_text(json.dumps(content, ensure_ascii=False, indent=4), encoding="utf-8")
     if recordings:
-        from ercfusion.testing.media import tone, write_wav
-
         for file, emotion in spoken[:-1]:
             write_wav(folder / SPEECH / f"{file}.wav", tone(0.3, pitch=120.0 + 40.0 * SCHEMA.index(emotion)))
     return folder

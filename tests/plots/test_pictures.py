@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_records import record as made_record
 
-from ercfusion.tables import report
+from ercfusion.plots import pictures
 
 
 def test_training_curves_have_the_dev_loss_and_what_to_compare_with(
@@ -18,13 +18,13 @@ def test_training_curves_have_the_dev_loss_and_what_to_compare_with(
     def plot(history, path, best_epoch, *, levels, **more):
         drawn.update(history=history, levels=levels)
 
-    monkeypatch.setattr(report, "plot_training_curves", plot)
+    monkeypatch.setattr(pictures, "plot_training_curves", plot)
     record = made_record()
     metric = record["selection"]["metric"]
     record["majority"] = {"dev": {metric: 0.1}}
     record["corpus"]["reachable"] = {"dev": {metric: 0.9}}
     row = {"epoch": 1.0, "train/loss": 1.5, "dev/nll": 1.25, f"dev/{metric}": 0.5}
-    report.draw_pictures(tmp_path / "plots", [row], {}, record)
+    pictures.draw_pictures(tmp_path / "plots", [row], {}, record)
     (shown,) = drawn["history"]
     assert shown["train/loss"] == 1.5
     assert shown["dev/loss (negative log-likelihood)"] == 1.25

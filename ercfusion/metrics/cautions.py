@@ -6,19 +6,14 @@ classes, nearly perfect scores and noisy seeds, and counts how often intervals w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.registry import get_metric, score_source
 from ercfusion.metrics.sums import SUMS
-
-if TYPE_CHECKING:
-    from ercfusion.tables.table import Table
 
 LEAST_CONVERSATIONS = 5
 """Conversations that must have an error, or an utterance of a class: resamples of fewer often have none."""
@@ -90,35 +85,3 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
 
 def _have(count: int) -> str:
     return "has" if count == 1 else "have"
-
-
-def caution_note(table: Table) -> str:
-    """What is to be said against the intervals and tests of the headline score: each sentence once, with its rows."""
-    found: dict[str, list[str]] = {}
-    for line in table.lines:
-        for reason in line.test[table.metric].cautions:
-            found.setdefault(reason, []).append(line.row.name)
-    whole = len(table.lines)
-    parts = [f"{', '.join(names) if len(names) < whole else 'all rows'}: {reason}." for reason, names in found.items()]
-    return f"{MARK} " + " ".join(parts) if parts else ""
-
-
-def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    """:func:`cautions` for the test score of one run, from its record; none if the record lacks the sums."""
-    from ercfusion.records.record import record_sums
-
-    task = TaskSpec.from_dict(dict(record["task"]))
-    source = score_source(task, metric)
-    try:
-        sums = record_sums(record, "test")[1].get(source[0]) if source else None
-    except RunError:
-        sums = None
-    if sums is None or not sums.any():
-        return ()
-    return cautions(task, metric, sums[None], missing=known_interval(record, metric) is None)
-
-
-def known_interval(record: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """The recorded test interval of a score, or None. Older records have one without width where there is none."""
-    low, high = record["intervals"]["test"].get(metric, (0.0, 0.0))
-    return (low, high) if low < high else None

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from made_records import TASK, predictions, record
 
+from ercfusion.metrics.cautions import MARK, cautions, why_none
 from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.plots.page import as_page, interval_picture
-from ercfusion.records.record import checked_record, record_intervals
+from ercfusion.records.intervals import known_interval, record_cautions, record_intervals
+from ercfusion.records.record import checked_record
 from ercfusion.records.run_schema import Record
-from ercfusion.tables.cautions import MARK, cautions, known_interval, record_cautions, why_none
 from ercfusion.tables.exports import as_csv, as_latex
 from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.tables.render import as_markdown, comparison_cells, score_cells
