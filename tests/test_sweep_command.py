@@ -23,7 +23,6 @@ from ercfusion.records.record import RECORD
 from ercfusion.search import worker
 from ercfusion.sweep import main
 from ercfusion.train import main as train_main
-from ercfusion.training import run as training
 from ercfusion.training.callbacks import LAST, Selection
 from ercfusion.training.origin import sealed
 
@@ -271,7 +270,7 @@ def test_bad_trials_are_pruned(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_a_trial_that_diverges_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.fit
+    original = worker.fit
 
     def diverges(config: dict[str, Any], *arguments: Any) -> str:
         if "0001" in config["run"]:
@@ -280,7 +279,7 @@ def test_a_trial_that_diverges_is_recorded(tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("out of memory")
         return original(config, *arguments)
 
-    monkeypatch.setattr(training, "fit", diverges)
+    monkeypatch.setattr(worker, "fit", diverges)
     summary = sweep(tmp_path / "sweep", "sweep.trials=4", "sweep.metric=nll", "sweep.pruner=none")
     rows = table(tmp_path / "sweep")
     assert [row["state"] for row in rows] == ["complete", "fail", "fail", "complete"]
@@ -299,7 +298,7 @@ def test_a_sweep_that_only_fails_stops(
     def fails(*arguments: Any) -> str:
         raise TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(training, "fit", fails)
+    monkeypatch.setattr(worker, "fit", fails)
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     message = refused(main, [*SMALL, "sweep.trials=20", f"run={tmp_path / 'sweep'}"], capsys)
     assert "the first 3 trials have all failed, the latest with: the loss is not finite" in message

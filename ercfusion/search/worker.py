@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError
 from ercfusion._core.overrides import override_text
+from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import load_data
@@ -28,6 +29,7 @@ from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, op
 from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
 from ercfusion.training.folder import check_ranges, describe, is_described, log_file
 from ercfusion.training.origin import make_origin
+from ercfusion.training.run import fit
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -68,8 +70,6 @@ def work(job: WorkerJob) -> int:
         TrainingError: trials fail one after the other.
         RunError: the storage failed, or the disk.
     """
-    from ercfusion.training.run import import_modules
-
     prepare_logging()
     require_optuna()
     import_modules(job.plan.config["imports"])
@@ -206,8 +206,6 @@ def train_trial(
 ) -> None:
     """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
     import torch
-
-    from ercfusion.training.run import fit
 
     if not is_described(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,14 @@ from typing import Any
 
 from ercfusion._core.errors import ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers, run_jobs
+from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus
 from ercfusion.features.loading import wanted_modalities
 from ercfusion.features.text import text_pack
 from ercfusion.records.record import RECORD
+from ercfusion.training import run
 from ercfusion.training.checks import before_features
 from ercfusion.training.watch import RunsProgress, WatchedRun
 
@@ -49,8 +51,6 @@ def train_run(job: RunJob) -> dict[str, Any]:
     their number changes nothing in the result. Whatever is printed meanwhile goes to the run's log.
     """
     import torch
-
-    from ercfusion.training import run
 
     prepare_logging()
     torch.set_num_threads(1)
@@ -106,8 +106,6 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     A corpus with features of its own is left to the runs (reading it could take long for nothing), and so is whatever
     fails: the run says what it needs.
     """
-    from ercfusion.training.run import import_modules
-
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:
             import_modules(config["imports"])
