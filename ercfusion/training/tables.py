@@ -24,6 +24,7 @@ from ercfusion.records.run_schema import OptimismFile
 from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.training.folder import is_described, is_unused
 from ercfusion.training.many import RunJob, train_many, train_run
+from ercfusion.training.run import import_modules, new_run_folder, open_run_folder
 
 logger = logging.getLogger("ercfusion")
 
@@ -110,8 +111,6 @@ def table_run(job: TableJob) -> dict[str, Any]:
 
 def check_testable(config: Mapping[str, Any]) -> None:
     """Raise :class:`RunError` if the test split of a run has no labels: a table would have nothing to show for it."""
-    from ercfusion.training.run import import_modules
-
     import_modules(config["imports"])
     data = config["data"]
     corpus = open_corpus(data["name"], data["raw"], **data["options"])
@@ -166,8 +165,6 @@ def make_jobs(
 
 
 def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    from ercfusion.training.run import new_run_folder, open_run_folder
-
     if is_described(folder):
         _, begun = open_run_folder(folder)
         if not changed_settings(begun, config):

@@ -236,12 +236,13 @@ def test_a_split_without_labels_is_not_drawn(tmp_path: Path, monkeypatch: pytest
     from ercfusion.plots import pictures
 
     drawn: list[str] = []
-    for name in ("training_curves", "class_f1", "confusion", "reliability"):
-        monkeypatch.setattr(
-            pictures,
-            f"plot_{name}",
-            lambda *found, **_: drawn.extend(entry.name for entry in found if isinstance(entry, Path)),
-        )
+
+    def draw(what: Any, path: Path, *_: Any, **__: Any) -> None:
+        drawn.append(path.name)
+
+    monkeypatch.setattr(pictures, "plot_training_curves", draw)
+    for name in pictures.PICTURES:
+        monkeypatch.setitem(pictures.PICTURES, name, draw)
     dev = made_predictions(0.5, 0)
     test = replace(dev, valid=np.zeros_like(dev.valid))
     pictures.draw_pictures(tmp_path / "plots", [{"epoch": 1}], {"dev": dev, "test": test}, made_record())
