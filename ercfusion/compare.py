@@ -10,6 +10,7 @@ from typing import Any
 from ercfusion._core.errors import RunError
 from ercfusion.cli import run_command
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+from ercfusion.tables.preset import Row, TablePreset
 
 COMMAND = Command(
     "compare",
@@ -49,11 +50,9 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     """
     from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
-    from ercfusion.tables.cautions import caution_note
-    from ercfusion.tables.preset import Row, TablePreset
     from ercfusion.tables.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
     from ercfusion.tables.report import aligned
-    from ercfusion.tables.table import compute_table
+    from ercfusion.tables.table import caution_note, compute_table
     from ercfusion.tables.tuning import tuning_cells, tuning_note
 
     records = read_records(paths)

@@ -10,6 +10,7 @@ from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import expanded
 from ercfusion._core.hints import command
 from ercfusion._core.overrides import expand_protocol, shown, typed_path
+from ercfusion._core.schemas.yaml_loader import parse_yaml
 from ercfusion.cli import run_command
 from ercfusion.grammar import COMMON_KEYS, Command, Flag, Key, Typed
 
@@ -214,8 +215,6 @@ def _corpus(typed: Typed) -> tuple[Any, Any]:
 
 
 def _value(key: str, text: str) -> Any:
-    from ercfusion._core.schemas.yaml_loader import parse_yaml
-
     if key.rpartition(".")[2] in _FOLDERS and text not in ("", "null"):
         return typed_path(text)
     value, problem = parse_yaml(text)

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError
-from ercfusion._core.files import one_at_a_time, remove_leftovers
+from ercfusion._core.files import atomic_write, one_at_a_time, remove_leftovers
 from ercfusion._core.hints import command
 from ercfusion._core.overrides import override_text
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+from ercfusion.tables.preset import known_presets, read_preset
 
 logger = logging.getLogger("ercfusion")
 
 
 def _presets(composer: Composer) -> list[tuple[str, list[str]]]:
-    from ercfusion.tables.preset import known_presets
-
     return [("presets", [f"  {', '.join(known_presets())}"])]
 
 
@@ -67,7 +66,6 @@ def main(argv: list[str]) -> int:
 
 def reproduce(typed: Typed) -> int:
     """Compute the table of a preset as the command line says; returns the exit status."""
-    from ercfusion.tables.preset import read_preset
     from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
     keys, flags = typed.keys, typed.flags
@@ -130,8 +128,6 @@ def rendered(preset: Any, records: Any) -> dict[str, str]:
 
 
 def _write(preset: Any, records: Any, out: Path) -> list[Path]:
-    from ercfusion._core.files import atomic_write
-
     written = []
     for name, text in rendered(preset, records).items():
         with atomic_write(out / name) as stream:

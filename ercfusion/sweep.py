@@ -11,6 +11,9 @@ from ercfusion._core.overrides import expand_protocol
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
 from ercfusion.grammar import Command, Flag, Key, Typed, columns
+from ercfusion.search.config import compose_sweep
+from ercfusion.search.storage import VARIABLE, has_password
+from ercfusion.training.processes import stand_alone
 
 # One line each; docs/sweeps.md says more.
 SETTINGS = {
@@ -76,13 +79,10 @@ def main(argv: list[str]) -> int:
 
 
 def _act(typed: Typed) -> int:
-    from ercfusion.training.processes import stand_alone
-
     stand_alone()  # srun may start several sweeps: they search together through the study
     composer = typed.composer
     if "cfg" not in typed.flags and any(argument.startswith("resume=") for argument in typed.settings):
         return _resume(typed)
-    from ercfusion.search.config import compose_sweep
 
     entries = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
     arguments = [part for argument in typed.settings for part in expand_protocol(argument)]
@@ -121,7 +121,6 @@ def _resume(typed: Typed) -> int:
 def _carry_on(plan: Any, *, rerun_asked: bool = False) -> int:
     from ercfusion.search.results import report
     from ercfusion.search.run import carry_on
-    from ercfusion.search.storage import VARIABLE, has_password
 
     try:
         summary = carry_on(plan, rerun_asked=rerun_asked)

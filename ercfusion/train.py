@@ -12,8 +12,11 @@ from typing import Any
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.hints import resume_command
 from ercfusion._core.overrides import expand_protocol
+from ercfusion._core.pool import Outcome, default_workers
+from ercfusion._core.registry import import_again, require_trusted
 from ercfusion.cli import naming_folder, run_command, system_words
 from ercfusion.grammar import Command, Flag, Key, Typed
+from ercfusion.training.processes import said_once
 
 logger = logging.getLogger("ercfusion")
 
@@ -90,8 +93,6 @@ def _act(typed: Typed) -> int:
     if not multirun:
         return _run_one(*jobs[0])
     if workers is None:
-        from ercfusion._core.pool import default_workers
-
         workers = default_workers(len(jobs))
     records, failed = _one_by_one(jobs) if workers == 1 else _side_by_side(jobs, workers)
     if len(records) > 1:
@@ -133,7 +134,6 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
 
 def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]], int]:
     """Run all combinations, ``workers`` at a time; returns the records and how many failed."""
-    from ercfusion._core.pool import Outcome
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.many import RunJob, train_many
@@ -210,10 +210,8 @@ def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, A
 
 def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
-    from ercfusion._core.registry import import_again, require_trusted
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
-    from ercfusion.training.processes import said_once
 
     others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
     if others:

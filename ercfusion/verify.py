@@ -11,6 +11,7 @@ from ercfusion._core.files import expanded
 from ercfusion._core.hints import command
 from ercfusion.cli import run_command
 from ercfusion.grammar import Command, Key, Positional, Typed
+from ercfusion.tables.preset import find_preset, read_preset
 
 if TYPE_CHECKING:
     from ercfusion.records.groups import Group
@@ -82,7 +83,6 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
         RunError: nothing is recorded.
     """
     from ercfusion.records.groups import Group, group_records, read_records
-    from ercfusion.tables.preset import find_preset, read_preset
     from ercfusion.training.tables import read_table_records, wanted_records
 
     path = expanded(name)
