@@ -14,7 +14,7 @@ close together: they are moved apart as Student's t is (expanded percentiles: He
 Percentiles reach no further than the outermost resample. With fewer than :data:`FEW_CONVERSATIONS` that is not far
 enough, and the interval is Student's t. Where the resamples do not differ at all (one conversation, or nothing wrong in
 any of them) there is no interval: both ends are NaN. How often the intervals hold the truth is measured by
-``python -m benchmarks.coverage``; :mod:`ercfusion.tables.cautions` says where they do not.
+``python -m benchmarks.coverage``; :mod:`ercfusion.metrics.cautions` says where they do not.
 """
 
 from __future__ import annotations
