@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ercfusion._core.errors import ConfigError
@@ -11,11 +13,39 @@ def registry() -> Registry[object]:
 
 
 def test_loads_on_use() -> None:
-    from pathlib import Path
-
     assert registry().load("path") is Path
     with pytest.raises(ConfigError, match=r"no thing 'paht'. Did you mean 'path'\?"):
         registry().load("paht")
+
+
+class Own:
+    class Inner:
+        """A class without a name in any registry."""
+
+
+def test_a_class_or_its_place_will_do() -> None:
+    names = registry()
+    assert names.load(Own) is Own
+    for found in (Own, Own.Inner):
+        place = f"{__name__}:{found.__qualname__}"
+        assert names.name_of(found) == place
+        assert names.name_of(place) == place
+        assert names.load(place) is found
+    with pytest.raises(ConfigError, match=f"thing '{__name__}:Owm': the module {__name__} has no class 'Owm'"):
+        names.load(f"{__name__}:Owm")
+
+
+def test_a_registered_class_is_named_as_registered() -> None:
+    names = registry()
+    names.register("mine", f"{__name__}:Own")
+    assert names.name_of(Own) == names.name_of(f"{__name__}:Own") == names.name_of("mine") == "mine"
+
+
+def test_a_module_that_only_a_text_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "from_a_folder.py").write_text("raise SystemExit('was run')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="thing 'from_a_folder:Thing': the module is not imported"):
+        registry().load("from_a_folder:Thing")
 
 
 def test_register() -> None:

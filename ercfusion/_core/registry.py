@@ -1,11 +1,11 @@
-"""Names for classes that are loaded when they are first used."""
+"""Names for classes that are loaded when they are first used, and the import of a user's modules."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import shown
@@ -16,6 +16,9 @@ T = TypeVar("T")
 class Registry(dict[str, str], Generic[T]):
     """Name to ``"module:Class"``.
 
+    A class that has no name can be given itself, or as ``"module:Class"`` once its module is imported. Texts come from
+    files too, so this never imports a module that only such a text names: see :func:`import_modules`.
+
     Args:
         kind: What the names name, as in "no architecture 'x'".
         entries: What is known from the start.
@@ -25,17 +28,34 @@ class Registry(dict[str, str], Generic[T]):
         super().__init__(entries)
         self.kind = kind
 
-    def load(self, name: str) -> type[T]:
-        """The class called ``name``.
+    def load(self, named: str | type[T]) -> type[T]:
+        """The class that ``named`` is, or is the name of.
 
         Raises:
-            ConfigError: unknown name; the message names the nearest.
+            ConfigError: unknown name (the message names the nearest), a module that is not imported, or one without
+                this class.
         """
-        if name not in self:
-            raise ConfigError(f"no {self.kind} {name!r}. {did_you_mean(name, self)}")
-        module, _, attribute = self[name].partition(":")
-        loaded: type[T] = getattr(importlib.import_module(module), attribute)
-        return loaded
+        if isinstance(named, type):
+            return named
+        target = self.get(named, named)
+        module, _, attribute = target.partition(":")
+        if target in self.values():
+            importlib.import_module(module)
+        elif not attribute:
+            raise ConfigError(f"no {self.kind} {named!r}. {did_you_mean(named, self)}")
+        elif module not in sys.modules:
+            raise ConfigError(f"{self.kind} {shown(named)}: the module is not imported. Import it first")
+        found: Any = sys.modules[module]
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if not isinstance(found, type):
+            raise ConfigError(f"{self.kind} {shown(named)}: the module {module} has no class {shown(attribute)}")
+        return found
+
+    def name_of(self, named: str | type[T]) -> str:
+        """The name under which a class is known here, else ``"module:Class"``: what is saved and shown."""
+        target = named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
+        return next((name for name, known in self.items() if known == target), target)
 
     def register(self, name: str, target: str) -> None:
         """Make a class of your own known by name; see :func:`ercfusion.models.register`.

@@ -33,13 +33,19 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 )
 
 
-def architecture_class(name: str) -> type[Architecture]:
+def architecture_class(model: str | type[Architecture]) -> type[Architecture]:
     """The class of an architecture.
 
+    Args:
+        model: A registered name, ``"module:Class"`` (the module must be imported), or the class itself.
+
     Raises:
-        ConfigError: unknown name; the message names the nearest.
+        ConfigError: unknown name (the message names the nearest), or a class of another kind.
     """
-    return ARCHITECTURES.load(name)
+    found = ARCHITECTURES.load(model)
+    if not issubclass(found, Architecture):
+        raise ConfigError(f"{ARCHITECTURES.name_of(model)} is not a subclass of ercfusion.models.Architecture")
+    return found
 
 
 def register(name: str, target: str) -> None:
@@ -55,34 +61,40 @@ def register(name: str, target: str) -> None:
     ARCHITECTURES.register(name, target)
 
 
-def architecture_options(name: str) -> dict[str, Any]:
+def architecture_options(model: str | type[Architecture]) -> dict[str, Any]:
     """The options of an architecture with their defaults."""
-    return defaults_of(architecture_class(name))
+    return defaults_of(architecture_class(model))
 
 
-def architecture_limits(name: str, options: Mapping[str, Any] | None = None) -> Limits:
+def architecture_limits(model: str | type[Architecture], options: Mapping[str, Any] | None = None) -> Limits:
     """The limits of an architecture with ``options``, without building it; see :class:`Limits`.
 
     Raises:
         ConfigError: unknown name; the message names the nearest.
     """
-    found = architecture_class(name)
-    # A name may also lead to a function that makes an architecture.
-    return found.limits(options or {}) if hasattr(found, "limits") else Limits()
+    return architecture_class(model).limits({**architecture_options(model), **(options or {})})
 
 
-def build_architecture(name: str, inputs: InputSpec, options: Mapping[str, Any] | None = None) -> Architecture:
+def build_architecture(
+    model: str | type[Architecture], inputs: InputSpec, options: Mapping[str, Any] | None = None
+) -> Architecture:
     """An architecture for the given inputs.
+
+    Args:
+        model: See :func:`architecture_class`.
+        inputs: Modalities and widths.
+        options: Those that are not at their defaults.
 
     Raises:
         ConfigError: unknown name or option (the message names the nearest), an option's value that does not fit, or
             sizes that need too much memory.
     """
+    found, name = architecture_class(model), ARCHITECTURES.name_of(model)
     options = dict(options or {})
-    check_options(name, options_of(architecture_class(name)), options)
+    check_options(name, options_of(found), options)
     try:
         with allocation_limit(name):
-            return architecture_class(name)(inputs, **options)
+            return found(inputs, **options)
     except ValueError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
 

@@ -6,14 +6,14 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
 from ercfusion._core.errors import BatchError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.config.options import check_options, defaults_of, options_of
+from ercfusion.config.options import check_options, options_of
 from ercfusion.ops.processes import Shares
 
 
@@ -57,6 +57,29 @@ class Encoded:
     losses: dict[str, Tensor | BatchLoss] = field(default_factory=dict)
 
 
+class Outcomes(Protocol):
+    """The classifiers on single modalities, asked while a batch is encoded: the request ``outcomes``."""
+
+    def __call__(self, modality: str, representation: Tensor) -> Tensor | None:
+        """Logits of outcomes of which exactly one occurs; None if the task has no probabilities (regression).
+
+        Args:
+            modality: Its name.
+            representation: (N, D), what the architecture returns in :attr:`Encoded.modalities`.
+
+        Returns:
+            (N, Q, C): Q questions with C outcomes each.
+        """
+
+
+Request = Literal["outcomes"]
+"""What an architecture may ask for beyond the batch, by the keyword argument of ``forward`` that takes it.
+
+``outcomes``: an :class:`Outcomes`. To add one, name it here, declare its protocol above, and lend it in
+:meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
+"""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What an architecture can do and needs; tests and the documentation's matrix are computed from it.
@@ -70,7 +93,12 @@ class Capabilities:
             ``numbered`` (the order of first appearance matters).
         needs_unimodal: Parts of it learn from the objective's term ``unimodal`` only.
         requires: Modalities without which it cannot run; empty means that any will do.
+        asks: What the recognizer lends to ``forward``, as keyword arguments of these names. They have defaults, so that
+            the architecture runs without a recognizer too.
         compiles: Runs under ``torch.compile``; otherwise ``compile_note`` says why not.
+
+    Raises:
+        ValueError: ``asks`` names what nobody lends.
     """
 
     learns: bool = True
@@ -80,12 +108,20 @@ class Capabilities:
     speakers: Literal["none", "same_other", "numbered"] = "none"
     needs_unimodal: bool = False
     requires: tuple[str, ...] = ()
+    asks: tuple[Request, ...] = ()
     compiles: bool = True
     compile_note: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.asks) - set(get_args(Request)):
+            raise ValueError(f"asks: {min(unknown)!r} is none of {', '.join(get_args(Request))}")
 
 
 BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"
 """What runs, records and tables say of an architecture with :attr:`Limits.batch_dependence`."""
+
+PACKED_NOTE = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
+"""Why an architecture with a packed recurrent layer does not compile."""
 
 PADDING_NOTE = "mask_padding=false lets its LSTM read padding"
 """Why the score of an utterance depends on its batch, of architectures with a context LSTM and the option."""
@@ -108,12 +144,17 @@ class Limits:
 class Architecture(nn.Module, ABC):
     """Base of all architectures.
 
-    A subclass is constructed as ``Subclass(inputs, *, option=default, ...)`` with options of plain types, sets
-    ``hidden_size``, and implements :meth:`forward`.
+    A subclass is constructed as ``Subclass(inputs, *, option=default, ...)`` with options of plain types, calls
+    ``super().__init__(inputs)`` first, sets ``hidden_size``, and implements :meth:`forward`. What it can do is declared
+    in ``capabilities``. Batches that do not fit the inputs never reach :meth:`forward`.
 
     Args:
         inputs: What the data delivers.
     """
+
+    capabilities: Capabilities = Capabilities()
+    """What all instances can do. A constructor replaces it on the instance if the options or the inputs decide; but
+    ``requires`` is read from the class."""
 
     hidden_size: int
     keep_attention: bool = False
@@ -134,31 +175,37 @@ class Architecture(nn.Module, ABC):
                 f"{type(self).__name__} needs the modality {missing[0]!r}; the data has {', '.join(inputs.widths)}"
             )
 
-    @property
-    @abstractmethod
-    def capabilities(self) -> Capabilities:
-        """What this instance can do; may depend on its options."""
-
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
         """The limits of an instance with ``options``; a subclass that has any overrides this.
 
+        Call :func:`ercfusion.models.architecture_limits`, which fills in the defaults.
+
         Args:
-            options: Those that are not at their defaults, or all of them.
+            options: All options of the constructor.
         """
         return Limits()
 
-    @classmethod
-    def with_defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of the constructor: those of ``options``, and the defaults of the others."""
-        return {**defaults_of(cls), **options}
+    def __call__(self, batch: ConversationBatch, **lent: Any) -> Encoded:
+        """Check that ``batch`` has the modalities and widths this was built for, then :meth:`forward`.
+
+        Args:
+            batch: N utterances.
+            lent: What :attr:`Capabilities.asks` names.
+
+        Raises:
+            BatchError: other modalities, or other widths; both sides are named.
+        """
+        self.check_inputs(batch)
+        encoded: Encoded = super().__call__(batch, **lent)
+        return encoded
 
     @abstractmethod
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode the N utterances of ``batch``."""
 
     def check_inputs(self, batch: ConversationBatch) -> None:
-        """Raise :class:`BatchError`, naming both sides, where a batch does not have the widths this was built for."""
+        """Raise :class:`BatchError`, naming both sides, if a batch does not have the widths this was built for."""
         check_widths(self.inputs.widths, {name: value.shape[1] for name, value in batch.features.items()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
-from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
 
@@ -91,6 +92,13 @@ class BcLstm(Architecture):
         batch -> hidden (N, dense); hierarchical: one representation (N, dense) a modality.
     """
 
+    capabilities = Capabilities(compiles=False, compile_note=PACKED_NOTE)
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the recurrence, its amount matters."""
+        return Limits(batch_dependence="" if options["mask_padding"] else PADDING_NOTE)
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -106,12 +114,15 @@ class BcLstm(Architecture):
         bidirectional: bool = True,
         mask_padding: bool = True,
     ) -> None:
-        self.bidirectional = bidirectional
-        self.projection_width = projection
-        self.hierarchy = hierarchy
-        self.detach = detach
         super().__init__(inputs)
+        self.capabilities = replace(
+            self.capabilities,
+            causal=not bidirectional,
+            missing_aware=projection > 0,
+            needs_unimodal=detach and hierarchy == "hierarchical",
+        )
         self.hidden_size = dense
+        self.detach = detach
         self.project = ModalityProjection(inputs.widths, projection) if projection else None
         self.dropout = nn.Dropout(dropout if projection else 0.0)
         widths = {name: projection or width for name, width in inputs.widths.items()}
@@ -134,26 +145,8 @@ class BcLstm(Architecture):
             widths = dict.fromkeys(widths, dense)
         self.fuse = level(sum(widths.values()))
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Ignores speakers; knows of absent modalities only where it projects its input."""
-        return Capabilities(
-            causal=not self.bidirectional,
-            missing_aware=self.projection_width > 0,
-            needs_unimodal=self.detach and self.hierarchy == "hierarchical",
-            compiles=False,
-            compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
-        )
-
-    @classmethod
-    def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the recurrence, its amount matters."""
-        masked = cls.with_defaults(options)["mask_padding"]
-        return Limits(batch_dependence="" if masked else PADDING_NOTE)
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         if self.project is None:
             vectors = {name: batch.values(name) for name in batch.modalities}
         else:

@@ -15,11 +15,8 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.layers.mamba import BidirectionalMamba, Combination, Mamba, MambaState
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, Capabilities, Encoded, Outcomes
 from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width, WidthOrNone
-
-Outcomes = Callable[[str, Tensor], Tensor | None]
-"""From a modality and its representation (N, D) to logits (N, Q, C) of what a classifier on it says, or None."""
 
 Activation = Literal["linear", "tanh", "relu", "gelu"]
 
@@ -114,11 +111,12 @@ class BroadMamba(Architecture):
     conversation by blocks that see one modality; ``joint_layers=0`` leaves them out.
 
     The probabilities come from the classifiers that the recognizer puts on the modalities' representations. This class
-    declares itself ``guided``, by which the recognizer makes these classifiers, whatever the objective, and lends them
-    to :meth:`forward`. They learn from the task through the weights and, with ``objective.weights.unimodal`` above 0,
-    from the labels directly; with ``detach=true`` only so. Without a recognizer, and in regression, where there are no
-    probabilities, the modalities that are present weigh the same. Weights for every class (``class_wise`` of the layer)
-    would need fused class scores instead of a vector, and are not an option here.
+    asks for them (:class:`~ercfusion.models.base.Outcomes`), so that the recognizer makes them, whatever the objective,
+    and lends them to :meth:`forward`. They learn from the task through the weights and, with
+    ``objective.weights.unimodal`` above 0, from the labels directly; with ``detach=true`` only so. Without a
+    recognizer, and in regression, where there are no probabilities, the modalities that are present weigh the same.
+    Weights for every class (``class_wise`` of the layer) would need fused class scores instead of a vector, and are not
+    an option here.
 
     Args:
         inputs: Modalities and widths.
@@ -181,11 +179,16 @@ class BroadMamba(Architecture):
         dropout: Share = 0.5,
         input_dropout: Share = 0.0,
     ) -> None:
-        self.bidirectional, self.speakers = bidirectional, speakers
-        self.guided = fusion != "uniform"
-        self.detach = detach
-        self.contextual = layers + joint_layers > 0
         super().__init__(inputs)
+        contextual, guided = layers + joint_layers > 0, fusion != "uniform"
+        self.capabilities = Capabilities(
+            contextual=contextual or speakers == "same_other",
+            causal=not (bidirectional and contextual),
+            speakers=speakers,
+            needs_unimodal=detach and guided,
+            asks=("outcomes",) if guided else (),
+        )
+        self.bidirectional, self.speakers = bidirectional, speakers
         self.hidden_size = width
         self.project = ModalityProjection(inputs.widths, width)
         self.speaker: nn.Embedding | None = None
@@ -231,24 +234,13 @@ class BroadMamba(Architecture):
         self.joint_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Causal in one direction; knows absent modalities; with ``detach`` its classifiers need the term unimodal."""
-        return Capabilities(
-            contextual=self.contextual or self.speakers == "same_other",
-            causal=not self.bidirectional or not self.contextual,
-            speakers=self.speakers,
-            needs_unimodal=self.detach and self.guided,
-        )
-
     def forward(self, batch: ConversationBatch, outcomes: Outcomes | None = None) -> Encoded:
         """See the class.
 
         Args:
             batch: Standardised.
-            outcomes: What a classifier on a modality says; see :meth:`ercfusion.tasks.recognizer.Recognizer.outcomes`.
+            outcomes: Lent by the recognizer unless ``fusion=uniform``; None weighs the modalities alike.
         """
-        self.check_inputs(batch)
         packing = batch.packing
 
         def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -311,7 +303,7 @@ class BroadMamba(Architecture):
 
     def _fuse(self, batch: ConversationBatch, singles: dict[str, Tensor], outcomes: Outcomes | None) -> Tensor:
         values = torch.stack(list(singles.values()), dim=1)  # (N, M, width)
-        said = [outcomes(name, value) for name, value in singles.items()] if outcomes and self.guided else []
+        said = [outcomes(name, value) for name, value in singles.items()] if outcomes and self.capabilities.asks else []
         logits = [each for each in said if each is not None]
         if not logits:  # The same for all: only presence tells them apart.
             return self.fuse(values, values.new_zeros(*values.shape[:2], 1), batch.present)

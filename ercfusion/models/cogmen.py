@@ -70,6 +70,12 @@ class Cogmen(Architecture):
         batch -> hidden (N, hidden).
     """
 
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the attention, its amount matters."""
+        masked = options["mask_padding"]
+        return Limits(batch_dependence="" if masked else "mask_padding=false lets its Transformer attend to padding")
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -92,9 +98,11 @@ class Cogmen(Architecture):
         activation: Literal["gelu", "relu"] = "gelu",
         mask_padding: bool = True,
     ) -> None:
-        self.relations: Relations = relations
-        self.projection_width = projection
         super().__init__(inputs)
+        self.relations: Relations = relations
+        self.capabilities = Capabilities(
+            missing_aware=projection > 0, speakers="same_other" if relations == "same_other" else "numbered"
+        )
         self.hidden_size = hidden
         self.past, self.future = past, future
         if direction == "released":
@@ -121,23 +129,8 @@ class Cogmen(Architecture):
         self.norm: nn.Module = SharedBatchNorm(graph_width) if norm == "batch" else nn.LayerNorm(graph_width)
         self.classifier = nn.Linear(graph_width + (2 * width if residual else 0), hidden)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Reads the whole conversation; absent modalities are known where the input is projected."""
-        return Capabilities(
-            missing_aware=self.projection_width > 0,
-            speakers="same_other" if self.relations == "same_other" else "numbered",
-        )
-
-    @classmethod
-    def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the attention, its amount matters."""
-        masked = cls.with_defaults(options)["mask_padding"]
-        return Limits(batch_dependence="" if masked else "mask_padding=false lets its Transformer attend to padding")
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         packing = batch.packing
         if self.project is None:
             x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)

@@ -34,6 +34,8 @@ class Concat(Architecture):
         batch -> hidden (N, hidden), one representation (N, hidden) a modality.
     """
 
+    capabilities = Capabilities(contextual=False, causal=True)
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -55,14 +57,8 @@ class Concat(Architecture):
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in inputs.widths})
         self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), bend(), nn.Dropout(dropout))
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Reads one utterance at a time; a learned vector stands in for an absent modality."""
-        return Capabilities(contextual=False, causal=True)
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         encoded: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
             here = batch.present[:, batch.column(name), None]

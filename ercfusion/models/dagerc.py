@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,6 +98,8 @@ class DagErc(Architecture):
         batch -> hidden (N, hidden).
     """
 
+    capabilities = Capabilities(causal=True, speakers="same_other")
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -109,21 +113,15 @@ class DagErc(Architecture):
         dropout: Share = 0.4,
         input_dropout: Share = 0.1,
     ) -> None:
-        self.projection_width = projection
         super().__init__(inputs)
+        self.capabilities = replace(self.capabilities, missing_aware=projection > 0)
         self.hidden_size = hidden
         self.encode = UtteranceInput(inputs, projection, hidden, input_dropout)
         self.recur = DagStack(hidden, layers, (window,), attention)
         self.readout = readout((layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Causal; absent modalities are known where the input is projected."""
-        return Capabilities(causal=True, missing_aware=self.projection_width > 0, speakers="same_other")
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         x, h = self.encode(batch)
         layers = self.recur(h, batch.speaker, batch.packing)[0]  # (L, N, hidden)
         return Encoded(self.readout(torch.cat([h, *layers.to(h.dtype), x], dim=1)))

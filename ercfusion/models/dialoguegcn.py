@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection, PackedLSTM
-from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.models.options import Count, CountOrNone, Share, Width, WidthOrNone, Window, WindowOrAll
 from ercfusion.ops.graph import Relations, WindowGraph
 
@@ -264,6 +265,14 @@ class DialogueGcn(Architecture):
         batch -> hidden (N, hidden).
     """
 
+    capabilities = Capabilities(speakers="same_other", compiles=False, compile_note=PACKED_NOTE)
+
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """Vectors for absolute positions end somewhere; with padding in the recurrence, its amount matters."""
+        longest = options["positions"] if options["edges"] == "position" else None
+        return Limits(longest, "" if options["mask_padding"] else PADDING_NOTE)
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -292,16 +301,17 @@ class DialogueGcn(Architecture):
         initial: Literal["glorot", "released"] = "glorot",
         mask_padding: bool = True,
     ) -> None:
-        self.projection_width = projection
+        super().__init__(inputs)
         self.mask_padding = mask_padding
-        self.bidirectional = bidirectional
         self.past, self.future = past, future
         self.relations: Relations = relations
         self.direction = direction
-        self.nodal_form = nodal
         self.num_speakers = min(inputs.speakers, max_speakers)
-        super().__init__(inputs)
         self.hidden_size = hidden
+        looks_ahead = bidirectional or future != 0 or direction == "released" or nodal != "none"
+        self.capabilities = replace(self.capabilities, causal=not looks_ahead, missing_aware=projection > 0)
+        if relations == "speaker_pair":
+            self.capabilities = replace(self.capabilities, speakers="numbered" if self.num_speakers > 1 else "none")
         self.dropout = nn.Dropout(dropout)
         self.project = ModalityProjection(inputs.widths, projection) if projection else None
         self.fuse: nn.Module = nn.Identity()
@@ -321,33 +331,8 @@ class DialogueGcn(Architecture):
         both = 2 if residual and self.nodal is not None else 1
         self.classifier = nn.Linear(both * (width + hidden), hidden)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Causal where nothing looks ahead: the LSTM, the window, and the attention over the conversation."""
-        speakers: Literal["none", "same_other", "numbered"] = "same_other"
-        if self.relations == "speaker_pair":
-            speakers = "numbered" if self.num_speakers > 1 else "none"
-        return Capabilities(
-            causal=not self.bidirectional
-            and self.future == 0
-            and self.direction == "paper"
-            and self.nodal_form == "none",
-            missing_aware=self.projection_width > 0,
-            speakers=speakers,
-            compiles=False,
-            compile_note="packed sequences (torch.nn.utils.rnn) are not traced by torch.compile",
-        )
-
-    @classmethod
-    def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """Vectors for absolute positions end somewhere; with padding in the recurrence, its amount matters."""
-        known = cls.with_defaults(options)
-        longest = known["positions"] if known["edges"] == "position" else None
-        return Limits(longest, "" if known["mask_padding"] else PADDING_NOTE)
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         packing = batch.packing
         if self.project is None:
             x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)

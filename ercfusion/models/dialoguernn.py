@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +62,12 @@ class DialogueRnn(Architecture):
         batch -> hidden (N, hidden).
     """
 
+    capabilities = Capabilities(
+        speakers="same_other",
+        compiles=False,
+        compile_note="the recurrence loops over the utterances of the longest conversation in Python",
+    )
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -77,10 +85,10 @@ class DialogueRnn(Architecture):
         state_dropout: Share = 0.1,
         emotion_dropout: Share = 0.25,
     ) -> None:
-        self.bidirectional = bidirectional
-        self.projection_width = projection
-        self.emotion_attention = emotion_attention
         super().__init__(inputs)
+        self.capabilities = replace(
+            self.capabilities, causal=not (bidirectional or emotion_attention), missing_aware=projection > 0
+        )
         chances = {"dropout": dropout, "state_dropout": state_dropout, "emotion_dropout": emotion_dropout}
         for name, chance in chances.items():
             if not 0 <= chance < 1:
@@ -108,20 +116,8 @@ class DialogueRnn(Architecture):
         self.dense = nn.Linear(states + (own if residual else 0), hidden)
         self.dropout = nn.Dropout(dropout)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Tells speakers apart without numbering them; absent modalities are known where the input is projected."""
-        return Capabilities(
-            causal=not self.bidirectional and not self.emotion_attention,
-            missing_aware=self.projection_width > 0,
-            speakers="same_other",
-            compiles=False,
-            compile_note="the recurrence loops over the utterances of the longest conversation in Python",
-        )
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         if self.project is None:
             x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
         else:

@@ -9,7 +9,7 @@ from torch import nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.tensor_fusion import LowRankFusion
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, Encoded
 from ercfusion.models.options import Count, Share, Width, WidthOrNone
 from ercfusion.models.tfn import Absent, Activation, Context, ModalityVectors, Norm, context_capabilities
 
@@ -92,8 +92,8 @@ class Lmf(Architecture):
         absent: Absent = "context",
         initial: Literal["glorot", "released"] = "glorot",
     ) -> None:
-        self.reads = context_capabilities(context, lags, bidirectional)
         super().__init__(inputs)
+        self.capabilities = context_capabilities(context, lags, bidirectional)
         self.vectors = ModalityVectors(
             inputs,
             {"text": text_width, "audio": audio_width, "visual": visual_width},
@@ -123,13 +123,7 @@ class Lmf(Architecture):
         )
         self.post = nn.Sequential(nn.LayerNorm(fused) if post_norm else nn.Identity(), nn.Dropout(post_dropout))
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """As its context."""
-        return self.reads
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         z = self.vectors(batch)
         return Encoded(self.post(self.fuse(list(z.values()), self.vectors.present(batch))), modalities=z)

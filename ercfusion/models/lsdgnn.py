@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -150,6 +151,8 @@ class Lsdgnn(Architecture):
         batch -> hidden (N, hidden); the loss ``difference``.
     """
 
+    capabilities = Capabilities(speakers="same_other")
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -168,9 +171,8 @@ class Lsdgnn(Architecture):
         dropout: Share = 0.4,
         input_dropout: Share = 0.1,
     ) -> None:
-        self.projection_width = projection
-        self.causal = causal
         super().__init__(inputs)
+        self.capabilities = replace(self.capabilities, causal=causal, missing_aware=projection > 0)
         self.hidden_size = hidden
         self.residual = residual
         self.difference = difference
@@ -180,14 +182,8 @@ class Lsdgnn(Architecture):
         self.dropout = nn.Dropout(dropout)
         self.readout = readout(2 * (layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Causal if asked for; absent modalities are known where the input is projected."""
-        return Capabilities(causal=self.causal, missing_aware=self.projection_width > 0, speakers="same_other")
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         x, h = self.encode(batch)
         short, long = self.recur(h, batch.speaker, batch.packing).transpose(1, 2)  # (N, L, hidden) each
         apart = BatchLoss(difference_released if self.difference == "released" else difference, (short, long))

@@ -95,10 +95,12 @@ class M2FNet(Architecture):
         causal: bool = False,
     ) -> None:
         names = list(inputs.widths)
-        self.speakers = lags > 0 and layers > 0
-        self.contextual = layers > 0 or (fusions > 0 and len(names) > 1)
-        self.causal = causal
         super().__init__(inputs)
+        self.capabilities = Capabilities(
+            contextual=layers > 0 or (fusions > 0 and len(names) > 1),
+            causal=causal,
+            speakers="same_other" if lags > 0 and layers > 0 else "none",  # the relative bias alone knows them
+        )
         if main not in names and main != "text":
             raise ValueError(f"main must be one of {', '.join(names)}; found {main!r}")
         if width % heads:
@@ -150,16 +152,8 @@ class M2FNet(Architecture):
             self.gate = GatedFusion(width, len(names), main=len(self.others), start=gate_start)
         self.readout = nn.Linear(width * (1 if self.gate else len(names)), hidden)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Speakers are known by the relative bias alone."""
-        return Capabilities(
-            contextual=self.contextual, causal=self.causal, speakers="same_other" if self.speakers else "none"
-        )
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         if self.training:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         streams = self._encode(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
-from ercfusion.models.base import PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
+from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Encoded, Limits
 from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width
 
 TEXT = "text"
@@ -73,6 +74,11 @@ class Mmgcn(Architecture):
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
     """
 
+    @classmethod
+    def limits(cls, options: Mapping[str, Any]) -> Limits:
+        """With padding in the recurrence, its amount matters."""
+        return Limits(batch_dependence="" if options["mask_padding"] else PADDING_NOTE)
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -92,12 +98,10 @@ class Mmgcn(Architecture):
         residual_dropout: bool = False,
         mask_padding: bool = True,
     ) -> None:
+        super().__init__(inputs)
         self.residual_dropout = residual_dropout
         self.mask_padding = mask_padding
-        self.speaker_scope = speakers
-        self.recurrent_scope = recurrent
         self.num_speakers = inputs.speakers
-        super().__init__(inputs)
         names = list(inputs.widths)
         if projection < 2 or projection % 2:
             raise ValueError(f"projection must be even and above 0, found {projection}")
@@ -116,28 +120,14 @@ class Mmgcn(Architecture):
         if self.embedded:
             self.speaker = nn.Embedding(self.num_speakers, projection)
             nn.init.normal_(self.speaker.weight, std=speaker_std)
+        if self.embedded and self.num_speakers > 1:
+            self.capabilities = replace(self.capabilities, speakers="numbered")
+        if self.context:
+            self.capabilities = replace(self.capabilities, compiles=False, compile_note=PACKED_NOTE)
         self.graph = GCN2(projection, hidden, layers, alpha=alpha, theta=theta, variant=variant, dropout=dropout)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The graph reads the whole conversation; speakers are known by number."""
-        speakers: Literal["none", "numbered"] = "none"
-        if self.speaker_scope != "none" and self.num_speakers > 1:
-            speakers = "numbered"
-        if self.recurrent_scope == "none" or (self.recurrent_scope == TEXT and TEXT not in self.inputs.widths):
-            return Capabilities(speakers=speakers)
-        note = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
-        return Capabilities(speakers=speakers, compiles=False, compile_note=note)
-
-    @classmethod
-    def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the recurrence, its amount matters."""
-        masked = cls.with_defaults(options)["mask_padding"]
-        return Limits(batch_dependence="" if masked else PADDING_NOTE)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         nodes = self.project(batch)
         for name, layer in self.context.items():
             padding = None if self.mask_padding else self.project.project[name].bias

@@ -12,7 +12,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities, Encoded
 from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
 Context = Literal["lstm", "transformer", "none"]
@@ -102,8 +102,8 @@ class Tfn(Architecture):
         post_dropout: Share = 0.2,
         absent: Absent = "context",
     ) -> None:
-        self.reads = context_capabilities(context, lags, bidirectional)
         super().__init__(inputs)
+        self.capabilities = context_capabilities(context, lags, bidirectional)
         self.vectors = ModalityVectors(
             inputs,
             {"text": text_width, "audio": audio_width, "visual": visual_width},
@@ -135,14 +135,8 @@ class Tfn(Architecture):
         self.post = nn.Linear(post, post)
         self.post_dropout = nn.Dropout(post_dropout)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """As its context."""
-        return self.reads
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         z = self.vectors(batch)
         fused = self.fuse(list(z.values()), self.vectors.present(batch))
         hidden = self.post_dropout(self.activate(self.post_norm(fused)))
@@ -259,8 +253,7 @@ def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabi
         return Capabilities(contextual=False, causal=True)
     if context == "transformer":
         return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none")
-    note = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
-    return Capabilities(causal=not bidirectional, compiles=False, compile_note=note)
+    return Capabilities(causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE)
 
 
 class PresentBatchNorm(SharedBatchNorm):

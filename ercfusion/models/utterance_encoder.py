@@ -52,6 +52,8 @@ class UtteranceEncoder(Architecture):
         modality.
     """
 
+    capabilities = Capabilities(contextual=False, causal=True)
+
     def __init__(
         self,
         inputs: InputSpec,
@@ -92,14 +94,8 @@ class UtteranceEncoder(Architecture):
         )
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(embedding)) for name in inputs.widths})
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Reads one utterance at a time; a learned vector stands in for an absent modality."""
-        return Capabilities(contextual=False, causal=True)
-
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        self.check_inputs(batch)
         encoded: dict[str, Tensor] = {}
         read = []
         for name in self.inputs.modalities:

@@ -25,8 +25,8 @@ from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
 from ercfusion.layers import Standardize
-from ercfusion.models import build_architecture
-from ercfusion.models.base import Encoded
+from ercfusion.models import ARCHITECTURES, architecture_class, build_architecture
+from ercfusion.models.base import Architecture, Encoded, Request
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
@@ -55,7 +55,7 @@ class Recognizer(nn.Module):
     """An architecture between the standardisation of its inputs and the head of its task.
 
     Args:
-        architecture: Registry name.
+        architecture: A registered name, ``"module:Class"`` (the module must be imported), or the class itself.
         inputs: Modalities and widths, from the data.
         task: What is predicted.
         options: Options of the architecture.
@@ -67,7 +67,7 @@ class Recognizer(nn.Module):
 
     def __init__(
         self,
-        architecture: str,
+        architecture: str | type[Architecture],
         inputs: InputSpec,
         task: TaskSpec,
         options: Mapping[str, Any] | None = None,
@@ -80,7 +80,7 @@ class Recognizer(nn.Module):
         super().__init__()
         self.config = {
             "format": FORMAT,
-            "architecture": architecture,
+            "architecture": ARCHITECTURES.name_of(architecture),
             "options": dict(options or {}),
             "inputs": inputs.to_dict(),
             "task": task.to_dict(),
@@ -96,8 +96,8 @@ class Recognizer(nn.Module):
         self.architecture = build_architecture(architecture, inputs, options)
         if self.architecture.capabilities.needs_unimodal and not unimodal:
             raise ConfigError(
-                f"with these options parts of {architecture} learn from a classifier on every modality only: "
-                "set objective.weights.unimodal=1 (or detach=false)"
+                f"with these options parts of {self.config['architecture']} learn from a classifier on every modality "
+                "only: set objective.weights.unimodal=1 (or detach=false)"
             )
 
         def head(width: int) -> Head:
@@ -105,13 +105,11 @@ class Recognizer(nn.Module):
 
         self.head = head(self.architecture.hidden_size)
         self.unimodal_heads = nn.ModuleDict()
-        # An architecture with the attribute ``guided`` asks, while it encodes, what a classifier on each modality says.
-        self.guided = bool(getattr(self.architecture, "guided", False))
-        if unimodal or self.guided:
+        if unimodal or "outcomes" in self.architecture.capabilities.asks:
             widths = self.representation_widths()
             if not widths:
                 raise ConfigError(
-                    f"{architecture} with these options has no representation of a single modality for "
+                    f"{self.config['architecture']} with these options has no representation of a single modality for "
                     "objective.weights.unimodal to train: set that weight to 0"
                 )
             self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
@@ -145,19 +143,19 @@ class Recognizer(nn.Module):
         """Logits for the N utterances of ``batch``."""
         self.architecture.check_inputs(batch)
         batch = self.standardize.forward(batch)
-        guide = (self.outcomes,) if self.guided else ()
         with standing_in() if batch.stand_in else nullcontext():
-            encoded: Encoded = self.architecture(batch, *guide)
+            encoded = self.architecture(batch, **self.lent())
         read = _without_gradient if self.probe else _as_it_is
         unimodal = {name: head(read(encoded.modalities[name])) for name, head in self.unimodal_heads.items()}
         return Recognized(self.head(read(encoded.hidden)), encoded, unimodal)
 
-    def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:
-        """What the classifier on one modality says, as logits of outcomes of which exactly one occurs.
+    def lent(self) -> dict[str, Any]:
+        """What the architecture asks for beyond the batch, by name: its :attr:`Capabilities.asks`."""
+        lends: dict[Request, Any] = {"outcomes": self.outcomes}
+        return {name: lends[name] for name in self.architecture.capabilities.asks}
 
-        Args:
-            modality: Its name.
-            representation: (N, D).
+    def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:
+        """The classifier on one modality; see :class:`ercfusion.models.base.Outcomes`.
 
         Returns:
             See :meth:`ercfusion.batch.kinds.TaskKind.outcomes`: (N, 1, C) if one label is chosen, (N, C, 2) (no, yes)
@@ -254,7 +252,8 @@ class Recognizer(nn.Module):
         """The recognizer that :meth:`save_pretrained` wrote, in eval mode.
 
         Raises:
-            RunError: a file is missing, is damaged or of another format, or the two do not fit together.
+            RunError: a file is missing, is damaged or of another format, the two do not fit together, or the class of
+                the architecture is in a module that this process has not imported.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -271,12 +270,16 @@ class Recognizer(nn.Module):
         check(config, ModelConfig, where, advice=DAMAGED)
         tensors = read_header(weights, advice=DAMAGED)
         _check_sum(config, weights)
+        try:
+            architecture = architecture_class(config["architecture"])
+        except ConfigError as error:
+            raise failure(RunError, where, f": {error}") from error
         # Every parameter is in the file, so a construction that needs far more memory is of other sizes.
         most = 8 * weights.stat().st_size + (512 << 20)
         try:
             with allocation_limit(config["architecture"], most):
                 recognizer = Recognizer(
-                    config["architecture"],
+                    architecture,
                     InputSpec.from_dict(config["inputs"]),
                     TaskSpec.from_dict(config["task"]),
                     config["options"],

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ercfusion._core.registry import import_modules
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.task import TaskSpec
-from ercfusion.models import ARCHITECTURES, Architecture
+from ercfusion.models import Architecture
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 from ercfusion.testing.batches import LENGTHS, WIDTHS, make_task, random_batch, random_store
 
-Model = str | Callable[..., Architecture]
-"""A registered name, or anything that makes an architecture: ``factory(inputs, **options)``."""
+Model = str | type[Architecture]
+"""A registered name, ``"module:Class"``, or a class."""
 
 
 class Check(Protocol):
@@ -47,14 +45,23 @@ CHECKS: dict[str, Check] = {}
 class Case:
     """One architecture under test: builds recognizers that are equal to each other."""
 
-    def __init__(self, name: str, label: str, task: TaskSpec, options: Mapping[str, Any], unimodal: bool) -> None:
-        self.name, self.label, self.task, self.options, self.unimodal = name, label, task, dict(options), unimodal
+    def __init__(
+        self,
+        model: Model,
+        task: TaskSpec | None = None,
+        options: Mapping[str, Any] | None = None,
+        unimodal: bool = False,
+    ) -> None:
+        self.model, self.task, self.options, self.unimodal = model, task or make_task(), dict(options or {}), unimodal
+        self.label = model if isinstance(model, str) else model.__name__
+        if isinstance(model, str) and ":" in model:
+            import_modules([model.partition(":")[0]])
 
     def build(self, dtype: torch.dtype = torch.float32) -> Recognizer:
         """In train mode, with statistics of random training data."""
         torch.manual_seed(0)
         inputs = InputSpec(WIDTHS, speakers=2)
-        recognizer = Recognizer(self.name, inputs, self.task, self.options, unimodal=self.unimodal)
+        recognizer = Recognizer(self.model, inputs, self.task, self.options, unimodal=self.unimodal)
         recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, seed=7))
         return recognizer.to(dtype).train()
 
@@ -78,23 +85,6 @@ class Case:
         return gradients
 
 
-@contextmanager
-def _registered(model: Model) -> Iterator[tuple[str, str]]:
-    """A registry name for ``model``, and how to call it in messages."""
-    if isinstance(model, str):
-        yield model, model
-        return
-    label = getattr(model, "__name__", type(model).__name__)
-    module = types.ModuleType(f"ercfusion.testing._model_{id(model)}")
-    module.factory = model  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    ARCHITECTURES[module.__name__] = f"{module.__name__}:factory"
-    try:
-        yield module.__name__, label
-    finally:
-        del ARCHITECTURES[module.__name__], sys.modules[module.__name__]
-
-
 def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
     """Make a public check of a function of a case, and list it in :data:`CHECKS`."""
 
@@ -107,10 +97,9 @@ def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
             *,
             unimodal: bool = False,
         ) -> None:
-            task = task or make_task()
-            with _registered(model) as (registered, label), torch.random.fork_rng(devices=[]):
-                case = Case(registered, label, task, options or {}, unimodal)
-                where = f"{label}, {task.kind}, requirement {name!r}"
+            with torch.random.fork_rng(devices=[]):
+                case = Case(model, task, options, unimodal)
+                where = f"{case.label}, {case.task.kind}, requirement {name!r}"
                 try:
                     function(case)
                 except AssertionError as error:

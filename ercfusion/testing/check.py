@@ -51,7 +51,7 @@ def check_model(
     """Check everything that is required of an architecture.
 
     Args:
-        model: A registered name, or a class or function ``factory(inputs, *, option=...)`` that makes an architecture.
+        model: A class, ``"module:Class"`` (the module is imported), or a registered name.
         task: What its head predicts; four classes if not given.
         options: Options of the architecture.
         unimodal: Also put a head on each modality's representation, for architectures that are trained through them.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.models import architecture_limits
 from ercfusion.models.bclstm import BcLstm, ContextLSTM
 from ercfusion.testing import WIDTHS, random_batch, take, without_dropout
 
@@ -116,5 +117,5 @@ def test_an_lstm_that_reads_padding(hierarchy: str) -> None:
     alone = model(take(batch, [0])).hidden
     assert not torch.allclose(alone, together[:3])
     torch.testing.assert_close(make(hierarchy=hierarchy)(take(batch, [0])).hidden, alone)
-    assert BcLstm.limits({"mask_padding": False}).batch_dependence
-    assert not BcLstm.limits({}).batch_dependence
+    assert architecture_limits("bclstm", {"mask_padding": False}).batch_dependence
+    assert not architecture_limits("bclstm").batch_dependence

@@ -13,7 +13,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.models.broad_mamba import BroadMamba, BroadMambaBlock
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
-from ercfusion.testing.case import Case, _registered
+from ercfusion.testing.case import Case
 
 SMALL: dict[str, Any] = {
     "width": 16,
@@ -63,11 +63,13 @@ def test_guidance_without_probabilities_is_even() -> None:
     check_model(BroadMamba, make_task("regression"), SMALL, only=["finite", "gradients", "missing_aware"])
     model = make()
     batch = random_batch(dtype=torch.float64, absent=0.3)
-    plain, silent = model(batch), model(batch, lambda name, value: None)
+    plain, silent = model(batch), model(batch, outcomes=lambda modality, representation: None)
     assert torch.equal(plain.hidden, silent.hidden)
     uniform = make(fusion="uniform")
     uniform.load_state_dict(model.state_dict())
-    assert torch.equal(uniform(batch, lambda name, value: 1 / 0).hidden, plain.hidden)  # not even asked
+    assert torch.equal(
+        uniform(batch, outcomes=lambda modality, representation: 1 / 0).hidden, plain.hidden
+    )  # not even asked
 
 
 # Fusion
@@ -84,7 +86,7 @@ def test_fusion_weighs_by_what_the_heads_say(options: dict[str, Any]) -> None:
         return 3 * heads[name](value).unsqueeze(1)
 
     with torch.no_grad():
-        encoded = model(batch, outcomes)
+        encoded = model(batch, outcomes=outcomes)
         fused = []
         for i in range(batch.num_utterances):
             here = [name for m, name in enumerate(WIDTHS) if batch.present[i, m]] or list(WIDTHS)
@@ -104,8 +106,8 @@ def test_fusion_weighs_by_what_the_heads_say(options: dict[str, Any]) -> None:
 
 
 def recognizer(**options: Any) -> Recognizer:
-    with _registered(BroadMamba) as (name, _), torch.random.fork_rng(devices=[]):
-        case = Case(name, "small", make_task(), {**SMALL, **options}, bool(options.get("detach")))
+    with torch.random.fork_rng(devices=[]):
+        case = Case(BroadMamba, options={**SMALL, **options}, unimodal=bool(options.get("detach")))
         return case.build(torch.float64).eval()
 
 
@@ -130,8 +132,8 @@ def test_detached_weights_teach_the_heads_nothing() -> None:
         reached = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in found.unimodal_heads.parameters()]
         assert all(reached) is not detach
         assert any(reached) is not detach
-    with _registered(BroadMamba) as (name, _), pytest.raises(ConfigError, match=r"objective.weights.unimodal=1"):
-        Recognizer(name, InputSpec(WIDTHS), make_task(), {"detach": True})
+    with pytest.raises(ConfigError, match=r"objective.weights.unimodal=1"):
+        Recognizer(BroadMamba, InputSpec(WIDTHS), make_task(), {"detach": True})
 
 
 # Context

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.gcn2 import angular_adjacency_reference
+from ercfusion.models import architecture_limits
 from ercfusion.models.mmgcn import Mmgcn
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task, random_batch, take
 
@@ -232,5 +233,5 @@ def test_an_lstm_that_reads_padding() -> None:
     together = model(batch).hidden
     torch.testing.assert_close(seen[0], expected)
     assert not torch.allclose(model(take(batch, [0])).hidden, together[:3])
-    assert Mmgcn.limits({"mask_padding": False}).batch_dependence
-    assert not Mmgcn.limits({}).batch_dependence
+    assert architecture_limits("mmgcn", {"mask_padding": False}).batch_dependence
+    assert not architecture_limits("mmgcn").batch_dependence

@@ -146,10 +146,7 @@ def test_unknown_names() -> None:
 def test_required_modalities() -> None:
     class NeedsVideo(Architecture):
         hidden_size = 1
-
-        @property
-        def capabilities(self) -> Capabilities:
-            return Capabilities(requires=("text", "video"))
+        capabilities = Capabilities(requires=("text", "video"))
 
         def forward(self, batch: object) -> Encoded:
             raise NotImplementedError

@@ -10,6 +10,7 @@ import torch
 
 from ercfusion._core.errors import BatchError, ConfigError, RunError
 from ercfusion.batch.kinds import KINDS
+from ercfusion.models.concat import Concat
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import WIDTHS, fill_absent, make_task, random_batch, random_store
 
@@ -90,6 +91,28 @@ def test_predict(kind: str) -> None:
     assert (predictions.thresholds is not None) is (kind == "multi_label")
     in_small_batches = recognizer.predict(store, conversations=2)
     np.testing.assert_allclose(in_small_batches.output, predictions.output, atol=1e-6)
+
+
+class Own(Concat):
+    """An architecture without a name in the registry."""
+
+
+def test_a_class_is_saved_by_its_place(tmp_path: Path) -> None:
+    recognizer = Recognizer(Own, random_store().inputs, make_task(), {"hidden": 8})
+    assert recognizer.config["architecture"] == f"{__name__}:Own"
+    folder = recognizer.save_pretrained(tmp_path / "model")
+    assert isinstance(Recognizer.from_pretrained(folder).architecture, Own)
+    assert Recognizer(Concat, random_store().inputs, make_task()).config["architecture"] == "concat"
+
+
+def test_a_saved_model_runs_no_module_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Recognizer(Own, random_store().inputs, make_task()).save_pretrained(tmp_path / "model")
+    (tmp_path / "strange_models.py").write_text("raise SystemExit('was run')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "strange_models:Own"}))
+    with pytest.raises(RunError, match=r"'strange_models:Own': the module is not imported\. Import it first$"):
+        Recognizer.from_pretrained(folder)
 
 
 def test_thresholds_travel(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,17 +22,13 @@ from ercfusion.testing import CHECKS, check_finite, check_model, make_task, with
 class Sound(Architecture):
     """Two layers on one utterance; the base of everything faulty here."""
 
-    declared = Capabilities(contextual=False, causal=True, missing_aware=False)
+    capabilities = Capabilities(contextual=False, causal=True, missing_aware=False)
 
     def __init__(self, inputs: InputSpec, *, hidden: int = 64) -> None:
         super().__init__(inputs)
         self.hidden_size = hidden
         self.first = nn.Linear(sum(inputs.widths.values()), hidden)
         self.second = nn.Linear(hidden, hidden)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.declared
 
     def read(self, batch: ConversationBatch) -> Tensor:
         return torch.cat([batch.values(name) for name in batch.modalities], 1)
@@ -39,7 +37,6 @@ class Sound(Architecture):
         return self.second(self.first(self.read(batch)).relu())
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        self.check_inputs(batch)
         return Encoded(self.encode(batch))
 
 
@@ -108,7 +105,7 @@ class Normalized(Sound):
 class Embedded(Sound):
     """A vector for each of the speakers of the training data, and none for others."""
 
-    declared = replace(Sound.declared, speakers="numbered")
+    capabilities = replace(Sound.capabilities, speakers="numbered")
 
     def __init__(self, inputs: InputSpec) -> None:
         super().__init__(inputs)
@@ -132,7 +129,7 @@ class IgnoresDrop(Sound):
 
 
 class Unaware(Sound):
-    declared = replace(Sound.declared, missing_aware=True)
+    capabilities = replace(Sound.capabilities, missing_aware=True)
 
 
 class SecretlyAware(Sound):
@@ -150,7 +147,7 @@ class Reverse(Sound):
 
 
 class ReverseCausal(Reverse):
-    declared = replace(Sound.declared, contextual=True)
+    capabilities = replace(Sound.capabilities, contextual=True)
 
 
 class FromTheEnd(Sound):
@@ -164,14 +161,14 @@ class FromTheEnd(Sound):
 class Forward(Sound):
     """Reads the past only and does not say so."""
 
-    declared = replace(Sound.declared, contextual=True, causal=False)
+    capabilities = replace(Sound.capabilities, contextual=True, causal=False)
 
     def encode(self, batch: ConversationBatch) -> Tensor:
         return torch.cat([part.cumsum(0) for part in super().encode(batch).split(batch.packing.lengths)])
 
 
 class ClaimsContext(Sound):
-    declared = replace(Sound.declared, contextual=True)
+    capabilities = replace(Sound.capabilities, contextual=True)
 
 
 class SecretSpeakers(Sound):
@@ -180,15 +177,15 @@ class SecretSpeakers(Sound):
 
 
 class NumberedSpeakers(SecretSpeakers):
-    declared = replace(Sound.declared, speakers="same_other")
+    capabilities = replace(Sound.capabilities, speakers="same_other")
 
 
 class ClaimsSameOther(Sound):
-    declared = replace(Sound.declared, speakers="same_other")
+    capabilities = replace(Sound.capabilities, speakers="same_other")
 
 
 class ClaimsNumbered(Sound):
-    declared = replace(Sound.declared, speakers="numbered")
+    capabilities = replace(Sound.capabilities, speakers="numbered")
 
 
 class Unsaved(Sound):
@@ -216,12 +213,12 @@ class OtherwiseCompiled(Sound):
 
 
 class NotCompiled(Sound):
-    declared = replace(Sound.declared, compiles=False)
+    capabilities = replace(Sound.capabilities, compiles=False)
 
 
 class Trusting(Sound):
-    def forward(self, batch: ConversationBatch) -> Encoded:
-        return Encoded(self.encode(batch))
+    def check_inputs(self, batch: ConversationBatch) -> None:
+        """Whatever comes."""
 
 
 FAULTS: list[tuple[str, type[Sound], str]] = [
@@ -294,19 +291,30 @@ def test_exempt_checks_do_not_hide_others() -> None:
         )
 
 
-def test_factories_and_options() -> None:
-    widths = []
+def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = set()
+    encode = Sound.encode
+    monkeypatch.setattr(Sound, "encode", lambda self, batch: widths.add(self.hidden_size) or encode(self, batch))
+    check_finite(Sound, options={"hidden": 16})
+    assert widths == {16}
+    with pytest.raises(AssertionError, match="Sound, single_label, requirement 'finite': raised ConfigError"):
+        check_finite(Sound, options={"hiden": 16})
 
-    def factory(inputs: InputSpec, *, depth: int = 1) -> Architecture:
-        widths.append(depth)
-        return Sound(inputs, hidden=8 * depth)
 
+def test_a_class_is_named_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is imported, because the caller names it; the saved model names the class."""
+    (tmp_path / "named_for_check.py").write_text(
+        "from ercfusion.models.concat import Concat\n\nclass Mine(Concat):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
     known = dict(ARCHITECTURES)
-    check_finite(factory, options={"depth": 2})
-    assert set(widths) == {2}
-    with pytest.raises(AssertionError, match="factory, single_label, requirement 'finite': raised ConfigError"):
-        check_finite(factory, options={"depths": 2})
+    check_model("named_for_check:Mine", options={"hidden": 8}, only=["finite", "pretrained"])
     assert known == ARCHITECTURES
+    with pytest.raises(AssertionError, match="the module named_for_check has no class 'Other'"):
+        check_finite("named_for_check:Other")
+    with pytest.raises(AssertionError, match=r"pathlib:Path is not a subclass of"):
+        check_finite("pathlib:Path")
+    monkeypatch.delitem(sys.modules, "named_for_check")
 
 
 def test_randomness_outside_is_left_alone() -> None:
