@@ -66,6 +66,8 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+FIRST = next(iter(KINDS))
+
 OF_ENCODER = ("batch_invariance", "absent_content", "missing_aware", "context", "speakers")
 """Requirements of what an architecture reads: a head more or less, which is all that the task changes, is no matter."""
 
@@ -75,7 +77,7 @@ def _cases() -> list[Any]:
     for name in ARCHITECTURES:
         for kind in KINDS:
             for check in CHECKS:
-                other = kind != KINDS[0]
+                other = kind != FIRST
                 # Compiling takes seconds each. What is traced does not depend on the task but for the head.
                 if check == "compile" and other and name != "concat":
                     continue
@@ -84,7 +86,7 @@ def _cases() -> list[Any]:
                 marks = _slow(slow)
                 cases.append(pytest.param(Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=marks))
     return cases + [
-        pytest.param(variant, KINDS[0], check, id=f"{name}-{check}", marks=_slow(check == "compile"))
+        pytest.param(variant, FIRST, check, id=f"{name}-{check}", marks=_slow(check == "compile"))
         for name, variant in VARIANTS.items()
         for check in CHECKS
     ]
