@@ -69,6 +69,7 @@ def prose(page: Path) -> list[str]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, from which modules can be imported; what examples register is forgotten."""
     from ercfusion.data.corpora import CORPORA
+    from ercfusion.metrics.registry import REGISTERED
     from ercfusion.models import ARCHITECTURES
 
     monkeypatch.chdir(tmp_path)
@@ -77,7 +78,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     for name in ("ERCFUSION_DATA", "ERCFUSION_PACKS", "ERCFUSION_RUN_FOLDER"):
         monkeypatch.delenv(name, raising=False)
-    registries = [(registry, dict(registry)) for registry in (CORPORA, ARCHITECTURES)]
+    registries = [(registry, dict(registry)) for registry in (CORPORA, ARCHITECTURES, REGISTERED)]
     modules = set(sys.modules)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the examples are tiny: more threads only wait for each other

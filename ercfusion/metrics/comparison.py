@@ -195,7 +195,7 @@ class Comparison:
         p: Of :func:`paired_randomization`, for other conversations.
         p_holm: The same, adjusted for all comparisons made with it.
         shown: Whether ``p_holm`` is below 1 - level (0.05) and 0 outside the interval: neither the choice of
-            conversations nor that of seeds explains the difference.
+            conversations nor that of seeds explains the difference. Never without an interval.
         exchanges: Number of exchanges that ``p`` is from.
         p_error, p_holm_error: Monte Carlo standard errors; 0 if all exchanges that there are were made.
         certain: Whether other random draws of exchanges and resamples would give the same ``shown``.
@@ -268,7 +268,7 @@ def compare_all(
         interval = intervals(*names, resamples)
         if possible[place] and _ends_at_zero(interval):
             interval = intervals(*names, _MORE_RESAMPLES * resamples)
-        outside = not interval.low <= 0 <= interval.high  # also if there is no interval: then p alone decides
+        outside = interval.low > 0 or interval.high < 0  # False if there is no interval: p alone shows nothing
         end_is_certain = not _ends_at_zero(interval)
         # If one of the two conditions fails for certain, the other one does not matter.
         fails = not possible[place] or (end_is_certain and not outside)

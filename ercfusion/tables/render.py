@@ -87,9 +87,11 @@ def estimated_probability(p: float, error: float) -> str:
 
 
 def verdict(comparison: Comparison, one_seed: bool) -> str:
-    """Whether a difference is shown, and whether that hangs on the random draws."""
+    """Whether a difference is shown, and whether that depends on the random draws."""
     if one_seed:
         return "one seed"  # from one run nobody can tell a model from its seed
+    if math.isnan(comparison.low + comparison.high):
+        return "no interval"  # the seeds and conversations at hand do not say how much the difference varies
     return ("yes" if comparison.shown else "no") + ("" if comparison.certain else ", not certain")
 
 

@@ -386,3 +386,14 @@ def test_differences_are_within_the_range_of_the_score() -> None:
     (found,) = compare_all(sums, lambda total: total[..., 0] / total[..., 1], **arguments, bounds=(0.4, 0.8))
     assert free.high > 0.4
     assert (found.low, found.high) == (max(free.low, -0.4), 0.4)
+
+
+def test_without_an_interval_nothing_is_shown() -> None:
+    """Every conversation has the same difference: p is small, but nothing says how much the difference varies."""
+    sums = {"right": means(np.ones((2, 12))), "wrong": means(np.zeros((2, 12)))}
+    (found,) = compare_all(sums, mean, resamples=200)
+    assert found.difference == 1
+    assert found.p_holm == 2 / 2**12
+    assert np.isnan([found.low, found.high]).all()
+    assert not found.shown
+    assert found.certain

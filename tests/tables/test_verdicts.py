@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from made_records import record
 
 from ercfusion.metrics.comparison import Comparison
 from ercfusion.tables.preset import Row, TablePreset
+from ercfusion.tables.render import verdict
 from ercfusion.tables.table import compute_table
 from ercfusion.tables.verdicts import verdict_lines
 
@@ -38,3 +40,9 @@ def test_verdicts_in_words():
         "",
         "Not shown, which is not certain: `graph | window` and `x`.",
     ]
+
+
+def test_a_pair_without_an_interval_says_so():
+    assert verdict(made("a", "b"), one_seed=False) == "yes"
+    assert verdict(made("a", "b", low=math.nan, high=math.nan, shown=False), one_seed=False) == "no interval"
+    assert verdict(made("a", "b"), one_seed=True) == "one seed"

@@ -1,0 +1,116 @@
+"""A metric of one's own: one file, registered through ``imports=``, is a metric like any other everywhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics as oracle
+from runs import train
+from sweeps import SMALL, in_process, table
+
+from ercfusion._core.errors import ConfigError
+from ercfusion.batch.task import TaskSpec
+from ercfusion.compare import comparison_text
+from ercfusion.metrics import Metric, register
+from ercfusion.metrics.registry import REGISTERED, score_source
+from ercfusion.records.record import record_sums
+from ercfusion.sweep import main as sweep
+
+__all__ = ["in_process"]
+
+FILE = """
+from ercfusion.metrics import Metric, register
+
+
+def kappa(matrix, task):
+    total = matrix.sum(axis=(-2, -1))
+    agreed = matrix.trace(axis1=-2, axis2=-1) / total
+    by_chance = (matrix.sum(axis=-1) * matrix.sum(axis=-2)).sum(axis=-1) / total**2
+    return (agreed - by_chance) / (1 - by_chance)
+
+
+register(
+    Metric(
+        "kappa",
+        "Cohen's kappa",
+        "agreement beyond what is expected by chance",
+        sums={"confusion": kappa},
+        unit="none",
+        bounds=(-1.0, 1.0),
+    )
+)
+register(
+    Metric(
+        "doubt",
+        "doubt",
+        "mean probability that is not on the predicted label",
+        rows={"labelled": lambda rows, task: 1 - rows.confidence.mean()},
+        higher_is_better=False,
+    )
+)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, with the file of two metrics; they are forgotten afterwards."""
+    (tmp_path / "my_metrics.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(REGISTERED)
+    yield tmp_path
+    REGISTERED.clear()
+    REGISTERED.update(before)
+    sys.modules.pop("my_metrics", None)
+
+
+OWN = ("imports=[my_metrics]", "model=concat", "data=demo", "training.max_epochs=3", "training.pictures=false")
+
+
+def test_training_records_intervals_and_tables(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ercfusion.tables import report
+
+    drawn: list[str] = []
+    monkeypatch.setattr(report, "plot_training_curves", lambda rows, *_, **__: drawn.extend(rows[0]))
+    monkeypatch.setattr(report, "PICTURES", dict.fromkeys(report.PICTURES, lambda *_: None))
+    first = train(own / "a", *OWN, "optimizer.lr=0.01", "training.metric=kappa", "training.pictures=true")
+    second = train(own / "b", *OWN, "training.metric=kappa", "model.hidden=4")
+    assert "dev/kappa" in drawn
+    assert first["selection"]["metric"] == "kappa"
+    _, sums = record_sums(first)
+    counts = sums["confusion"].sum(axis=0).ravel()
+    truth, said = (np.repeat(places, counts) for places in np.indices((6, 6)).reshape(2, -1))
+    assert first["metrics"]["test"]["kappa"] == pytest.approx(oracle.cohen_kappa_score(truth, said), abs=1e-6)
+    assert 0 <= first["metrics"]["test"]["doubt"] < 1
+    low, high = first["intervals"]["test"]["kappa"]
+    assert -1 <= low < first["metrics"]["test"]["kappa"] < high <= 1
+    assert score_source(TaskSpec.from_dict(second["task"]), "doubt") is None
+    text = comparison_text([str(own / "a"), str(own / "b")])
+    assert "test Cohen's kappa" in text
+    assert f"{first['metrics']['test']['kappa']:.3f}" in text  # its unit is not the percent
+    assert "doubt ↓" in comparison_text([str(own / "a"), str(own / "b")], "doubt")
+
+
+@pytest.mark.slow
+def test_sweeps_go_in_its_direction(own: Path, in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*SMALL, *OWN[:1], "training.metric=doubt", "sweep.trials=2", "run=" + str(own / "s")]
+    assert sweep(settings) == 0
+    values = [float(row["dev/doubt"]) for row in table(own / "s")]
+    assert len(set(values)) > 1
+    assert f"best trial dev doubt {min(values):.4f}" in capsys.readouterr().out
+
+
+def test_names_are_taken_once() -> None:
+    metric: Any = Metric("uar", "UAR", "another one", rows={"labelled": lambda rows, task: 0.0})
+    with pytest.raises(ConfigError, match="'uar' is taken: unweighted average recall"):
+        register(metric)
+    assert register(REGISTERED["uar"]) is REGISTERED["uar"]
+    with pytest.raises(ValueError, match="'a/b' cannot name a metric"):
+        Metric("a/b", "x", "x", rows={"labelled": lambda rows, task: 0.0})
+    with pytest.raises(ValueError, match="'x' has no formula"):
+        Metric("x", "x", "x")
