@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,27 +24,8 @@ from ercfusion.sweep import main as sweep
 
 __all__ = ["in_process"]
 
-FILE = """
-from ercfusion.metrics import Metric, register
-
-
-def kappa(matrix, task):
-    total = matrix.sum(axis=(-2, -1))
-    agreed = matrix.trace(axis1=-2, axis2=-1) / total
-    by_chance = (matrix.sum(axis=-1) * matrix.sum(axis=-2)).sum(axis=-1) / total**2
-    return (agreed - by_chance) / (1 - by_chance)
-
-
-register(
-    Metric(
-        "kappa",
-        "Cohen's kappa",
-        "agreement beyond what is expected by chance",
-        sums={"confusion": kappa},
-        unit="none",
-        bounds=(-1.0, 1.0),
-    )
-)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "runs.md"
+MORE = """
 register(
     Metric(
         "doubt",
@@ -58,8 +40,9 @@ register(
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with the file of two metrics; they are forgotten afterwards."""
-    (tmp_path / "my_metrics.py").write_text(FILE)
+    """A folder to work in, with a file of two metrics: that of the documentation and another one."""
+    (example,) = re.findall(r"<!-- file: my_metrics.py -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_metrics.py").write_text(example + MORE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(REGISTERED)
@@ -73,13 +56,13 @@ OWN = ("imports=[my_metrics]", "model=concat", "data=demo", "training.max_epochs
 
 
 def test_training_records_intervals_and_tables(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ercfusion.tables import report
+    from ercfusion.plots import pictures
 
     drawn: list[str] = []
-    monkeypatch.setattr(report, "plot_training_curves", lambda rows, *_, **__: drawn.extend(rows[0]))
-    monkeypatch.setattr(report, "PICTURES", dict.fromkeys(report.PICTURES, lambda *_: None))
+    monkeypatch.setattr(pictures, "plot_training_curves", lambda rows, *_, **__: drawn.extend(rows[0]))
+    monkeypatch.setattr(pictures, "PICTURES", dict.fromkeys(pictures.PICTURES, lambda *_: None))
     first = train(own / "a", *OWN, "optimizer.lr=0.01", "training.metric=kappa", "training.pictures=true")
-    second = train(own / "b", *OWN, "training.metric=kappa", "model.hidden=4")
+    second = train(own / "b", *OWN, "training.metric=kappa", "model.hidden=4", "training.max_epochs=1")
     assert "dev/kappa" in drawn
     assert first["selection"]["metric"] == "kappa"
     _, sums = record_sums(first)
