@@ -235,7 +235,7 @@ def epoch_flops(padded: bool, options: Callable[[Shape], dict[str, Any]]) -> Cal
         weights = {name: layer.weight.numel() for name, layer in linear.items()}
         encoder = sum(count for name, count in weights.items() if name.startswith("context."))
         first = sum(count for name, count in weights.items() if name.startswith("project."))
-        if model.project is None:
+        if not model.project.out_features:
             first = weights["context.layers.0.qkv"]
         rest = sum(weights.values()) - encoder
         width = model.narrow.in_features
@@ -246,7 +246,7 @@ def epoch_flops(padded: bool, options: Callable[[Shape], dict[str, Any]]) -> Cal
             "Transformer, attention": 3 * 4 * squares * width * len(model.context.layers),
             "graph": 3 * 2 * (real * relational + edges * hidden) + 3 * 4 * edges * hidden * heads,
             "other linear": 2 * 3 * real * (rest + model.hidden_size * len(EMOTIONS)),
-            "less: gradient of the input": -2.0 * (slots if model.project is None else real) * first,
+            "less: gradient of the input": -2.0 * (real if model.project.out_features else slots) * first,
         }
 
     return flops

@@ -62,26 +62,53 @@ class Standardize(nn.Module):
 
 
 class ModalityProjection(nn.Module):
-    """One linear layer a modality to a common width; a learned vector stands in for an absent modality.
+    """The input of most architectures: modalities at a common width, or as they are.
+
+    One linear layer per modality to the common width; a learned vector replaces an absent modality. Without a common
+    width the features stay as they are, with zeros for an absent modality.
 
     Args:
         widths: Dimensions of each modality.
-        out_features: Common width.
+        out_features: Common width; 0 for none.
+
+    Attributes:
+        widths: Dimensions of each modality in the result.
+        merged_features: D of :meth:`merge`.
 
     Shapes:
-        batch -> {modality: (N, out_features)}.
+        batch -> {modality: (N, D_m)}.
     """
 
     def __init__(self, widths: Mapping[str, int], out_features: int) -> None:
         super().__init__()
-        self.project = nn.ModuleDict({name: nn.Linear(width, out_features) for name, width in widths.items()})
-        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features)) for name in widths})
+        projected = widths if out_features else {}
+        self.project = nn.ModuleDict({name: nn.Linear(width, out_features) for name, width in projected.items()})
+        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features)) for name in projected})
+        self.out_features = out_features
+        self.widths = {name: out_features or width for name, width in widths.items()}
+        self.merged_features = out_features or sum(widths.values())
 
     def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """See the class."""
+        if not self.out_features:
+            return {name: batch.values(name) for name in self.widths}
         present = batch.present
         projected = {}
         for name, layer in self.project.items():
             here = present[:, batch.column(name)][:, None]
             projected[name] = torch.where(here, layer(batch.values(name)), self.absent[name])
         return projected
+
+    def merge(self, batch: ConversationBatch) -> Tensor:
+        """One vector per utterance, (N, merged_features): the sum at a common width, else modalities side by side."""
+        values = list(self(batch).values())
+        return torch.stack(values).sum(0) if self.out_features else torch.cat(values, dim=1)
+
+    def mixer(self, dropout: float) -> nn.Module:
+        """A new module on what :meth:`merge` returns, of the same width.
+
+        GELU, dropout and a linear layer after a sum; nothing after features as they are.
+        """
+        if not self.out_features:
+            return nn.Identity()
+        return nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(self.out_features, self.out_features))

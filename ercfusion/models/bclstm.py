@@ -123,9 +123,9 @@ class BcLstm(Architecture):
         )
         self.hidden_size = dense
         self.detach = detach
-        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.project = ModalityProjection(inputs.widths, projection)
         self.dropout = nn.Dropout(dropout if projection else 0.0)
-        widths = {name: projection or width for name, width in inputs.widths.items()}
+        widths = self.project.widths
 
         def level(in_features: int) -> ContextLSTM:
             return ContextLSTM(
@@ -147,10 +147,7 @@ class BcLstm(Architecture):
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        if self.project is None:
-            vectors = {name: batch.values(name) for name in batch.modalities}
-        else:
-            vectors = {name: self.dropout(value) for name, value in self.project(batch).items()}
+        vectors = {name: self.dropout(value) for name, value in self.project(batch).items()}
         encoded = {name: level(vectors[name], batch) for name, level in self.unimodal.items()}
         if encoded:
             vectors = {name: value.detach() if self.detach else value for name, value in encoded.items()}

@@ -112,11 +112,9 @@ class Cogmen(Architecture):
         self.num_speakers = inputs.speakers
         self.dropout = nn.Dropout(dropout)
 
-        self.project = ModalityProjection(inputs.widths, projection) if projection else None
-        self.fuse: nn.Module = nn.Identity()
-        if projection:
-            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
-        width = projection or sum(inputs.widths.values())
+        self.project = ModalityProjection(inputs.widths, projection)
+        self.fuse = self.project.mixer(dropout)
+        width = self.project.merged_features
         heads = context_heads or next((number for number in range(7, 15) if width % number == 0), 1)
         self.context = PackedTransformer(
             layers, width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, lags=lags
@@ -132,10 +130,7 @@ class Cogmen(Architecture):
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
         packing = batch.packing
-        if self.project is None:
-            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
-        else:
-            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        x = self.fuse(self.project.merge(batch))
         context = self._contextualize(x, batch)
 
         graph = WindowGraph(packing, batch.speaker, self.past, self.future, self.relations, self.num_speakers)

@@ -33,18 +33,15 @@ class UtteranceInput(nn.Module):
 
     def __init__(self, inputs: InputSpec, projection: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.out_features = projection or sum(inputs.widths.values())
-        self.project = ModalityProjection(inputs.widths, projection) if projection else None
+        self.project = ModalityProjection(inputs.widths, projection)
+        self.out_features = self.project.merged_features
+        self.activate = nn.GELU() if projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(self.out_features, hidden)
 
     def forward(self, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
         """See the class."""
-        if self.project is None:
-            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
-        else:
-            x = F.gelu(torch.stack(list(self.project(batch).values())).sum(0))
-        x = self.dropout(x)
+        x = self.dropout(self.activate(self.project.merge(batch)))
         return x, F.relu(self.linear(x))
 
 

@@ -313,11 +313,9 @@ class DialogueGcn(Architecture):
         if relations == "speaker_pair":
             self.capabilities = replace(self.capabilities, speakers="numbered" if self.num_speakers > 1 else "none")
         self.dropout = nn.Dropout(dropout)
-        self.project = ModalityProjection(inputs.widths, projection) if projection else None
-        self.fuse: nn.Module = nn.Identity()
-        if projection:
-            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
-        width = projection or sum(inputs.widths.values())
+        self.project = ModalityProjection(inputs.widths, projection)
+        self.fuse = self.project.mixer(dropout)
+        width = self.project.merged_features
         self.lstm = PackedLSTM(width, context, layers, dropout, bidirectional=bidirectional)
         width = self.lstm.out_features
         self.edges = EdgeAttention(width, positions if edges == "position" else 0)
@@ -334,10 +332,7 @@ class DialogueGcn(Architecture):
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
         packing = batch.packing
-        if self.project is None:
-            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
-        else:
-            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        x = self.fuse(self.project.merge(batch))
         context = self.lstm(x, packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
         context = self.dropout(context) if self.context_dropout else context
 

@@ -95,11 +95,9 @@ class DialogueRnn(Architecture):
                 raise ValueError(f"{name} must be at least 0 and below 1, found {chance}")
         self.hidden_size = hidden
         self.residual = residual
-        self.project = ModalityProjection(inputs.widths, projection) if projection else None
-        self.fuse: nn.Module = nn.Identity()
-        if projection:
-            self.fuse = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(projection, projection))
-        width = projection or sum(inputs.widths.values())
+        self.project = ModalityProjection(inputs.widths, projection)
+        self.fuse = self.project.mixer(dropout)
+        width = self.project.merged_features
         self.recurrence = DialogueRecurrence(
             width,
             global_size,
@@ -118,10 +116,7 @@ class DialogueRnn(Architecture):
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """See the class."""
-        if self.project is None:
-            x = torch.cat([batch.values(name) for name in batch.modalities], dim=1)
-        else:
-            x = self.fuse(torch.stack(list(self.project(batch).values())).sum(0))
+        x = self.fuse(self.project.merge(batch))
         emotions = self.emotion_dropout(self.recurrence(x, batch.speaker, batch.packing))
         parts, attention = [emotions], {}
         if self.match is not None:

@@ -186,14 +186,11 @@ class ModalityVectors(nn.Module):
         self.absent = "zero" if (absent, context) == ("context", "none") else absent
         self.dropout = nn.Dropout(dropout)
         self.dense_dropout = nn.Dropout(input_dropout if context == "none" else dropout)
-        self.project: ModalityProjection | None = None
+        if context != "none" and (projection < 2 or projection % 2):
+            raise ValueError(f"projection must be even and above 0, found {projection}")
         self.context = nn.ModuleDict()
-        entering = dict(inputs.widths)
-        if context != "none":
-            if projection < 2 or projection % 2:
-                raise ValueError(f"projection must be even and above 0, found {projection}")
-            self.project = ModalityProjection(inputs.widths, projection)
-            entering = dict.fromkeys(entering, projection)
+        self.project = ModalityProjection(inputs.widths, 0 if context == "none" else projection)
+        entering = self.project.widths
         for name in entering:
             if context == "lstm":
                 units = projection // 2 if bidirectional else projection
@@ -228,13 +225,10 @@ class ModalityVectors(nn.Module):
 
     def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """See the class."""
-        projected = None if self.project is None else self.project(batch)
         z = {}
-        for name in self.widths:
-            if projected is None:
-                x = batch.values(name)
-            else:
-                x = self.dropout(F.gelu(projected[name]))
+        for name, x in self.project(batch).items():
+            if name in self.context:
+                x = self.dropout(F.gelu(x))
                 layer = self.context[name]
                 x = x + (
                     layer(x, batch.packing, batch.speaker)

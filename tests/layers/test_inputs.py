@@ -108,6 +108,30 @@ def test_projection() -> None:
         assert torch.equal(projected[name][~present], layer.absent[name].expand(int((~present).sum()), 6))
 
 
+def test_merged_modalities() -> None:
+    batch = random_batch(absent=0.4)
+    layer = ModalityProjection(WIDTHS, 6)
+    assert layer.widths == dict.fromkeys(WIDTHS, 6)
+    assert layer.merged_features == 6
+    one, two, three = layer(batch).values()
+    torch.testing.assert_close(layer.merge(batch), one + two + three)
+    mixer = layer.mixer(0.0)
+    assert isinstance(mixer, torch.nn.Sequential)
+    expected = mixer[2](torch.nn.functional.gelu(one + two + three))
+    torch.testing.assert_close(mixer(layer.merge(batch)), expected)
+
+
+def test_without_a_common_width_features_stay_as_they_are() -> None:
+    batch = random_batch(absent=0.4)
+    layer = ModalityProjection(WIDTHS, 0)
+    assert not layer.state_dict()
+    assert layer.widths == dict(WIDTHS)
+    assert layer.merged_features == sum(WIDTHS.values())
+    values = [batch.values(name) for name in WIDTHS]
+    assert all(map(torch.equal, layer(batch).values(), values))
+    assert torch.equal(layer.mixer(0.5)(layer.merge(batch)), torch.cat(values, 1))
+
+
 def test_projection_trains_the_absent_vector_where_a_modality_is_absent() -> None:
     batch = random_batch(absent=0.4)
     layer = ModalityProjection(WIDTHS, 6)

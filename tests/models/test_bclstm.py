@@ -93,7 +93,6 @@ def test_absent_modalities() -> None:
     plain = make()
     assert torch.equal(plain(batch.hide(drop)).hidden, plain(zeroed).hidden)
     projected = make(projection=4)
-    assert projected.project is not None
     before = projected(batch.hide(drop)).hidden
     torch.nn.init.normal_(projected.project.absent["audio"])
     assert not torch.equal(projected(batch.hide(drop)).hidden, before)

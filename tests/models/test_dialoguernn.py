@@ -34,7 +34,7 @@ def make(**options: Any) -> DialogueRnn:
 
 def by_parts(model: DialogueRnn, batch: ConversationBatch) -> Tensor:
     """One conversation at a time, one receiving utterance at a time, from the parameters."""
-    if model.project is None:
+    if not model.project.out_features:
         x = torch.cat([batch.values(name) for name in WIDTHS], 1)
     else:
         rows = []
