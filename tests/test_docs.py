@@ -19,6 +19,8 @@ import pytest
 import torch
 from tables import table
 
+from ercfusion.config.architectures import ARCHITECTURES
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NAMES = [page.relative_to(DOCS).as_posix() for page in PAGES]
@@ -256,7 +258,7 @@ def choices_of_groups() -> dict[str, dict[str, dict[str, Any]]]:
     for path in sorted(Path(conf.__file__).parent.glob("*/*.yaml")):
         loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
         group = path.parent.name
-        found.setdefault(group, {})[path.stem] = loaded[group] if group == "model" else loaded
+        found.setdefault(group, {})[path.stem] = loaded
     return found
 
 
@@ -266,7 +268,7 @@ def test_settings_are_documented_with_their_defaults() -> None:
     rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if "key" in row}
     expected: dict[str, dict[str, Any]] = {}
     groups = choices_of_groups()
-    for group in ("optimizer", "scheduler", "curriculum", "trainer", "model"):
+    for group in ("optimizer", "scheduler", "curriculum", "trainer"):
         for choice, settings in groups[group].items():
             for key, value in leaves(settings).items():
                 expected.setdefault(f"{group}.{key}", {})[choice] = value
@@ -292,14 +294,6 @@ def test_settings_are_documented_with_their_defaults() -> None:
         assert filled == set(by_column), f"{key}: the page has values for {filled}"
 
 
-def test_presets_of_models_name_all_options() -> None:
-    """A preset that leaves an option out makes it impossible to set on the command line."""
-    from ercfusion.models import architecture_options
-
-    for preset, settings in choices_of_groups()["model"].items():
-        assert set(settings) - {"name"} == set(architecture_options(settings["name"])), preset
-
-
 def test_corpora_are_documented() -> None:
     from ercfusion.data import CORPORA
 
@@ -315,16 +309,9 @@ def test_layers_are_documented() -> None:
     assert not [name for name in (*ercfusion.layers.__all__, *ercfusion.ops.__all__) if f"`{name}`" not in text]
 
 
-def test_models_are_documented_with_their_options() -> None:
-    from ercfusion.models import ARCHITECTURES, architecture_options
-
+def test_models_have_a_page() -> None:
     for name in ARCHITECTURES:
-        page = DOCS / "models" / f"{name}.md"
-        assert page.is_file(), f"the architecture {name} has no page"
-        rows = {row["option"]: row for row in table_rows(page) if "option" in row}
-        assert list(rows) == list(architecture_options(name)), f"{page.name}: the table of options"
-        for option, default in architecture_options(name).items():
-            assert value_of(rows[option]["default"]) == default, f"{page.name}: the default of {option}"
+        assert (DOCS / "models" / f"{name}.md").is_file(), f"the architecture {name} has no page"
 
 
 def test_requirements_are_documented() -> None:
@@ -339,13 +326,13 @@ def test_requirements_are_documented() -> None:
 def capability_matrix() -> list[str]:
     """One row a preset: what its architecture says of itself."""
     from ercfusion.data import InputSpec
-    from ercfusion.models import ARCHITECTURES, build_architecture
+    from ercfusion.models import build_architecture
 
     rows = [
         "| preset | architecture | learns | contextual | causal | missing-aware | speakers | requires | compiles |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    presets = choices_of_groups()["model"]
+    presets = model_presets()
     assert {settings["name"] for settings in presets.values()} == set(ARCHITECTURES)
     for preset, settings in sorted(presets.items(), key=lambda item: list(ARCHITECTURES).index(item[1]["name"])):
         name = settings["name"]
@@ -491,24 +478,20 @@ def licences_table() -> list[str]:
     return rows
 
 
-def model_settings() -> list[str]:
-    """One row an option, one column a preset."""
-    from ercfusion.models import ARCHITECTURES
+@cache
+def model_presets() -> dict[str, dict[str, Any]]:
+    """The options of every preset."""
+    from ercfusion.config.compose import Composer
+    from ercfusion.config.reference import presets_of
 
-    order = list(ARCHITECTURES)
-    presets = dict(
-        sorted(choices_of_groups()["model"].items(), key=lambda item: (order.index(item[1]["name"]), item[0]))
-    )
-    keys = dict.fromkeys(key for settings in presets.values() for key in leaves(settings))
-    rows = [f"| key | {' | '.join(presets)} |", "|---" * (len(presets) + 1) + "|"]
-    for key in keys:
-        cells = [_cell(settings[key]) if key in settings else "" for settings in presets.values()]
-        rows.append(f"| `model.{key}` | {' | '.join(cells)} |")
-    return rows
+    return presets_of(Composer())
 
 
-def _cell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+def model_options(name: str) -> list[str]:
+    """One row an option of an architecture, from its constructor."""
+    from ercfusion.config.reference import options_table
+
+    return options_table(name, model_presets())
 
 
 def recipes_table() -> list[str]:
@@ -817,7 +800,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),
-    "model settings": ("commands.md", model_settings),
+    **{f"options {name}": (f"models/{name}.md", partial(model_options, name)) for name in ARCHITECTURES},
     "demo parameters": ("corpora.md", demo_parameters),
     "demo ceilings": ("corpora.md", demo_ceilings),
     "demo rules": ("corpora.md", demo_rules),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from ercfusion._core.overrides import (
     shown,
 )
 from ercfusion._core.schemas.reading import read_yaml, setting_error
+from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
 
 CONFIG_MODULE = "ercfusion.conf"
 
@@ -31,8 +32,8 @@ _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the
 _BASES: dict[tuple[str, tuple[str, ...]], _Base] = {}
 """What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
 
-_GROUPS: dict[str, list[str]] = {}
-"""The choices of the package's own groups, once they were listed."""
+_GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
+"""The choices of the package's own groups, once they were listed, by the architectures that were known then."""
 
 
 class _Base(NamedTuple):
@@ -60,13 +61,14 @@ class Composer:
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
         # The package's own files stay as they are; those of a user may be edited between two calls.
-        if self.config_dir is None and _GROUPS:
-            return {name: list(choices) for name, choices in _GROUPS.items()}
+        known = tuple(ARCHITECTURES)
+        if self.config_dir is None and known in _GROUPS:
+            return {name: list(choices) for name, choices in _GROUPS[known].items()}
         loader = self._loader()
         names = [name for name in loader.list_groups("") if name != "hydra"]
         found = {name: sorted(loader.get_group_options(name)) for name in names}
         if self.config_dir is None:
-            _GROUPS.update({name: list(choices) for name, choices in found.items()})
+            _GROUPS[known] = {name: list(choices) for name, choices in found.items()}
         return found
 
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +93,16 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0]) from error
         assert isinstance(config, dict)
+        self._check_model(config["model"], overrides)
         return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
+
+    def _check_model(self, model: Mapping[str, Any], overrides: Sequence[str]) -> None:
+        try:
+            check_model(model)
+        except ConfigError as error:
+            key = str(error).partition(" ")[0]
+            origins = [origin_of(text) for text in overrides if text.partition("=")[0] == key]
+            raise setting_error(origins[-1] if origins else "", str(error)) from error
 
     def choice(self, group: str, name: str) -> dict[str, Any]:
         """The content of one choice of a group, as it stands in its file."""
@@ -208,6 +219,7 @@ class Composer:
         preset = {name: choices[name] for name in ("model", "data") if name in choices}
         with open_dict(composed):
             del composed["hydra"]
+        complete_model(composed)
         found = _Base(composed, flatten(composed), preset)
         if self.config_dir is None:
             _BASES[root, chosen] = found
@@ -220,6 +232,7 @@ class Composer:
         @contextmanager
         def session() -> Iterator[Callable[..., Any]]:
             GlobalHydra.instance().clear()
+            store_architectures(self.config_dir)
             extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
             with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
                 yield lambda root, overrides, **options: compose(root, [*overrides, *extra], **options)
@@ -230,6 +243,7 @@ class Composer:
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra._internal.utils import create_config_search_path
 
+        store_architectures(self.config_dir)
         path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
         if self.config_dir:
             path.append("user", f"file://{os.path.abspath(self.config_dir)}")

@@ -6,31 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ercfusion._core.errors import ConfigError
-from ercfusion._core.registry import Registry
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.config.options import check_options, defaults_of, options_of
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, Limits
 from ercfusion.models.limits import allocation_limit
-
-ARCHITECTURES: Registry[Architecture] = Registry(
-    "architecture",
-    {
-        "majority": "ercfusion.models.majority:Majority",
-        "concat": "ercfusion.models.concat:Concat",
-        "bclstm": "ercfusion.models.bclstm:BcLstm",
-        "dialoguernn": "ercfusion.models.dialoguernn:DialogueRnn",
-        "dialoguegcn": "ercfusion.models.dialoguegcn:DialogueGcn",
-        "mmgcn": "ercfusion.models.mmgcn:Mmgcn",
-        "dagerc": "ercfusion.models.dagerc:DagErc",
-        "lsdgnn": "ercfusion.models.lsdgnn:Lsdgnn",
-        "cogmen": "ercfusion.models.cogmen:Cogmen",
-        "broad_mamba": "ercfusion.models.broad_mamba:BroadMamba",
-        "tfn": "ercfusion.models.tfn:Tfn",
-        "lmf": "ercfusion.models.lmf:Lmf",
-        "m2fnet": "ercfusion.models.m2fnet:M2FNet",
-        "utterance_encoder": "ercfusion.models.utterance_encoder:UtteranceEncoder",
-    },
-)
 
 
 def architecture_class(model: str | type[Architecture]) -> type[Architecture]:

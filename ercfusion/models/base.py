@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from ercfusion._core.errors import BatchError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.options import check_options, options_of
+from ercfusion.models.options import Space
 from ercfusion.ops.processes import Shares
 
 
@@ -159,6 +160,9 @@ class Architecture(nn.Module, ABC):
     hidden_size: int
     keep_attention: bool = False
     """Set it on an instance to have attention maps in :attr:`Encoded.attention`, where the architecture has any."""
+
+    search_space: ClassVar[Space] = {}
+    """What a sweep searches: options (``model.hidden``) and settings of the training that belong to them."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Have the constructor check its options before anything is built."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
-from ercfusion.models.options import Count, Share, Width, WidthOrNone
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
 
 
 class ContextLSTM(nn.Module):
@@ -93,6 +93,21 @@ class BcLstm(Architecture):
     """
 
     capabilities = Capabilities(compiles=False, compile_note=PACKED_NOTE)
+
+    # Not searched: hierarchy, which changes what is trained and not how well (docs/models/bclstm.md), and
+    # bidirectional, which changes what the model may know.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.dense": {"choices": [64, 128, 256]},
+        "model.projection": {"choices": [0, 64, 128]},
+        "model.layers": {"low": 1, "high": 2},
+        "model.dropout": {"low": 0.2, "high": 0.7, "step": 0.05},
+        "model.residual": {"choices": [False, True]},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.layers.mamba import BidirectionalMamba, Combination, Mamba, MambaState
 from ercfusion.models.base import Architecture, Capabilities, Encoded, Outcomes
-from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width, WidthOrNone
+from ercfusion.models.options import Count, CountOrNone, Positive, Share, Space, Width, WidthOrNone
 
 Activation = Literal["linear", "tanh", "relu", "gelu"]
 
@@ -149,6 +149,30 @@ class BroadMamba(Architecture):
     Shapes:
         batch -> hidden (N, width); one representation (N, width) a modality.
     """
+
+    # Not searched: bidirectional, which changes what the model may know; trainable=false, which is a classical
+    # baseline; joint_layers=0, which cannot follow what only several modalities show together; tied, combine, state and
+    # the activations.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 3e-4, "high": 1e-2, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.width": {"choices": [32, 64, 128]},
+        "model.layers": {"low": 0, "high": 2},
+        "model.joint_layers": {"low": 1, "high": 3},
+        "model.taps": {"low": 1, "high": 4},
+        "model.write": {"low": 1.0, "high": 64.0, "log": True},
+        "model.feature_groups": {"choices": [1, 2, 4, 8]},
+        "model.enhancement_groups": {"choices": [0, 1, 4, 8]},
+        "model.fusion": {"choices": ["confidence", "entropy", "uniform"]},
+        "model.temperature": {"low": 0.1, "high": 2.0, "log": True},
+        "model.epsilon": {"low": 0.0, "high": 0.5, "step": 0.1},
+        "model.speakers": {"choices": ["numbered", "same_other"]},
+        "model.dropout": {"low": 0.2, "high": 0.7, "step": 0.05},
+        "model.input_dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
+        "objective.weights.unimodal": {"choices": [0.0, 0.1, 0.3, 1.0]},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import GraphAttention, ModalityProjection, PackedTransformer, RelationalConv, SharedBatchNorm
 from ercfusion.models.base import Architecture, Capabilities, Encoded, Limits
-from ercfusion.models.options import Count, CountOrNone, Share, Width, WidthOrNone, WindowOrAll
+from ercfusion.models.options import Count, CountOrNone, Share, Space, Width, WidthOrNone, WindowOrAll
 from ercfusion.ops.graph import Relations, WindowGraph
 from ercfusion.ops.processes import longest_over_processes
 
@@ -69,6 +69,22 @@ class Cogmen(Architecture):
     Shapes:
         batch -> hidden (N, hidden).
     """
+
+    # Not searched: residual, layers=0 and projection=0, of which one side is known to be worse (docs/models/cogmen.md),
+    # and the forms of the released code. The widths have choices that four heads divide.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 2e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.layers": {"low": 1, "high": 3},
+        "model.hidden": {"choices": [32, 64, 128]},
+        "model.past": {"low": 1, "high": 12},
+        "model.future": {"low": 0, "high": 12},
+        "model.lags": {"low": 0, "high": 15, "step": 5},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [16, 32, 64]},
+    }
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:

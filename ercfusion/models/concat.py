@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import Share, Width
+from ercfusion.models.options import Share, Space, Width
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "none": nn.Identity}
 
@@ -35,6 +35,18 @@ class Concat(Architecture):
     """
 
     capabilities = Capabilities(contextual=False, causal=True)
+
+    # Not searched: the number of epochs. The learning rate falls to zero over training.max_epochs, so trials of
+    # different lengths could not be compared epoch by epoch for pruning.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.hidden": {"choices": [64, 128, 256, 512]},
+        "model.dropout": {"low": 0.1, "high": 0.7, "step": 0.05},
+        "model.input_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

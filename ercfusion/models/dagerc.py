@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import Count, Share, Width, WidthOrNone, Window
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, Window
 from ercfusion.ops.dag_reference import DagAttention
 
 
@@ -96,6 +97,21 @@ class DagErc(Architecture):
     """
 
     capabilities = Capabilities(causal=True, speakers="same_other")
+
+    # Not searched: projection=0 and mlp_layers, which belong to the form of the released code.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.layers": {"low": 1, "high": 4},
+        "model.window": {"low": 1, "high": 5},
+        "model.attention": {"choices": ["dagerc", "gat"]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.input_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

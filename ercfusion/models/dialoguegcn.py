@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
-from ercfusion.models.options import Count, CountOrNone, Share, Width, WidthOrNone, Window, WindowOrAll
+from ercfusion.models.options import Count, CountOrNone, Share, Space, Width, WidthOrNone, Window, WindowOrAll
 from ercfusion.ops.graph import Relations, WindowGraph
 
 
@@ -266,6 +266,23 @@ class DialogueGcn(Architecture):
     """
 
     capabilities = Capabilities(speakers="same_other", compiles=False, compile_note=PACKED_NOTE)
+
+    # Not searched: the forms of the released code and of eqs. 3 and 4, projection=0, and bidirectional, which changes
+    # what the model may know.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.context": {"choices": [32, 64, 128]},
+        "model.layers": {"low": 1, "high": 2},
+        "model.hidden": {"choices": [32, 64, 128]},
+        "model.past": {"low": 1, "high": 12},
+        "model.future": {"low": 0, "high": 12},
+        "model.nodal": {"choices": ["softmax", "none"]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:

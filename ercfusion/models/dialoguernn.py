@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import Share, Width, WidthOrNone
+from ercfusion.models.options import Share, Space, Width, WidthOrNone
 
 
 class DialogueRnn(Architecture):
@@ -67,6 +68,24 @@ class DialogueRnn(Architecture):
         compiles=False,
         compile_note="the recurrence loops over the utterances of the longest conversation in Python",
     )
+
+    # Not searched: bidirectional and emotion_attention, which change what the model may know; listener, which the paper
+    # found worse and which takes several times as long; residual, without which it learns badly
+    # (docs/models/dialoguernn.md).
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 3e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.global_size": {"choices": [64, 128, 256]},
+        "model.party_size": {"choices": [64, 128, 256]},
+        "model.emotion_size": {"choices": [64, 128, 256]},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.state_dropout": {"low": 0.0, "high": 0.3, "step": 0.05},
+        "model.emotion_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.tensor_fusion import LowRankFusion
 from ercfusion.models.base import Architecture, Encoded
-from ercfusion.models.options import Count, Share, Width, WidthOrNone
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
 from ercfusion.models.tfn import Absent, Activation, Context, ModalityVectors, Norm, context_capabilities
 
 
@@ -63,6 +63,25 @@ class Lmf(Architecture):
     Shapes:
         batch -> hidden (N, fused); one representation (N, d_m) a modality.
     """
+
+    # Not searched: context and bidirectional, which change what the model may know; the widths of single modalities;
+    # absent, which matters if modalities are missing.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.width": {"choices": [16, 32, 64]},
+        "model.layers": {"low": 1, "high": 3},
+        "model.activation": {"choices": ["gelu", "tanh"]},
+        "model.rank": {"choices": [1, 4, 8, 16]},
+        "model.fused": {"choices": [32, 64, 128]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.fusion_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "model.post_norm": {"choices": [False, True]},
+        "model.post_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

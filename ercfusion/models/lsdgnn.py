@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers.dag import DagStack
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded
 from ercfusion.models.dagerc import UtteranceInput, readout
-from ercfusion.models.options import Count, Share, Width, WidthOrNone, Window
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, Window
 from ercfusion.ops.dag_reference import DagAttention
 
 FLOOR = 0.1
@@ -152,6 +152,23 @@ class Lsdgnn(Architecture):
     """
 
     capabilities = Capabilities(speakers="same_other")
+
+    # Not searched: causal, which changes what the model may know; the windows, which define the two stacks; the forms
+    # of the released code.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.layers": {"low": 1, "high": 4},
+        "model.attention": {"choices": ["dagerc", "gat"]},
+        "model.residual": {"choices": [False, True]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.input_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.weights.difference": {"low": 0.0, "high": 0.3, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
 from ercfusion.layers.fusion import FusionAttention, GatedFusion, ModalityDropout
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import Count, CountOrNone, Number, Share, Width, WidthOrNone
+from ercfusion.models.options import Count, CountOrNone, Number, Share, Space, Width, WidthOrNone
 
 
 class M2FNet(Architecture):
@@ -69,6 +69,24 @@ class M2FNet(Architecture):
     Shapes:
         batch -> hidden (N, hidden), one representation (N, width) a modality.
     """
+
+    # Not searched: causal, which changes what the model may know, main, and the published forms. The widths have
+    # choices that four heads divide.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.width": {"choices": [64, 128, 256]},
+        "model.layers": {"low": 1, "high": 3},
+        "model.lags": {"low": 0, "high": 15, "step": 5},
+        "model.fusions": {"low": 1, "high": 5},
+        "model.values": {"choices": ["main", "other"]},
+        "model.readout": {"choices": ["concat", "gated"]},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.modality_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

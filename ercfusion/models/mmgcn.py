@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
 from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Encoded, Limits
-from ercfusion.models.options import Count, CountOrNone, Positive, Share, Width
+from ercfusion.models.options import Count, CountOrNone, Positive, Share, Space, Width
 
 TEXT = "text"
 """The modality that the published model treats differently."""
@@ -73,6 +73,22 @@ class Mmgcn(Architecture):
     Shapes:
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
     """
+
+    # Not searched: activation, and speakers=text, which is what the released code does.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.recurrent": {"choices": ["text", "all", "none"]},
+        "model.hidden": {"choices": [32, 64, 128]},
+        "model.layers": {"low": 1, "high": 16},
+        "model.alpha": {"low": 0.05, "high": 0.5, "step": 0.05},
+        "model.theta": {"low": 0.25, "high": 1.5, "step": 0.25},
+        "model.variant": {"choices": [False, True]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:

@@ -5,7 +5,8 @@ A size of 0, below 0 or far too large is a mistake, or comes from a file that so
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from ercfusion.config.options import Range
 
@@ -38,3 +39,6 @@ NonNegative = Annotated[float, Range(0.0, 1e9)]
 
 Number = Annotated[float, Range(-1e9, 1e9)]
 """Any finite number."""
+
+Space = Mapping[str, Mapping[str, Any]]
+"""What a sweep searches: by setting a range or choices, see :mod:`ercfusion.search.space`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
 from ercfusion.layers.tensor_fusion import TensorFusion
 from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities, Encoded
-from ercfusion.models.options import Count, Share, Width, WidthOrNone
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
 
 Context = Literal["lstm", "transformer", "none"]
 Norm = Literal["layer", "batch", "none"]
@@ -74,6 +74,24 @@ class Tfn(Architecture):
     Shapes:
         batch -> hidden (N, post); one representation (N, d_m) a modality.
     """
+
+    # Not searched: context and bidirectional, which change what the model may know; the widths of single modalities;
+    # absent, which matters if modalities are missing.
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.projection": {"choices": [64, 128, 256]},
+        "model.width": {"choices": [8, 16, 32]},
+        "model.layers": {"low": 1, "high": 3},
+        "model.activation": {"choices": ["gelu", "tanh"]},
+        "model.post": {"choices": [32, 64, 128]},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "model.fusion_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "model.post_norm": {"choices": [False, True]},
+        "model.post_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "objective.label_smoothing": {"low": 0.0, "high": 0.2, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from ercfusion.batch.batch import ConversationBatch, SequenceValues
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.spectrogram import SpecAugment, SpectrogramNet, pad_sequences, pool_frames, random_crop
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import CountOrNone, NonNegative, Share, Width, WidthOrNone
+from ercfusion.models.options import CountOrNone, NonNegative, Share, Space, Width, WidthOrNone
 
 # Frames, padding included, that are encoded together in eval mode: 64 MiB for a stem of 16 channels and 64 bands.
 _FRAMES = 1 << 16
@@ -53,6 +55,17 @@ class UtteranceEncoder(Architecture):
     """
 
     capabilities = Capabilities(contextual=False, causal=True)
+
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.embedding": {"choices": [64, 128, 300]},
+        "model.channels": {"choices": [8, 16, 32]},
+        "model.hidden": {"choices": [64, 128, 256]},
+        "model.dropout": {"low": 0.0, "high": 0.7, "step": 0.05},
+        "model.noise": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "training.batch_size": {"choices": [16, 32, 64]},
+    }
 
     def __init__(
         self,

