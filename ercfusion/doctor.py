@@ -64,7 +64,8 @@ def _act(typed: Typed) -> int:
     if not typed.settings:
         print(installation())
         return 0
-    config = typed.composer.compose([part for argument in typed.settings for part in expand_protocol(argument)])
+    settings = [part for argument in typed.settings for part in expand_protocol(argument)]
+    config = typed.composer.compose(settings, options=False)
     return 1 if examine(config["data"]) else 0
 
 

@@ -209,7 +209,7 @@ def _corpus(typed: Typed) -> tuple[Any, Any]:
     from ercfusion.data.corpora import open_corpus
 
     settings = [part for argument in typed.settings for part in expand_protocol(argument)]
-    config = typed.composer.compose(settings)["data"]
+    config = typed.composer.compose(settings, options=False)["data"]
     corpus = open_corpus(config["name"], config["raw"], **config["options"])
     return corpus, corpus.protocol(config["protocol"])
 

@@ -25,6 +25,7 @@ from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion._core.overrides import LONGEST, shown, typed_path
 from ercfusion._core.registry import import_modules
 from ercfusion.config.compose import Composer
+from ercfusion.config.reference import model_help
 
 WIDTH = 118
 Choices = Sequence[str] | Callable[[], Iterable[str]]
@@ -232,12 +233,16 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Show the help if it is asked for, otherwise ``act``; returns the exit status."""
+        """Show the help (with ``model=NAME`` that of the model) if it is asked for, else ``act``; returns the status."""
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
             common = {key.name: key.read(key.name, values[key.name]) for key in COMMON_KEYS if key.name in values}
             import_modules(common.get("imports", ()))
-            print(self.help(self._composer(common)), end="")
+            composer = self._composer(common)
+            if "model" in values and "model" in self.groups:
+                print(model_help(composer, argv), end="")
+            else:
+                print(self.help(composer), end="")
             return 0 if argv and asked else 2
         return act(self.parse(argv))
 
@@ -313,7 +318,7 @@ class Command:
             raise ConfigError(f"{problem} {self.advice}".rstrip())
         if not self.sections and "." not in name and nearest(name, own, 1):
             groups = self._composer({}).groups()
-            if name not in groups and name not in self._composer({}).compose([]):
+            if name not in groups and name not in self._composer({}).compose([], options=False):
                 raise ConfigError(f"{self.name} has no setting {shown(name)}. {did_you_mean(name, [*own, *groups])}")
 
     # Help

@@ -35,7 +35,7 @@ SETTINGS = {
 
 def _tables(composer: Composer) -> list[tuple[str, list[str]]]:
     """The settings of the section ``sweep``, for the help."""
-    defaults = composer.compose(["model=concat"])["sweep"]
+    defaults = composer.compose(["model=concat"], options=False)["sweep"]
     shown = {name: "null" if value is None else str(value) for name, value in defaults.items()}
     rows = [(f"sweep.{name}={shown[name]}", text) for name, text in SETTINGS.items()]
     return [("the section sweep (in addition to all settings of train)", [columns(rows)])]

@@ -15,6 +15,7 @@ from runs import CORPUS, TINY, command, environment, refused
 import ercfusion
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
+from ercfusion.config.architectures import complete_model
 from ercfusion.config.compose import Composer
 from ercfusion.data.corpora import CORPORA
 from ercfusion.train import main
@@ -221,7 +222,9 @@ def test_composed_as_hydra_does_and_the_same_twice(overrides: list[str], compose
     preset = found.pop("preset")
     with initialize_config_module("ercfusion.conf", version_base="1.3"):
         added = ["+" + text if text.startswith("data.packs.") else text for text in overrides]
-        assert found == OmegaConf.to_container(compose("train", added), resolve=True)
+        plain = compose("train", added)
+        complete_model(plain)  # the defaults of a model's options are in its class
+        assert found == OmegaConf.to_container(plain, resolve=True)
     assert found != {**composer.compose(overrides[:2]), "preset": preset}
     found["model"]["hidden"] = found["data"]["packs"] = "changed"
     preset["model"] = "changed"
@@ -254,7 +257,13 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     composer = Composer("train", str(tmp_path))
     assert "mine" in composer.groups()["model"]
     config = composer.compose(["model=mine", "model.dropout=0.3"])
-    assert config["model"] == {"name": "concat", "hidden": 8, "dropout": 0.3, "input_dropout": 0.0}
+    assert config["model"] == {
+        "name": "concat",
+        "hidden": 8,
+        "dropout": 0.3,
+        "input_dropout": 0.0,
+        "activation": "gelu",
+    }
     assert config["training"]["max_epochs"] == 2
     with pytest.raises(ConfigError, match="Did you mean 'mine'"):
         composer.compose(["model=mien"])

@@ -29,7 +29,7 @@ CONFIG_MODULE = "ercfusion.conf"
 MOST_RUNS = 10_000  # combinations of a multirun
 _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
 
-_BASES: dict[tuple[str, tuple[str, ...]], _Base] = {}
+_BASES: dict[tuple[str, tuple[str, ...], bool], _Base] = {}
 """What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
 
 _GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -71,8 +71,13 @@ class Composer:
             _GROUPS[known] = {name: list(choices) for name, choices in found.items()}
         return found
 
-    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+    def compose(self, overrides: Sequence[str], *, options: bool = True) -> dict[str, Any]:
         """The resolved configuration as plain containers; ``preset`` holds the choices of ``model`` and ``data``.
+
+        Args:
+            overrides: As typed.
+            options: False leaves out the defaults of the model's options, which are in its class: for commands that
+                read other sections only, so that no model is loaded.
 
         Raises:
             ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
@@ -85,7 +90,7 @@ class Composer:
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            base, values = self._check(overrides)
+            base, values = self._check(overrides, options)
             composed = copy.deepcopy(base.composed)
             # As Hydra would, but without reading all files again.
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
@@ -93,7 +98,8 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0]) from error
         assert isinstance(config, dict)
-        self._check_model(config["model"], overrides)
+        if options:
+            self._check_model(config["model"], overrides)
         return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
 
     def _check_model(self, model: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -172,7 +178,7 @@ class Composer:
             choices.append([f"{key}={value}" for value in values])
         return [list(combination) for combination in itertools.product(*choices)]
 
-    def _check(self, overrides: Sequence[str]) -> tuple[_Base, list[str]]:
+    def _check(self, overrides: Sequence[str], options: bool) -> tuple[_Base, list[str]]:
         """What the chosen groups bring, and the settings that change it."""
         groups = self.groups()
         parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
@@ -194,7 +200,14 @@ class Composer:
                 raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
             else:
                 chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
-        base = self._base(self.root, tuple(chosen))
+        base = self._base(self.root, tuple(chosen), options=False)
+        if options:
+            # Misspelt names are refused before the model is loaded.
+            for entry, line, origin in values:
+                if entry.key_or_group not in base.flat and not entry.key_or_group.startswith("model."):
+                    with naming(origin):
+                        checked_value(entry, line, base.flat, groups)
+            base = self._base(self.root, tuple(chosen))
         changes: list[str] = []
         # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
         for line in chosen:
@@ -207,10 +220,11 @@ class Composer:
                 changes.append(checked_value(entry, line, base.flat, groups))
         return base, changes
 
-    def _base(self, root: str, chosen: tuple[str, ...]) -> _Base:
+    def _base(self, root: str, chosen: tuple[str, ...], *, options: bool = True) -> _Base:
         """What a choice of groups brings, before any setting of it is changed."""
-        if self.config_dir is None and (root, chosen) in _BASES:
-            return _BASES[root, chosen]
+        key = (root, chosen, options)
+        if self.config_dir is None and key in _BASES:
+            return _BASES[key]
         from omegaconf import open_dict
 
         with self._initialized() as compose:
@@ -219,10 +233,11 @@ class Composer:
         preset = {name: choices[name] for name in ("model", "data") if name in choices}
         with open_dict(composed):
             del composed["hydra"]
-        complete_model(composed)
+        if options:
+            complete_model(composed)
         found = _Base(composed, flatten(composed), preset)
         if self.config_dir is None:
-            _BASES[root, chosen] = found
+            _BASES[key] = found
         return found
 
     def _initialized(self) -> Any:

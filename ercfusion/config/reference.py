@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ercfusion._core.overrides import expand_protocol
 from ercfusion.config.architectures import ARCHITECTURES, space_of
 from ercfusion.config.compose import Composer
 from ercfusion.config.options import Option, options_of
@@ -14,23 +15,20 @@ from ercfusion.config.options import Option, options_of
 _WIDTH = 118
 
 
-def chosen_model(arguments: Iterable[str]) -> str | None:
-    """The last ``model=NAME`` of a command line; None if there is none."""
-    named = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "model"]
-    return named[-1] if named else None
-
-
 def model_help(composer: Composer, arguments: Sequence[str]) -> str:
     """What a model is, and each of its options: value, default, allowed values, searched values and meaning.
 
     Args:
         composer: Of the root ``train`` or ``sweep``.
-        arguments: As typed, with ``model=NAME``.
+        arguments: As typed, with ``model=NAME``; only those that choose or change the model or the corpus matter.
 
     Raises:
-        ConfigError: no such model, or a mistake in the other arguments.
+        ConfigError: no such model, or an option that it does not have.
     """
-    config = composer.compose(arguments)
+    names = ("model=", "model.", "data=")
+    config = composer.compose(
+        [part for argument in arguments if argument.startswith(names) for part in expand_protocol(argument)]
+    )
     name, preset = config["model"]["name"], config["preset"]["model"]
     architecture = ARCHITECTURES.load(name)
     options = options_of(architecture)
