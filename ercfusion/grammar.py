@@ -233,7 +233,7 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Show the help (with ``model=NAME`` that of the model) if it is asked for, else ``act``; returns the status."""
+        """Show the help (with ``model=NAME`` that of the model) if it is asked for, else ``act``; return the status."""
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
             common = {key.name: key.read(key.name, values[key.name]) for key in COMMON_KEYS if key.name in values}

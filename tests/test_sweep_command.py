@@ -74,7 +74,7 @@ MISTAKES = [
     ("model=majority", "there is nothing to search"),
     ("space=cogmem", "no such space. Did you mean 'cogmen'?"),
     ("optimizer.lrr=interval(0,1)", "Did you mean 'optimizer.lr'?"),
-    ("model.dropout=interval(0,2)", "the space reaches model.dropout=2.0, which cannot be used"),
+    ("model.dropout=interval(0,2)", "model.dropout must be from 0 to 1, found 2"),
     ("model.hidden=8,abc", "model.hidden takes a whole number"),
     ("optimizer.lr=interval(-1,1)", "the space reaches optimizer.lr=-1.0"),
     ("model=concat,bclstm", "a sweep searches settings, not model: start one sweep for each"),
