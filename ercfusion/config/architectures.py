@@ -26,7 +26,7 @@ def _in_package() -> dict[str, str]:
     return found
 
 
-ARCHITECTURES: Registry[Any] = Registry("architecture", _in_package())
+ARCHITECTURES: Registry[object] = Registry("architecture", _in_package())
 """The architectures by name."""
 
 

@@ -102,9 +102,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-@cache
 def options_of(constructor: Callable[..., Any]) -> tuple[Option, ...]:
     """The options of a class or of a function that makes an object: its keyword-only parameters, in order."""
+    return _read(constructor)
+
+
+@cache
+def _read(constructor: Any) -> tuple[Option, ...]:
     try:
         signature = inspect.signature(constructor, eval_str=True)
     except NameError:  # a name that only a type checker sees: types come from the defaults then
