@@ -5,7 +5,6 @@ Files are not decoded: names, sizes and headers are read, and the content only o
 
 from __future__ import annotations
 
-import importlib.util
 import wave
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from ercfusion._core.progress import track
 from ercfusion.data.conversation import Turn
 from ercfusion.data.corpus import Corpus, Finding, Protocol, Splits
 from ercfusion.data.features import Key
-from ercfusion.data.media import BEYOND, MEDIA_KINDS, RATES, Clip, MediaKind, sampling_rate
+from ercfusion.data.media import BEYOND, MEDIA_KINDS, RATES, Clip, MediaKind, has_av, sampling_rate, track_rate
 
 LONG = 10.0
 """Seconds that no clip of a usual utterance exceeds..."""
@@ -124,13 +123,13 @@ def header(path: Path) -> tuple[float | None, int | None]:
             return _wave_header(path)
         except (wave.Error, EOFError, RuntimeError) as error:
             # The standard library knows plain samples only; whatever else a WAV file holds, PyAV can tell.
-            if not _has_av():
+            if not has_av():
                 if "unknown format" in str(error):
                     return None, sampling_rate(path)
                 raise _UnreadableError(str(error) or "the file ends within its header") from error
         except OSError as error:
             raise _UnreadableError(str(error.strerror)) from error
-    return _av_header(path) if _has_av() else (None, sampling_rate(path))
+    return _av_header(path) if has_av() else (None, sampling_rate(path))
 
 
 def _wave_header(path: Path) -> tuple[float, int]:
@@ -150,10 +149,9 @@ def _av_header(path: Path) -> tuple[float | None, int | None]:
 
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            tracks = container.streams.audio
-            rate = int(getattr(tracks[0], "rate", None) or 0) if tracks else 0  # none without a decoder
+            rate = track_rate(container)
             if container.duration is not None:
-                return float(container.duration / av.time_base), rate or None
+                return float(container.duration / av.time_base), rate
             lengths = [
                 float(stream.duration * stream.time_base)
                 for stream in container.streams
@@ -161,11 +159,7 @@ def _av_header(path: Path) -> tuple[float | None, int | None]:
             ]
     except (av.error.FFmpegError, ValueError) as error:
         raise _UnreadableError(" ".join(str(error).replace(str(path), path.name).split())) from error
-    return max(lengths, default=None), rate or None
-
-
-def _has_av() -> bool:
-    return importlib.util.find_spec("av") is not None
+    return max(lengths, default=None), rate
 
 
 def _presence(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:

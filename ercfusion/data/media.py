@@ -6,7 +6,7 @@ import importlib.util
 import wave
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 MediaKind = Literal["audio", "visual"]
 MEDIA_KINDS: tuple[MediaKind, ...] = ("audio", "visual")
@@ -70,15 +70,27 @@ def _plain_rate(path: Path) -> int | None:
         return None
 
 
+def has_av() -> bool:
+    """Whether PyAV is installed."""
+    return importlib.util.find_spec("av") is not None
+
+
+def track_rate(container: Any) -> int | None:
+    """Samples per second of the first sound track of an open container of PyAV.
+
+    None if it has no sound, or no decoder is installed for it.
+    """
+    tracks = container.streams.audio
+    return int(getattr(tracks[0], "rate", None) or 0) or None if tracks else None
+
+
 def _track_rate(path: Path) -> int | None:
-    if importlib.util.find_spec("av") is None:
+    if not has_av():
         return None
     import av
 
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            # A track without a decoder has no rate.
-            streams = container.streams.audio
-            return int(getattr(streams[0], "rate", None) or 0) or None if streams else None
+            return track_rate(container)
     except (av.error.FFmpegError, OSError, ValueError):
         return None

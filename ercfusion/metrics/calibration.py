@@ -103,6 +103,7 @@ METRICS = (
         "expected calibration error: mean |accuracy - confidence| over 15 equal-width bins of the largest probability",
         rows={"labelled": lambda rows, task: expected_calibration_error(rows)},
         higher_is_better=False,
+        always=True,  # how far probabilities can be trusted
     ),
     Metric(
         "ece_classwise",

@@ -52,6 +52,7 @@ class Metric:
             ``defined``: the mean of those that are.
         fits: Whether a task that has the inputs has the metric.
         equal_classes: Whether a rare class counts as much as any other, so that intervals may be too short.
+        always: Whether tables show it for every task that has it.
         empty_sets: Whether an utterance whose true and predicted sets of labels are both empty counts 1.
         loss: What training curves call it if it is drawn with the losses.
     """
@@ -67,6 +68,7 @@ class Metric:
     outputs: Literal["", "all", "defined"] = ""
     fits: Callable[[TaskSpec], bool] = _any_task
     equal_classes: bool = False
+    always: bool = False
     empty_sets: bool = False
     loss: str = ""
 

@@ -17,6 +17,7 @@ METRICS = (
         "shift accuracy",
         "accuracy where the speaker's emotion differs from that of his or her previous labelled turn",
         sums=_accuracy(0),
+        always=True,  # what an average hides
     ),
     Metric(
         "same_accuracy",

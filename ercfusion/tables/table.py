@@ -13,14 +13,11 @@ import numpy as np
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.cautions import MARK, cautions
 from ercfusion.metrics.comparison import Comparison, compare_all
-from ercfusion.metrics.registry import check_metric, get_metric, score_source
+from ercfusion.metrics.registry import check_metric, get_metric, metrics_of, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores
 from ercfusion.tables.preset import Published, Row, TablePreset
-
-# Always shown where the task has them: how far probabilities can be trusted, and what an average hides.
-ALWAYS = ("ece", "shift_accuracy")
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,9 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
     for name in shown:
         check_metric(task, name)
     known = first.records[0]["metrics"]["test"]
-    metrics = tuple(dict.fromkeys([*shown, *(name for name in ALWAYS if name in known)]))
+    metrics = tuple(
+        dict.fromkeys([*shown, *(metric.name for metric in metrics_of(task) if metric.always and metric.name in known)])
+    )
     record = first.records[0]
     return Table(
         preset=preset,

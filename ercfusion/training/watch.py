@@ -13,6 +13,7 @@ from typing import Any
 
 from ercfusion._core import progress
 from ercfusion._core.errors import RunError
+from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.records.record import RECORD, read_record
 from ercfusion.training.callbacks import HISTORY, best_row, read_history
 
@@ -87,7 +88,8 @@ class WatchedRun:
     def state(self) -> str:
         """``cogmen, seed 3: epoch 4/12, dev weighted_f1 0.5512 (best 0.5600 at 3)``."""
         shown = f"{self.name}: epoch {self.epochs}/{self.max_epochs}"
-        for metric in (self.metric, "weighted_f1", "mae"):  # the last two: what a corpus chooses where nobody does
+        usual = (task_kind(name).default_metric for name in KINDS)  # what chooses if the settings name nothing
+        for metric in (self.metric, *usual):
             if metric is not None and self.rows and f"dev/{metric}" in self.rows[-1]:
                 best = best_row(self.rows, metric)
                 score = f"dev/{metric}"
