@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
-from ercfusion._core.hints import resume_command
+from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion._core.overrides import expand_protocol
 from ercfusion._core.pool import Outcome, default_workers
-from ercfusion._core.registry import import_again, require_trusted
-from ercfusion.cli import naming_folder, run_command, system_words
+from ercfusion.cli import run_command, system_words
+from ercfusion.fitting import begin, continue_command
 from ercfusion.grammar import Command, Flag, Key, Typed
-from ercfusion.training.processes import said_once
 
 logger = logging.getLogger("ercfusion")
 
@@ -103,7 +101,7 @@ def _act(typed: Typed) -> int:
 
 
 def _run_one(overrides: Sequence[str], config: dict[str, Any]) -> int:
-    record, folder = start(overrides, config)
+    record, folder = begin(overrides, config)
     if record is not None:
         _show(record, folder)
     return 0
@@ -118,7 +116,7 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
     for number, (overrides, config) in enumerate(jobs, start=1):
         logger.info("run %d of %d: %s", number, len(jobs), " ".join(overrides))
         try:
-            record, folder = start(overrides, config)
+            record, folder = begin(overrides, config)
         except (ErcfusionError, OSError) as error:
             if isinstance(error, OSError) and error.errno is None:
                 raise
@@ -169,65 +167,10 @@ def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]
         left = [job.folder for job in runs if job.folder.is_dir() and not (job.folder / RECORD).is_file()]
         print(f"\ninterrupted; {len(left)} of {len(runs)} runs are not complete; continue with:", file=sys.stderr)
         for folder in left:
-            print(f"  {_again(folder)}", file=sys.stderr)
+            print(f"  {continue_command(folder)}", file=sys.stderr)
         raise
     records = [outcome.result for outcome in outcomes if outcome.result is not None]
     return records, len(jobs) - len(records)
-
-
-def start(overrides: Sequence[str], config: dict[str, Any]) -> tuple[dict[str, Any] | None, Path]:
-    """Begin or resume one run; returns its record and folder."""
-    from ercfusion.training import run
-
-    fresh = config["resume"] is None
-    if not fresh:
-        folder, config = _reopened(overrides, config)
-    else:
-        folder = run.new_run_folder(config, overrides)
-    try:
-        with naming_folder(folder):
-            return run.train(config, folder), folder
-    except KeyboardInterrupt:
-        if run.is_first_process():
-            print(f"\ninterrupted; continue with: {_again(folder)}", file=sys.stderr)
-        raise
-    except ErcfusionError as error:
-        if (folder / run.LAST).is_file() and str(folder) not in str(error):
-            raise type(error)(f"{error}\nThe run folder is {folder}") from error
-        if fresh:
-            run.discard_if_empty(folder)
-        raise
-    except OSError as error:
-        if error.errno is None or not run.is_first_process():
-            raise
-        # A full disk, a folder that was removed: what was saved before is still good.
-        if (folder / run.LAST).is_file():
-            raise RunError(f"{system_words(error)}\nOnce that is mended, go on with: {_again(folder)}") from error
-        if fresh:
-            run.discard_if_empty(folder)
-        raise
-
-
-def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
-    from ercfusion.records.record import RECORD
-    from ercfusion.training import run
-
-    others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
-    if others:
-        raise ConfigError(f"resume= goes on with the settings of the run; {others[0]!r} cannot be changed now")
-    folder, config = run.open_run_folder(typed["resume"])
-    with said_once():
-        named = typed["imports"] if any(entry.startswith("imports=") for entry in overrides) else []
-        import_again(named, config["imports"], "run")
-        if not (folder / RECORD).is_file():
-            require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))
-    return folder, config
-
-
-def _again(folder: Path) -> str:
-    """The command that continues a run."""
-    return resume_command("interrupted run", "train", folder)
 
 
 def _show(record: dict[str, Any], folder: Path) -> None:

@@ -15,6 +15,7 @@ from ercfusion._core.schemas.reading import read_json
 
 PLACES: Mapping[str, str] = {
     "interrupted run": "python -m ercfusion.train was interrupted, or stopped by a failure after an epoch",
+    "python entry": "a run was made by ercfusion.fit: what would make it again",
     "interrupted sweep": "python -m ercfusion.sweep was interrupted",
     "occupied run": "run= names the folder of a run",
     "changed run": "a run is resumed, and its settings or its data have changed",

@@ -86,6 +86,16 @@ class ConversationBatch:
         if tuple(self.speaker.shape) != (total,):
             raise BatchError(f"speaker must have shape ({total},), found {tuple(self.speaker.shape)}")
 
+    def __repr__(self) -> str:
+        held = (
+            f"{name} {value.shape[1]}" + (" (sequence)" * (name in self.sequences))
+            for name, value in self.features.items()
+        )
+        parts = [f"{self.packing.size} conversations, {self.packing.total} utterances", *held]
+        parts += [f"targets {', '.join(self.targets)}"] if self.targets else []
+        parts += [f"{int(self.drop.sum())} values hidden"] if self.drop is not None else []
+        return f"ConversationBatch({'; '.join(parts)}; {self.packing.device})"
+
     # What is in it
 
     @property

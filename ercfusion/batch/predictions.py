@@ -47,6 +47,13 @@ class Predictions:
     turn_ids: tuple[str, ...]
     thresholds: NDArray[Any] | None = None
 
+    def __repr__(self) -> str:
+        labelled = int(np.count_nonzero(self.valid))
+        return (
+            f"Predictions({self.task.name}: {len(self.lengths)} conversations, {len(self.valid)} utterances, "
+            f"{labelled} of them labelled, {self.task.size} outputs)"
+        )
+
     def __post_init__(self) -> None:
         count, size = sum(self.lengths), self.task.size
         value_shape = (count,) if self.task.rules.index_targets else (count, size)

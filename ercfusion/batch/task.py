@@ -40,6 +40,10 @@ class TaskSpec:
         if not self.metric:
             object.__setattr__(self, "metric", self.rules.default_metric)
 
+    def __repr__(self) -> str:
+        outputs = ", ".join(self.output_names)
+        return f"TaskSpec({self.name}: {self.kind}, {self.size} outputs: {outputs}; chosen on {self.metric})"
+
     @property
     def rules(self) -> TaskKind:
         """What its kind says about encoding, learning, deciding, scoring, writing and drawing."""

@@ -125,11 +125,19 @@ class Composer:
         Raises:
             ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
         """
-        groups = self.groups()
         loaded = read_yaml(path, error=ConfigError, floats=True)
         if not isinstance(loaded, dict):
             raise ConfigError(f"settings={path} must hold settings by name, as in `model: cogmen`")
-        origin, entries = f"{path}: ", []
+        return self.entries(loaded, f"{path}: ")
+
+    def entries(self, loaded: Mapping[str, Any], origin: str = "") -> list[str]:
+        """Settings by name, nested or dotted, as arguments.
+
+        Args:
+            loaded: A text is the choice of a group, a mapping changes single settings of a section.
+            origin: What goes before messages about them.
+        """
+        groups, entries = self.groups(), []
         for key, value in ((str(name), value) for name, value in loaded.items()):
             if key in groups and isinstance(value, str):
                 entries.append(from_file(f"{key}={value}", origin))

@@ -52,6 +52,11 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        steps = f", {len(self.values):,} time steps" if self.offsets is not None else ""
+        size = f"{len(self):,} utterances{steps}, {self.width:,} dimensions"
+        return f"FeatureTable({self.modality}: {size}, {self.values.dtype})"
+
     def __contains__(self, key: object) -> bool:
         return key in self._row
 

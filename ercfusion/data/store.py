@@ -104,6 +104,11 @@ class ConversationStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        held = "; ".join(f"{name} {width} ({self.inputs.levels[name]})" for name, width in self.inputs.widths.items())
+        tasks = ", ".join(task.name for task in self.tasks)
+        return f"ConversationStore({len(self)} conversations, {self.num_utterances} utterances; {held}; tasks {tasks})"
+
     @property
     def conversation_ids(self) -> tuple[str, ...]:
         """Ids of the conversations, in order."""

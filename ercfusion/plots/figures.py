@@ -53,20 +53,20 @@ def plot_title(corpus: str, model: str, split: str) -> str:
 
 def plot_training_curves(
     history: Mapping[str, Sequence[float | None]] | Sequence[Mapping[str, Any]],
-    path: str | Path,
+    path: str | Path | None,
     best_epoch: int | None = None,
     *,
     title: str = "Training",
     synthetic: bool = False,
     levels: Mapping[str, float] | None = None,
-) -> Path:
+) -> Figure:
     """Losses on the left and scores on the right, by epoch, with a line at the epoch that was chosen.
 
     Args:
         history: Values by name (``{"train/loss": [..], "dev/loss": [..], "dev/weighted_f1": [..]}``), or one mapping an
             epoch. ``epoch`` holds the epochs' numbers; without it they count from 0, as Lightning's do. A name with
             ``loss`` in its last part is a loss. A missing, ``None`` or infinite value leaves a gap.
-        path: File to write.
+        path: File to write; None writes none.
         best_epoch: Number of the chosen epoch.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
@@ -108,18 +108,18 @@ def plot_training_curves(
             axes.grid(alpha=0.25)
             # Below the axes: inside, some curve always passes beneath it.
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
-    return Path(path)
+    return figure
 
 
 def plot_confusion(
-    matrix: NDArray[Any], labels: Sequence[str], path: str | Path, title: str, *, synthetic: bool = False
-) -> Path:
+    matrix: NDArray[Any], labels: Sequence[str], path: str | Path | None, title: str, *, synthetic: bool = False
+) -> Figure:
     """The confusion matrix twice: as counts, and as percentages of each row, so that rare classes can be read.
 
     Args:
         matrix: (C, C) counts, rows the truth, columns the prediction.
         labels: C names in the matrix's order.
-        path: File to write.
+        path: File to write; None writes none.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
     """
@@ -171,17 +171,17 @@ def plot_confusion(
                     color="white" if dark else "black",
                     fontweight="bold" if row == column else "normal",
                 )
-    return Path(path)
+    return figure
 
 
 def plot_class_f1(
-    per_class: Mapping[str, Mapping[str, float]], path: str | Path, title: str, *, synthetic: bool = False
-) -> Path:
+    per_class: Mapping[str, Mapping[str, float]], path: str | Path | None, title: str, *, synthetic: bool = False
+) -> Figure:
     """F1 of every label as a bar, with precision and recall as marks and the support beside the name.
 
     Args:
         per_class: Result of :func:`ercfusion.metrics.classification.per_class`; its order is kept.
-        path: File to write.
+        path: File to write; None writes none.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
     """
@@ -205,15 +205,17 @@ def plot_class_f1(
         axes.tick_params(axis="y", length=0, pad=8)
         axes.grid(axis="x", alpha=0.25)
         axes.legend(handles=[bars, *diamonds, *rings], loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
-    return Path(path)
+    return figure
 
 
-def plot_reliability(predictions: Predictions, path: str | Path, title: str, *, synthetic: bool = False) -> Path:
+def plot_reliability(
+    predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False
+) -> Figure:
     """Accuracy against confidence in bins, with the number of utterances below, and the calibration error.
 
     Args:
         predictions: Of a single-label or distribution task.
-        path: File to write.
+        path: File to write; None writes none.
         title: See :func:`plot_title`; the expected calibration error is put beneath it.
         synthetic: The corpus is generated.
     """
@@ -248,15 +250,15 @@ def plot_reliability(predictions: Predictions, path: str | Path, title: str, *, 
         lower.set(xlabel="Confidence (largest probability)", ylabel="Utterances")
         for axes in (upper, lower):
             axes.grid(alpha=0.25)
-    return Path(path)
+    return figure
 
 
-def plot_scatter(predictions: Predictions, path: str | Path, title: str, *, synthetic: bool = False) -> Path:
+def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False) -> Figure:
     """Predicted against true numbers of a regression task, one panel a dimension, with CCC and mean absolute error.
 
     Args:
         predictions: Of a regression task.
-        path: File to write.
+        path: File to write; None writes none.
         title: See :func:`plot_title`.
         synthetic: The corpus is generated.
     """
@@ -291,26 +293,26 @@ def plot_scatter(predictions: Predictions, path: str | Path, title: str, *, synt
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
             axes.grid(alpha=0.25)
-    return Path(path)
+    return figure
 
 
-def _class_f1(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+def _class_f1(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
     return plot_class_f1(per_class(part), path, title, synthetic=synthetic)
 
 
-def _confusion(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+def _confusion(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
     return plot_confusion(confusion_matrix(part), part.task.output_names, path, title, synthetic=synthetic)
 
 
-def _reliability(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+def _reliability(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
     return plot_reliability(part, path, title, synthetic=synthetic)
 
 
-def _scatter(part: Predictions, path: Path, title: str, synthetic: bool) -> Path:
+def _scatter(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
     return plot_scatter(part, path, title, synthetic=synthetic)
 
 
-PICTURES: Mapping[str, Callable[[Predictions, Path, str, bool], Path]] = {
+PICTURES: Mapping[str, Callable[[Predictions, Path | None, str, bool], Figure]] = {
     "class-f1": _class_f1,
     "confusion": _confusion,
     "reliability": _reliability,
@@ -340,7 +342,7 @@ def _series(
 
 @contextmanager
 def _figure(
-    path: str | Path, size: tuple[float, float], title: str, synthetic: bool, note: str = ""
+    path: str | Path | None, size: tuple[float, float], title: str, synthetic: bool, note: str = ""
 ) -> Iterator[Figure]:
     """A figure to draw into, written when the block ends."""
     import matplotlib
@@ -348,7 +350,7 @@ def _figure(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    ending = Path(path).suffix.lower().lstrip(".")
+    ending = "png" if path is None else Path(path).suffix.lower().lstrip(".")
     # What would make two files of the same figure differ.
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     if ending not in metadata:
@@ -362,6 +364,9 @@ def _figure(
         figure.suptitle(f"{heading}\n{note}" if note else heading, fontsize=12)
         yield figure
         _write_all_signs(figure)
+        if path is None:
+            figure.draw_without_rendering()  # the layout, while these settings apply
+            return
         with atomic_write(path, "wb") as stream:
             figure.savefig(stream, format=ending, metadata=metadata[ending])
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ercfusion.batch.predictions import Predictions
 from ercfusion.data.corpus import EXACT_LEVEL
 from ercfusion.metrics.registry import REGISTERED
 from ercfusion.plots.figures import PICTURES, plot_title, plot_training_curves
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw_pictures(
-    folder: Path,
-    history: Sequence[Mapping[str, float]],
-    predictions: Mapping[str, Predictions],
-    record: Mapping[str, Any],
-) -> None:
-    """Training curves, and for every split what the kind of task draws."""
-    folder.mkdir(exist_ok=True)
-    model, protocol = record["config"]["preset"]["model"], record["protocol"]
-    synthetic, metric = record["corpus"]["synthetic"], record["selection"]["metric"]
+
+def training_figure(
+    history: Sequence[Mapping[str, float]], record: Mapping[str, Any], path: Path | None = None
+) -> Figure:
+    """Losses and scores by epoch, with the levels of the majority class and, if it is known, the exact posterior.
+
+    Args:
+        history: One row per epoch.
+        record: Of the run.
+        path: File to write; None writes none.
+    """
+    chosen = record["selection"]["metric"]
     shown = [
         {
             "epoch": row["epoch"],
@@ -32,20 +36,32 @@ def draw_pictures(
                 for metric in REGISTERED.values()
                 if metric.loss
             },
-            **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([metric, "weighted_f1", "macro_f1"])},
+            **{f"dev/{name}": row.get(f"dev/{name}") for name in dict.fromkeys([chosen, "weighted_f1", "macro_f1"])},
         }
         for row in history
     ]
     reachable = record["corpus"].get("reachable", {}).get("dev", {})
     levels = {"majority": record["majority"].get("dev", {}), EXACT_LEVEL: reachable}
-    plot_training_curves(
+    return plot_training_curves(
         shown,
-        folder / "training.png",
+        path,
         record["selection"]["epoch"],
-        title=f"{model} on {protocol}",
-        synthetic=synthetic,
-        levels={f"{name} ({metric})": found[metric] for name, found in levels.items() if metric in found},
+        title=f"{record['config']['preset']['model']} on {record['protocol']}",
+        synthetic=record["corpus"]["synthetic"],
+        levels={f"{name} ({chosen})": found[chosen] for name, found in levels.items() if chosen in found},
     )
+
+
+def draw_pictures(
+    folder: Path,
+    history: Sequence[Mapping[str, float]],
+    predictions: Mapping[str, Predictions],
+    record: Mapping[str, Any],
+) -> None:
+    """Training curves, and for every split what the kind of task draws."""
+    folder.mkdir(exist_ok=True)
+    training_figure(history, record, folder / "training.png")
+    model, protocol, synthetic = record["config"]["preset"]["model"], record["protocol"], record["corpus"]["synthetic"]
     for split, part in predictions.items():
         if not part.valid.any():
             continue  # nothing to compare with

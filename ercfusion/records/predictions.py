@@ -33,6 +33,7 @@ from ercfusion.records.record import RECORD, read_record
 from ercfusion.tasks.model_schema import PredictionsHead
 
 FORMAT = 1
+FILE = "predictions.parquet"
 DAMAGED = "Copy the file again, or evaluate the run again."
 _KEY = b"ercfusion"
 _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth", "prediction")

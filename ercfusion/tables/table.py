@@ -123,6 +123,11 @@ class Table:
     reachable: float | None
     floor: float | None
 
+    def __repr__(self) -> str:
+        runs = sum(len(line.group.records) for line in self.lines)
+        rows = f"{len(self.lines)} rows with {runs} runs" + (f", {len(self.missing)} without" if self.missing else "")
+        return f"Table({self.preset.name}: {rows}, {len(self.comparisons)} comparisons, by {self.metric})"
+
     @property
     def record(self) -> Mapping[str, Any]:
         """A record, for what all of them share."""

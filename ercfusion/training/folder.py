@@ -72,8 +72,8 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         )
 
 
-def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    """Make the folder of a new run and write down what it is.
+def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> Path:
+    """Make the folder of a new run and write down what it is; see :func:`describe`.
 
     Raises:
         RunError: ``run=`` names a folder that is not empty.
@@ -85,7 +85,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
     def make() -> Path:
         made.append(empty_folder(config, "train", f"-seed{config['seed']}"))
-        describe(made[0], config, overrides)
+        describe(made[0], config, overrides, command)
         return made[0]
 
     try:

@@ -45,7 +45,7 @@ from ercfusion.models.base import BATCH_NOTE
 from ercfusion.plots.curriculum import plot_curriculum
 from ercfusion.plots.pictures import draw_pictures
 from ercfusion.records.intervals import record_intervals
-from ercfusion.records.predictions import write_predictions
+from ercfusion.records.predictions import FILE, write_predictions
 from ercfusion.records.record import (
     FORMAT,
     RECORD,
@@ -414,7 +414,7 @@ def finish(
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
-    kept = write_predictions(folder / "predictions.parquet", predictions)
+    kept = write_predictions(folder / FILE, predictions)
     record["files"] = {kept.name: {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}}
     if config["training"].get("pictures", True):
         draw_pictures(folder / "plots", history, predictions, record)

@@ -125,6 +125,17 @@ def test_an_interrupted_run(nasty: Path, capsys: Any, monkeypatch: pytest.Monkey
     assert read_record(folder)["seed"] == 0
 
 
+def test_what_would_make_the_run_of_a_call_again(nasty: Path, capsys: Any) -> None:
+    training = {"max_epochs": 1, "pictures": False, "bootstrap": 20}
+    corpus = {"data.options.train": 6, "data.options.dev": 3, "data.options.test": 3}
+    made = ercfusion.fit("majority", training=training, output=str(nasty / "o"), **corpus)
+    # place: python entry
+    out, _ = done(train.main, printed(made.record["command"]["command"], "train"), capsys)
+    again = ercfusion.load(out.splitlines()[-1])
+    assert again.folder != made.folder
+    assert again.record["metrics"] == made.record["metrics"]
+
+
 def test_no_command_for_a_folder_that_holds_something_else(nasty: Path, capsys: Any) -> None:
     (nasty / "notes.txt").write_text("mine")
     message = refused(train.main, [*TINY, "model=concat", f"run={nasty}"], capsys)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ercfusion.batch.labels import get_schema
@@ -21,6 +22,20 @@ from ercfusion.plots import figures as plots
 
 EMOTION = TaskSpec("emotion", "single_label", get_schema("meld7"))
 VAD = TaskSpec("vad", "regression", dimensions=("valence", "arousal", "dominance"), low=1, high=5)
+
+
+class Written:
+    """The functions that draw, returning the file that they wrote."""
+
+    def __getattr__(self, name: str) -> Callable[..., Path]:
+        def draw(*arguments: Any, **options: Any) -> Path:
+            assert isinstance(getattr(plots, name)(*arguments, **options), Figure)
+            return next(one for one in arguments if isinstance(one, Path))
+
+        return draw
+
+
+written = Written()
 TITLE = plots.plot_title("meld/7way", "dialogue_rnn", "test")
 HISTORY: dict[str, Any] = {
     "train/loss": [1.9, 1.2, 0.9, 0.8],
@@ -43,13 +58,13 @@ def make(task: TaskSpec, seed: int = 0, count: int = 60) -> Predictions:
 
 PREDICTIONS = make(EMOTION)
 PLOTS: dict[str, Callable[..., Path]] = {
-    "curves": lambda path, **kw: plots.plot_training_curves(HISTORY, path, 2, title=TITLE, **kw),
-    "confusion": lambda path, **kw: plots.plot_confusion(
+    "curves": lambda path, **kw: written.plot_training_curves(HISTORY, path, 2, title=TITLE, **kw),
+    "confusion": lambda path, **kw: written.plot_confusion(
         confusion_matrix(PREDICTIONS), EMOTION.output_names, path, TITLE, **kw
     ),
-    "class_f1": lambda path, **kw: plots.plot_class_f1(per_class(PREDICTIONS), path, TITLE, **kw),
-    "reliability": lambda path, **kw: plots.plot_reliability(PREDICTIONS, path, TITLE, **kw),
-    "scatter": lambda path, **kw: plots.plot_scatter(make(VAD), path, TITLE, **kw),
+    "class_f1": lambda path, **kw: written.plot_class_f1(per_class(PREDICTIONS), path, TITLE, **kw),
+    "reliability": lambda path, **kw: written.plot_reliability(PREDICTIONS, path, TITLE, **kw),
+    "scatter": lambda path, **kw: written.plot_scatter(make(VAD), path, TITLE, **kw),
 }
 
 
@@ -89,23 +104,23 @@ def test_titles(name: str, tmp_path: Path) -> None:
 def test_size_does_not_depend_on_the_content(tmp_path: Path) -> None:
     def confusion(names: list[str]) -> tuple[int, int]:
         matrix = np.arange(len(names) ** 2).reshape(len(names), len(names))
-        return size(plots.plot_confusion(matrix, names, tmp_path / "a.png", TITLE))
+        return size(written.plot_confusion(matrix, names, tmp_path / "a.png", TITLE))
 
     assert (
         confusion(["no", "yes"]) == confusion([f"a rather long name {number}" for number in range(10)]) == (1500, 720)
     )
-    short = plots.plot_training_curves({"train/loss": [1.0]}, tmp_path / "b.png", 0)
+    short = written.plot_training_curves({"train/loss": [1.0]}, tmp_path / "b.png", 0)
     assert size(short) == size(PLOTS["curves"](tmp_path / "c.png")) == (1320, 540)
 
 
 def test_confusion_shows_counts_and_percentages(tmp_path: Path) -> None:
     matrix = np.array([[8, 2, 0], [1234, 12345, 0], [0, 0, 0]])
-    found = texts(plots.plot_confusion(matrix, ("a", "b", "c"), tmp_path / "a.svg", TITLE))
+    found = texts(written.plot_confusion(matrix, ("a", "b", "c"), tmp_path / "a.svg", TITLE))
     for text in ("12345", "1234", "80", "20", "91", "–"):
         assert f"<!-- {text} -->" in found
     with pytest.raises(ValueError, match="does not fit 2 labels"):
-        plots.plot_confusion(matrix, ("a", "b"), tmp_path / "a.svg", TITLE)
-    plots.plot_confusion(np.zeros((2, 2)), ("a", "b"), tmp_path / "a.svg", TITLE)
+        written.plot_confusion(matrix, ("a", "b"), tmp_path / "a.svg", TITLE)
+    written.plot_confusion(np.zeros((2, 2)), ("a", "b"), tmp_path / "a.svg", TITLE)
 
 
 def test_class_f1_keeps_the_order_and_shows_support(tmp_path: Path) -> None:
@@ -122,7 +137,7 @@ def test_curves_accept_rows_and_columns(tmp_path: Path) -> None:
         for epoch in range(4)
     ]
     PLOTS["curves"](tmp_path / "columns.svg")
-    plots.plot_training_curves(rows, tmp_path / "rows.svg", 2, title=TITLE)
+    written.plot_training_curves(rows, tmp_path / "rows.svg", 2, title=TITLE)
     assert (tmp_path / "columns.svg").read_bytes() == (tmp_path / "rows.svg").read_bytes()
     found = texts(tmp_path / "rows.svg")
     for text in ("Loss", "Score", "chosen: epoch 2", "dev/weighted_f1"):
@@ -130,7 +145,7 @@ def test_curves_accept_rows_and_columns(tmp_path: Path) -> None:
     empty: list[Any] = [{}, [], {"dev/loss": [None, float("nan")]}]
     for nothing in empty:
         with pytest.raises(ValueError, match="empty"):
-            plots.plot_training_curves(nothing, tmp_path / "x.png")
+            written.plot_training_curves(nothing, tmp_path / "x.png")
 
 
 def test_calibration_error_is_in_the_title(tmp_path: Path) -> None:
@@ -139,16 +154,16 @@ def test_calibration_error_is_in_the_title(tmp_path: Path) -> None:
     error = expected_calibration_error(rows)
     assert f"expected calibration error {100 * error:.1f} %" in texts(PLOTS["reliability"](tmp_path / "a.svg"))
     with pytest.raises(ValueError, match="no single right label"):
-        plots.plot_reliability(make(VAD), tmp_path / "x.png", TITLE)
+        written.plot_reliability(make(VAD), tmp_path / "x.png", TITLE)
 
 
 def test_scatter(tmp_path: Path) -> None:
     found = texts(PLOTS["scatter"](tmp_path / "a.svg"))
     assert all(f"{name}: CCC " in found for name in VAD.dimensions)
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
-    assert size(plots.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
+    assert size(written.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
     with pytest.raises(ValueError, match="no numbers to scatter"):
-        plots.plot_scatter(PREDICTIONS, tmp_path / "x.png", TITLE)
+        written.plot_scatter(PREDICTIONS, tmp_path / "x.png", TITLE)
 
 
 def test_unknown_format(tmp_path: Path) -> None:
@@ -181,7 +196,7 @@ def test_signs_that_no_font_has_are_written_as_codes(tmp_path, monkeypatch, recw
     monkeypatch.setattr(plots, "_write_all_signs", watched)
     monkeypatch.setattr(plots, "_OTHER_FONTS", ())
     labels = ["高兴", "Überraschung", "\u60b2"]
-    plots.plot_confusion(np.eye(3, dtype=int), labels, tmp_path / "a.png", "计 matrix")
+    written.plot_confusion(np.eye(3, dtype=int), labels, tmp_path / "a.png", "计 matrix")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert {"U+9AD8 U+5174", "Überraschung", "U+60B2"} <= set(drawn)
     assert any(text.startswith("U+8BA1") for text in drawn)
@@ -189,6 +204,6 @@ def test_signs_that_no_font_has_are_written_as_codes(tmp_path, monkeypatch, recw
 
 def test_training_curves_show_what_to_compare_with(tmp_path):
     path = tmp_path / "a.svg"
-    plots.plot_training_curves(HISTORY, path, levels={"majority": 0.1, "best reachable": 0.9})
+    written.plot_training_curves(HISTORY, path, levels={"majority": 0.1, "best reachable": 0.9})
     text = path.read_text()
     assert text.count("<!-- majority -->") == text.count("<!-- best reachable -->") == 1  # not among the losses
