@@ -10,7 +10,9 @@ labels share the maximum have none and are left out of these scores, but not of 
 
 from __future__ import annotations
 
-from ercfusion._core.errors import ConfigError, did_you_mean
+from collections.abc import Iterable
+
+from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics import calibration, classification, distribution, labels, regression, shifts
@@ -45,7 +47,7 @@ def get_metric(name: str) -> Metric:
     """
     base = name.partition("/")[0]
     if base not in REGISTERED:
-        raise ConfigError(f"{name!r} is not a metric. {did_you_mean(base, REGISTERED)}")
+        raise ConfigError(f"{name!r} is not a metric. {_choices(base, REGISTERED)}")
     return REGISTERED[base]
 
 
@@ -66,9 +68,13 @@ def check_metric(task: TaskSpec, name: str) -> None:
     """Raise :class:`ConfigError`, with the nearest right name, unless ``task`` has the score ``name``."""
     names = metric_names(task)
     if name not in names:
-        raise ConfigError(
-            f"{name!r} is not a metric of the {task.kind} task {task.name!r}. {did_you_mean(name, names)}"
-        )
+        raise ConfigError(f"{name!r} is not a metric of the {task.kind} task {task.name!r}. {_choices(name, names)}")
+
+
+def _choices(name: str, known: Iterable[str]) -> str:
+    text = did_you_mean(name, known)
+    # Nothing is near: perhaps a metric of somebody's own, which a record names.
+    return text if nearest(name, known) else f"{text} imports=MODULE registers a metric of your own."
 
 
 def scores(predictions: Predictions) -> dict[str, float]:

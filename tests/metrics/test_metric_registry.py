@@ -47,6 +47,8 @@ def test_unknown_metrics_name_the_nearest() -> None:
         check_metric(VAD, "ccc/valance")
     with pytest.raises(ConfigError, match="'mae'"):
         get_metric("maee")
+    with pytest.raises(ConfigError, match=r"Choose from: .*, same_accuracy\. imports=MODULE registers a metric"):
+        check_metric(EMOTION, "kappa")
     assert get_metric("ccc/valence").higher_is_better
     assert not get_metric("rmse/valence").higher_is_better
 
