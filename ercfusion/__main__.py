@@ -11,7 +11,7 @@ from ercfusion._core.overrides import shown
 from ercfusion.cli import run_command
 from ercfusion.grammar import Command, columns
 
-NAMES = ("train", "evaluate", "sweep", "compare", "reproduce", "verify", "extract", "doctor")
+NAMES = ("train", "evaluate", "sweep", "compare", "reproduce", "verify", "extract", "doctor", "completion")
 """The commands, each the module of its name, with a ``COMMAND`` and a ``main``."""
 
 

@@ -135,11 +135,15 @@ COMMON_FLAGS = (Flag("help", "this text", "h"),)
 
 @dataclass(frozen=True)
 class Positional:
-    """An argument without a name: what the help calls it, and the fewest and most of them (``None``: any number)."""
+    """An argument without a name: what the help calls it, and the fewest and most of them (``None``: any number).
+
+    ``choices``: The words that it can be; empty for a place.
+    """
 
     name: str
     least: int = 1
     most: int | None = 1
+    choices: tuple[str, ...] = ()
 
     @property
     def sign(self) -> str:
@@ -279,6 +283,9 @@ class Command:
         if len(positional) < least or (len(positional) > least and not endless):
             wanted = " ".join(argument.sign for argument in self.positional)
             raise ConfigError(f"{self.name} takes {wanted}, found {len(positional)}: {shown(' '.join(positional))}")
+        for argument, word in zip(self.positional, positional, strict=False):
+            if argument.choices and word not in argument.choices:
+                raise ConfigError(f"no {argument.name} {shown(word)}. {did_you_mean(word, argument.choices)}")
         if not any(word.startswith("resume=") for word in settings):
             import_modules(keys.get("imports", ()))
         return Typed(tuple(argv), tuple(positional), frozenset(flags), keys, tuple(settings), composer)
