@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_predictions import DISTRIBUTION, EMOTION, LABELS, SENTIMENT, SIMS, VAD, make, random_predictions
@@ -83,3 +85,17 @@ def test_bounds_and_units() -> None:
         assert not metric.loss or not metric.higher_is_better
     lower = {name for name, metric in REGISTERED.items() if not metric.higher_is_better}
     assert lower == {"nll", "ece", "ece_classwise", "ece_adaptive", "kl", "hamming", "mae", "rmse"}
+
+
+@pytest.mark.parametrize("task", [EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT, SIMS], ids=range(6))
+def test_right_predictions_are_better_in_the_direction_of_every_metric(task: TaskSpec) -> None:
+    some = random_predictions(task, 2)
+    right = np.eye(task.size)[some.value] if task.rules.index_targets else some.value.astype(float)
+    found, best = scores(some), scores(replace(some, output=right))
+    for name, value in found.items():
+        metric = get_metric(name)
+        low, high = metric.bounds
+        assert low <= value <= high
+        assert best[name] > value if metric.higher_is_better else best[name] < value, name
+        if name not in ("jaccard_zero", "binarised_macro_f1", "ece", "ece_adaptive", "ece_classwise", "nll"):
+            assert best[name] == pytest.approx(high if metric.higher_is_better else low)

@@ -110,6 +110,22 @@ def test_sums_of_a_selection_score_the_selection(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_formulas_of_sums_take_any_leading_axes(name: str) -> None:
+    task = TASKS[name]
+    sums = conversation_sums(make(task, 2, lengths=(7, 9, 30, 12, 4)))
+    for metric in metric_names(task):
+        source = score_source(task, metric)
+        if source is None:
+            continue
+        key, statistic = source
+        many = sums[key][:4].reshape(2, 2, *sums[key].shape[1:])
+        found = statistic(many)
+        assert found.shape == (2, 2), metric
+        for place in np.ndindex(2, 2):
+            assert np.array_equal(found[place], statistic(many[place]), equal_nan=True), metric
+
+
 def test_shift_counts_by_loops() -> None:
     predictions = make(TASKS["single"], 3)
     shift, same = shift_slices(predictions)
