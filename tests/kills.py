@@ -296,6 +296,9 @@ def investigate(scenario: Scenario, folder: Path) -> Found:
         if leftovers := [name for name in tree(root) if HIDDEN.sub("", name) != name or "ercfusion." in name]:
             fails(f"{where}: left over: {', '.join(leftovers)}")
 
+    # Once in this process: what is slow the first time (imports, configurations, kernels) is then done for all forks.
+    anew()
+    scenario.begin()
     anew()
     status = forked(recorded, log)
     if status != 0:

@@ -32,7 +32,9 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_happened(scenario: str, tmp_p
     if scenario == "sweep":
         pytest.importorskip("optuna")
     script = Path(__file__).with_name("kills.py")
-    done = python(str(script), scenario, str(tmp_path), timeout=1800, ERCFUSION_QUIET="1", PYTHONHASHSEED="0")
+    # Processes are forked after a backward pass: with a GPU, autograd would have started threads.
+    settings = {"ERCFUSION_QUIET": "1", "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = python(str(script), scenario, str(tmp_path), timeout=1800, **settings)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert not found["failures"], "\n".join(found["failures"])

@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from runs import command, history, python
+from runs import command, history, python, refused
 from sweeps import SMALL, config_of, kill_group, postgres, serially, sweep_process, table, wait_for
 
 from ercfusion._core.errors import ErcfusionError
@@ -20,6 +20,14 @@ pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that this process begins or resumes trains in it: other processes are started where they are the point."""
+    monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
+    monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
+
+
+@pytest.mark.usefixtures("here")
 def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = [*SMALL, "sweep.trials=6", "sweep.workers=2", "training.max_epochs=10", "training.patience=0"]
@@ -53,6 +61,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
         assert len(history(folder / "trials" / f"{int(row['trial']):04d}")) == 10
 
 
+@pytest.mark.usefixtures("here")
 def test_ctrl_c(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     process = sweep_process(*SMALL, "sweep.trials=200", "sweep.workers=2", f"run={folder}")
@@ -98,13 +107,13 @@ def test_a_worker_that_dies_takes_its_trial_up_again(tmp_path: Path) -> None:
     assert "resuming" in (folder / "trials/0000/train.log").read_text()
 
 
+@pytest.mark.usefixtures("here")
 def test_two_machines_and_a_journal(tmp_path: Path) -> None:
     shared = [f"sweep.storage={tmp_path / 'study.journal'}", "sweep.name=together", "sweep.workers=1", "sweep.rerun=1"]
     folders = [tmp_path / "one", tmp_path / "two"]
     # One after the other, so that both have trials of their own, ...
     for folder, trials in zip(folders, (2, 4), strict=True):
-        done = python("-m", "ercfusion.sweep", *SMALL, *shared, f"sweep.trials={trials}", f"run={folder}")
-        assert done.returncode == 0, done.stderr
+        assert sweep([*SMALL, *shared, f"sweep.trials={trials}", f"run={folder}"]) == 0
     # ... and then at the same time; who takes which of the others is left to chance.
     processes = [sweep_process(f"resume={folder}", "sweep.trials=8") for folder in folders]
     for process in processes:
@@ -123,7 +132,10 @@ def test_two_machines_and_a_journal(tmp_path: Path) -> None:
     assert sorted(made[0] | made[1]) == [f"{int(row['trial']):04d}" for row in tables[0]]
 
 
-def test_a_real_postgresql_server_and_two_workers(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_real_postgresql_server_and_two_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with postgres() as url:
         folder = tmp_path / "sweep"
         arguments = ["sweep.name=shared", "sweep.workers=2", "sweep.trials=8", f"run={folder}"]
@@ -132,26 +144,21 @@ def test_a_real_postgresql_server_and_two_workers(tmp_path: Path) -> None:
         assert sorted(int(row["trial"]) for row in table(folder)) == list(range(8))
         assert {row["worker"] for row in table(folder)} <= {"0", "1"}
         assert not (folder / "study.db").exists()
-        # Another machine joins, with its own processes, and adds to it.
+        # Another machine joins and adds to it.
         other = [*SMALL, "sweep.name=shared", "sweep.workers=2", "sweep.trials=12", f"run={tmp_path / 'other'}"]
-        done = python("-m", "ercfusion.sweep", *other, f"sweep.storage='{url}'")
-        assert done.returncode == 0, done.stderr
+        assert sweep([*other, f"sweep.storage='{url}'"]) == 0
         assert len(table(tmp_path / "other")) == 12
         wrong = url.replace("cret", "kret")
-        done = python("-m", "ercfusion.sweep", f"resume={folder}", ERCFUSION_SWEEP_STORAGE=wrong)
-        assert done.returncode == 2
-        assert "cannot be opened" in done.stderr
-        assert "Traceback" not in done.stderr
-        for text in (done.stderr, *(path.read_text() for path in tmp_path.rglob("*.json"))):
+        monkeypatch.setenv("ERCFUSION_SWEEP_STORAGE", wrong)
+        said = refused(sweep, [f"resume={folder}"], capsys)
+        assert "cannot be opened" in said
+        for text in (said, *(path.read_text() for path in tmp_path.rglob("*.json"))):
             assert "cret" not in text
             assert "kret" not in text
 
 
-def test_pictures_and_the_default_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
-    monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
+@pytest.mark.usefixtures("here")
+def test_pictures_and_the_default_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL, "sweep.trials=14", "sweep.workers=1", "sweep.rerun=1", f"output={tmp_path}/out"]
     status, out, err = command(sweep, [*arguments, "sweep.pruner=none"], capsys)
     assert status == 0, err
