@@ -283,9 +283,9 @@ def test_help(capsys):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
-    """The folder of a preset of 60 epochs whose table was computed without a stop."""
+    """The folder of a preset of 20 epochs whose table was computed without a stop."""
     folder = tmp_path_factory.mktemp("straight")
-    arguments = [str(write(folder, epochs=60)), f"runs={folder / 'runs'}", "workers=2"]
+    arguments = [str(write(folder, epochs=20)), f"runs={folder / 'runs'}", "workers=2"]
     found = python("-m", "ercfusion.reproduce", *arguments)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[0] == str(folder / "tiny" / "README.md")
@@ -297,7 +297,7 @@ def straight(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_table_goes_on(straight, tmp_path, ending):
     """The whole process group is stopped in the middle of a run; the next call ends with the undisturbed result."""
-    preset = write(tmp_path, epochs=60)
+    preset = write(tmp_path, epochs=20)
     arguments = [sys.executable, "-m", "ercfusion.reproduce", str(preset), f"runs={tmp_path / 'runs'}", "workers=2"]
     options = {"env": environment(), "cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(arguments, start_new_session=True, **options)

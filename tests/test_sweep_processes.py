@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep that this process begins or resumes trains in it: other processes are started where they are the point."""
+    """A sweep that this process begins or resumes trains in it, too: processes are started where they are the point."""
     monkeypatch.setattr("ercfusion.search.run.run_jobs", serially)
     monkeypatch.setattr("ercfusion.training.many.run_jobs", serially)
 
