@@ -14,7 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from runs import command, environment, python, refused
+from runs import command, environment, refused
 from sweeps import serially
 
 from ercfusion import reproduce as module
@@ -52,14 +52,14 @@ def write(folder: Path, epochs: int = 2) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The folder of a preset whose table was computed."""
-    folder = tmp_path_factory.mktemp("made")
-    preset = write(folder)
+def computed(folder: Path, epochs: int) -> Path:
+    """The folder of a preset whose table was computed without a stop.
+
+    In this process: those that the command would start take most of the time. The slow tests start them.
+    """
+    preset = write(folder, epochs)
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        # In this process: those that the command would start take most of the time. The slow tests start them.
         patch.setattr("ercfusion.training.many.run_jobs", serially)
         patch.setenv("ERCFUSION_QUIET", "0")
         patch.chdir(folder)
@@ -68,6 +68,12 @@ def made(tmp_path_factory) -> Path:
     assert out.getvalue().splitlines()[0] == str(folder / "tiny" / "README.md")
     assert "4 of 4 runs have no record yet" in err.getvalue()
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Of two epochs."""
+    return computed(tmp_path_factory.mktemp("made"), epochs=2)
 
 
 @pytest.fixture
@@ -283,14 +289,8 @@ def test_help(capsys):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
-    """The folder of a preset of 20 epochs whose table was computed without a stop."""
-    folder = tmp_path_factory.mktemp("straight")
-    arguments = [str(write(folder, epochs=20)), f"runs={folder / 'runs'}", "workers=2"]
-    found = python("-m", "ercfusion.reproduce", *arguments)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[0] == str(folder / "tiny" / "README.md")
-    assert "4 of 4 runs have no record yet" in found.stderr
-    return folder
+    """Of so many epochs that a run can be stopped in its middle."""
+    return computed(tmp_path_factory.mktemp("straight"), epochs=20)
 
 
 @pytest.mark.slow
