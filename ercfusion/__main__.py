@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion._core.overrides import shown
 from ercfusion.cli import run_command
+from ercfusion.config.overrides import shown
 from ercfusion.grammar import Command, columns
 
 NAMES = ("train", "evaluate", "sweep", "compare", "reproduce", "verify", "extract", "doctor", "completion")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError
-from ercfusion._core.overrides import expand_protocol
 from ercfusion.cli import run_command
+from ercfusion.config.overrides import expand_protocol
 from ercfusion.grammar import Command, Typed
 
 if TYPE_CHECKING:

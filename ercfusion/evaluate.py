@@ -9,9 +9,9 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.files import atomic_write, expanded
-from ercfusion._core.hints import command, naming
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
+from ercfusion.config.hints import command, naming
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 
 COMMAND = Command(

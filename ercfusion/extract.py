@@ -8,10 +8,10 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import expanded
-from ercfusion._core.hints import command
-from ercfusion._core.overrides import expand_protocol, shown, typed_path
 from ercfusion._core.schemas.yaml_loader import parse_yaml
 from ercfusion.cli import run_command
+from ercfusion.config.hints import command
+from ercfusion.config.overrides import expand_protocol, shown, typed_path
 from ercfusion.grammar import COMMON_KEYS, Command, Flag, Key, Typed
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean, nearest
-from ercfusion._core.overrides import LONGEST, shown, typed_path
 from ercfusion._core.registry import import_modules
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import LONGEST, shown, typed_path
 from ercfusion.config.reference import model_help
 
 WIDTH = 118

@@ -10,10 +10,10 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion._core.files import atomic_write, one_at_a_time, remove_leftovers
-from ercfusion._core.hints import command
-from ercfusion._core.overrides import override_text
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
+from ercfusion.config.hints import command
+from ercfusion.config.overrides import override_text
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 from ercfusion.tables.preset import known_presets, read_preset
 

@@ -6,10 +6,10 @@ import sys
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion._core.hints import resume_command
-from ercfusion._core.overrides import expand_protocol
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
+from ercfusion.config.hints import resume_command
+from ercfusion.config.overrides import expand_protocol
 from ercfusion.grammar import Command, Flag, Key, Typed, columns
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.storage import VARIABLE, has_password

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import expanded
-from ercfusion._core.hints import command
 from ercfusion.cli import run_command
+from ercfusion.config.hints import command
 from ercfusion.grammar import Command, Key, Positional, Typed
 from ercfusion.tables.preset import find_preset, read_preset
 

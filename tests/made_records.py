@@ -10,7 +10,7 @@ from ercfusion.batch.labels import get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
-from ercfusion.records.record import rounded_scores, split_record
+from ercfusion.records.record import FORMAT, rounded_scores, split_record
 
 TASK = TaskSpec("emotion", "single_label", get_schema("demo6"))
 
@@ -56,7 +56,7 @@ def record(
     )
     best = test["weighted_f1"]
     return {
-        "format": 1,
+        "format": FORMAT,
         "finished": f"2026-01-0{1 + seed}T00:00:00+00:00",
         "command": {"overrides": list(overrides), "command": "python -m ercfusion.train run=/home/someone/x"},
         "config": config,
@@ -66,6 +66,8 @@ def record(
             "python": "3.11.7",
             "system": "Linux x86_64",
             "cpus": 2,
+            "processor": None,
+            "instructions": None,
             "versions": {"torch": "2.13.0+cpu", "numpy": "2.4.6"},
         },
         "seed": seed,

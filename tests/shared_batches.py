@@ -14,7 +14,8 @@ from torch import Tensor
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.kinds import KINDS
 from ercfusion.config.compose import Composer
-from ercfusion.losses.terms import TERMS
+from ercfusion.config.settings import section_of
+from ercfusion.config.terms import TERMS
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import Objective, build_objective
 from ercfusion.tasks.recognizer import Recognizer
@@ -50,15 +51,15 @@ class Case:
         task = make_task(self.kind)
         steps = {"audio": 70} if self.model == "utterance_encoder" else {}
         store = random_store(LENGTHS, tasks=[task], absent=0.2, labelled=0.8, steps=steps, seed=5)
-        settings = {"weights": {}, **self.objective}
+        settings = section_of("objective", self.objective)
         recognizer = Recognizer(
             self.model,
             store.inputs,
             task,
             self.options,
-            unimodal=settings["weights"].get("unimodal", 0.0) > 0,
-            label_smoothing=settings.pop("label_smoothing", 0.0),
-            regression_loss=settings.pop("regression_loss", "mse"),
+            unimodal=settings.weights["unimodal"] > 0,
+            label_smoothing=settings.label_smoothing,
+            regression_loss=settings.regression_loss,
         )
         recognizer.prepare(store)
         targets = store.targets[task.name]

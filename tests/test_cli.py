@@ -17,6 +17,8 @@ from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
 from ercfusion.config.architectures import complete_model
 from ercfusion.config.compose import Composer
+from ercfusion.config.sections import CHOICES
+from ercfusion.config.settings import defaults_of, flat
 from ercfusion.data.corpora import CORPORA
 from ercfusion.train import main
 
@@ -76,7 +78,7 @@ MISTAKES = [
     ("training.threads=0", "training.threads must be from 1 to 4096"),
     ("training.bootstrap=0", "training.bootstrap must be from 1 to 1000000"),
     ("objective.label_smoothing=2", "objective.label_smoothing must be from 0 to 1, found 2"),
-    ("optimizer.lr=-1", "Invalid learning rate: -1"),
+    ("optimizer.lr=-1", "optimizer.lr must be at least 0, found -1"),
     ("model.dropout=2", "model.dropout must be from 0 to 1, found 2 (model 'concat')"),
     # what this machine or this corpus cannot do
     ("trainer.accelerator=abacus", "a trainer with accelerator=abacus"),
@@ -223,8 +225,17 @@ def test_composed_as_hydra_does_and_the_same_twice(overrides: list[str], compose
     with initialize_config_module("ercfusion.conf", version_base="1.3"):
         added = ["+" + text if text.startswith("data.packs.") else text for text in overrides]
         plain = compose("train", added)
-        complete_model(plain)  # the defaults of a model's options are in its class
-        assert found == OmegaConf.to_container(plain, resolve=True)
+    complete_model(plain)  # the defaults of a model's options are in its class
+    plain = flat(OmegaConf.to_container(plain, resolve=True))
+    # What no file says has its default.
+    for key, value in flat(found).items():
+        if key in plain:
+            assert value == plain[key], key
+        else:
+            section = key.partition(".")[0] if "." in key else ""
+            name = found[section]["name"] if section in CHOICES else None
+            assert value == flat(defaults_of(section, name), f"{section}." if section else "")[key], key
+    assert {key for key, value in plain.items() if value != {}} <= set(flat(found))
     assert found != {**composer.compose(overrides[:2]), "preset": preset}
     found["model"]["hidden"] = found["data"]["packs"] = "changed"
     preset["model"] = "changed"

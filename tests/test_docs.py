@@ -125,8 +125,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     from ercfusion.__main__ import NAMES, declared
-    from ercfusion._core.overrides import expand_protocol
     from ercfusion.config.compose import Composer
+    from ercfusion.config.overrides import expand_protocol
 
     seen = set()
     composer, sweeper = Composer(), Composer("sweep")
@@ -155,7 +155,7 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def understand_extract(composer: Any, typed: Any) -> None:
-    from ercfusion._core.overrides import expand_protocol
+    from ercfusion.config.overrides import expand_protocol
     from ercfusion.extract import changes_of
     from ercfusion.features.imports import LAYOUTS
     from ercfusion.features.recipe import read_recipe
@@ -262,29 +262,13 @@ def choices_of_groups() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def test_settings_are_documented_with_their_defaults() -> None:
-    from ercfusion.config.compose import Composer
-
-    rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if "key" in row}
+def test_options_of_corpora_are_documented_with_their_defaults() -> None:
+    rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if row.get("key", "").startswith("data.")}
     expected: dict[str, dict[str, Any]] = {}
-    groups = choices_of_groups()
-    for group in ("optimizer", "scheduler", "curriculum", "trainer"):
-        for choice, settings in groups[group].items():
-            for key, value in leaves(settings).items():
-                expected.setdefault(f"{group}.{key}", {})[choice] = value
-    # concat has no tuned settings for the default corpus: what is composed are the defaults.
-    for key, value in leaves(Composer().compose(["model=concat"])).items():
-        if key.partition(".")[0] not in ("preset", "optimizer", "scheduler", "curriculum", "trainer", "model"):
-            expected[key] = {"default": value}
-    for key, value in Composer("sweep").compose([])["sweep"].items():
-        expected[f"sweep.{key}"] = {"default": value}
-    options: dict[str, dict[str, Any]] = {}
-    for choice, settings in groups["data"].items():
-        for key, value in leaves(settings).items():
-            if f"data.{key}" not in expected and value != {}:
-                assert key.startswith("options."), f"data={choice} has a setting that other corpora have not: {key}"
-                options.setdefault(f"data.{key}", {})[choice] = value
-    expected |= options
+    for choice, settings in choices_of_groups()["data"].items():
+        for key, value in settings.get("options", {}).items():
+            column = "default" if choice == "demo" else choice
+            expected.setdefault(f"data.options.{key}", {})[column] = value
     assert set(rows) == set(expected)
     for key, by_column in expected.items():
         for column, value in by_column.items():
@@ -380,6 +364,32 @@ def groups_table() -> list[str]:
         if name in chosen and len(choices) > 1:
             rows.append(f"| `{name}` | `{chosen[name]}` | {', '.join(f'`{choice}`' for choice in choices)} |")
     assert len(rows) > 7
+    return rows
+
+
+def _cell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def settings_table(section: str) -> list[str]:
+    """One row per setting, from the fields of the section."""
+    from ercfusion.config.sections import CHOICES
+    from ercfusion.config.settings import defaults_of, fields_in, flat, names_of
+
+    columns = ("setting", "default", "values", "searched", "decides the result", "meaning")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    names = names_of(section) if section in CHOICES else [None]
+    defaults = {name: flat(defaults_of(section, name), f"{section}." if section else "") for name in names}
+    for key, field in fields_in(section).items():
+        values = {name: _cell(found[key]) for name, found in defaults.items() if key in found}
+        default = next(iter(values.values())) if values else _cell(field.default)
+        if len(set(values.values())) > 1 or len(values) < len(names):
+            default = ", ".join(f"`{name}`: {value}" for name, value in values.items())
+        if section in CHOICES and key.endswith(".name"):
+            default = f"`{names[0]}`"
+        flags = ("yes" if field.known.searchable else "no", "yes" if field.known.decides == "result" else "no")
+        cells = [f"`{key}`", default, field.values.replace("|", "\\|"), *flags, field.known.meaning]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -756,6 +766,7 @@ def metrics_table() -> list[str]:
     return markdown_table(rows).replace("---:|", "---|").splitlines()
 
 
+SECTIONS = ("", "data", "training", "objective", "task", "optimizer", "scheduler", "curriculum", "trainer", "sweep")
 COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{f"scores {name}": ("results.md", partial(result_scores, name)) for name in ("meld", "mosi", "demo")},
     **{f"verdicts {name}": ("results.md", partial(result_verdicts, name)) for name in ("meld", "mosi", "demo")},
@@ -801,6 +812,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),
     **{f"options {name}": (f"models/{name}.md", partial(model_options, name)) for name in ARCHITECTURES},
+    **{f"settings {name or 'root'}": ("commands.md", partial(settings_table, name)) for name in SECTIONS},
     "demo parameters": ("corpora.md", demo_parameters),
     "demo ceilings": ("corpora.md", demo_ceilings),
     "demo rules": ("corpora.md", demo_rules),

@@ -324,8 +324,8 @@ SCORED = re.compile(r"(?i)\b(train|dev|test|f1|accuracy|mae|loss|score)\b")
 
 @pytest.mark.parametrize("page", PAGES)
 def test_typed_tables_of_scores_show_dev_only_and_name_the_command(page: str) -> None:
-    from ercfusion._core.overrides import expand_protocol
     from ercfusion.config.compose import Composer
+    from ercfusion.config.overrides import expand_protocol
 
     for before, header in typed_tables(page):
         if not SCORED.search(header):

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from runs import command, refused
 
-from ercfusion._core.overrides import override_text
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import override_text
 from ercfusion.train import main
 
 FILE = """\

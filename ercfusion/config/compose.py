@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion._core.overrides import (
+from ercfusion._core.schemas.reading import read_yaml, setting_error
+from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
+from ercfusion.config.overrides import (
     checked_value,
     flatten,
     from_file,
@@ -21,15 +23,19 @@ from ercfusion._core.overrides import (
     parse,
     shown,
 )
-from ercfusion._core.schemas.reading import read_yaml, setting_error
-from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
+from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.settings import defaults_of, names_of
+from ercfusion.config.terms import TERMS
 
 CONFIG_MODULE = "ercfusion.conf"
+
+_DEFAULT_CHOICES = {"training": "default", "objective": "default", "trainer": "auto", "task": "recognition"}
+"""The choice of each group that brings nothing but the defaults."""
 
 MOST_RUNS = 10_000  # combinations of a multirun
 _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
 
-_BASES: dict[tuple[str, tuple[str, ...], bool], _Base] = {}
+_BASES: dict[tuple[str, tuple[str, ...], bool, tuple[str, ...]], _Base] = {}
 """What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
 
 _GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -114,7 +120,7 @@ class Composer:
         """The content of one choice of a group, as it stands in its file."""
         from omegaconf import OmegaConf
 
-        content = OmegaConf.to_container(self._base(f"{group}/{name}", ()).composed, resolve=True)
+        content = OmegaConf.to_container(self._composed(f"{group}/{name}", ())[0], resolve=True)
         assert isinstance(content, dict)
         found: dict[str, Any] = content[group]
         return found
@@ -217,12 +223,6 @@ class Composer:
                         checked_value(entry, line, base.flat, groups)
             base = self._base(self.root, tuple(chosen))
         changes: list[str] = []
-        # What is typed wins: a group that was named keeps its own values, whatever a preset wants of the default.
-        for line in chosen:
-            group, _, choice = line.partition("=")
-            if group in ("optimizer", "scheduler", "curriculum"):
-                own = self._base(f"{group}/{choice}", ()).flat
-                changes += [f"{key}={value}" for key, value in own.items() if not hasattr(value, "keys")]
         for entry, line, origin in values:
             with naming(origin):
                 changes.append(checked_value(entry, line, base.flat, groups))
@@ -230,23 +230,37 @@ class Composer:
 
     def _base(self, root: str, chosen: tuple[str, ...], *, options: bool = True) -> _Base:
         """What a choice of groups brings, before any setting of it is changed."""
-        key = (root, chosen, options)
+        key = (root, chosen, options, tuple(TERMS))
         if self.config_dir is None and key in _BASES:
             return _BASES[key]
+        from omegaconf import OmegaConf
+
+        if options:
+            plain = self._base(root, chosen, options=False)
+            composed, preset = copy.deepcopy(plain.composed), plain.preset
+            complete_model(composed)
+        else:
+            composed, preset = self._composed(root, chosen)
+            for group, choice in (line.split("=", 1) for line in chosen):
+                # What is typed wins: a group that was named keeps its own values, whatever a preset wants.
+                if group in CHOICES:
+                    OmegaConf.update(composed, group, self.choice(group, choice), merge=False, force_add=True)
+            composed = _completed(composed)
+        base = _Base(composed, flatten(composed), preset)
+        if self.config_dir is None:
+            _BASES[key] = base
+        return base
+
+    def _composed(self, root: str, chosen: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+        """What the files of a choice of groups say, and the choices of model and corpus."""
         from omegaconf import open_dict
 
         with self._initialized() as compose:
             composed = compose(root, list(chosen), return_hydra_config=True)
         choices = composed.hydra.runtime.choices
-        preset = {name: choices[name] for name in ("model", "data") if name in choices}
         with open_dict(composed):
             del composed["hydra"]
-        if options:
-            complete_model(composed)
-        found = _Base(composed, flatten(composed), preset)
-        if self.config_dir is None:
-            _BASES[key] = found
-        return found
+        return composed, {name: choices[name] for name in ("model", "data") if name in choices}
 
     def _initialized(self) -> Any:
         from hydra import compose, initialize_config_module
@@ -256,6 +270,7 @@ class Composer:
         def session() -> Iterator[Callable[..., Any]]:
             GlobalHydra.instance().clear()
             store_architectures(self.config_dir)
+            _store_defaults()
             extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
             with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
                 yield lambda root, overrides, **options: compose(root, [*overrides, *extra], **options)
@@ -267,7 +282,37 @@ class Composer:
         from hydra._internal.utils import create_config_search_path
 
         store_architectures(self.config_dir)
+        _store_defaults()
         path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
         if self.config_dir:
             path.append("user", f"file://{os.path.abspath(self.config_dir)}")
         return ConfigLoaderImpl(path)
+
+
+def _completed(composed: Any) -> Any:
+    """A composed configuration with the default of every setting that no file names.
+
+    Raises:
+        ConfigError: a file names an optimiser, a schedule or a curriculum that does not exist.
+    """
+    from omegaconf import OmegaConf
+
+    sections = [section for section in (*SECTIONS, *CHOICES) if section != "sweep" or "sweep" in composed]
+    defaults = defaults_of("")
+    for section in sections:
+        defaults[section] = defaults_of(section, OmegaConf.select(composed, f"{section}.name"))
+    found = OmegaConf.merge(OmegaConf.create(defaults), composed)
+    OmegaConf.set_struct(found, True)
+    return found
+
+
+def _store_defaults() -> None:
+    """Make the choices known to Hydra that no file is needed for: they bring defaults, which are filled in later."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for section in CHOICES:
+        for name in names_of(section):
+            store.store(name=name, node={"name": name}, group=section)
+    for section, name in _DEFAULT_CHOICES.items():
+        store.store(name=name, node={}, group=section)

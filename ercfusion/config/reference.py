@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ercfusion._core.overrides import expand_protocol
 from ercfusion.config.architectures import ARCHITECTURES, space_of
 from ercfusion.config.compose import Composer
 from ercfusion.config.options import Option, options_of
+from ercfusion.config.overrides import expand_protocol
 
 _WIDTH = 118
 

@@ -28,24 +28,25 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError
 from ercfusion._core.files import atomic_write
 from ercfusion.batch.labels import LabelSchema, wheel_angles
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config import sections
+from ercfusion.config.fields import fields_of
 from ercfusion.data.conversation import Conversation
 
-CURRICULA = ("none", "emotion_shift", "weighted_shift")
-SCOPES = ("same", "different", "both")
-PACINGS = ("baby_step", "one_pass", "linear", "root")
+_KNOWN = fields_of(sections.EmotionShift)
+SCOPES = _KNOWN["scope"].known.choices or ()
+PACINGS = _KNOWN["pacing"].known.choices or ()
 TABLE = "curriculum.csv"
 
 # Difficulty
@@ -254,38 +255,37 @@ class Curriculum:
 
 
 def build_curriculum(
-    settings: Mapping[str, Any], conversations: Sequence[Conversation], task: TaskSpec, seed: int
+    settings: sections.Curriculum, conversations: Sequence[Conversation], task: TaskSpec, seed: int
 ) -> Curriculum | None:
-    """The curriculum of the configuration group ``curriculum``; None for ``name: none``.
+    """The curriculum of the configuration group ``curriculum``; None for ``curriculum=none``.
 
-    More buckets than conversations are lowered to one conversation a bucket.
+    More buckets than conversations are lowered to one conversation per bucket.
 
     Args:
-        settings: See :func:`check_curriculum`.
+        settings: The section.
         conversations: Of the training split.
         task: Whose labels change.
-        seed: Of the run; decides about the order of equally hard conversations.
+        seed: Of the run; decides the order of equally hard conversations.
 
     Raises:
-        ConfigError: a wrong setting, a task that is not single-label, or labels without an emotion wheel.
+        ConfigError: a task that is not single-label, or labels without an emotion wheel.
     """
-    check_curriculum(settings)
-    name = settings["name"]
-    if name == "none":
+    if not isinstance(settings, sections.EmotionShift):
         return None
+    name = settings.choice
     if not task.rules.changes or task.schema is None:
         raise ConfigError(
             f"curriculum={name} counts changes of a single label; {task.name!r} is a {task.kind} task. Use "
             "curriculum=none"
         )
     cost = None
-    if name == "weighted_shift":
+    if isinstance(settings, sections.WeightedShift):
         try:
-            cost = change_cost(task.schema, settings["weight"], settings["beta"])
+            cost = change_cost(task.schema, settings.weight, settings.beta)
         except ConfigError as error:
             raise ConfigError(f"curriculum={name} cannot be had: {error}. Use curriculum=emotion_shift") from error
-    found = [shift_difficulty(one, task, scope=settings["scope"], cost=cost) for one in conversations]
-    sign = -1 if settings["reverse"] else 1
+    found = [shift_difficulty(one, task, scope=settings.scope, cost=cost) for one in conversations]
+    sign = -1 if settings.reverse else 1
     keys = [
         (sign * difficulty, hashlib.sha256(f"{seed}/{one.id}".encode()).digest())
         for difficulty, one in zip(found, conversations, strict=True)
@@ -294,33 +294,10 @@ def build_curriculum(
         ids=tuple(one.id for one in conversations),
         difficulty=tuple(found),
         order=tuple(sorted(range(len(keys)), key=keys.__getitem__)),
-        buckets=min(settings["buckets"], len(keys)),
-        pacing=settings["pacing"],
-        epochs_per_bucket=settings["epochs_per_bucket"],
+        buckets=min(settings.buckets, len(keys)),
+        pacing=settings.pacing,
+        epochs_per_bucket=settings.epochs_per_bucket,
     )
-
-
-def check_curriculum(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a setting of the group ``curriculum`` is none of its values.
-
-    They are ``name`` and, but for ``none``, ``scope``, ``buckets``, ``pacing``, ``epochs_per_bucket``, ``reverse`` and,
-    for ``weighted_shift``, ``weight`` and ``beta``.
-    """
-    name = settings["name"]
-    if name not in CURRICULA:
-        raise ConfigError(f"curriculum.name={name!r} is unknown. {did_you_mean(str(name), CURRICULA)}")
-    if name == "none":
-        return
-    least = {"buckets": 1, "epochs_per_bucket": 1, **({"weight": 0, "beta": 0} if name == "weighted_shift" else {})}
-    for key in ("scope", "pacing", "reverse", *least):
-        if settings.get(key) is None:
-            raise ConfigError(f"curriculum.{key} is missing")
-    for key, choices in {"scope": SCOPES, "pacing": PACINGS}.items():
-        if settings[key] not in choices:
-            raise ConfigError(f"curriculum.{key} must be one of {', '.join(choices)}; found {settings[key]!r}")
-    for key, low in least.items():
-        if not low <= settings[key] < math.inf:
-            raise ConfigError(f"curriculum.{key} must be at least {low}, found {settings[key]}")
 
 
 def write_table(path: Path, curriculum: Curriculum) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import CorpusNotFoundError, PackError
-from ercfusion._core.hints import command
+from ercfusion.config.hints import command
 from ercfusion.data.corpus import Corpus, Finding
 from ercfusion.data.recordings import State, compare_all, memory_of, read_recordings
 from ercfusion.features.recipe import recipe_names

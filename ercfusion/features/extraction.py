@@ -29,10 +29,10 @@ from ercfusion._core.files import (
     remove_leftovers,
     user_cache,
 )
-from ercfusion._core.hints import command
 from ercfusion._core.pool import default_workers, usable_cores
 from ercfusion._core.progress import duration, rate, track
 from ercfusion._core.schemas.reading import read_json
+from ercfusion.config.hints import command
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.pack import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, PackError, did_you_mean
 from ercfusion._core.files import expanded
-from ercfusion._core.hints import command
+from ercfusion.config.hints import command
 from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits

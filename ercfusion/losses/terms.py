@@ -1,57 +1,42 @@
-"""Losses as terms of an objective: what each is called, what can be set, and which tasks it fits.
+"""Losses as terms of an objective; their settings are in :mod:`ercfusion.config.terms`.
 
 A term reads an architecture's representations of a batch's labelled utterances, not the task's outputs.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError
 from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.fields import fields_of
+from ercfusion.config.terms import Term
 from ercfusion.losses._common import unit
-from ercfusion.losses.contrastive import (
-    MemoryQueue,
-    inter_class_contrastive,
-    rank_n_contrast,
-    supervised_contrastive,
-)
+from ercfusion.losses.contrastive import MemoryQueue
 from ercfusion.losses.spread import covariance_loss, variance_loss
 from ercfusion.losses.triplet import adaptive_triplet_loss, triplet_loss
 
-Of = Literal["hidden", "modalities", "both"]
-OF: tuple[Of, ...] = ("hidden", "modalities", "both")
 
-
-def _supcon(
-    vectors: Tensor, target: Tensor, *, temperature: float = 0.07, include_lonely: bool = False, **more: Any
-) -> Any:
-    return supervised_contrastive(vectors, target, temperature=temperature, include_lonely=include_lonely, **more)
-
-
-def _inter_class(
-    vectors: Tensor, target: Tensor, *, temperature: float = 0.07, include_lonely: bool = False, **more: Any
-) -> Any:
-    return inter_class_contrastive(vectors, target, temperature=temperature, include_lonely=include_lonely, **more)
-
-
-def _triplet(
+def triplet(
     vectors: Tensor,
     target: Tensor,
     *,
-    mining: str = "hard",
-    adaptive: bool = False,
-    margin: float = 0.2,
-    scale: float = 0.1,
-    literal: bool = False,
-    hinge: bool = True,
-) -> Any:
+    mining: str,
+    adaptive: bool,
+    margin: float,
+    scale: float,
+    literal: bool,
+    hinge: bool,
+) -> tuple[Tensor, Tensor]:
+    """The term ``triplet``: fixed or adaptive margins.
+
+    Raises:
+        ValueError: settings of adaptive margins without them.
+    """
     if not adaptive:
         if literal or not hinge:
             raise ValueError("literal=true and hinge=false go with adaptive=true only")
@@ -59,39 +44,14 @@ def _triplet(
     return adaptive_triplet_loss(vectors, target, mining=mining, scale=scale, literal=literal, hinge=hinge)
 
 
-def _variance(vectors: Tensor, target: Tensor, *, std: float = 1.0) -> Any:
+def variance(vectors: Tensor, target: Tensor, *, std: float) -> tuple[Tensor, Tensor]:
+    """The term ``variance``, which needs no labels."""
     return variance_loss(vectors, target=std)
 
 
-def _covariance(vectors: Tensor, target: Tensor) -> Any:
+def covariance(vectors: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The term ``covariance``, which needs no labels."""
     return covariance_loss(vectors)
-
-
-def _rank(vectors: Tensor, target: Tensor, *, temperature: float = 2.0, normalize: bool = False) -> Any:
-    return rank_n_contrast(vectors, target, temperature=temperature, normalize=normalize)
-
-
-_LOSSES: dict[str, Callable[..., Any]] = {
-    "supcon": _supcon,
-    "inter_class": _inter_class,
-    "triplet": _triplet,
-    "variance": _variance,
-    "covariance": _covariance,
-    "rank": _rank,
-}
-TERMS: tuple[str, ...] = tuple(_LOSSES)
-"""Names of the terms, as keys of ``objective.weights`` and as sections of settings."""
-
-# What a term reads from the targets; the others read representations only.
-_READS = {"supcon": "classes", "inter_class": "classes", "triplet": "classes", "rank": "numbers"}
-_WITH_QUEUE = ("supcon", "inter_class")
-
-
-def term_settings(name: str) -> dict[str, Any]:
-    """The settings of a term with their defaults."""
-    parameters = inspect.signature(_LOSSES[name]).parameters.values()
-    own = {entry.name: entry.default for entry in parameters if entry.default is not entry.empty}
-    return {"of": "hidden", "projection": 0, **own, **({"queue": 0} if name in _WITH_QUEUE else {})}
 
 
 class RepresentationTerm(nn.Module):
@@ -101,38 +61,26 @@ class RepresentationTerm(nn.Module):
     place of an absent one says nothing about an emotion.
 
     Args:
-        name: One of :data:`TERMS`.
-        of: ``hidden``, the vector that the head reads; ``modalities``, each modality's representation, the losses of
-            which are added up; or ``both``.
-        projection: Width of a network (linear, ReLU, linear) between the representation and the loss, one for each
-            representation, which is trained with the rest and is not part of the recognizer; 0 for none. Contrastive
-            learning mostly puts one there (Chen et al., ICML 2020), so that the representation keeps what the loss
-            would make it forget.
-        queue: How many earlier utterances are keys as well (``supcon`` and ``inter_class``).
-        options: Of the loss; :func:`term_settings` lists them.
+        name: Its name in the objective.
+        settings: Of the class that is registered under the name. Contrastive learning mostly puts a ``projection``
+            between representation and loss (Chen et al., ICML 2020), so that the representation keeps what the loss
+            would make it forget; it is trained with the rest and is not part of the recognizer.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value that cannot be used.
+        ConfigError: values that do not go together.
     """
 
-    def __init__(self, name: str, *, of: str = "hidden", projection: int = 0, queue: int = 0, **options: Any) -> None:
+    def __init__(self, name: str, settings: Term) -> None:
         super().__init__()
-        known = term_settings(name)
-        unknown = [key for key in options if key not in known]
-        if unknown or (queue and "queue" not in known):
-            wrong = unknown[0] if unknown else "queue"
-            raise ConfigError(f"objective.{name} has no setting {wrong!r}. {did_you_mean(wrong, known)}")
-        if of not in OF:
-            raise ConfigError(f"objective.{name}.of must be one of {', '.join(OF)}; found {of!r}")
-        for key, number in (("projection", projection), ("queue", queue)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-                raise ConfigError(f"objective.{name}.{key} must be a whole number of at least 0, found {number!r}")
-        self.name, self.of, self.projection, self.queue = name, of, projection, queue
-        self.options = dict(options)
+        self.name, self.settings = name, settings
+        self.queue = int(getattr(settings, "queue", 0))
+        ours = ("of", "projection", "queue")
+        self.options = {key: getattr(settings, key) for key in fields_of(type(settings)) if key not in ours}
         self.projections = nn.ModuleDict()
         self.queues = nn.ModuleDict()
+        self.function = settings.load()
         try:
-            self._loss(torch.zeros(0, 1), torch.zeros((0, 1) if name == "rank" else 0), None)
+            self._loss(torch.zeros(0, 1), torch.zeros((0, 1) if settings.reads == "numbers" else 0), None)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"objective.{name}: {error}") from error
 
@@ -146,25 +94,26 @@ class RepresentationTerm(nn.Module):
         Raises:
             ConfigError: the term is of representations that the architecture does not have.
         """
-        if self.of != "hidden" and not modalities:
+        if self.settings.of != "hidden" and not modalities:
             raise ConfigError(
-                f"objective.{self.name}.of={self.of}: the architecture with these options has no representation of a "
-                "single modality"
+                f"objective.{self.name}.of={self.settings.of}: the architecture with these options has no "
+                "representation of a single modality"
             )
-        widths = {**({"hidden": hidden} if self.of != "modalities" else {})}
-        widths |= {f"modality {key}": width for key, width in modalities.items()} if self.of != "hidden" else {}
+        widths = {"hidden": hidden} if self.settings.of != "modalities" else {}
+        if self.settings.of != "hidden":
+            widths |= {f"modality {key}": width for key, width in modalities.items()}
         for key, width in widths.items():
-            if self.projection:
-                layers = (nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.projection))
+            if self.settings.projection:
+                layers = (nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.settings.projection))
                 self.projections[key] = nn.Sequential(*layers)
             if self.queue:
-                self.queues[key] = MemoryQueue(self.queue, self.projection or width)
+                self.queues[key] = MemoryQueue(self.queue, self.settings.projection or width)
         return self
 
     def check_task(self, task: TaskSpec) -> None:
         """Raise :class:`ConfigError` if the task's targets are not what the term reads."""
-        reads = _READS.get(self.name)
-        if reads is not None and task.rules.representation != reads:
+        reads = self.settings.reads
+        if reads and task.rules.representation != reads:
             fits = " and ".join(name for name in KINDS if task_kind(name).representation == reads)
             raise ConfigError(
                 f"objective.weights.{self.name} is for {fits} tasks; {task.name!r} is {task.kind}. Leave it at 0."
@@ -188,9 +137,9 @@ class RepresentationTerm(nn.Module):
             present: (N) bool by modality, the utterances that have it.
         """
         found = []
-        if self.of != "modalities":
+        if self.settings.of != "modalities":
             found.append(self._of("hidden", hidden, target, valid))
-        if self.of != "hidden":
+        if self.settings.of != "hidden":
             for name, vectors in modalities.items():
                 counted = valid & present[name] if name in present else valid
                 found.append(self._of(f"modality {name}", vectors, target, counted))
@@ -212,5 +161,5 @@ class RepresentationTerm(nn.Module):
 
     def _loss(self, vectors: Tensor, target: Tensor, queue: MemoryQueue | None) -> tuple[Tensor, Tensor]:
         more = {} if queue is None else {"memory": queue.content()}
-        total, count = _LOSSES[self.name](vectors, target, **self.options, **more)
+        total, count = self.function(vectors, target, **self.options, **more)
         return total, count

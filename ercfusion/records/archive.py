@@ -20,16 +20,21 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.settings import fields_in
 from ercfusion.metrics.classification import ClassCounts, per_class_of
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.record import DAMAGED, checked_record
 from ercfusion.records.record import FORMAT as RECORD_FORMAT
 from ercfusion.records.run_schema import Archive
 
-FORMAT = 1
+FORMAT = 2
 
 # Where a run lay and where its inputs lay says nothing about its scores, and may say something about its owner.
-_LOCAL: dict[str, Any] = {"run": None, "output": None, "resume": None, "raw": None, "packs": {}}
+_LOCAL: dict[str, Any] = {
+    field.key: {} if field.is_open else None
+    for field in (*fields_in("").values(), *fields_in("data").values())
+    if field.known.path and field.known.decides == "nothing"
+}
 
 
 def write_archive(path: str | Path, records: Sequence[Mapping[str, Any]]) -> Path:
@@ -89,8 +94,9 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
     compact.pop("command", None)  # what it says beyond the configuration is where things lay
     compact.pop("files", None)  # an archive is not next to them
     config = compact["config"]
-    for section in (config, config["data"]):
-        section.update({key: value for key, value in _LOCAL.items() if key in section})
+    for key, value in _LOCAL.items():
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = value
     for table in compact["features"]:
         if "pack" in table["source"]:
             table["source"]["pack"] = Path(table["source"]["pack"]).name

@@ -16,34 +16,13 @@ from numpy.typing import NDArray
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import expanded
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.settings import decides, flat
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
-from ercfusion.records.defaults import flat, with_defaults
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
-MAY_CHANGE = (
-    "run",
-    "output",
-    "resume",
-    "data.raw",
-    "data.packs",
-    "training.keep_every_epoch",
-    "training.tensorboard",
-    "training.bootstrap",
-    "training.pictures",
-    "training.threads",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-)
-"""Settings that say where things are, how much is shown, or which machine computes, but not what is computed. A run may
-be resumed with other values of them."""
-# Settings that do not make another experiment.
-_INCIDENTAL = (*MAY_CHANGE, "seed", "preset", "task")
-
 PROCESSOR = ("processor", "instructions that torch uses")
-"""Entries of :func:`environment_of` that records of earlier versions lack."""
+"""Entries of :func:`environment_of` that are left out where the system does not tell them."""
 
 
 @dataclass(frozen=True)
@@ -117,30 +96,17 @@ def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted key that decide about a run's result, but for its seed and its data's content.
-
-    What an older record lacks has its default (see :mod:`ercfusion.records.defaults`).
-    """
-    return {
-        key: value for key, value in with_defaults(config, flat(config)).items() if not _is_one_of(key, _INCIDENTAL)
-    }
-
-
-def _is_one_of(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    """The settings by dotted key that make an experiment: not those of a single run, a place or a machine."""
+    return {key: value for key, value in flat(config).items() if decides(key) == "result"}
 
 
 def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings in which a run must not be resumed and two configurations differ, as (first's, second's)."""
 
-    def deciding(entries: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in entries.items() if not _is_one_of(key, MAY_CHANGE)}
+    def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in flat(config).items() if decides(key) != "nothing"}
 
-    one, other = flat(was), flat(now)
-    if deciding(one) == deciding(other):
-        return {}
-    # What an older configuration lacks has its default.
-    return differences(deciding(with_defaults(was, one)), deciding(with_defaults(now, other)))
+    return differences(deciding(was), deciding(now))
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -186,10 +152,10 @@ def _pack_in_words(source: Mapping[str, Any]) -> str:
 
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Processor, versions and machine of a run, by a name for people; what older records lack is left out."""
+    """Processor, versions and machine of a run, by a name for people; what is not known is left out."""
     found = record["environment"]
     revision = found.get("revision") or {}
-    known = zip(PROCESSOR, (found.get("processor"), found.get("instructions")), strict=True)
+    known = zip(PROCESSOR, (found["processor"], found["instructions"]), strict=True)
     return {
         **{key: value for key, value in known if value is not None},
         "ercfusion": found["ercfusion"],

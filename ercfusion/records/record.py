@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
-from ercfusion._core.hints import resume_command
 from ercfusion._core.machine import machine
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.version import __version__
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.hints import resume_command
 from ercfusion.metrics.classification import per_class
 from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.metrics.registry import scores
 from ercfusion.metrics.sums import SUMS
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "record.json"
 DAMAGED = "The file was changed or damaged: copy it again, or do the run again."
 
@@ -177,7 +177,8 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not; the message names file and key.
     """
-    from ercfusion.records.run_schema import Record, record_config
+    from ercfusion.config.schema import record_config
+    from ercfusion.records.run_schema import Record
 
     found = record.get("format") if isinstance(record, dict) else type(record).__name__
     if found != FORMAT:

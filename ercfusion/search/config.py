@@ -7,14 +7,14 @@ part of a run's settings that ``best.yaml`` repeats).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion._core.overrides import override_text
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import override_text
+from ercfusion.config.settings import check_settings
 from ercfusion.search.space import (
     Space,
     check_searchable,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
-CHOICES = {"sampler": ("tpe", "random"), "pruner": ("median", "hyperband", "none")}
-LEAST: dict[str, float] = {"trials": 1, "workers": 1, "startup": 0, "warmup": 0, "rerun": 0}
 # Of one sweep or one place: not repeated in best.yaml.
 _PASSING = ("run", "output", "resume", "space")
 
@@ -56,7 +54,7 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
             raise ConfigError(f"{line}a sweep searches settings, not {key}: start one sweep for each")
         check_searchable(key, line)
     config = composer.compose([*file_entries, *plain])
-    check_sweep(config["sweep"])
+    check_settings(config)
     fixed = {entry.partition("=")[0].lstrip("+") for entry in plain} - set(groups)
     space = _own_space(composer, config, groups.get("space", []), bool(ranges))
     for key, parsed in ranges.items():
@@ -79,18 +77,6 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         raise ConfigError("nothing is left to search: every setting of the space was given a value")
     config["typed"] = _typed(composer, [*file_entries, *plain], config)
     return config
-
-
-def check_sweep(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a setting of the section ``sweep`` is out of its range."""
-    for key, choices in CHOICES.items():
-        if settings[key] not in choices:
-            raise ConfigError(f"sweep.{key} must be one of {', '.join(choices)}; found {settings[key]!r}")
-    for key, least in LEAST.items():
-        if settings[key] is not None and settings[key] < least:
-            raise ConfigError(f"sweep.{key} must be at least {least:g}, found {settings[key]}")
-    if settings["timeout"] is not None and not 0 < settings["timeout"] < math.inf:
-        raise ConfigError(f"sweep.timeout must be above 0 (hours), found {settings['timeout']}")
 
 
 def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[str], typed: bool) -> Space:
@@ -185,10 +171,9 @@ def check_candidate(config: Mapping[str, Any], inputs: InputSpec) -> None:
 
     from ercfusion.models import build_architecture
     from ercfusion.tasks.objective import Objective
-    from ercfusion.training.folder import check_ranges
     from ercfusion.training.module import ConversationModule
 
-    check_ranges(config)
+    check_settings(config)
     options = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.random.fork_rng(devices=[]):
         model: Any = build_architecture(config["model"]["name"], inputs, options)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import atomic_write
-from ercfusion._core.hints import command
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
+from ercfusion.config.hints import command
 from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.plots.sweep import plot_importance, plot_search, plot_settings

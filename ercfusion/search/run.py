@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError, TrainingError
 from ercfusion._core.files import one_at_a_time, remove_leftovers
-from ercfusion._core.hints import resume_command
 from ercfusion._core.pool import default_workers, run_jobs
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion._core.schemas.reading import failure, shown
+from ercfusion.config.hints import resume_command
+from ercfusion.config.settings import check_settings, decides, fields_in
 from ercfusion.data.usable import LABELLED
 from ercfusion.metrics.registry import check_metric
-from ercfusion.records.groups import MAY_CHANGE
-from ercfusion.search.config import check_sweep, fitted
+from ercfusion.search.config import fitted
 from ercfusion.search.results import finish, write_table
 from ercfusion.search.space import data_settings
 from ercfusion.search.status import SweepProgress
@@ -69,11 +69,8 @@ LOG = "sweep.log"
 SILENCE = 300.0
 # Rounds of worker processes that die without ending a single trial.
 _ROUNDS = 3
-# What may change when a sweep is resumed.
-CHANGEABLE = ("trials", "workers", "timeout", "rerun", "storage")
-# Settings of a machine or of a moment: sweeps that differ in them may still search together.
-_OWN = tuple(key for key in MAY_CHANGE if key not in ("training.threads", "trainer.devices"))
-_OWN_SWEEP = ("trials", "workers", "storage", "name", "rerun", "timeout", "only")
+CHANGEABLE = tuple(key.partition(".")[2] for key in fields_in("sweep") if decides(key) == "nothing")
+"""What may change when a sweep is resumed."""
 
 
 # Beginning
@@ -151,12 +148,14 @@ def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[st
     def add(node: Mapping[str, Any], prefix: str) -> None:
         for key, value in node.items():
             name = f"{prefix}{key}"
-            if isinstance(value, dict) and value and name not in _OWN:
+            if isinstance(value, dict) and value and decides(name) != "nothing":
                 add(value, f"{name}.")
-            elif name not in (*_OWN, *(f"sweep.{own}" for own in _OWN_SWEEP)):
+            elif decides(name) == "result" or (decides(name) == "run" and not prefix.startswith("sweep.")):
                 flat[name] = value
 
     add({key: value for key, value in config.items() if key not in (*OWN_KEYS, "preset") or key == "sweep"}, "")
+    # The number of threads decides the last digits of a score, and so which trial wins.
+    flat["training.threads"] = config["training"]["threads"]
     flat["data.encoder"] = Path(config["data"]["encoder"]).name  # a folder may lie elsewhere
     flat["the metric"] = metric
     return flat
@@ -215,7 +214,7 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
     config["sweep"] = {**config["sweep"], **changes}
     config["sweep"]["storage"] = masked(storage) if storage is not None else None
-    check_sweep(config["sweep"])
+    check_settings(config)
     _check_unchanged(path, config)
     plan = Plan(path, config, storage, config["sweep"]["name"], config["place"], config["study"]["metric"])
     with named_failures(storage):

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.settings import field_of, fields_in
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -26,24 +28,32 @@ Dimension = dict[str, Any]
 Space = dict[str, Dimension]
 
 _KEYS = ("low", "high", "log", "step", "choices")
-# Sections with settings that can be searched, and settings in them that are not for searching.
-_SECTIONS = ("model", "optimizer", "scheduler", "objective", "training", "curriculum")
-_ALSO = ("data.modalities", "data.encoder")
-_NOT = (
-    *("model.name", "optimizer.name", "scheduler.name", "training.metric", "training.threads"),
-    *("training.tensorboard", "training.bootstrap", "training.keep_every_epoch", "training.pictures"),
-)
 
 
 def check_searchable(key: str, where: str = "") -> None:
     """Raise :class:`ConfigError` for a setting that cannot or must not be searched."""
     if key == "seed":
         raise ConfigError(f"{where}seed is not searched: the winner is trained again on fresh seeds (sweep.rerun)")
-    if key in _NOT or (key.partition(".")[0] not in _SECTIONS and key not in _ALSO) or "." not in key:
+    whole, single = _searchable()
+    section, field = key.partition(".")[0], field_of(key)
+    known = field.known.searchable if field is not None else section in whole
+    if not known or key == "model.name" or "." not in key:
         raise ConfigError(
-            f"{where}{key} cannot be searched: a sweep searches single settings of {', '.join(_SECTIONS)}, "
-            f"and {' and '.join(_ALSO)}. Give it one value, and start one sweep for each."
+            f"{where}{key} cannot be searched: a sweep searches single settings of {', '.join(whole)}, "
+            f"and {' and '.join(single)}. Give it one value, and start one sweep for each."
         )
+
+
+def _searchable() -> tuple[list[str], list[str]]:
+    """Sections most of whose settings can be searched, and single settings of other sections."""
+    whole, single = ["model"], []
+    for section in (*CHOICES, *SECTIONS):
+        keys = [key for key, field in fields_in(section).items() if field.known.searchable]
+        if len(keys) > 2 or section in CHOICES:
+            whole.append(section)
+        else:
+            single += keys
+    return whole, single
 
 
 def read_dimension(key: str, entry: Any, where: str) -> Dimension:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError
-from ercfusion._core.overrides import override_text
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
+from ercfusion.config.overrides import override_text
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import get_metric
@@ -27,7 +27,7 @@ from ercfusion.search.space import setting, trial_settings, with_settings
 from ercfusion.search.storage import is_storage_failure, named_failures, require_optuna
 from ercfusion.search.study import STARTS, Plan, best_trial, end, next_trial, open_study
 from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
-from ercfusion.training.folder import check_ranges, describe, is_described, log_file
+from ercfusion.training.folder import describe, is_described, log_file
 from ercfusion.training.origin import make_origin
 from ercfusion.training.run import fit
 
@@ -210,7 +210,6 @@ def train_trial(
     if not is_described(folder):
         folder.mkdir(parents=True, exist_ok=True)
         describe(folder, config, typed_arguments(plan, config), plan.config["command"])
-    check_ranges(config)
     torch.set_num_threads(config["training"]["threads"])
     log = folder / "train.log"
     # The terminal belongs to the parent: nothing may draw or print into it from here.

@@ -43,9 +43,9 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, did_you_mean
 from ercfusion._core.files import expanded, shipped_folder
-from ercfusion._core.overrides import expand_protocol
 from ercfusion._core.schemas.reading import failure, read_yaml, shown
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import expand_protocol
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
 SELECTIONS = ("dev", "test", "last", "unknown")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ercfusion._core.errors import ConfigError
-from ercfusion._core.hints import command
+from ercfusion.config.hints import command
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
 from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison

@@ -16,14 +16,12 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.schemas.reading import read_yaml
-from ercfusion.records.defaults import flat, with_defaults
+from ercfusion.config.settings import decides, flat
 from ercfusion.tables.table import Line, Table
 
 KNOWN = ("split", "seeds", "space", "trials")
 UNKNOWN = "not recorded"
 _CONF = Path(__file__).resolve().parents[1] / "conf"
-# Settings that name a place or a sample and choose nothing.
-_NO_CHOICE = ("data.", "seed", "run", "output", "resume", "imports", "training.threads", "training.pictures")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
     """
     record = line.group.records[0]
     config = record["config"]
-    settings = with_defaults(config, flat(config))
+    settings = flat(config)
     typed = dict.fromkeys(entry.partition("=")[0].lstrip("+") for entry in line.row.settings)
     training, name = config["training"], config["scheduler"]["name"]
     patience = int(training["patience"])
@@ -183,7 +181,8 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _is_no_choice(key: str) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in _NO_CHOICE)
+    """Whether a setting names a place or a sample, and chooses nothing."""
+    return key.partition(".")[0] in ("data", "imports") or decides(key) != "result"
 
 
 def _short(value: Any) -> str:

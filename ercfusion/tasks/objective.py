@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +11,13 @@ from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.batch import ConversationBatch, TaskTargets
 from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config import sections
+from ercfusion.config.terms import TERMS
 from ercfusion.losses import class_balanced_weights
-from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
+from ercfusion.losses.terms import RepresentationTerm
 from ercfusion.ops.processes import Shares
 from ercfusion.tasks.heads import check_class_weights
 from ercfusion.tasks.recognizer import Recognized, Recognizer
-
-LOSSES: dict[str, dict[str, float]] = {
-    "cross_entropy": {},
-    "focal": {"gamma": 2.0},
-    "class_balanced": {"beta": 0.999, "gamma": 0.0},
-}
-"""Losses of a single-label task by name, with their settings; ``cross_entropy`` is the usual loss of every task."""
-
-_PLAIN = ("weights", "class_weights", "label_smoothing", "regression_loss", "loss", "probe")
 
 
 class Objective(nn.Module):
@@ -130,65 +122,31 @@ def _mean(total: Tensor, count: Tensor) -> Tensor:
 # From a configuration
 
 
-def check_objective(settings: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` for a loss or term that does not exist, or a setting of one that cannot be used.
-
-    Args:
-        settings: The section ``objective`` of a configuration.
-    """
-    _task_settings(settings)
-    known = [*_PLAIN, *(name for name in LOSSES if LOSSES[name]), *TERMS]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"objective has no setting {key!r}. {did_you_mean(key, known)}")
+def check_objective(settings: sections.Objective) -> None:
+    """Raise :class:`ConfigError` for settings of the section ``objective`` that do not go together."""
+    check_class_weights(settings.class_weights)
+    if settings.loss == "class_balanced" and settings.class_weights != "none":
+        raise ConfigError(
+            "objective.loss=class_balanced brings weights of its own: set objective.class_weights=none, or choose "
+            "objective.loss=focal with class weights"
+        )
     for name in TERMS:
-        _make_term(name, settings)
-    probe, weights = settings.get("probe", False), settings.get("weights") or {}
-    if not isinstance(probe, bool):
-        raise ConfigError(f"objective.probe must be true or false, found {probe!r}")
-    if probe and not any(weight != 0 for name, weight in weights.items() if name not in ("task", "unimodal")):
+        RepresentationTerm(name, settings.parts[name])
+    others = [weight for name, weight in settings.weights.items() if name not in ("task", "unimodal")]
+    if settings.probe and not any(others):
         raise ConfigError(
             "objective.probe=true: the classifier sends no gradient back, and no other term has a weight, so that the "
             "architecture would learn nothing. Give one, for example objective.weights.triplet=1, or take probe=false."
         )
 
 
-def _task_settings(settings: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-    """The task's loss and its settings, checked."""
-    check_class_weights(settings.get("class_weights", "none"))
-    name = settings.get("loss", "cross_entropy")
-    if name not in LOSSES:
-        raise ConfigError(f"objective.loss must be one of {', '.join(LOSSES)}; found {name!r}")
-    given = settings.get(name) or {}
-    for key in given:
-        if key not in LOSSES[name]:
-            raise ConfigError(f"objective.{name} has no setting {key!r}. {did_you_mean(key, LOSSES[name])}")
-    values = {**LOSSES[name], **given}
-    if not 0 <= values.get("gamma", 0.0) < float("inf"):
-        raise ConfigError(f"objective.{name}.gamma must be at least 0, found {values['gamma']}")
-    if not 0 <= values.get("beta", 0.0) < 1:
-        raise ConfigError(f"objective.{name}.beta must be at least 0 and below 1, found {values['beta']}")
-    if name == "class_balanced" and settings.get("class_weights", "none") != "none":
-        raise ConfigError(
-            "objective.loss=class_balanced brings weights of its own: set objective.class_weights=none, or choose "
-            "objective.loss=focal with class weights"
-        )
-    return name, values
-
-
-def _make_term(name: str, settings: Mapping[str, Any]) -> RepresentationTerm:
-    return RepresentationTerm(name, **(settings.get(name) or {}))
-
-
 def build_objective(
-    settings: Mapping[str, Any], recognizer: Recognizer, targets: TaskTargets, class_weights: Tensor | None = None
+    settings: sections.Objective, recognizer: Recognizer, targets: TaskTargets, class_weights: Tensor | None = None
 ) -> Objective:
     """The objective that a configuration asks for.
 
     Args:
-        settings: The section ``objective``: ``weights`` by term; ``loss`` and a section of its name; and a section for
-            each representation term. What is left out has its default; a representation term without a weight, or with
-            0, is not built.
+        settings: The section ``objective``; a representation term without a weight, or with 0, is not built.
         recognizer: That it will train; asked for widths.
         targets: Of the training split, for the loss ``class_balanced``.
         class_weights: (C) or None, what :func:`ercfusion.tasks.heads.class_weights` makes of the setting of that name.
@@ -197,8 +155,7 @@ def build_objective(
         ConfigError: see :func:`check_objective`; or a loss or term that does not fit the task or the architecture.
     """
     check_objective(settings)
-    task, weights = recognizer.task, settings["weights"]
-    loss, values = _task_settings(settings)
+    task, weights, loss = recognizer.task, settings.weights, settings.loss
     if loss not in task.rules.losses:
         fits = " and ".join(name for name in KINDS if loss in task_kind(name).losses)
         raise ConfigError(
@@ -206,24 +163,19 @@ def build_objective(
             "Leave it at cross_entropy, which stands for the usual loss of every task."
         )
     if loss == "class_balanced":
-        class_weights = _class_balance(targets, task, values["beta"])
+        class_weights = _class_balance(targets, task, settings.parts[loss].beta)
     terms = []
     for name in TERMS:
         if weights.get(name, 0.0) != 0:
-            term = _make_term(name, settings)
+            term = RepresentationTerm(name, settings.parts[name])
             term.check_task(task)
-            modalities = {} if term.of == "hidden" else recognizer.representation_widths()
+            modalities = {} if term.settings.of == "hidden" else recognizer.representation_widths()
             terms.append(term.build(recognizer.architecture.hidden_size, modalities))
-    return Objective(weights, class_weights, gamma=values.get("gamma", 0.0), terms=terms)
+    gamma = settings.parts[loss].gamma if loss in settings.parts else 0.0
+    return Objective(weights, class_weights, gamma=gamma, terms=terms)
 
 
 def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float) -> Tensor:
     mass = task.rules.class_mass(targets.value[targets.valid], task)
     assert mass is not None
     return class_balanced_weights(mass.sum(0), beta).float()
-
-
-def objective_settings() -> dict[str, dict[str, Any]]:
-    """Every section of settings with its defaults: of the losses that have any, and of the representation terms."""
-    losses: dict[str, dict[str, Any]] = {name: dict(values) for name, values in LOSSES.items() if values}
-    return losses | {name: term_settings(name) for name in TERMS}

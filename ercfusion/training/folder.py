@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import secrets
 import shutil
 import sys
@@ -14,13 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.errors import ErcfusionError, RunError
 from ercfusion._core.files import atomic_write, expanded, is_leftover, remove_leftovers
-from ercfusion._core.hints import resume_command
-from ercfusion._core.schemas.reading import check, failure, read_json
-from ercfusion.data.curriculum import TABLE, check_curriculum
+from ercfusion._core.schemas.reading import check, read_json
+from ercfusion.config.hints import resume_command
+from ercfusion.config.schema import run_config, sweep_config
+from ercfusion.config.settings import check_settings
+from ercfusion.data.curriculum import TABLE
 from ercfusion.records.record import command_line, environment
-from ercfusion.records.run_schema import Environment, Overrides, run_config, sweep_config
+from ercfusion.records.run_schema import Environment, Overrides
 from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
 from ercfusion.training.processes import is_first_process as is_first_process
 from ercfusion.training.processes import said_once, shared_folder
@@ -29,47 +30,8 @@ logger = logging.getLogger("ercfusion")
 
 DAMAGED = "The file was changed or damaged: restore it, or begin a new run."
 
-# The least and the largest value of settings whose type alone says too little.
-RANGES: dict[str, tuple[float, float]] = {
-    "training.batch_size": (1, 1_000_000),
-    "training.max_epochs": (1, 1_000_000),
-    "training.patience": (0, 1_000_000),
-    "training.gradient_clip": (0, math.inf),
-    "training.modality_dropout": (0, 1),
-    "training.bootstrap": (1, 1_000_000),
-    "training.threads": (1, 4096),
-    "objective.label_smoothing": (0, 1),
-    "scheduler.warmup": (0, 1),
-    "training.accumulate_grad_batches": (1, 1_000_000),
-    "trainer.devices": (1, 4096),
-    "trainer.num_nodes": (1, 4096),
-}
-
 # What folders of other commands, which are refused later, have in place of the section ``trainer``.
 _ONE = {"devices": 1}
-
-# Others would have to convert the inputs, which the trainer cannot do with packed batches.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a setting is out of its range, before anything is written or loaded."""
-    precision = config["trainer"]["precision"]
-    if precision not in PRECISIONS:
-        raise ConfigError(f"trainer.precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
-    check_curriculum(config.get("curriculum", {"name": "none"}))  # sweeps begun by earlier versions have none
-    for key, (low, high) in RANGES.items():
-        section, _, name = key.partition(".")
-        value = config[section].get(name)
-        if value is not None and not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{key} must be {limits}, found {value}")
-    limit = config["training"].get("limit_train_batches")
-    if limit is not None and not (0 < limit <= 1 if isinstance(limit, float) else limit >= 1):
-        raise ConfigError(
-            "training.limit_train_batches must be a share above 0.0 and up to 1.0, or a whole number of at least 1; "
-            f"found {limit}"
-        )
 
 
 def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> Path:
@@ -80,7 +42,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command:
         ConfigError: a number is out of its range, or the launcher started another number of processes.
     """
     with said_once():
-        check_ranges(config)
+        check_settings(config)
     made: list[Path] = []
 
     def make() -> Path:
@@ -247,10 +209,6 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
     is_sweep = isinstance(config, dict) and "sweep" in config
     check(config, sweep_config() if is_sweep else run_config(), path / "config.json", advice=DAMAGED)
-    try:
-        check_ranges(config)
-    except ConfigError as error:
-        raise failure(RunError, path / "config.json", f": {error}", DAMAGED) from error
     return path, config
 
 

@@ -5,7 +5,8 @@ of them has changed, the first epochs were trained on other things than the last
 ones only. The checkpoint therefore holds, under the key :data:`KEY`:
 
 - the identity of the run, which is also in ``overrides.json`` of its folder;
-- the resolved configuration. Only the settings of :data:`ercfusion.records.groups.MAY_CHANGE` may be others;
+- the resolved configuration. Only settings that decide nothing (:func:`ercfusion.config.settings.decides`)
+  may be others;
 - checksums of labels, utterances, features and files of the corpus (:func:`ercfusion.data.identity.data_identity`);
 - a checksum of everything else in the checkpoint.
 """
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ErcfusionError, ResumeError
-from ercfusion._core.hints import command
 from ercfusion._core.schemas.reading import MAX_CHARACTERS, check, failure, shown
+from ercfusion.config.hints import command
+from ercfusion.config.schema import run_config
 from ercfusion.data.identity import FEATURES
 from ercfusion.features.loading import LoadedData
 from ercfusion.records.groups import changed_settings
 from ercfusion.records.record import environment
-from ercfusion.records.run_schema import run_config
 from ercfusion.training.checkpoint_schema import ADVICE, content_checksum
 from ercfusion.training.folder import OVERRIDES, read_environment, read_overrides, run_identity
 

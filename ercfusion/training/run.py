@@ -33,6 +33,7 @@ from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.predictions import Predictions
+from ercfusion.config.settings import section_from
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
 from ercfusion.data.pack import read_manifest
 from ercfusion.data.provenance import trained_on
@@ -162,7 +163,7 @@ def exports(config: Mapping[str, Any]) -> bool:
 
 def curriculum_of(config: Mapping[str, Any], train_store: ConversationStore) -> Curriculum | None:
     """The curriculum that ``config`` asks for; None where all conversations are in use from the beginning."""
-    settings = config.get("curriculum", {"name": "none"})  # folders of earlier versions have no such section
+    settings = section_from("curriculum", config["curriculum"])
     return build_curriculum(settings, train_store.conversations, train_store.tasks[0], config["seed"])
 
 
@@ -216,7 +217,7 @@ def fit(
         check_disk(folder, recognizer, config)
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config["objective"]["class_weights"])
-    objective = build_objective(config["objective"], recognizer, targets, weights)
+    objective = build_objective(section_from("objective", config["objective"]), recognizer, targets, weights)
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
-from ercfusion._core.overrides import literal_text
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
+from ercfusion.config.overrides import literal_text
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.usable import check_splits
 from ercfusion.features.loading import load_data

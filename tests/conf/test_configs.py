@@ -15,8 +15,9 @@ import ercfusion
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.registry import import_modules
 from ercfusion.config.compose import Composer
+from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.settings import check_settings, defaults_of, fields_in, flat, names_of
 from ercfusion.data.corpora import CORPORA
-from ercfusion.data.curriculum import CURRICULA, check_curriculum
 from ercfusion.models import ARCHITECTURES, architecture_options
 from ercfusion.search.config import compose_sweep
 from ercfusion.training.module import OPTIMIZERS, SCHEDULERS
@@ -92,10 +93,7 @@ def test_every_model_composes_with_every_corpus(model: str, corpora: list[str], 
         assert config["preset"] == {"model": model, "data": data}
         assert config["data"]["name"] == data
         assert config["model"]["name"] in ARCHITECTURES
-        assert set(config) == set(content(CONF / "train.yaml")) - {"defaults"} | {
-            *("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "model", "task"),
-            "preset",
-        }
+        assert set(config) == {*fields_in(""), *SECTIONS, *CHOICES, "model", "preset"} - {"sweep"}
 
 
 @pytest.mark.parametrize("model", names("model"))
@@ -177,38 +175,34 @@ def test_every_architecture_is_a_choice_and_every_corpus_has_a_file_of_its_name(
         assert composer.compose([f"data={name}"])["data"]["name"] == name
 
 
-def test_every_optimizer_and_schedule_has_a_file_of_its_name() -> None:
-    assert {content(CONF / "optimizer" / f"{name}.yaml")["name"] for name in names("optimizer")} == set(OPTIMIZERS)
-    assert {content(CONF / "scheduler" / f"{name}.yaml")["name"] for name in names("scheduler")} == set(SCHEDULERS)
-    for group in ("optimizer", "scheduler"):
-        for name in names(group):
-            assert content(CONF / group / f"{name}.yaml")["name"] == name
+def test_every_optimizer_and_schedule_is_a_choice(composer: Composer) -> None:
+    assert set(names_of("optimizer")) == set(OPTIMIZERS)
+    assert set(names_of("scheduler")) == set(SCHEDULERS)
+    for group in CHOICES:
+        assert composer.groups()[group] == sorted(names_of(group))
+        for name in names_of(group):
+            assert composer.compose([f"{group}={name}"])[group] == defaults_of(group, name)
 
 
-def test_every_curriculum_has_a_file_of_its_name() -> None:
-    assert {content(CONF / "curriculum" / f"{name}.yaml")["name"] for name in names("curriculum")} == set(CURRICULA)
-    for name in names("curriculum"):
-        settings = content(CONF / "curriculum" / f"{name}.yaml")
-        assert settings["name"] == name
-        check_curriculum(settings)
+def test_every_choice_composes_to_settings_in_their_ranges(composer: Composer) -> None:
+    for group in ("objective", "optimizer", "scheduler", "curriculum", "trainer", "task"):
+        for name in composer.groups()[group]:
+            check_settings(composer.compose([f"{group}={name}"]))
 
 
-def test_corpora_have_the_same_keys() -> None:
-    keys = {tuple(content(CONF / "data" / f"{name}.yaml")) for name in names("data")}
-    assert keys == {("name", "raw", "protocol", "modalities", "encoder", "packs", "options")}
-
-
-@pytest.mark.parametrize("group", ["optimizer", "scheduler", "curriculum", "trainer"])
-def test_every_other_choice_composes(group: str, composer: Composer) -> None:
-    for name in names(group):
-        expected = content(CONF / group / f"{name}.yaml")
-        found = composer.compose([f"{group}={name}"])[group]
-        assert set(found) == set(expected)
+def test_no_choice_repeats_a_default() -> None:
+    for group in (*SECTIONS, *CHOICES):
+        for path in sorted((CONF / group).glob("*.yaml")):
+            found = content(path)
+            own = flat(found.get(group, {}) if "@package _global_" in path.read_text() else found, f"{group}.")
+            defaults = flat(defaults_of(group, found.get("name") if group in CHOICES else None), f"{group}.")
+            repeated = [key for key, value in own.items() if key in defaults and defaults[key] == value]
+            assert set(repeated) <= {"data.name"}, path
 
 
 def test_numbers_are_numbers(composer: Composer) -> None:
     """YAML reads 1e-6 as a text, a trap of which the composer must be free."""
-    for name in names("optimizer"):
+    for name in names_of("optimizer"):
         found = composer.compose([f"optimizer={name}"])["optimizer"]
         found.pop("name")
         assert found

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ercfusion._core.overrides import override_text
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.architectures import space_of
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import override_text
 from ercfusion.models import ARCHITECTURES
 from ercfusion.search.config import check_candidate, compose_sweep
 from ercfusion.search.space import ends, holds, setting, with_settings

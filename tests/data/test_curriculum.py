@@ -17,6 +17,8 @@ import pytest
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import SCHEMAS, get_schema, wheel_angles
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.sections import Curriculum as Curricula
+from ercfusion.config.settings import section_of
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.curriculum import (
@@ -25,7 +27,6 @@ from ercfusion.data.curriculum import (
     Curriculum,
     build_curriculum,
     change_cost,
-    check_curriculum,
     label_changes,
     shift_difficulty,
     wheel_similarity,
@@ -127,7 +128,7 @@ def test_real_meld(shared_data: Any) -> None:
     assert counts["same"] == [4001, 427, 1003]
     assert counts["both"] == [5371, 607, 1353]
     assert all(0 < one < other for one, other in zip(counts["different"], counts["both"], strict=True))
-    made = build_curriculum({**WEIGHTED, "buckets": 12}, splits["train"], protocol.task, 0)
+    made = build_curriculum(section_of("curriculum", {**WEIGHTED, "buckets": 12}), splits["train"], protocol.task, 0)
     assert made is not None
     sizes = np.bincount(made.bucket_of)[1:]
     assert sizes.sum() == 1038
@@ -331,7 +332,7 @@ def test_an_order_that_is_none() -> None:
 
 
 def built(settings: dict[str, Any], talks: list[Conversation], seed: int = 0) -> Curriculum:
-    found = build_curriculum(settings, talks, TASK, seed)
+    found = build_curriculum(section_of("curriculum", settings), talks, TASK, seed)
     assert found is not None
     return found
 
@@ -369,24 +370,23 @@ def test_more_buckets_than_conversations() -> None:
 
 
 def test_none_is_none() -> None:
-    assert build_curriculum({"name": "none"}, random_talks(2), TASK, 0) is None
     # A preset's leftovers do no harm.
-    assert build_curriculum({"name": "none", "buckets": 0}, random_talks(2), TASK, 0) is None
+    assert build_curriculum(Curricula(), random_talks(2), TASK, 0) is None
 
 
 @pytest.mark.parametrize("kind", ["multi_label", "distribution", "regression"])
 def test_other_tasks_are_refused(kind: Any) -> None:
     task = TaskSpec("mood", kind, dimensions=("v",)) if kind == "regression" else TaskSpec("mood", kind, TASK.schema)
     with pytest.raises(ConfigError, match=f"changes of a single label; 'mood' is a {kind} task. Use curriculum=none"):
-        build_curriculum(SHIFT, random_talks(2), task, 0)
+        build_curriculum(section_of("curriculum", SHIFT), random_talks(2), task, 0)
 
 
 def test_labels_without_a_wheel() -> None:
     task = TaskSpec("emotion", "single_label", get_schema("emorynlp7"))
     talks = [talk("A joyful, A peaceful")]
     with pytest.raises(ConfigError, match=r"known for .*peaceful, powerful.*\. Use curriculum=emotion_shift"):
-        build_curriculum(WEIGHTED, talks, task, 0)
-    found = build_curriculum(SHIFT, talks, task, 0)
+        build_curriculum(section_of("curriculum", WEIGHTED), talks, task, 0)
+    found = build_curriculum(section_of("curriculum", SHIFT), talks, task, 0)
     assert found is not None
     assert found.difficulty == (2 / 3,)
 
@@ -397,15 +397,15 @@ def test_labels_without_a_wheel() -> None:
         ({"name": "emotion_shfit"}, r"curriculum\.name='emotion_shfit' is unknown. Did you mean 'emotion_shift'"),
         ({"scope": "own"}, r"curriculum\.scope must be one of same, different, both; found 'own'"),
         ({"pacing": "slow"}, r"curriculum\.pacing must be one of .*; found 'slow'"),
-        ({"buckets": 0}, r"curriculum\.buckets must be at least 1, found 0"),
-        ({"epochs_per_bucket": 0}, r"curriculum\.epochs_per_bucket must be at least 1, found 0"),
+        ({"buckets": 0}, r"curriculum\.buckets must be from 1 to 1000000, found 0"),
+        ({"epochs_per_bucket": 0}, r"curriculum\.epochs_per_bucket must be from 1 to 1000000, found 0"),
         ({"weight": -0.5}, r"curriculum\.weight must be at least 0, found -0\.5"),
         ({"beta": math.nan}, r"curriculum\.beta must be at least 0, found nan"),
     ],
 )
 def test_wrong_settings_are_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_curriculum({**WEIGHTED, **changed})
+        section_of("curriculum", {**WEIGHTED, **changed})
 
 
 def test_digest() -> None:

@@ -105,7 +105,7 @@ def test_scores_by_class_follow_from_the_confusion(tmp_path, records):
         assert entry["splits"]["test"]["per_class"] == expected
 
 
-def test_scores_by_class_of_older_archives_are_read(tmp_path, records):
+def test_scores_by_class_that_were_written_are_read(tmp_path, records):
     path = write_archive(tmp_path / "concat.json", records)
     content = json.loads(path.read_text())
     for entry in content["runs"]:

@@ -12,6 +12,7 @@ from ercfusion._core.errors import RunError
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.settings import flat
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.groups import (
     Group,
@@ -20,7 +21,6 @@ from ercfusion.records.groups import (
     differences,
     environment_of,
     features_of_groups,
-    flat,
     group_records,
     read_records,
     settings_of,
@@ -173,33 +173,6 @@ def test_other_features_are_told_apart():
     both = record("lmf", 0)
     both["features"].append({"modality": "audio", "width": 3, "level": "utterance", "source": {"corpus": "demo"}})
     assert features_of_groups([groups[0], *group_records([both])]) == ["text", "text, audio"]
-
-
-def test_what_a_record_lacks_has_its_default():
-    new, old, relu = (record(seed=seed) for seed in (0, 1, 2))
-    del old["config"]["model"]["activation"], old["config"]["training"]["modality_dropout"]
-    del old["config"]["objective"]["probe"], old["config"]["curriculum"], old["config"]["optimizer"]["eps"]
-    del old["config"]["data"]["options"]
-    assert settings_of(old["config"]) == settings_of(new["config"])
-    (group,) = group_records([new, old])
-    assert group.seeds == (0, 1)
-    relu["config"]["model"]["activation"] = "relu"
-    assert differences(settings_of(old["config"]), settings_of(relu["config"])) == {
-        "model.activation": ("gelu", "relu")
-    }
-    assert [group.name for group in group_records([old, relu])] == [
-        "concat model.activation=gelu",
-        "concat model.activation=relu",
-    ]
-    # Nothing is made up: not the options of another optimizer, nor those of an architecture of somebody's own.
-    stranger = record("concat", 0, 0.5, "optimizer=sgd")
-    stranger["config"]["model"] = {"name": "os:getcwd", "width": 3}
-    found = settings_of(stranger["config"])
-    assert {key for key in found if key.startswith("model.")} == {"model.name", "model.width"}
-    assert not {key for key in found if key.startswith("optimizer.")} & {"optimizer.betas", "optimizer.eps"}
-    # What is open stays as it is, whatever the default has.
-    sized = record("concat", 0, 0.5, "data.options.train=8")
-    assert "data.options" not in settings_of(sized["config"])
 
 
 @pytest.mark.parametrize(

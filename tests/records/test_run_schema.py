@@ -13,10 +13,10 @@ from runs import TINY, refused, train
 from ercfusion._core.errors import RunError
 from ercfusion._core.schemas.reading import check
 from ercfusion.config.compose import Composer
+from ercfusion.config.schema import run_config
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.predictions import read_predictions
 from ercfusion.records.record import RECORD, read_record
-from ercfusion.records.run_schema import run_config
 from ercfusion.train import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ CHOICES: list[list[str]] = [
     ["model=m2fnet_released"],
     ["optimizer=sgd", "scheduler=plateau"],
     ["curriculum=weighted_shift"],
-    ["objective=all"],
+    ["objective=supcon"],
     ["task=metric_learning"],
 ]
 
@@ -50,12 +50,22 @@ def test_every_composed_configuration_fits(choices: list[str]) -> None:
     check(Composer().compose(choices), run_config(), "config.json")
 
 
-def test_configurations_of_earlier_versions_fit() -> None:
+@pytest.mark.parametrize("key", ["training.pictures", "objective.supcon.queue", "optimizer.eps", "task.export", "seed"])
+def test_every_setting_is_needed(key: str) -> None:
     config: dict[str, Any] = Composer().compose([])
-    for section, key in (("training", "modality_dropout"), ("training", "pictures"), ("objective", "probe")):
-        del config[section][key]
-    del config["curriculum"], config["task"]
-    check(config, run_config(), "config.json")
+    node, *path = config, *key.split(".")
+    for part in path[:-1]:
+        node = node[part]
+    del node[path[-1]]
+    with pytest.raises(RunError, match=f"{path[-1]}'.* is missing"):
+        check(config, run_config(), "config.json")
+
+
+def test_settings_of_another_choice_are_named() -> None:
+    config: dict[str, Any] = Composer().compose(["optimizer=sgd"])
+    config["optimizer"]["betas"] = [0.9, 0.999]
+    with pytest.raises(RunError, match=r"optimizer=sgd has no setting 'betas'"):
+        check(config, run_config(), "config.json")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ from torch import Tensor
 
 import ercfusion
 from ercfusion._core.errors import ConfigError
+from ercfusion._core.schemas.reading import check
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.config.compose import Composer
+from ercfusion.config.fields import setting
+from ercfusion.config.schema import run_config
+from ercfusion.config.settings import fields_in, flat, section_from, section_of, section_to
+from ercfusion.config.terms import TASK_LOSSES, TERMS, Term, term
 from ercfusion.losses import adaptive_triplet_loss, focal_loss, supervised_contrastive, triplet_loss, variance_loss
 from ercfusion.losses.reference import class_balanced_weights_reference
-from ercfusion.losses.terms import TERMS, RepresentationTerm, term_settings
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.space import ends
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import (
-    LOSSES,
     Objective,
     build_objective,
     check_objective,
-    objective_settings,
 )
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 from ercfusion.testing import make_task, random_batch, random_store, take
@@ -117,7 +120,7 @@ def built(recognizer: Recognizer, **settings: Any) -> Objective:
     targets = random_store((90, 110), tasks=[recognizer.task], seed=5).targets["emotion"]
     weights = {"task": 1.0, **settings.pop("weights", {})}
     balance = class_weights(targets, recognizer.task, settings.get("class_weights", "none"))
-    return build_objective({"weights": weights, **settings}, recognizer, targets, balance)
+    return build_objective(section_of("objective", {"weights": weights, **settings}), recognizer, targets, balance)
 
 
 def test_the_default_is_what_it_was_to_the_last_bit(recognizer: Recognizer, batch: ConversationBatch) -> None:
@@ -127,7 +130,7 @@ def test_the_default_is_what_it_was_to_the_last_bit(recognizer: Recognizer, batc
         weights = class_weights(targets, TASK, scheme)
         total, terms = built(recognizer, class_weights=scheme)(recognizer, recognized, batch)
         assert torch.equal(terms["task"], quotient(recognizer, recognized.logits, batch, weights))
-        assert torch.equal(total, Objective({"task": 1.0}, weights)(recognizer, recognized, batch)[0])
+        assert torch.equal(total, Objective({"task": 1.0, "unimodal": 0.0}, weights)(recognizer, recognized, batch)[0])
         assert list(terms) == ["task", "unimodal"]
 
 
@@ -278,20 +281,20 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"loss": "class_balanced", "class_weights": "balanced"}, "brings weights of its own"),
     ({"supcn": {}}, "objective has no setting 'supcn'. Did you mean 'supcon'"),
     ({"supcon": {"tmperature": 1.0}}, "objective.supcon has no setting 'tmperature'. Did you mean 'temperature'"),
-    ({"supcon": {"temperature": 0.0}}, "objective.supcon: temperature must be above 0, found 0.0"),
+    ({"supcon": {"temperature": 0.0}}, "objective.supcon.temperature must be above 0, found 0.0"),
     ({"supcon": {"of": "all"}}, "objective.supcon.of must be one of hidden, modalities, both; found 'all'"),
-    ({"supcon": {"projection": -1}}, "objective.supcon.projection must be a whole number of at least 0, found -1"),
+    ({"supcon": {"projection": -1}}, "objective.supcon.projection must be from 0 to 1000000, found -1"),
     ({"triplet": {"queue": 5}}, "objective.triplet has no setting 'queue'"),
-    ({"triplet": {"mining": "semi"}}, "objective.triplet: mining must be one of hard, all, active; found 'semi'"),
+    ({"triplet": {"mining": "semi"}}, "objective.triplet.mining must be one of hard, all, active; found 'semi'"),
     ({"triplet": {"literal": True}}, "objective.triplet: literal=true and hinge=false go with adaptive=true only"),
-    ({"variance": {"std": 0.0}}, "objective.variance: target must be above 0"),
+    ({"variance": {"std": 0.0}}, "objective.variance.std must be above 0, found 0.0"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
 def test_mistakes_in_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_objective({"weights": {}, **settings})
+        check_objective(section_of("objective", settings))
     assert message in str(caught.value)
 
 
@@ -336,39 +339,57 @@ def test_a_number_as_auxiliary_loss_is_for_one_process(
 CHOICES = sorted((Path(ercfusion.__file__).parent / "conf" / "objective").glob("*.yaml"))
 
 
-def test_configurations_name_every_setting_with_its_default() -> None:
+def test_presets_say_only_what_differs() -> None:
     composer = Composer("train")
     default = composer.compose(["model=concat"])["objective"]
-    assert set(default) == {"weights", "class_weights", "label_smoothing", "regression_loss", "probe"}
-    assert default["probe"] is False
-    every = objective_settings()
+    assert default == section_to(section_of("objective", {}))
     for path in CHOICES:
         found = composer.compose(["model=concat", f"objective={path.stem}"])["objective"]
-        check_objective(found)
-        sections = {key: value for key, value in found.items() if key in every}
-        if path.stem == "metric_learning":  # a combination with values of its own
-            assert {key: set(value) for key, value in sections.items()} == {
-                key: set(every[key]) for key in ("triplet", "covariance", "variance")
-            }
-            assert {section["of"] for section in sections.values()} == {"modalities"}
-            assert found["probe"] is True
-            continue
-        assert sections == {key: every[key] for key in sections}, path.name
-        if path.stem == "all":
-            assert set(sections) == set(every)
-            assert found["loss"] == "cross_entropy"
-            assert {name: found["weights"][name] for name in TERMS} == dict.fromkeys(TERMS, 0.0)
-        elif path.stem != "default":
-            assert set(sections) == {path.stem}
-            assert found.get("loss") == (path.stem if path.stem in LOSSES else None)
+        check_objective(section_from("objective", found))
+        own = yaml.safe_load(path.read_text())
+        assert {key: value for key, value in flat(found).items() if flat(default).get(key) != value} == flat(own)
+        if path.stem != "metric_learning":
+            assert found["loss"] == (path.stem if path.stem in TASK_LOSSES else "cross_entropy")
             assert (found["weights"].get(path.stem, 0) > 0) == (path.stem in TERMS)
-        shared = {key: found[key] for key in default if key != "weights"}
-        assert shared == {key: default[key] for key in shared}
 
 
-def test_a_term_has_the_settings_that_it_lists() -> None:
-    for name in TERMS:
-        RepresentationTerm(name, **term_settings(name))
+def test_defaults_of_a_term_are_those_of_its_function() -> None:
+    for name, section in TERMS.items():
+        for parameter in inspect.signature(inspect.unwrap(section.load())).parameters.values():
+            if parameter.default is not parameter.empty and hasattr(section, parameter.name):
+                assert getattr(section(), parameter.name) == parameter.default, f"{name}.{parameter.name}"
+
+
+def own_term(vectors: Tensor, target: Tensor, *, power: float) -> tuple[Tensor, Tensor]:
+    return vectors.abs().pow(power).sum(), torch.tensor(float(max(len(vectors), 1)))
+
+
+def test_a_term_of_ones_own_is_one_class(recognizer: Recognizer, batch: ConversationBatch) -> None:
+    """Its section, its checks and its weight need nothing else."""
+    before = dict(TERMS)
+    try:
+
+        @term("small")
+        @dataclass(frozen=True)
+        class Small(Term):
+            """Small vectors."""
+
+            function = own_term
+            power: float = setting(2.0, "of the absolute values", low=1)
+
+        composed = Composer().compose(["model=concat", "objective.small.power=3", "objective.weights.small=0.5"])
+        assert composed["objective"]["small"] == {"of": "hidden", "projection": 0, "power": 3}
+        check(composed, run_config(), "config.json")
+        with pytest.raises(ConfigError, match=r"objective\.small\.power must be at least 1, found 0.5"):
+            built(recognizer, small={"power": 0.5})
+        objective = built(recognizer, weights={"small": 0.5})
+        total, terms = objective(recognizer, recognizer(batch), batch)
+        assert terms["small"] > 0
+        torch.testing.assert_close(total, terms["task"] + 0.5 * terms["small"])
+        assert "objective.small.power" in fields_in("objective")
+    finally:
+        TERMS.clear()
+        TERMS.update(before)
 
 
 def test_yaml_reads_every_name_as_a_text() -> None:
@@ -388,7 +409,7 @@ def test_a_preset_keeps_its_own_weights() -> None:
 
 def test_a_sweep_reaches_weights_and_settings() -> None:
     ranges = ["objective.weights.supcon=interval(0.01,1)", "objective.supcon.temperature=interval(0.05,0.5)"]
-    config = compose_sweep(Composer("sweep"), [], ["model=concat", "objective=all", *ranges])
+    config = compose_sweep(Composer("sweep"), [], ["model=concat", *ranges])
     assert ends(config["space"]["objective.weights.supcon"]) == [0.01, 1.0]
     assert ends(config["space"]["objective.supcon.temperature"]) == [0.05, 0.5]
 
@@ -404,7 +425,7 @@ def test_a_sweep_may_add_a_weight() -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_with_every_part_resumes_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
-        *("model=concat", "objective=all", "objective.loss=focal", "objective.focal.gamma=1.5"),
+        *("model=concat", "objective.loss=focal", "objective.focal.gamma=1.5"),
         *("objective.weights.supcon=0.5", "objective.supcon.projection=6", "objective.supcon.queue=20"),
         *("objective.weights.triplet=0.2", "objective.triplet.adaptive=true", "objective.triplet.of=modalities"),
         *("objective.weights.variance=0.1", "training.max_epochs=2", "training.patience=0"),

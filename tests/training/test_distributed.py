@@ -14,7 +14,7 @@ from runs import TINY, environment, history, python, read, train
 from safetensors.torch import load_file
 from shared_batches import assert_equal_steps, averaged, model_cases, objective_cases, work_of_a_process
 
-from ercfusion.losses.terms import TERMS
+from ercfusion.config.terms import TERMS
 from ercfusion.models import ARCHITECTURES
 from ercfusion.training.origin import sealed
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ercfusion._core.errors import ConfigError
-from ercfusion._core.hints import command
-from ercfusion._core.overrides import is_path, literal_text, override_text, parse, shown, typed_path
 from ercfusion.config.compose import Composer
+from ercfusion.config.hints import command
+from ercfusion.config.overrides import is_path, literal_text, override_text, parse, shown, typed_path
 
 NASTY = [
     *("étude 1", "a b", " a ", "[a]", "(a)", "{a}", "{a: 1}", "a,b", "a=b", "seed=0", "a#b", "#a", "a&b", "a;b", "a|b"),

@@ -10,44 +10,9 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, nearest
 from ercfusion._core.schemas.reading import setting_error
-
-# Keys below which a user may add entries of their own, with an example of a value (None: any).
-OPEN_SECTIONS: dict[str, Any] = {"data.packs": "", "data.options": None, "objective.weights": 1.0}
-
-# Settings that take a name, or values by name.
-TEXT_OR_SECTION = ("objective.class_weights",)
-
-# Settings that may be null, with an example of another value: where null is the default it cannot tell the type.
-NULLABLE: dict[str, Any] = {
-    "run": "",
-    "resume": "",
-    "data.raw": "",
-    "data.protocol": "",
-    "data.modalities": [],
-    "training.metric": "",
-    "training.threads": 1,
-    "training.limit_train_batches": 1.0,
-    "sweep.workers": 1,
-    "sweep.metric": "",
-    "sweep.only": [],
-    "sweep.warmup": 1,
-    "sweep.storage": "",
-    "sweep.name": "",
-    "sweep.timeout": 1.0,
-}
-
-
-# Settings whose value is a folder, a file or a name of the user's choice, and is taken letter by letter.
-PATHS = ("run", "output", "resume", "data.raw", "data.encoder", "sweep.storage", "sweep.name")
-_PATH_SECTION = "data.packs."
-_NAME = "sweep.name"  # the one that is not the name of a file
+from ercfusion.config.settings import field_of, is_added, is_name, is_path
 
 LONGEST = 100  # letters of an argument in a message
-
-
-def is_path(key: str) -> bool:
-    """Whether the value of a setting is taken letter by letter."""
-    return key in PATHS or (key.startswith(_PATH_SECTION) and len(key) > len(_PATH_SECTION))
 
 
 class FileEntry(str):
@@ -85,9 +50,9 @@ def literal_text(key: str, value: Any) -> str:
 
 
 def override_text(key: str, value: Any) -> str:
-    """``key=value`` as :func:`parse` reads it back; :mod:`ercfusion._core.hints` quotes it for a shell."""
+    """``key=value`` as :func:`parse` reads it back; :mod:`ercfusion.config.hints` quotes it for a shell."""
     if is_path(key) and isinstance(value, str):
-        if value.startswith("~") and key != _NAME:
+        if value.startswith("~") and not is_name(key):
             value = f"./{value}"  # not the home folder
         if _is_plain(value):
             return f"{key}={value}"
@@ -124,10 +89,15 @@ def _quoted(text: str) -> str:
 def leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """The settings of a nested mapping by dotted key."""
     for key, value in node.items():
-        if isinstance(value, dict) and value and f"{prefix}{key}" not in TEXT_OR_SECTION:
+        if isinstance(value, dict) and value and not _is_text_or_section(f"{prefix}{key}"):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_text_or_section(key: str) -> bool:
+    field = field_of(key)
+    return field is not None and {str, dict} <= set(field.types)
 
 
 def expand_protocol(argument: str) -> list[str]:
@@ -160,7 +130,7 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
         key, _, value = argument.partition("=")
         simple = not any(sign in value for sign in "'\"[]{}(),")
         if is_path(key.lstrip("+")):
-            argument = f"{key}={_path_text(value, several, home=key.lstrip('+') != _NAME)}"
+            argument = f"{key}={_path_text(value, several, home=not is_name(key.lstrip('+')))}"
         elif "=" in value and simple:
             argument = f"{key}='{value}'"  # Hydra wants it quoted
         try:
@@ -236,35 +206,52 @@ def checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str,
     Raises:
         ConfigError: no such setting, or a value of the wrong type.
     """
-    from omegaconf import ListConfig
-
     key = entry.key_or_group
-    section = key.rpartition(".")[0]
     line, value = line.lstrip("+"), entry.value()
+    field = field_of(key)
     plus = ""
-    if key in base:
-        default = base[key]
-    elif section in OPEN_SECTIONS:
-        # Two plus signs: add it, or replace what an earlier argument added.
-        default, plus = None, "++"
-    else:
-        known = [*(name for name in base if name not in groups), *groups]
-        raise ConfigError(f"there is no setting {shown(key)}. {_suggestion(key, known, base)}")
-    if value is None and (default is None or key in NULLABLE):
+    default = base.get(key)
+    if key not in base:
+        if field is None or not is_added(key):
+            known = [*(name for name in base if name not in groups), *groups]
+            raise ConfigError(f"there is no setting {shown(key)}. {_suggestion(key, known, base)}")
+        plus = "++"  # add it, or replace what an earlier argument added
+    allowed = field.types if field is not None and field.types else _types_of(default)
+    if value is None and (field.nullable if field is not None and field.types else default is None):
         return plus + line
-    example = default if default is not None else NULLABLE.get(key, OPEN_SECTIONS.get(section))
     text = line.partition("=")[2]
-    if isinstance(example, list | ListConfig) and (isinstance(value, str) or hasattr(value, "text")):
+    if allowed == (list,) and (isinstance(value, str) or hasattr(value, "text")):
         return f"{key}=[{text}]"  # one entry
-    if not _same_kind(example, value) and not (key in TEXT_OR_SECTION and isinstance(value, str | dict)):
+    if not _fits(allowed, value):
         usual = f" (default: {default})" if default is not None else ""
-        wanted = _kind("" if isinstance(example, str) else example)
-        raise ConfigError(f"{shown(line)}: {key} takes {wanted}{usual}, not {_kind(value)}")
-    if isinstance(value, int) and not isinstance(example, str) and abs(value) >= 2**63:
+        raise ConfigError(
+            f"{shown(line)}: {key} takes {_WORDS[str if str in allowed else allowed[-1]]}{usual}, not {_kind(value)}"
+        )
+    is_text = str in allowed and not hasattr(value, "keys")
+    if isinstance(value, int) and not is_text and abs(value) >= 2**63:
         raise ConfigError(f"{shown(line)}: the number is too large for {key}")
-    if isinstance(example, str) and isinstance(value, int | float):
+    if is_text and isinstance(value, int | float):
         text = f"'{text}'"  # a folder may be called 2024
     return f"{plus}{key}={text}"
+
+
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a section",
+}
+
+
+def _types_of(example: Any) -> tuple[type, ...]:
+    """The types of a setting that only its default tells; nothing for null."""
+    if example is None:
+        return ()
+    if isinstance(example, bool | int | float | str):
+        return (type(example),)
+    return (dict,) if hasattr(example, "keys") else (list,)
 
 
 def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
@@ -280,18 +267,17 @@ def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
     return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
 
 
-def _same_kind(default: Any, value: Any) -> bool:
-    if default is None:
+def _fits(allowed: tuple[type, ...], value: Any) -> bool:
+    """Whether a value that Hydra read is of one of the types; of no types in particular: whether it may be anything."""
+    if not allowed:
         return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str | int | float) or hasattr(value, "text")
-    return isinstance(value, dict if hasattr(default, "keys") else list)
+    if isinstance(value, bool):
+        return bool in allowed
+    if isinstance(value, int | float):
+        return str in allowed or float in allowed or (isinstance(value, int) and int in allowed)
+    if isinstance(value, str) or hasattr(value, "text"):
+        return str in allowed
+    return (dict if hasattr(value, "keys") else list) in allowed and value is not None
 
 
 def _kind(value: Any) -> str:

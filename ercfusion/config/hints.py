@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ercfusion._core.errors import ErcfusionError
-from ercfusion._core.overrides import literal_text
 from ercfusion._core.schemas.reading import read_json
+from ercfusion.config.overrides import literal_text
 
 PLACES: Mapping[str, str] = {
     "interrupted run": "python -m ercfusion.train was interrupted, or stopped by a failure after an epoch",

@@ -20,9 +20,9 @@ from runs import TINY, command, refused, stub_text_encoder
 import ercfusion
 from ercfusion import compare, doctor, evaluate, extract, reproduce, sweep, train, verify
 from ercfusion._core.errors import RunError
-from ercfusion._core.hints import PLACES
-from ercfusion._core.overrides import parse
 from ercfusion.config.compose import Composer
+from ercfusion.config.hints import PLACES
+from ercfusion.config.overrides import parse
 from ercfusion.testing.twins import write_twin
 
 # A folder as people call them, and worse.

@@ -1,0 +1,142 @@
+"""Schemas of ``config.json`` and of the configuration in a record, computed from the settings."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
+from pydantic import Field as Limits
+
+from ercfusion._core.schemas.common import MOST, Closed, Name, Open, Text, Value
+from ercfusion.config.fields import Field, fields_of
+from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.settings import choice_of, fields_in, parts
+from ercfusion.config.terms import TERMS
+
+
+class Preset(Open):
+    """The choices of the groups ``model`` and ``data``."""
+
+    model: Name
+    data: Name
+
+
+class Model(BaseModel):
+    """The group ``model``; the options are checked by the architecture."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    __pydantic_extra__: dict[str, Value]
+    name: Name
+
+
+class Study(Open):
+    """What a sweep's folder says about its study."""
+
+    metric: Name
+    synthetic: bool
+    identity: dict[Name, Any]
+    data: dict[Name, Text]
+
+
+def run_config() -> type[BaseModel]:
+    """``config.json`` of a run."""
+    return _run_config(tuple(TERMS), True)
+
+
+def record_config() -> type[BaseModel]:
+    """The configuration in a record; an archive leaves out where things were."""
+    return _run_config(tuple(TERMS), False)
+
+
+def sweep_config() -> type[BaseModel]:
+    """``config.json`` of a sweep."""
+    return _sweep_config(tuple(TERMS))
+
+
+@cache
+def _run_config(terms: tuple[str, ...], local: bool) -> type[BaseModel]:
+    return create_model("RunConfig", __base__=Open, **_parts(local=local))
+
+
+@cache
+def _sweep_config(terms: tuple[str, ...]) -> type[BaseModel]:
+    own: dict[str, Any] = {
+        "sweep": (_section("sweep"), ...),
+        "space": (dict[Name, dict[Name, Value]], ...),
+        "typed": (dict[Name, Any], ...),
+        "place": (Name, ...),
+        "command": (Text, ...),
+        "study": (Study, ...),
+    }
+    return create_model("SweepConfig", __base__=Open, **_parts(), **own)
+
+
+def _parts(*, local: bool = True) -> dict[str, Any]:
+    root = {
+        key: (_type(field), ...) if local or field.known.decides != "nothing" else (_type(field) | None, None)
+        for key, field in fields_in("").items()
+    }
+    sections = {name: (_section(name), ...) for name in SECTIONS if name != "sweep"}
+    choices = {name: (_choice(name), ...) for name in CHOICES}
+    return {"preset": (Preset, ...), **root, **sections, **choices, "model": (Model, ...)}
+
+
+def _section(name: str) -> type[BaseModel]:
+    found = _fields(SECTIONS[name], name)
+    if name == "objective":
+        found |= {part: (_made(part, _fields(one, f"{name}.{part}")), ...) for part, one in parts().items()}
+    return _made(name, found)
+
+
+def _made(name: str, fields: dict[str, Any]) -> type[BaseModel]:
+    return create_model(name, __base__=Closed, **fields)
+
+
+def _fields(section: type, name: str) -> dict[str, Any]:
+    return {key: (_type(field), ...) for key, field in fields_of(section, name).items()}
+
+
+def _choice(section: str) -> Any:
+    """A section whose settings depend on its ``name``: all settings of all choices, then those of the one."""
+    names = fields_in(section)
+    every = {field.key.partition(".")[2]: (_type(field), None) for field in names.values()}
+    every["name"] = (_type(names[f"{section}.name"]), ...)
+
+    def complete(value: BaseModel) -> BaseModel:
+        name = value.name  # type: ignore[attr-defined]
+        own = {"name", *fields_of(choice_of(section, name))}
+        given = value.model_fields_set
+        if missing := [key for key in every if key in own and key not in given]:
+            raise ValueError(f"{section}={name} needs the key {missing[0]!r}, which is missing")
+        if extra := [key for key in given if key not in own]:
+            raise ValueError(f"{section}={name} has no setting {extra[0]!r}")
+        return value
+
+    return Annotated[_made(section, every), AfterValidator(complete)]
+
+
+_TYPES: dict[type, Any] = {bool: bool, int: int, float: float, str: Text, object: Value}
+
+
+def _type(field: Field) -> Any:
+    found: Any = None
+    for one in field.types:
+        kind: Any
+        if one is list:
+            kind = Annotated[list[_TYPES[field.entry or object]], Limits(max_length=1000)]  # type: ignore[misc]
+        elif one is dict:
+            kind = dict[Name, _TYPES[field.entry or object]]  # type: ignore[misc]
+        elif one is int and field.known.high is None:
+            kind = Annotated[int, Limits(ge=-MOST, le=MOST)]
+        else:
+            kind = _TYPES[one]
+        found = kind if found is None else found | kind
+
+    def check(value: Any) -> Any:
+        if problem := field.problem(value):
+            raise ValueError(problem)
+        return value
+
+    found = Annotated[found, AfterValidator(check)]
+    return found | None if field.nullable else found
