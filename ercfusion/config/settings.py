@@ -58,8 +58,7 @@ def fields_in(section: str, name: str | None = None) -> dict[str, Field]:
     if section in CHOICES:
         classes = CHOICES[section] if name is None else (choice_of(section, name),)
         key = f"{section}.name"
-        words = (CHOICES[section][0].__mro__[-2].__doc__ or "").split("; ")[0].rstrip(".")
-        known = Known(f"which one ({words[0].lower()}{words[1:]})", choices=tuple(names_of(section)), searchable=False)
+        known = Known(f"set by `{section}=NAME`", choices=tuple(names_of(section)), searchable=False)
         found = {key: Field(key, (str,), None, False, names_of(section)[0], known)}
         for one in classes:
             found |= {field.key: field for field in fields_of(one, section).values() if field.key not in found}
