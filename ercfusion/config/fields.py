@@ -189,7 +189,6 @@ def _read(annotation: Any) -> tuple[tuple[type, ...], type | None, bool]:
     return tuple(found), entry, types.NoneType in parts
 
 
-@cache
 def fields_of(section: type, name: str = "") -> dict[str, Field]:
     """The settings of a section by their names in it, in order.
 
@@ -197,6 +196,11 @@ def fields_of(section: type, name: str = "") -> dict[str, Field]:
         section: A dataclass.
         name: Of the section, for the dotted keys; empty for the top level.
     """
+    return _fields_of(section, name)
+
+
+@cache
+def _fields_of(section: type, name: str) -> dict[str, Field]:
     hints = typing.get_type_hints(section)
     found = {}
     for field in dataclasses.fields(section):

@@ -100,7 +100,7 @@ def _fields(section: type, name: str) -> dict[str, Any]:
 def _choice(section: str) -> Any:
     """A section whose settings depend on its ``name``: all settings of all choices, then those of the one."""
     names = fields_in(section)
-    every = {field.key.partition(".")[2]: (_type(field), None) for field in names.values()}
+    every: dict[str, Any] = {field.key.partition(".")[2]: (_type(field), None) for field in names.values()}
     every["name"] = (_type(names[f"{section}.name"]), ...)
 
     def complete(value: BaseModel) -> BaseModel:
