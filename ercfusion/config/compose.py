@@ -120,7 +120,9 @@ class Composer:
         """The content of one choice of a group, as it stands in its file."""
         from omegaconf import OmegaConf
 
-        content = OmegaConf.to_container(self._composed(f"{group}/{name}", ())[0], resolve=True)
+        composed, _ = self._composed(f"{group}/{name}", ())
+        complete_model(composed)
+        content = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(content, dict)
         found: dict[str, Any] = content[group]
         return found
