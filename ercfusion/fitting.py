@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean
 from ercfusion._core.files import expanded
-from ercfusion.config.hints import command, resume_command
-from ercfusion.config.overrides import expand_protocol
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.task import TaskSpec
 from ercfusion.cli import naming_folder, system_words
 from ercfusion.config.compose import Composer
+from ercfusion.config.hints import command, resume_command
+from ercfusion.config.overrides import expand_protocol
 from ercfusion.training.processes import said_once
 
 if TYPE_CHECKING:

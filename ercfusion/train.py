@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError
-from ercfusion.config.overrides import expand_protocol
 from ercfusion._core.pool import Outcome, default_workers
 from ercfusion.cli import run_command, system_words
+from ercfusion.config.overrides import expand_protocol
 from ercfusion.fitting import begin, continue_command
 from ercfusion.grammar import Command, Flag, Key, Typed
 
