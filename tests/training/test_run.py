@@ -494,7 +494,7 @@ def test_the_schedule_ends_with_the_last_step(tmp_path: Path) -> None:
         ("training.accumulate_grad_batches=0", "training.accumulate_grad_batches must be from 1 to 1000000, found 0"),
         ("trainer.num_nodes=0", "trainer.num_nodes must be from 1 to 4096, found 0"),
         ("training.limit_train_batches=0", "training.limit_train_batches must be a share above 0.0 and up to 1.0"),
-        ("training.limit_train_batches=1.5", "or a whole number of at least 1; found 1.5"),
+        ("training.limit_train_batches=1.5", "or a whole number of at least 1, found 1.5"),
         ("training.limit_train_batches=-3", "found -3"),
         ("training.limit_train_batches=many", "training.limit_train_batches takes a number"),
     ],
