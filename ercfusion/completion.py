@@ -13,9 +13,9 @@ from typing import Any
 
 from ercfusion.__main__ import NAMES, declared
 from ercfusion._core.errors import ErcfusionError
-from ercfusion._core.overrides import expand_protocol, flatten, is_path
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
+from ercfusion.config.overrides import expand_protocol, flatten, is_path
 from ercfusion.grammar import Command, Positional, Typed
 
 BASH = """\
