@@ -34,6 +34,10 @@ class Sums(ABC):
     key: ClassVar[str]
 
     @abstractmethod
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """Shape of the sums of one conversation."""
+
+    @abstractmethod
     def of(self, predictions: Predictions) -> NDArray[Any]:
         """(B, ...) sums of every conversation."""
 
@@ -67,6 +71,10 @@ class Confusion(Sums):
     """Confusion matrices; a record keeps non-zero cells as [truth, prediction, count]: most conversations touch few."""
 
     key = "confusion"
+
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(C, C)."""
+        return task.size, task.size
 
     def of(self, predictions: Predictions) -> Ints:
         """(B, C, C), rows are the truth, columns the prediction."""
@@ -104,6 +112,10 @@ class Shift(Sums):
 
     key = "shift"
 
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(2, 2)."""
+        return 2, 2
+
     def of(self, predictions: Predictions) -> Ints:
         """(B, 2, 2)."""
         truth, _ = predictions.labels()
@@ -134,6 +146,10 @@ class Counts(Sums):
 
     key = "counts"
 
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(C, 3)."""
+        return task.size, 3
+
     def of(self, predictions: Predictions) -> Ints:
         """(B, C, 3)."""
         valid = np.asarray(predictions.valid, dtype=bool)
@@ -159,6 +175,10 @@ class Moments(Sums):
     """Sums of numbers, products and decisions of every dimension; a record keeps nine significant digits."""
 
     key = "moments"
+
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(K, F)."""
+        return task.size, len(moments_of(task))
 
     def of(self, predictions: Predictions) -> Floats:
         """(B, K, F)."""

@@ -109,7 +109,7 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
         :func:`ercfusion.metrics.inputs.conversation_sums` that the record has.
 
     Raises:
-        RunError: the record has no such split.
+        RunError: the record has no such split, or its sums do not fit the task.
     """
     if split not in record["splits"]:
         raise RunError(f"the record has no split {split!r}, only {', '.join(record['splits'])}")
@@ -121,6 +121,11 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
             # By id: the same conversations in the same order for every key.
             ids = ids or list(kept[key])
             sums[key] = SUMS[key].read([kept[key][name] for name in ids], task)
+            if sums[key].shape[1:] != SUMS[key].shape(task):
+                raise RunError(
+                    f"splits.{split}.{key} of the record has sums of shape {sums[key].shape[1:]} per conversation; "
+                    f"{SUMS[key].shape(task)} is expected for this task. {DAMAGED}"
+                )
     return ids, sums
 
 

@@ -160,7 +160,7 @@ def test_tables_say_none(one_conversation) -> None:
         assert score.cautions == (ONE,)
     assert [row[2] for row in score_cells(table)[1:]] == ["none", "none"]
     (comparison,) = comparison_cells(table)[1:]
-    assert (comparison[2], comparison[-1]) == ("none", "no")
+    assert (comparison[2], comparison[-1]) == ("none", "no interval")
     note = f"{MARK} all rows: {ONE}."
     for text in (as_markdown(table), as_page(table).partition("<script>")[0], as_latex(table)):
         assert note in text
