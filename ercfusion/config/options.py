@@ -103,22 +103,35 @@ def _shown(value: Any) -> str:
 
 
 def options_of(constructor: Callable[..., Any]) -> tuple[Option, ...]:
-    """The options of a class or of a function that makes an object: its keyword-only parameters, in order."""
+    """The options of a class or of a function that makes an object: its keyword-only parameters, in order.
+
+    A constructor that takes further keywords (``**options``) passes them to that of its parent, whose options then come
+    first.
+    """
     return _read(constructor)
 
 
 @cache
 def _read(constructor: Any) -> tuple[Option, ...]:
+    meanings = _meanings(constructor)
+    return tuple(
+        _option(entry.name, entry.annotation, entry.default, meanings.get(entry.name, ""))
+        for entry in _parameters(constructor).values()
+    )
+
+
+def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(constructor, eval_str=True)
     except NameError:  # a name that only a type checker sees: types come from the defaults then
         signature = inspect.signature(constructor)
-    meanings = _meanings(constructor)
-    return tuple(
-        _option(entry.name, entry.annotation, entry.default, meanings.get(entry.name, ""))
-        for entry in signature.parameters.values()
-        if entry.kind is entry.KEYWORD_ONLY
-    )
+    entries = signature.parameters.values()
+    own = {entry.name: entry for entry in entries if entry.kind is entry.KEYWORD_ONLY}
+    if not isinstance(constructor, type) or all(entry.kind is not entry.VAR_KEYWORD for entry in entries):
+        return own
+    parts = inspect.getmro(constructor)
+    parent = parts[1 + next(number for number, part in enumerate(parts) if "__init__" in vars(part))]
+    return {**_parameters(parent), **own}
 
 
 def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers.tensor_fusion import LowRankFusion
-from ercfusion.models.base import Architecture, Encoded
-from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
-from ercfusion.models.tfn import Absent, Activation, Context, ModalityVectors, Norm, context_capabilities
+from ercfusion.models.base import Encoded
+from ercfusion.models.options import Count, Share, Space, Width
+from ercfusion.models.vectors import VectorFusion
 
 
-class Lmf(Architecture):
+class Lmf(VectorFusion):
     r"""LMF: Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018).
 
     Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) whose weight is a sum of few products of one factor a modality:
@@ -33,30 +33,12 @@ class Lmf(Architecture):
 
     Args:
         inputs: Modalities and widths.
-        context: Layer that reads the conversation, one per modality.
-        projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
-            of ``heads``. Not used with ``context=none``.
-        context_layers: Layers of the context.
-        heads: Heads of the Transformer.
-        lags: Distances that the Transformer tells apart, for the same and for another speaker; 0 for none.
-        bidirectional: False reads forwards only, which makes the model causal.
-        width: Width d_m of the vector z_m of a modality.
-        text_width: Width of z_m of the modality ``text``; 0 is ``width``.
-        audio_width: Width of z_m of the modality ``audio``; 0 is ``width``.
-        visual_width: Width of z_m of the modality ``visual``; 0 is ``width``.
-        layers: Dense layers from a modality's vector to z_m.
-        norm: Normalisation before these layers; ``batch`` is over the utterances that have the modality.
-        activation: Activation of all dense layers.
-        text_linear: The last dense layer of the modality ``text`` has no activation.
+        encoder: Options of :class:`~ercfusion.models.vectors.VectorFusion`.
         rank: Number of products that are summed.
         fused: Width of the fused vector, and of the output.
-        dropout: Dropout probability on the context's input, between its layers and on its output.
-        input_dropout: Dropout probability on the features where no context reads them (``context=none``).
         fusion_dropout: Dropout probability on the z_m as they enter the fusion.
         post_norm: Layer normalisation of the fused vector: the size of products of M numbers varies with the power M.
         post_dropout: Dropout probability on the fused vector.
-        absent: What replaces an absent z_m; ``context`` is what the context makes of a learned vector and the
-            neighbours, and without a context the same as ``zero``.
         initial: Initial values of the factors: normal with variance 2 / (d_m + 1 + fused), or 2 / ((d_m + 1 + rank) *
             fused) (see :class:`ercfusion.layers.tensor_fusion.LowRankFusion`).
 
@@ -87,50 +69,15 @@ class Lmf(Architecture):
         self,
         inputs: InputSpec,
         *,
-        context: Context = "lstm",
-        projection: WidthOrNone = 128,
-        context_layers: Count = 1,
-        heads: Count = 4,
-        lags: WidthOrNone = 10,
-        bidirectional: bool = True,
-        width: Width = 32,
-        text_width: WidthOrNone = 0,
-        audio_width: WidthOrNone = 0,
-        visual_width: WidthOrNone = 0,
-        layers: Count = 2,
-        norm: Norm = "layer",
-        activation: Activation = "tanh",
-        text_linear: bool = False,
         rank: Count = 8,
         fused: Width = 64,
-        dropout: Share = 0.4,
-        input_dropout: Share = 0.1,
         fusion_dropout: Share = 0.0,
         post_norm: bool = True,
         post_dropout: Share = 0.2,
-        absent: Absent = "context",
         initial: Literal["glorot", "released"] = "glorot",
+        **encoder: Any,
     ) -> None:
-        super().__init__(inputs)
-        self.capabilities = context_capabilities(context, lags, bidirectional)
-        self.vectors = ModalityVectors(
-            inputs,
-            {"text": text_width, "audio": audio_width, "visual": visual_width},
-            width,
-            context=context,
-            projection=projection,
-            context_layers=context_layers,
-            heads=heads,
-            lags=lags,
-            bidirectional=bidirectional,
-            layers=layers,
-            norm=norm,
-            activation=activation,
-            text_linear=text_linear,
-            dropout=dropout,
-            input_dropout=input_dropout,
-            absent=absent,
-        )
+        super().__init__(inputs, **encoder)
         self.hidden_size = fused
         self.fuse = LowRankFusion(
             list(self.vectors.widths.values()),

@@ -8,7 +8,7 @@ from shared_batches import Threads
 from torch import Tensor
 
 from ercfusion.layers import MaskedBatchNorm, SharedBatchNorm
-from ercfusion.models.tfn import PresentBatchNorm
+from ercfusion.models.vectors import PresentBatchNorm
 from ercfusion.ops.processes import standing_in
 
 

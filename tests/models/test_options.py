@@ -124,6 +124,32 @@ def test_a_subclass_changes_options_and_passes_its_parent_what_it_likes() -> Non
     assert options_of(Untold)[0].meaning == "Another meaning"
 
 
+def test_a_subclass_adds_options_to_those_that_it_passes_on() -> None:
+    class Scaled(Concat):
+        """With one more option.
+
+        Args:
+            scale: Factor of the output.
+        """
+
+        def __init__(self, inputs: InputSpec, *, scale: float = 2.0, dropout: float = 0.1, **others: Any) -> None:
+            super().__init__(inputs, dropout=dropout, **others)
+            self.scale = scale
+
+    class Same(Scaled):
+        pass
+
+    for found in (Scaled, Same):
+        names = ["hidden", "dropout", "input_dropout", "activation", "scale"]
+        assert [option.name for option in options_of(found)] == names
+        assert defaults_of(found)["dropout"] == 0.1
+        assert all(option.meaning for option in options_of(found))
+    model = Scaled(INPUTS, hidden=8, scale=3.0)
+    assert (model.hidden_size, model.scale) == (8, 3.0)
+    with pytest.raises(ConfigError, match="activation must be one of gelu, relu, none; found 'sin'"):
+        Scaled(INPUTS, activation="sin")
+
+
 class Theirs:
     """An architecture of somebody else.
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
-from ercfusion.models.tfn import PresentBatchNorm, Tfn
+from ercfusion.models.tfn import Tfn
+from ercfusion.models.vectors import PresentBatchNorm
 from ercfusion.testing import WIDTHS, check_model, make_task, random_batch
 from ercfusion.testing.case import CHECKS
 

@@ -1,0 +1,222 @@
+"""One vector per utterance and modality, with or without its conversation: what TFN and LMF fuse."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
+from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities
+from ercfusion.models.options import Count, Share, Width, WidthOrNone
+
+Context = Literal["lstm", "transformer", "none"]
+Norm = Literal["layer", "batch", "none"]
+Activation = Literal["gelu", "relu", "tanh"]
+Absent = Literal["zero", "learned", "context"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class VectorFusion(Architecture):
+    """Base of the architectures that fuse one vector z_m per modality, and their common options.
+
+    A subclass names its own options and passes the others on: ``super().__init__(inputs, **encoder)``.
+
+    Args:
+        inputs: Modalities and widths.
+        context: Layer that reads the conversation, one per modality.
+        projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
+            of ``heads``. Not used with ``context=none``.
+        context_layers: Layers of the context.
+        heads: Heads of the Transformer.
+        lags: Distances that the Transformer tells apart, for the same and for another speaker; 0 for none.
+        bidirectional: False reads forwards only, which makes the model causal.
+        width: Width d_m of the vector z_m of a modality.
+        text_width: Width of z_m of the modality ``text``; 0 is ``width``.
+        audio_width: Width of z_m of the modality ``audio``; 0 is ``width``.
+        visual_width: Width of z_m of the modality ``visual``; 0 is ``width``.
+        layers: Dense layers from a modality's vector to z_m.
+        norm: Normalisation before these layers; ``batch`` is over the utterances that have the modality.
+        activation: Activation of all dense layers.
+        text_linear: The last dense layer of the modality ``text`` has no activation.
+        dropout: Dropout probability on the context's input, between its layers and on its output.
+        input_dropout: Dropout probability on the features where no context reads them (``context=none``).
+        absent: What replaces an absent z_m; ``context`` is what the context makes of a learned vector and the
+            neighbours, and without a context the same as ``zero``.
+
+    Attributes:
+        vectors: Makes the z_m.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        context: Context = "lstm",
+        projection: WidthOrNone = 128,
+        context_layers: Count = 1,
+        heads: Count = 4,
+        lags: WidthOrNone = 10,
+        bidirectional: bool = True,
+        width: Width = 32,
+        text_width: WidthOrNone = 0,
+        audio_width: WidthOrNone = 0,
+        visual_width: WidthOrNone = 0,
+        layers: Count = 2,
+        norm: Norm = "layer",
+        activation: Activation = "tanh",
+        text_linear: bool = False,
+        dropout: Share = 0.4,
+        input_dropout: Share = 0.1,
+        absent: Absent = "context",
+    ) -> None:
+        super().__init__(inputs)
+        self.activation = activation
+        self.capabilities = context_capabilities(context, lags, bidirectional)
+        self.vectors = ModalityVectors(
+            inputs,
+            {"text": text_width, "audio": audio_width, "visual": visual_width},
+            width,
+            context=context,
+            projection=projection,
+            context_layers=context_layers,
+            heads=heads,
+            lags=lags,
+            bidirectional=bidirectional,
+            layers=layers,
+            norm=norm,
+            activation=activation,
+            text_linear=text_linear,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            absent=absent,
+        )
+
+
+class ModalityVectors(nn.Module):
+    """One vector z_m an utterance and modality, with or without its conversation: what TFN and LMF fuse.
+
+    Args:
+        inputs: Modalities and widths.
+        special: Widths of z_m by modality; 0 or a modality that is not named has ``width``.
+        width: See ``special``.
+        context, projection, context_layers, heads, lags, bidirectional, layers, norm, activation, text_linear,
+            dropout, input_dropout, absent: See :class:`VectorFusion`.
+
+    Shapes:
+        batch -> {modality: (N, d_m)}.
+
+    Raises:
+        ValueError: ``projection`` is not even.
+    """
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        special: dict[str, int],
+        width: int,
+        *,
+        context: Context,
+        projection: int,
+        context_layers: int,
+        heads: int,
+        lags: int,
+        bidirectional: bool,
+        layers: int,
+        norm: Norm,
+        activation: Activation,
+        text_linear: bool,
+        dropout: float,
+        input_dropout: float,
+        absent: Absent,
+    ) -> None:
+        super().__init__()
+        self.widths = {name: special.get(name, 0) or width for name in inputs.widths}
+        self.context_form = context
+        self.absent = "zero" if (absent, context) == ("context", "none") else absent
+        self.dropout = nn.Dropout(dropout)
+        self.dense_dropout = nn.Dropout(input_dropout if context == "none" else dropout)
+        if context != "none" and (projection < 2 or projection % 2):
+            raise ValueError(f"projection must be even and above 0, found {projection}")
+        self.context = nn.ModuleDict()
+        self.project = ModalityProjection(inputs.widths, 0 if context == "none" else projection)
+        entering = self.project.widths
+        for name in entering:
+            if context == "lstm":
+                units = projection // 2 if bidirectional else projection
+                self.context[name] = PackedLSTM(projection, units, context_layers, dropout, bidirectional=bidirectional)
+            elif context == "transformer":
+                stack = PackedTransformer(
+                    context_layers, projection, heads, 2 * projection, dropout, causal=not bidirectional, lags=lags
+                )
+                for part in stack.modules():
+                    if isinstance(part, RelativeBias):
+                        nn.init.normal_(part.weight, std=0.02)
+                self.context[name] = stack
+        norms = {"layer": nn.LayerNorm, "batch": PresentBatchNorm, "none": nn.Identity}
+        self.norm = nn.ModuleDict({name: norms[norm](size) for name, size in entering.items()})
+        self.dense = nn.ModuleDict()
+        for name, size in entering.items():
+            parts: list[nn.Module] = []
+            for number in range(layers):
+                parts.append(nn.Linear(size if number == 0 else self.widths[name], self.widths[name]))
+                if not (text_linear and name == "text" and number == layers - 1):
+                    parts.append(ACTIVATIONS[activation]())
+            self.dense[name] = nn.Sequential(*parts)
+
+    @property
+    def absent_form(self) -> str:
+        """The same in the words of the fusion layers: they see to it unless the context does."""
+        return "learned" if self.absent == "learned" else "zero"
+
+    def present(self, batch: ConversationBatch) -> Tensor | None:
+        """(N, M) bool for the fusion layer; None where the context's vector is to be fused, whatever is present."""
+        return None if self.absent == "context" else batch.present
+
+    def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
+        """See the class."""
+        z = {}
+        for name, x in self.project(batch).items():
+            if name in self.context:
+                x = self.dropout(F.gelu(x))
+                layer = self.context[name]
+                x = x + (
+                    layer(x, batch.packing, batch.speaker)
+                    if self.context_form == "transformer"
+                    else layer(x, batch.packing)
+                )
+            norm = self.norm[name]
+            x = norm(x, batch.present[:, batch.column(name)]) if isinstance(norm, PresentBatchNorm) else norm(x)
+            z[name] = self.dense[name](self.dense_dropout(x))
+        return z
+
+
+def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabilities:
+    """What an architecture can do that reads its conversation through :class:`ModalityVectors` alone."""
+    if context == "none":
+        return Capabilities(contextual=False, causal=True)
+    if context == "transformer":
+        return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none")
+    return Capabilities(causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE)
+
+
+class PresentBatchNorm(SharedBatchNorm):
+    """Batch normalisation whose statistics are those of the rows that are present; zeros in the others.
+
+    With fewer than two such rows in train mode the running statistics are used, and left as they are.
+
+    Shapes:
+        x (N, D), present (N) bool -> (N, D).
+    """
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:  # type: ignore[override]
+        """See the class."""
+        if not self.training:
+            return torch.where(present[:, None], super().forward(x), 0.0)
+        rows = present.nonzero().squeeze(1)
+        normal = super().forward(x.index_select(0, rows))
+        return torch.zeros_like(x, dtype=normal.dtype).index_copy(0, rows, normal)
