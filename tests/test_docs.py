@@ -430,13 +430,11 @@ def test_every_environment_variable_is_told() -> None:
 
 def test_what_the_readme_lists_is_all_there_is() -> None:
     from ercfusion.data import CORPORA
-    from ercfusion.models import ARCHITECTURES
 
     lines = (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines()
-    for word, names in (("models", ARCHITECTURES), ("corpora", CORPORA)):
-        (row,) = (line for line in lines if line.startswith(f"| {word} |"))
-        missing = [name for name in names if f"`{name}`" not in row]
-        assert not missing, f"README.md does not list the {word} {', '.join(missing)}"
+    (row,) = (line for line in lines if line.startswith("| corpora |"))
+    missing = [name for name in CORPORA if f"`{name}`" not in row]
+    assert not missing, f"README.md does not list the corpora {', '.join(missing)}"
 
 
 def test_no_number_of_things_is_typed() -> None:
@@ -495,6 +493,20 @@ def model_presets() -> dict[str, dict[str, Any]]:
     from ercfusion.config.reference import presets_of
 
     return presets_of(Composer())
+
+
+def model_list() -> list[str]:
+    """A sentence with all models, for the main page."""
+    links = [f"[`{name}`](docs/models/{name}.md)" for name in ARCHITECTURES]
+    return textwrap.wrap(f"The models: {', '.join(links)}.", 120, break_on_hyphens=False)
+
+
+def model_pages() -> list[str]:
+    """One row a model: its page, and what its class says that it is."""
+    from ercfusion.config.reference import about
+
+    rows = ["| page | what it is |", "|---|---|"]
+    return rows + [f"| [models/{name}.md](models/{name}.md) | {about(name)} |" for name in ARCHITECTURES]
 
 
 def model_options(name: str) -> list[str]:
@@ -799,6 +811,8 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
+    "main models": ("../README.md", model_list),
+    "models": ("README.md", model_pages),
     "metrics": ("runs.md", metrics_table),
     "commands": ("commands.md", commands_table),
     "keys of train": ("commands.md", partial(grammar_tables, "train")),

@@ -16,17 +16,17 @@ from ercfusion._core.registry import Registry
 from ercfusion.config.options import check_options, options_of
 
 
-def _in_package() -> dict[str, str]:
-    """The architectures of the package: ``models/broad_mamba.py`` with the class ``BroadMamba`` is ``broad_mamba``."""
+def architectures_in(folder: Path) -> dict[str, str]:
+    """The architectures in files of ``ercfusion.models``: ``broad_mamba.py`` with the class ``BroadMamba`` is one."""
     found = {}
-    for path in sorted((Path(__file__).parents[1] / "models").glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         for name in re.findall(r"(?m)^class (\w+)\(", path.read_text(encoding="utf-8")):
             if name.lower() == path.stem.replace("_", ""):
                 found[path.stem] = f"ercfusion.models.{path.stem}:{name}"
     return found
 
 
-ARCHITECTURES: Registry[object] = Registry("architecture", _in_package())
+ARCHITECTURES: Registry[object] = Registry("architecture", architectures_in(Path(__file__).parents[1] / "models"))
 """The architectures by name."""
 
 

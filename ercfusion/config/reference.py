@@ -32,8 +32,7 @@ def model_help(composer: Composer, arguments: Sequence[str]) -> str:
     name, preset = config["model"]["name"], config["preset"]["model"]
     architecture = ARCHITECTURES.load(name)
     options = options_of(architecture)
-    about = " ".join((inspect.getdoc(architecture) or "").partition("\n\n")[0].split())
-    parts = [textwrap.fill(f"model={preset}: {about}", _WIDTH)]
+    parts = [textwrap.fill(f"model={preset}: {about(name)}", _WIDTH)]
     if not options:
         return f"{parts[0]}\n\nIt has no options.\n"
     space = space_of(name)
@@ -43,6 +42,11 @@ def model_help(composer: Composer, arguments: Sequence[str]) -> str:
     if others:
         parts += ["sweep also searches", *others]
     return "\n".join([f"{parts[0]}\n", *parts[1:]]) + "\n"
+
+
+def about(name: str) -> str:
+    """What an architecture is: the first paragraph of its docstring, in one line."""
+    return " ".join((inspect.getdoc(ARCHITECTURES.load(name)) or "").partition("\n\n")[0].split())
 
 
 def _entry(option: Option, value: Any, searched: Mapping[str, Any] | None) -> str:
