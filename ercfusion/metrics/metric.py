@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ercfusion._core.errors import ConfigError
 from ercfusion.batch.predictions import Floats
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.inputs import Inputs
@@ -89,7 +90,11 @@ class Metric:
         return task.output_names if self.outputs and (task.size > 1 or task.schema is not None) else ()
 
     def values(self, inputs: Inputs) -> dict[str, float]:
-        """The score of a split by name, with its parts as ``NAME/OUTPUT``; what is not defined is left out."""
+        """The score of a split by name, with its parts as ``NAME/OUTPUT``; what is not defined is left out.
+
+        Raises:
+            ConfigError: a formula gives another shape than the metric says.
+        """
         rows, sums = self.needs(inputs.names)
         if rows is not None:
             given = inputs.rows(rows)
@@ -97,6 +102,12 @@ class Metric:
         else:
             assert sums is not None, "the task does not have this metric"
             value = self.sums[sums](inputs.summed(sums), inputs.task)
+        expected = (inputs.task.size,) if self.outputs else ()
+        if np.shape(value) != expected:
+            raise ConfigError(
+                f"metric {self.name!r}: the formula of {rows or sums!r} gave shape {np.shape(value)} for one split; "
+                f"{expected} is expected (outputs={self.outputs!r})"
+            )
         found = {self.name: float(self._mean(np.asarray(value)))}
         if np.ndim(value):
             parts = zip(self.parts(inputs.task), np.asarray(value), strict=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.metrics as oracle
+from made_predictions import LABELS, random_predictions
 from runs import train
 from sweeps import SMALL, in_process, table
 
@@ -18,6 +19,7 @@ from ercfusion._core.errors import ConfigError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.compare import comparison_text
 from ercfusion.metrics import Metric, register
+from ercfusion.metrics.inputs import Inputs
 from ercfusion.metrics.registry import REGISTERED, score_source
 from ercfusion.records.record import record_sums
 from ercfusion.sweep import main as sweep
@@ -97,3 +99,13 @@ def test_names_are_taken_once() -> None:
         Metric("a/b", "x", "x", rows={"labelled": lambda rows, task: 0.0})
     with pytest.raises(ValueError, match="'x' has no formula"):
         Metric("x", "x", "x")
+
+
+def test_a_formula_of_another_shape_is_refused() -> None:
+    predictions = random_predictions(LABELS, 0)
+    one = Metric("one", "one", "one", rows={"sets": lambda sets, task: sets.output.mean(axis=0)})
+    with pytest.raises(ConfigError, match=r"'one': the formula of 'sets' gave shape \(6,\).* \(\) is expected"):
+        one.values(Inputs(predictions))
+    each = Metric("each", "each", "each", sums={"counts": lambda sums, task: sums.sum()}, outputs="all")
+    with pytest.raises(ConfigError, match=r"'each': the formula of 'counts' gave shape \(\).* \(6,\) is expected"):
+        each.values(Inputs(predictions))
