@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,17 @@ from ercfusion.config.settings import check_settings, defaults_of, fields_in, fl
 from ercfusion.data.corpora import CORPORA
 from ercfusion.models import ARCHITECTURES, architecture_options
 from ercfusion.search.config import compose_sweep
+from ercfusion.sweep import main as sweep
+from ercfusion.train import main as train
 from ercfusion.training.module import OPTIMIZERS, SCHEDULERS
 
 PACKAGE = Path(ercfusion.__file__).parent
 CONF = PACKAGE / "conf"
+
+QUICK = (
+    *("data.options.train=8", "data.options.dev=4", "data.options.test=4", "training.max_epochs=1"),
+    *("training.pictures=false", "training.bootstrap=20", "training.threads=1"),
+)
 
 OWN = '''
 from typing import Literal
@@ -135,8 +143,10 @@ def test_wrong_options_of_a_model_are_refused_before_anything_is_loaded(composer
         Composer("train", str(tmp_path)).compose(["model=mine"])
 
 
-def test_an_architecture_in_a_folder_needs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name is a preset, its options have their defaults, and a sweep finds its space, without a configuration."""
+def test_an_architecture_in_a_folder_needs_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name is a preset with the defaults of its options, is trained, and a sweep finds its space."""
     (tmp_path / "my_own_models.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = dict(ARCHITECTURES)
@@ -151,6 +161,13 @@ def test_an_architecture_in_a_folder_needs_one_file(tmp_path: Path, monkeypatch:
         assert swept["space"] == {"model.width": {"low": 1, "high": 8}, "optimizer.lr": {"low": 1e-4, "high": 1e-2}}
         other = compose_sweep(Composer("sweep"), [], ["model=concat", "space=flat_sum"])
         assert other["space"] == {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}
+        words = ["imports=[my_own_models]", "model=flat_sum", "model.width=3"]
+        assert train([*words, *QUICK, f"run={tmp_path / 'run'}"]) == 0
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert saved["model"] == {"name": "flat_sum", "width": 3, "form": "plain"}
+        capsys.readouterr()
+        assert sweep(["imports=[my_own_models]", "model=flat_sum", "--cfg"]) == 0
+        assert list(yaml.safe_load(capsys.readouterr().out)["space"]) == ["model.width", "optimizer.lr"]
     finally:
         ARCHITECTURES.clear()
         ARCHITECTURES.update(before)
