@@ -19,6 +19,7 @@ from ercfusion._core.registry import import_again, import_modules, require_trust
 from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.task import TaskSpec
 from ercfusion.cli import naming_folder, system_words
+from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.hints import command, resume_command
 from ercfusion.config.overrides import expand_protocol
@@ -61,9 +62,14 @@ def fit(
         ConfigError: a setting that does not exist (the nearest is named), or a value that does not fit.
         ErcfusionError: whatever else ``ercfusion train`` refuses, with the same message.
     """
-    import_modules(settings.get("imports", ()))
+    imports = [*settings.pop("imports", ())]
+    import_modules(imports)
+    if not isinstance(model, str):
+        model = ARCHITECTURES.name_of(model)
+    if ":" in model and (module := add_class(model)) not in imports:
+        imports.append(module)
     composer = Composer("train", settings.pop("config_dir", None))
-    given: dict[str, Any] = {"model": _model_name(model)}
+    given: dict[str, Any] = {"model": model, **({"imports": imports} if imports else {})}
     if isinstance(data, str):
         if features or targets:
             raise ConfigError("features= and targets= belong to utterances given in data=, not to a corpus by name")
@@ -231,15 +237,6 @@ class Figures:
 
     def _names(self) -> tuple[str, ...]:
         return task_kind(self._run.record["task"]["kind"]).pictures
-
-
-def _model_name(model: str | type[Architecture]) -> str:
-    """The name by which a configuration chooses a model."""
-    if isinstance(model, str):
-        return model
-    from ercfusion.models import ARCHITECTURES
-
-    return ARCHITECTURES.name_of(model)
 
 
 def begin(

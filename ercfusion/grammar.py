@@ -23,6 +23,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion._core.registry import import_modules
+from ercfusion.config.architectures import add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import LONGEST, shown, typed_path
 from ercfusion.config.reference import model_help
@@ -288,6 +289,11 @@ class Command:
                 raise ConfigError(f"no {argument.name} {shown(word)}. {did_you_mean(word, argument.choices)}")
         if not any(word.startswith("resume=") for word in settings):
             import_modules(keys.get("imports", ()))
+            if modules := [add_class(target) for target in _classes(settings)]:
+                # As if their modules had been named: the run needs them again.
+                keys["imports"] = list(dict.fromkeys([*keys.get("imports", ()), *modules]))
+                settings = [word for word in settings if not word.startswith("imports=")]
+                settings.append(f"imports=[{','.join(keys['imports'])}]")
         return Typed(tuple(argv), tuple(positional), frozenset(flags), keys, tuple(settings), composer)
 
     def _composer(self, keys: Mapping[str, Any]) -> Composer:
@@ -347,6 +353,12 @@ class Command:
         parts.append("flags\n" + columns([(flag.sign, flag.about) for flag in self.all_flags]))
         parts.append(self.notes.strip("\n"))
         return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _classes(settings: Sequence[str]) -> list[str]:
+    """The models that are given as ``"module:Class"``."""
+    values = [value for name, _, value in (word.partition("=") for word in settings) if name == "model"]
+    return [one for value in values for one in value.split(",") if ":" in one]
 
 
 def program_name(command: str) -> str:

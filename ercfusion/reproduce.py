@@ -12,7 +12,7 @@ from ercfusion._core.errors import ConfigError, RunError
 from ercfusion._core.files import atomic_write, one_at_a_time, remove_leftovers
 from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
-from ercfusion.config.hints import command
+from ercfusion.config.hints import command, naming
 from ercfusion.config.overrides import override_text
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 from ercfusion.tables.preset import known_presets, read_preset
@@ -94,6 +94,7 @@ def reproduce(typed: Typed) -> int:
                 remove_leftovers(runs, deep=True)
                 started = time.monotonic()
                 extra = [override_text(key, value) for key, value in keys.items() if key.startswith("data.")]
+                extra += naming(keys.get("imports"))  # the processes that train need them too
                 try:
                     outcomes = do_runs(
                         preset, make_jobs(preset, missing, runs, extra), records, out, keys.get("workers")

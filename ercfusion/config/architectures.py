@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion._core.registry import Registry
+from ercfusion._core.registry import Registry, import_modules
 from ercfusion.config.options import check_options, options_of
 
 
@@ -45,6 +45,21 @@ def store_architectures(config_dir: str | None) -> None:
         for name in ARCHITECTURES:
             if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
                 store.store(group=group, name=name, node={key: name})
+
+
+def add_class(target: str) -> str:
+    """Make a class that has no name a choice of the group ``model``, under ``"module:Class"``; returns its module.
+
+    The module is imported, so only what the user's own command or program names is given here.
+
+    Raises:
+        ConfigError: the module cannot be imported, or has no such class.
+    """
+    module = target.partition(":")[0]
+    import_modules([module])
+    ARCHITECTURES.load(target)
+    ARCHITECTURES.register(target, target)
+    return module
 
 
 def complete_model(composed: Any) -> None:

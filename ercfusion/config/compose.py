@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import read_yaml, setting_error
 from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
+from ercfusion.config.corpora import CORPORA, store_corpora
 from ercfusion.config.overrides import (
     checked_value,
     flatten,
@@ -39,7 +40,7 @@ _BASES: dict[tuple[str, tuple[str, ...], bool, tuple[str, ...]], _Base] = {}
 """What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
 
 _GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
-"""The choices of the package's own groups, once they were listed, by the architectures that were known then."""
+"""The choices of the package's own groups, once they were listed, by the names that were registered then."""
 
 
 class _Base(NamedTuple):
@@ -67,7 +68,7 @@ class Composer:
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
         # The package's own files stay as they are; those of a user may be edited between two calls.
-        known = tuple(ARCHITECTURES)
+        known = (*ARCHITECTURES, *CORPORA)
         if self.config_dir is None and known in _GROUPS:
             return {name: list(choices) for name, choices in _GROUPS[known].items()}
         loader = self._loader()
@@ -271,8 +272,7 @@ class Composer:
         @contextmanager
         def session() -> Iterator[Callable[..., Any]]:
             GlobalHydra.instance().clear()
-            store_architectures(self.config_dir)
-            _store_defaults()
+            _store_choices(self.config_dir)
             extra = [f"hydra.searchpath=[file://{os.path.abspath(self.config_dir)}]"] if self.config_dir else []
             with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
                 yield lambda root, overrides, **options: compose(root, [*overrides, *extra], **options)
@@ -283,8 +283,7 @@ class Composer:
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra._internal.utils import create_config_search_path
 
-        store_architectures(self.config_dir)
-        _store_defaults()
+        _store_choices(self.config_dir)
         path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
         if self.config_dir:
             path.append("user", f"file://{os.path.abspath(self.config_dir)}")
@@ -308,9 +307,12 @@ def _completed(composed: Any) -> Any:
     return found
 
 
-def _store_defaults() -> None:
+def _store_choices(config_dir: str | None) -> None:
     """Make the choices known to Hydra that no file is needed for: they bring defaults, which are filled in later."""
     from hydra.core.config_store import ConfigStore
+
+    store_architectures(config_dir)
+    store_corpora(config_dir)
 
     store = ConfigStore.instance()
     for section in CHOICES:

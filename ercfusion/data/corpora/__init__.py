@@ -5,36 +5,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ercfusion._core.registry import Registry
+from ercfusion._core.errors import ConfigError
+from ercfusion.config.corpora import CORPORA
 from ercfusion.data.corpus import Corpus
-
-CORPORA: Registry[Corpus] = Registry(
-    "corpus",
-    {
-        "demo": "ercfusion.data.corpora.demo:DemoCorpus",
-        "meld": "ercfusion.data.corpora.meld:MeldCorpus",
-        "emorynlp": "ercfusion.data.corpora.emorynlp:EmoryNlpCorpus",
-        "mosi": "ercfusion.data.corpora.mosi:MosiCorpus",
-        "emotionlines": "ercfusion.data.corpora.emotionlines:EmotionLinesCorpus",
-        "iemocap": "ercfusion.data.corpora.iemocap:IemocapCorpus",
-        "mosei": "ercfusion.data.corpora.sdk:MoseiCorpus",
-        "mosi_sdk": "ercfusion.data.corpora.sdk:MosiSdkCorpus",
-        "m3ed": "ercfusion.data.corpora.m3ed:M3edCorpus",
-        "dailydialog": "ercfusion.data.corpora.dailydialog:DailyDialogCorpus",
-        "emodb": "ercfusion.data.corpora.emodb:EmodbCorpus",
-        "ravdess": "ercfusion.data.corpora.ravdess:RavdessCorpus",
-        "custom": "ercfusion.data.corpora.custom:CustomCorpus",
-    },
-)
 
 
 def corpus_class(name: str) -> type[Corpus]:
     """The class of a corpus.
 
     Raises:
-        ConfigError: unknown name; the message names the nearest.
+        ConfigError: unknown name (the message names the nearest), or a class of another kind.
     """
-    return CORPORA.load(name)
+    found = CORPORA.load(name)
+    if not issubclass(found, Corpus):
+        raise ConfigError(f"corpus {name!r}: {CORPORA.name_of(name)} is not a subclass of ercfusion.data.corpus.Corpus")
+    return found
 
 
 def register(name: str, target: str) -> None:
