@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import CORPUS, TINY, command, environment, refused
+from runs import TINY, command, environment, refused
 
-import ercfusion
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
 from ercfusion.config.architectures import complete_model
 from ercfusion.config.compose import Composer
 from ercfusion.config.sections import CHOICES
 from ercfusion.config.settings import defaults_of, flat
-from ercfusion.data.corpora import CORPORA
 from ercfusion.train import main
 
 
@@ -319,33 +317,6 @@ def test_every_command_imports_modules(
 def test_every_command_that_composes_takes_a_folder_of_groups(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*COMMANDS[name], "config_dir=/nowhere"]
     assert "config_dir=/nowhere is not a folder" in refused(entry_of(name), arguments, capsys)
-
-
-def test_a_corpus_of_ones_own_everywhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_notes.py").write_text(
-        "from ercfusion.data.corpora import register\nregister('notes', 'ercfusion.data.corpora.demo:DemoCorpus')\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    groups = tmp_path / "groups" / "data"
-    groups.mkdir(parents=True)
-    demo = (Path(ercfusion.__file__).parent / "conf" / "data" / "demo.yaml").read_text()
-    (groups / "notes.yaml").write_text(demo.replace("name: demo", "name: notes"))
-    own = ["data=notes", *CORPUS, "imports=my_notes", "config_dir=groups"]
-    try:
-        assert "no corpus 'notes'" in refused(entry_of("doctor"), [*own[:4], *own[5:]], capsys)
-        status, out, err = command(entry_of("doctor"), own, capsys)
-        assert status in (0, 1), err
-        assert "findings:" in out
-        assert "has no audio recordings" in refused(entry_of("extract"), [*own, "features=logmel"], capsys)
-        status, out, err = command(entry_of("train"), [*own, "model=concat", "--cfg"], capsys)
-        assert status == 0, err
-        assert "name: notes" in out
-    finally:
-        CORPORA.pop("notes", None)
-    assert "doctor has no setting 'seed'" in refused(entry_of("doctor"), ["data=demo", "seed=1"], capsys)
 
 
 # Running a command

@@ -135,11 +135,12 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(each, "groups", lambda: groups)  # the same for all, and half of the time
     for page, (module, *arguments) in {tuple(words): (page, words) for page, words in commands()}.values():
         seen.add(module)
-        arguments = [word for word in arguments if not word.startswith("imports=")]
-        if any(word.startswith("config_dir=") for word in arguments):
-            continue
+        own = ("config_dir=", "imports=")
         try:
-            typed = declared(module.removeprefix("ercfusion.")).parse(arguments)
+            words = [word for word in arguments if not word.startswith(own)]
+            typed = declared(module.removeprefix("ercfusion.")).parse(words)
+            if words != arguments:
+                continue  # what such names are is in a page's own files
             settings = list(typed.settings)
             if module == "ercfusion.extract":
                 understand_extract(composer, typed)

@@ -32,6 +32,7 @@ class Root:
         "modules to import first; they register models and corpora of your own: `imports=[my_models]`",
         pattern="module",
         searchable=False,
+        decides="run",
     )
     run: str | None = setting(
         None,
