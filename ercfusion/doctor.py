@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
+from ercfusion.config.corpora import CORPORA
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.grammar import Command, Typed
 
@@ -75,7 +76,7 @@ def installation() -> str:
 
     import torch
 
-    from ercfusion.data.corpora import CORPORA, corpus_class, open_corpus
+    from ercfusion.data.corpora import corpus_class, open_corpus
     from ercfusion.data.pack import default_pack_folder
     from ercfusion.records.record import environment
 

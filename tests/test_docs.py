@@ -70,7 +70,7 @@ def prose(page: Path) -> list[str]:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, from which modules can be imported; what examples register is forgotten."""
-    from ercfusion.data.corpora import CORPORA
+    from ercfusion.config.corpora import CORPORA
     from ercfusion.metrics.registry import REGISTERED
     from ercfusion.models import ARCHITECTURES
 

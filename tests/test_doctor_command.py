@@ -12,7 +12,8 @@ import torch
 from runs import command, refused
 
 import ercfusion
-from ercfusion.data.corpora import CORPORA, open_corpus
+from ercfusion.config.corpora import CORPORA
+from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.pack import write_pack
 from ercfusion.doctor import EXTRAS, main

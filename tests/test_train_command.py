@@ -15,8 +15,8 @@ import yaml
 from runs import TINY, assert_same_run, command, environment, python, read, refused, resume, train
 
 from ercfusion._core.errors import TrainingError
+from ercfusion.config.corpora import CORPORA
 from ercfusion.config.overrides import expand_protocol
-from ercfusion.data.corpora import CORPORA
 from ercfusion.models import ARCHITECTURES
 from ercfusion.records.intervals import record_cautions
 from ercfusion.testing.twins import write_twin

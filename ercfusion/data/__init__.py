@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.labels import LabelMap, LabelSchema, get_schema, map_between
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.corpora import CORPORA
 from ercfusion.data.conversation import Conversation, Target, Turn
-from ercfusion.data.corpora import CORPORA, open_corpus
+from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol
 from ercfusion.data.features import FeatureTable
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import pytest
 
 from ercfusion._core.errors import CorpusFormatError
+from ercfusion.config.corpora import CORPORA
 from ercfusion.data import Conversation, Turn
-from ercfusion.data.corpora import CORPORA, corpus_class
+from ercfusion.data.corpora import corpus_class
 from ercfusion.data.corpus import Corpus, CorpusCard, Protocol, Splits, check_unique_ids
 from ercfusion.testing import make_task
 
