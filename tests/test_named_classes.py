@@ -44,7 +44,7 @@ def test_a_registered_class_is_named_as_registered() -> None:
 def test_a_module_that_only_a_text_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from_a_folder.py").write_text("raise SystemExit('was run')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="thing 'from_a_folder:Thing': the module is not imported"):
+    with pytest.raises(ConfigError, match="thing 'from_a_folder:Thing': import the module first"):
         registry().load("from_a_folder:Thing")
 
 

@@ -44,7 +44,7 @@ class Registry(dict[str, str], Generic[T]):
         elif not attribute:
             raise ConfigError(f"no {self.kind} {named!r}. {did_you_mean(named, self)}")
         elif module not in sys.modules:
-            raise ConfigError(f"{self.kind} {shown(named)}: the module is not imported. Import it first")
+            raise ConfigError(f"{self.kind} {shown(named)}: import the module first (in a command: imports=[{module}])")
         found: Any = sys.modules[module]
         for part in attribute.split("."):
             found = getattr(found, part, None)

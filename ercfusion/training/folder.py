@@ -157,7 +157,8 @@ def _what_is_there(folder: Path) -> str:
 def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
     """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
-    parent = expanded(config["output"]) / command / f"{config['preset']['model']}-{config['data']['name']}"
+    model = config["preset"]["model"].replace(":", ".")  # module:Class is no name of a folder on every system
+    parent = expanded(config["output"]) / command / f"{model}-{config['data']['name']}"
     above = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):

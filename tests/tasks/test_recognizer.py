@@ -11,6 +11,7 @@ import torch
 from ercfusion._core.errors import BatchError, ConfigError, RunError
 from ercfusion.batch.kinds import KINDS
 from ercfusion.models.concat import Concat
+from ercfusion.tasks import recognizer as module
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import WIDTHS, fill_absent, make_task, random_batch, random_store
 
@@ -111,7 +112,7 @@ def test_a_saved_model_runs_no_module_that_it_names(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architecture": "strange_models:Own"}))
-    with pytest.raises(RunError, match=r"'strange_models:Own': the module is not imported\. Import it first$"):
+    with pytest.raises(RunError, match=r"'strange_models:Own': import the module first"):
         Recognizer.from_pretrained(folder)
 
 
@@ -217,12 +218,10 @@ def test_a_model_that_is_replaced_can_be_loaded_at_any_time(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends before the write of that number: the first description, the weights, the second description."""
-    from ercfusion._core import files
-
     recognizer = make()
     recognizer.save_pretrained(tmp_path)
     recognizer.set_thresholds(np.full(recognizer.task.size, 0.25))
-    original, left = files.atomic_write, number
+    original, left = module.atomic_write, number
 
     def stops(*arguments: Any, **settings: Any) -> Any:
         nonlocal left
@@ -232,7 +231,7 @@ def test_a_model_that_is_replaced_can_be_loaded_at_any_time(
         return original(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "atomic_write", stops)
+        patch.setattr(module, "atomic_write", stops)
         with pytest.raises(KeyboardInterrupt):
             recognizer.save_pretrained(tmp_path)
     found = Recognizer.from_pretrained(tmp_path)

@@ -122,3 +122,9 @@ def test_a_folder_with_anything_of_somebody_elses_is_not_new(tmp_path: Path) -> 
     assert is_unused(tmp_path)
     (tmp_path / "thesis.tex").touch()
     assert not is_unused(tmp_path)
+
+
+def test_the_folder_of_a_class_has_no_colon_in_its_name(config: dict[str, Any], tmp_path: Path) -> None:
+    preset = {**config["preset"], "model": "my_models:Gated"}
+    found = module.free_folder({**config, "preset": preset, "output": str(tmp_path)}, "train")
+    assert found.parent.name == f"my_models.Gated-{config['data']['name']}"
