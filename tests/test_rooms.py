@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -17,7 +18,7 @@ import ercfusion
 
 ROOT = Path(ercfusion.__file__).parent
 
-# From bottom to top. ``conf`` holds no code. Modules next to the rooms are the commands, on top of all.
+# From bottom to top, as in CONTRIBUTING.md. ``conf`` holds no code. Modules next to the rooms are the commands, on top of all.
 ROOMS = (
     *("conf", "_core", "config", "batch", "ops", "layers", "losses", "metrics", "models", "tasks", "data", "testing"),
     *("features", "records", "tables", "plots", "training", "search"),
@@ -186,6 +187,20 @@ def test_rooms_import_downwards() -> None:
 def test_every_folder_is_a_room() -> None:
     folders = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.rglob("*/*.py")}
     assert folders <= set(ROOMS), f"no place in the order of the rooms: {sorted(folders - set(ROOMS))}"
+
+
+def test_the_page_for_contributors_is_true() -> None:
+    """It lists the rooms in their order, and files and folders that exist."""
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.search(r"From bottom to top: (.*?), the commands", text, re.DOTALL)
+    assert listed is not None
+    assert re.findall(r"`(\w+)`", listed[1]) == list(ROOMS[1:])
+    named = [*re.findall(r"`([\w./]+/[\w./]*)`", text), *re.findall(r"\]\((.*?)\)", text)]
+    # What NAME stands for is found by hand; the example of a test's place is no file.
+    places = [name for name in named if "NAME" not in name and "/a/" not in name]
+    assert len(places) > 5
+    missing = [name for name in places if not (ROOT.parent / name).exists()]
+    assert not missing, f"CONTRIBUTING.md names {', '.join(missing)}"
 
 
 def test_there_is_no_circle() -> None:
