@@ -18,7 +18,7 @@ import ercfusion
 
 ROOT = Path(ercfusion.__file__).parent
 
-# From bottom to top, as in CONTRIBUTING.md. ``conf`` holds no code. Modules next to the rooms are the commands, on top of all.
+# From bottom to top, as in CONTRIBUTING.md. ``conf`` holds no code. Modules next to the rooms are the commands: on top.
 ROOMS = (
     *("conf", "_core", "config", "batch", "ops", "layers", "losses", "metrics", "models", "tasks", "data", "testing"),
     *("features", "records", "tables", "plots", "training", "search"),
