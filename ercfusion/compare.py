@@ -21,7 +21,10 @@ COMMAND = Command(
         ("RUN experiments/meld/records/cogmen.json", "a run with recorded ones"),
     ),
     positional=(Positional("RUN", most=None),),
-    keys=(Key("metric", "compare by this score (default: the one that chose the checkpoints)"),),
+    keys=(
+        Key("metric", "compare by this score (default: the one that chose the checkpoints)"),
+        Key("task", "of runs with several tasks, the one to compare (default: the one that chose the checkpoints)"),
+    ),
     flags=(Flag("markdown", "print Markdown tables"),),
     details="""
 A RUN is a run folder, a folder with run folders below it, or an archive of records. Runs that differ in nothing but the
@@ -37,11 +40,13 @@ def main(argv: list[str]) -> int:
 
 def _act(typed: Typed) -> int:
     markdown = "markdown" in typed.flags
-    print(comparison_text(typed.positional, typed.keys.get("metric"), markdown=markdown))
+    print(comparison_text(typed.positional, typed.keys.get("metric"), typed.keys.get("task"), markdown=markdown))
     return 0
 
 
-def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown: bool = False) -> str:
+def comparison_text(
+    paths: Sequence[str], metric: str | None = None, task: str | None = None, *, markdown: bool = False
+) -> str:
     """What the command prints.
 
     Raises:
@@ -50,12 +55,13 @@ def comparison_text(paths: Sequence[str], metric: str | None = None, *, markdown
     """
     from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
+    from ercfusion.records.record import task_record
     from ercfusion.tables.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
     from ercfusion.tables.report import aligned
     from ercfusion.tables.table import caution_note, compute_table
     from ercfusion.tables.tuning import tuning_cells, tuning_note
 
-    records = read_records(paths)
+    records = [task_record(record, task) for record in read_records(paths)]
     groups = group_records(records)
     if len(groups) == 1:  # nothing but seeds: then these are what the user wants to see
         groups = [Group(f"seed {record['seed']}", (record,)) for record in groups[0].records]

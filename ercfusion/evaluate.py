@@ -58,7 +58,7 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.features.loading import load_data
     from ercfusion.records.optimism import measure_optimism, optimism_text
     from ercfusion.records.predictions import write_predictions
-    from ercfusion.records.record import read_record, rounded_scores, split_record
+    from ercfusion.records.record import read_record, rounded_scores, split_record, task_record
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.run import MODEL, check_finite
 
@@ -84,19 +84,21 @@ def evaluate(typed: Typed) -> int:
         print(optimism_text(measure_optimism(folder, record, data)))
         return 0
     recognizer = Recognizer.from_pretrained(folder / MODEL)
-    predictions = recognizer.predict(store)
-    check_finite(predictions, split)
-    found = rounded_scores(predictions)
-    target, name = folder / "evaluation", "-".join([split, *(["without", *hidden] if hidden else [])])
+    target = folder / "evaluation"
     target.mkdir(exist_ok=True)
-    write_predictions(target / f"{name}.parquet", {split: predictions})
-    with atomic_write(target / f"{name}.json") as stream:
-        report = {"split": split, "protocol": record["protocol"], "hidden": hidden, "metrics": found}
-        stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
     without = f", without {', '.join(hidden)}" if hidden else ""
-    print(f"{record['config']['preset']['model']} on {record['protocol']}, {split} split{without}")
-    print(_comparison(found, record, split, hidden))
-    print(target / f"{name}.parquet")
+    for task, predictions in recognizer.predict_all(store).items():
+        check_finite(predictions, split)
+        found, own = rounded_scores(predictions), task_record(record, task)
+        apart = [] if task == recognizer.task.name else [task]
+        name = "-".join([split, *(["without", *hidden] if hidden else []), *apart])
+        write_predictions(target / f"{name}.parquet", {split: predictions})
+        with atomic_write(target / f"{name}.json") as stream:
+            report = {"split": split, "protocol": own["protocol"], "hidden": hidden, "metrics": found}
+            stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
+        print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{without}")
+        print(_comparison(found, own, split, hidden))
+        print(target / f"{name}.parquet")
     return 0
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,6 +41,7 @@ class Protocol:
         description: One line.
         dev_source: Where the dev split comes from: the release, or which part of the training split by which seed.
         modalities: Those the corpus has under this protocol; the default input of a model.
+        others: Further tasks that its turns have targets for; ``data.tasks`` selects among them.
     """
 
     id: str
@@ -48,6 +49,12 @@ class Protocol:
     description: str
     dev_source: str
     modalities: tuple[str, ...]
+    others: tuple[TaskSpec, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """All tasks, the one that chooses the checkpoint first."""
+        return (self.task, *self.others)
 
 
 @dataclass(frozen=True)
@@ -288,6 +295,36 @@ class Corpus(ABC):
                 f"corpus {self.card.name!r} has no protocol {identifier!r}. {did_you_mean(full, self.protocols)}"
             )
         return self.protocols[full]
+
+    def with_tasks(self, protocol: Protocol, names: Sequence[str] | None) -> Protocol:
+        """The protocol with the tasks that a run learns.
+
+        Args:
+            protocol: Of this corpus.
+            names: Tasks of the protocol; the first one chooses the checkpoint. None takes the protocol's own task.
+
+        Returns:
+            If the first task is not the protocol's own, the id is that of the protocol whose own task it is.
+
+        Raises:
+            ConfigError: no name, an unknown one, or one twice.
+        """
+        if names is None:
+            return replace(protocol, others=()) if protocol.others else protocol
+        known = {task.name: task for task in protocol.tasks}
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"data.tasks: {protocol.id} has no task {shown(name)}. {did_you_mean(name, known)}")
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"data.tasks must name each task once: {', '.join(known)}; found {shown(list(names))}")
+        first, *others = (known[name] for name in names)
+        return replace(protocol, id=self._protocol_of(protocol, first), task=first, others=tuple(others))
+
+    def _protocol_of(self, protocol: Protocol, task: TaskSpec) -> str:
+        if task == protocol.task:
+            return protocol.id
+        same = (other.id for other in self.protocols.values() if other.task == task)
+        return next(same, f"{protocol.id}-{task.name}")
 
     def root(self) -> Path:
         """The raw folder.

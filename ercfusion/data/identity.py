@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,10 +36,11 @@ def data_identity(
     found = {
         "corpus": corpus.name,
         "protocol": protocol.id,
-        "task": _digest([protocol.task.to_dict()]),
+        "task": _digest(task.to_dict() for task in protocol.tasks),
     }
     for split, conversations in splits.items():
-        found[f"labels of the {split} split"] = _digest(_labels(conversations, protocol.task.name))
+        labels = (_labels(conversations, task.name) for task in protocol.tasks)
+        found[f"labels of the {split} split"] = _digest(itertools.chain.from_iterable(labels))
         found[f"utterances of the {split} split"] = _digest(_utterances(conversations))
     for table in tables:
         found[f"{FEATURES}{table.modality}"] = str(table.source.get("sha256") or _values(table))

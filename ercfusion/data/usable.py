@@ -24,18 +24,17 @@ def check_splits(protocol: Protocol, splits: Splits, needed: Sequence[str] = ("t
     """Check that every split that a run needs is there, can be read and, but for test, has labels.
 
     Args:
-        protocol: Its task is looked at.
+        protocol: Its tasks are looked at; only train needs labels of all of them.
         splits: As the corpus gives them.
         needed: Names of the splits that will be used.
 
     Returns:
-        Those without any label, which are then predicted but not scored: ``["test"]`` or nothing.
+        Those without any label of the first task, which are then predicted but not scored: ``["test"]`` or nothing.
 
     Raises:
         ConfigError: a split is missing or empty, or train or dev has no label.
         CorpusFormatError: a target is not one of the task's; the message names conversation and turn.
     """
-    task = protocol.task
     sizes = ", ".join(f"{name}: {len(part)}" for name, part in splits.items())
     unlabelled = []
     for split in needed:
@@ -45,16 +44,19 @@ def check_splits(protocol: Protocol, splits: Splits, needed: Sequence[str] = ("t
                 f"{protocol.id}: the {split} split has no conversations (conversations found: {sizes}). Training needs "
                 "train, dev and test; only the turns of test may be without labels."
             )
-        valid = encode_targets(conversations, task).valid
-        if bool(valid.any()):
-            continue
-        if split in LABELLED:
-            purpose = "nothing could be learned" if split == "train" else "no epoch could be chosen"
-            raise ConfigError(
-                f"{protocol.id}: none of the {len(valid)} utterances of the {split} split is labelled for the task "
-                f"{task.name!r}, so that {purpose}. Label some of them, or choose another protocol (data.protocol=...)."
-            )
-        unlabelled.append(split)
+        for task in protocol.tasks:
+            valid = encode_targets(conversations, task).valid
+            if bool(valid.any()):
+                continue
+            if split in LABELLED and (split == "train" or task == protocol.task):
+                purpose = "nothing could be learned" if split == "train" else "no epoch could be chosen"
+                raise ConfigError(
+                    f"{protocol.id}: none of the {len(valid)} utterances of the {split} split is labelled for the task "
+                    f"{task.name!r}, so that {purpose}. Label some of them, or choose another protocol "
+                    "(data.protocol=...)."
+                )
+            if task == protocol.task:
+                unlabelled.append(split)
     return unlabelled
 
 

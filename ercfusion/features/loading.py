@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ercfusion._core.errors import ConfigError, PackError, did_you_mean
 from ercfusion._core.files import expanded
 from ercfusion.config.hints import command
-from ercfusion.data.bound import bound_protocol
+from ercfusion.data.bound import OTHER, bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
@@ -51,6 +51,11 @@ class LoadedData:
         """See :func:`ercfusion.data.identity.data_identity`; computed once."""
         return data_identity(self.corpus, self.protocol, self.splits, self.tables, self.fingerprint)
 
+    def protocol_of(self, task: str) -> str:
+        """Id of the protocol under which the scores of one of the tasks can be compared with those of other runs."""
+        own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER))
+        return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.splits).id
+
     def store(self, split: str) -> ConversationStore:
         """A split as tensors.
 
@@ -59,7 +64,7 @@ class LoadedData:
         """
         if split not in self.splits:
             raise ConfigError(f"no split {split!r}. {did_you_mean(split, self.splits)}")
-        return ConversationStore(self.splits[split], self.tables, [self.protocol.task])
+        return ConversationStore(self.splits[split], self.tables, self.protocol.tasks)
 
 
 def load_data(
@@ -83,13 +88,14 @@ def load_data(
         CorpusNotFoundError, CorpusFormatError, PackError: see there.
     """
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
-    protocol = corpus.protocol(settings["protocol"])
-    splits = corpus.conversations(protocol)
-    for note in corpus.notes(protocol):
+    own = corpus.protocol(settings["protocol"])
+    protocol = corpus.with_tasks(own, settings.get("tasks"))
+    splits = corpus.conversations(own)
+    for note in corpus.notes(own):
         logger.info("%s: %s", corpus.name, note.text)
     if check is not None:
         check(protocol, splits)
-    tables = load_tables(corpus, protocol, splits, settings)
+    tables = load_tables(corpus, own, splits, settings)
     check_packs(corpus, tables, settings["packs"], refuse_changed=refuse_changed)
     check_presence(tables, splits, settings["packs"])
     bound = bound_protocol(corpus, protocol, splits)

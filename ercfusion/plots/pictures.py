@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def task_history(history: Sequence[Mapping[str, float]], task: str) -> list[dict[str, float]]:
+    """The history as a further task of the run has it: its own dev scores instead of those that chose the epoch."""
+    own = f"dev/{task}:"
+    return [
+        {name: value for name, value in row.items() if not name.startswith("dev/")}
+        | {f"dev/{name.removeprefix(own)}": value for name, value in row.items() if name.startswith(own)}
+        for row in history
+    ]
+
+
 def training_figure(
     history: Sequence[Mapping[str, float]], record: Mapping[str, Any], path: Path | None = None
 ) -> Figure:
@@ -59,7 +69,7 @@ def draw_pictures(
     record: Mapping[str, Any],
 ) -> None:
     """Training curves, and for every split what the kind of task draws."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     training_figure(history, record, folder / "training.png")
     model, protocol, synthetic = record["config"]["preset"]["model"], record["protocol"], record["corpus"]["synthetic"]
     for split, part in predictions.items():

@@ -100,7 +100,8 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
     for table in compact["features"]:
         if "pack" in table["source"]:
             table["source"]["pack"] = Path(table["source"]["pack"]).name
-    compact["splits"] = {"test": _compact_split(compact["splits"]["test"])}
+    for own in (compact, *compact.get("others", {}).values()):
+        own["splits"] = {"test": _compact_split(own["splits"]["test"])}
     return compact
 
 
@@ -120,7 +121,12 @@ def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
 def _expand(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("format") != RECORD_FORMAT:
         raise ValueError(f"record format {record.get('format')!r}")
-    split = record["splits"]["test"]
+    for own in (record, *record.get("others", {}).values()):
+        _expand_split(own["splits"]["test"], own["task"])
+    return record
+
+
+def _expand_split(split: dict[str, Any], task: Mapping[str, Any]) -> None:
     ids = split.pop("ids", [])
     if "moments" in split:
         split["moments"] = _read_columns(split["moments"])
@@ -130,10 +136,9 @@ def _expand(record: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{len(split[key])} entries in {key} for {len(ids)} conversations")
             split[key] = {name: read(value) for name, value in zip(ids, split[key], strict=True)}
     if "confusion" in split and "per_class" not in split:
-        task = TaskSpec.from_dict(record["task"])
-        matrices = SUMS["confusion"].read(list(split["confusion"].values()), task)
-        split["per_class"] = per_class_of(ClassCounts(matrices.sum(axis=0)), task.output_names)
-    return record
+        spec = TaskSpec.from_dict(dict(task))
+        matrices = SUMS["confusion"].read(list(split["confusion"].values()), spec)
+        split["per_class"] = per_class_of(ClassCounts(matrices.sum(axis=0)), spec.output_names)
 
 
 def _write_cells(cells: list[list[int]]) -> str:

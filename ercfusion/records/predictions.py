@@ -39,6 +39,11 @@ _KEY = b"ercfusion"
 _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth", "prediction")
 
 
+def prediction_file(record: Mapping[str, Any], task: str) -> str:
+    """Name of the file in a run folder that holds a task's predictions."""
+    return FILE if task == record["task"]["name"] else f"predictions-{task}.parquet"
+
+
 def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> Path:
     """Write the predictions of some splits of one task into one file, which appears complete or not at all.
 

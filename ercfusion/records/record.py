@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import RunError
+from ercfusion._core.errors import RunError, did_you_mean
 from ercfusion._core.files import atomic_write
 from ercfusion._core.machine import machine
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
@@ -134,6 +134,37 @@ def rounded_scores(predictions: Predictions) -> dict[str, float]:
     if not np.any(predictions.valid):
         return {}
     return {name: round(float(value), 6) for name, value in scores(predictions).items()}
+
+
+def tasks_of(record: Mapping[str, Any]) -> list[str]:
+    """Names of the tasks of a run, the one that chose the checkpoint first."""
+    return [record["task"]["name"], *record.get("others", {})]
+
+
+def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """The record as one of a run's tasks has it.
+
+    Args:
+        record: Of a run.
+        task: Name of the task; the one that chose the checkpoint if None.
+
+    Raises:
+        RunError: the run has no such task.
+    """
+    if task is not None and task not in tasks_of(record):
+        raise RunError(
+            f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has no "
+            f"task {shown(task)}. {did_you_mean(task, tasks_of(record))}"
+        )
+    found = dict(record)
+    if task is not None and task != record["task"]["name"]:
+        own = record["others"][task]
+        # What belongs to one task must not be that of another.
+        for key in ("others", "conventions", "unlabelled", "optimism"):
+            found.pop(key, None)
+        found.update(own)
+        found["corpus"] = {key: value for key, value in record["corpus"].items() if not key.startswith("reachable")}
+    return found
 
 
 def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:

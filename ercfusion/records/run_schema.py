@@ -156,8 +156,32 @@ class File(Open):
     sha256: Checksum
 
 
-class Record(Open):
-    """``record.json``, and an entry of an archive once it is expanded."""
+class TaskResult(Open):
+    """What a run found for one of its tasks."""
+
+    protocol: Name
+    task: Task
+    selection: Selection
+    metrics: dict[Name, Scores]
+    intervals: Intervals
+    majority: dict[Name, Scores]
+    splits: dict[Name, Split]
+    unlabelled: list[Name] | None = None
+    conventions: dict[Name, Text] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskResult:
+        for key, value in (("metrics", self.metrics), ("splits", self.splits)):
+            if "test" not in value:
+                raise ValueError(f"{key} has no split 'test'")
+        size = self.task.spec().size
+        for name, split in self.splits.items():
+            _check_split(f"splits.{name}", split, size)
+        return self
+
+
+class Record(TaskResult):
+    """``record.json``, and an entry of an archive once it is expanded; at the top is the task that chose the epoch."""
 
     format: Literal[2]
     finished: Name
@@ -166,31 +190,13 @@ class Record(Open):
     command: Typed | None = None
     seed: Seed
     device: Name
-    protocol: Name
-    task: Task
     corpus: Corpus
     features: Annotated[list[Feature], Field(min_length=1, max_length=100)]
-    selection: Selection
-    metrics: dict[Name, Scores]
-    intervals: Intervals
-    majority: dict[Name, Scores]
-    splits: dict[Name, Split]
     cost: Cost
+    others: dict[Name, TaskResult] = {}
     optimism: Optimism | None = None
-    unlabelled: list[Name] | None = None
-    conventions: dict[Name, Text] = {}
     batch_dependence: Text | None = None
     files: dict[Name, File] | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Record:
-        for key, value in (("metrics", self.metrics), ("splits", self.splits)):
-            if "test" not in value:
-                raise ValueError(f"{key} has no split 'test'")
-        size = self.task.spec().size
-        for name, split in self.splits.items():
-            _check_split(f"splits.{name}", split, size)
-        return self
 
 
 def _check_split(where: str, split: Split, size: int) -> None:

@@ -110,6 +110,7 @@ class TablePreset:
         data: A corpus, or a protocol.
         settings: Of all rows.
         rows: In order.
+        task: Of runs with several tasks, the one that the table shows; the one that chose the checkpoints if None.
         metric: Headline score, or None for the protocol's own.
         also: Scores beside it.
         against: The row that all others are compared with, or None for all pairs.
@@ -129,6 +130,7 @@ class TablePreset:
     pairs: tuple[tuple[str, str], ...] = ()
     notes: str = ""
     config_dir: str | None = None
+    task: str | None = None
 
     @property
     def name(self) -> str:
@@ -218,6 +220,7 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         pairs=_pairs(entries),
         notes=" ".join(entries.get("notes", str, "").split()),
         config_dir=config_dir,
+        task=entries.get("task", str, None),
     )
     entries.done()
     if not rows:

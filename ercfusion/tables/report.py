@@ -13,6 +13,7 @@ from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.intervals import known_interval, record_cautions
+from ercfusion.records.record import task_record, tasks_of
 
 
 def score_table(record: Mapping[str, Any]) -> str:
@@ -75,6 +76,10 @@ def summary(record: Mapping[str, Any]) -> str:
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
     if record.get("batch_dependence"):
         lines.append(BATCH_NOTE.format(record["batch_dependence"]))
+    for name in tasks_of(record)[1:]:
+        other = task_record(record, name)
+        lines += [f"{name} ({other['protocol']}):", score_table(other), *caution_lines(other)]
+        lines += [f"{words}: {counted}" for words, counted in other.get("conventions", {}).items()]
     best = record["corpus"].get("reachable", {}).get("test", {})
     name = selection["metric"]
     if name in best and name in record["majority"]["test"] and name in record["metrics"]["test"]:
@@ -127,6 +132,16 @@ def aligned(rows: list[list[str]]) -> str:
     )
 
 
+def _other_tables(record: Mapping[str, Any]) -> str:
+    parts = []
+    for name in tasks_of(record)[1:]:
+        other = task_record(record, name)
+        outputs = (other["task"]["schema"] or {}).get("labels") or other["task"]["dimensions"]
+        table = "\n".join([score_table(other), *caution_lines(other)])
+        parts.append(f"\nThe same model for {name} ({', '.join(outputs)}):\n\n```\n{table}\n```\n")
+    return "".join(parts)
+
+
 def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     """The README of a saved model."""
     config, selection = record["config"], record["selection"]
@@ -160,7 +175,7 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 ```
 {chr(10).join([score_table(record), *caution_lines(record)])}
 ```
-
+{_other_tables(record)}
 Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.
 
 **Use with care.** The labels are annotators' impressions of how utterances sound or read, in one kind of recording.

@@ -16,7 +16,7 @@ from ercfusion.metrics.comparison import Comparison, compare_all
 from ercfusion.metrics.registry import check_metric, get_metric, metrics_of, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
-from ercfusion.records.record import require_test_scores
+from ercfusion.records.record import require_test_scores, task_record
 from ercfusion.tables.preset import Published, Row, TablePreset
 
 
@@ -151,7 +151,8 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
         RunError: rows were tested on different conversations, or on conversations without labels.
         ValueError: no row has a record.
     """
-    groups = {row.name: Group(row.name, tuple(records[row.name])) for row in preset.rows if records.get(row.name)}
+    shown_task = {name: tuple(task_record(record, preset.task) for record in found) for name, found in records.items()}
+    groups = {row.name: Group(row.name, shown_task[row.name]) for row in preset.rows if shown_task.get(row.name)}
     if not groups:
         raise ValueError(f"no row of {preset.path} has a record yet")
     require_test_scores(record for group in groups.values() for record in group.records)

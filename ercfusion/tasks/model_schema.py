@@ -29,6 +29,7 @@ class ModelConfig(Open):
     options: dict[Name, Value]
     inputs: Inputs
     task: Task
+    others: list[Task] = []
     unimodal: bool
     label_smoothing: Share
     regression_loss: Name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,22 @@ from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import RepresentationTerm
 from ercfusion.ops.processes import Shares
 from ercfusion.tasks.heads import check_class_weights
+from ercfusion.tasks.heads import class_weights as weights_of_classes
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 
 
 class Objective(nn.Module):
     """What training minimises: the task's loss and every auxiliary term, each times its weight.
 
-    Terms: ``task`` (the head's loss), ``unimodal`` (the sum of the same loss on a head for each modality's
-    representation), whatever auxiliary losses the architecture names, and the representation terms of
-    :mod:`ercfusion.losses.terms` that are given. :func:`build_objective` makes one from a configuration.
+    Terms: ``task`` (the head's loss), the loss of each further task under the task's own name, ``unimodal`` (the sum of
+    the same losses on a head for each modality's representation; that of a further task times the task's weight),
+    whatever auxiliary losses the architecture names, and the representation terms of :mod:`ercfusion.losses.terms` that
+    are given; these read the first task's targets. :func:`build_objective` makes one from a configuration.
 
     Args:
         weights: By term; a term without a weight counts 1, a weight of 0 switches it off.
-        class_weights: (C) or None, see :func:`ercfusion.tasks.heads.class_weights`.
+        class_weights: (C) or None, see :func:`ercfusion.tasks.heads.class_weights`; of the first task.
+        others: The same for further tasks by name.
         gamma: Of the focal loss, for single-label tasks; 0 is cross-entropy.
         terms: Representation terms, built for the recognizer. Their parameters are trained with the recognizer's and
             belong to the objective: checkpoints hold them, saved models do not.
@@ -42,10 +46,14 @@ class Objective(nn.Module):
         *,
         gamma: float = 0.0,
         terms: Iterable[RepresentationTerm] = (),
+        others: Mapping[str, Tensor | None] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.others = {name: f"class_weights of {name}" for name in others}
+        for name, buffer in self.others.items():
+            self.register_buffer(buffer, others[name], persistent=False)
         self.gamma = gamma
         self.terms = nn.ModuleDict({term.name: term for term in terms})
 
@@ -60,11 +68,26 @@ class Objective(nn.Module):
         shares = Shares(batch.packing, batch.stand_in)
         own = batch.targets[recognizer.task.name]
         targets = TaskTargets(shares.gather(own.value), shares.gather(own.valid))
-        terms = {"task": self._task_loss(recognizer, shares.gather(recognized.logits), targets)}
-        if recognized.unimodal:
-            outputs = map(shares.gather, recognized.unimodal.values())
-            terms["unimodal"] = torch.stack([self._task_loss(recognizer, logits, targets) for logits in outputs]).sum()
-        terms.update(_auxiliary(recognized, shares))
+        terms: dict[str, Tensor] = {}
+        unimodal: list[Tensor] = []
+        for name, logits in recognized.of(recognizer).items():
+            if name == recognizer.task.name:
+                term, labels, weight = "task", targets, 1.0
+            else:
+                found = batch.targets[name]
+                term, labels = name, TaskTargets(shares.gather(found.value), shares.gather(found.valid))
+                weight = self.weights.get(name, 1.0)
+            terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels)
+            own_heads = [
+                self._task_loss(recognizer, name, shares.gather(output), labels) for output in logits.unimodal.values()
+            ]
+            unimodal += own_heads if weight == 1 else [weight * loss for loss in own_heads]
+        if unimodal:
+            terms["unimodal"] = torch.stack(unimodal).sum()
+        for name, value in _auxiliary(recognized, shares).items():
+            if name in recognized.others:
+                raise ConfigError(f"the architecture names an auxiliary loss {name!r}, which is a task too")
+            terms[name] = value
         for name, value in self._representation_losses(recognized, batch, targets, shares).items():
             if name in terms:
                 raise ConfigError(
@@ -80,9 +103,11 @@ class Objective(nn.Module):
         total = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return total, terms
 
-    def _task_loss(self, recognizer: Recognizer, logits: Tensor, targets: TaskTargets) -> Tensor:
-        weights: Tensor | None = self.class_weights  # type: ignore[assignment]
-        return _mean(*recognizer.head.loss(logits, targets, weights, gamma=self.gamma))
+    def _task_loss(self, recognizer: Recognizer, task: str, logits: Tensor, targets: TaskTargets) -> Tensor:
+        weights: Tensor | None = getattr(self, self.others[task]) if task in self.others else None
+        if task == recognizer.task.name:
+            weights = self.class_weights  # type: ignore[assignment]
+        return _mean(*recognizer.heads(task).head.loss(logits, targets, weights, gamma=self.gamma))
 
     def _representation_losses(
         self, recognized: Recognized, batch: ConversationBatch, targets: TaskTargets, shares: Shares
@@ -141,7 +166,11 @@ def check_objective(settings: sections.Objective) -> None:
 
 
 def build_objective(
-    settings: sections.Objective, recognizer: Recognizer, targets: TaskTargets, class_weights: Tensor | None = None
+    settings: sections.Objective,
+    recognizer: Recognizer,
+    targets: TaskTargets,
+    class_weights: Tensor | None = None,
+    others: Mapping[str, TaskTargets] = MappingProxyType({}),
 ) -> Objective:
     """The objective that a configuration asks for.
 
@@ -150,6 +179,8 @@ def build_objective(
         recognizer: That it will train; asked for widths.
         targets: Of the training split, for the loss ``class_balanced``.
         class_weights: (C) or None, what :func:`ercfusion.tasks.heads.class_weights` makes of the setting of that name.
+        others: Of the training split, for further tasks. Weights by label are those of the first task's labels, and a
+            loss that a further task does not know is its usual one.
 
     Raises:
         ConfigError: see :func:`check_objective`; or a loss or term that does not fit the task or the architecture.
@@ -172,7 +203,15 @@ def build_objective(
             modalities = {} if term.settings.of == "hidden" else recognizer.representation_widths()
             terms.append(term.build(recognizer.architecture.hidden_size, modalities))
     gamma = settings.parts[loss].gamma if loss in settings.parts else 0.0
-    return Objective(weights, class_weights, gamma=gamma, terms=terms)
+    scheme = settings.class_weights if isinstance(settings.class_weights, str) else "none"
+    further: dict[str, Tensor | None] = {}
+    for name, found in others.items():
+        other = recognizer.heads(name).task
+        if loss == "class_balanced" and loss in other.rules.losses:
+            further[name] = _class_balance(found, other, settings.parts[loss].beta)
+        else:
+            further[name] = weights_of_classes(found, other, scheme)
+    return Objective(weights, class_weights, gamma=gamma, terms=terms, others=further)
 
 
 def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float) -> Tensor:

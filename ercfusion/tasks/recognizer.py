@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ DAMAGED = "The file was changed or damaged: copy the folder again, or train agai
 
 
 @dataclass
+class TaskLogits:
+    """What the heads of one task say of the N utterances of a batch.
+
+    Args:
+        logits: (N, L).
+        unimodal: (N, L) of a head on each modality's representation, where such heads exist.
+    """
+
+    logits: Tensor
+    unimodal: dict[str, Tensor]
+
+
+@dataclass
 class Recognized:
     """Output of a recognizer for the N utterances of a batch.
 
@@ -44,11 +57,35 @@ class Recognized:
         logits: (N, K).
         encoded: What the architecture made of the batch.
         unimodal: (N, K) logits of a head on each modality's representation, where such heads exist.
+        others: Logits of further tasks by name.
     """
 
     logits: Tensor
     encoded: Encoded
     unimodal: dict[str, Tensor]
+    others: dict[str, TaskLogits] = field(default_factory=dict)
+
+    def of(self, recognizer: Recognizer) -> dict[str, TaskLogits]:
+        """The logits of all tasks by name, in order."""
+        return {recognizer.task.name: TaskLogits(self.logits, self.unimodal), **self.others}
+
+
+class TaskHeads(nn.Module):
+    """The heads of a further task.
+
+    Args:
+        task: What is predicted.
+        width: Of the architecture's vectors.
+        widths: Of the representations of single modalities that get a head each.
+        settings: See :class:`ercfusion.tasks.heads.Head`.
+    """
+
+    def __init__(self, task: TaskSpec, width: int, widths: Mapping[str, int], **settings: Any) -> None:
+        super().__init__()
+        self.task = task
+        self.head = Head(task, width, **settings)
+        self.unimodal_heads = nn.ModuleDict({name: Head(task, own, **settings) for name, own in widths.items()})
+        self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
 
 
 class Recognizer(nn.Module):
@@ -58,6 +95,7 @@ class Recognizer(nn.Module):
         architecture: A registered name, ``"module:Class"`` (the module must be imported), or the class itself.
         inputs: Modalities and widths, from the data.
         task: What is predicted.
+        others: Further tasks, each with heads of its own on the same architecture.
         options: Options of the architecture.
         unimodal: Also put a head on each modality's representation (for the objective term ``unimodal``).
         label_smoothing, regression_loss: See :class:`ercfusion.tasks.heads.Head`.
@@ -76,8 +114,11 @@ class Recognizer(nn.Module):
         label_smoothing: float = 0.0,
         regression_loss: str = "mse",
         probe: bool = False,
+        others: Sequence[TaskSpec] = (),
     ) -> None:
         super().__init__()
+        if len({task.name, *(other.name for other in others)}) <= len(others):
+            raise ConfigError(f"two tasks have one name: {', '.join([task.name, *(other.name for other in others)])}")
         self.config = {
             "format": FORMAT,
             "architecture": ARCHITECTURES.name_of(architecture),
@@ -88,6 +129,7 @@ class Recognizer(nn.Module):
             "label_smoothing": label_smoothing,
             "regression_loss": regression_loss,
             "probe": probe,
+            **({"others": [other.to_dict() for other in others]} if others else {}),
         }
         self.probe = probe
         self.inputs = inputs
@@ -114,6 +156,20 @@ class Recognizer(nn.Module):
                 )
             self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
+        own = self.representation_widths() if unimodal and others else {}
+        settings = {"label_smoothing": label_smoothing, "regression_loss": regression_loss}
+        self.others = nn.ModuleDict(
+            {other.name: TaskHeads(other, self.architecture.hidden_size, own, **settings) for other in others}
+        )
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """All tasks, the one that chooses the checkpoint first."""
+        return (self.task, *(self.heads(name).task for name in self.others))
+
+    def heads(self, task: str) -> Recognizer | TaskHeads:
+        """What holds ``head``, ``unimodal_heads`` and ``thresholds`` of a task."""
+        return self if task == self.task.name else self.others[task]  # type: ignore[return-value]
 
     def representation_widths(self) -> dict[str, int]:
         """Widths of the per-modality representations, found by encoding one made-up utterance."""
@@ -134,10 +190,11 @@ class Recognizer(nn.Module):
         """Take the input statistics and the label distribution from the training split."""
         if standardize:
             self.standardize.fit(train.batch(range(len(train))))
-        targets = train.targets[self.task.name]
-        for head in (self.head, *self.unimodal_heads.values()):
-            assert isinstance(head, Head)
-            head.start_from_prior(targets)
+        for task in self.tasks:
+            heads = self.heads(task.name)
+            for head in (heads.head, *heads.unimodal_heads.values()):
+                assert isinstance(head, Head)
+                head.start_from_prior(train.targets[task.name])
 
     def forward(self, batch: ConversationBatch) -> Recognized:
         """Logits for the N utterances of ``batch``."""
@@ -146,8 +203,14 @@ class Recognizer(nn.Module):
         with standing_in() if batch.stand_in else nullcontext():
             encoded = self.architecture(batch, **self.lent())
         read = _without_gradient if self.probe else _as_it_is
-        unimodal = {name: head(read(encoded.modalities[name])) for name, head in self.unimodal_heads.items()}
-        return Recognized(self.head(read(encoded.hidden)), encoded, unimodal)
+
+        def logits(heads: Recognizer | TaskHeads) -> TaskLogits:
+            unimodal = {name: head(read(encoded.modalities[name])) for name, head in heads.unimodal_heads.items()}
+            return TaskLogits(heads.head(read(encoded.hidden)), unimodal)
+
+        own = logits(self)
+        others = {name: logits(self.heads(name)) for name in self.others}
+        return Recognized(own.logits, encoded, own.unimodal, others)
 
     def lent(self) -> dict[str, Any]:
         """What the architecture asks for beyond the batch, by name: its :attr:`Capabilities.asks`."""
@@ -164,49 +227,57 @@ class Recognizer(nn.Module):
         logits: Tensor = self.unimodal_heads[modality](representation)
         return self.task.rules.outcomes(logits)
 
-    @torch.no_grad()
     def predict(self, store: Split, *, conversations: int = 64) -> Predictions:
-        """Outputs for a whole split, in eval mode, on the device of the parameters."""
+        """Outputs of the first task for a whole split; see :meth:`predict_all`."""
+        return self.predict_all(store, conversations=conversations)[self.task.name]
+
+    @torch.no_grad()
+    def predict_all(self, store: Split, *, conversations: int = 64) -> dict[str, Predictions]:
+        """Outputs of every task by name for a whole split, in eval mode, on the device of the parameters."""
         device = next(self.parameters()).device
         was_training = self.training
         self.eval()
-        outputs = [
-            self.head.outputs(self(batch.to(device)).logits.float()).double().cpu()
-            for batch in store.batches(conversations)
-        ]
+        outputs: dict[str, list[Tensor]] = {task.name: [] for task in self.tasks}
+        for batch in store.batches(conversations):
+            for name, found in self(batch.to(device)).of(self).items():
+                outputs[name].append(self.heads(name).head.outputs(found.logits.float()).double().cpu())
         self.train(was_training)
-        targets = store.targets[self.task.name]
+        return {task.name: self._predictions(task, torch.cat(outputs[task.name]), store) for task in self.tasks}
+
+    def _predictions(self, task: TaskSpec, output: Tensor, store: Split) -> Predictions:
+        targets = store.targets[task.name]
         return Predictions(
-            task=self.task,
-            output=torch.cat(outputs).numpy(),
+            task=task,
+            output=output.numpy(),
             value=targets.value.numpy(),
             valid=targets.valid.numpy(),
             lengths=tuple(store.lengths),
             speaker=store.speaker.numpy(),
             conversation_ids=store.conversation_ids,
             turn_ids=store.turn_ids,
-            thresholds=self._thresholds(),
+            thresholds=self._thresholds(task),
         )
 
-    def set_thresholds(self, thresholds: np.ndarray) -> None:
-        """Decision thresholds, (K), for a kind of task that decides by them."""
-        self.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
+    def set_thresholds(self, thresholds: np.ndarray, task: str | None = None) -> None:
+        """Decision thresholds, (K), for a kind of task that decides by them; of the first task where None."""
+        heads = self.heads(task or self.task.name)
+        heads.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
 
     def choose_thresholds(self, dev: Predictions) -> Predictions:
         """Take the decision thresholds that are best on the dev split; nothing changes for a kind without any.
 
         Args:
-            dev: This recognizer's predictions of the dev split.
+            dev: This recognizer's predictions of the dev split for one of its tasks.
 
         Returns:
             The same outputs with these thresholds.
         """
-        if self.task.rules.thresholds:
-            self.set_thresholds(self.task.rules.best_thresholds(dev))
-        return replace(dev, thresholds=self._thresholds())
+        if dev.task.rules.thresholds:
+            self.set_thresholds(dev.task.rules.best_thresholds(dev), dev.task.name)
+        return replace(dev, thresholds=self._thresholds(dev.task))
 
-    def _thresholds(self) -> np.ndarray | None:
-        return self.thresholds.double().cpu().numpy() if self.task.rules.thresholds else None
+    def _thresholds(self, task: TaskSpec) -> np.ndarray | None:
+        return self.heads(task.name).thresholds.double().cpu().numpy() if task.rules.thresholds else None
 
     # Sharing
 
@@ -214,7 +285,7 @@ class Recognizer(nn.Module):
         """SHA-256 of configuration and tensors, but for the thresholds, which are chosen when all is trained."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
-            if name != "thresholds":
+            if name.rpartition(".")[2] != "thresholds":
                 digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
                 digest.update(tensor_bytes(value))
         return digest.hexdigest()
@@ -287,6 +358,7 @@ class Recognizer(nn.Module):
                     label_smoothing=config["label_smoothing"],
                     regression_loss=config["regression_loss"],
                     probe=config.get("probe", False),  # models of earlier versions do not say
+                    others=[TaskSpec.from_dict(other) for other in config.get("others", [])],
                 )
         except ErcfusionError as error:
             raise failure(RunError, where, f": {error}", DAMAGED) from error

@@ -218,16 +218,19 @@ class Selection(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Called by the trainer; see the class."""
         train_seconds = time.perf_counter() - self._started
-        predictions = pl_module.recognizer.predict(self.dev)
+        predictions = pl_module.recognizer.predict_all(self.dev)
         epoch = trainer.current_epoch + 1
-        if not np.isfinite(predictions.output).all():
+        if not all(np.isfinite(part.output).all() for part in predictions.values()):
             raise TrainingError(f"the outputs on the dev split are not finite after epoch {epoch}")
-        found = scores(predictions)
+        found = scores(predictions.pop(pl_module.recognizer.task.name))
         if self.metric not in found:
             raise ConfigError(f"the dev split has no utterance on which training.metric={self.metric} is defined")
         row = {"epoch": float(epoch), "seconds": train_seconds, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row.update({name: float(value) for name, value in trainer.callback_metrics.items() if "train/" in name})
         row.update({f"dev/{name}": value for name, value in found.items()})
+        for task, part in predictions.items():
+            if part.valid.any():
+                row.update({f"dev/{task}:{name}": value for name, value in scores(part).items()})
         self.history.append(row)
         pl_module.log("dev/score", found[self.metric])
         pl_module.epoch_scored(found[self.metric])

@@ -44,15 +44,16 @@ from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.plots.curriculum import plot_curriculum
-from ercfusion.plots.pictures import draw_pictures
+from ercfusion.plots.pictures import draw_pictures, task_history
 from ercfusion.records.intervals import record_intervals
-from ercfusion.records.predictions import FILE, write_predictions
+from ercfusion.records.predictions import prediction_file, write_predictions
 from ercfusion.records.record import (
     FORMAT,
     RECORD,
     read_record,
     rounded_scores,
     split_record,
+    task_record,
     write_record,
 )
 from ercfusion.tables.report import model_card
@@ -141,6 +142,7 @@ def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) 
         train_store.inputs,
         train_store.tasks[0],
         options,
+        others=train_store.tasks[1:],
         unimodal=objective["weights"].get("unimodal", 0.0) > 0,
         label_smoothing=objective["label_smoothing"],
         regression_loss=objective["regression_loss"],
@@ -217,7 +219,8 @@ def fit(
         check_disk(folder, recognizer, config)
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config["objective"]["class_weights"])
-    objective = build_objective(section_from("objective", config["objective"]), recognizer, targets, weights)
+    others = {name: train_store.targets[name] for name in recognizer.others}
+    objective = build_objective(section_from("objective", config["objective"]), recognizer, targets, weights, others)
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(
@@ -358,16 +361,19 @@ def finish(
     """
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
-    dev = recognizer.choose_thresholds(recognizer.predict(dev_store))
-    test_store = data.store("test")
-    predictions = {"dev": dev, "test": recognizer.predict(test_store)}
-    check_finite(predictions["test"], "test")
-    floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+    dev = {name: recognizer.choose_thresholds(part) for name, part in recognizer.predict_all(dev_store).items()}
+    test = recognizer.predict_all(data.store("test"))
+    found = {name: {"dev": dev[name], "test": test[name]} for name in dev}
+    for outputs in test.values():
+        check_finite(outputs, "test")
+    scored = {
+        name: scored_splits(parts, train_store, metric if name == task.name else parts["dev"].task.metric, config)
+        for name, parts in found.items()
+    }
     history = read_history(folder / HISTORY, metric)
     best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
-    headline = ["weighted_f1", "macro_f1", "accuracy", metric]
-    headline = [name for name in dict.fromkeys(headline) if name in (floor["test"] or floor["dev"])]
+    own = scored.pop(task.name)
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -391,12 +397,7 @@ def finish(
             for table in data.tables
         ],
         "selection": {"split": "dev", "metric": metric, "epoch": int(best["epoch"]), "epochs": len(history)},
-        "metrics": {split: rounded_scores(part) for split, part in predictions.items()},
-        "intervals": record_intervals(
-            predictions["test"], [name for name in headline if name in floor["test"]], config["training"]["bootstrap"]
-        ),
-        "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
-        "splits": {split: split_record(part) for split, part in predictions.items()},
+        **{key: own.pop(key) for key in ("metrics", "intervals", "majority", "splits")},
         "cost": {
             "parameters": count_parameters(recognizer),
             "seconds": round(seconds, 2),
@@ -405,20 +406,31 @@ def finish(
             "threads": torch.get_num_threads(),
         },
     }
-    unlabelled = [split for split, found in record["metrics"].items() if not found]
-    if unlabelled:
-        record["unlabelled"] = unlabelled
-    if task.rules.conventions:
-        record["conventions"] = dict(task.rules.conventions)
+    record |= own
+    if scored:
+        record["others"] = {
+            name: {
+                "protocol": data.protocol_of(name),
+                "task": found[name]["dev"].task.to_dict(),
+                "selection": {**record["selection"], "metric": found[name]["dev"].task.metric},
+                **more,
+            }
+            for name, more in scored.items()
+        }
     if dependence := batch_dependence(config):
         record["batch_dependence"] = dependence
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
-    kept = write_predictions(folder / FILE, predictions)
-    record["files"] = {kept.name: {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}}
+    record["files"] = {}
+    for name, parts in found.items():
+        kept = write_predictions(folder / prediction_file(record, name), parts)
+        record["files"][kept.name] = {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}
     if config["training"].get("pictures", True):
-        draw_pictures(folder / "plots", history, predictions, record)
+        draw_pictures(folder / "plots", history, found[task.name], record)
+        for name in recognizer.others:
+            own_history, view = task_history(history, name), task_record(record, name)
+            draw_pictures(folder / "plots" / name, own_history, found[name], view)
         curriculum = curriculum_of(config, train_store)
         if curriculum is not None:
             (folder / "plots").mkdir(exist_ok=True)
@@ -433,6 +445,35 @@ def finish(
         record["packs"] = export(recognizer, data, folder)
     write_record(folder, record)
     return record
+
+
+def scored_splits(
+    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a record keeps of dev and test for one task, and of the majority floor for comparison.
+
+    Args:
+        predictions: Of both splits.
+        train_store: Its labels make the floor.
+        metric: Of the task; always among the scores that get an interval.
+        config: Resolved.
+    """
+    floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+    headline = ["weighted_f1", "macro_f1", "accuracy", metric]
+    headline = [name for name in dict.fromkeys(headline) if name in (floor["test"] or floor["dev"])]
+    metrics = {split: rounded_scores(part) for split, part in predictions.items()}
+    unlabelled = [split for split, scores in metrics.items() if not scores]
+    conventions = dict(predictions["dev"].task.rules.conventions)
+    return {
+        "metrics": metrics,
+        "intervals": record_intervals(
+            predictions["test"], [name for name in headline if name in floor["test"]], config["training"]["bootstrap"]
+        ),
+        "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
+        "splits": {split: split_record(part) for split, part in predictions.items()},
+        **({"unlabelled": unlabelled} if unlabelled else {}),
+        **({"conventions": conventions} if conventions else {}),
+    }
 
 
 def check_finite(predictions: Predictions, split: str) -> None:

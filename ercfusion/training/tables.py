@@ -114,7 +114,7 @@ def check_testable(config: Mapping[str, Any]) -> None:
     import_modules(config["imports"])
     data = config["data"]
     corpus = open_corpus(data["name"], data["raw"], **data["options"])
-    protocol = corpus.protocol(data["protocol"])
+    protocol = corpus.with_tasks(corpus.protocol(data["protocol"]), data.get("tasks"))
     if check_splits(protocol, corpus.conversations(protocol)):
         raise RunError(f"{protocol.id}: the test split has no labels, so that a table has no scores to show")
 
@@ -160,7 +160,8 @@ def make_jobs(
         folder = (runs / row.slug / f"seed-{seed}").absolute()
         config = preset.config(row, seed, (*arguments, literal_text("run", str(folder))))
         _ready(folder, config, [*preset.arguments(row, seed), *arguments])
-        jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, preset.metric))
+        metric = preset.metric if preset.task is None else None  # optimism is about the task that chose the epoch
+        jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, metric))
     return jobs
 
 

@@ -141,7 +141,8 @@ class CustomCorpus(Corpus):
             what = f"{task.size} labels" if task.schema else f"{task.low:g} to {task.high:g}"
             identifier = f"{_CARD.name}/{task.name}"
             description = f"{task.name}: {task.kind.replace('_', ' ')}, {what}, {task.metric}"
-            found[identifier] = Protocol(identifier, task, description, dev, order)
+            others = tuple(other.task for other in self._targets if other is not reader)
+            found[identifier] = Protocol(identifier, task, description, dev, order, others)
         return found
 
     card: ClassVar[CorpusCard] = _OfInstance(_CARD, _own_card)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
@@ -81,8 +82,22 @@ PROCESSES: Mapping[str, Process] = MappingProxyType(
 """The parameters behind every protocol."""
 
 
+VALENCE = TaskSpec(
+    "valence", "single_label", LabelSchema("demo3", ("neutral", "positive", "negative"), neutral="neutral")
+)
+"""A second task of the single-label protocols: it follows from the emotion. Every fifth turn is not labelled for it."""
+_VALENCES: Mapping[str, str] = MappingProxyType(
+    {
+        "neutral": "neutral",
+        **dict.fromkeys(("joy", "surprise"), "positive"),
+        **dict.fromkeys(("sadness", "anger", "fear"), "negative"),
+    }
+)
+
+
 def _single(identifier: str, description: str) -> Protocol:
-    return Protocol(identifier, TaskSpec("emotion", "single_label", SCHEMA), description, "drawn as such", MODALITIES)
+    task = TaskSpec("emotion", "single_label", SCHEMA)
+    return Protocol(identifier, task, description, "drawn as such", MODALITIES, (VALENCE,))
 
 
 def _protocols(*protocols: Protocol) -> Mapping[str, Protocol]:
@@ -193,8 +208,11 @@ class DemoCorpus(Corpus):
         """``weighted_f1``, ``macro_f1`` and ``accuracy`` (0 to 1) of the exact posterior's decisions on a split.
 
         The decision is the most probable label, for the multi-label task every label with a probability above 0.5.
-        Accuracy of the multi-label task is the share of turns whose whole set is right.
+        Accuracy of the multi-label task is the share of turns whose whole set is right. Of other
+        tasks nothing is known.
         """
+        if protocol.task == VALENCE:
+            return {}
         truth = self._sample(protocol, split).labels
         return scores(truth, _decide(self.posterior(protocol, split), _process(protocol)))
 
@@ -289,7 +307,7 @@ def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conve
                 id=f"{i:02d}",
                 speaker=f"speaker-{sample.speaker[first + i]}",
                 text=_placeholder(number + i),
-                targets={protocol.task.name: _target(sample.labels[first + i], _process(protocol))},
+                targets=_targets(sample.labels[first + i], i, protocol),
             )
             for i in range(length)
         )
@@ -297,9 +315,12 @@ def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conve
     return made
 
 
-def _target(labels: Bools, process: Process) -> Target:
+def _targets(labels: Bools, turn: int, protocol: Protocol) -> dict[str, Target]:
     names = [SCHEMA.labels[k] for k in np.flatnonzero(labels)]
-    return Target(names[0] if process.cooccurrence is None else frozenset(names))
+    if _process(protocol).cooccurrence is not None:
+        return {protocol.task.name: Target(frozenset(names))}
+    valence = Target(None if turn % 5 == 4 else _VALENCES[names[0]])
+    return {protocol.task.name: Target(names[0]), VALENCE.name: valence}
 
 
 def _placeholder(number: int) -> str:

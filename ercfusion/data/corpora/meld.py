@@ -80,10 +80,17 @@ def _seven(*counts: int) -> dict[str, int]:
     return dict(zip(EMOTION.labels, counts, strict=True))
 
 
-def _protocol(name: str, task: str, schema: str, description: str) -> Protocol:
+_TASKS = (
+    TaskSpec("emotion", "single_label", get_schema("meld7")),
+    TaskSpec("sentiment", "single_label", get_schema("meld3")),
+)
+
+
+def _protocol(name: str, task: TaskSpec, description: str) -> Protocol:
     return Protocol(
         id=f"meld/{name}",
-        task=TaskSpec(task, "single_label", get_schema(schema)),
+        task=task,
+        others=tuple(other for other in _TASKS if other != task),
         description=description,
         dev_source="dev_sent_emo.csv of the release",
         modalities=("text",),
@@ -148,8 +155,8 @@ class MeldCorpus(Corpus):
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol
         for protocol in (
-            _protocol("7way", "emotion", "meld7", "seven emotions, released split, weighted F1 over all seven"),
-            _protocol("3way", "sentiment", "meld3", "three sentiments, released split, weighted F1 over all three"),
+            _protocol("7way", _TASKS[0], "seven emotions, released split, weighted F1 over all seven"),
+            _protocol("3way", _TASKS[1], "three sentiments, released split, weighted F1 over all three"),
         )
     }
 
