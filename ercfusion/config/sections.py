@@ -136,7 +136,8 @@ class Objective:
 
     weights: Mapping[str, float] = setting(
         {"task": 1.0, "unimodal": 0.0},
-        "weights by term: `task` is the task's loss, `unimodal` a classifier on each modality (0 does not build them); "
+        "weights by term: `task` is the first task's loss, a further task's loss has the task's name, `unimodal` is a "
+        "classifier on each modality (0 does not build them); "
         "a term on representations without a weight, or with 0, is not built",
     )
     class_weights: str | Mapping[str, float] = setting(
@@ -173,6 +174,12 @@ class Data:
     )
     protocol: str | None = setting(
         None, "protocol by its id (`meld/3way`, or `3way`); null takes the corpus's first", searchable=False
+    )
+    tasks: tuple[str, ...] | None = setting(
+        None,
+        "tasks to learn together, `[emotion,sentiment]`; the first one chooses the checkpoint; null takes the "
+        "protocol's own",
+        searchable=False,
     )
     modalities: tuple[str, ...] | None = setting(
         None, "modalities to use, in this order; null takes all that corpus and packs offer"

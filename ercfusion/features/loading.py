@@ -89,7 +89,7 @@ def load_data(
     """
     corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
     own = corpus.protocol(settings["protocol"])
-    protocol = corpus.with_tasks(own, settings.get("tasks"))
+    protocol = corpus.with_tasks(own, settings["tasks"])
     splits = corpus.conversations(own)
     for note in corpus.notes(own):
         logger.info("%s: %s", corpus.name, note.text)

@@ -114,7 +114,7 @@ def check_testable(config: Mapping[str, Any]) -> None:
     import_modules(config["imports"])
     data = config["data"]
     corpus = open_corpus(data["name"], data["raw"], **data["options"])
-    protocol = corpus.with_tasks(corpus.protocol(data["protocol"]), data.get("tasks"))
+    protocol = corpus.with_tasks(corpus.protocol(data["protocol"]), data["tasks"])
     if check_splits(protocol, corpus.conversations(protocol)):
         raise RunError(f"{protocol.id}: the test split has no labels, so that a table has no scores to show")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.batch import ConversationBatch, TaskTargets
+from ercfusion.config.settings import section_of
 from ercfusion.tasks.objective import Objective, build_objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import make_task, random_batch, random_store
@@ -131,7 +132,8 @@ def test_mistakes_name_the_task() -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy", "class_balanced"])
 def test_class_weights_of_every_task(loss: str) -> None:
     recognizer, store = build(EMOTION, SETS, NUMBERS), random_store(tasks=TASKS)
-    settings = {"weights": {}, "loss": loss, "class_weights": "balanced" if loss == "cross_entropy" else "none"}
+    scheme = "balanced" if loss == "cross_entropy" else "none"
+    settings = section_of("objective", {"weights": {}, "loss": loss, "class_weights": scheme})
     others = {task.name: store.targets[task.name] for task in (SETS, NUMBERS)}
     objective = build_objective(settings, recognizer, store.targets["emotion"], None, others)
     found = {name: getattr(objective, buffer) for name, buffer in objective.others.items()}
