@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,47 +25,8 @@ from ercfusion.records.record import read_record
 from ercfusion.testing import check_model, make_task
 
 PACKAGE = Path(ercfusion.__file__).parent
+PAGE = PACKAGE.parent / "docs" / "tasks.md"
 NAMES = {"single_label", "multi_label", "distribution", "regression"}
-
-ORDINAL = '''\
-"""Ordered labels, told by C - 1 questions: is it more than this one?"""
-
-import torch
-from torch.nn import functional as F
-
-from ercfusion.batch.kinds import register
-from ercfusion.tasks.kinds.single_label import SingleLabel
-
-
-class Ordinal(SingleLabel):
-    label_smoothing = False
-    losses = ("cross_entropy",)
-
-    def num_logits(self, task):
-        return task.size - 1
-
-    def _above(self, value, task):
-        return (value[:, None] > torch.arange(task.size - 1, device=value.device)).float()
-
-    def prior(self, value, task):
-        return self._above(value, task).double().mean(0).clamp(1e-4, 1 - 1e-4).logit()
-
-    def outputs(self, logits, task):
-        above = logits.sigmoid().cummin(-1).values
-        edges = torch.cat([torch.ones_like(above[:, :1]), above, torch.zeros_like(above[:, :1])], -1)
-        return edges[:, :-1] - edges[:, 1:]
-
-    def loss(self, logits, value, task, *, weights=None, **settings):
-        each = F.binary_cross_entropy_with_logits(logits, self._above(value, task), reduction="none").mean(-1)
-        weight = torch.ones_like(each) if weights is None else weights[value]
-        return (weight * each).sum(), weight.sum()
-
-    def outcomes(self, logits):
-        return torch.stack([torch.zeros_like(logits), logits], -1)
-
-
-register("ordinal", "my_ordinal:Ordinal")
-'''
 
 
 def names_a_kind(node: ast.AST) -> bool:
@@ -124,7 +86,8 @@ def test_kinds_are_found_by_their_files() -> None:
 @pytest.fixture
 def ordinal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a kind of one's own and a small corpus that uses it."""
-    (tmp_path / "my_ordinal.py").write_text(ORDINAL, encoding="utf-8")
+    (example,) = re.findall(r"<!-- file: my_ordinal.py -->\n```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "my_ordinal.py").write_text(example, encoding="utf-8")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     grades, chance = ("bad", "fair", "good"), np.random.default_rng(0)

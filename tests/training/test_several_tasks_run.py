@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import train
+from runs import stub_text_encoder, train
 
 from ercfusion import compare, evaluate
 from ercfusion._core.errors import ConfigError, RunError
@@ -24,6 +24,7 @@ from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.tables.table import compute_table
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins.text import write_meld
+from ercfusion.train import main
 
 RUNS = {
     "plain": (),
@@ -139,6 +140,18 @@ def test_meld_has_emotion_and_sentiment_for_the_same_utterances(tmp_path: Path) 
     assert bound_protocol(corpus, corpus.with_tasks(own, ["sentiment"]), splits).id == "meld/3way-other"
     turns = [turn for part in splits.values() for one in part for turn in one.turns]
     assert all({"emotion", "sentiment"} <= turn.targets.keys() for turn in turns)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_emotion_and_sentiment_of_meld_are_learnt_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_text_encoder(monkeypatch, tmp_path / "packs")
+    raw = write_meld(tmp_path / "meld")
+    typed = ["model=concat", "data=meld", f"data.raw={raw}", "data.tasks=[emotion,sentiment]", "training.max_epochs=1"]
+    assert main([*typed, "training.bootstrap=20", "trainer=cpu", f"run={tmp_path / 'run'}"]) == 0
+    record = read_record(tmp_path / "run")
+    assert record["protocol"] == "meld/7way-other"  # the twin is not the release
+    assert record["others"]["sentiment"]["protocol"] == "meld/3way-other"
+    assert set(record["others"]["sentiment"]["splits"]["test"]["per_class"]) == {"neutral", "positive", "negative"}
 
 
 @pytest.mark.parametrize(
