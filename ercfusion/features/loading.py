@@ -76,8 +76,8 @@ def load_data(
     """Open a corpus and its features; missing text features are extracted once and kept as a pack.
 
     Args:
-        settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``modalities``, ``encoder``,
-            ``packs``, ``options``.
+        settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``tasks``, ``modalities``,
+            ``encoder``, ``packs``, ``options``.
         check: Called with the conversations before any features are read or extracted; what it raises ends the call.
         refuse_changed: Refuse a pack whose recordings were changed after it was made; False warns. What was trained
             with the values of a pack may go on with them.

@@ -45,7 +45,14 @@ def test_other_files_get_another_protocol(
 ) -> None:
     raw = dyadic(tmp_path / "meld")
     stub_text_encoder(monkeypatch, tmp_path / "packs")
-    settings = {"name": "meld", "raw": str(raw), "modalities": None, "encoder": "all-MiniLM-L6-v2", "packs": {}}
+    settings = {
+        "name": "meld",
+        "raw": str(raw),
+        "tasks": None,
+        "modalities": None,
+        "encoder": "all-MiniLM-L6-v2",
+        "packs": {},
+    }
     with caplog.at_level(logging.WARNING, "ercfusion"):
         data = load_data({**settings, "protocol": "3way", "options": {}})
     assert data.protocol.id == "meld/3way-other"

@@ -40,7 +40,7 @@ def pack_of(raw: Path) -> Path:
 
 
 def settings(raw: Path, pack: Path | str) -> dict[str, Any]:
-    shared = {"protocol": None, "encoder": "all-MiniLM-L6-v2", "options": {}, "modalities": ["audio"]}
+    shared = {"protocol": None, "encoder": "all-MiniLM-L6-v2", "options": {}, "tasks": None, "modalities": ["audio"]}
     return {"name": "custom", "raw": str(raw), "packs": {"audio": str(pack)}, **shared}
 
 

@@ -17,7 +17,14 @@ SIZES = {"train": 3, "dev": 2, "test": 2}
 
 
 def settings(name: str = "demo", **changed: Any) -> dict[str, Any]:
-    defaults = {"raw": None, "protocol": None, "modalities": None, "encoder": "all-MiniLM-L6-v2", "packs": {}}
+    defaults = {
+        "raw": None,
+        "protocol": None,
+        "tasks": None,
+        "modalities": None,
+        "encoder": "all-MiniLM-L6-v2",
+        "packs": {},
+    }
     options = dict(SIZES) if name == "demo" else {}
     return {"name": name, **defaults, "options": options, **changed}
 

@@ -338,7 +338,15 @@ def test_texts_that_change(tmp_path: Path) -> None:
 
     first, out = make(), tmp_path / "pack"
     make(out=out)
-    settings = {"name": "custom", "raw": str(raw), "protocol": None, "encoder": "", "options": {}, "modalities": None}
+    settings = {
+        "name": "custom",
+        "raw": str(raw),
+        "protocol": None,
+        "encoder": "",
+        "options": {},
+        "tasks": None,
+        "modalities": None,
+    }
     load_data({**settings, "packs": {"text": str(out)}})
     table = raw / "utterances.csv"
     text = load_data({**settings, "packs": {"text": str(out)}}).splits["test"][0].turns[0].text

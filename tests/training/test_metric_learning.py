@@ -37,7 +37,7 @@ NET = ("model.channels=2", "model.embedding=16", "training.max_epochs=2", "train
 
 def data_settings(corpus: Path, protocol: str | None = None, **packs: str) -> dict[str, Any]:
     return {
-        **{"name": "emodb", "raw": str(corpus), "protocol": protocol, "modalities": None, "encoder": ""},
+        **{"name": "emodb", "raw": str(corpus), "protocol": protocol, "tasks": None, "modalities": None, "encoder": ""},
         **{"packs": packs, "options": {}},
     }
 

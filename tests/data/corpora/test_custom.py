@@ -204,7 +204,15 @@ def test_packs_in_the_folder(twin):
     for modality in ("mocap", "visual", "text"):
         pack(twin, modality, corpus)
     assert corpus.protocol().modalities == ("text", "visual", "mocap")
-    settings = {"name": "custom", "raw": str(twin), "options": {}, "protocol": None, "modalities": None, "packs": {}}
+    settings = {
+        "name": "custom",
+        "raw": str(twin),
+        "options": {},
+        "protocol": None,
+        "tasks": None,
+        "modalities": None,
+        "packs": {},
+    }
     # No encoder is named: with a pack of texts, none is needed.
     loaded = load_data(settings)
     assert [found.modality for found in loaded.tables] == ["text", "visual", "mocap"]

@@ -194,7 +194,14 @@ def test_a_split_without_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert [entry.text for entry in findings(tmp_path) if entry.level == "fault"] == []
     # Training's log has the note, before any feature is built.
     stub_text_encoder(monkeypatch, tmp_path / "packs")
-    settings = {"name": "custom", "raw": str(tmp_path), "protocol": None, "modalities": None, "packs": {}}
+    settings = {
+        "name": "custom",
+        "raw": str(tmp_path),
+        "protocol": None,
+        "tasks": None,
+        "modalities": None,
+        "packs": {},
+    }
     caplog.set_level(logging.INFO, "ercfusion")
     load_data({**settings, "options": {}, "encoder": "all-MiniLM-L6-v2"})
     assert StubEncoder.calls

@@ -287,7 +287,7 @@ def test_features_that_are_switched_off(twin):
     corpus = open_corpus("mosei", twin, audio=None, text=None)
     assert corpus.protocol().modalities == ("text", "visual")
     assert set(corpus.features(corpus.protocol())) == {"visual"}
-    settings = {"name": "mosei", "raw": twin, "protocol": "score", "modalities": ["visual"], "packs": {}}
+    settings = {"name": "mosei", "raw": twin, "protocol": "score", "tasks": None, "modalities": ["visual"], "packs": {}}
     loaded = load_data({**settings, "encoder": None, "options": {"audio": None, "text": None}})
     assert [table.modality for table in loaded.tables] == ["visual"]
 

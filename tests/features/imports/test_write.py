@@ -34,8 +34,8 @@ def pickled(folder, content, protocol=4):
 
 def settings(name, raw, packs=(), **changes):
     return {
-        "name": name, "raw": str(raw), "protocol": None, "modalities": None, "encoder": "none", "options": {},
-        "packs": dict(packs),
+        "name": name, "raw": str(raw), "protocol": None, "tasks": None, "modalities": None, "encoder": "none",
+        "options": {}, "packs": dict(packs),
     } | changes  # fmt: skip
 
 
