@@ -66,7 +66,7 @@ register("flat_sum", "my_own_models:FlatSum")
 
 
 def names(group: str) -> list[str]:
-    return Composer("train").groups()["model"] if group in ("model", "data") else files(group)
+    return Composer("train").groups()[group] if group in ("model", "data") else files(group)
 
 
 def files(group: str) -> list[str]:
