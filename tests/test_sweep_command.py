@@ -79,7 +79,7 @@ MISTAKES = [
     ("optimizer.lr=interval(-1,1)", "the space reaches optimizer.lr=-1.0"),
     ("model=concat,bclstm", "a sweep searches settings, not model: start one sweep for each"),
     ("sweep.only=[model.dropuot]", "not searched: Did you mean 'model.dropout'?"),
-    ("sweep.trials=0", "sweep.trials must be at least 1, found 0"),
+    ("sweep.trials=0", "sweep.trials must be from 1 to 1000000, found 0"),
     ("sweep.pruner=mean", "one of median, hyperband, none; found 'mean'"),
     ("sweep.triels=3", "Did you mean 'sweep.trials'?"),
     ("sweep.metric=mae", "'mae' is not a metric"),
@@ -241,7 +241,7 @@ def test_what_cannot_change_when_a_sweep_is_resumed(tmp_path: Path, capsys: pyte
     for argument, message in (
         ("optimizer.lr=0.1", "'optimizer.lr=0.1' cannot be changed now. Only sweep.trials"),
         ("sweep.sampler=random", "'sweep.sampler=random' cannot be changed now."),
-        ("sweep.trials=0", "sweep.trials must be at least 1"),
+        ("sweep.trials=0", "sweep.trials must be from 1 to"),
         ("sweep.workers=many", "takes a whole number"),
         ("settings=x.yaml", "settings= does not go with it"),
     ):
@@ -309,7 +309,7 @@ def test_a_new_winner_leaves_the_old_ones_runs(tmp_path: Path) -> None:
     from ercfusion.search import results
 
     (tmp_path / "rerun/seed-1").mkdir(parents=True)
-    (tmp_path / "rerun/winner.json").write_text(json.dumps({"trial": 7}))
+    (tmp_path / "rerun/winner.json").write_text(json.dumps({"trial": 7, "settings": {}}))
     results._make_room(tmp_path / "rerun", 7)
     assert (tmp_path / "rerun/seed-1").is_dir()
     results._make_room(tmp_path / "rerun", 9)
