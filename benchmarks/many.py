@@ -161,6 +161,7 @@ def settings(model: str) -> dict[str, Any]:
 def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
     """The command's own training loop, an epoch at a time."""
     from ercfusion._core.terminal import prepare_logging
+    from ercfusion.config.settings import Config
     from ercfusion.training import run
 
     os.environ["ERCFUSION_QUIET"] = "1"
@@ -170,7 +171,7 @@ def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
     config["seed"] = seed
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         gate()
-        run.fit(config, Path(folder), train, dev, "weighted_f1", ORIGIN, on_epoch=lambda *_: gate())
+        run.fit(Config.from_dict(config), Path(folder), train, dev, "weighted_f1", ORIGIN, on_epoch=lambda *_: gate())
 
 
 def command_epochs(model: str, processes: int, threads: int) -> Callable[[Inputs], Callable[[], None]]:

@@ -14,7 +14,8 @@ from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import override_text
-from ercfusion.config.settings import check_settings
+from ercfusion.config.sections import Constant
+from ercfusion.config.settings import check_settings, section_from
 from ercfusion.search.space import (
     Space,
     check_searchable,
@@ -141,7 +142,7 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
     Raises:
         ConfigError: a value that does not fit; or several devices.
     """
-    if config["trainer"]["devices"] * config["trainer"].get("num_nodes", 1) != 1:
+    if config["trainer"]["devices"] * config["trainer"]["num_nodes"] != 1:
         raise ConfigError("a sweep trains every trial on one device: trainer.devices and trainer.num_nodes must be 1")
     space = dict(config["space"])
     if not data.protocol.task.rules.label_smoothing:
@@ -178,4 +179,5 @@ def check_candidate(config: Mapping[str, Any], inputs: InputSpec) -> None:
     with torch.random.fork_rng(devices=[]):
         model: Any = build_architecture(config["model"]["name"], inputs, options)
     objective = Objective(config["objective"]["weights"], None)
-    ConversationModule(model, objective, config["optimizer"], {"name": "constant"}).configure_optimizers()
+    optimizer = section_from("optimizer", config["optimizer"])
+    ConversationModule(model, objective, optimizer, Constant()).configure_optimizers()

@@ -28,7 +28,7 @@ from ercfusion._core.pool import default_workers, run_jobs
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.config.hints import resume_command
-from ercfusion.config.settings import check_settings, decides, fields_in
+from ercfusion.config.settings import Config, check_settings, decides, fields_in
 from ercfusion.data.usable import LABELLED
 from ercfusion.metrics.registry import check_metric
 from ercfusion.search.config import fitted
@@ -130,7 +130,7 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
 
     Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
     """
-    check = before_features(config, LABELLED, config["sweep"]["metric"])
+    check = before_features(Config.from_dict(config), LABELLED, config["sweep"]["metric"])
     for settings in data_settings(config, config["space"]):
         dev_data(settings, check)
     return dev_data(config["data"], check)

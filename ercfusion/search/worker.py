@@ -20,6 +20,7 @@ from ercfusion._core.errors import ResumeError, RunError
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.config.overrides import override_text
+from ercfusion.config.settings import Config
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import get_metric
@@ -215,7 +216,8 @@ def train_trial(
     # The terminal belongs to the parent: nothing may draw or print into it from here.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         data = dev_data(config["data"])
-        fit(config, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
+        settings = Config.from_dict(config)
+        fit(settings, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 
 def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:

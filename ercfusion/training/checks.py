@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,6 +14,8 @@ from torch import nn
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.sections import Training
+from ercfusion.config.settings import Config, Model
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_splits
@@ -30,20 +31,20 @@ _SMALL_FILES = 16 * 2**20
 
 
 def before_features(
-    config: Mapping[str, Any], needed: Sequence[str] = SPLITS, metric: str | None = None
+    config: Config, needed: Sequence[str] = SPLITS, metric: str | None = None
 ) -> Callable[[Protocol, Splits], None]:
     """The checks of a run that need no features, for :func:`ercfusion.features.loading.load_data`.
 
     Args:
-        config: Resolved.
+        config: Of the run.
         needed: Splits that will be used; a sweep does without test.
         metric: The score that will choose the checkpoint; that of the configuration or of the protocol where None.
     """
 
     def check(protocol: Protocol, splits: Splits) -> None:
-        check_metric(protocol.task, metric or config["training"]["metric"] or protocol.task.metric)
-        check_class_weights(config["objective"]["class_weights"], protocol.task)
-        check_lengths(config, splits, needed)
+        check_metric(protocol.task, metric or config.training.metric or protocol.task.metric)
+        check_class_weights(config.objective.class_weights, protocol.task)
+        check_lengths(config.model, splits, needed)
         if check_splits(protocol, splits, needed):
             logger.warning(
                 "the test split has no labels for the task %r: the run will end with predictions for it, but without "
@@ -54,20 +55,18 @@ def before_features(
     return check
 
 
-def check_lengths(config: Mapping[str, Any], splits: Splits, needed: Sequence[str] = SPLITS) -> None:
+def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) -> None:
     """Raise :class:`ConfigError` if a conversation is longer than the architecture can take."""
-    name = config["model"]["name"]
-    options = {key: value for key, value in config["model"].items() if key != "name"}
-    longest = architecture_limits(name, options).longest
+    longest = architecture_limits(model.name, model.options).longest
     if longest is None:
         return
     too_long = [(split, one) for split in needed for one in splits.get(split, []) if len(one) > longest]
     if too_long:
         split, first = max(too_long, key=lambda entry: len(entry[1]))
         raise ConfigError(
-            f"model {name!r} with these options takes conversations of up to {longest} utterances; {len(too_long)} are "
-            f"longer, the longest is {first.id!r} of the {split} split with {len(first)}. Take other options of the "
-            "model (docs/models), another model, or cut the conversations."
+            f"model {model.name!r} with these options takes conversations of up to {longest} utterances; "
+            f"{len(too_long)} are longer, the longest is {first.id!r} of the {split} split with "
+            f"{len(first)}. Take other options of the model (docs/models), another model, or cut the conversations."
         )
 
 
@@ -95,24 +94,24 @@ def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
     )
 
 
-def check_disk(folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
+def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:
     """Raise :class:`RunError` if the disk of the run folder has clearly too little room for the run.
 
     Args:
         folder: Of the run.
         module: What is trained; the size of checkpoints follows from its parameters.
-        config: Resolved.
+        settings: The section ``training``.
     """
     weights = sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
     # The checkpoint holds the weights and the two moments of Adam. It is replaced by a complete new one, so that two
     # exist for a moment; so do two models.
     needed = 2 * 3 * weights + 2 * weights + _SMALL_FILES
-    if config["training"]["keep_every_epoch"]:
-        needed += config["training"]["max_epochs"] * weights
+    if settings.keep_every_epoch:
+        needed += settings.max_epochs * weights
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if free < needed - there:
-        kept = ", with training.keep_every_epoch=true," if config["training"]["keep_every_epoch"] else ""
+        kept = ", with training.keep_every_epoch=true," if settings.keep_every_epoch else ""
         raise RunError(
             f"{folder}: the run{kept} needs about {_mebibytes(needed - there)} MiB on this disk, which has "
             f"{_mebibytes(free, up=False)} MiB free. Make room, or choose a folder on another disk with output=DIR."

@@ -18,7 +18,7 @@ from ercfusion._core.files import atomic_write, expanded, is_leftover, remove_le
 from ercfusion._core.schemas.reading import check, read_json
 from ercfusion.config.hints import resume_command
 from ercfusion.config.schema import run_config, sweep_config
-from ercfusion.config.settings import check_settings
+from ercfusion.config.settings import check_settings, section_from
 from ercfusion.data.curriculum import TABLE
 from ercfusion.records.record import command_line, environment
 from ercfusion.records.run_schema import Environment, Overrides
@@ -29,9 +29,6 @@ from ercfusion.training.processes import said_once, shared_folder
 logger = logging.getLogger("ercfusion")
 
 DAMAGED = "The file was changed or damaged: restore it, or begin a new run."
-
-# What folders of other commands, which are refused later, have in place of the section ``trainer``.
-_ONE = {"devices": 1}
 
 
 def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> Path:
@@ -51,7 +48,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command:
         return made[0]
 
     try:
-        return shared_folder(config["trainer"], make)
+        return shared_folder(section_from("trainer", config["trainer"]), make)
     except (ErcfusionError, OSError):
         if made:
             discard_if_empty(made[0])
@@ -192,7 +189,7 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         remove_leftovers(path, deep=True)
         return path
 
-    return shared_folder(config.get("trainer", _ONE), tidied), config
+    return shared_folder(section_from("trainer", config["trainer"]), tidied), config
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:

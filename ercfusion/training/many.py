@@ -17,6 +17,7 @@ from ercfusion._core.errors import ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers, run_jobs
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
+from ercfusion.config.settings import Config
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus
 from ercfusion.features.loading import wanted_modalities
@@ -122,5 +123,5 @@ def _prepare(config: Mapping[str, Any]) -> None:
     wanted = wanted_modalities(settings["modalities"], offered, protocol)
     if type(corpus).features is Corpus.features and not set(wanted) <= set(settings["packs"]):
         splits = corpus.conversations(protocol)
-        before_features(config)(protocol, splits)
+        before_features(Config.from_dict(config))(protocol, splits)
         text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)

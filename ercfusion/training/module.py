@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ercfusion._core.errors import ConfigError, TrainingError, did_you_mean
+from ercfusion._core.errors import ConfigError, TrainingError
 from ercfusion.batch.batch import ConversationBatch
+from ercfusion.config.fields import fields_of
+from ercfusion.config.sections import Cosine, Optimizer, Plateau, Scheduler
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.layers import ModalityDropout
@@ -54,8 +56,8 @@ class ConversationModule(pl.LightningModule):
         self,
         recognizer: Recognizer,
         objective: Objective,
-        optimizer: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
+        optimizer: Optimizer,
+        scheduler: Scheduler,
         *,
         maximize: bool = True,
         steps: int | None = None,
@@ -64,8 +66,8 @@ class ConversationModule(pl.LightningModule):
         super().__init__()
         self.recognizer = recognizer
         self.objective = objective
-        self.optimizer_config = dict(optimizer)
-        self.scheduler_config = dict(scheduler)
+        self.optimizer_settings = optimizer
+        self.scheduler_settings = scheduler
         self.maximize = maximize
         self.steps = steps
         self.hide = ModalityDropout(modality_dropout)
@@ -95,45 +97,36 @@ class ConversationModule(pl.LightningModule):
 
     def _groups(self) -> list[dict[str, Any]]:
         """The parameters as the optimiser gets them: matrices decay, the others only with ``decay_all``."""
-        everything = self.optimizer_config.get("decay_all", False)
+        everything = self.optimizer_settings.decay_all
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         decayed = [p for p in parameters if everything or (p.ndim > 1 and not getattr(p, "_no_weight_decay", False))]
         chosen = {id(parameter) for parameter in decayed}
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.optimizer_config.get("weight_decay", 0.0)},
+            {"params": decayed, "weight_decay": self.optimizer_settings.weight_decay},
             {"params": [parameter for parameter in parameters if id(parameter) not in chosen], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, where asked for, a learning-rate schedule."""
-        settings = dict(self.optimizer_config)
-        name = settings.pop("name")
-        if name not in OPTIMIZERS:
-            raise ConfigError(f"optimizer.name={name!r} is unknown. {did_you_mean(name, OPTIMIZERS)}")
-        for ours in ("weight_decay", "decay_all"):
-            settings.pop(ours, None)
-        if "betas" in settings:
-            settings["betas"] = tuple(settings["betas"])
-        optimizer = _made("optimizer", OPTIMIZERS[name], self._groups(), **settings)
-        schedule = dict(self.scheduler_config)
-        kind = schedule.pop("name")
-        if kind not in SCHEDULERS:
-            raise ConfigError(f"scheduler.name={kind!r} is unknown. {did_you_mean(kind, SCHEDULERS)}")
-        if kind == "constant":
-            return optimizer
-        if kind == "plateau":
+        chosen, schedule = self.optimizer_settings, self.scheduler_settings
+        own = {key: getattr(chosen, key) for key in fields_of(type(chosen)) if key not in ("weight_decay", "decay_all")}
+        optimizer = _made("optimizer", OPTIMIZERS[chosen.choice], self._groups(), **own)
+        if isinstance(schedule, Plateau):
             plateau = _made(
                 "scheduler",
                 torch.optim.lr_scheduler.ReduceLROnPlateau,
                 optimizer,
                 mode="max" if self.maximize else "min",
-                **schedule,
+                factor=schedule.factor,
+                patience=schedule.patience,
             )
             # Known to the trainer, so that checkpoints hold its state, but stepped by epoch_scored alone.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
+        if not isinstance(schedule, Cosine):
+            return optimizer
         steps = int(self.trainer.estimated_stepping_batches) if self.steps is None else self.steps
-        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.pop("warmup", 0.0)))
+        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.pool import RANKS
+from ercfusion.config.sections import Trainer
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
@@ -94,7 +95,7 @@ def stand_alone() -> None:
         os.environ.pop(name, None)
 
 
-def trainer_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment:
+def trainer_environment(trainer: Trainer) -> ClusterEnvironment:
     """What the trainer shall take as its launcher; a run on one device is one process, also in an allocation of many.
 
     Args:
@@ -105,18 +106,18 @@ def trainer_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment:
     return (launcher() if _size(trainer) > 1 else None) or LightningEnvironment()
 
 
-def _size(trainer: Mapping[str, Any]) -> int:
-    return int(trainer["devices"]) * int(trainer.get("num_nodes", 1))  # folders of earlier versions have no num_nodes
+def _size(trainer: Trainer) -> int:
+    return trainer.devices * trainer.num_nodes
 
 
-def check_launch(trainer: Mapping[str, Any]) -> None:
+def check_launch(trainer: Trainer) -> None:
     """Raise :class:`ConfigError` unless a launcher started as many processes as the run asks for.
 
     Args:
         trainer: The section ``trainer`` of a configuration.
     """
     environment, wanted = launcher(), _size(trainer)
-    devices, nodes = trainer["devices"], trainer.get("num_nodes", 1)
+    devices, nodes = trainer.devices, trainer.num_nodes
     asked = f"trainer.devices={devices} and trainer.num_nodes={nodes}"
     kind = type(environment).__name__
     if environment is None or kind == "LightningEnvironment":
@@ -194,8 +195,8 @@ _meeting: _Meeting | None = None
 """Of the processes of the present run; None if it has one, or if Lightning starts the others."""
 
 
-def _meet(trainer: Mapping[str, Any]) -> _Meeting | None:
-    environment, devices, size = launcher(), int(trainer["devices"]), _size(trainer)
+def _meet(trainer: Trainer) -> _Meeting | None:
+    environment, devices, size = launcher(), trainer.devices, _size(trainer)
     nodes = size // devices
     rank = _rank(environment, devices)
     if environment is None or not environment.creates_processes_externally:
@@ -266,7 +267,7 @@ def said_once() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def shared_folder(trainer: Mapping[str, Any], make: Callable[[], Path]) -> Path:
+def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
     """The folder in which all processes of a run work: the first one makes it and tells the others.
 
     Args:

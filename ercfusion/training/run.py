@@ -19,6 +19,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.predictions import Predictions
-from ercfusion.config.settings import section_from
+from ercfusion.config.sections import EmotionShift
+from ercfusion.config.settings import Config, Model
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
 from ercfusion.data.pack import read_manifest
 from ercfusion.data.provenance import trained_on
@@ -98,7 +100,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     """Train (or go on training) in ``folder``, then open the test split once, on the chosen model.
 
     Args:
-        config: Resolved, as ``config.json`` holds it.
+        config: As ``config.json`` holds it.
         folder: Made by :func:`new_run_folder` or opened by :func:`open_run_folder`.
 
     Returns:
@@ -112,83 +114,77 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             read_overrides(folder)
             read_environment(folder)
         import_modules(config["imports"])
+    settings = Config.from_dict(config)
     with log_file(folder / "train.log"):
-        if config["training"]["threads"] is not None:
-            torch.set_num_threads(config["training"]["threads"])
+        if settings.training.threads is not None:
+            torch.set_num_threads(settings.training.threads)
         with agreed("the data"):
             begun = (folder / LAST).is_file()
             if begun and is_first_process() and (versions := other_versions(folder)):
                 logger.warning("resuming with other versions than the record will name: %s", ", ".join(versions))
-            data = load_data(config["data"], before_features(config), refuse_changed=not begun)
+            data = load_data(config["data"], before_features(settings), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
-            metric = config["training"]["metric"] or data.protocol.task.metric
+            metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)
         reset_peak_memory()
         started = time.perf_counter()
         with said_once():
-            device = fit(config, folder, train_store, dev_store, metric, origin)
+            device = fit(settings, folder, train_store, dev_store, metric, origin)
         if not is_first_process():
             return None
-        return finish(config, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
+        return finish(settings, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
 
 
-def build_recognizer(config: Mapping[str, Any], train_store: ConversationStore) -> Recognizer:
+def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
     """An untrained recognizer whose initial weights depend on the seed alone."""
-    torch.manual_seed(mix_seed(config["seed"], 0))
-    options = {key: value for key, value in config["model"].items() if key != "name"}
-    objective = config["objective"]
+    torch.manual_seed(mix_seed(config.root.seed, 0))
+    objective = config.objective
     recognizer = Recognizer(
-        config["model"]["name"],
+        config.model.name,
         train_store.inputs,
         train_store.tasks[0],
-        options,
+        config.model.options,
         others=train_store.tasks[1:],
-        unimodal=objective["weights"].get("unimodal", 0.0) > 0,
-        label_smoothing=objective["label_smoothing"],
-        regression_loss=objective["regression_loss"],
-        probe=objective.get("probe", False),  # runs of earlier versions have no such setting
+        unimodal=objective.weights["unimodal"] > 0,
+        label_smoothing=objective.label_smoothing,
+        regression_loss=objective.regression_loss,
+        probe=objective.probe,
     )
-    recognizer.prepare(train_store, standardize=config["training"]["standardize"])
+    recognizer.prepare(train_store, standardize=config.training.standardize)
     return recognizer
 
 
-def batch_dependence(config: Mapping[str, Any]) -> str:
+def batch_dependence(model: Model) -> str:
     """Why scores depend on how conversations are put into batches; empty where they do not."""
-    options = {key: value for key, value in config["model"].items() if key != "name"}
-    return architecture_limits(config["model"]["name"], options).batch_dependence
+    return architecture_limits(model.name, model.options).batch_dependence
 
 
-def exports(config: Mapping[str, Any]) -> bool:
-    """Whether feature packs are written at the end."""
-    return bool(config.get("task", {}).get("export", False))  # folders of earlier versions have no such section
-
-
-def curriculum_of(config: Mapping[str, Any], train_store: ConversationStore) -> Curriculum | None:
+def curriculum_of(config: Config, train_store: ConversationStore) -> Curriculum | None:
     """The curriculum that ``config`` asks for; None where all conversations are in use from the beginning."""
-    settings = section_from("curriculum", config["curriculum"])
-    return build_curriculum(settings, train_store.conversations, train_store.tasks[0], config["seed"])
+    return build_curriculum(config.curriculum, train_store.conversations, train_store.tasks[0], config.root.seed)
 
 
-def announce(config: Mapping[str, Any], folder: Path, curriculum: Curriculum) -> None:
+def announce(config: Config, folder: Path, curriculum: Curriculum) -> None:
     """Write down which conversation comes into use when, and say what will happen."""
-    settings, full = config["curriculum"], curriculum.full_from + 1
+    settings, full = config.curriculum, curriculum.full_from + 1
+    assert isinstance(settings, EmotionShift)
     if not (folder / LAST).is_file():  # a checkpoint made under another curriculum is refused, and its table kept
         write_table(folder / TABLE, curriculum)
-    lowered = f" ({settings['buckets']} were asked for)" if settings["buckets"] > curriculum.buckets else ""
+    lowered = f" ({settings.buckets} were asked for)" if settings.buckets > curriculum.buckets else ""
     logger.info(
         "curriculum %s, %s: buckets: %d%s; all conversations are in use from epoch %d on",
-        settings["name"] + (" reversed" if settings["reverse"] else ""),
+        settings.choice + (" reversed" if settings.reverse else ""),
         curriculum.pacing,
         curriculum.buckets,
         lowered,
         full,
     )
-    if config["training"]["max_epochs"] < full:
-        logger.warning("training.max_epochs=%d ends before that", config["training"]["max_epochs"])
+    if config.training.max_epochs < full:
+        logger.warning("training.max_epochs=%d ends before that", config.training.max_epochs)
 
 
 def fit(
-    config: Mapping[str, Any],
+    config: Config,
     folder: Path,
     train_store: ConversationStore,
     dev_store: ConversationStore,
@@ -199,7 +195,7 @@ def fit(
     """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards.
 
     Args:
-        config: Resolved.
+        config: Of the run.
         folder: Of the run; if it has a checkpoint, training goes on from there.
         train_store, dev_store: The data.
         metric: The score that chooses the epoch.
@@ -209,48 +205,48 @@ def fit(
     Raises:
         ResumeError: the checkpoint is of another run, or what it was made with has changed.
     """
-    settings = config["training"]
+    settings, machine = config.training, config.trainer
     recognizer = build_recognizer(config, train_store)
-    if exports(config):
+    if config.task.export:
         check_exportable(recognizer)  # rather now than when all is done
     task = recognizer.task
     check_selectable(dev_store, task, metric)
     if is_first_process():
-        check_disk(folder, recognizer, config)
+        check_disk(folder, recognizer, settings)
     targets = train_store.targets[task.name]
-    weights = class_weights(targets, task, config["objective"]["class_weights"])
+    weights = class_weights(targets, task, config.objective.class_weights)
     others = {name: train_store.targets[name] for name in recognizer.others}
-    objective = build_objective(section_from("objective", config["objective"]), recognizer, targets, weights, others)
+    objective = build_objective(config.objective, recognizer, targets, weights, others)
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(
         folder,
         dev_store,
         metric,
-        max_epochs=settings["max_epochs"],
-        patience=settings["patience"],
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
         curriculum=curriculum,
-        keep_every_epoch=settings["keep_every_epoch"],
+        keep_every_epoch=settings.keep_every_epoch,
         talk=is_first_process(),
         on_epoch=on_epoch,
     )
-    callbacks: list[pl.Callback] = [BatchSeed(config["seed"]), selection]
+    callbacks: list[pl.Callback] = [BatchSeed(config.root.seed), selection]
     if interactive:
         callbacks.append(TrainingBar())
-    sinks = _tensorboard(folder) if settings["tensorboard"] else False
+    sinks = _tensorboard(folder) if settings.tensorboard else False
     try:
         trainer = pl.Trainer(
-            accelerator=config["trainer"]["accelerator"],
-            devices=config["trainer"]["devices"],
-            num_nodes=config["trainer"].get("num_nodes", 1),  # folders of earlier versions have no such setting
-            strategy=config["trainer"]["strategy"],
-            precision=config["trainer"]["precision"],
-            max_epochs=settings["max_epochs"],
-            accumulate_grad_batches=settings.get("accumulate_grad_batches", 1),
-            gradient_clip_val=settings["gradient_clip"] or None,
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.num_nodes,
+            strategy=machine.strategy,
+            precision=machine.precision,  # type: ignore[arg-type]  # one of its choices
+            max_epochs=settings.max_epochs,
+            accumulate_grad_batches=settings.accumulate_grad_batches,
+            gradient_clip_val=settings.gradient_clip or None,
             callbacks=callbacks,
             logger=sinks,
-            plugins=[RestrictedCheckpointIO(origin), trainer_environment(config["trainer"])],
+            plugins=[RestrictedCheckpointIO(origin), trainer_environment(machine)],
             default_root_dir=str(folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -261,42 +257,42 @@ def fit(
             log_every_n_steps=1,
         )
     except (MisconfigurationException, ValueError) as error:
-        shown = ", ".join(f"{name}={value}" for name, value in config["trainer"].items())
+        shown = ", ".join(f"{name}={value}" for name, value in asdict(machine).items())
         raise ConfigError(f"a trainer with {shown} cannot be had here: {str(error).splitlines()[0]}") from error
     try:
         sampler = ConversationSampler(
             train_store.lengths,
-            settings["batch_size"],
-            config["seed"],
-            length_aware=settings["length_aware"],
+            settings.batch_size,
+            config.root.seed,
+            length_aware=settings.length_aware,
             world_size=trainer.world_size,
             rank=trainer.global_rank,
             curriculum=curriculum,
-            limit=settings.get("limit_train_batches"),
+            limit=settings.limit_train_batches,
         )
     except ValueError as error:
         raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
     module = ConversationModule(
         recognizer,
         objective,
-        config["optimizer"],
-        config["scheduler"],
+        config.optimizer,
+        config.scheduler,
         maximize=get_metric(metric).higher_is_better,
-        steps=sampler.steps(settings["max_epochs"], settings.get("accumulate_grad_batches", 1)),
-        modality_dropout=settings.get("modality_dropout", 0.0),  # folders of earlier versions have no such setting
+        steps=sampler.steps(settings.max_epochs, settings.accumulate_grad_batches),
+        modality_dropout=settings.modality_dropout,
     )
     last = folder / LAST
     if is_first_process():
         logger.info(
             "%s on %s: %s utterances of %s conversations, %s parameters, %s",
-            config["preset"]["model"],
-            config["data"]["name"],
+            config.preset.model,
+            config.data.name,
             f"{train_store.num_utterances:,}",
             f"{len(train_store):,}",
             f"{count_parameters(recognizer):,}",
-            "resuming" if last.is_file() else f"up to {settings['max_epochs']} epochs",
+            "resuming" if last.is_file() else f"up to {settings.max_epochs} epochs",
         )
-        if dependence := batch_dependence(config):
+        if dependence := batch_dependence(config.model):
             logger.warning("%s", BATCH_NOTE.format(dependence))
         if curriculum is not None:
             announce(config, folder, curriculum)
@@ -343,7 +339,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def finish(
-    config: Mapping[str, Any],
+    config: Config,
     folder: Path,
     data: LoadedData,
     train_store: ConversationStore,
@@ -366,8 +362,9 @@ def finish(
     found = {name: {"dev": dev[name], "test": test[name]} for name in dev}
     for outputs in test.values():
         check_finite(outputs, "test")
+    metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in found.items()}
     scored = {
-        name: scored_splits(parts, train_store, metric if name == task.name else parts["dev"].task.metric, config)
+        name: scored_splits(parts, train_store, metrics[name], config.training.bootstrap)
         for name, parts in found.items()
     }
     history = read_history(folder / HISTORY, metric)
@@ -378,9 +375,9 @@ def finish(
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": {key: value for key, value in read_overrides(folder).items() if key != "run"},
-        "config": dict(config),
+        "config": config.to_dict(),
         "environment": read_environment(folder),
-        "seed": config["seed"],
+        "seed": config.root.seed,
         "device": device,
         "protocol": protocol.id,
         "task": task.to_dict(),
@@ -417,7 +414,7 @@ def finish(
             }
             for name, more in scored.items()
         }
-    if dependence := batch_dependence(config):
+    if dependence := batch_dependence(config.model):
         record["batch_dependence"] = dependence
     if corpus.card.synthetic:
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
@@ -426,7 +423,7 @@ def finish(
     for name, parts in found.items():
         kept = write_predictions(folder / prediction_file(record, name), parts)
         record["files"][kept.name] = {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}
-    if config["training"].get("pictures", True):
+    if config.training.pictures:
         draw_pictures(folder / "plots", history, found[task.name], record)
         for name in recognizer.others:
             own_history, view = task_history(history, name), task_record(record, name)
@@ -438,17 +435,17 @@ def finish(
                 curriculum,
                 folder / "plots" / "curriculum.png",
                 len(history),
-                title=f"Curriculum {config['curriculum']['name']} on {protocol.id}, train split",
+                title=f"Curriculum {config.curriculum.choice} on {protocol.id}, train split",
                 synthetic=corpus.card.synthetic,
             )
-    if exports(config):
+    if config.task.export:
         record["packs"] = export(recognizer, data, folder)
     write_record(folder, record)
     return record
 
 
 def scored_splits(
-    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, config: Mapping[str, Any]
+    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
 ) -> dict[str, Any]:
     """What a record keeps of dev and test for one task, and of the majority floor for comparison.
 
@@ -456,7 +453,7 @@ def scored_splits(
         predictions: Of both splits.
         train_store: Its labels make the floor.
         metric: Of the task; always among the scores that get an interval.
-        config: Resolved.
+        resamples: Of the conversations, for the intervals.
     """
     floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
     headline = ["weighted_f1", "macro_f1", "accuracy", metric]
@@ -467,7 +464,7 @@ def scored_splits(
     return {
         "metrics": metrics,
         "intervals": record_intervals(
-            predictions["test"], [name for name in headline if name in floor["test"]], config["training"]["bootstrap"]
+            predictions["test"], [name for name in headline if name in floor["test"]], resamples
         ),
         "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
         "splits": {split: split_record(part) for split, part in predictions.items()},

@@ -20,6 +20,8 @@ from ercfusion import compare, evaluate, verify
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
+from ercfusion.config.sections import Training
+from ercfusion.config.settings import Model
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
@@ -149,8 +151,8 @@ def test_kept_epochs_need_room_and_files_that_are_there_do_not(tmp_path: Path, m
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, 60 * 2**20))
 
-    def config(keep: bool) -> dict[str, Any]:
-        return {"training": {"keep_every_epoch": keep, "max_epochs": 5}}
+    def config(keep: bool) -> Training:
+        return Training(keep_every_epoch=keep, max_epochs=5)
 
     checks.check_disk(tmp_path, module, config(False))  # 8 * 4 + 16 = 48 MiB
     with pytest.raises(RunError, match=r"keep_every_epoch=true, needs about 68 MiB.*60 MiB free.*output=DIR"):
@@ -160,7 +162,7 @@ def test_kept_epochs_need_room_and_files_that_are_there_do_not(tmp_path: Path, m
 
 
 def test_a_conversation_at_the_limit_passes() -> None:
-    config = {"model": {"name": "dialoguegcn", "edges": "position", "positions": 5}}
+    config = Model("dialoguegcn", {"edges": "position", "positions": 5})
 
     def split(length: int) -> list[Conversation]:
         return [Conversation("c", tuple(Turn(str(number), "A") for number in range(length)))]
@@ -171,7 +173,7 @@ def test_a_conversation_at_the_limit_passes() -> None:
     ):
         checks.check_lengths(config, {"train": split(5), "dev": split(6), "test": split(5)})
     checks.check_lengths(config, {"train": split(5), "dev": split(5), "test": split(6)}, needed=("train", "dev"))
-    checks.check_lengths({"model": {"name": "dialoguegcn", "positions": 5}}, {"train": split(99)})
+    checks.check_lengths(Model("dialoguegcn", {"positions": 5}), {"train": split(99)})
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -12,6 +12,7 @@ import torch
 from runs import TINY, read, refused, train
 
 from ercfusion._core.errors import ConfigError, RunError
+from ercfusion.config.sections import Trainer
 from ercfusion.train import main
 from ercfusion.training import processes
 from ercfusion.training.folder import new_run_folder, open_run_folder
@@ -59,8 +60,8 @@ def start(monkeypatch: pytest.MonkeyPatch, variables: dict[str, Any]) -> None:
         monkeypatch.setenv(name, str(value))
 
 
-def trainer(devices: int = 2, nodes: int = 1) -> dict[str, Any]:
-    return {"devices": devices, "num_nodes": nodes}
+def trainer(devices: int = 2, nodes: int = 1) -> Trainer:
+    return Trainer(devices=devices, num_nodes=nodes)
 
 
 @pytest.mark.parametrize("started", [torchrun, srun, allocation, lightning])

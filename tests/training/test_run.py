@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ercfusion._core.errors import RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
+from ercfusion.config.settings import Config
 from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.metrics.labels import best_thresholds
 from ercfusion.metrics.registry import scores
@@ -223,7 +224,7 @@ def test_thresholds_are_chosen_on_dev(tmp_path: Path) -> None:
 
 def initial(*settings: str) -> Recognizer:
     config = Composer().compose([*TINY, "model=bclstm", *settings])
-    return run.build_recognizer(config, load_data(config["data"]).store("train"))
+    return run.build_recognizer(Config.from_dict(config), load_data(config["data"]).store("train"))
 
 
 def test_initial_weights_depend_on_the_seed() -> None:
