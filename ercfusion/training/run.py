@@ -145,7 +145,7 @@ def build_recognizer(config: Config, train_store: ConversationStore) -> Recogniz
         train_store.tasks[0],
         config.model.options,
         others=train_store.tasks[1:],
-        unimodal=objective.weights["unimodal"] > 0,
+        unimodal=objective.weights.get("unimodal", 0.0) > 0,
         label_smoothing=objective.label_smoothing,
         regression_loss=objective.regression_loss,
         probe=objective.probe,
