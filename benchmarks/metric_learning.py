@@ -17,7 +17,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ def train_fold(
 ) -> tuple[Path, dict[str, Any]]:
     """Train one encoder, or go on with it; returns its folder and record."""
     import logging
+import multiprocessing
 
     from ercfusion.config.compose import Composer
     from ercfusion.training import run
@@ -73,7 +73,7 @@ def train_all(
 ) -> dict[tuple[str, str], Path]:
     """An encoder for every variant and fold, several at a time; returns their folders."""
     found = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = {
             pool.submit(train_fold, recordings, out, variant, fold, more): (variant, fold)
             for variant in variants

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,24 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def preloaded() -> Iterator[None]:
+    """Worker processes come from a server that has loaded torch and the trainer once, instead of loading them each."""
+    original = multiprocessing.get_context
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    server = original("forkserver")
+    server.set_forkserver_preload(["ercfusion.training.run"])
+
+    def context(method: str | None = None) -> Any:
+        return server if method == "spawn" else original(method)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", context)
+        yield
 
 
 @pytest.fixture

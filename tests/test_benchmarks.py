@@ -1,7 +1,6 @@
 """Every benchmark runs, and its implementations agree. No timing: that is what ``python -m benchmarks.run`` is for."""
 
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -14,22 +13,7 @@ pytest.importorskip("torch_geometric", reason="the literal algorithms use PyTorc
 from benchmarks import run
 from benchmarks.registry import SHAPES, benchmarks, draw_lengths
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _preloaded():
-    """Worker processes come from a server that has loaded torch and the trainer once, instead of loading them each."""
-    original = multiprocessing.get_context
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        yield
-        return
-    server = original("forkserver")
-    server.set_forkserver_preload(["ercfusion.training.run"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            multiprocessing, "get_context", lambda method=None: server if method == "spawn" else original(method)
-        )
-        yield
-
+pytestmark = pytest.mark.usefixtures("preloaded")
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in benchmarks()}
 # Starting processes takes seconds: what differs between the models is seen in one layout of them. Called by number:

@@ -33,6 +33,7 @@ def test_recall_is_of_the_left_out_speakers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
 def test_the_command(tmp_path: Path, capsys: Any) -> None:
     arguments = ["--recordings", str(write_emodb(tmp_path / "emodb")), "--out", str(tmp_path / "out")]
     arguments += ["--variants", "adaptive", "cross-entropy", "--folds", *list(FOLDS)[:2]]

@@ -265,7 +265,7 @@ def test_file_size_limits(tmp_path: Path) -> None:
             assert f"error: {folder}" in done.stderr
             assert "File too large" in done.stderr
         if folder.exists():
-            assert python("-m", "ercfusion.train", f"resume={folder}").returncode == 0
+            assert module.main([f"resume={folder}"]) == 0
     assert statuses == [2, 2]
 
 
