@@ -13,6 +13,7 @@ What is there below ``--out`` already is not made again: a benchmark that was st
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,6 @@ def train_fold(
 ) -> tuple[Path, dict[str, Any]]:
     """Train one encoder, or go on with it; returns its folder and record."""
     import logging
-import multiprocessing
 
     from ercfusion.config.compose import Composer
     from ercfusion.training import run
