@@ -15,7 +15,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.kinds import KINDS
 from ercfusion.models import ARCHITECTURES
-from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.base import Architecture, Capabilities, Encoded, Outcomes
 from ercfusion.testing import CHECKS, check_finite, check_model, make_task, without_dropout
 
 
@@ -221,9 +221,19 @@ class Trusting(Sound):
         """Whatever comes."""
 
 
+class Demanding(Sound):
+    """Does not run without what a recognizer lends."""
+
+    capabilities = replace(Sound.capabilities, asks=("outcomes",))
+
+    def forward(self, batch: ConversationBatch, outcomes: Outcomes) -> Encoded:  # type: ignore[override]
+        return Encoded(self.encode(batch))
+
+
 FAULTS: list[tuple[str, type[Sound], str]] = [
     ("finite", Infinite, "numbers are not finite"),
     ("finite", WrongWidth, "logits have shape"),
+    ("finite", Demanding, "missing 1 required positional argument: 'outcomes'"),
     ("gradients", Unused, "the parameter architecture.forgotten.weight gets no gradient"),
     ("gradients", Detached, "the gradient of architecture.first.weight is zero throughout"),
     ("overfits", Blind, "steps on two conversations"),
