@@ -113,7 +113,7 @@ def test_folders_that_hold_no_finished_run(run_folder: Path, capsys: pytest.Capt
     assert "not valid JSON" in refused(main, [str(run_folder)], capsys)
     for content, found in (("[1]", "'list'"), ('{"format": 99}', "99")):
         path.write_text(content)
-        assert f"record format {found}; this version reads 1" in refused(main, [str(run_folder)], capsys)
+        assert f"record format {found}; this version reads {FORMAT}" in refused(main, [str(run_folder)], capsys)
     path.unlink()
     message = refused(main, [str(run_folder)], capsys)
     assert f"the run is not finished. Finish it with: python -m ercfusion.train resume={run_folder}" in message

@@ -169,7 +169,7 @@ def test_no_text_leaves_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("no_pictures")
 def test_the_test_split_is_opened_once_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    store, fit, predict = LoadedData.store, run.fit, Recognizer.predict
+    store, fit, predict = LoadedData.store, run.fit, Recognizer.predict_all
 
     def watched_store(self: LoadedData, split: str) -> Any:
         calls.append(split)
@@ -186,7 +186,7 @@ def test_the_test_split_is_opened_once_after_training(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(LoadedData, "store", watched_store)
     monkeypatch.setattr(run, "fit", watched_fit)
-    monkeypatch.setattr(Recognizer, "predict", watched_predict)
+    monkeypatch.setattr(Recognizer, "predict_all", watched_predict)
     train(tmp_path / "run", "model=concat", "training.max_epochs=2")
     assert calls == [
         *("train", "dev", "predict dev", "predict dev", "trained", "predict dev", "test", "predict test"),

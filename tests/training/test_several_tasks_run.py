@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runs import stub_text_encoder, train
+from runs import assert_same_run, history, keep_states, resume, stub_text_encoder, train
 
 from ercfusion import compare, evaluate
 from ercfusion._core.errors import ConfigError, RunError
@@ -20,7 +19,7 @@ from ercfusion.metrics.registry import scores
 from ercfusion.records.archive import read_archive, write_archive
 from ercfusion.records.predictions import prediction_file, read_predictions
 from ercfusion.records.record import read_record, task_record, tasks_of
-from ercfusion.tables.preset import Row, TablePreset
+from ercfusion.tables.preset import Row, TablePreset, read_preset
 from ercfusion.tables.table import compute_table
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins.text import write_meld
@@ -42,11 +41,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pictures = "true" if name == "both" else "false"
         train(folder / name, "model=concat", "training.max_epochs=2", f"training.pictures={pictures}", *typed)
     return {name: folder / name for name in RUNS}
-
-
-def history(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as stream:
-        return [{key: cell for key, cell in row.items() if key != "seconds"} for row in csv.DictReader(stream)]
 
 
 def test_one_selected_task_is_the_run_without_a_selection(runs: dict[str, Path]) -> None:
@@ -127,6 +121,28 @@ def test_archives_keep_every_task(runs: dict[str, Path], tmp_path: Path) -> None
         kept, read = (task_record(entry, name) for entry in (record, again))
         for key in ("confusion", "shift", "per_class"):
             assert kept["splits"]["test"][key] == read["splits"]["test"][key], (name, key)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_resumed_run_with_two_tasks_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ("model=concat", "training.max_epochs=2", "data.tasks=[emotion,valence]", "objective.weights.unimodal=0.5")
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path / "states")
+        train(tmp_path / "run", *typed)
+    record = resume(tmp_path / "states" / "1")
+    assert_same_run(tmp_path / "states" / "1", tmp_path / "run")
+    assert record["others"] == read_record(tmp_path / "run")["others"]
+
+
+def test_a_preset_of_a_table_names_the_task(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(
+        "title: Two tasks\ndata: demo\ntask: valence\nsettings: {data.tasks: [emotion, valence]}\n"
+        "rows:\n  together: {model: concat}\n"
+    )
+    preset = read_preset(path)
+    assert preset.task == "valence"
+    assert preset.config(preset.rows[0], 0)["data"]["tasks"] == ["emotion", "valence"]
 
 
 def test_meld_has_emotion_and_sentiment_for_the_same_utterances(tmp_path: Path) -> None:
