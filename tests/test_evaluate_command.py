@@ -12,6 +12,7 @@ from runs import command, read, refused, stub_text_encoder
 from ercfusion.batch.task import TaskSpec
 from ercfusion.evaluate import main
 from ercfusion.records.predictions import read_predictions
+from ercfusion.records.record import FORMAT
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main as train_main
 
