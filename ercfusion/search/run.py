@@ -178,13 +178,7 @@ def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(_identity(config, found, begun["metric"])))
     pairs = [(key, was.get(key), now.get(key)) for key in dict.fromkeys([*was, *now])]
     changes = [f"{key}: {shown(old)} -> {shown(new)}" for key, old, new in pairs if old != new]
-    if "data" in begun:
-        changes += data_changes(begun["data"], _data(config), {})
-    else:
-        logger.warning(
-            "this sweep was begun by an earlier version, without checksums of labels and features: whether they have "
-            "changed since is not known"
-        )
+    changes += data_changes(begun["data"], _data(config), {})
     if changes:
         more = f"; {len(changes) - 1} more" if len(changes) > 1 else ""
         problem = f": changed since the sweep was begun: {changes[0]}{more}"

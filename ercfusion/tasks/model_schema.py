@@ -33,7 +33,7 @@ class ModelConfig(Open):
     unimodal: bool
     label_smoothing: Share
     regression_loss: Name
-    probe: bool = False
+    probe: bool
     files: dict[Name, FileEntry] = {}
     before: dict[Name, FileEntry] = {}  # while the weights are replaced
 

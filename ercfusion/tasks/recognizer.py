@@ -357,7 +357,7 @@ class Recognizer(nn.Module):
                     unimodal=config["unimodal"],
                     label_smoothing=config["label_smoothing"],
                     regression_loss=config["regression_loss"],
-                    probe=config.get("probe", False),  # models of earlier versions do not say
+                    probe=config["probe"],
                     others=[TaskSpec.from_dict(other) for other in config.get("others", [])],
                 )
         except ErcfusionError as error:

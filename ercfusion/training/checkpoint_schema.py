@@ -46,7 +46,7 @@ class Checkpoint(Open):
     loops: dict[Name, dict[str, Any]]
     optimizer_states: Annotated[list[dict[str, Any]], Field(max_length=100)]
     lr_schedulers: Annotated[list[dict[str, Any]], Field(max_length=100)]
-    ercfusion: Origin | None = None  # earlier versions wrote none
+    ercfusion: Origin | None = None  # what a copied checkpoint of another program lacks
 
 
 class SelectionState(Open):

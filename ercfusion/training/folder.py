@@ -231,12 +231,12 @@ def read_overrides(folder: Path) -> dict[str, Any]:
 
 
 def run_identity(folder: Path) -> str:
-    """The identity of the run in a folder; empty if an earlier version began it, or if nothing describes the folder.
+    """The identity of the run in a folder; empty if nothing describes the folder.
 
     Raises:
         RunError: ``overrides.json`` is damaged.
     """
-    return str(read_overrides(folder).get("run", "")) if (folder / OVERRIDES).is_file() else ""
+    return str(read_overrides(folder)["run"]) if (folder / OVERRIDES).is_file() else ""
 
 
 def discard_if_empty(folder: Path) -> None:

@@ -69,7 +69,7 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
     """
     made: Mapping[str, Any] | None = checkpoint.get(KEY)
     if made is None:
-        problem = ": an earlier version of ercfusion made it, without checksums of settings and data"
+        problem = ": it does not say with which settings and data it was made"
         raise _refusal(path, problem, [], "Begin a new run")
     _check_parts(checkpoint, path)
     rest = {name: value for name, value in checkpoint.items() if name != KEY}

@@ -162,7 +162,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "state_dict": lambda state: state.pop("state_dict"),
     "checksum": lambda state: state["optimizer_states"][0]["state"].popitem(),
     "its content": lambda state: next(iter(state["state_dict"].values())).add_(1e-3),
-    "earlier version": lambda state: state.pop(KEY),
+    "does not say with which settings": lambda state: state.pop(KEY),
 }
 
 

@@ -245,6 +245,7 @@ class Workshop:
         config = json.loads((self.run / "config.json").read_text())
         config |= {"space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "typed": {"seed": 0}}
         config |= {"place": "ab", "command": "c", "study": {"metric": "m", "synthetic": True, "identity": {"a": 1}}}
+        config["study"]["data"] = {}
         config["sweep"] = {"trials": 5, "workers": None, "metric": None, "sampler": "tpe", "pruner": "median"}
         config["sweep"] |= {"startup": 5, "warmup": None, "seed": 0, "only": None, "storage": None, "name": "n"}
         config["sweep"] |= {"rerun": 5, "timeout": None}
