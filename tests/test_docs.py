@@ -135,7 +135,7 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(each, "groups", lambda: groups)  # the same for all, and half of the time
     for page, (module, *arguments) in {tuple(words): (page, words) for page, words in commands()}.values():
         seen.add(module)
-        own = ("config_dir=", "imports=")
+        own = ("config_dir=", "imports=", "model=my_models:")
         try:
             words = [word for word in arguments if not word.startswith(own) and not re.match(r"model=\w+:", word)]
             typed = declared(module.removeprefix("ercfusion.")).parse(words)
