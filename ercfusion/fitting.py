@@ -114,6 +114,25 @@ class Run:
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
         self.folder = folder
         self.record = record
+        self.further: str | None = None
+
+    def task(self, name: str) -> Run:
+        """The run as one of its tasks has it: scores, predictions and figures are those of the task.
+
+        Raises:
+            RunError: the run has no such task.
+        """
+        from ercfusion.records.record import task_record
+
+        found = Run(self.folder, task_record(self.record, name))
+        found.further = None if name == self.record["task"]["name"] else name
+        return found
+
+    @property
+    def _predicted(self) -> Path:
+        from ercfusion.records.predictions import FILE, further_file
+
+        return self.folder / (FILE if self.further is None else further_file(self.further))
 
     def __repr__(self) -> str:
         metric, part = self.record["selection"]["metric"], self.record["metrics"]
@@ -153,10 +172,10 @@ class Run:
         """
         import pyarrow.parquet as pq
 
-        from ercfusion.records.predictions import FILE, check_recorded
+        from ercfusion.records.predictions import check_recorded
 
         self._require_split(split)
-        path = self.folder / FILE
+        path = self._predicted
         check_recorded(path)
         with path.open("rb") as stream:  # given a path, pyarrow would take "split=.." in a folder's name for a column
             found: pandas.DataFrame = pq.read_table(stream).to_pandas()
@@ -210,10 +229,11 @@ class Figures:
 
     def training(self) -> Figure:
         """Losses and scores by epoch."""
-        from ercfusion.plots.pictures import training_figure
+        from ercfusion.plots.pictures import task_history, training_figure
         from ercfusion.training.callbacks import HISTORY, read_history
 
-        return training_figure(read_history(self._run.folder / HISTORY), self._run.record)
+        history, further = read_history(self._run.folder / HISTORY), self._run.further
+        return training_figure(history if further is None else task_history(history, further), self._run.record)
 
     def __getattr__(self, name: str) -> Any:
         wanted = name.replace("_", "-")
@@ -222,12 +242,12 @@ class Figures:
 
         def figure(split: str = "test") -> Figure:
             from ercfusion.plots.figures import PICTURES, plot_title
-            from ercfusion.records.predictions import FILE, read_predictions
+            from ercfusion.records.predictions import read_predictions
 
             record = self._run.record
             self._run._require_split(split)
             task = TaskSpec.from_dict(record["task"])
-            part = read_predictions(self._run.folder / FILE, task)[split]
+            part = read_predictions(self._run._predicted, task)[split]
             if not part.valid.any():
                 raise RunError(f"the {split} split has no labels to compare with")
             title = plot_title(record["protocol"], record["config"]["preset"]["model"], split)

@@ -41,7 +41,12 @@ _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth
 
 def prediction_file(record: Mapping[str, Any], task: str) -> str:
     """Name of the file in a run folder that holds a task's predictions."""
-    return FILE if task == record["task"]["name"] else f"predictions-{task}.parquet"
+    return FILE if task == record["task"]["name"] else further_file(task)
+
+
+def further_file(task: str) -> str:
+    """Name of the file of a task that is not the first one of its run."""
+    return f"predictions-{task}.parquet"
 
 
 def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from runs import assert_same_run, history, keep_states, resume, stub_text_encoder, train
 
+import ercfusion
 from ercfusion import compare, evaluate
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.batch.task import TaskSpec
@@ -112,6 +113,21 @@ def test_a_task_is_compared_with_a_run_of_its_own(runs: dict[str, Path], capsys:
     assert table.task.name == "valence"
     assert [line.row.name for line in table.lines] == ["both", "valence"]
     assert len(table.comparisons) == 1
+
+
+def test_a_run_in_python_shows_every_task(runs: dict[str, Path]) -> None:
+    run = ercfusion.load(runs["both"])
+    valence = run.task("valence")
+    assert (
+        valence.scores.loc["weighted_f1", "test"] == run.record["others"]["valence"]["metrics"]["test"]["weighted_f1"]
+    )
+    assert set(valence.predictions()["prediction"]) <= {"neutral", "positive", "negative"}
+    assert len(valence.predictions()) == len(run.predictions())
+    assert list(run.task("emotion").predictions()["truth"]) == list(run.predictions()["truth"])
+    assert valence.figures.training() is not None
+    assert valence.figures.confusion() is not None
+    with pytest.raises(RunError, match="has no task 'anger'"):
+        run.task("anger")
 
 
 def test_archives_keep_every_task(runs: dict[str, Path], tmp_path: Path) -> None:
