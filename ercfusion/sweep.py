@@ -10,34 +10,19 @@ from ercfusion.cli import run_command
 from ercfusion.config.compose import Composer
 from ercfusion.config.hints import resume_command
 from ercfusion.config.overrides import expand_protocol
+from ercfusion.config.settings import fields_in
 from ercfusion.grammar import Command, Flag, Key, Typed, columns
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.storage import VARIABLE, has_password
 from ercfusion.training.processes import stand_alone
 
-# One line each; docs/sweeps.md says more.
-SETTINGS = {
-    "trials": "trials in all, over all machines",
-    "workers": "processes on this machine",
-    "metric": "dev score to search for",
-    "sampler": "tpe or random",
-    "pruner": "median, hyperband or none",
-    "startup": "trials before the median pruner begins",
-    "warmup": "epochs before a trial may be pruned",
-    "seed": "of the choice of settings",
-    "only": "search these settings of the space only",
-    "storage": "database URL or journal:FILE, for several machines",
-    "name": "sweeps of one name and storage search together",
-    "rerun": "fresh seeds for the winner",
-    "timeout": "hours after which no trial is begun",
-}
-
 
 def _tables(composer: Composer) -> list[tuple[str, list[str]]]:
     """The settings of the section ``sweep``, for the help."""
-    defaults = composer.compose(["model=concat"], options=False)["sweep"]
-    shown = {name: "null" if value is None else str(value) for name, value in defaults.items()}
-    rows = [(f"sweep.{name}={shown[name]}", text) for name, text in SETTINGS.items()]
+    rows = [
+        (f"{key}={'null' if field.default is None else field.default}", field.known.meaning.replace("`", ""))
+        for key, field in fields_in("sweep").items()
+    ]
     return [("the section sweep (in addition to all settings of train)", [columns(rows)])]
 
 
