@@ -1,6 +1,6 @@
 """What is searched: settings by dotted name, each with a range or a list of choices.
 
-A dimension is a plain mapping, as a file ``conf/space/ARCHITECTURE.yaml`` has it and ``config.json`` keeps it::
+A dimension is a plain mapping, as ``search_space`` of an architecture has it and ``config.json`` keeps it::
 
     optimizer.lr: {low: 1e-4, high: 1e-2, log: true}     numbers from low to high, evenly over the logarithm
     model.dropout: {low: 0.1, high: 0.6, step: 0.05}     low, low + step, ...
