@@ -60,7 +60,8 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.records.predictions import write_predictions
     from ercfusion.records.record import read_record, rounded_scores, split_record, task_record
     from ercfusion.tasks.recognizer import Recognizer
-    from ercfusion.training.run import MODEL, check_finite
+    from ercfusion.training.checks import check_finite
+    from ercfusion.training.run import MODEL
 
     folder = expanded(typed.positional[0])
     record = read_record(folder)

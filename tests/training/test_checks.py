@@ -285,7 +285,7 @@ def test_class_weights_by_name_decide_and_can_be_read_again(tmp_path: Path, caps
 def test_outputs_that_are_not_finite_are_named() -> None:
     from ercfusion._core.errors import TrainingError
     from ercfusion.testing import make_task
-    from ercfusion.training.run import check_finite
+    from ercfusion.training.checks import check_finite
 
     task = make_task()
     answers = checks.constant_answers(random_store((3, 5), tasks=[task]), task)
