@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.config.fields import Decides, Field, Known, fields_of, frozen, plain
@@ -17,6 +17,7 @@ from ercfusion.config.sections import (
     Optimizer,
     Root,
     Scheduler,
+    Sweep,
     Task,
     Trainer,
     Training,
@@ -248,6 +249,18 @@ def _made(section: type, content: Mapping[str, Any]) -> Any:
     return section(**{name: frozen(content[name]) for name in fields_of(section)})
 
 
+@overload
+def section_from(name: Literal["data"], content: Mapping[str, Any]) -> Data: ...
+@overload
+def section_from(name: Literal["training"], content: Mapping[str, Any]) -> Training: ...
+@overload
+def section_from(name: Literal["trainer"], content: Mapping[str, Any]) -> Trainer: ...
+@overload
+def section_from(name: Literal["sweep"], content: Mapping[str, Any]) -> Sweep: ...
+@overload
+def section_from(name: Literal["optimizer"], content: Mapping[str, Any]) -> Optimizer: ...
+@overload
+def section_from(name: str, content: Mapping[str, Any]) -> Any: ...
 def section_from(name: str, content: Mapping[str, Any]) -> Any:
     """A section's object from its plain form, whose types and ranges were checked."""
     section = choice_of(name, content["name"]) if name in CHOICES else SECTIONS[name]

@@ -130,10 +130,11 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
 
     Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
     """
-    check = before_features(Config.from_dict(config), LABELLED, config["sweep"]["metric"])
-    for settings in data_settings(config, config["space"]):
-        dev_data(settings, check)
-    return dev_data(config["data"], check)
+    settings = Config.from_dict(config)
+    check = before_features(settings, LABELLED, config["sweep"]["metric"])
+    for data in data_settings(config, config["space"]):
+        dev_data(data, check)
+    return dev_data(settings.data, check)
 
 
 def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from ercfusion._core.errors import ResumeError, RunError
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.config.overrides import override_text
-from ercfusion.config.settings import Config
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import Config, section_to
+from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import get_metric
@@ -193,9 +195,9 @@ class DevData:
 _loaded: dict[str, DevData] = {}
 
 
-def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = None) -> DevData:
+def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None = None) -> DevData:
     """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
-    key = json.dumps(settings, sort_keys=True)
+    key = json.dumps(section_to(settings), sort_keys=True)
     if key not in _loaded:
         data = load_data(settings, check)
         _loaded[key] = DevData(data, data.store("train"), data.store("dev"))
@@ -215,8 +217,8 @@ def train_trial(
     log = folder / "train.log"
     # The terminal belongs to the parent: nothing may draw or print into it from here.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        data = dev_data(config["data"])
         settings = Config.from_dict(config)
+        data = dev_data(settings.data)
         fit(settings, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 

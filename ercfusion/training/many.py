@@ -110,18 +110,18 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:
             import_modules(config["imports"])
-            _prepare(config)
+            _prepare(Config.from_dict(config))
         except ErcfusionError as error:
             logger.debug("features are not prepared: %s", error)
 
 
-def _prepare(config: Mapping[str, Any]) -> None:
-    settings = config["data"]
-    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
-    protocol = corpus.protocol(settings["protocol"])
-    offered = list(dict.fromkeys([*protocol.modalities, *settings["packs"]]))
-    wanted = wanted_modalities(settings["modalities"], offered, protocol)
-    if type(corpus).features is Corpus.features and not set(wanted) <= set(settings["packs"]):
+def _prepare(config: Config) -> None:
+    settings = config.data
+    corpus = open_corpus(settings.name, settings.raw, **settings.options)
+    protocol = corpus.protocol(settings.protocol)
+    offered = list(dict.fromkeys([*protocol.modalities, *settings.packs]))
+    wanted = wanted_modalities(settings.modalities, offered, protocol)
+    if type(corpus).features is Corpus.features and not set(wanted) <= set(settings.packs):
         splits = corpus.conversations(protocol)
-        before_features(Config.from_dict(config))(protocol, splits)
-        text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
+        before_features(config)(protocol, splits)
+        text_pack(corpus, protocol, encoder=settings.encoder, conversations=splits)

@@ -122,7 +122,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             begun = (folder / LAST).is_file()
             if begun and is_first_process() and (versions := other_versions(folder)):
                 logger.warning("resuming with other versions than the record will name: %s", ", ".join(versions))
-            data = load_data(config["data"], before_features(settings), refuse_changed=not begun)
+            data = load_data(settings.data, before_features(settings), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)

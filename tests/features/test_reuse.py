@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from test_extraction import content
 
 from ercfusion._core.errors import PackError
 from ercfusion._core.files import sha256_of
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.pack import MANIFEST, RECORDINGS, read_manifest, read_pack
 from ercfusion.data.recordings import source_of
@@ -338,23 +340,15 @@ def test_texts_that_change(tmp_path: Path) -> None:
 
     first, out = make(), tmp_path / "pack"
     make(out=out)
-    settings = {
-        "name": "custom",
-        "raw": str(raw),
-        "protocol": None,
-        "encoder": "",
-        "options": {},
-        "tasks": None,
-        "modalities": None,
-    }
-    load_data({**settings, "packs": {"text": str(out)}})
+    settings = Data(name="custom", raw=str(raw), encoder="")
+    load_data(replace(settings, packs={"text": str(out)}))
     table = raw / "utterances.csv"
-    text = load_data({**settings, "packs": {"text": str(out)}}).splits["test"][0].turns[0].text
+    text = load_data(replace(settings, packs={"text": str(out)})).splits["test"][0].turns[0].text
     assert text
     table.write_text(table.read_text().replace(text, f"NOT {text}", 1))
     for place in (out, first.folder):
         with pytest.raises(PackError, match="made from another version of the corpus 'custom'"):
-            load_data({**settings, "packs": {"text": str(place)}})
+            load_data(replace(settings, packs={"text": str(place)}))
     with pytest.raises(PackError, match=r"another version.*--fresh"):
         make(out=out)
     again = make()

@@ -13,6 +13,7 @@ import yaml
 from runs import StubEncoder, stub_text_encoder
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, ErcfusionError
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import Turn
@@ -194,16 +195,8 @@ def test_a_split_without_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert [entry.text for entry in findings(tmp_path) if entry.level == "fault"] == []
     # Training's log has the note, before any feature is built.
     stub_text_encoder(monkeypatch, tmp_path / "packs")
-    settings = {
-        "name": "custom",
-        "raw": str(tmp_path),
-        "protocol": None,
-        "tasks": None,
-        "modalities": None,
-        "packs": {},
-    }
     caplog.set_level(logging.INFO, "ercfusion")
-    load_data({**settings, "options": {}, "encoder": "all-MiniLM-L6-v2"})
+    load_data(Data(name="custom", raw=str(tmp_path)))
     assert StubEncoder.calls
     logged = [record.getMessage() for record in caplog.records]
     assert f"custom: {note}" in logged
