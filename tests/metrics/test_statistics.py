@@ -67,19 +67,6 @@ def percentiles_by_hand(values: list[float], point: float, conversations: int) -
 
 
 @pytest.mark.parametrize("conversations", [20, 60])
-def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the parts are, and after whatever was drawn before."""
-    for batch in (300, 7):
-        kept = list(_weights(batch, 50, 2**17, 3))
-        assert len(kept) == 2
-        assert kept[0].dtype == np.float64
-        assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, batch, 3))))
-        assert not np.array_equal(kept[0], next(_weights(batch, 50, 2**17, 4)))
-        with monkeypatch.context() as patch:
-            patch.setattr("ercfusion.metrics.statistics._KEPT", 0)
-            assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, 2**17, 3))))
-
-
 def test_bootstrap_agrees_with_resampled_indices(conversations: int) -> None:
     matrices = SUMS["confusion"].of(make(EMOTION, conversations))
     low, high = conversation_bootstrap(matrices, macro, resamples=8000, seed=1)
@@ -508,3 +495,16 @@ def test_parts_do_not_change_two_levels(monkeypatch: pytest.MonkeyPatch) -> None
     whole = difference_interval(sums, other, macro, resamples=100)
     monkeypatch.setattr("ercfusion.metrics.statistics._CHUNK", 1000)
     assert difference_interval(sums, other, macro, resamples=100) == pytest.approx(whole, abs=1e-12)
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parts are, and after whatever was drawn before."""
+    for batch in (300, 7):
+        kept = list(_weights(batch, 50, 2**17, 3))
+        assert len(kept) == 2
+        assert kept[0].dtype == np.float64
+        assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, batch, 3))))
+        assert not np.array_equal(kept[0], next(_weights(batch, 50, 2**17, 4)))
+        with monkeypatch.context() as patch:
+            patch.setattr("ercfusion.metrics.statistics._KEPT", 0)
+            assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, 2**17, 3))))
