@@ -313,6 +313,7 @@ def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, di
     """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
+    from ercfusion.training.folder import check_config
 
     others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
     if others:
@@ -323,4 +324,5 @@ def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, di
         import_again(named, config["imports"], "run")
         if not (folder / RECORD).is_file():
             require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))
+        check_config(config, folder)
     return folder, config

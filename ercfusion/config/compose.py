@@ -33,6 +33,9 @@ CONFIG_MODULE = "ercfusion.conf"
 _DEFAULT_CHOICES = {"training": "default", "objective": "default", "trainer": "auto", "task": "recognition"}
 """The choice of each group that brings nothing but the defaults."""
 
+_WEIGHT = 0.1
+"""Of a loss term that is chosen by ``objective=NAME``."""
+
 MOST_RUNS = 10_000  # combinations of a multirun
 _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
 
@@ -68,7 +71,7 @@ class Composer:
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
         # The package's own files stay as they are; those of a user may be edited between two calls.
-        known = (*ARCHITECTURES, *CORPORA)
+        known = (*ARCHITECTURES, *CORPORA, *TERMS)
         if self.config_dir is None and known in _GROUPS:
             return {name: list(choices) for name, choices in _GROUPS[known].items()}
         loader = self._loader()
@@ -315,6 +318,9 @@ def _store_choices(config_dir: str | None) -> None:
     store_corpora(config_dir)
 
     store = ConfigStore.instance()
+    store.repo.pop("objective", None)  # terms that are no longer registered
+    for name in TERMS:
+        store.store(name=name, node={"weights": {name: _WEIGHT}}, group="objective")
     for section in CHOICES:
         for name in names_of(section):
             store.store(name=name, node={"name": name}, group=section)

@@ -22,7 +22,7 @@ from ercfusion.config.sections import (
     Trainer,
     Training,
 )
-from ercfusion.config.terms import TASK_LOSSES, TERMS
+from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
 
 
 def parts() -> dict[str, type]:
@@ -172,7 +172,11 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             names = [key.partition(".")[2] for key in known]
             hint = did_you_mean(extra[0], names)
             raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {hint}")
+        # A configuration of before a user's own term was registered does not have it.
+        absent = tuple(f"objective.{name}." for name in own_terms() if section == "objective" and name not in content)
         for key, field in known.items():
+            if absent and key.startswith(absent):
+                continue
             value: Any = content
             for part in key.split(".")[1:] if section else [key]:
                 value = value[part]
@@ -266,7 +270,9 @@ def section_from(name: str, content: Mapping[str, Any]) -> Any:
     section = choice_of(name, content["name"]) if name in CHOICES else SECTIONS[name]
     made = _made(section, content)
     if isinstance(made, Objective):
-        return replace(made, parts={part: _made(one, content[part]) for part, one in parts().items()})
+        return replace(
+            made, parts={part: _made(one, content[part]) if part in content else one() for part, one in parts().items()}
+        )
     return made
 
 

@@ -168,5 +168,13 @@ class ClassBalanced:
     gamma: float = setting(0.0, "above 0 makes it focal as well", low=0)
 
 
+_SHIPPED = frozenset(TERMS)
+
+
+def own_terms() -> list[str]:
+    """The terms that a user's modules have registered."""
+    return [name for name in TERMS if name not in _SHIPPED]
+
+
 TASK_LOSSES: dict[str, type | None] = {"cross_entropy": None, "focal": Focal, "class_balanced": ClassBalanced}
 """Losses of a single-label task with their settings; ``cross_entropy`` is the usual loss of every task."""

@@ -56,7 +56,16 @@ from ercfusion.search.study import (
 )
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.training.checks import before_features
-from ercfusion.training.folder import CONFIG, describe, discard, empty_folder, log_file, read_config, write_json
+from ercfusion.training.folder import (
+    CONFIG,
+    check_config,
+    describe,
+    discard,
+    empty_folder,
+    log_file,
+    read_config,
+    write_json,
+)
 from ercfusion.training.origin import data_changes
 
 if TYPE_CHECKING:
@@ -206,6 +215,7 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
     require_optuna()
     import_again(imports, config["imports"], "sweep")
     require_trusted(config["imports"], resume_command("modules of a folder", "sweep", path))
+    check_config(config, path)
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
     config["sweep"] = {**config["sweep"], **changes}
     config["sweep"]["storage"] = masked(storage) if storage is not None else None

@@ -205,9 +205,18 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
             )
         raise RunError(f"{folder} has no {CONFIG}: it is no run folder of ercfusion")
     config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
-    is_sweep = isinstance(config, dict) and "sweep" in config
-    check(config, sweep_config() if is_sweep else run_config(), path / "config.json", advice=DAMAGED)
+    check_config(config, path)
     return path, config
+
+
+def check_config(config: dict[str, Any], folder: Path) -> None:
+    """Check a configuration; once more when its modules are imported, whose loss terms have settings of their own.
+
+    Raises:
+        RunError: an entry that does not fit; the message names it.
+    """
+    is_sweep = isinstance(config, dict) and "sweep" in config
+    check(config, sweep_config() if is_sweep else run_config(), folder / CONFIG, advice=DAMAGED)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
