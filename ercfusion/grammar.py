@@ -26,7 +26,7 @@ from ercfusion._core.registry import import_modules
 from ercfusion.config.architectures import add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import LONGEST, shown, typed_path
-from ercfusion.config.reference import model_help
+from ercfusion.config.reference import corpus_help, model_help
 
 WIDTH = 118
 Choices = Sequence[str] | Callable[[], Iterable[str]]
@@ -238,7 +238,11 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Show the help (with ``model=NAME`` that of the model) if it is asked for, else ``act``; return the status."""
+        """Show the help (with ``model=NAME`` or ``data=NAME`` that of it) if it is asked for, else ``act``.
+
+        Returns:
+            The status.
+        """
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
             common = {key.name: key.read(key.name, values[key.name]) for key in COMMON_KEYS if key.name in values}
@@ -246,6 +250,8 @@ class Command:
             composer = self._composer(common)
             if "model" in values and "model" in self.groups:
                 print(model_help(composer, argv), end="")
+            elif "data" in values and "data" in self.groups:
+                print(corpus_help(composer, argv), end="")
             else:
                 print(self.help(composer), end="")
             return 0 if argv and asked else 2

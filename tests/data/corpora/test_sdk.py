@@ -303,8 +303,8 @@ def test_a_file_of_ones_own(twin):
     [
         ({"audio": "COVARP"}, "Did you mean 'COVAREP'?"),
         ({"visual": "OpenFace1"}, "Did you mean 'OpenFace2'?"),
-        ({"level": "word"}, "level='word'"),
-        ({"align": "glove", "level": "sequence"}, "align='glove'"),
+        ({"level": "word"}, "utterance, sequence; found 'word'"),
+        ({"align": "glove", "level": "sequence"}, "none, words; found 'glove'"),
         ({"align": "words"}, "level=sequence"),
         ({"align": "words", "level": "sequence", "text": None}, "text is null"),
         ({"colour": 1}, "no setting 'colour'"),
