@@ -415,58 +415,6 @@ def test_versions_of_a_tool_are_not_mixed(
     assert read_manifest(extract(corpus, log, fresh=True).folder)["tool_version"] == "2"
 
 
-def older(pack: Path) -> None:
-    """As earlier versions wrote packs."""
-    (pack / RECORDINGS).unlink()
-    manifest = read_manifest(pack)
-    del manifest["files"][RECORDINGS]
-    (pack / MANIFEST).write_text(json.dumps(manifest))
-
-
-def test_a_pack_without_a_list(corpus: Recordings, log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of an earlier version: left alone, and compared as a whole by ``retry``."""
-    still, lost = corpus.root() / "talk0-0.wav", corpus.root() / "talk0-1.wav"
-    sound = lost.read_bytes()
-    lost.unlink()
-    pack = extract(corpus, log).folder
-    older(pack)
-    read_again(log)
-    with caplog.at_level(logging.INFO, "ercfusion"):
-        assert extract(corpus, log).found
-    assert "before packs listed their recordings" in caplog.text
-    lost.write_bytes(sound)
-    extract(corpus, log, retry=True)
-    assert read_again(log) == ["talk0-1.wav"]
-    assert content(pack) == fresh(corpus, log)
-    older(pack)
-    replaced(still, quiet=True)
-    extract(corpus, log, retry=True)
-    assert len(read_again(log)) == 12
-    assert content(pack) == fresh(corpus, log)
-
-
-def test_a_journal_of_an_earlier_version(corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no sizes and times: contents are compared."""
-    from ercfusion.features import journal
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ercfusion.features.extraction._assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(
-            journal.json,
-            "dumps",
-            lambda value, original=json.dumps, **more: original(
-                [*value[:2], value[2][:2]] if isinstance(value, list) and isinstance(value[2], list) else value, **more
-            ),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            extract(corpus, log)
-    read_again(log)
-    replaced(corpus.root() / "talk2-0.wav", quiet=True)
-    made = extract(corpus, log)
-    assert read_again(log) == ["talk2-0.wav"]
-    assert content(made.folder) == fresh(corpus, log)
-
-
 def test_what_compares_a_turn_with_the_others_is_found_out_again(
     corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
