@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,26 +205,27 @@ def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None 
 
 
 def train_trial(
-    config: dict[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
+    config: Mapping[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
 ) -> None:
     """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
     import torch
 
     if not is_described(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        describe(folder, config, typed_arguments(plan, config), plan.config["command"])
-    torch.set_num_threads(config["training"]["threads"])
+        describe(folder, config, typed_arguments(plan, config), plan.command)
+    settings = Config.from_dict(config)
+    assert settings.training.threads is not None  # fixed by ``fitted``
+    torch.set_num_threads(settings.training.threads)
     log = folder / "train.log"
     # The terminal belongs to the parent: nothing may draw or print into it from here.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        settings = Config.from_dict(config)
         data = dev_data(settings.data)
         fit(settings, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 
-def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:
+def typed_arguments(plan: Plan, config: Mapping[str, Any]) -> list[str]:
     """The arguments of ``train`` that would make the run of one trial."""
-    values = {**plan.config["typed"], **{key: setting(config, key) for key in plan.space}}
+    values = {**plan.typed, **{key: setting(config, key) for key in plan.space}}
     return [
         f"{key}={value}" if "." not in key and isinstance(value, str) else override_text(key, value)
         for key, value in values.items()
