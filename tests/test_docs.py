@@ -10,7 +10,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -480,6 +480,40 @@ def corpus_options_table() -> list[str]:
     return corpora_table()
 
 
+def _settings_cell(section: type, shared: set[str]) -> str:
+    """Settings of a loss with their defaults, without those that it shares with all others."""
+    own = [field for field in fields(section) if field.name not in shared]
+    return ", ".join(f"`{field.name}` {_cell(field.default)}" for field in own)
+
+
+def task_losses_table() -> list[str]:
+    """One row per loss of a single-label task that has settings."""
+    from ercfusion.config.reference import about
+    from ercfusion.config.terms import TASK_LOSSES
+
+    rows = ["| loss | settings, defaults | what it is |", "|---|---|---|"]
+    for name, section in TASK_LOSSES.items():
+        if section is not None:
+            rows.append(f"| `{name}` | {_settings_cell(section, set())} | {about(section)} |")
+    return rows
+
+
+def loss_terms_table() -> list[str]:
+    """One row per term of the package: the kinds of task that have what it reads, and its own settings."""
+    from ercfusion.batch.kinds import KINDS, task_kind
+    from ercfusion.config.reference import about
+    from ercfusion.config.terms import TERMS, Term
+
+    shared = {field.name for field in fields(Term)}
+    rows = ["| term | tasks | settings, defaults | what it is |", "|---|---|---|---|"]
+    for name, section in TERMS.items():
+        if section.__module__ == Term.__module__:
+            kinds = [f"`{kind}`" for kind in KINDS if task_kind(kind).representation == section.reads]
+            tasks = ", ".join(kinds) if section.reads else "all"
+            rows.append(f"| `{name}` | {tasks} | {_settings_cell(section, shared)} | {about(section)} |")
+    return rows
+
+
 def recipes_table() -> list[str]:
     """One row a recipe."""
     from ercfusion.features.recipe import read_recipe, recipe_names
@@ -790,6 +824,8 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),
     **{f"options {name}": (f"models/{name}.md", partial(model_options, name)) for name in ARCHITECTURES},
+    "task losses": ("losses.md", task_losses_table),
+    "loss terms": ("losses.md", loss_terms_table),
     "corpus options": ("commands.md", corpus_options_table),
     **{f"settings {name or 'root'}": ("commands.md", partial(settings_table, name)) for name in SECTIONS},
     "demo parameters": ("corpora.md", demo_parameters),

@@ -93,7 +93,7 @@ class SupCon(Term):
 @term("inter_class")
 @dataclass(frozen=True)
 class InterClass(Term):
-    """Contrast against utterances of other classes only."""
+    """Contrast against utterances of other classes only (after Yeh et al., ECCV 2022; Shi et al., ICIC 2024)."""
 
     function = "ercfusion.losses.contrastive:inter_class_contrastive"
     reads = "classes"
@@ -106,7 +106,7 @@ class InterClass(Term):
 @term("triplet")
 @dataclass(frozen=True)
 class Triplet(Term):
-    """Triplet loss with a fixed margin, or with the adaptive margins of M2FNet."""
+    """Triplet loss (Schroff et al., CVPR 2015); adaptive margins are those of M2FNet (Chudasama et al., CVPRW 2022)."""
 
     function = "ercfusion.losses.terms:triplet"
     reads = "classes"
