@@ -23,7 +23,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion._core.registry import import_modules
-from ercfusion.config.architectures import add_class
+from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import LONGEST, shown, typed_path
 from ercfusion.config.reference import corpus_help, model_help
@@ -295,8 +295,10 @@ class Command:
                 raise ConfigError(f"no {argument.name} {shown(word)}. {did_you_mean(word, argument.choices)}")
         if not any(word.startswith("resume=") for word in settings):
             import_modules(keys.get("imports", ()))
-            if modules := [add_class(target) for target in _classes(settings)]:
+            if names := {target: add_class(target) for target in _classes(settings)}:
+                settings = [_named(word, names) for word in settings]
                 # As if their modules had been named: the run needs them again.
+                modules = [module for name in names.values() for module in ARCHITECTURES.users_modules(name)]
                 keys["imports"] = list(dict.fromkeys([*keys.get("imports", ()), *modules]))
                 settings = [word for word in settings if not word.startswith("imports=")]
                 settings.append(f"imports=[{','.join(keys['imports'])}]")
@@ -365,6 +367,12 @@ def _classes(settings: Sequence[str]) -> list[str]:
     """The models that are given as ``"module:Class"``."""
     values = [value for name, _, value in (word.partition("=") for word in settings) if name == "model"]
     return [one for value in values for one in value.split(",") if ":" in one]
+
+
+def _named(word: str, names: Mapping[str, str]) -> str:
+    """A setting with the names of its models for their classes."""
+    key, _, value = word.partition("=")
+    return f"model={','.join(names.get(one, one) for one in value.split(','))}" if key == "model" else word
 
 
 def program_name(command: str) -> str:

@@ -47,18 +47,18 @@ def store_architectures(config_dir: str | None) -> None:
 
 
 def add_class(target: str) -> str:
-    """Make a class that has no name a choice of the group ``model``, under ``"module:Class"``; returns its module.
+    """The name of the class ``"module:Class"`` in the group ``model``: this text, if it was not registered.
 
     The module is imported, so only what the user's own command or program names is given here.
 
     Raises:
         ConfigError: the module cannot be imported, or has no such class.
     """
-    module = target.partition(":")[0]
-    import_modules([module])
+    import_modules([target.partition(":")[0]])
     ARCHITECTURES.load(target)
-    ARCHITECTURES.register(target, target)
-    return module
+    name = ARCHITECTURES.name_of(target)
+    ARCHITECTURES.register(name, target)
+    return name
 
 
 def complete_model(composed: Any) -> None:
