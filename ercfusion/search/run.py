@@ -107,7 +107,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
     settings, sweep = Config.from_dict(config), section_from("sweep", config["sweep"])
     metric = sweep.metric or settings.training.metric or task.metric
     check_metric(task, metric)
-    folder = empty_folder(config, "sweep")
+    folder = empty_folder(settings, "sweep")
     config["place"] = secrets.token_hex(4)
     # Made from the time and the place: searching together has to be meant.
     stem = f"{settings.preset.model}-{settings.data.name}-{datetime.now():%Y%m%d-%H%M%S}"

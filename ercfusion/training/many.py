@@ -17,7 +17,7 @@ from ercfusion._core.errors import ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers, run_jobs
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
-from ercfusion.config.settings import Config
+from ercfusion.config.settings import Config, section_from
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus
 from ercfusion.features.loading import wanted_modalities
@@ -89,7 +89,7 @@ def train_many(
     workers = default_workers(len(jobs)) if workers is None else workers
     prepare_packs([job.config for job in jobs if not (job.folder / RECORD).is_file()])
     numbers = {id(job): number for number, job in enumerate(jobs)}
-    shown = RunsProgress([WatchedRun(job.name, job.config, job.folder) for job in jobs], workers, description)
+    shown = RunsProgress([_watched(job) for job in jobs], workers, description)
 
     def ended(outcome: Outcome[RunJob, Any]) -> None:
         shown.ended(numbers[id(outcome.job)], outcome.error)
@@ -99,6 +99,11 @@ def train_many(
 
     with shown:
         return run_jobs(jobs, work, workers=workers, on_done=ended, on_tick=shown.tick)
+
+
+def _watched(job: RunJob) -> WatchedRun:
+    training = section_from("training", job.config["training"])
+    return WatchedRun(job.name, training, job.config["preset"]["model"], job.folder)
 
 
 def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:

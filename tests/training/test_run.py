@@ -432,11 +432,11 @@ def test_a_run_folder_that_is_not_empty_is_left_alone(tmp_path: Path, capsys: py
 
 @pytest.mark.usefixtures("no_pictures")
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    config = {"seed": 4, "run": None, "output": str(tmp_path), "preset": {"model": "m"}, "data": {"name": "d"}}
+    config = Config.from_dict(Composer().compose(["model=concat", f"output={tmp_path}"]))
     made = [run.free_folder(config, "train", "-seed4") for _ in range(4)]
     assert len(set(made)) == 4
     assert all(re.fullmatch(r"\d{8}-\d{6}-seed4(-\d)?", folder.name) for folder in made)
-    assert {folder.parent for folder in made} == {tmp_path / "train" / "m-d"}
+    assert {folder.parent for folder in made} == {tmp_path / "train" / "concat-demo"}
 
 
 @pytest.mark.parametrize(
