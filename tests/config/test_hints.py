@@ -244,7 +244,11 @@ def test_the_best_settings(nasty: Path, capsys: Any) -> None:
     from ercfusion.search.results import write_best
 
     plan: Any = SimpleNamespace(
-        config={"typed": {"data": "demo", "model": "concat"}, "preset": {"model": "concat", "data": "demo"}, "seed": 0},
+        typed={"data": "demo", "model": "concat"},
+        run=SimpleNamespace(
+            preset=SimpleNamespace(model="concat", data="demo"),
+            root=SimpleNamespace(seed=0),
+        ),
         metric="nll",
         name="mine",
         folder=nasty,
