@@ -13,6 +13,8 @@ from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
 from ercfusion.config.corpora import CORPORA
 from ercfusion.config.overrides import expand_protocol
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from
 from ercfusion.grammar import Command, Typed
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def _act(typed: Typed) -> int:
         return 0
     settings = [part for argument in typed.settings for part in expand_protocol(argument)]
     config = typed.composer.compose(settings, options=False)
-    return 1 if examine(config["data"]) else 0
+    return 1 if examine(section_from("data", config["data"])) else 0
 
 
 def installation() -> str:
@@ -107,7 +109,7 @@ def installation() -> str:
     return "\n".join(lines)
 
 
-def examine(settings: dict[str, Any]) -> int:
+def examine(settings: Data) -> int:
     """Print the card and the findings of a corpus; returns the number of faults."""
     from ercfusion.data.bound import bound_protocol
     from ercfusion.data.check import check_corpus
@@ -117,8 +119,8 @@ def examine(settings: dict[str, Any]) -> int:
     from ercfusion.features.changed import changed_recordings
     from ercfusion.features.loading import known_labels, pack_folder, pack_place
 
-    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
-    protocol = corpus.protocol(settings["protocol"])
+    corpus = open_corpus(settings.name, settings.raw, **settings.options)
+    protocol = corpus.protocol(settings.protocol)
     card = corpus.card
     print(f"{card.title}\n  protocol   {protocol.id}: {protocol.description}")
     print(f"  protocols  {', '.join(corpus.protocols)}")
@@ -127,8 +129,8 @@ def examine(settings: dict[str, Any]) -> int:
         print(f"  labels     {', '.join(protocol.task.schema.labels)}")
     tables = dict(corpus.features(protocol))
     remarks: list[Finding] = []
-    splits = corpus.conversations(protocol) if settings["packs"] else {}
-    for name, place in settings["packs"].items():
+    splits = corpus.conversations(protocol) if settings.packs else {}
+    for name, place in settings.packs.items():
         # As in training, a pack that is given replaces what the corpus has.
         folder = pack_folder(corpus, splits, name, place)
         tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints(), verify="full")
@@ -142,7 +144,7 @@ def examine(settings: dict[str, Any]) -> int:
         if "pack" in table.source:
             folder, manifest = table.source["pack"], read_manifest(table.source["pack"])
             remarks += pack_remarks(manifest)
-            place = pack_place(table, settings["packs"])
+            place = pack_place(table, settings.packs)
             if (stale := changed_recordings(Path(folder), manifest, corpus, place)) is not None:
                 remarks.append(stale)
             if manifest["dimensions"] is not None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.hints import command, naming
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+
+if TYPE_CHECKING:
+    from ercfusion.data.corpus import Corpus
 
 COMMAND = Command(
     "evaluate",
@@ -60,7 +66,8 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.records.predictions import write_predictions
     from ercfusion.records.record import read_record, rounded_scores, split_record, task_record
     from ercfusion.tasks.recognizer import Recognizer
-    from ercfusion.training.run import MODEL, check_finite
+    from ercfusion.training.checks import check_finite
+    from ercfusion.training.run import MODEL
 
     folder = expanded(typed.positional[0])
     record = read_record(folder)
@@ -71,13 +78,13 @@ def evaluate(typed: Typed) -> int:
     hidden = hidden_modalities(typed.keys.get("hide", []), record)
     if hidden and optimism:
         raise ConfigError("--optimism looks at the epochs of the run as they were: leave out hide=")
-    paths = _with_paths(record["config"]["data"], typed)
+    settings = _with_paths(section_from("data", record["config"]["data"]), typed)
     # Before anything is loaded: text features of another version would be built for nothing.
-    _check_same_data(record, open_corpus(paths["name"], paths["raw"], **paths["options"]))
+    _check_same_data(record, open_corpus(settings.name, settings.raw, **settings.options))
     if hidden:
-        seen = [entry["modality"] for entry in record["features"] if entry["modality"] not in hidden]
-        paths = {**paths, "modalities": seen}
-    data = load_data(paths, refuse_changed=False)
+        seen = (entry["modality"] for entry in record["features"] if entry["modality"] not in hidden)
+        settings = replace(settings, modalities=tuple(seen))
+    data = load_data(settings, refuse_changed=False)
     data.tables = with_hidden(data.tables, hidden, record)
     store = data.store(split)
     if optimism:
@@ -157,12 +164,12 @@ def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[st
     return result
 
 
-def _with_paths(data: Mapping[str, Any], typed: Typed) -> dict[str, Any]:
-    raw = {"raw": typed.keys["data.raw"]} if "data.raw" in typed.keys else {}
-    return {**data, **raw, "packs": {**data["packs"], **typed.below("data.packs.")}}
+def _with_paths(data: Data, typed: Typed) -> Data:
+    packs = {**data.packs, **typed.below("data.packs.")}
+    return replace(data, raw=typed.keys.get("data.raw", data.raw), packs=packs)
 
 
-def _check_same_data(record: Mapping[str, Any], corpus: Any) -> None:
+def _check_same_data(record: Mapping[str, Any], corpus: Corpus) -> None:
     found, recorded = corpus.fingerprint(), record["corpus"]["fingerprint"]
     if found != recorded:
         raise RunError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import expanded
@@ -12,7 +12,11 @@ from ercfusion._core.schemas.yaml_loader import parse_yaml
 from ercfusion.cli import run_command
 from ercfusion.config.hints import command
 from ercfusion.config.overrides import expand_protocol, shown, typed_path
+from ercfusion.config.settings import section_from
 from ercfusion.grammar import COMMON_KEYS, Command, Flag, Key, Typed
+
+if TYPE_CHECKING:
+    from ercfusion.data.corpus import Corpus, Protocol
 
 
 def _recipes() -> list[str]:
@@ -205,13 +209,13 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def _corpus(typed: Typed) -> tuple[Any, Any]:
+def _corpus(typed: Typed) -> tuple[Corpus, Protocol]:
     from ercfusion.data.corpora import open_corpus
 
     settings = [part for argument in typed.settings for part in expand_protocol(argument)]
-    config = typed.composer.compose(settings, options=False)["data"]
-    corpus = open_corpus(config["name"], config["raw"], **config["options"])
-    return corpus, corpus.protocol(config["protocol"])
+    data = section_from("data", typed.composer.compose(settings, options=False)["data"])
+    corpus = open_corpus(data.name, data.raw, **data.options)
+    return corpus, corpus.protocol(data.protocol)
 
 
 def _value(key: str, text: str) -> Any:

@@ -21,6 +21,7 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.cli import naming_folder, system_words
 from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
+from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, resume_command
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.training.processes import said_once
@@ -66,8 +67,11 @@ def fit(
     import_modules(imports)
     if not isinstance(model, str):
         model = ARCHITECTURES.name_of(model)
-    if ":" in model and (module := add_class(model)) not in imports:
-        imports.append(module)
+    if ":" in model:
+        model = add_class(model)
+    corpus = data.partition("/")[0] if isinstance(data, str) else "custom"
+    known = [*ARCHITECTURES.users_modules(model), *CORPORA.users_modules(corpus)]
+    imports = list(dict.fromkeys([*imports, *known]))
     composer = Composer("train", settings.pop("config_dir", None))
     given: dict[str, Any] = {"model": model, **({"imports": imports} if imports else {})}
     if isinstance(data, str):
@@ -313,6 +317,7 @@ def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, di
     """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
+    from ercfusion.training.folder import check_config
 
     others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
     if others:
@@ -323,4 +328,5 @@ def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, di
         import_again(named, config["imports"], "run")
         if not (folder / RECORD).is_file():
             require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))
+        check_config(config, folder)
     return folder, config

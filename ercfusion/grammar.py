@@ -23,10 +23,10 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion._core.registry import import_modules
-from ercfusion.config.architectures import add_class
+from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import LONGEST, shown, typed_path
-from ercfusion.config.reference import model_help
+from ercfusion.config.reference import corpus_help, model_help
 
 WIDTH = 118
 Choices = Sequence[str] | Callable[[], Iterable[str]]
@@ -238,7 +238,11 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Show the help (with ``model=NAME`` that of the model) if it is asked for, else ``act``; return the status."""
+        """Show the help (with ``model=NAME`` or ``data=NAME`` that of it) if it is asked for, else ``act``.
+
+        Returns:
+            The status.
+        """
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
             common = {key.name: key.read(key.name, values[key.name]) for key in COMMON_KEYS if key.name in values}
@@ -246,6 +250,8 @@ class Command:
             composer = self._composer(common)
             if "model" in values and "model" in self.groups:
                 print(model_help(composer, argv), end="")
+            elif "data" in values and "data" in self.groups:
+                print(corpus_help(composer, argv), end="")
             else:
                 print(self.help(composer), end="")
             return 0 if argv and asked else 2
@@ -289,8 +295,10 @@ class Command:
                 raise ConfigError(f"no {argument.name} {shown(word)}. {did_you_mean(word, argument.choices)}")
         if not any(word.startswith("resume=") for word in settings):
             import_modules(keys.get("imports", ()))
-            if modules := [add_class(target) for target in _classes(settings)]:
+            if names := {target: add_class(target) for target in _classes(settings)}:
+                settings = [_named(word, names) for word in settings]
                 # As if their modules had been named: the run needs them again.
+                modules = [module for name in names.values() for module in ARCHITECTURES.users_modules(name)]
                 keys["imports"] = list(dict.fromkeys([*keys.get("imports", ()), *modules]))
                 settings = [word for word in settings if not word.startswith("imports=")]
                 settings.append(f"imports=[{','.join(keys['imports'])}]")
@@ -359,6 +367,12 @@ def _classes(settings: Sequence[str]) -> list[str]:
     """The models that are given as ``"module:Class"``."""
     values = [value for name, _, value in (word.partition("=") for word in settings) if name == "model"]
     return [one for value in values for one in value.split(",") if ":" in one]
+
+
+def _named(word: str, names: Mapping[str, str]) -> str:
+    """A setting with the names of its models for their classes."""
+    key, _, value = word.partition("=")
+    return f"model={','.join(names.get(one, one) for one in value.split(','))}" if key == "model" else word
 
 
 def program_name(command: str) -> str:

@@ -44,13 +44,16 @@ class Case:
     objective: dict[str, Any] = field(default_factory=dict)
     kind: str = "single_label"
     class_weights: str = "none"
+    others: tuple[str, ...] = ()
+    """Kinds of further tasks; the case's objective has weights for them."""
 
     def build(self) -> tuple[Recognizer, Objective, Any]:
         """Without dropout, in float64 and in train mode; the same in every process."""
         torch.manual_seed(1)
         task = make_task(self.kind)
         steps = {"audio": 70} if self.model == "utterance_encoder" else {}
-        store = random_store(LENGTHS, tasks=[task], absent=0.2, labelled=0.8, steps=steps, seed=5)
+        others = [replace(make_task(kind), name=f"other_{kind}") for kind in self.others]
+        store = random_store(LENGTHS, tasks=[task, *others], absent=0.2, labelled=0.8, steps=steps, seed=5)
         settings = section_of("objective", self.objective)
         recognizer = Recognizer(
             self.model,
@@ -60,11 +63,13 @@ class Case:
             unimodal=settings.weights["unimodal"] > 0,
             label_smoothing=settings.label_smoothing,
             regression_loss=settings.regression_loss,
+            others=others,
         )
         recognizer.prepare(store)
         targets = store.targets[task.name]
         weights = class_weights(targets, task, self.class_weights)
-        objective = build_objective(settings, recognizer, targets, weights)
+        further = {other.name: store.targets[other.name] for other in others}
+        objective = build_objective(settings, recognizer, targets, weights, further)
         objective.terms.double()
         return without_dropout(recognizer.double().train()), objective.train(), store
 
@@ -134,6 +139,10 @@ def objective_cases() -> list[Case]:
     for kind in KINDS:
         weights = "none" if kind == "regression" else "balanced"
         found.append(Case(f"task {kind}", kind=kind, class_weights=weights))
+    weights = {"weights": {"other_regression": 0.5, "other_multi_label": 2.0, "unimodal": 0.3, "supcon": 0.1}}
+    several = {**weights, "class_weights": "balanced"}
+    others = ("regression", "multi_label", "distribution")
+    found.append(Case("several tasks", objective=several, class_weights="balanced", others=others))
     for loss in ("mae", "ccc"):
         found.append(Case(f"regression, {loss}", kind="regression", objective={"regression_loss": loss}))
     return found

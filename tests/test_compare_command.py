@@ -174,7 +174,7 @@ def test_the_processor_is_named_before_versions(places, capsys):
     assert "instructions" not in out
     assert out.index("EPYC") < out.index("torch: 2.13.0+cpu -> 2.11.0")
     assert "features" not in out, "where a pack was made does not change what it is"
-    # A record of an earlier version has no processor: nothing can be said.
+    # The record of seed 1 names no processor: nothing can be said.
     _, out, _ = command(verify.main, [run_folder(places, "later", {**run, "seed": 1}), archive], capsys)
     assert "processor" not in out
     assert "torch: 2.13.0+cpu -> 2.11.0" in out

@@ -9,8 +9,8 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -233,52 +233,6 @@ def table_rows(page: Path) -> Iterator[dict[str, str]]:
             yield dict(zip(header, cells, strict=True))
 
 
-def value_of(cell: str) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.create(f"value: {cell}"))["value"]  # type: ignore[index, call-overload]
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            flat.update(leaves(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def choices_of_groups() -> dict[str, dict[str, dict[str, Any]]]:
-    """Group and choice to the settings that the choice brings."""
-    from omegaconf import OmegaConf
-
-    import ercfusion.conf as conf
-
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(Path(conf.__file__).parent.glob("*/*.yaml")):
-        loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
-        group = path.parent.name
-        found.setdefault(group, {})[path.stem] = loaded
-    return found
-
-
-def test_options_of_corpora_are_documented_with_their_defaults() -> None:
-    rows = {row["key"]: row for row in table_rows(DOCS / "commands.md") if row.get("key", "").startswith("data.")}
-    expected: dict[str, dict[str, Any]] = {}
-    for choice, settings in choices_of_groups()["data"].items():
-        for key, value in settings.get("options", {}).items():
-            column = "default" if choice == "demo" else choice
-            expected.setdefault(f"data.options.{key}", {})[column] = value
-    assert set(rows) == set(expected)
-    for key, by_column in expected.items():
-        for column, value in by_column.items():
-            assert column in rows[key], f"{key}: the table has no column {column}"
-            assert value_of(rows[key][column]) == value, f"{key}, {column}: the page says {rows[key][column]}"
-        filled = {column for column, cell in rows[key].items() if column not in ("key", "meaning") and cell}
-        assert filled == set(by_column), f"{key}: the page has values for {filled}"
-
-
 def test_corpora_are_documented() -> None:
     from ercfusion.data import CORPORA
 
@@ -396,12 +350,14 @@ def settings_table(section: str) -> list[str]:
 
 def training_presets() -> list[str]:
     """One row a model's preset that chooses its own optimiser or schedule."""
+    import ercfusion
+
     rows = ["| preset | `optimizer` | `scheduler` |", "|---|---|---|"]
     usual = {name: next(iter(re.findall(rf"- {name}: (\w+)", text_of("train")))) for name in ("optimizer", "scheduler")}
-    for preset in choices_of_groups()["model"]:
-        own = dict(re.findall(r"override /(\w+): (\w+)", text_of(f"model/{preset}")))
+    for path in sorted((Path(ercfusion.__file__).parent / "conf" / "model").glob("*.yaml")):
+        own = dict(re.findall(r"override /(\w+): (\w+)", path.read_text(encoding="utf-8")))
         if own:
-            rows.append(f"| `{preset}` | {' | '.join(f'`{own.get(name, usual[name])}`' for name in usual)} |")
+            rows.append(f"| `{path.stem}` | {' | '.join(f'`{own.get(name, usual[name])}`' for name in usual)} |")
     return rows
 
 
@@ -515,6 +471,47 @@ def model_options(name: str) -> list[str]:
     from ercfusion.config.reference import options_table
 
     return options_table(name, model_presets())
+
+
+def corpus_options_table() -> list[str]:
+    """One row per option of a corpus's reader."""
+    from ercfusion.config.reference import corpora_table
+
+    return corpora_table()
+
+
+def _settings_cell(section: type, shared: set[str]) -> str:
+    """Settings of a loss with their defaults, without those that it shares with all others."""
+    own = [field for field in fields(section) if field.name not in shared]
+    return ", ".join(f"`{field.name}` {_cell(field.default)}" for field in own)
+
+
+def task_losses_table() -> list[str]:
+    """One row per loss of a single-label task that has settings."""
+    from ercfusion.config.reference import about
+    from ercfusion.config.terms import TASK_LOSSES
+
+    rows = ["| loss | settings, defaults | what it is |", "|---|---|---|"]
+    for name, section in TASK_LOSSES.items():
+        if section is not None:
+            rows.append(f"| `{name}` | {_settings_cell(section, set())} | {about(section)} |")
+    return rows
+
+
+def loss_terms_table() -> list[str]:
+    """One row per term of the package: the kinds of task that have what it reads, and its own settings."""
+    from ercfusion.batch.kinds import KINDS, task_kind
+    from ercfusion.config.reference import about
+    from ercfusion.config.terms import TERMS, Term
+
+    shared = {field.name for field in fields(Term)}
+    rows = ["| term | tasks | settings, defaults | what it is |", "|---|---|---|---|"]
+    for name, section in TERMS.items():
+        if section.__module__ == Term.__module__:
+            kinds = [f"`{kind}`" for kind in KINDS if task_kind(kind).representation == section.reads]
+            tasks = ", ".join(kinds) if section.reads else "all"
+            rows.append(f"| `{name}` | {tasks} | {_settings_cell(section, shared)} | {about(section)} |")
+    return rows
 
 
 def recipes_table() -> list[str]:
@@ -827,6 +824,9 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "licences": ("corpora.md", licences_table),
     "recipes": ("make-features.md", recipes_table),
     **{f"options {name}": (f"models/{name}.md", partial(model_options, name)) for name in ARCHITECTURES},
+    "task losses": ("losses.md", task_losses_table),
+    "loss terms": ("losses.md", loss_terms_table),
+    "corpus options": ("commands.md", corpus_options_table),
     **{f"settings {name or 'root'}": ("commands.md", partial(settings_table, name)) for name in SECTIONS},
     "demo parameters": ("corpora.md", demo_parameters),
     "demo ceilings": ("corpora.md", demo_ceilings),

@@ -120,6 +120,29 @@ def test_a_file_of_a_registered_name_goes_first(place: Path, capsys: Any) -> Non
     assert "raw: here" in out
 
 
+def test_a_class_has_one_name(place: Path, capsys: Any) -> None:
+    out = done(train.main, ["model=my_own:Gated", "--cfg"], capsys)
+    assert "name: gated\n" in out
+    assert "model: gated\n" in out
+    assert "imports:\n- my_own\n" in out
+    assert "my_own:Gated" not in ARCHITECTURES
+    out = done(train.main, ["model=ercfusion.models.concat:Concat", "--cfg"], capsys)
+    assert "name: concat\n" in out
+    assert "imports: []\n" in out
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("given", ["class", "gated", "my_own:Gated"])
+def test_fit_with_a_class_that_has_a_name(place: Path, given: str) -> None:
+    module = importlib.import_module("my_own")
+    numbers = {**dict.fromkeys(["data.options.train", "data.options.dev", "data.options.test"], 3), "trainer": "cpu"}
+    numbers |= {"training.max_epochs": 1, "training.bootstrap": 20, "training.threads": 1, "model.hidden": 4}
+    run = ercfusion.fit(module.Gated if given == "class" else given, "demo", run="r", **numbers)
+    assert (run.record["config"]["model"]["name"], run.record["config"]["imports"]) == ("gated", ["my_own"])
+    assert read(place / "r" / "model" / "config.json")["architecture"] == "gated"
+    assert ercfusion.load("r").recognizer.architecture.hidden_size
+
+
 def test_a_class_without_a_name(place: Path, capsys: Any, tmp_path: Path) -> None:
     (place / "unnamed.py").write_text(OWN.partition("register_corpus(")[0])
     out = done(train.main, ["model=unnamed:Gated", "--cfg"], capsys)

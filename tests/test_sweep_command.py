@@ -16,6 +16,7 @@ from runs import command, history, read, refused, train
 from sweeps import SMALL, config_of, in_process, table, without_times
 
 from ercfusion._core.errors import TrainingError
+from ercfusion.config.settings import Config
 from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.features.loading import LoadedData
 from ercfusion.models import ARCHITECTURES
@@ -272,10 +273,10 @@ def test_bad_trials_are_pruned(tmp_path: Path) -> None:
 def test_a_trial_that_diverges_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = worker.fit
 
-    def diverges(config: dict[str, Any], *arguments: Any) -> str:
-        if "0001" in config["run"]:
+    def diverges(config: Config, *arguments: Any) -> str:
+        if "0001" in str(config.root.run):
             raise TrainingError("the loss is not finite (task = nan) at epoch 2\nThe last good checkpoint ...")
-        if "0002" in config["run"]:
+        if "0002" in str(config.root.run):
             raise RuntimeError("out of memory")
         return original(config, *arguments)
 

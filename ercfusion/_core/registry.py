@@ -57,6 +57,11 @@ class Registry(dict[str, str], Generic[T]):
         target = named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
         return next((name for name, known in self.items() if known == target), target)
 
+    def users_modules(self, name: str) -> list[str]:
+        """The module of the class of a name, if it is a user's: a process has to import it to know the name."""
+        module, colon, _ = self.get(name, name).partition(":")
+        return [module] if colon and module.partition(".")[0] != "ercfusion" else []
+
     def register(self, name: str, target: str) -> None:
         """Make a class of your own known by name; see :func:`ercfusion.models.register`.
 

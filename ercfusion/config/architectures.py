@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.registry import Registry, import_modules
-from ercfusion.config.options import check_options, options_of
+from ercfusion.config.options import check_options, options_of, with_defaults
 
 
 def architectures_in(folder: Path) -> dict[str, str]:
@@ -48,18 +47,18 @@ def store_architectures(config_dir: str | None) -> None:
 
 
 def add_class(target: str) -> str:
-    """Make a class that has no name a choice of the group ``model``, under ``"module:Class"``; returns its module.
+    """The name of the class ``"module:Class"`` in the group ``model``: this text, if it was not registered.
 
     The module is imported, so only what the user's own command or program names is given here.
 
     Raises:
         ConfigError: the module cannot be imported, or has no such class.
     """
-    module = target.partition(":")[0]
-    import_modules([module])
+    import_modules([target.partition(":")[0]])
     ARCHITECTURES.load(target)
-    ARCHITECTURES.register(target, target)
-    return module
+    name = ARCHITECTURES.name_of(target)
+    ARCHITECTURES.register(name, target)
+    return name
 
 
 def complete_model(composed: Any) -> None:
@@ -78,32 +77,26 @@ def complete_model(composed: Any) -> None:
     space = composed.get("space")
     with open_dict(composed):
         if given.get("name") in ARCHITECTURES:
-            composed["model"] = with_defaults(given)
+            composed["model"] = _complete(given)
         if space is not None and set(space) == {"architecture"}:
             composed["space"] = space_of(space["architecture"])
 
 
-def with_defaults(model: Mapping[Any, Any]) -> dict[str, Any]:
-    """The section ``model`` of a configuration with all options of the architecture, in the constructor's order.
+def _complete(model: Mapping[Any, Any]) -> dict[str, Any]:
+    name, given = _parts(model)
+    return {"name": name, **with_defaults(f"model {name!r}", options_of(ARCHITECTURES.load(name)), given)}
 
-    Raises:
-        ConfigError: an option that the architecture does not have.
-    """
-    defaults = {
-        option.name: list(option.default) if isinstance(option.default, tuple) else option.default
-        for option in options_of(ARCHITECTURES.load(model["name"]))
-    }
-    for name in model:
-        if name != "name" and name not in defaults:
-            raise ConfigError(f"model {model['name']!r} has no option {name!r}. {did_you_mean(str(name), defaults)}")
-    return {"name": model["name"], **{name: model.get(name, default) for name, default in defaults.items()}}
+
+def _parts(model: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a section ``model``."""
+    return model["name"], {name: value for name, value in model.items() if name != "name"}
 
 
 def check_model(model: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` unless the options of the section ``model`` can have their values."""
     if model["name"] in ARCHITECTURES:
-        given = {name: value for name, value in model.items() if name != "name"}
-        check_options(model["name"], options_of(ARCHITECTURES.load(model["name"])), given)
+        name, given = _parts(model)
+        check_options(f"model {name!r}", "model", options_of(ARCHITECTURES.load(name)), given)
 
 
 def space_of(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import read_yaml, setting_error
 from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
-from ercfusion.config.corpora import CORPORA, store_corpora
+from ercfusion.config.corpora import CORPORA, check_corpus, complete_corpus, store_corpora
 from ercfusion.config.overrides import (
     checked_value,
     flatten,
@@ -32,6 +32,9 @@ CONFIG_MODULE = "ercfusion.conf"
 
 _DEFAULT_CHOICES = {"training": "default", "objective": "default", "trainer": "auto", "task": "recognition"}
 """The choice of each group that brings nothing but the defaults."""
+
+_WEIGHT = 0.1
+"""Of a loss term that is chosen by ``objective=NAME``."""
 
 MOST_RUNS = 10_000  # combinations of a multirun
 _RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
@@ -68,7 +71,7 @@ class Composer:
     def groups(self) -> dict[str, list[str]]:
         """The choices of every configuration group."""
         # The package's own files stay as they are; those of a user may be edited between two calls.
-        known = (*ARCHITECTURES, *CORPORA)
+        known = (*ARCHITECTURES, *CORPORA, *TERMS)
         if self.config_dir is None and known in _GROUPS:
             return {name: list(choices) for name, choices in _GROUPS[known].items()}
         loader = self._loader()
@@ -97,7 +100,7 @@ class Composer:
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            base, values = self._check(overrides, options)
+            base, values = self._known(overrides, options)
             composed = copy.deepcopy(base.composed)
             # As Hydra would, but without reading all files again.
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
@@ -105,13 +108,17 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0]) from error
         assert isinstance(config, dict)
+        if "data" in config:
+            self._check(check_corpus, config["data"], overrides)
         if options:
-            self._check_model(config["model"], overrides)
+            self._check(check_model, config["model"], overrides)
         return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
 
-    def _check_model(self, model: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    def _check(
+        self, check: Callable[[Mapping[str, Any]], None], section: Mapping[str, Any], overrides: Sequence[str]
+    ) -> None:
         try:
-            check_model(model)
+            check(section)
         except ConfigError as error:
             key = str(error).partition(" ")[0]
             origins = [origin_of(text) for text in overrides if text.partition("=")[0] == key]
@@ -195,7 +202,7 @@ class Composer:
             choices.append([f"{key}={value}" for value in values])
         return [list(combination) for combination in itertools.product(*choices)]
 
-    def _check(self, overrides: Sequence[str], options: bool) -> tuple[_Base, list[str]]:
+    def _known(self, overrides: Sequence[str], options: bool) -> tuple[_Base, list[str]]:
         """What the chosen groups bring, and the settings that change it."""
         groups = self.groups()
         parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
@@ -249,6 +256,7 @@ class Composer:
                 if group in CHOICES:
                     OmegaConf.update(composed, group, self.choice(group, choice), merge=False, force_add=True)
             composed = _completed(composed)
+            complete_corpus(composed)
         base = _Base(composed, flatten(composed), preset)
         if self.config_dir is None:
             _BASES[key] = base
@@ -315,6 +323,9 @@ def _store_choices(config_dir: str | None) -> None:
     store_corpora(config_dir)
 
     store = ConfigStore.instance()
+    store.repo.pop("objective", None)  # terms that are no longer registered
+    for name in TERMS:
+        store.store(name=name, node={"weights": {name: _WEIGHT}}, group="objective")
     for section in CHOICES:
         for name in names_of(section):
             store.store(name=name, node={"name": name}, group=section)

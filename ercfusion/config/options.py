@@ -34,6 +34,10 @@ class Range:
     high: float
 
 
+class IfGiven:
+    """In ``Annotated``, as in ``Annotated[int | None, IfGiven]``: a configuration has the option only if it is set."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a constructor.
@@ -47,6 +51,7 @@ class Option:
         choices: The allowed values; empty if there is no list of them.
         nullable: Whether None is allowed.
         meaning: One line, from the docstring; empty if it has no entry.
+        if_given: Whether a configuration leaves the option out while it has its default.
     """
 
     name: str
@@ -57,6 +62,12 @@ class Option:
     choices: tuple[Any, ...] = ()
     nullable: bool = False
     meaning: str = ""
+    if_given: bool = False
+
+    @property
+    def written(self) -> Any:
+        """The default as a configuration has it: tuples are lists there."""
+        return list(self.default) if isinstance(self.default, tuple) else self.default
 
     def check(self, value: Any, key: str, owner: str = "") -> None:
         """Raise :class:`ConfigError` unless the option can have ``value``.
@@ -72,7 +83,8 @@ class Option:
             if not any(value == choice and type(value) is type(choice) for choice in self.choices):
                 raise ConfigError(f"{key} must be one of {self.values}; found {_shown(value)}{owner}")
             return
-        fits = isinstance(value, self.type) and isinstance(value, bool) == (self.type is bool)
+        kinds = (list, tuple) if self.type is list else self.type
+        fits = isinstance(value, kinds) and isinstance(value, bool) == (self.type is bool)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             fits = True
         if not fits:
@@ -86,6 +98,10 @@ class Option:
     @property
     def values(self) -> str:
         """The allowed values in words: choices, a range, or the type."""
+        return self._values + (", or null" if self.nullable and self.type is not None else "")
+
+    @property
+    def _values(self) -> str:
         if self.choices:
             return ", ".join(map(str, self.choices))
         if self.type is None:
@@ -139,37 +155,75 @@ def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
     return {option.name: option.default for option in options_of(constructor)}
 
 
-def check_options(model: str, options: Sequence[Option], given: Mapping[str, Any]) -> None:
+def check_options(owner: str, section: str, options: Sequence[Option], given: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError`, naming the option, if an option is unknown or cannot have its value.
 
     Args:
-        model: Name in messages.
-        options: All options of its constructor.
+        owner: Whose constructor it is, in messages: ``model 'cogmen'``.
+        section: Of the settings: ``model``.
+        options: All options of the constructor.
         given: Values by name.
     """
-    known = {option.name: option for option in options}
+    known = _known(owner, options, given)
     for name, value in given.items():
+        known[name].check(value, f"{section}.{name}", f" ({owner})")
+
+
+def with_defaults(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all options that a configuration has, in the constructor's order.
+
+    Args:
+        owner: In messages: ``model 'cogmen'``.
+        options: All options of the constructor.
+        given: Values by name.
+
+    Raises:
+        ConfigError: an option that the constructor does not have.
+    """
+    _known(owner, options, given)
+    return {
+        option.name: given.get(option.name, option.written)
+        for option in options
+        if option.name in given or not option.if_given
+    }
+
+
+def _known(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Option]:
+    """The options by name, among which all of ``given`` must be."""
+    known = {option.name: option for option in options}
+    for name in given:
         if name not in known:
-            raise ConfigError(f"model {model!r} has no option {name!r}. {did_you_mean(name, known)}")
-        known[name].check(value, f"model.{name}", f" (model {model!r})")
+            hint = did_you_mean(str(name), known) if known else "It has none."
+            raise ConfigError(f"{owner} has no setting {name!r}. {hint}")
+    return known
 
 
 def _option(name: str, annotation: Any, default: Any, meaning: str) -> Option:
+    annotation, outer = _without_notes(annotation)
     annotation, nullable = _without_none(annotation)
-    limits: Range | None = None
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation, *notes = typing.get_args(annotation)
-        limits = next((note for note in notes if isinstance(note, Range)), None)
+    annotation, inner = _without_notes(annotation)
+    limits = next((note for note in (*outer, *inner) if isinstance(note, Range)), None)
+    if_given = IfGiven in outer
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
-        return Option(name, type(choices[0]), default, None, None, choices, nullable, meaning)
+        return Option(name, type(choices[0]), default, None, None, choices, nullable, meaning, if_given)
     kind = typing.get_origin(annotation) or annotation
+    if kind in (tuple, Sequence):
+        kind = list
     if kind not in _KINDS:
         kind = next((kind for kind in _KINDS if isinstance(default, kind)), None)
     if kind is int and limits is None:
         limits = Range(-_MOST, _MOST)
     low, high = (None, None) if limits is None else (limits.low, limits.high)
-    return Option(name, kind, default, low, high, (), nullable, meaning)
+    return Option(name, kind, default, low, high, (), nullable, meaning, if_given)
+
+
+def _without_notes(annotation: Any) -> tuple[Any, list[Any]]:
+    """The type in ``Annotated``, and the notes on it."""
+    if typing.get_origin(annotation) is not typing.Annotated:
+        return annotation, []
+    annotation, *notes = typing.get_args(annotation)
+    return annotation, notes
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
@@ -204,6 +258,11 @@ def _entries(docstring: str) -> dict[str, str]:
     except ParseError:  # a docstring in another style has no meanings
         return {}
     for entry in entries:
-        text = _ROLE.sub(r"`\1`", " ".join((entry.description or "").split())).replace("``", "`")
-        found |= dict.fromkeys(re.split(r",\s*", entry.arg_name), text.removesuffix("."))
+        text = re.sub(r"\bNone\b", "null", plain(entry.description or "").removesuffix("."))  # as it is typed
+        found |= dict.fromkeys(re.split(r",\s*", entry.arg_name), text)
     return found
+
+
+def plain(text: str) -> str:
+    """A text of a docstring in one line, with Markdown's marks of code."""
+    return _ROLE.sub(r"`\1`", " ".join(text.split())).replace("``", "`")

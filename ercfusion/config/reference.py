@@ -1,4 +1,4 @@
-"""Options of a model for people, computed from its constructor: ``train model=NAME --help`` and the docs' tables."""
+"""Options of models and corpora for people, computed from their constructors: ``--help`` and the docs' tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from ercfusion.config.architectures import ARCHITECTURES, space_of
 from ercfusion.config.compose import Composer
-from ercfusion.config.options import Option, options_of
+from ercfusion.config.corpora import CORPORA, corpus_options
+from ercfusion.config.options import Option, options_of, plain
 from ercfusion.config.overrides import expand_protocol
 
 _WIDTH = 118
@@ -32,26 +33,49 @@ def model_help(composer: Composer, arguments: Sequence[str]) -> str:
     name, preset = config["model"]["name"], config["preset"]["model"]
     architecture = ARCHITECTURES.load(name)
     options = options_of(architecture)
-    parts = [textwrap.fill(f"model={preset}: {about(name)}", _WIDTH)]
+    parts = [textwrap.fill(f"model={preset}: {about(architecture)}", _WIDTH)]
     if not options:
         return f"{parts[0]}\n\nIt has no options.\n"
     space = space_of(name)
     parts.append("options: value, allowed values, values that a sweep searches, and meaning")
-    parts += [_entry(option, config["model"][option.name], space.get(f"model.{option.name}")) for option in options]
+    parts += [
+        _entry("model", option, config["model"][option.name], space.get(f"model.{option.name}")) for option in options
+    ]
     others = [f"  {key}: {_searched(entry)}" for key, entry in space.items() if not key.startswith("model.")]
     if others:
         parts += ["sweep also searches", *others]
     return "\n".join([f"{parts[0]}\n", *parts[1:]]) + "\n"
 
 
-def about(name: str) -> str:
-    """What an architecture is: the first paragraph of its docstring, in one line."""
-    return " ".join((inspect.getdoc(ARCHITECTURES.load(name)) or "").partition("\n\n")[0].split())
+def corpus_help(composer: Composer, arguments: Sequence[str]) -> str:
+    """What a corpus is, and each option of its reader: value, default, allowed values and meaning.
+
+    Args:
+        composer: Of the root ``train`` or ``sweep``.
+        arguments: As typed, with ``data=NAME``; only those that choose or change the corpus matter.
+
+    Raises:
+        ConfigError: no such corpus, or an option that its reader does not have.
+    """
+    chosen = [argument for argument in arguments if argument.startswith(("data=", "data."))]
+    config = composer.compose([part for argument in chosen for part in expand_protocol(argument)], options=False)
+    name, given = config["data"]["name"], config["data"]["options"]
+    options = corpus_options(name)
+    head = textwrap.fill(f"data={config['preset']['data']}: {about(CORPORA.load(name))}", _WIDTH)
+    if not options:
+        return f"{head}\n\nIts reader has no options.\n"
+    entries = [_entry("data.options", option, given.get(option.name, option.written), None) for option in options]
+    return "\n".join([f"{head}\n", "options: value, allowed values, and meaning", *entries]) + "\n"
 
 
-def _entry(option: Option, value: Any, searched: Mapping[str, Any] | None) -> str:
-    default = "" if value == option.default else f" (default: {_shown(option.default)})"
-    head = f"  model.{option.name}={_shown(value)}{default}: {option.values}"
+def about(described: type) -> str:
+    """What a class is: the first paragraph of its docstring, in one line, without marks."""
+    return plain((inspect.getdoc(described) or "").partition("\n\n")[0]).replace("`", "")
+
+
+def _entry(section: str, option: Option, value: Any, searched: Mapping[str, Any] | None) -> str:
+    default = "" if value == option.written else f" (default: {_shown(option.default)})"
+    head = f"  {section}.{option.name}={_shown(value)}{default}: {option.values}"
     if searched is not None:
         head += f"; searched: {_searched(searched)}"
     indent = " " * 6
@@ -88,6 +112,16 @@ def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[s
     return rows
 
 
+def corpora_table() -> list[str]:
+    """The options of all corpora's readers as a table in Markdown."""
+    rows = ["| corpus | option | default | values | meaning |", "|---|---|---|---|---|"]
+    for name in CORPORA:
+        for option in corpus_options(name):
+            cells = [f"`{name}`", f"`{option.name}`", _shown(option.default), option.values]
+            rows.append(f"| {' | '.join(cells)} | {option.meaning.replace('|', chr(92) + '|')} |")
+    return rows
+
+
 def _searched(dimension: Mapping[str, Any]) -> str:
     if "choices" in dimension:
         return ", ".join(map(_shown, dimension["choices"]))
@@ -97,4 +131,8 @@ def _searched(dimension: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     """A value as it is typed."""
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_shown, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
 from pydantic import Field as Limits
 
-from ercfusion._core.schemas.common import MOST, Closed, Name, Open, Text, Value
+from ercfusion._core.schemas.common import MOST, Closed, Count, Name, Open, Text, Value
 from ercfusion.config.fields import Field, fields_of
 from ercfusion.config.sections import CHOICES, SECTIONS
 from ercfusion.config.settings import choice_of, fields_in, parts
-from ercfusion.config.terms import TERMS
+from ercfusion.config.terms import TERMS, own_terms
 
 
 class Preset(Open):
@@ -28,6 +28,22 @@ class Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     __pydantic_extra__: dict[str, Value]
     name: Name
+
+
+class OtherTerm(BaseModel):
+    """Settings of a loss term that only modules of the run's user know."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    __pydantic_extra__: dict[str, Value]
+    of: Name
+    projection: Count
+
+
+class Parts(BaseModel):
+    """The section ``objective``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    __pydantic_extra__: dict[str, OtherTerm]
 
 
 class Study(Open):
@@ -85,7 +101,11 @@ def _parts(*, local: bool = True) -> dict[str, Any]:
 def _section(name: str) -> type[BaseModel]:
     found = _fields(SECTIONS[name], name)
     if name == "objective":
-        found |= {part: (_made(part, _fields(one, f"{name}.{part}")), ...) for part, one in parts().items()}
+        for part, one in parts().items():
+            made = _made(part, _fields(one, f"{name}.{part}"))
+            # A run of another process may have been made without a user's own term.
+            found[part] = (made | None, None) if part in own_terms() else (made, ...)
+        return create_model(name, __base__=Parts, **found)
     return _made(name, found)
 
 

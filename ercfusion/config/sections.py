@@ -29,7 +29,8 @@ class Root:
     )
     imports: tuple[str, ...] = setting(
         (),
-        "modules to import first; they register models and corpora of your own: `imports=[my_models]`",
+        "modules to import first; they register models, corpora, metrics, task kinds and loss terms of your own: "
+        "`imports=[my_models]`",
         pattern="module",
         searchable=False,
         decides="run",

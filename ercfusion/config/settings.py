@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.config.fields import Decides, Field, Known, fields_of, frozen, plain
@@ -17,11 +17,12 @@ from ercfusion.config.sections import (
     Optimizer,
     Root,
     Scheduler,
+    Sweep,
     Task,
     Trainer,
     Training,
 )
-from ercfusion.config.terms import TASK_LOSSES, TERMS
+from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
 
 
 def parts() -> dict[str, type]:
@@ -171,7 +172,11 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             names = [key.partition(".")[2] for key in known]
             hint = did_you_mean(extra[0], names)
             raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {hint}")
+        # A configuration of before a user's own term was registered does not have it.
+        absent = tuple(f"objective.{name}." for name in own_terms() if section == "objective" and name not in content)
         for key, field in known.items():
+            if absent and key.startswith(absent):
+                continue
             value: Any = content
             for part in key.split(".")[1:] if section else [key]:
                 value = value[part]
@@ -248,12 +253,26 @@ def _made(section: type, content: Mapping[str, Any]) -> Any:
     return section(**{name: frozen(content[name]) for name in fields_of(section)})
 
 
+@overload
+def section_from(name: Literal["data"], content: Mapping[str, Any]) -> Data: ...
+@overload
+def section_from(name: Literal["training"], content: Mapping[str, Any]) -> Training: ...
+@overload
+def section_from(name: Literal["trainer"], content: Mapping[str, Any]) -> Trainer: ...
+@overload
+def section_from(name: Literal["sweep"], content: Mapping[str, Any]) -> Sweep: ...
+@overload
+def section_from(name: Literal["optimizer"], content: Mapping[str, Any]) -> Optimizer: ...
+@overload
+def section_from(name: str, content: Mapping[str, Any]) -> Any: ...
 def section_from(name: str, content: Mapping[str, Any]) -> Any:
     """A section's object from its plain form, whose types and ranges were checked."""
     section = choice_of(name, content["name"]) if name in CHOICES else SECTIONS[name]
     made = _made(section, content)
     if isinstance(made, Objective):
-        return replace(made, parts={part: _made(one, content[part]) for part, one in parts().items()})
+        return replace(
+            made, parts={part: _made(one, content[part]) if part in content else one() for part, one in parts().items()}
+        )
     return made
 
 

@@ -93,7 +93,7 @@ class SupCon(Term):
 @term("inter_class")
 @dataclass(frozen=True)
 class InterClass(Term):
-    """Contrast against utterances of other classes only."""
+    """Contrast against utterances of other classes only (after Yeh et al., ECCV 2022; Shi et al., ICIC 2024)."""
 
     function = "ercfusion.losses.contrastive:inter_class_contrastive"
     reads = "classes"
@@ -106,7 +106,7 @@ class InterClass(Term):
 @term("triplet")
 @dataclass(frozen=True)
 class Triplet(Term):
-    """Triplet loss with a fixed margin, or with the adaptive margins of M2FNet."""
+    """Triplet loss (Schroff et al., CVPR 2015); adaptive margins are those of M2FNet (Chudasama et al., CVPRW 2022)."""
 
     function = "ercfusion.losses.terms:triplet"
     reads = "classes"
@@ -166,6 +166,14 @@ class ClassBalanced:
 
     beta: float = setting(0.999, "the effective number of n samples is (1 - beta^n) / (1 - beta)", low=0, below=1)
     gamma: float = setting(0.0, "above 0 makes it focal as well", low=0)
+
+
+_SHIPPED = frozenset(TERMS)
+
+
+def own_terms() -> list[str]:
+    """The terms that a user's modules have registered."""
+    return [name for name in TERMS if name not in _SHIPPED]
 
 
 TASK_LOSSES: dict[str, type | None] = {"cross_entropy": None, "focal": Focal, "class_balanced": ClassBalanced}

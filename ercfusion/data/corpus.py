@@ -178,7 +178,9 @@ class Corpus(ABC):
 
     Args:
         raw: Folder with the released files. Where it is None, the folder ``$ERCFUSION_DATA/<name>`` is used.
-        options: Values of the config group ``data`` that are specific to this corpus.
+
+    A reader with options takes them as keyword-only arguments of its constructor, see
+    :func:`ercfusion.config.options.options_of`: they are ``data.options.NAME`` of a configuration.
     """
 
     card: ClassVar[CorpusCard]
@@ -190,9 +192,7 @@ class Corpus(ABC):
         if "conversations" in vars(cls):
             cls.conversations = _with_unique_ids(cls.conversations)  # type: ignore[assignment, method-assign]
 
-    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        if options:
-            raise ConfigError(f"corpus {self.card.name!r} has no setting {next(iter(options))!r}")
+    def __init__(self, raw: str | os.PathLike[str] | None = None) -> None:
         self.raw: Path | None = None if raw is None else expanded(raw)
 
     @property

@@ -92,17 +92,14 @@ def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str,
 def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, Any], source: str) -> Path:
     """Where the pack that a recipe makes of a corpus lies: the name covers what it is made of, and nothing else.
 
-    A pack that an earlier version named after the corpus's files is found too, while these are unchanged.
-
     Args:
         corpus: At hand.
         recipe_name, settings: Of the recipe.
         source: What the pack is made of; see :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint`.
     """
-    name = corpus.name
-    whole = default_pack_folder(name, recipe_name, settings=settings, fingerprint=corpus.fingerprint())
-    bound = default_pack_folder(name, recipe_name, settings=settings, fingerprint=corpus.source_fingerprint(source))
-    return whole if has_pack(whole) and not has_pack(bound) else bound
+    return default_pack_folder(
+        corpus.name, recipe_name, settings=settings, fingerprint=corpus.source_fingerprint(source)
+    )
 
 
 def has_pack(folder: StrPath) -> bool:

@@ -42,7 +42,7 @@ class Source:
         name: Path relative to the corpus.
         sha256: Checksum of the content; empty if the file was not there or could not be read.
         size: Bytes; -1 if this was not noted.
-        modified: Modification time in nanoseconds; 0 if the file was not there, -1 if this was not noted.
+        modified: Modification time in nanoseconds; 0 if the file was not there.
         used: Whether a turn has values that were made from it.
     """
 
@@ -100,7 +100,7 @@ def compare(
     now = replace(source, size=status.st_size, modified=status.st_mtime_ns)
     if not doubt and here in ([source.size, source.modified], (trusted or {}).get(source.name)):
         return State.SAME, now
-    if source.modified == 0 or source.size not in (-1, status.st_size) or _content(path, status) != source.sha256:
+    if source.modified == 0 or source.size != status.st_size or _content(path, status) != source.sha256:
         return State.CHANGED, source
     return State.SAME, now
 
@@ -182,7 +182,7 @@ def _is_doubtful(source: Source, path: Path, trusted: Mapping[str, Any]) -> bool
     here = [status.st_size, status.st_mtime_ns]
     if here in ([source.size, source.modified], trusted.get(source.name)) or source.modified == 0:
         return False
-    return source.size in (-1, status.st_size)
+    return source.size == status.st_size
 
 
 def _content(path: Path, status: os.stat_result) -> str:

@@ -27,8 +27,7 @@ from ercfusion.data.recordings import Source
 
 # Item, rows, columns, bytes of the remarks, whether the numbers are float16; then the checksum of all that follows.
 _HEAD = struct.Struct("<4sIIIIBI")
-# In records of version 1 the checksum does not cover the head; they are still read.
-_MARK, _MARK_1 = b"ERC2", b"ERC1"
+_MARK = b"ERC2"
 _CHECKSUM = struct.calcsize("<I")
 # Seconds between two times that everything is forced to disk: what a loss of power could cost.
 _SYNC = 5.0
@@ -44,7 +43,7 @@ def _are_remarks(found: Any) -> bool:
     source = found[2]
     named = (
         isinstance(source, list)
-        and len(source) in (2, 4)
+        and len(source) == 4
         and all(isinstance(part, str) for part in source[:2])
         and all(type(part) is int for part in source[2:])
     )
@@ -52,11 +51,7 @@ def _are_remarks(found: Any) -> bool:
 
 
 def _source(found: list[Any] | None) -> Source | None:
-    # Earlier versions noted name and checksum only.
-    if found is None:
-        return None
-    name, checksum, size, modified = found if len(found) == 4 else [*found, -1, -1]
-    return Source(name, checksum, size, modified)
+    return None if found is None else Source(*found)
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ class Journal:
             if len(head) < _HEAD.size:
                 return
             mark, item, rows, width, length, flags, checksum = _HEAD.unpack(head)
-            if mark not in (_MARK, _MARK_1):
+            if mark != _MARK:
                 if self._stream.tell() == _HEAD.size:
                     raise PackError(
                         f"{self.path} is no journal of an extraction. Move it away, or add --fresh to begin anew."
@@ -184,8 +179,7 @@ class Journal:
             if size > length_of_file - self._stream.tell():
                 return  # torn, or a damaged head; read() would reserve what it asks for
             body = self._stream.read(size)
-            before = zlib.crc32(head[:-_CHECKSUM]) if mark == _MARK else 0
-            if zlib.crc32(body, before) != checksum:
+            if zlib.crc32(body, zlib.crc32(head[:-_CHECKSUM])) != checksum:
                 return
             remarks = parse_json(body[:length], self.path, error=PackError, advice=_AGAIN)
             if not _are_remarks(remarks):

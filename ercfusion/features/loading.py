@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ercfusion._core.errors import ConfigError, PackError, did_you_mean
 from ercfusion._core.files import expanded
 from ercfusion.config.hints import command
+from ercfusion.config.sections import Data
 from ercfusion.data.bound import OTHER, bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus, Protocol, Splits
@@ -68,7 +68,7 @@ class LoadedData:
 
 
 def load_data(
-    settings: Mapping[str, Any],
+    settings: Data,
     check: Callable[[Protocol, Splits], object] | None = None,
     *,
     refuse_changed: bool = True,
@@ -76,8 +76,7 @@ def load_data(
     """Open a corpus and its features; missing text features are extracted once and kept as a pack.
 
     Args:
-        settings: The configuration group ``data``: ``name``, ``raw``, ``protocol``, ``tasks``, ``modalities``,
-            ``encoder``, ``packs``, ``options``.
+        settings: The section ``data``.
         check: Called with the conversations before any features are read or extracted; what it raises ends the call.
         refuse_changed: Refuse a pack whose recordings were changed after it was made; False warns. What was trained
             with the values of a pack may go on with them.
@@ -87,17 +86,17 @@ def load_data(
         BatchError: features that hold no turn of the corpus, or of all modalities none of a split.
         CorpusNotFoundError, CorpusFormatError, PackError: see there.
     """
-    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
-    own = corpus.protocol(settings["protocol"])
-    protocol = corpus.with_tasks(own, settings["tasks"])
+    corpus = open_corpus(settings.name, settings.raw, **settings.options)
+    own = corpus.protocol(settings.protocol)
+    protocol = corpus.with_tasks(own, settings.tasks)
     splits = corpus.conversations(own)
     for note in corpus.notes(own):
         logger.info("%s: %s", corpus.name, note.text)
     if check is not None:
         check(protocol, splits)
     tables = load_tables(corpus, own, splits, settings)
-    check_packs(corpus, tables, settings["packs"], refuse_changed=refuse_changed)
-    check_presence(tables, splits, settings["packs"])
+    check_packs(corpus, tables, settings.packs, refuse_changed=refuse_changed)
+    check_presence(tables, splits, settings.packs)
     bound = bound_protocol(corpus, protocol, splits)
     if bound is not protocol:
         logger.warning(
@@ -113,11 +112,11 @@ def load_data(
     return LoadedData(corpus, bound, splits, tables)
 
 
-def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Mapping[str, Any]) -> list[FeatureTable]:
+def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Data) -> list[FeatureTable]:
     """The feature tables that ``settings`` ask for; see :func:`load_data`."""
-    packs: Mapping[str, str] = settings["packs"]
+    packs = settings.packs
     offered = list(dict.fromkeys([*protocol.modalities, *packs]))
-    wanted = wanted_modalities(settings["modalities"], offered, protocol)
+    wanted = wanted_modalities(settings.modalities, offered, protocol)
     own: dict[str, FeatureTable] = {}
     if any(name not in packs for name in wanted):
         own = corpus.features(protocol)
@@ -145,7 +144,7 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Ma
         else:
             from ercfusion.features.text import text_pack
 
-            table = text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
+            table = text_pack(corpus, protocol, encoder=settings.encoder, conversations=splits)
         tables.append(table)
     return tables
 
@@ -193,11 +192,10 @@ def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> st
     return str(find_pack(corpus, read_recipe(place), modality, splits))
 
 
-def wanted_modalities(asked: Sequence[str] | str | None, offered: Sequence[str], protocol: Protocol) -> list[str]:
-    """The modalities to use: those asked for (a list, or one name), or all that there are."""
+def wanted_modalities(asked: Sequence[str] | None, offered: Sequence[str], protocol: Protocol) -> list[str]:
+    """The modalities to use: those asked for, or all that there are."""
     if asked is None:
         return list(offered)
-    asked = [asked] if isinstance(asked, str) else asked
     if not asked:
         raise ConfigError(f"data.modalities is empty; {protocol.id} offers {', '.join(offered)}")
     for name in asked:

@@ -22,11 +22,9 @@ from ercfusion.data.recordings import (
     Source,
     State,
     compare_all,
-    digest_of,
     memory_of,
     read_recordings,
     recorded_name,
-    source_of,
 )
 from ercfusion.features.journal import Journal, Result
 from ercfusion.features.work import WorkList
@@ -45,20 +43,20 @@ class ExistingPack:
         folder, manifest: The pack.
         states: For each item that is a recording: how it is to the one that the pack was made from, and its record.
             An item without an entry is not known to the pack.
-        listed: The pack lists its recordings. Earlier versions did not.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     states: dict[int, tuple[State, Source]]
-    listed: bool
 
     def changed(self, work: WorkList) -> list[int]:
         """The items whose recordings are other files than those that the pack was made from."""
-        if not self.listed:
-            return []
         unknown = State.CHANGED, None
-        return [number for number in range(len(work.items)) if self.states.get(number, unknown)[0] is State.CHANGED]
+        return [
+            number
+            for number, item in enumerate(work.items)
+            if not isinstance(item, str) and self.states.get(number, unknown)[0] is State.CHANGED
+        ]
 
     def remarks(self, name: str) -> dict[Key, str]:
         """The remarks ``missing`` or ``notes`` by turn."""
@@ -93,7 +91,7 @@ def existing_pack(
                 "Choose another folder with out=, or replace it with --fresh."
             )
     listed = read_recordings(target, manifest)
-    pack = ExistingPack(target, manifest, {}, listed is not None)
+    pack = ExistingPack(target, manifest, {})
     paths = source_paths(work, extractor)
     if listed is not None:
         known = {number: listed.get(recorded_name(path, work.root)) for number, path in paths.items()}
@@ -101,8 +99,6 @@ def existing_pack(
         memory = memory_of(manifest, work.root) if work.root is not None else None
         states = compare_all(((source, paths[number]) for number, source in pairs.items()), memory=memory, doubt=doubt)
         pack.states = {number: states[source] for number, source in pairs.items()}
-    elif paths and doubt:
-        _compare_with_digest(pack, work, paths)
     return pack
 
 
@@ -125,11 +121,6 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
             len(set(gone)),
             len({source.name for _, source in pack.states.values()}),
             gone[0],
-        )
-    if not pack.listed and source_paths(work, extractor):
-        logger.info(
-            "the pack was made before packs listed their recordings: whether these have changed is not known. "
-            "--retry compares their joint checksum, and makes the pack again where it differs"
         )
 
 
@@ -226,21 +217,6 @@ def source_paths(work: WorkList, extractor: Any) -> dict[int, Path]:
     if hasattr(extractor, "source"):
         return {number: extractor.source(item) for number, item in items.items()}
     return {number: item.path for number, item in items.items()}
-
-
-def _compare_with_digest(pack: ExistingPack, work: WorkList, paths: Mapping[int, Path]) -> None:
-    # Packs of earlier versions have one checksum over all recordings that gave values: all are the same, or none is.
-    held = set(read_pack(pack.folder).keys)
-    used = {owner for key, owner in zip(work.keys, work.owners, strict=True) if key in held}
-    sources = {number: source_of(paths[number], work.root) for number in sorted(used)}
-    if digest_of(sources.values()).items() <= pack.manifest["sources"].items():
-        pack.states = {number: (State.SAME, source) for number, source in sources.items()}
-        return
-    logger.warning(
-        "%s: recordings have changed since the pack was made, or are gone, and it does not say which: all are "
-        "extracted again",
-        pack.folder,
-    )
 
 
 def _own_notes(manifest: Mapping[str, Any]) -> dict[Key, str]:

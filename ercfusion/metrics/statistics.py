@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ FEW_SEEDS = 5
 """With fewer seeds of a model, what seeds add to an interval has the degrees of freedom of the seeds only."""
 ANY: tuple[float, float] = (-np.inf, np.inf)
 _CHUNK = 2**22
+_KEPT = 2**23  # numbers: at most 16 MiB, for up to 65,535 conversations
 # Parts of the resamples whose ends tell the Monte Carlo error of an interval's ends.
 _PARTS = 10
 # Most that is corrected for bias, in standard deviations of the resamples. Where a score of resamples lies on one side
@@ -96,11 +98,26 @@ def _weights(batch: int, resamples: int, width: int, seed: int) -> Iterator[Floa
 
     In parts: what is made of the weights of all resamples together, ``width`` numbers each, may be large.
     """
-    rng = np.random.default_rng(seed)
-    share = np.full(batch, 1 / batch)
     step = max(1, _CHUNK // width)
+    if batch * resamples <= _KEPT:
+        drawn = _drawn(batch, resamples, seed)
+        for start in range(0, resamples, step):
+            yield drawn[start : start + step].astype(np.float64)
+        return
+    rng = np.random.default_rng(seed)
     for start in range(0, resamples, step):
-        yield rng.multinomial(batch, share, size=min(step, resamples - start)).astype(np.float64)
+        yield rng.multinomial(batch, _share(batch), size=min(step, resamples - start)).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _drawn(batch: int, resamples: int, seed: int) -> NDArray[np.unsignedinteger[Any]]:
+    """(R, B) how often each of B conversations is drawn: all models and metrics of a table have the same draws."""
+    drawn = np.random.default_rng(seed).multinomial(batch, _share(batch), size=resamples)
+    return drawn.astype(np.min_scalar_type(batch))
+
+
+def _share(batch: int) -> Floats:
+    return np.full(batch, 1 / batch)
 
 
 def interval_for(

@@ -71,7 +71,7 @@ def build_architecture(
     """
     found, name = architecture_class(model), ARCHITECTURES.name_of(model)
     options = dict(options or {})
-    check_options(name, options_of(found), options)
+    check_options(f"model {name!r}", "model", options_of(found), options)
     try:
         with allocation_limit(name):
             return found(inputs, **options)

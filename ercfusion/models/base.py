@@ -220,7 +220,8 @@ def _checked(cls: type[Architecture], construct: Callable[..., None]) -> Callabl
         if type(self) is cls:
             known = options_of(cls)
             names = {option.name for option in known}
-            check_options(cls.__name__, known, {name: value for name, value in options.items() if name in names})
+            given = {name: value for name, value in options.items() if name in names}
+            check_options(f"model {cls.__name__!r}", "model", known, given)
         construct(self, *arguments, **options)
 
     return checked

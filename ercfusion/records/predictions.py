@@ -142,7 +142,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
 
 
 def check_recorded(path: Path) -> None:
-    """Raise :class:`RunError` if the record next to a file has another size or checksum of it (older ones have none).
+    """Raise :class:`RunError` if the record next to a file has another size or checksum of it, or none.
 
     A record that cannot be read is not an error of the file.
     """
@@ -150,10 +150,8 @@ def check_recorded(path: Path) -> None:
     if not record.is_file():
         return
     expected = read_record(path.parent).get("files", {}).get(path.name)
-    if expected is None:
-        return
-    if path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
-        raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum of it", DAMAGED)
+    if expected is None or path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
+        raise failure(RunError, path, f" was changed or damaged: {RECORD} has not this checksum of it", DAMAGED)
 
 
 def _schema(task: TaskSpec) -> Any:

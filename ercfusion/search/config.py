@@ -15,7 +15,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import override_text
 from ercfusion.config.sections import Constant
-from ercfusion.config.settings import check_settings, section_from
+from ercfusion.config.settings import Config, check_settings, section_from
 from ercfusion.search.space import (
     Space,
     check_searchable,
@@ -73,7 +73,7 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         space[key] = dimension
     for key in fixed:
         space.pop(key, None)
-    config["space"] = _restricted(space, config["sweep"]["only"], fixed)
+    config["space"] = _restricted(space, section_from("sweep", config["sweep"]).only, fixed)
     if not config["space"]:
         raise ConfigError("nothing is left to search: every setting of the space was given a value")
     config["typed"] = _typed(composer, [*file_entries, *plain], config)
@@ -142,31 +142,32 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
     Raises:
         ConfigError: a value that does not fit; or several devices.
     """
-    if config["trainer"]["devices"] * config["trainer"]["num_nodes"] != 1:
+    settings = Config.from_dict(config)
+    if settings.trainer.devices * settings.trainer.num_nodes != 1:
         raise ConfigError("a sweep trains every trial on one device: trainer.devices and trainer.num_nodes must be 1")
     space = dict(config["space"])
     if not data.protocol.task.rules.label_smoothing:
         space.pop("objective.label_smoothing", None)
     if not space:
         raise ConfigError(f"nothing is left to search for a {data.protocol.task.kind} task")
-    config = {**config, "space": space, "training": {**config["training"]}}
-    if config["training"]["threads"] is None:
+    config = {**config, "space": space}
+    if settings.training.threads is None:
         # The score must not depend on how many workers, or which machine's cores, a trial happened to have.
-        config["training"]["threads"] = 1
-        config["typed"] = {**config["typed"], "training.threads": 1}
-    check_candidate(config, inputs)
+        config = with_settings(config, {"training.threads": 1})
+        config["typed"]["training.threads"] = 1
+    check_candidate(settings, inputs)
     for key, dimension in space.items():
         for value in ends(dimension):
             if key.startswith("data."):
                 continue
             try:
-                check_candidate(with_settings(config, {key: value}), inputs)
+                check_candidate(Config.from_dict(with_settings(config, {key: value})), inputs)
             except ConfigError as error:
                 raise ConfigError(f"the space reaches {key}={value}, which cannot be used: {error}") from error
     return config
 
 
-def check_candidate(config: Mapping[str, Any], inputs: InputSpec) -> None:
+def check_candidate(config: Config, inputs: InputSpec) -> None:
     """Raise :class:`ConfigError` where a model or its optimiser cannot be made with these settings."""
     import torch
 
@@ -174,10 +175,7 @@ def check_candidate(config: Mapping[str, Any], inputs: InputSpec) -> None:
     from ercfusion.tasks.objective import Objective
     from ercfusion.training.module import ConversationModule
 
-    check_settings(config)
-    options = {key: value for key, value in config["model"].items() if key != "name"}
     with torch.random.fork_rng(devices=[]):
-        model: Any = build_architecture(config["model"]["name"], inputs, options)
-    objective = Objective(config["objective"]["weights"], None)
-    optimizer = section_from("optimizer", config["optimizer"])
-    ConversationModule(model, objective, optimizer, Constant()).configure_optimizers()
+        model: Any = build_architecture(config.model.name, inputs, config.model.options)
+    objective = Objective(config.objective.weights, None)
+    ConversationModule(model, objective, config.optimizer, Constant()).configure_optimizers()

@@ -71,9 +71,9 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
     summary = {
         "study": plan.name,
         "folder": str(plan.folder),
-        "model": plan.config["preset"]["model"],
-        "protocol": plan.config["study"]["identity"]["protocol"],
-        "synthetic": plan.config["study"]["synthetic"],
+        "model": plan.run.preset.model,
+        "protocol": plan.begun.identity["protocol"],
+        "synthetic": plan.begun.synthetic,
         "metric": plan.metric,
         "trials": {
             "asked": found.total,
@@ -130,10 +130,10 @@ def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
     """The settings of the best trial as ``best.yaml``, for ``settings=``: what was typed, and what was found."""
     import yaml
 
-    settings = {**plan.config["typed"], **best.user_attrs["result"]["settings"]}
+    settings = {**plan.typed, **best.user_attrs["result"]["settings"]}
     settings["training.metric"] = plan.metric
-    settings.setdefault("seed", plan.config["seed"])
-    model, data = plan.config["preset"]["model"], plan.config["preset"]["data"]
+    settings.setdefault("seed", plan.run.root.seed)
+    model, data = plan.run.preset.model, plan.run.preset.data
     lines = [
         f"# The best of {over} trials of the sweep {plan.name} ({model} on {data}): trial {best.number},",
         f"# dev {plan.metric} {best.value:.6f} at epoch {best.user_attrs['result']['epoch']}, seed {settings['seed']}.",
@@ -176,9 +176,8 @@ def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importanc
     """History, settings and importances as pictures."""
     folder, table = plan.folder / "plots", rows(plan, trials)
     folder.mkdir(exist_ok=True)
-    identity = plan.config["study"]["identity"]
-    title = f"Sweep of {plan.config['preset']['model']} on {identity['protocol']}"
-    look: dict[str, Any] = {"title": title, "synthetic": plan.config["study"]["synthetic"]}
+    title = f"Sweep of {plan.run.preset.model} on {plan.begun.identity['protocol']}"
+    look: dict[str, Any] = {"title": title, "synthetic": plan.begun.synthetic}
     score = f"dev/{plan.metric}"
     points = [
         {"trial": row["trial"], "state": row["state"], "score": row[score], **{key: row[key] for key in plan.space}}
@@ -200,8 +199,8 @@ def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importanc
 
 def fresh_seeds(plan: Plan) -> list[int]:
     """Seeds of the re-run: the first whole numbers, without that of the sweep."""
-    wanted = plan.sweep["rerun"]
-    return [seed for seed in range(wanted + 1) if seed != plan.config["seed"]][:wanted]
+    wanted = plan.sweep.rerun
+    return [seed for seed in range(wanted + 1) if seed != plan.run.root.seed][:wanted]
 
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -217,7 +216,7 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
         if not is_described(folder):
             folder.mkdir(parents=True, exist_ok=True)
             typed = [entry for entry in typed_arguments(plan, config) if not entry.startswith("seed=")]
-            describe(folder, config, [*typed, f"seed={seed}"], plan.config["command"])
+            describe(folder, config, [*typed, f"seed={seed}"], plan.command)
         jobs.append(RunJob(f"the winner again, seed {seed}", config, folder))
     left = [job for job in jobs if not (job.folder / RECORD).is_file()]
 
@@ -226,7 +225,7 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
             logger.warning("%s failed: %s", outcome.job.name, outcome.error)
 
     if left:
-        train_many(left, workers=plan.sweep["workers"], on_done=ended, description="fresh seeds")
+        train_many(left, workers=plan.sweep.workers, on_done=ended, description="fresh seeds")
     return [read_record(job.folder) for job in jobs if (job.folder / RECORD).is_file()]
 
 

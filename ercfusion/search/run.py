@@ -18,6 +18,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from ercfusion._core.pool import default_workers, run_jobs
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion._core.schemas.reading import failure, shown
 from ercfusion.config.hints import resume_command
-from ercfusion.config.settings import Config, check_settings, decides, fields_in
+from ercfusion.config.settings import Config, check_settings, decides, fields_in, section_from, section_to
 from ercfusion.data.usable import LABELLED
 from ercfusion.metrics.registry import check_metric
 from ercfusion.search.config import fitted
@@ -44,6 +45,7 @@ from ercfusion.search.storage import (
     without_secrets,
 )
 from ercfusion.search.study import (
+    Begun,
     Plan,
     Watcher,
     adopt,
@@ -56,7 +58,16 @@ from ercfusion.search.study import (
 )
 from ercfusion.search.worker import OWN_KEYS, DevData, WorkerJob, dev_data, tidy, work
 from ercfusion.training.checks import before_features
-from ercfusion.training.folder import CONFIG, describe, discard, empty_folder, log_file, read_config, write_json
+from ercfusion.training.folder import (
+    CONFIG,
+    check_config,
+    describe,
+    discard,
+    empty_folder,
+    log_file,
+    read_config,
+    write_json,
+)
 from ercfusion.training.origin import data_changes
 
 if TYPE_CHECKING:
@@ -93,15 +104,16 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
     found = _prepared(config)
     config = fitted(config, found.data, found.train.inputs)
     task = found.data.protocol.task
-    metric = config["sweep"]["metric"] or config["training"]["metric"] or task.metric
+    settings, sweep = Config.from_dict(config), section_from("sweep", config["sweep"])
+    metric = sweep.metric or settings.training.metric or task.metric
     check_metric(task, metric)
-    folder = empty_folder(config, "sweep")
+    folder = empty_folder(settings, "sweep")
     config["place"] = secrets.token_hex(4)
-    if config["sweep"]["name"] is None:
-        # Made from the time and the place: searching together has to be meant.
-        stem = f"{config['preset']['model']}-{config['data']['name']}-{datetime.now():%Y%m%d-%H%M%S}"
-        config["sweep"] = {**config["sweep"], "name": f"{stem}-{config['place']}"}
-    config["sweep"]["storage"] = masked(storage) if storage is not None else None
+    # Made from the time and the place: searching together has to be meant.
+    stem = f"{settings.preset.model}-{settings.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{stem}-{config['place']}" if sweep.name is None else sweep.name
+    shown_storage = masked(storage) if storage is not None else None
+    config["sweep"] = section_to(replace(sweep, name=name, storage=shown_storage))
     # One by one: quoting for the shell would change a password that has quotes in it.
     shown = [shlex.quote(masked(without_secrets(argument, storage))) for argument in argv]
     config["command"] = " ".join(["python -m ercfusion.sweep", *shown])
@@ -111,12 +123,12 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
         "identity": _identity(config, found, metric),
         "data": _data(config),
     }
-    plan = Plan(folder, config, storage, config["sweep"]["name"], config["place"], metric)
+    plan = Plan(folder, config, storage, name, config["place"], metric)
     try:
         typed = [masked(without_secrets(entry, storage)) for entry in overrides]
-        describe(folder, config, typed, config["command"])
+        describe(folder, config, typed, plan.command)
         with named_failures(storage):
-            founder = create_or_join(plan, config["study"]["identity"])
+            founder = create_or_join(plan, plan.begun.identity)
     except BaseException:
         discard(folder)  # nothing has come of it
         raise
@@ -130,10 +142,11 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
 
     Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
     """
-    check = before_features(Config.from_dict(config), LABELLED, config["sweep"]["metric"])
-    for settings in data_settings(config, config["space"]):
-        dev_data(settings, check)
-    return dev_data(config["data"], check)
+    settings = Config.from_dict(config)
+    check = before_features(settings, LABELLED, section_from("sweep", config["sweep"]).metric)
+    for data in data_settings(config, config["space"]):
+        dev_data(data, check)
+    return dev_data(settings.data, check)
 
 
 def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:
@@ -155,8 +168,9 @@ def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[st
 
     add({key: value for key, value in config.items() if key not in (*OWN_KEYS, "preset") or key == "sweep"}, "")
     # The number of threads decides the last digits of a score, and so which trial wins.
-    flat["training.threads"] = config["training"]["threads"]
-    flat["data.encoder"] = Path(config["data"]["encoder"]).name  # a folder may lie elsewhere
+    settings = Config.from_dict(config)
+    flat["training.threads"] = settings.training.threads
+    flat["data.encoder"] = Path(settings.data.encoder).name  # a folder may lie elsewhere
     flat["the metric"] = metric
     return flat
 
@@ -173,12 +187,12 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise :class:`ResumeError` if settings or data are not those with which the sweep was begun."""
-    begun, found = config["study"], _prepared(config)
-    was = begun["identity"]
-    now = json.loads(json.dumps(_identity(config, found, begun["metric"])))
+    begun, found = Begun.from_dict(config["study"]), _prepared(config)
+    was = begun.identity
+    now = json.loads(json.dumps(_identity(config, found, begun.metric)))
     pairs = [(key, was.get(key), now.get(key)) for key in dict.fromkeys([*was, *now])]
     changes = [f"{key}: {shown(old)} -> {shown(new)}" for key, old, new in pairs if old != new]
-    changes += data_changes(begun["data"], _data(config), {})
+    changes += data_changes(begun.data, _data(config), {})
     if changes:
         more = f"; {len(changes) - 1} more" if len(changes) > 1 else ""
         problem = f": changed since the sweep was begun: {changes[0]}{more}"
@@ -205,21 +219,22 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
     require_optuna()
     import_again(imports, config["imports"], "sweep")
     require_trusted(config["imports"], resume_command("modules of a folder", "sweep", path))
+    check_config(config, path)
     storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
-    config["sweep"] = {**config["sweep"], **changes}
-    config["sweep"]["storage"] = masked(storage) if storage is not None else None
+    config["sweep"] |= {**changes, "storage": masked(storage) if storage is not None else None}
     check_settings(config)
     _check_unchanged(path, config)
-    plan = Plan(path, config, storage, config["sweep"]["name"], config["place"], config["study"]["metric"])
+    name, metric = config["sweep"]["name"], config["study"]["metric"]
+    plan = Plan(path, config, storage, name, config["place"], metric)
     with named_failures(storage):
         # The log is opened when all is set up: without it the command was stopped before there was a study.
         if (storage is None or not (path / LOG).is_file()) and not _has_study(plan):
-            create_or_join(plan, config["study"]["identity"])
+            create_or_join(plan, plan.begun.identity)
         study = open_study(plan)
         if study.user_attrs.get("founder") in (plan.place, None):
             study.set_user_attr("founder", plan.place)
             study.set_user_attr("format", study.user_attrs.get("format", 1))
-            set_up(study, plan, config["study"]["identity"])
+            set_up(study, plan, plan.begun.identity)
         if "trials" in changes:
             study.set_user_attr("trials", changes["trials"])
     return plan
@@ -259,7 +274,7 @@ def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
 
 def search(study: Study, plan: Plan) -> None:
     """Let workers train trials until the study has enough; then wait for those of other machines."""
-    hours, since = plan.sweep["timeout"], time.time()
+    hours, since = plan.sweep.timeout, time.time()
     deadline = since + 3600 * hours if hours is not None else None
     watcher = Watcher(plan, SILENCE)
     fruitless, forgive = 0, True
@@ -288,7 +303,7 @@ def search(study: Study, plan: Plan) -> None:
                 tick()
                 time.sleep(1)
                 continue
-            wanted = plan.sweep["workers"]
+            wanted = plan.sweep.workers
             workers = min(wanted if wanted is not None else default_workers(todo), max(1, todo))
             adopt(study, plan, workers, forgive=forgive)
             forgive = False

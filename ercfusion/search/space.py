@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion.config.sections import CHOICES, SECTIONS
-from ercfusion.config.settings import field_of, fields_in
+from ercfusion.config.sections import CHOICES, SECTIONS, Data
+from ercfusion.config.settings import field_of, fields_in, section_from
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -249,11 +249,11 @@ def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return changed
 
 
-def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[dict[str, Any]]:
-    """The groups ``data`` that trials may use: one, unless settings of ``data`` are searched."""
+def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[Data]:
+    """The sections ``data`` that trials may use: one, unless settings of ``data`` are searched."""
     keys = [key for key in space if key.startswith("data.")]
     for values in itertools.product(*(ends(space[key]) for key in keys)):
-        yield with_settings(config, dict(zip(keys, values, strict=True)))["data"]
+        yield section_from("data", with_settings(config, dict(zip(keys, values, strict=True)))["data"])
 
 
 # Optuna's side

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError, TrainingError
 from ercfusion._core.schemas.reading import shown
+from ercfusion.config.sections import Sweep
+from ercfusion.config.settings import Config, section_from
 from ercfusion.data.sampler import mix_seed
 from ercfusion.metrics.registry import get_metric
 from ercfusion.search.space import Space, clipped, encoded, setting, suggest
@@ -40,12 +42,34 @@ _WAIT = 60
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What a search is about, as found when it was begun.
+
+    Args:
+        metric: The dev score that is searched for.
+        synthetic: Whether the corpus is.
+        identity: What must be equal for machines to search together.
+        data: What identifies the data that trials may use.
+    """
+
+    metric: str
+    synthetic: bool
+    identity: dict[str, Any]
+    data: dict[str, str]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Begun:
+        """From ``config.json``, which may say more."""
+        return cls(content["metric"], content["synthetic"], content["identity"], content["data"])
+
+
+@dataclass(frozen=True)
 class Plan:
     """What every process of a sweep needs to know.
 
     Args:
         folder: Of the sweep on this machine.
-        config: Resolved, with ``space`` and ``sweep``.
+        config: Resolved, as ``config.json`` holds it: settings that are searched are taken from it by dotted key.
         storage: Address with password; None for SQLite in the folder.
         name: Of the study.
         place: Names the folder among those that work on one study.
@@ -66,10 +90,30 @@ class Plan:
         return found
 
     @property
-    def sweep(self) -> dict[str, Any]:
+    def sweep(self) -> Sweep:
         """The settings of the search."""
-        found: dict[str, Any] = self.config["sweep"]
+        return section_from("sweep", self.config["sweep"])
+
+    @property
+    def run(self) -> Config:
+        """The settings that trials begin with; the modules that they name have been imported."""
+        return Config.from_dict(self.config)
+
+    @property
+    def begun(self) -> Begun:
+        """What the search was begun with."""
+        return Begun.from_dict(self.config["study"])
+
+    @property
+    def typed(self) -> dict[str, Any]:
+        """What was typed, by dotted key."""
+        found: dict[str, Any] = self.config["typed"]
         return found
+
+    @property
+    def command(self) -> str:
+        """The command line that began the search."""
+        return str(self.config["command"])
 
     def trial_folder(self, number: int) -> Path:
         """Where the trial is trained."""
@@ -83,22 +127,22 @@ def make_pruner(plan: Plan) -> BasePruner:
     """What stops trials early."""
     from optuna import pruners
 
-    epochs, settings = plan.config["training"]["max_epochs"], plan.sweep
-    warmup = settings["warmup"] if settings["warmup"] is not None else max(1, epochs // 4)
-    if settings["pruner"] == "none":
+    epochs, settings = plan.run.training.max_epochs, plan.sweep
+    warmup = settings.warmup if settings.warmup is not None else max(1, epochs // 4)
+    if settings.pruner == "none":
         return pruners.NopPruner()
-    if settings["pruner"] == "hyperband":
+    if settings.pruner == "hyperband":
         return pruners.HyperbandPruner(min_resource=max(1, min(warmup, epochs)), max_resource=epochs)
     # Epochs count from 1, and the pruner's warm-up is the first step that it looks at.
-    return pruners.MedianPruner(n_startup_trials=settings["startup"], n_warmup_steps=warmup + 1, n_min_trials=2)
+    return pruners.MedianPruner(n_startup_trials=settings.startup, n_warmup_steps=warmup + 1, n_min_trials=2)
 
 
 def make_sampler(plan: Plan, *numbers: int) -> BaseSampler:
     """What chooses the next settings; ``numbers`` make its seed, so that no two processes try the same."""
     from optuna import samplers
 
-    seed = mix_seed(plan.sweep["seed"], *numbers) % 2**32
-    if plan.sweep["sampler"] == "random":
+    seed = mix_seed(plan.sweep.seed, *numbers) % 2**32
+    if plan.sweep.sampler == "random":
         return samplers.RandomSampler(seed=seed)
     # Other workers' unfinished trials count as bad ones, so that the next is not tried right beside them.
     return samplers.TPESampler(seed=seed, constant_liar=True)
@@ -171,8 +215,8 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
         _wait_until_ready(study, plan)
         _check_identity(study, plan, identity)
         check_study(study, plan)
-        if plan.sweep["trials"] > study.user_attrs["trials"]:
-            study.set_user_attr("trials", plan.sweep["trials"])
+        if plan.sweep.trials > study.user_attrs["trials"]:
+            study.set_user_attr("trials", plan.sweep.trials)
         return bool(study.user_attrs["founder"] == plan.place)
     study.set_user_attr("format", FORMAT)
     study.set_user_attr("founder", plan.place)
@@ -185,7 +229,7 @@ def set_up(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
     if study.user_attrs.get("ready"):
         return
     study.set_user_attr("identity", dict(identity))
-    study.set_user_attr("trials", plan.sweep["trials"])
+    study.set_user_attr("trials", plan.sweep.trials)
     if not study.get_trials(deepcopy=False):
         study.enqueue_trial(first_params(plan))
     study.set_user_attr("ready", True)

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ from ercfusion._core.errors import ResumeError, RunError
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.config.overrides import override_text
-from ercfusion.config.settings import Config
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import Config, section_to
+from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import get_metric
@@ -193,9 +195,9 @@ class DevData:
 _loaded: dict[str, DevData] = {}
 
 
-def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = None) -> DevData:
+def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None = None) -> DevData:
     """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
-    key = json.dumps(settings, sort_keys=True)
+    key = json.dumps(section_to(settings), sort_keys=True)
     if key not in _loaded:
         data = load_data(settings, check)
         _loaded[key] = DevData(data, data.store("train"), data.store("dev"))
@@ -203,26 +205,27 @@ def dev_data(settings: dict[str, Any], check: Callable[..., object] | None = Non
 
 
 def train_trial(
-    config: dict[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
+    config: Mapping[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
 ) -> None:
     """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
     import torch
 
     if not is_described(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        describe(folder, config, typed_arguments(plan, config), plan.config["command"])
-    torch.set_num_threads(config["training"]["threads"])
+        describe(folder, config, typed_arguments(plan, config), plan.command)
+    settings = Config.from_dict(config)
+    assert settings.training.threads is not None  # fixed by ``fitted``
+    torch.set_num_threads(settings.training.threads)
     log = folder / "train.log"
     # The terminal belongs to the parent: nothing may draw or print into it from here.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        data = dev_data(config["data"])
-        settings = Config.from_dict(config)
+        data = dev_data(settings.data)
         fit(settings, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 
-def typed_arguments(plan: Plan, config: dict[str, Any]) -> list[str]:
+def typed_arguments(plan: Plan, config: Mapping[str, Any]) -> list[str]:
     """The arguments of ``train`` that would make the run of one trial."""
-    values = {**plan.config["typed"], **{key: setting(config, key) for key in plan.space}}
+    values = {**plan.typed, **{key: setting(config, key) for key in plan.space}}
     return [
         f"{key}={value}" if "." not in key and isinstance(value, str) else override_text(key, value)
         for key, value in values.items()

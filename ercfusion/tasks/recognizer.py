@@ -376,9 +376,9 @@ def _entry(path: Path) -> dict[str, Any] | None:
 
 
 def _check_sum(config: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`RunError` if the configuration has another checksum of the tensors; earlier versions kept none."""
+    """Raise :class:`RunError` if the configuration has not this checksum of the tensors."""
     kept = [config[name][path.name] for name in ("files", "before") if path.name in config.get(name, {})]
-    if kept and _entry(path) not in kept:
+    if _entry(path) not in kept:
         raise failure(RunError, path, " was changed or damaged: config.json has another checksum of it", DAMAGED)
 
 

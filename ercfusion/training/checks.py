@@ -1,4 +1,4 @@
-"""What is checked before the first epoch: nothing that can be known then may end a run after its training."""
+"""Checks of a run: what can be known before the first epoch ends no run after its training; outputs are finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ercfusion._core.errors import ConfigError, RunError
+from ercfusion._core.errors import ConfigError, RunError, TrainingError
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.sections import Training
@@ -120,3 +120,15 @@ def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:
 
 def _mebibytes(count: float, *, up: bool = True) -> str:
     return f"{(math.ceil if up else math.floor)(count / 2**20):,}"
+
+
+def check_finite(predictions: Predictions, split: str) -> None:
+    """Raise :class:`TrainingError` unless all outputs for a split are finite numbers."""
+    wrong = ~np.isfinite(predictions.output).all(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        where = f"{predictions.conversation_ids[predictions.conversation[row]]}/{predictions.turn_ids[row]}"
+        raise TrainingError(
+            f"the outputs for {int(wrong.sum())} utterances of the {split} split are not finite (first: {where}): "
+            "look at the features of these utterances"
+        )

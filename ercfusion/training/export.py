@@ -16,6 +16,8 @@ from ercfusion._core.errors import ConfigError, RunError
 from ercfusion._core.files import StrPath, expanded, sha256_of
 from ercfusion._core.registry import require_trusted
 from ercfusion._core.version import __version__
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from
 from ercfusion.data.bound import bound_protocol
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable, Key
@@ -44,7 +46,7 @@ def check_exportable(recognizer: Recognizer) -> None:
 
 
 def export_packs(
-    run: StrPath, *, data: Mapping[str, Any] | None = None, out: StrPath | None = None, overwrite: bool = False
+    run: StrPath, *, data: Data | None = None, out: StrPath | None = None, overwrite: bool = False
 ) -> dict[str, Path]:
     """Export the vectors that the chosen model of a finished run makes, also for another corpus.
 
@@ -52,7 +54,7 @@ def export_packs(
 
     Args:
         run: Its folder.
-        data: Settings of the group ``data`` of another corpus, whose features must be of the kind that the run was
+        data: The section ``data`` of another corpus, whose features must be of the kind that the run was
             trained on; None for the run's own.
         out: Below which a folder a modality is made; ``RUN/packs`` where None and ``data`` is None.
         overwrite: Replace packs that are there.
@@ -74,9 +76,10 @@ def export_packs(
     record = read_record(folder)
     recognizer = Recognizer.from_pretrained(folder / "model")
     check_exportable(recognizer)
-    loaded = load_data(config["data"] if data is None else data, refuse_changed=data is not None)
-    corpus = open_corpus(config["data"]["name"], config["data"]["raw"], **config["data"]["options"])
-    protocol = corpus.protocol(config["data"]["protocol"])
+    own = section_from("data", config["data"])
+    loaded = load_data(own if data is None else data, refuse_changed=data is not None)
+    corpus = open_corpus(own.name, own.raw, **own.options)
+    protocol = corpus.protocol(own.protocol)
     found = corpus.fingerprint()
     if found != record["corpus"]["fingerprint"]:
         raise RunError(

@@ -18,7 +18,7 @@ from ercfusion._core.files import atomic_write, expanded, is_leftover, remove_le
 from ercfusion._core.schemas.reading import check, read_json
 from ercfusion.config.hints import resume_command
 from ercfusion.config.schema import run_config, sweep_config
-from ercfusion.config.settings import check_settings, section_from
+from ercfusion.config.settings import Config, section_from
 from ercfusion.data.curriculum import TABLE
 from ercfusion.records.record import command_line, environment
 from ercfusion.records.run_schema import Environment, Overrides
@@ -39,16 +39,16 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command:
         ConfigError: a number is out of its range, or the launcher started another number of processes.
     """
     with said_once():
-        check_settings(config)
+        settings = Config.from_dict(config)
     made: list[Path] = []
 
     def make() -> Path:
-        made.append(empty_folder(config, "train", f"-seed{config['seed']}"))
+        made.append(empty_folder(settings, "train", f"-seed{settings.root.seed}"))
         describe(made[0], config, overrides, command)
         return made[0]
 
     try:
-        return shared_folder(section_from("trainer", config["trainer"]), make)
+        return shared_folder(settings.trainer, make)
     except (ErcfusionError, OSError):
         if made:
             discard_if_empty(made[0])
@@ -93,15 +93,15 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
     write_json(folder / CONFIG, config)
 
 
-def empty_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
+def empty_folder(config: Config, command: str, ending: str = "") -> Path:
     """The folder that ``run=`` names, or a new one (see :func:`free_folder`).
 
     Raises:
         RunError: ``run=`` names a folder that is not empty.
     """
-    if config["run"] is None:
+    if config.root.run is None:
         return free_folder(config, command, ending).resolve()
-    folder = expanded(config["run"])
+    folder = expanded(config.root.run)
     if folder.is_dir() and not is_unused(folder):
         raise RunError(
             f"run={folder} is not empty, and nothing is overwritten. Choose another folder{_what_is_there(folder)}"
@@ -151,11 +151,11 @@ def _what_is_there(folder: Path) -> str:
     return f", or go on with what is there: {again}"
 
 
-def free_folder(config: Mapping[str, Any], command: str, ending: str = "") -> Path:
+def free_folder(config: Config, command: str, ending: str = "") -> Path:
     """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
-    model = config["preset"]["model"].replace(":", ".")  # module:Class is no name of a folder on every system
-    parent = expanded(config["output"]) / command / f"{model}-{config['data']['name']}"
+    model = config.preset.model.replace(":", ".")  # module:Class is no name of a folder on every system
+    parent = expanded(config.root.output) / command / f"{model}-{config.data.name}"
     above = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
@@ -205,9 +205,18 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
             )
         raise RunError(f"{folder} has no {CONFIG}: it is no run folder of ercfusion")
     config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
-    is_sweep = isinstance(config, dict) and "sweep" in config
-    check(config, sweep_config() if is_sweep else run_config(), path / "config.json", advice=DAMAGED)
+    check_config(config, path)
     return path, config
+
+
+def check_config(config: dict[str, Any], folder: Path) -> None:
+    """Check a configuration; once more when its modules are imported, whose loss terms have settings of their own.
+
+    Raises:
+        RunError: an entry that does not fit; the message names it.
+    """
+    is_sweep = isinstance(config, dict) and "sweep" in config
+    check(config, sweep_config() if is_sweep else run_config(), folder / CONFIG, advice=DAMAGED)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

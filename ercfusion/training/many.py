@@ -17,7 +17,7 @@ from ercfusion._core.errors import ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers, run_jobs
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
-from ercfusion.config.settings import Config
+from ercfusion.config.settings import Config, section_from
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.corpus import Corpus
 from ercfusion.features.loading import wanted_modalities
@@ -89,7 +89,7 @@ def train_many(
     workers = default_workers(len(jobs)) if workers is None else workers
     prepare_packs([job.config for job in jobs if not (job.folder / RECORD).is_file()])
     numbers = {id(job): number for number, job in enumerate(jobs)}
-    shown = RunsProgress([WatchedRun(job.name, job.config, job.folder) for job in jobs], workers, description)
+    shown = RunsProgress([_watched(job) for job in jobs], workers, description)
 
     def ended(outcome: Outcome[RunJob, Any]) -> None:
         shown.ended(numbers[id(outcome.job)], outcome.error)
@@ -101,6 +101,11 @@ def train_many(
         return run_jobs(jobs, work, workers=workers, on_done=ended, on_tick=shown.tick)
 
 
+def _watched(job: RunJob) -> WatchedRun:
+    training = section_from("training", job.config["training"])
+    return WatchedRun(job.name, training, job.config["preset"]["model"], job.folder)
+
+
 def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     """Build the text features that runs of these configurations would build, once and where its progress is seen.
 
@@ -110,18 +115,18 @@ def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:
             import_modules(config["imports"])
-            _prepare(config)
+            _prepare(Config.from_dict(config))
         except ErcfusionError as error:
             logger.debug("features are not prepared: %s", error)
 
 
-def _prepare(config: Mapping[str, Any]) -> None:
-    settings = config["data"]
-    corpus = open_corpus(settings["name"], settings["raw"], **settings["options"])
-    protocol = corpus.protocol(settings["protocol"])
-    offered = list(dict.fromkeys([*protocol.modalities, *settings["packs"]]))
-    wanted = wanted_modalities(settings["modalities"], offered, protocol)
-    if type(corpus).features is Corpus.features and not set(wanted) <= set(settings["packs"]):
+def _prepare(config: Config) -> None:
+    settings = config.data
+    corpus = open_corpus(settings.name, settings.raw, **settings.options)
+    protocol = corpus.protocol(settings.protocol)
+    offered = list(dict.fromkeys([*protocol.modalities, *settings.packs]))
+    wanted = wanted_modalities(settings.modalities, offered, protocol)
+    if type(corpus).features is Corpus.features and not set(wanted) <= set(settings.packs):
         splits = corpus.conversations(protocol)
-        before_features(Config.from_dict(config))(protocol, splits)
-        text_pack(corpus, protocol, encoder=settings["encoder"], conversations=splits)
+        before_features(config)(protocol, splits)
+        text_pack(corpus, protocol, encoder=settings.encoder, conversations=splits)

@@ -74,7 +74,7 @@ from ercfusion.training.callbacks import (
     read_history,
 )
 from ercfusion.training.checkpoint_schema import ADVICE
-from ercfusion.training.checks import before_features, check_disk, check_selectable
+from ercfusion.training.checks import before_features, check_disk, check_finite, check_selectable
 from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.export import PACKS, check_exportable, write_packs
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
@@ -122,7 +122,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             begun = (folder / LAST).is_file()
             if begun and is_first_process() and (versions := other_versions(folder)):
                 logger.warning("resuming with other versions than the record will name: %s", ", ".join(versions))
-            data = load_data(config["data"], before_features(settings), refuse_changed=not begun)
+            data = load_data(settings.data, before_features(settings), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)
@@ -471,18 +471,6 @@ def scored_splits(
         **({"unlabelled": unlabelled} if unlabelled else {}),
         **({"conventions": conventions} if conventions else {}),
     }
-
-
-def check_finite(predictions: Predictions, split: str) -> None:
-    """Raise :class:`TrainingError` unless all outputs for a split are finite numbers."""
-    wrong = ~np.isfinite(predictions.output).all(axis=1)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        where = f"{predictions.conversation_ids[predictions.conversation[row]]}/{predictions.turn_ids[row]}"
-        raise TrainingError(
-            f"the outputs for {int(wrong.sum())} utterances of the {split} split are not finite (first: {where}): "
-            "look at the features of these utterances"
-        )
 
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:

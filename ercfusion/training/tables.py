@@ -14,6 +14,7 @@ from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.overrides import literal_text
+from ercfusion.config.settings import section_from
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.usable import check_splits
 from ercfusion.features.loading import load_data
@@ -99,7 +100,7 @@ def table_run(job: TableJob) -> dict[str, Any]:
     record = train_run(job)
     path = job.folder / OPTIMISM
     if not path.is_file():
-        data = load_data(job.config["data"], refuse_changed=False)
+        data = load_data(section_from("data", job.config["data"]), refuse_changed=False)
         # Not the run's own score: a row may choose its epochs by another one than the table shows.
         measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
     report = read_json(path, OptimismFile, advice="Remove the file; it is made again.")
@@ -112,9 +113,9 @@ def table_run(job: TableJob) -> dict[str, Any]:
 def check_testable(config: Mapping[str, Any]) -> None:
     """Raise :class:`RunError` if the test split of a run has no labels: a table would have nothing to show for it."""
     import_modules(config["imports"])
-    data = config["data"]
-    corpus = open_corpus(data["name"], data["raw"], **data["options"])
-    protocol = corpus.with_tasks(corpus.protocol(data["protocol"]), data["tasks"])
+    data = section_from("data", config["data"])
+    corpus = open_corpus(data.name, data.raw, **data.options)
+    protocol = corpus.with_tasks(corpus.protocol(data.protocol), data.tasks)
     if check_splits(protocol, corpus.conversations(protocol)):
         raise RunError(f"{protocol.id}: the test split has no labels, so that a table has no scores to show")
 

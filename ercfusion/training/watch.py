@@ -6,7 +6,7 @@ import heapq
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from ercfusion._core import progress
 from ercfusion._core.errors import RunError
 from ercfusion.batch.kinds import KINDS, task_kind
+from ercfusion.config.sections import Training
 from ercfusion.records.record import RECORD, read_record
 from ercfusion.training.callbacks import HISTORY, best_row, read_history
 
@@ -30,18 +31,19 @@ class WatchedRun:
 
     Args:
         name: For people.
-        config: Of the run.
+        training: How it is trained.
+        model: The preset of its model.
         folder: Of the run.
     """
 
-    def __init__(self, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, name: str, training: Training, model: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        self.max_epochs: int = config["training"]["max_epochs"]
-        self.may_stop_early = bool(config["training"]["patience"])
-        self.metric: str | None = config["training"]["metric"]
+        self.max_epochs = training.max_epochs
+        self.may_stop_early = bool(training.patience)
+        self.metric = training.metric
         # Runs of one kind take about the same time; the first kind is the narrower one.
-        self.kinds = (re.sub(r"[,;]?\s*\bseed[ =]\S+", "", name), config["preset"]["model"])
+        self.kinds = (re.sub(r"[,;]?\s*\bseed[ =]\S+", "", name), model)
         self.complete = (folder / RECORD).is_file()
         self.begun: float | None = None
         self.ended: float | None = None

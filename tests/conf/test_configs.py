@@ -139,7 +139,7 @@ def test_wrong_options_of_a_model_are_refused_before_anything_is_loaded(composer
         composer.compose(composer.settings(str(tmp_path / "best.yaml")))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("# @package _global_\nmodel:\n  name: cogmen\n  hiden: 3\n")
-    with pytest.raises(ConfigError, match=r"model 'cogmen' has no option 'hiden'\. Did you mean 'hidden'\?"):
+    with pytest.raises(ConfigError, match=r"model 'cogmen' has no setting 'hiden'\. Did you mean 'hidden'\?"):
         Composer("train", str(tmp_path)).compose(["model=mine"])
 
 

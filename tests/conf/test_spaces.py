@@ -12,6 +12,7 @@ from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.architectures import space_of
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import override_text
+from ercfusion.config.settings import Config
 from ercfusion.models import ARCHITECTURES
 from ercfusion.search.config import check_candidate, compose_sweep
 from ercfusion.search.space import ends, holds, setting, with_settings
@@ -45,7 +46,7 @@ def test_both_ends_of_every_range_are_settings_that_the_model_takes(name: str, c
             assert (dimension["low"], dimension["high"]) == (float(content[key]["low"]), float(content[key]["high"]))
         assert holds(dimension, setting(config, key)), f"{key}: the default is not in the space"
         for value in ends(dimension):
-            check_candidate(with_settings(config, {key: value}), INPUTS)
+            check_candidate(Config.from_dict(with_settings(config, {key: value})), INPUTS)
     # The command line takes them, too: all first values at once, all second ones, ...
     for place in range(max(len(ends(dimension)) for dimension in config["space"].values())):
         values = {key: ends(dimension)[place % len(ends(dimension))] for key, dimension in config["space"].items()}
@@ -54,7 +55,8 @@ def test_both_ends_of_every_range_are_settings_that_the_model_takes(name: str, c
     # Widths and heads have to go together: all corners, not one end at a time.
     structural = [key for key in config["space"] if key.startswith("model.") and "choices" in config["space"][key]]
     for corner in itertools.product(*(ends(config["space"][key]) for key in structural)):
-        check_candidate(with_settings(config, dict(zip(structural, corner, strict=True))), INPUTS)
+        changed = with_settings(config, dict(zip(structural, corner, strict=True)))
+        check_candidate(Config.from_dict(changed), INPUTS)
 
 
 @pytest.mark.parametrize("arguments", [["model=cogmen", "data=meld"], ["model=bclstm", "data=meld"], ["data=demo"]])

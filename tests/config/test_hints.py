@@ -23,6 +23,8 @@ from ercfusion._core.errors import RunError
 from ercfusion.config.compose import Composer
 from ercfusion.config.hints import PLACES
 from ercfusion.config.overrides import parse
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from
 from ercfusion.testing.twins import write_twin
 
 # A folder as people call them, and worse.
@@ -242,7 +244,11 @@ def test_the_best_settings(nasty: Path, capsys: Any) -> None:
     from ercfusion.search.results import write_best
 
     plan: Any = SimpleNamespace(
-        config={"typed": {"data": "demo", "model": "concat"}, "preset": {"model": "concat", "data": "demo"}, "seed": 0},
+        typed={"data": "demo", "model": "concat"},
+        run=SimpleNamespace(
+            preset=SimpleNamespace(model="concat", data="demo"),
+            root=SimpleNamespace(seed=0),
+        ),
         metric="nll",
         name="mine",
         folder=nasty,
@@ -271,7 +277,7 @@ def trained_on(arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatc
     found: list[Path] = []
 
     def look(config: Any, folder: Path) -> None:
-        tables = load_data(config["data"]).tables
+        tables = load_data(section_from("data", config["data"])).tables
         found.extend(Path(table.source["pack"]) for table in tables if table.modality == "audio")
         raise EnoughError("enough")
 
@@ -352,7 +358,7 @@ def test_another_release(
     stub_text_encoder(monkeypatch, nasty / "packs")
     raw = write_twin("meld", nasty / "meld")
     caplog.set_level("WARNING", "ercfusion")
-    load_data(Composer("train").compose(["data=meld", f"data.raw={raw}", "data.modalities=[text]"])["data"])
+    load_data(Data(name="meld", raw=str(raw), modalities=("text",)))
     # place: other release
     again = printed(caplog.text, "doctor")
     status, out, err = command(doctor.main, again, capsys)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from runs import stub_text_encoder
 
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.bound import bound_protocol, differences_from_card
 from ercfusion.data.corpus import Corpus, Protocol
@@ -45,16 +46,8 @@ def test_other_files_get_another_protocol(
 ) -> None:
     raw = dyadic(tmp_path / "meld")
     stub_text_encoder(monkeypatch, tmp_path / "packs")
-    settings = {
-        "name": "meld",
-        "raw": str(raw),
-        "tasks": None,
-        "modalities": None,
-        "encoder": "all-MiniLM-L6-v2",
-        "packs": {},
-    }
     with caplog.at_level(logging.WARNING, "ercfusion"):
-        data = load_data({**settings, "protocol": "3way", "options": {}})
+        data = load_data(Data(name="meld", raw=str(raw), protocol="3way"))
     assert data.protocol.id == "meld/3way-other"
     assert data.protocol.task == open_corpus("meld").protocol("3way").task
     assert "recorded as meld/3way-other, and tables do not mix it with meld/3way" in caplog.text

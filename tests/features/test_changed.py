@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_reuse import replaced
 
 from ercfusion import doctor, evaluate, train
 from ercfusion._core.errors import PackError
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.pack import read_manifest
 from ercfusion.data.recordings import State, compare_all, source_of
@@ -39,9 +41,8 @@ def pack_of(raw: Path) -> Path:
     return extract_pack(corpus, corpus.protocol(), loudness()).folder
 
 
-def settings(raw: Path, pack: Path | str) -> dict[str, Any]:
-    shared = {"protocol": None, "encoder": "all-MiniLM-L6-v2", "options": {}, "tasks": None, "modalities": ["audio"]}
-    return {"name": "custom", "raw": str(raw), "packs": {"audio": str(pack)}, **shared}
+def settings(raw: Path, pack: Path | str) -> Data:
+    return Data(name="custom", raw=str(raw), modalities=("audio",), packs={"audio": str(pack)})
 
 
 def first_recording(raw: Path) -> Path:
@@ -74,7 +75,7 @@ def test_what_was_trained_with_it_goes_on(raw: Path, caplog: pytest.LogCaptureFi
 
 def test_the_pack_in_the_corpus_is_compared_too(raw: Path) -> None:
     shutil.copytree(pack_of(raw), raw / "packs" / "audio")
-    asked = {**settings(raw, ""), "packs": {}}
+    asked = replace(settings(raw, ""), packs={})
     load_data(asked)
     replaced(first_recording(raw))
     with pytest.raises(PackError, match=r"packs.audio: 1 of \d+ recordings were changed"):

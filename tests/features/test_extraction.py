@@ -141,20 +141,6 @@ def test_a_pack_of_an_own_corpus_survives_what_it_was_not_made_of(tmp_path: Path
 
 
 @pytest.mark.usefixtures("here")
-def test_a_pack_that_was_named_after_the_files_is_found(tmp_path: Path, monkeypatch: Any) -> None:
-    corpus = open_corpus("custom", write_custom(tmp_path / "mine", sizes={"train": 3, "dev": 1, "test": 1}))
-    # As earlier versions bound packs.
-    monkeypatch.setattr(type(corpus), "source_fingerprint", lambda self, source=None: self.fingerprint())
-    old = extract_pack(corpus, corpus.protocol(), loudness(), workers=1)
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    again = extract_pack(corpus, corpus.protocol(), loudness(), workers=1)
-    assert (again.folder, again.found) == (old.folder, True)
-    splits = corpus.conversations(corpus.protocol())
-    assert find_pack(corpus, loudness(), "audio", splits) == old.folder
-
-
-@pytest.mark.usefixtures("here")
 def test_sequences_and_parts_of_one_recording(corpus: Recordings, tmp_path: Path) -> None:
     made = extract(corpus, loudness(level="sequence"), out=tmp_path / "mine")
     assert made.folder == tmp_path / "mine"

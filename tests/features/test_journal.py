@@ -97,15 +97,3 @@ def test_the_checksum_covers_the_head_too(tmp_path):
     path.write_bytes(data)
     with Journal(path) as journal:
         assert not journal.entries  # it and what follows are done again
-
-
-def test_journals_of_the_first_version_are_read(tmp_path):
-    import struct
-    import zlib
-
-    body = b'["", 0.5, null]' + np.ones((1, 2), "<f4").tobytes()
-    head = struct.Struct("<4sIIIIBI").pack(b"ERC1", 7, 1, 2, 15, 0, zlib.crc32(body))
-    (tmp_path / "journal.bin").write_bytes(head + body)
-    with Journal(tmp_path / "journal.bin") as journal:
-        assert journal.values(7).tolist() == [[1.0, 1.0]]
-        assert journal.entries[7].seconds == 0.5

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from test_extraction import content
 
 from ercfusion._core.errors import PackError
 from ercfusion._core.files import sha256_of
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.pack import MANIFEST, RECORDINGS, read_manifest, read_pack
 from ercfusion.data.recordings import source_of
@@ -338,23 +340,15 @@ def test_texts_that_change(tmp_path: Path) -> None:
 
     first, out = make(), tmp_path / "pack"
     make(out=out)
-    settings = {
-        "name": "custom",
-        "raw": str(raw),
-        "protocol": None,
-        "encoder": "",
-        "options": {},
-        "tasks": None,
-        "modalities": None,
-    }
-    load_data({**settings, "packs": {"text": str(out)}})
+    settings = Data(name="custom", raw=str(raw), encoder="")
+    load_data(replace(settings, packs={"text": str(out)}))
     table = raw / "utterances.csv"
-    text = load_data({**settings, "packs": {"text": str(out)}}).splits["test"][0].turns[0].text
+    text = load_data(replace(settings, packs={"text": str(out)})).splits["test"][0].turns[0].text
     assert text
     table.write_text(table.read_text().replace(text, f"NOT {text}", 1))
     for place in (out, first.folder):
         with pytest.raises(PackError, match="made from another version of the corpus 'custom'"):
-            load_data({**settings, "packs": {"text": str(place)}})
+            load_data(replace(settings, packs={"text": str(place)}))
     with pytest.raises(PackError, match=r"another version.*--fresh"):
         make(out=out)
     again = make()
@@ -419,58 +413,6 @@ def test_versions_of_a_tool_are_not_mixed(
             extract(corpus, log, **options)
         assert content(pack) == before
     assert read_manifest(extract(corpus, log, fresh=True).folder)["tool_version"] == "2"
-
-
-def older(pack: Path) -> None:
-    """As earlier versions wrote packs."""
-    (pack / RECORDINGS).unlink()
-    manifest = read_manifest(pack)
-    del manifest["files"][RECORDINGS]
-    (pack / MANIFEST).write_text(json.dumps(manifest))
-
-
-def test_a_pack_without_a_list(corpus: Recordings, log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of an earlier version: left alone, and compared as a whole by ``retry``."""
-    still, lost = corpus.root() / "talk0-0.wav", corpus.root() / "talk0-1.wav"
-    sound = lost.read_bytes()
-    lost.unlink()
-    pack = extract(corpus, log).folder
-    older(pack)
-    read_again(log)
-    with caplog.at_level(logging.INFO, "ercfusion"):
-        assert extract(corpus, log).found
-    assert "before packs listed their recordings" in caplog.text
-    lost.write_bytes(sound)
-    extract(corpus, log, retry=True)
-    assert read_again(log) == ["talk0-1.wav"]
-    assert content(pack) == fresh(corpus, log)
-    older(pack)
-    replaced(still, quiet=True)
-    extract(corpus, log, retry=True)
-    assert len(read_again(log)) == 12
-    assert content(pack) == fresh(corpus, log)
-
-
-def test_a_journal_of_an_earlier_version(corpus: Recordings, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no sizes and times: contents are compared."""
-    from ercfusion.features import journal
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ercfusion.features.extraction._assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(
-            journal.json,
-            "dumps",
-            lambda value, original=json.dumps, **more: original(
-                [*value[:2], value[2][:2]] if isinstance(value, list) and isinstance(value[2], list) else value, **more
-            ),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            extract(corpus, log)
-    read_again(log)
-    replaced(corpus.root() / "talk2-0.wav", quiet=True)
-    made = extract(corpus, log)
-    assert read_again(log) == ["talk2-0.wav"]
-    assert content(made.folder) == fresh(corpus, log)
 
 
 def test_what_compares_a_turn_with_the_others_is_found_out_again(

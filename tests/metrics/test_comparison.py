@@ -11,6 +11,7 @@ from scipy import stats
 from ercfusion.metrics.classification import ClassCounts, macro_f1
 from ercfusion.metrics.comparison import (
     RandomizationTest,
+    _exact_in_single,
     _holm_errors,
     compare_all,
     holm,
@@ -397,3 +398,18 @@ def test_without_an_interval_nothing_is_shown() -> None:
     assert np.isnan([found.low, found.high]).all()
     assert not found.shown
     assert found.certain
+
+
+def test_float32_is_taken_only_where_it_adds_without_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(-400, 400, size=(40, 9)) / 2
+    assert _exact_in_single(counts)
+    signs = rng.choice([-1.0, 1.0], size=(200, 40))
+    assert np.array_equal(signs @ counts, signs.astype(np.float32) @ counts.astype(np.float32))
+    assert _exact_in_single(np.zeros((0, 9)))
+    assert not _exact_in_single(counts + 0.25)
+    assert not _exact_in_single(np.array([[2.0**22], [-(2.0**22)]]))  # 2 ** 23 and a half need 25 bits
+    sides = matrices(3, 30, 1), matrices(3, 30, 2, right=1)
+    fast = paired_randomization(*sides, macro, 300)
+    monkeypatch.setattr("ercfusion.metrics.comparison._exact_in_single", lambda half: False)
+    assert fast == paired_randomization(*sides, macro, 300)

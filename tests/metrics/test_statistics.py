@@ -16,6 +16,7 @@ from ercfusion.metrics.registry import metric_names, scores
 from ercfusion.metrics.statistics import (
     DifferenceIntervals,
     _seed_variance,
+    _weights,
     conversation_bootstrap,
     counted_conversations,
     difference_interval,
@@ -494,3 +495,16 @@ def test_parts_do_not_change_two_levels(monkeypatch: pytest.MonkeyPatch) -> None
     whole = difference_interval(sums, other, macro, resamples=100)
     monkeypatch.setattr("ercfusion.metrics.statistics._CHUNK", 1000)
     assert difference_interval(sums, other, macro, resamples=100) == pytest.approx(whole, abs=1e-12)
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parts are, and after whatever was drawn before."""
+    for batch in (300, 7):
+        kept = list(_weights(batch, 50, 2**17, 3))
+        assert len(kept) == 2
+        assert kept[0].dtype == np.float64
+        assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, batch, 3))))
+        assert not np.array_equal(kept[0], next(_weights(batch, 50, 2**17, 4)))
+        with monkeypatch.context() as patch:
+            patch.setattr("ercfusion.metrics.statistics._KEPT", 0)
+            assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, 2**17, 3))))

@@ -139,7 +139,7 @@ def test_any_modalities_will_do(name: str, widths: dict[str, int]) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match=r"no architecture 'cogman'. Did you mean 'cogmen'\?"):
         architecture_class("cogman")
-    with pytest.raises(ConfigError, match=r"model 'cogmen' has no option 'hiden'. Did you mean 'hidden'\?"):
+    with pytest.raises(ConfigError, match=r"model 'cogmen' has no setting 'hiden'. Did you mean 'hidden'\?"):
         build_architecture("cogmen", InputSpec(WIDTHS), {"hiden": 3})
     with pytest.raises(ConfigError, match=r"model\.direction must be one of paper, released; found 'back'"):
         build_architecture("cogmen", InputSpec(WIDTHS), {"direction": "back"})

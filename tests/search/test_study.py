@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from ercfusion._core.errors import RunError, TrainingError
+from ercfusion.config.compose import Composer
+from ercfusion.config.sections import Sweep
+from ercfusion.config.settings import section_to
 from ercfusion.search import study as studies
 from ercfusion.search.study import Plan
 
@@ -19,13 +22,9 @@ SPACE = {"x.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "x.kind": {"choices":
 
 
 def plan(folder: Path, place: str = "00000001", storage: str | None = None, **sweep: Any) -> Plan:
-    settings = {"trials": 4, "seed": 0, "sampler": "random", "pruner": "none", "warmup": None, "startup": 5}
-    config = {
-        "space": SPACE,
-        "sweep": {**settings, **sweep},
-        "training": {"max_epochs": 8},
-        "x": {"lr": 1e-3, "kind": ["b"]},
-    }
+    settings = Sweep(**{"trials": 4, "sampler": "random", "pruner": "none", **sweep})
+    own = {"space": SPACE, "sweep": section_to(settings), "x": {"lr": 1e-3, "kind": ["b"]}}
+    config = {**Composer().compose(["training.max_epochs=8"]), **own}
     return Plan(folder, config, storage, "study", place, "weighted_f1")
 
 

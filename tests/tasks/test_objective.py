@@ -20,7 +20,7 @@ from ercfusion.config.compose import Composer
 from ercfusion.config.fields import setting
 from ercfusion.config.schema import run_config
 from ercfusion.config.settings import fields_in, flat, section_from, section_of, section_to
-from ercfusion.config.terms import TASK_LOSSES, TERMS, Term, term
+from ercfusion.config.terms import TERMS, Term, term
 from ercfusion.losses import adaptive_triplet_loss, focal_loss, supervised_contrastive, triplet_loss, variance_loss
 from ercfusion.losses.reference import class_balanced_weights_reference
 from ercfusion.search.config import compose_sweep
@@ -349,8 +349,10 @@ def test_presets_say_only_what_differs() -> None:
         own = yaml.safe_load(path.read_text())
         assert {key: value for key, value in flat(found).items() if flat(default).get(key) != value} == flat(own)
         if path.stem != "metric_learning":
-            assert found["loss"] == (path.stem if path.stem in TASK_LOSSES else "cross_entropy")
-            assert (found["weights"].get(path.stem, 0) > 0) == (path.stem in TERMS)
+            assert found["loss"] == path.stem
+    for name in TERMS:
+        found = composer.compose(["model=concat", f"objective={name}"])["objective"]
+        assert flat(found) == {**flat(default), f"weights.{name}": 0.1}
 
 
 def test_defaults_of_a_term_are_those_of_its_function() -> None:

@@ -21,7 +21,7 @@ from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
 from ercfusion.config.sections import Training
-from ercfusion.config.settings import Model
+from ercfusion.config.settings import Model, section_from
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
@@ -285,7 +285,7 @@ def test_class_weights_by_name_decide_and_can_be_read_again(tmp_path: Path, caps
 def test_outputs_that_are_not_finite_are_named() -> None:
     from ercfusion._core.errors import TrainingError
     from ercfusion.testing import make_task
-    from ercfusion.training.run import check_finite
+    from ercfusion.training.checks import check_finite
 
     task = make_task()
     answers = checks.constant_answers(random_store((3, 5), tasks=[task]), task)
@@ -357,7 +357,7 @@ def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys
     from ercfusion.records.record import rounded_scores
     from ercfusion.tasks.recognizer import Recognizer
 
-    store = load_data(record["config"]["data"]).store("test")
+    store = load_data(section_from("data", record["config"]["data"])).store("test")
     store.available[:, 1] = False
     assert rounded_scores(Recognizer.from_pretrained(folder / "model").predict(store)) == report["metrics"]
 

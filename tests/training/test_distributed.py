@@ -114,6 +114,7 @@ def test_every_process_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("no_pictures")
 def test_torchrun(tmp_path: Path) -> None:
     settings = [*SETTINGS, "training.max_epochs=2", "training.metric=nll", "training.accumulate_grad_batches=2"]
+    settings.append("data.tasks=[emotion,valence]")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ercfusion.train"]
     more = ["trainer=ddp", "trainer.accelerator=cpu", f"output={tmp_path / 'out'}"]
     done = python(*launch, *settings, *more, timeout=240)
@@ -121,8 +122,15 @@ def test_torchrun(tmp_path: Path) -> None:
     (two,) = (tmp_path / "out" / "train" / "cogmen-demo").iterdir()
     assert done.stdout.splitlines()[-1] == str(two)
     assert done.stderr.count("epoch 1/2") == 1
-    train(tmp_path / "one", *settings)
+    record = train(tmp_path / "one", *settings)
     assert_close(two, tmp_path / "one")
+    for row, other in zip(history(two), history(tmp_path / "one"), strict=True):
+        for name in ("train/valence", "dev/valence:nll"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
+    found, expected = (
+        one["others"]["valence"]["metrics"]["test"]["nll"] for one in (read(two / "record.json"), record)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def srun(*arguments: str) -> list[tuple[int, str, str]]:

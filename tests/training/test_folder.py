@@ -12,6 +12,7 @@ from runs import TINY, command, read, refused, train
 
 from ercfusion._core.errors import RunError
 from ercfusion.config.compose import Composer
+from ercfusion.config.settings import Config
 from ercfusion.train import main
 from ercfusion.training import folder as module
 from ercfusion.training.folder import (
@@ -125,6 +126,6 @@ def test_a_folder_with_anything_of_somebody_elses_is_not_new(tmp_path: Path) -> 
 
 
 def test_the_folder_of_a_class_has_no_colon_in_its_name(config: dict[str, Any], tmp_path: Path) -> None:
-    preset = {**config["preset"], "model": "my_models:Gated"}
-    found = module.free_folder({**config, "preset": preset, "output": str(tmp_path)}, "train")
+    changed = {"preset": {**config["preset"], "model": "my_models:Gated"}, "output": str(tmp_path)}
+    found = module.free_folder(Config.from_dict({**config, **changed}), "train")
     assert found.parent.name == f"my_models.Gated-{config['data']['name']}"

@@ -14,6 +14,7 @@ from runs import TINY, StubEncoder, assert_same_run, keep_states, stub_text_enco
 from ercfusion._core import progress
 from ercfusion._core.progress import duration
 from ercfusion.config.compose import Composer
+from ercfusion.config.sections import Training
 from ercfusion.testing.twins import write_twin
 from ercfusion.training.callbacks import HISTORY, write_history
 from ercfusion.training.many import RunJob, prepare_packs, train_many, train_run
@@ -122,8 +123,7 @@ def clock() -> Clock:
 
 def watched(folder: Path, name: str, epochs: int = 10, patience: int = 0, model: str = "concat") -> WatchedRun:
     folder.mkdir(exist_ok=True)
-    training = {"max_epochs": epochs, "patience": patience, "metric": None}
-    return WatchedRun(name, {"training": training, "preset": {"model": model}}, folder)
+    return WatchedRun(name, Training(max_epochs=epochs, patience=patience), model, folder)
 
 
 def epochs_done(run: WatchedRun, count: int, now: float, seconds: float = 1.0) -> None:

@@ -16,7 +16,8 @@ from runs import TINY, command, read, refused
 from ercfusion import doctor
 from ercfusion._core.errors import ConfigError, PackError, RunError
 from ercfusion.config.compose import Composer
-from ercfusion.config.settings import section_of
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from, section_of
 from ercfusion.data import open_corpus
 from ercfusion.data.pack import MANIFEST, read_manifest, read_pack
 from ercfusion.data.provenance import leaks
@@ -35,11 +36,8 @@ SMALL = ("training.bootstrap=50", "training.threads=1", "trainer=cpu", "training
 NET = ("model.channels=2", "model.embedding=16", "training.max_epochs=2", "training.batch_size=16")
 
 
-def data_settings(corpus: Path, protocol: str | None = None, **packs: str) -> dict[str, Any]:
-    return {
-        **{"name": "emodb", "raw": str(corpus), "protocol": protocol, "tasks": None, "modalities": None, "encoder": ""},
-        **{"packs": packs, "options": {}},
-    }
+def data_settings(corpus: Path, protocol: str | None = None, **packs: str) -> Data:
+    return Data(name="emodb", raw=str(corpus), protocol=protocol, encoder="", packs=packs)
 
 
 class Place:
@@ -157,7 +155,7 @@ def test_the_run_exports_what_the_model_says(place: Place) -> None:
     np.testing.assert_allclose(np.linalg.norm(table.values, axis=1), 1, atol=1e-6)
     recognizer = Recognizer.from_pretrained(place.run / "model")
     assert recognizer.probe
-    loaded = load_data(record["config"]["data"])
+    loaded = load_data(section_from("data", record["config"]["data"]))
     for split in ("train", "dev", "test"):
         for conversation in loaded.splits[split][:3]:
             store = type(loaded.store(split))([conversation], loaded.tables, [loaded.protocol.task])
@@ -255,7 +253,10 @@ def test_any_model_can_export(tmp_path: Path) -> None:
     manifest = read_manifest(folder / "packs" / "visual")
     assert manifest["missing"]  # the generated corpus lacks modalities here and there
     assert {entry["reason"] for entry in manifest["missing"]} == {"without visual features"}
-    utterances = sum(sum(map(len, part)) for part in load_data(read(folder / "config.json")["data"]).splits.values())
+    utterances = sum(
+        sum(map(len, part))
+        for part in load_data(section_from("data", read(folder / "config.json")["data"])).splits.values()
+    )
     assert manifest["keys"] + len(manifest["missing"]) == utterances
 
 

@@ -17,7 +17,7 @@ from test_checks import write_corpus
 
 from ercfusion._core.errors import ResumeError, RunError
 from ercfusion.config.sections import CHOICES, SECTIONS
-from ercfusion.config.settings import decides, fields_in
+from ercfusion.config.settings import decides, fields_in, section_from
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
 from ercfusion.data.pack import read_manifest, write_pack
@@ -275,7 +275,7 @@ def test_settings_by_what_they_may_do(place: Path) -> None:
 
 
 def test_data_by_its_parts(place: Path) -> None:
-    identity = load_data(read(place / "killed" / "config.json")["data"]).identity
+    identity = load_data(section_from("data", read(place / "killed" / "config.json")["data"])).identity
     assert set(identity) == {
         *("corpus", "protocol", "task", "files of custom", "features audio", "keys of the features audio"),
         *(f"{what} of the {split} split" for what in ("labels", "utterances") for split in ("train", "dev", "test")),
@@ -292,7 +292,7 @@ def test_data_by_its_parts(place: Path) -> None:
 
 
 def test_features_without_a_pack_are_read(place: Path) -> None:
-    settings = read(place / "killed" / "config.json")["data"]
+    settings = section_from("data", read(place / "killed" / "config.json")["data"])
     data, other = load_data(settings), load_data(settings)
     for one in (data, other):
         one.tables[0].source.clear()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ercfusion._core.errors import RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
-from ercfusion.config.settings import Config
+from ercfusion.config.settings import Config, section_from
 from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.metrics.labels import best_thresholds
 from ercfusion.metrics.registry import scores
@@ -113,7 +113,7 @@ def oracle(matrix: np.ndarray) -> dict[str, float]:
 def test_the_record_alone_gives_the_scores(finished_run: Path, split: str) -> None:
     record = read_record(finished_run)
     part = record["splits"][split]
-    data = load_data(record["config"]["data"])
+    data = load_data(section_from("data", record["config"]["data"]))
     lengths = {conversation.id: len(conversation) for conversation in data.splits[split]}
     assert set(part["confusion"]) == set(lengths)
     task = TaskSpec.from_dict(record["task"])
@@ -139,7 +139,7 @@ def test_predictions_agree_with_the_metrics(finished_run: Path) -> None:
 
 def test_the_saved_model_predicts_the_same(finished_run: Path) -> None:
     record = read_record(finished_run)
-    store = load_data(record["config"]["data"]).store("test")
+    store = load_data(section_from("data", record["config"]["data"])).store("test")
     recognizer = Recognizer.from_pretrained(finished_run / "model")
     stored = read_predictions(finished_run / "predictions.parquet", recognizer.task)["test"]
     np.testing.assert_allclose(recognizer.predict(store).output, stored.output, atol=1e-6)
@@ -152,7 +152,7 @@ def test_no_text_leaves_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stub_text_encoder(monkeypatch, tmp_path / "packs")
     raw = write_twin("meld", tmp_path / "meld")
     assert main(["model=concat", "data=meld", f"data.raw={raw}", "training.max_epochs=1", f"run={tmp_path}/r"]) == 0
-    data = load_data(read(tmp_path / "r" / "config.json")["data"])
+    data = load_data(section_from("data", read(tmp_path / "r" / "config.json")["data"]))
     texts = {turn.text for part in data.splits.values() for c in part for turn in c.turns if turn.text}
     assert len(texts) > 10
     written = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
@@ -203,7 +203,7 @@ def test_statistics_come_from_the_training_split_alone(tmp_path: Path) -> None:
     assert one["metrics"]["test"] != other["metrics"]["test"]
     weights = [load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "other")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    store = load_data(one["config"]["data"]).store("train")
+    store = load_data(section_from("data", one["config"]["data"])).store("train")
     for column, name in enumerate(("text", "audio", "visual")):
         rows = store.features[name][store.available[:, column]].numpy().astype(np.float64)
         assert len(rows) < store.num_utterances  # some are missing, and must not count as zeros
@@ -215,7 +215,7 @@ def test_statistics_come_from_the_training_split_alone(tmp_path: Path) -> None:
 def test_thresholds_are_chosen_on_dev(tmp_path: Path) -> None:
     record = train(tmp_path / "run", "model=concat", "data=demo/multilabel", "training.max_epochs=2")
     recognizer = Recognizer.from_pretrained(tmp_path / "run" / "model")
-    data = load_data(record["config"]["data"])
+    data = load_data(section_from("data", record["config"]["data"]))
     kept = np.asarray(recognizer.predict(data.store("dev")).thresholds)
     chosen = {split: best_thresholds(recognizer.predict(data.store(split))) for split in ("dev", "test")}
     np.testing.assert_allclose(kept, chosen["dev"], atol=1e-6)
@@ -224,7 +224,9 @@ def test_thresholds_are_chosen_on_dev(tmp_path: Path) -> None:
 
 def initial(*settings: str) -> Recognizer:
     config = Composer().compose([*TINY, "model=bclstm", *settings])
-    return run.build_recognizer(Config.from_dict(config), load_data(config["data"]).store("train"))
+    return run.build_recognizer(
+        Config.from_dict(config), load_data(section_from("data", config["data"])).store("train")
+    )
 
 
 def test_initial_weights_depend_on_the_seed() -> None:
@@ -430,11 +432,11 @@ def test_a_run_folder_that_is_not_empty_is_left_alone(tmp_path: Path, capsys: py
 
 @pytest.mark.usefixtures("no_pictures")
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    config = {"seed": 4, "run": None, "output": str(tmp_path), "preset": {"model": "m"}, "data": {"name": "d"}}
+    config = Config.from_dict(Composer().compose(["model=concat", f"output={tmp_path}"]))
     made = [run.free_folder(config, "train", "-seed4") for _ in range(4)]
     assert len(set(made)) == 4
     assert all(re.fullmatch(r"\d{8}-\d{6}-seed4(-\d)?", folder.name) for folder in made)
-    assert {folder.parent for folder in made} == {tmp_path / "train" / "m-d"}
+    assert {folder.parent for folder in made} == {tmp_path / "train" / "concat-demo"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ercfusion._core.errors import ConfigError
-from ercfusion.config.corpora import CORPORA
+from ercfusion.config.corpora import CORPORA, check_corpus_options
 from ercfusion.data.corpus import Corpus
 
 
@@ -36,5 +36,11 @@ def register(name: str, target: str) -> None:
 
 
 def open_corpus(name: str, raw: str | os.PathLike[str] | None = None, **options: Any) -> Corpus:
-    """A corpus by name, reading from ``raw`` (see :class:`ercfusion.data.corpus.Corpus`)."""
-    return corpus_class(name)(raw, **options)
+    """A corpus by name, reading from ``raw`` (see :class:`ercfusion.data.corpus.Corpus`).
+
+    Raises:
+        ConfigError: unknown name or option (the message names the nearest), or an option's value that does not fit.
+    """
+    found = corpus_class(name)
+    check_corpus_options(name, options)
+    return found(raw, **options)

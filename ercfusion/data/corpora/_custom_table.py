@@ -27,8 +27,6 @@ from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, re
 REQUIRED = ("conversation", "turn")
 MISSING: frozenset[str] = frozenset({"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "NULL", "null"})
 """Words that other programs write into empty cells."""
-ORDERS = ("turn", "start", "file")
-"""What may decide on the order of turns: a column, or the order of the rows."""
 RECORDINGS = ("audio", "video")
 _READ = ("start", "end", *RECORDINGS)
 _SPLIT_NAMES: Mapping[str, str] = {
@@ -49,25 +47,18 @@ class Options:
     order: str | None = None
 
     def __post_init__(self) -> None:
-        if self.split_seed is not None and (not isinstance(self.split_seed, int) or isinstance(self.split_seed, bool)):
-            raise ConfigError(f"data.options.split_seed must be a whole number, found {self.split_seed!r}")
         if self.encoding is not None:
             try:
-                b"ab".decode(str(self.encoding))  # of nothing, Python would not ask for the codec
+                b"ab".decode(self.encoding)  # of nothing, Python would not ask for the codec
             except UnicodeDecodeError:
                 pass  # an encoding in which two bytes are no text
             except (LookupError, UnicodeError):  # the second from codecs that are no encodings of a text
                 known = ["utf-8", "cp1252", "utf-16", "gb18030", "shift_jis", "cp949", "cp1251"]
                 raise ConfigError(
                     f"data.options.encoding={self.encoding}: there is no such encoding. "
-                    f"{did_you_mean(str(self.encoding), known)}"
+                    f"{did_you_mean(self.encoding, known)}"
                 ) from None
-        words = [self.missing] if isinstance(self.missing, str) else self.missing or ()
-        if not isinstance(words, list | tuple):
-            raise ConfigError(f"data.options.missing must be a list of words, found {self.missing!r}")
-        object.__setattr__(self, "missing", tuple(str(word).strip() for word in words))
-        if self.order is not None and self.order not in ORDERS:
-            raise ConfigError(f"data.options.order={self.order} is unknown. {did_you_mean(str(self.order), ORDERS)}")
+        object.__setattr__(self, "missing", tuple(str(word).strip() for word in self.missing))
 
 
 @dataclass

@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
-from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError, did_you_mean
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError
+from ercfusion.config.options import Range
 from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, TargetReader, read_settings, target_readers
@@ -92,23 +93,27 @@ class CustomCorpus(Corpus):
     Args:
         raw: The folder.
         split_seed: The seed of what is drawn: where the table has no column ``split``, 80 % train, 10 % dev and 10 %
-            test by conversation (at least one each, from three on); dev, where the column names none. 0 by default.
-        encoding: Of the table, for example ``cp1252``; UTF-8 by default.
-        missing: More words that stand for a missing value, besides those of ``MISSING`` (``NA``, ``NaN``, ...).
-        order: What decides on the order of turns, ``turn``, ``start`` or ``file``; by default the numbers in ``turn``,
-            or ``start`` where ids are no numbers.
+            test by conversation (at least one each, from three on); dev, where the column names none. None is 0.
+        encoding: Of the table, for example ``cp1252``; None is UTF-8.
+        missing: More words that stand for a missing value, besides ``NA``, ``NaN``, ``NULL`` and the like.
+        order: What decides on the order of turns: a column, or the order of the rows (``file``). None takes the numbers
+            in ``turn``, or ``start`` where ids are no numbers.
 
     Raises:
-        ConfigError: an unknown setting, or a value that cannot be used.
+        ConfigError: there is no such encoding.
     """
 
-    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        known = ["split_seed", "encoding", "missing", "order"]
-        for option in options:
-            if option not in known:
-                raise ConfigError(f"corpus 'custom' has no setting {option!r}. {did_you_mean(option, known)}")
+    def __init__(
+        self,
+        raw: str | os.PathLike[str] | None = None,
+        *,
+        split_seed: Annotated[int, Range(-(1 << 63), (1 << 63) - 1)] | None = None,
+        encoding: str | None = None,
+        missing: Sequence[str] = (),
+        order: Literal["turn", "start", "file"] | None = None,
+    ) -> None:
         super().__init__(raw)
-        self._options = Options(**options)
+        self._options = Options(split_seed, encoding, tuple(missing), order)
         self._card: CorpusCard | None = None
 
     def root(self) -> Path:

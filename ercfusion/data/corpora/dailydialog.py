@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.batch.labels import get_schema
@@ -97,8 +97,8 @@ class DailyDialogCorpus(Corpus):
         )
     }
 
-    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        super().__init__(raw, **options)
+    def __init__(self, raw: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(raw)
         try:
             released = bool(self._split_files())
         except CorpusNotFoundError:

@@ -13,13 +13,14 @@ import os
 import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.options import IfGiven, Range
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
 from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, Bools, C, Floats, Process, Sample, draw
@@ -104,6 +105,9 @@ def _protocols(*protocols: Protocol) -> Mapping[str, Protocol]:
     return MappingProxyType({protocol.id: protocol for protocol in protocols})
 
 
+_Size = Annotated[int | None, Range(1, 100_000_000), IfGiven]
+
+
 class DemoCorpus(Corpus):
     """Generated conversations with six emotions and the features text (24), audio (16) and visual (16 dimensions).
 
@@ -113,11 +117,11 @@ class DemoCorpus(Corpus):
 
     Args:
         raw: Must be None: there are no files.
-        seed: Non-negative; which sample is drawn.
-        train, dev, test: Number of conversations, at least 1; None takes the protocol's own.
+        seed: Which sample is drawn.
+        train, dev, test: Number of conversations of the split; None takes the protocol's own.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value out of its range.
+        ConfigError: ``raw`` is not None.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -151,25 +155,16 @@ class DemoCorpus(Corpus):
         self,
         raw: str | os.PathLike[str] | None = None,
         *,
-        seed: int = 0,
-        train: int | None = None,
-        dev: int | None = None,
-        test: int | None = None,
-        **options: Any,
+        seed: Annotated[int, Range(0, (1 << 63) - 1)] = 0,
+        train: _Size = None,
+        dev: _Size = None,
+        test: _Size = None,
     ) -> None:
-        super().__init__(None, **options)
+        super().__init__(None)
         if raw is not None:
             raise ConfigError(f"corpus 'demo' is generated and reads no files; leave data.raw out (found {str(raw)!r})")
-        for name, value in {"seed": seed, "train": train, "dev": dev, "test": test}.items():
-            if value is not None and not isinstance(value, int):
-                raise ConfigError(f"corpus 'demo': {name} must be a whole number, found {value!r}")
-        if seed < 0:
-            raise ConfigError(f"corpus 'demo': seed must not be negative, found {seed}")
         self._seed = seed
         self._sizes = dict(zip(SPLITS, (train, dev, test), strict=True))
-        for split, size in self._sizes.items():
-            if size is not None and size < 1:
-                raise ConfigError(f"corpus 'demo': {split} must be at least 1 conversation, found {size}")
         self._samples: dict[tuple[str, str], Sample] = {}
         self._conversations: dict[str, Splits] = {}
         self._features: dict[str, dict[str, FeatureTable]] = {}

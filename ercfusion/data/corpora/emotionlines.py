@@ -132,8 +132,8 @@ class EmotionLinesCorpus(Corpus):
         )
     }
 
-    def __init__(self, raw: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        super().__init__(raw, **options)
+    def __init__(self, raw: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(raw)
         self._push = False
         try:
             self._push = all(map(_is_push, self.files()))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,6 @@ from ercfusion.data.features import FeatureTable, Key
 
 EMOTIONS = get_schema("mosei6")
 """Its order is that of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
-LEVELS = ("utterance", "sequence")
-ALIGNMENTS = ("none", "words")
 SPLITS_FILE = "splits.json"
 MOSEI_FEATURES: Mapping[str, Mapping[str, str]] = {
     "text": {
@@ -95,7 +93,16 @@ class _Counts:
 
 
 class _SdkCorpus(Corpus):
-    # What the two corpora share. A subclass names its files and the columns of its labels.
+    """What the two corpora share. A subclass names its files and the columns of its labels.
+
+    Args:
+        raw: Folder with the files, or with folders of them as the SDK downloads them.
+        text: ``GloVe`` (300 dimensions a word), ``GloVe_with_SP`` (the same, with steps for pauses), a file's name, or
+            None to have text features made from the words by ``data.encoder``.
+        level: A vector per segment, the mean over its steps (``utterance``), or all its steps (``sequence``).
+        align: With ``level=sequence``: all frames (``none``; over a hundred a second in COVAREP, so that the matrix of
+            the whole corpus takes gigabytes of memory), or one step a word in every modality (``words``).
+    """
 
     labels_file: ClassVar[str]
     words_file: ClassVar[str]
@@ -111,14 +118,10 @@ class _SdkCorpus(Corpus):
         text: str | None = "GloVe",
         audio: str | None = "COVAREP",
         visual: str | None = "Facet42",
-        level: str = "utterance",
-        align: str = "none",
-        **options: Any,
+        level: Literal["utterance", "sequence"] = "utterance",
+        align: Literal["none", "words"] = "none",
     ) -> None:
-        super().__init__(raw, **options)
-        for name, value, choices in (("level", level, LEVELS), ("align", align, ALIGNMENTS)):
-            if value not in choices:
-                raise ConfigError(f"corpus {self.name!r}: {name}={value!r}. {did_you_mean(str(value), choices)}")
+        super().__init__(raw)
         if align == "words" and level == "utterance":
             raise ConfigError(
                 f"corpus {self.name!r}: align=words gives one step a word, but level=utterance one vector a turn. "
@@ -386,14 +389,8 @@ class MoseiCorpus(_SdkCorpus):
     below 0, else positive) and ``sentiment_score`` (-3 to 3).
 
     Args:
-        raw: Folder with the files, or with folders of them as the SDK downloads them.
-        text: ``GloVe`` (300 dimensions a word), ``GloVe_with_SP`` (the same, with steps for pauses), a file's name, or
-            None to have text features made from the words by ``data.encoder``.
         audio: ``COVAREP`` (74 dimensions a frame), a file's name, or None for no audio features.
         visual: ``Facet42`` (35 dimensions a frame), ``OpenFace2``, a file's name, or None for no visual features.
-        level: ``utterance`` (the mean over a segment's steps, the default) or ``sequence``.
-        align: With ``level=sequence``: ``none`` (all frames; over a hundred a second in COVAREP, so that the matrix of
-            the whole corpus takes gigabytes of memory) or ``words`` (one step a word in every modality).
     """
 
     labels_file = "CMU_MOSEI_Labels.csd"
@@ -451,9 +448,8 @@ class MosiSdkCorpus(_SdkCorpus):
     ``sentiment_score`` (-3 to 3). The corpus ``mosi`` has the same videos with other features and another split.
 
     Args:
-        raw, text, level, align: As in :class:`MoseiCorpus`.
-        audio: ``COVAREP``, ``openSMILE_IS09``, ``OpenSmile_EB10``, a file's name, or None.
-        visual: ``Facet42``, ``Facet41``, ``OpenFace1``, ``OpenFace2``, a file's name, or None.
+        audio: ``COVAREP``, ``openSMILE_IS09``, ``OpenSmile_EB10``, a file's name, or None for no audio features.
+        visual: ``Facet42``, ``Facet41``, ``OpenFace1``, ``OpenFace2``, a file's name, or None for no visual features.
     """
 
     labels_file = "CMU_MOSI_Opinion_Labels.csd"

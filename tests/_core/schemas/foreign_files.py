@@ -359,6 +359,9 @@ class Foreign:
     # Sweeps
 
     def _sweep_kinds(self, text: tuple[Mutator, ...], mutate_json: Mutator) -> dict[str, Kind]:
+        from ercfusion.config.compose import Composer
+        from ercfusion.config.sections import Sweep
+        from ercfusion.config.settings import section_to
         from ercfusion.search import study as studies
         from ercfusion.search.results import rows
         from ercfusion.search.storage import named_failures
@@ -366,11 +369,10 @@ class Foreign:
 
         if not _installed("optuna"):
             return {}
-        settings = {"trials": 4, "seed": 0, "sampler": "random", "pruner": "none", "warmup": None, "startup": 5}
         config = {
+            **Composer().compose(["training.max_epochs=8"]),
             "space": {"x.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "x.kind": {"choices": [["a"], ["b"]]}},
-            "sweep": settings,
-            "training": {"max_epochs": 8},
+            "sweep": section_to(Sweep(trials=4, sampler="random", pruner="none")),
             "x": {"lr": 1e-3, "kind": ["b"]},
         }
         found: dict[str, Kind] = {}

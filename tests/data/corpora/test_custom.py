@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.corpora import corpus_class
 from ercfusion.data.features import FeatureTable
@@ -204,17 +205,8 @@ def test_packs_in_the_folder(twin):
     for modality in ("mocap", "visual", "text"):
         pack(twin, modality, corpus)
     assert corpus.protocol().modalities == ("text", "visual", "mocap")
-    settings = {
-        "name": "custom",
-        "raw": str(twin),
-        "options": {},
-        "protocol": None,
-        "tasks": None,
-        "modalities": None,
-        "packs": {},
-    }
-    # No encoder is named: with a pack of texts, none is needed.
-    loaded = load_data(settings)
+    # There is no such encoder: with a pack of texts, none is needed.
+    loaded = load_data(Data(name="custom", raw=str(twin), encoder=""))
     assert [found.modality for found in loaded.tables] == ["text", "visual", "mocap"]
     assert len(loaded.tables[0]) == len(turns(loaded.splits))
 

@@ -13,6 +13,7 @@ import yaml
 from runs import StubEncoder, stub_text_encoder
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, ErcfusionError
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.conversation import Turn
@@ -163,7 +164,7 @@ def test_an_order_that_nothing_tells_is_said(tmp_path: Path) -> None:
     assert notes(tmp_path, order="file") == []
     assert "that column of" in problem(tmp_path, ConfigError, order="turn")
     assert "some of its cells are empty" in problem(tmp_path, ConfigError, order="start")
-    with pytest.raises(ConfigError, match="Did you mean 'turn'"):
+    with pytest.raises(ConfigError, match=r"data\.options\.order must be one of turn, start, file"):
         open_corpus("custom", tmp_path, order="turns")
 
 
@@ -194,16 +195,8 @@ def test_a_split_without_dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert [entry.text for entry in findings(tmp_path) if entry.level == "fault"] == []
     # Training's log has the note, before any feature is built.
     stub_text_encoder(monkeypatch, tmp_path / "packs")
-    settings = {
-        "name": "custom",
-        "raw": str(tmp_path),
-        "protocol": None,
-        "tasks": None,
-        "modalities": None,
-        "packs": {},
-    }
     caplog.set_level(logging.INFO, "ercfusion")
-    load_data({**settings, "options": {}, "encoder": "all-MiniLM-L6-v2"})
+    load_data(Data(name="custom", raw=str(tmp_path)))
     assert StubEncoder.calls
     logged = [record.getMessage() for record in caplog.records]
     assert f"custom: {note}" in logged
@@ -296,7 +289,8 @@ def test_words_for_missing_values(tmp_path: Path) -> None:
     write(tmp_path, rows)
     assert labels(tmp_path) == {*EMOTIONS, "unclear", None}
     assert labels(tmp_path, missing=["unclear"]) == {*EMOTIONS, None}
-    assert labels(tmp_path, missing="unclear") == {*EMOTIONS, None}
+    with pytest.raises(ConfigError, match="takes a list, found 'unclear'"):
+        labels(tmp_path, missing="unclear")
     assert turns(tmp_path)["g0"][0].start is None
     said = " ".join(notes(tmp_path, missing=["unclear"]))
     assert "column 'emotion': read as missing: '#N/A' (1), 'NA' (1), 'unclear' (1)" in said
@@ -414,7 +408,7 @@ def test_encodings(tmp_path: Path) -> None:
     for name in ("hex", "undefined"):
         with pytest.raises(ConfigError, match="there is no such encoding"):
             open_corpus("custom", tmp_path, encoding=name)
-    with pytest.raises(ConfigError, match="must be a list of words"):
+    with pytest.raises(ConfigError, match="takes a list, found 3"):
         open_corpus("custom", tmp_path, missing=3)
     write(tmp_path, rows, encoding="utf-32")
     assert turns(tmp_path, encoding="utf-32")["g0"][0].text == "Straße 1"

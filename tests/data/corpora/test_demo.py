@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -415,9 +416,9 @@ def test_findings_say_that_it_is_generated() -> None:
     ("options", "part"),
     [({"seed": -1}, "seed"), ({"train": 0}, "train"), ({"raw": "folder"}, "reads no files"), ({"sede": 1}, "sede")],
 )
-def test_wrong_settings_are_named(options: dict[str, object], part: str) -> None:
+def test_wrong_settings_are_named(options: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
-        DemoCorpus(**options)  # type: ignore[arg-type]
+        open_corpus("demo", **options)
 
 
 def test_a_wrong_split_is_named() -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, MissingExtraError
+from ercfusion.config.sections import Data
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
 from ercfusion.data.corpora._csd import ComputationalSequence, overlapping
@@ -287,8 +288,8 @@ def test_features_that_are_switched_off(twin):
     corpus = open_corpus("mosei", twin, audio=None, text=None)
     assert corpus.protocol().modalities == ("text", "visual")
     assert set(corpus.features(corpus.protocol())) == {"visual"}
-    settings = {"name": "mosei", "raw": twin, "protocol": "score", "tasks": None, "modalities": ["visual"], "packs": {}}
-    loaded = load_data({**settings, "encoder": None, "options": {"audio": None, "text": None}})
+    options = {"audio": None, "text": None}
+    loaded = load_data(Data(name="mosei", raw=str(twin), protocol="score", modalities=("visual",), options=options))
     assert [table.modality for table in loaded.tables] == ["visual"]
 
 
@@ -302,8 +303,8 @@ def test_a_file_of_ones_own(twin):
     [
         ({"audio": "COVARP"}, "Did you mean 'COVAREP'?"),
         ({"visual": "OpenFace1"}, "Did you mean 'OpenFace2'?"),
-        ({"level": "word"}, "level='word'"),
-        ({"align": "glove", "level": "sequence"}, "align='glove'"),
+        ({"level": "word"}, "utterance, sequence; found 'word'"),
+        ({"align": "glove", "level": "sequence"}, "none, words; found 'glove'"),
         ({"align": "words"}, "level=sequence"),
         ({"align": "words", "level": "sequence", "text": None}, "text is null"),
         ({"colour": 1}, "no setting 'colour'"),

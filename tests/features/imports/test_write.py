@@ -11,6 +11,7 @@ from foreign import carat, cosmic, iemocap, meld, mmsa, write_cogmen
 
 from ercfusion._core.errors import ConfigError, PackError
 from ercfusion._core.files import sha256_of
+from ercfusion.config.sections import Data
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.pack import read_manifest, read_pack
 from ercfusion.features.imports import LayoutError, UnpickleError, import_pickle, read_layout
@@ -33,10 +34,7 @@ def pickled(folder, content, protocol=4):
 
 
 def settings(name, raw, packs=(), **changes):
-    return {
-        "name": name, "raw": str(raw), "protocol": None, "tasks": None, "modalities": None, "encoder": "none",
-        "options": {}, "packs": dict(packs),
-    } | changes  # fmt: skip
+    return Data(name=name, raw=str(raw), encoder="none", packs=dict(packs), **changes)
 
 
 MADE = {
