@@ -60,14 +60,14 @@ def test_values_out_of_range_and_unknown_choices_are_refused() -> None:
             wrong = [f"{option.choices[0]}s", ""]
         for value in wrong:
             with pytest.raises(ConfigError, match=rf"^{key} must be (from|one of) .* found ") as error:
-                check_options(name, [option], {option.name: value})
+                check_options(f"model {name!r}", "model", [option], {option.name: value})
             assert len(str(error.value)) <= 300
 
 
 def test_values_of_another_type_are_refused() -> None:
     for name, option in ALL:
         for value in ([1], {"a": 1}, None, "x" * 5000, 0.5, True):
-            message = refusal(lambda: check_options(name, [option], {option.name: value}))  # noqa: B023
+            message = refusal(lambda: check_options(f"model {name!r}", "model", [option], {option.name: value}))  # noqa: B023
             if type(value) is option.type or (option.type is float and type(value) is int):
                 assert not message or " must be " in message
             else:
@@ -186,8 +186,15 @@ def test_options_of_any_constructor() -> None:
         Option("names", list, []),
         Option("free", None, None),
     )
-    check_options("theirs", options_of(Theirs), {"past": -7, "future": None, "free": object(), "names": ["x"]})
-    assert [option.values for option in options_of(Theirs)][:4] == ["a whole number"] * 2 + ["a, b", "0 to 1"]
+    check_options(
+        "model 'theirs'", "model", options_of(Theirs), {"past": -7, "future": None, "free": object(), "names": ["x"]}
+    )
+    assert [option.values for option in options_of(Theirs)][:4] == [
+        "a whole number",
+        "a whole number, or null",
+        "a, b",
+        "0 to 1",
+    ]
     for given, message in (
         ({"past": "a"}, "model.past takes a whole number, found 'a'"),
         ({"past": None}, "model.past takes a whole number, found None"),
@@ -196,7 +203,7 @@ def test_options_of_any_constructor() -> None:
         ({"share": float("nan")}, "model.share must be from 0 to 1, found nan"),
         ({"names": "x"}, "model.names takes a list, found 'x'"),
     ):
-        assert refusal(lambda: check_options("theirs", options_of(Theirs), given)).startswith(message)  # noqa: B023
+        assert refusal(lambda: check_options("model 'theirs'", "model", options_of(Theirs), given)).startswith(message)  # noqa: B023
 
 
 def test_annotations_that_only_a_type_checker_sees() -> None:
