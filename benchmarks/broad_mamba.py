@@ -40,7 +40,10 @@ class Ours(nn.Module):
         self.guides = nn.ModuleDict({name: nn.Linear(self.encoder.hidden_size, len(EMOTIONS)) for name in shape.widths})
 
     def forward(self, batch: ConversationBatch) -> Tensor:
-        return self.output(self.encoder(batch, lambda name, value: self.guides[name](value).unsqueeze(1)).hidden)
+        return self.output(self.encoder(batch, outcomes=self.outcomes).hidden)
+
+    def outcomes(self, modality: str, representation: Tensor) -> Tensor:
+        return self.guides[modality](representation).unsqueeze(1)
 
 
 def our_model(shape: Shape, **options: Any) -> Ours:

@@ -33,9 +33,13 @@ class Recorder:
         self.is_global_zero = True
         self.should_stop = False
         self.recognizer = self
+        self.task = SimpleNamespace(name="emotion")
 
-    def predict(self, store: Any) -> Any:
-        return SimpleNamespace(output=np.zeros((2, 2)))
+    def predict_all(self, store: Any) -> dict[str, Any]:
+        return {"emotion": SimpleNamespace(output=self.output())}
+
+    def output(self) -> Any:
+        return np.zeros((2, 2))
 
     def log(self, name: str, value: float) -> None:
         self.done.append(f"log {name}={value}")
@@ -128,7 +132,7 @@ def _second_process(original: Any) -> Any:
 
 
 def test_outputs_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recorder, "predict", lambda *arguments: SimpleNamespace(output=np.array([[0.5, np.nan]])))
+    monkeypatch.setattr(Recorder, "output", lambda _: np.array([[0.5, np.nan]]))
     callback = selection(tmp_path)
     with pytest.raises(TrainingError, match="dev split are not finite after epoch 1"):
         run_epochs(callback, monkeypatch, "weighted_f1", [0.5])
