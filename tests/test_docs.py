@@ -463,7 +463,8 @@ def model_pages() -> list[str]:
     from ercfusion.config.reference import about
 
     rows = ["| page | what it is |", "|---|---|"]
-    return rows + [f"| [models/{name}.md](models/{name}.md) | {about(name)} |" for name in ARCHITECTURES]
+    classes = {name: ARCHITECTURES.load(name) for name in ARCHITECTURES}
+    return rows + [f"| [models/{name}.md](models/{name}.md) | {about(found)} |" for name, found in classes.items()]
 
 
 def model_options(name: str) -> list[str]:
@@ -806,6 +807,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     **{
         f"pairs {name}": ("modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")
     },
+    **{f"pairs {name}": ("tasks.md", partial(result_pairs, name)) for name in ("meld-emotion", "meld-sentiment")},
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
     "capabilities": ("models/README.md", capability_matrix),
