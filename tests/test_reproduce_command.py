@@ -241,7 +241,7 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, capsys, monkeypa
 def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
     preset = write(tmp_path, epochs=1)
     text = preset.read_text().replace(
-        "{model.layers: 1, training.metric: nll}", "{model.hidden: 63, model.graph_heads: 0}"
+        "{model.layers: 1, training.metric: nll}", "{model.projection: 126, model.context_heads: 4}"
     )
     preset.write_text(text.replace("[0, 1]", "[0]"))
     status, _, err = command(module.main, [str(preset), f"runs={tmp_path / 'runs'}", "workers=1"], capsys)
