@@ -224,3 +224,12 @@ def plain(value: Any) -> Any:
 def frozen(value: Any) -> Any:
     """A value as sections hold it: tuples for lists."""
     return tuple(frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def typed_text(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed_text, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

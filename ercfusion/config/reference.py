@@ -10,6 +10,7 @@ from typing import Any
 from ercfusion.config.architectures import ARCHITECTURES, space_of
 from ercfusion.config.compose import Composer
 from ercfusion.config.corpora import CORPORA, corpus_options
+from ercfusion.config.fields import typed_text
 from ercfusion.config.options import Option, options_of, plain
 from ercfusion.config.overrides import expand_protocol
 
@@ -74,8 +75,8 @@ def about(described: type) -> str:
 
 
 def _entry(section: str, option: Option, value: Any, searched: Mapping[str, Any] | None) -> str:
-    default = "" if value == option.written else f" (default: {_shown(option.default)})"
-    head = f"  {section}.{option.name}={_shown(value)}{default}: {option.values}"
+    default = "" if value == option.written else f" (default: {typed_text(option.default)})"
+    head = f"  {section}.{option.name}={typed_text(value)}{default}: {option.values}"
     if searched is not None:
         head += f"; searched: {_searched(searched)}"
     indent = " " * 6
@@ -106,8 +107,16 @@ def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[s
     columns = ["option", "default", *(f"`{preset}`" for preset in presets), "values", "meaning"]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for option in options:
-        own = ["" if model[option.name] == option.default else _shown(model[option.name]) for model in presets.values()]
-        cells = [f"`{option.name}`", _shown(option.default), *own, option.values, option.meaning.replace("|", "\\|")]
+        own = [
+            "" if model[option.name] == option.default else typed_text(model[option.name]) for model in presets.values()
+        ]
+        cells = [
+            f"`{option.name}`",
+            typed_text(option.default),
+            *own,
+            option.values,
+            option.meaning.replace("|", "\\|"),
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -117,22 +126,13 @@ def corpora_table() -> list[str]:
     rows = ["| corpus | option | default | values | meaning |", "|---|---|---|---|---|"]
     for name in CORPORA:
         for option in corpus_options(name):
-            cells = [f"`{name}`", f"`{option.name}`", _shown(option.default), option.values]
+            cells = [f"`{name}`", f"`{option.name}`", typed_text(option.default), option.values]
             rows.append(f"| {' | '.join(cells)} | {option.meaning.replace('|', chr(92) + '|')} |")
     return rows
 
 
 def _searched(dimension: Mapping[str, Any]) -> str:
     if "choices" in dimension:
-        return ", ".join(map(_shown, dimension["choices"]))
+        return ", ".join(map(typed_text, dimension["choices"]))
     step = f" in steps of {dimension['step']:g}" if "step" in dimension else ""
     return f"{dimension['low']:g} to {dimension['high']:g}{step}{', logarithmic' if dimension.get('log') else ''}"
-
-
-def _shown(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_shown, value))}]"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,6 +13,7 @@ from ercfusion.config.fields import setting
 from ercfusion.config.terms import TASK_LOSSES
 
 _MANY = 1_000_000
+REGRESSION_LOSSES = ("mse", "mae", "ccc")
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Objective:
     regression_loss: str = setting(
         "mse",
         "for regression tasks; `ccc` is 1 - concordance correlation over the batch",
-        choices=("mse", "mae", "ccc"),
+        choices=REGRESSION_LOSSES,
     )
     probe: bool = setting(False, "classifiers send no gradient back: the architecture learns from the other terms only")
     loss: str = setting(

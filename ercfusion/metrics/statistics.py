@@ -19,9 +19,8 @@ any of them) there is no interval: both ends are NaN. How often the intervals ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from ercfusion.batch.predictions import Floats, Predictions
 from ercfusion.metrics.inputs import Inputs
 from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.registry import get_metric, score_source
+from ercfusion.metrics.resamples import weights_of_resamples
 from ercfusion.metrics.sums import SUMS
 
 RESAMPLES = 2000
@@ -42,8 +42,6 @@ FEW_CONVERSATIONS = 20
 FEW_SEEDS = 5
 """With fewer seeds of a model, what seeds add to an interval has the degrees of freedom of the seeds only."""
 ANY: tuple[float, float] = (-np.inf, np.inf)
-_CHUNK = 2**22
-_KEPT = 2**23  # numbers: at most 16 MiB, for up to 65,535 conversations
 # Parts of the resamples whose ends tell the Monte Carlo error of an interval's ends.
 _PARTS = 10
 # Most that is corrected for bias, in standard deviations of the resamples. Where a score of resamples lies on one side
@@ -87,37 +85,10 @@ def conversation_bootstrap(
         raise ValueError("the counts of all conversations are 0: there is nothing to resample")
     values = [
         np.asarray(statistic((weights @ flat).reshape(len(weights), *shape)), dtype=np.float64)
-        for weights in _weights(len(flat), resamples, max(flat.shape), seed)
+        for weights in weights_of_resamples(len(flat), resamples, max(flat.shape), seed)
     ]
     point = float(np.asarray(statistic(flat.sum(axis=0).reshape(1, *shape)))[0])
     return _clipped(_interval(np.concatenate(values), point, len(flat), level), bounds)
-
-
-def _weights(batch: int, resamples: int, width: int, seed: int) -> Iterator[Floats]:
-    """How often each of B conversations is drawn, for all resamples, (part of R, B) at a time.
-
-    In parts: what is made of the weights of all resamples together, ``width`` numbers each, may be large.
-    """
-    step = max(1, _CHUNK // width)
-    if batch * resamples <= _KEPT:
-        drawn = _drawn(batch, resamples, seed)
-        for start in range(0, resamples, step):
-            yield drawn[start : start + step].astype(np.float64)
-        return
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, step):
-        yield rng.multinomial(batch, _share(batch), size=min(step, resamples - start)).astype(np.float64)
-
-
-@lru_cache(maxsize=2)
-def _drawn(batch: int, resamples: int, seed: int) -> NDArray[np.unsignedinteger[Any]]:
-    """(R, B) how often each of B conversations is drawn: all models and metrics of a table have the same draws."""
-    drawn = np.random.default_rng(seed).multinomial(batch, _share(batch), size=resamples)
-    return drawn.astype(np.min_scalar_type(batch))
-
-
-def _share(batch: int) -> Floats:
-    return np.full(batch, 1 / batch)
 
 
 def interval_for(
@@ -411,7 +382,7 @@ def _resampled_scores(group: Floats, statistic: Statistic, resamples: int, seed:
     flat = np.moveaxis(group, 1, 0).reshape(batch, -1)
     parts = [
         np.asarray(statistic((weights @ flat).reshape(-1, *shape)), dtype=np.float64).reshape(-1, len(group))
-        for weights in _weights(batch, resamples, max(flat.shape), seed)
+        for weights in weights_of_resamples(batch, resamples, max(flat.shape), seed)
     ]
     return np.concatenate(parts)
 

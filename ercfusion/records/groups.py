@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ercfusion._core.errors import RunError
 from ercfusion._core.files import expanded
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.fields import typed_text
 from ercfusion.config.settings import decides, flat
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
@@ -228,7 +229,7 @@ def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
             # That a modality is used or not is among the settings.
             both = own.keys() & other.keys()
             changed.update({k: v for k, v in found.items() if k in both or not k.startswith("features ")})
-        names.append(" ".join([model, *(f"{key}={_shown(value)}" for key, value in changed.items())]))
+        names.append(" ".join([model, *(f"{key}={typed_text(value)}" for key, value in changed.items())]))
     return names
 
 
@@ -273,12 +274,6 @@ def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
             words.append(name if len(forms[name]) == 1 else f"{name} ({' '.join(known)})")
         found.append(", ".join(words))
     return found if len(set(found)) > 1 else None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_shown, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_comparable(groups: Sequence[Group]) -> None:

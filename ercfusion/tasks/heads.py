@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.batch.batch import TaskTargets
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.sections import REGRESSION_LOSSES
 
 CLASS_WEIGHTS = ("none", "balanced", "effective")
-REGRESSION_LOSSES = ("mse", "mae", "ccc")
 
 
 def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None = None) -> dict[str, float] | None:

@@ -13,10 +13,10 @@ from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.classification import ClassCounts, macro_f1
 from ercfusion.metrics.registry import metric_names, scores
+from ercfusion.metrics.resamples import weights_of_resamples
 from ercfusion.metrics.statistics import (
     DifferenceIntervals,
     _seed_variance,
-    _weights,
     conversation_bootstrap,
     counted_conversations,
     difference_interval,
@@ -131,7 +131,7 @@ def test_bootstrap_edges() -> None:
 def test_parts_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = SUMS["confusion"].of(make(EMOTION))
     whole = conversation_bootstrap(matrices, macro, resamples=100)
-    monkeypatch.setattr("ercfusion.metrics.statistics._CHUNK", 300)
+    monkeypatch.setattr("ercfusion.metrics.resamples._CHUNK", 300)
     assert conversation_bootstrap(matrices, macro, resamples=100) == whole
 
 
@@ -493,18 +493,18 @@ def test_a_conversation_counts_if_any_seed_of_any_model_counts_in_it() -> None:
 def test_parts_do_not_change_two_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     sums, other = seeds_of_models(3, 0), seeds_of_models(2, 10)
     whole = difference_interval(sums, other, macro, resamples=100)
-    monkeypatch.setattr("ercfusion.metrics.statistics._CHUNK", 1000)
+    monkeypatch.setattr("ercfusion.metrics.resamples._CHUNK", 1000)
     assert difference_interval(sums, other, macro, resamples=100) == pytest.approx(whole, abs=1e-12)
 
 
 def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the parts are, and after whatever was drawn before."""
     for batch in (300, 7):
-        kept = list(_weights(batch, 50, 2**17, 3))
+        kept = list(weights_of_resamples(batch, 50, 2**17, 3))
         assert len(kept) == 2
         assert kept[0].dtype == np.float64
-        assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, batch, 3))))
-        assert not np.array_equal(kept[0], next(_weights(batch, 50, 2**17, 4)))
+        assert np.array_equal(np.concatenate(kept), np.concatenate(list(weights_of_resamples(batch, 50, batch, 3))))
+        assert not np.array_equal(kept[0], next(weights_of_resamples(batch, 50, 2**17, 4)))
         with monkeypatch.context() as patch:
-            patch.setattr("ercfusion.metrics.statistics._KEPT", 0)
-            assert np.array_equal(np.concatenate(kept), np.concatenate(list(_weights(batch, 50, 2**17, 3))))
+            patch.setattr("ercfusion.metrics.resamples._KEPT", 0)
+            assert np.array_equal(np.concatenate(kept), np.concatenate(list(weights_of_resamples(batch, 50, 2**17, 3))))

@@ -1,0 +1,42 @@
+"""Draws of conversations with replacement, which all models and metrics of a table share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.predictions import Floats
+
+_CHUNK = 2**22
+_KEPT = 2**23  # numbers: at most 16 MiB, for up to 65,535 conversations
+
+
+def weights_of_resamples(batch: int, resamples: int, width: int, seed: int) -> Iterator[Floats]:
+    """How often each of B conversations is drawn, for all resamples, (part of R, B) at a time.
+
+    In parts: what is made of the weights of all resamples together, ``width`` numbers each, may be large.
+    """
+    step = max(1, _CHUNK // width)
+    if batch * resamples <= _KEPT:
+        drawn = _drawn(batch, resamples, seed)
+        for start in range(0, resamples, step):
+            yield drawn[start : start + step].astype(np.float64)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield rng.multinomial(batch, _share(batch), size=min(step, resamples - start)).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _drawn(batch: int, resamples: int, seed: int) -> NDArray[np.unsignedinteger[Any]]:
+    """(R, B) how often each of B conversations is drawn: all models and metrics of a table have the same draws."""
+    drawn = np.random.default_rng(seed).multinomial(batch, _share(batch), size=resamples)
+    return drawn.astype(np.min_scalar_type(batch))
+
+
+def _share(batch: int) -> Floats:
+    return np.full(batch, 1 / batch)
