@@ -212,8 +212,8 @@ def test_form(name: str) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = (DOCS / "README.md").read_text(encoding="utf-8")
-    assert not [name for name in NAMES if name != "README.md" and f"({name})" not in index]
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert not [name for name in NAMES if name != "index.md" and f"({name})" not in index]
 
 
 # Settings
@@ -279,7 +279,7 @@ def capability_matrix() -> list[str]:
         with torch.random.fork_rng(devices=[]):
             can = build_architecture(name, InputSpec({"text": 4, "audio": 4, "visual": 4}), options).capabilities
         flags = ["yes" if flag else "no" for flag in (can.learns, can.contextual, can.causal, can.missing_aware)]
-        cells = [f"`{preset}`", f"[{name}]({name}.md)", *flags, can.speakers.replace("_", " or ")]
+        cells = [f"`{preset}`", f"[{name}](models/{name}.md)", *flags, can.speakers.replace("_", " or ")]
         cells += [", ".join(can.requires) or "any", "yes" if can.compiles else "no"]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -786,7 +786,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "weak modalities": ("models/m2fnet.md", weak_modalities),
     "curriculum effect": ("curricula.md", result_curriculum),
     **{
-        f"pair sentences {name}": ("modalities.md", partial(result_pair_sentences, name))
+        f"pair sentences {name}": ("missing-modalities.md", partial(result_pair_sentences, name))
         for name in ("mosi-fusion", "mosi-fusion-score")
     },
     **{f"notes {name}": ("results.md", partial(result_notes, name)) for name in ("meld", "mosi", "demo")},
@@ -795,7 +795,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "main verdicts": ("../README.md", partial(result_verdicts, "meld")),
     **{f"optimism {name}": ("results.md", partial(result_optimism, name)) for name in ("meld", "mosi", "demo")},
     **{
-        f"subsets {preset} {metric}": ("modalities.md", partial(result_subsets, preset, metric))
+        f"subsets {preset} {metric}": ("missing-modalities.md", partial(result_subsets, preset, metric))
         for preset, metric in (
             ("mosi-fusion", "accuracy"),
             ("mosi-fusion", "weighted_f1"),
@@ -805,14 +805,14 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
         )
     },
     **{
-        f"pairs {name}": ("modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")
+        f"pairs {name}": ("missing-modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")
     },
     **{f"pairs {name}": ("tasks.md", partial(result_pairs, name)) for name in ("meld-emotion", "meld-sentiment")},
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
     "main scores": ("../README.md", partial(result_scores, "meld")),
-    "capabilities": ("models/README.md", capability_matrix),
+    "capabilities": ("choose-a-model.md", capability_matrix),
     "main models": ("../README.md", model_list),
-    "models": ("README.md", model_pages),
+    "models": ("index.md", model_pages),
     "metrics": ("runs.md", metrics_table),
     "commands": ("commands.md", commands_table),
     "keys of train": ("commands.md", partial(grammar_tables, "train")),
@@ -824,7 +824,7 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "presets with their own training": ("commands.md", training_presets),
     "corpora": ("corpora.md", corpora_table),
     "licences": ("corpora.md", licences_table),
-    "recipes": ("make-features.md", recipes_table),
+    "recipes": ("features.md", recipes_table),
     **{f"options {name}": (f"models/{name}.md", partial(model_options, name)) for name in ARCHITECTURES},
     "task losses": ("losses.md", task_losses_table),
     "loss terms": ("losses.md", loss_terms_table),
@@ -991,7 +991,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
 
 @pytest.mark.parametrize(
     "sentence",
-    [pytest.param(sentence, marks=_marks(page != "modalities.md")) for sentence, (page, _) in CLAIMS.items()],
+    [pytest.param(sentence, marks=_marks(page != "missing-modalities.md")) for sentence, (page, _) in CLAIMS.items()],
 )
 def test_sentences_about_verdicts_are_true(sentence: str) -> None:
     page, holds = CLAIMS[sentence]

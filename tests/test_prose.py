@@ -101,7 +101,7 @@ SENTENCES: dict[str, list[Callable[[], str]]] = {
         conversations("demo", "Six emotions, {} test conversations, **synthetic**."),
         fear_and_disgust,
     ],
-    "docs/modalities.md": [dev_accuracy],
+    "docs/missing-modalities.md": [dev_accuracy],
 }
 """By page: sentences that hold numbers, as the records say them."""
 
@@ -121,7 +121,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         ),
     ),
     "Sound alone and faces alone are below the majority class with every model.": (
-        "docs/modalities.md",
+        "docs/missing-modalities.md",
         lambda: all(
             mean("mosi-fusion", row, "accuracy") < mean("mosi-fusion", "majority", "accuracy")
             for row in groups("mosi-fusion")
@@ -129,7 +129,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         ),
     ),
     "`bclstm` has the lowest error on all three modalities.": (
-        "docs/modalities.md",
+        "docs/missing-modalities.md",
         lambda: (
             min(
                 (row for row in groups("mosi-fusion-score") if "," not in row),
@@ -140,7 +140,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
     ),
     "alone they predict the score of dev videos far better than the majority, and the score of test videos worse than "
     "the majority, with every model": (
-        "docs/modalities.md",
+        "docs/missing-modalities.md",
         lambda: all(
             mean("mosi-fusion-score", row, "mae", "dev") < 0.7 * mean("mosi-fusion-score", "majority", "mae", "dev")
             and mean("mosi-fusion-score", row, "mae") > mean("mosi-fusion-score", "majority", "mae")
@@ -149,7 +149,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         ),
     ),
     "on dev the same three models lose most by the two modalities": (
-        "docs/modalities.md",
+        "docs/missing-modalities.md",
         lambda: (
             [
                 set(
@@ -228,9 +228,9 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"fewer than 12 test conversations \(`FEW_TESTED`\)",
         r"in 10\.0 % \(standard error 1\.9\) with two runs and a deviation of 0\.026, as an audit measured",
     ),
-    "docs/modalities.md": (r"\(below 0: the first is better\)", r"seven models that take any subset"),
+    "docs/missing-modalities.md": (r"\(below 0: the first is better\)", r"seven models that take any subset"),
     "docs/curricula.md": (r"instead of 1 % of the data", r"\(five buckets, one more an epoch\)"),
-    "docs/models/README.md": (r"Two learned parts",),
+    "docs/choose-a-model.md": (r"Two learned parts",),
     "docs/models/bclstm.md": (r"\"last 20 %\"", r"all 62 training videos"),
     "docs/models/dialoguegcn.md": (r"above 0, W_r",),
     "docs/models/dialoguernn.md": (r"at 0\.1, after 20 utterances 12 % of a state's numbers have never been dropped",),
