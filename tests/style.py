@@ -27,8 +27,9 @@ LONGEST = 35
 RATES = {"that": 6.5, "where": 1.6}
 """Occurrences per 1,000 words: the higher figure of the two projects."""
 UNITS = (
-    "epoch direction run utterance turn conversation modality file process seed trial step class label speaker row layer "
-    "model corpus word line page split second minute task metric pair recording clip frame message architecture table node"
+    "epoch direction run utterance turn conversation modality file process seed trial step class label speaker row "
+    "layer model corpus word line page split second minute task metric pair recording clip frame message architecture "
+    "table node"
 )
 _UNIT = "|".join(UNITS.split())
 _SMALL = "of|in|for|is|was|with|to|at|on|by|from|and|or|as|than|per|like|not|be|only|into|such|quite|that|without|has"
@@ -56,7 +57,7 @@ REFUSED = {
     r"\bno (?:\w+ )?whatever\b": "none",
 }
 """Patterns of phrases that no page, docstring, comment or message has, and what to write instead."""
-NAMES = frozenset("found said bend way apart entry anew beside alone told".split())
+NAMES = frozenset(["found", "said", "bend", "way", "apart", "entry", "anew", "beside", "alone", "told"])
 """Names that say nothing: no variable, argument, field or function is called so."""
 
 
@@ -101,10 +102,10 @@ def page_texts(path: Path) -> Iterator[Text]:
             lines.clear()
 
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.lstrip().startswith(("```", "~~~", "$$")) and not (line.count("$$") == 2):
+        if line.lstrip().startswith(("```", "~~~", "$$")) and line.count("$$") != 2:
             yield from text()
             fence = not fence
-        elif fence or line.startswith("<!--") or re.fullmatch(r"[|:\s-]+", line) and "|" in line:
+        elif fence or line.startswith("<!--") or (re.fullmatch(r"[|:\s-]+", line) and "|" in line):
             continue
         elif not line.strip():
             yield from text()
@@ -133,10 +134,9 @@ def paragraphs(path: Path, line: int, text: str) -> Iterator[Text]:
         skip = -1
         directive = re.match(r"\s*\.\. \w+::", row) or row.rstrip().endswith("::")
         starts = _ITEM.match(row) or re.match(r"\s*\*{0,2}[\w.]+(?: \(.*?\))?:\s", row) or depth < indent
-        if not row.strip() or _SECTION.match(row) or directive or starts or ">>>" in row:
-            if lines:
-                yield Text(path, start, " ".join(lines))
-                lines.clear()
+        if (not row.strip() or _SECTION.match(row) or directive or starts or ">>>" in row) and lines:
+            yield Text(path, start, " ".join(lines))
+            lines.clear()
         if directive:
             skip = depth
         if not row.strip() or _SECTION.match(row) or directive or ">>>" in row:

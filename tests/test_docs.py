@@ -805,7 +805,8 @@ COMPUTED: dict[str, tuple[str, Callable[[], list[str]]]] = {
         )
     },
     **{
-        f"pairs {name}": ("missing-modalities.md", partial(result_pairs, name)) for name in ("mosi-fusion", "mosi-fusion-score")
+        f"pairs {name}": ("missing-modalities.md", partial(result_pairs, name))
+        for name in ("mosi-fusion", "mosi-fusion-score")
     },
     **{f"pairs {name}": ("tasks.md", partial(result_pairs, name)) for name in ("meld-emotion", "meld-sentiment")},
     "scores meld-curriculum": ("curricula.md", partial(result_scores, "meld-curriculum")),
