@@ -1,6 +1,6 @@
-"""The packed batch, what a model is fed, what is to be predicted, and what was predicted.
+"""Packed batches, model inputs, tasks, labels and predictions.
 
-Importing this package loads no torch; that follows with the first name that needs it.
+Importing this package does not load torch; the names that need it load it on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The packed batch that every architecture receives."""
+"""The packed batch, the input of every architecture."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TaskTargets:
     """Targets of one task for the N utterances of a batch.
 
     Args:
-        value: (N) class indices for a single-label task; (N, C) zeros and ones for a multi-label task, or
-            probabilities for a distribution task; (N, K) numbers for a regression task. Arbitrary where not ``valid``.
-        valid: (N) bool, True where the utterance is labelled.
-        votes: (N, C) annotators' counts, where the corpus has them.
+        value: (N) class indices of a single-label task; (N, C) zeros and ones (multi-label) or probabilities
+            (distribution); (N, K) numbers (regression). Arbitrary if not ``valid``.
+        valid: (N) bool, True if the utterance is labelled.
+        votes: (N, C) annotators' counts, if the corpus has them.
     """
 
     value: Tensor
@@ -31,7 +31,7 @@ class TaskTargets:
 
 @dataclass(frozen=True)
 class SequenceValues:
-    """A sequence feature, packed a second time: utterance i owns the rows ``offsets[i]`` to ``offsets[i + 1]``.
+    """A packed sequence feature: utterance i owns the rows ``offsets[i]`` to ``offsets[i + 1]``.
 
     Args:
         values: (sum of T_i, D).
@@ -44,24 +44,24 @@ class SequenceValues:
 
 @dataclass(frozen=True)
 class ConversationBatch:
-    """B conversations with N utterances in all, packed: no padding exists until a layer asks for it.
+    """B conversations with N utterances in all, packed without padding.
 
-    Three masks are kept apart. *Padding* exists only in what :meth:`pad` returns. *Availability* says what the corpus
-    has. *Drop* says what is hidden on purpose. A model sees :attr:`present`, their combination, and reads values
-    through :meth:`values`, which never lets the content of an absent modality through.
+    Three masks are separate: *padding* exists only in the result of :meth:`pad`, *availability* is a property of the
+    corpus, *drop* hides values on purpose. A model reads their combination :attr:`present`, and values through
+    :meth:`values`, which replaces the content of an absent modality by zeros.
 
     Args:
         packing: Lengths and offsets of the conversations.
-        features: Modality name to (N, D) values, in the column order of the masks.
+        features: (N, D) values by modality, in the column order of the masks.
         speaker: (N) integers, numbered from 0 within each conversation in order of first appearance.
-        available: (N, M) bool, True where the corpus has the modality.
-        drop: (N, M) bool, True where it is hidden on purpose; None hides nothing.
-        targets: By task name.
-        sequences: Modality name to a sequence feature; such a modality has a column in the masks and, in
-            ``features``, the mean of its vectors, so that utterance-level models can use it.
-        ids: The conversations' ids, length B (may be empty).
-        stand_in: In distributed training: this process has no part of the batch, and these conversations, which belong
-            to another one, stand in for it. They count in nothing.
+        available: (N, M) bool, True if the corpus has the modality.
+        drop: (N, M) bool, True if the modality is hidden on purpose; None hides nothing.
+        targets: Targets by task name.
+        sequences: Sequence features by modality. ``features`` holds the mean of their vectors for utterance-level
+            models.
+        ids: (B) conversation ids; may be empty.
+        stand_in: This process of distributed training has no share of the batch. Its conversations belong to another
+            process and do not count.
     """
 
     packing: Packing
@@ -78,25 +78,33 @@ class ConversationBatch:
         total = self.packing.total
         for name, value in self.features.items():
             if value.ndim != 2 or value.shape[0] != total:
-                raise BatchError(f"features {name!r} have shape {tuple(value.shape)}; the batch has {total} utterances")
+                raise BatchError(
+                    f"features {name!r} have shape {tuple(value.shape)}; the batch has {total} utterances. "
+                    f"Give a tensor ({total}, D)."
+                )
         expected = (total, len(self.features))
         for name, mask in (("available", self.available), ("drop", self.drop)):
             if mask is not None and (tuple(mask.shape) != expected or mask.dtype != torch.bool):
-                raise BatchError(f"{name} must be bool of shape {expected}, found {mask.dtype} {tuple(mask.shape)}")
+                raise BatchError(
+                    f"{name} must be bool of shape {expected}, found {mask.dtype} {tuple(mask.shape)}. "
+                    "Give one column per modality."
+                )
         if tuple(self.speaker.shape) != (total,):
-            raise BatchError(f"speaker must have shape ({total},), found {tuple(self.speaker.shape)}")
+            raise BatchError(
+                f"speaker must have shape ({total},), found {tuple(self.speaker.shape)}. Give one number per utterance."
+            )
 
     def __repr__(self) -> str:
-        held = (
+        widths = (
             f"{name} {value.shape[1]}" + (" (sequence)" * (name in self.sequences))
             for name, value in self.features.items()
         )
-        parts = [f"{self.packing.size} conversations, {self.packing.total} utterances", *held]
+        parts = [f"{self.packing.size} conversations, {self.packing.total} utterances", *widths]
         parts += [f"targets {', '.join(self.targets)}"] if self.targets else []
         parts += [f"{int(self.drop.sum())} values hidden"] if self.drop is not None else []
         return f"ConversationBatch({'; '.join(parts)}; {self.packing.device})"
 
-    # What is in it
+    # Contents
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -105,34 +113,34 @@ class ConversationBatch:
 
     @property
     def num_utterances(self) -> int:
-        """N."""
+        """N, the number of utterances."""
         return self.packing.total
 
     @property
     def num_conversations(self) -> int:
-        """B."""
+        """B, the number of conversations."""
         return self.packing.size
 
     @property
     def offsets(self) -> Tensor:
-        """(B + 1) first rows of the conversations, and N."""
+        """(B + 1) first row of each conversation, then N."""
         return self.packing.offsets
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """Device of the tensors."""
         return self.speaker.device
 
     @property
     def present(self) -> Tensor:
-        """(N, M) bool: available and not dropped. The only mask that a model looks at."""
+        """(N, M) bool, available and not dropped: the mask for models."""
         return self.available if self.drop is None else self.available & ~self.drop
 
     def column(self, modality: str) -> int:
         """Column of a modality in the masks.
 
         Raises:
-            BatchError: the batch has no such modality; the message names those it has.
+            BatchError: the batch does not have the modality.
         """
         if modality not in self.features:
             raise BatchError(
@@ -142,12 +150,12 @@ class ConversationBatch:
         return self.modalities.index(modality)
 
     def values(self, modality: str) -> Tensor:
-        """(N, D) values, exactly zero where the modality is not present, even if NaN is stored there."""
+        """(N, D) values; zero if the modality is not present, even if NaN is stored."""
         present = self.present[:, self.column(modality)]
         return torch.where(present[:, None], self.features[modality], 0.0)
 
     def sequence(self, modality: str) -> SequenceValues:
-        """The sequence feature with zeros where not present; an utterance-level modality becomes T = 1 everywhere."""
+        """The sequence feature, zero if not present; an utterance-level modality has T = 1."""
         if modality not in self.sequences:
             steps = torch.arange(self.num_utterances + 1, device=self.device)
             return SequenceValues(self.values(modality), steps)
@@ -159,7 +167,7 @@ class ConversationBatch:
     # Shapes
 
     def pad(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, Tensor]:
-        """(N, ...) -> (B, L, ...) and the mask (B, L), True where there is an utterance."""
+        """(N, ...) -> (B, L, ...) and the mask (B, L), True at utterances."""
         return self.packing.pad(values, fill), self.packing.mask
 
     def pack(self, padded: Tensor) -> Tensor:
@@ -169,7 +177,7 @@ class ConversationBatch:
     # Copies
 
     def map_tensors(self, change: Any) -> ConversationBatch:
-        """A copy with ``change`` applied to every tensor that describes utterances."""
+        """A copy with ``change`` applied to every tensor except those of the packing."""
         return replace(
             self,
             features={name: change(value) for name, value in self.features.items()},
@@ -198,5 +206,5 @@ class ConversationBatch:
         return self.map_tensors(lambda tensor: tensor.pin_memory())
 
     def hide(self, drop: Tensor) -> ConversationBatch:
-        """The batch with more hidden: ``drop`` (N, M) bool is added to what is hidden already."""
+        """The batch with ``drop`` (N, M) bool added to the hidden values."""
         return replace(self, drop=drop if self.drop is None else self.drop | drop)

@@ -1,4 +1,4 @@
-"""What a model is fed."""
+"""The input description of a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Level = Literal["utterance", "sequence"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model is fed: the modalities in column order, with widths and levels that come from the data.
+    """Modalities of a model in column order, with their widths and levels.
 
     Args:
         widths: Dimensions of each modality's vectors.
-        levels: ``utterance`` (one vector a turn, the default) or ``sequence`` (T_i vectors a turn).
-        speakers: The largest number of speakers in one training conversation, for models that number speakers.
+        levels: ``utterance`` (one vector per turn, the default) or ``sequence`` (T_i vectors per turn).
+        speakers: Largest number of speakers in one training conversation, for models that number speakers.
     """
 
     widths: Mapping[str, int]
@@ -27,7 +27,7 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if not self.widths:
-            raise BatchError("a model needs at least one modality")
+            raise BatchError("a model needs at least one modality. Give widths a modality and its width.")
         object.__setattr__(self, "widths", {name: int(width) for name, width in self.widths.items()})
         object.__setattr__(self, "levels", {name: self.levels.get(name, "utterance") for name in self.widths})
 

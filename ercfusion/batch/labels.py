@@ -1,7 +1,7 @@
-"""Label schemas: the only place where the order of labels lives.
+"""Label schemas, the only place that defines the order of labels.
 
-Labels travel by name. Code bases of the field disagree on the order (MELD and its cause-pair annotation do, and so do
-the IEMOCAP pickles), so an index is obtained from a :class:`LabelSchema` and never leaves the code that asked for it.
+Labels are stored and passed by name because code bases of the field disagree on their order: MELD and its cause-pair
+annotation, or the IEMOCAP pickles. Get an index from a :class:`LabelSchema` and keep it local.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 
 
 def label_key(text: str) -> str:
-    """What all spellings of one label have in common: composed Unicode (NFC), small letters, single blanks."""
+    """The common form of all spellings of a label: composed Unicode (NFC), small letters, single blanks."""
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
 
 
@@ -24,10 +24,10 @@ class LabelSchema:
     """An ordered set of label names.
 
     Args:
-        name: Identifier, unique among :data:`SCHEMAS`.
-        labels: The names in order; their positions are the class indices.
-        synonyms: Other spellings that corpora use, each mapped to one of ``labels``.
-        neutral: The label that means "no emotion", if there is one.
+        name: Identifier, unique in :data:`SCHEMAS`.
+        labels: The names; their positions are the class indices.
+        synonyms: Other spellings, each mapped to one of ``labels``.
+        neutral: The label for "no emotion", if there is one.
     """
 
     name: str
@@ -40,7 +40,9 @@ class LabelSchema:
             raise ValueError(f"schema {self.name!r} lists a label twice: {self.labels}")
         for spelling, label in self.synonyms.items():
             if label not in self.labels:
-                raise ValueError(f"schema {self.name!r}: synonym {spelling!r} points to {label!r}, which is no label")
+                raise ValueError(
+                    f"schema {self.name!r}: synonym {spelling!r} points to {label!r}, which is not a label"
+                )
         object.__setattr__(self, "synonyms", MappingProxyType(dict(self.synonyms)))
         lookup = {label: position for position, label in enumerate(self.labels)}
         lookup.update({spelling: lookup[label] for spelling, label in self.synonyms.items()})
@@ -56,26 +58,25 @@ class LabelSchema:
         return (LabelSchema, (self.name, self.labels, dict(self.synonyms), self.neutral))
 
     def find(self, text: str) -> str | None:
-        """The label that ``text`` is a spelling of; None if there is none.
+        """The label with the spelling ``text``, or None.
 
-        Blanks around it, the case of letters and the Unicode form do not matter, unless two labels differ in these
-        only.
+        Blanks around it, case and Unicode form are ignored unless labels differ only in these.
         """
         if text in self:
             return self.canonical(text)
         wanted = label_key(text)
-        found = {self.canonical(name) for name in (*self.labels, *self.synonyms) if label_key(name) == wanted}
-        return found.pop() if len(found) == 1 else None
+        matches = {self.canonical(name) for name in (*self.labels, *self.synonyms) if label_key(name) == wanted}
+        return matches.pop() if len(matches) == 1 else None
 
     def index(self, label: str) -> int:
-        """Class index of ``label`` (synonyms allowed).
+        """Class index of a label or synonym.
 
         Raises:
-            CorpusFormatError: the schema has no such label; the message names the nearest one.
+            CorpusFormatError: the schema does not have the label.
         """
         position = self._index.get(label)  # type: ignore[attr-defined]
         if position is None:
-            raise CorpusFormatError(f"{label!r} is no label of {self.name}. {did_you_mean(label, self.labels)}")
+            raise CorpusFormatError(f"{label!r} is not a label of {self.name}. {did_you_mean(label, self.labels)}")
         return int(position)
 
     def canonical(self, label: str) -> str:
@@ -85,7 +86,7 @@ class LabelSchema:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A total map from one schema to another; a label mapped to ``None`` becomes invalid (unlabelled)."""
+    """A map from every label of one schema to another; a label mapped to None becomes unlabelled."""
 
     source: str
     target: str
@@ -96,7 +97,7 @@ class LabelMap:
         object.__setattr__(self, "mapping", MappingProxyType(dict(self.mapping)))
 
     def __call__(self, label: str) -> str | None:
-        """The target schema's name for ``label`` of the source schema; None where it has none."""
+        """The target schema's name for ``label``, or None."""
         return self.mapping[get_schema(self.source).canonical(label)]
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -122,7 +123,7 @@ SCHEMAS: dict[str, LabelSchema] = _schemas(
         neutral="neutral",
     ),
     LabelSchema("iemocap4", ("happy", "sad", "neutral", "angry"), neutral="neutral"),
-    # Everything that IEMOCAP's raters could choose; "other" and no agreement are no labels.
+    # All choices of IEMOCAP's raters except "other".
     LabelSchema(
         "iemocap9",
         ("neutral", "happy", "sad", "angry", "excited", "frustrated", "fear", "surprise", "disgust"),
@@ -158,10 +159,10 @@ SCHEMAS: dict[str, LabelSchema] = _schemas(
     LabelSchema("demo6", ("neutral", "joy", "sadness", "anger", "surprise", "fear"), neutral="neutral"),
 )
 
-# Directions of emotions in the plane of valence (to the right) and arousal (up), in units of pi / 20 (9 degrees) from
-# positive valence, as the released code of Li et al. (ECAI 2025) has them. Boredom, which theirs lacks, stands about
-# where Russell (1980, "A circumplex model of affect") puts it, at 242 degrees. There is no direction for EmoryNLP's
-# peaceful and powerful, nor for RAVDESS's calm, that could be given beside these.
+# Directions of emotions in the plane of valence (right) and arousal (up), in units of pi / 20 (9 degrees) from positive
+# valence: those of the released code of Li et al. (ECAI 2025). Boredom, missing there, is near its place in Russell
+# (1980, "A circumplex model of affect"), 242 degrees. EmoryNLP's peaceful and powerful and RAVDESS's calm have no
+# published direction compatible with these.
 _DIRECTIONS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (3, ("joy", "happy", "happiness")),
     (7, ("excited", "excitement")),
@@ -174,7 +175,7 @@ _DIRECTIONS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (29, ("sadness", "sad")),
 )
 WHEEL: Mapping[str, int] = MappingProxyType({name: angle for angle, names in _DIRECTIONS for name in names})
-"""Angles of label names on the emotion wheel, in units of pi / 20, 0 to 39."""
+"""Angles of labels on the emotion wheel, 0 to 39 in units of pi / 20."""
 
 MAPS: tuple[LabelMap, ...] = (
     LabelMap("meld7", "emotionlines7", {label: label for label in SCHEMAS["meld7"].labels}),
@@ -191,7 +192,7 @@ MAPS: tuple[LabelMap, ...] = (
             "sad": "negative",
             "scared": "negative",
         },
-        "the grouping used for three-way EmoryNLP results",
+        "the grouping of three-way EmoryNLP results",
     ),
     LabelMap(
         "meld7",
@@ -232,16 +233,16 @@ MAPS: tuple[LabelMap, ...] = (
             "angry": "angry",
             "frustrated": None,
         },
-        "the usual four-way set: excited counts as happy, frustrated is left out",
+        "the usual four-way set: excited counts as happy, frustrated is omitted",
     ),
 )
 
 
 def get_schema(name: str) -> LabelSchema:
-    """The schema called ``name``.
+    """The registered schema of this name.
 
     Raises:
-        KeyError: unknown name; the message lists the nearest one.
+        KeyError: unknown name.
     """
     if name not in SCHEMAS:
         raise KeyError(f"no label schema {name!r}. {did_you_mean(name, SCHEMAS)}")
@@ -249,31 +250,36 @@ def get_schema(name: str) -> LabelSchema:
 
 
 def map_between(source: str, target: str) -> LabelMap:
-    """The registered map from one schema to another (the identity when they are the same)."""
+    """The registered map between two schemas, or the identity if they are the same.
+
+    Raises:
+        KeyError: no such map.
+    """
     if source == target:
         return LabelMap(source, target, {label: label for label in get_schema(source).labels})
     for label_map in MAPS:
         if (label_map.source, label_map.target) == (source, target):
             return label_map
-    known = ", ".join(f"{entry.source} -> {entry.target}" for entry in MAPS)
+    known = ", ".join(f"{label_map.source} -> {label_map.target}" for label_map in MAPS)
     raise KeyError(f"no map from {source!r} to {target!r}. Known maps: {known}")
 
 
 def wheel_angles(schema: LabelSchema) -> dict[str, int | None]:
-    """Where the labels of ``schema`` stand on the emotion wheel, in units of pi / 20; None for the neutral one.
+    """Positions of the labels on the emotion wheel, in units of pi / 20; None for the neutral label.
 
     Raises:
-        ConfigError: a label has no place on the wheel; the message names all of these.
+        ConfigError: a label has no position.
     """
     missing = [label for label in schema.labels if label != schema.neutral and label not in WHEEL]
     if missing:
         raise ConfigError(
-            f"the labels {schema.name} have no emotion wheel: no valence and arousal is known for {', '.join(missing)}"
+            f"the labels {schema.name} have no emotion wheel: valence and arousal of {', '.join(missing)} are unknown. "
+            "Choose another corpus or curriculum."
         )
     return {label: None if label == schema.neutral else WHEEL[label] for label in schema.labels}
 
 
 def check_labels(labels: Iterable[str], schema: LabelSchema) -> None:
-    """Raise :class:`CorpusFormatError` for the first of ``labels`` that ``schema`` does not know."""
+    """Raise :class:`CorpusFormatError` for the first label that ``schema`` does not have."""
     for label in labels:
         schema.index(label)

@@ -1,4 +1,4 @@
-"""Packed batches: N utterances of B conversations, one after another, with no padding between them."""
+"""Packed batches: the N utterances of B conversations in one axis, without padding."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from torch import Tensor
 class Packing:
     """Where each conversation of a packed batch begins and ends.
 
-    The lengths are kept on the host, so that a layer which needs them (a packed LSTM, the longest length) never waits
-    for the device.
+    Lengths are on the host, so layers that need them do not wait for the device.
 
     Args:
         lengths: ``n_b``, the number of utterances of each of the B conversations; all at least 1.
-        device: Where the index tensors live.
+        device: Device of the index tensors.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths: tuple[int, ...] = tuple(int(length) for length in lengths)
         if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"a packing needs conversations of at least one utterance each; got {lengths}")
+            raise ValueError(f"lengths must name at least one utterance per conversation; found {lengths}")
         self.device = torch.device(device)
 
     def __repr__(self) -> str:
@@ -41,39 +40,39 @@ class Packing:
 
     @cached_property
     def longest(self) -> int:
-        """L, the largest number of utterances in one conversation."""
+        """L, the number of utterances of the longest conversation."""
         return max(self.lengths)
 
     @cached_property
     def length(self) -> Tensor:
-        """``n_b`` as an integer tensor of shape (B)."""
+        """(B) integers, ``n_b``."""
         return torch.tensor(self.lengths, dtype=torch.long).to(self.device, non_blocking=True)
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Shape (B + 1): conversation b holds the rows ``offsets[b]`` to ``offsets[b + 1]``."""
+        """(B + 1): conversation b has the rows ``offsets[b]`` to ``offsets[b + 1]``."""
         host = torch.zeros(self.size + 1, dtype=torch.long)
         host[1:] = torch.tensor(self.lengths, dtype=torch.long).cumsum(0)
         return host.to(self.device, non_blocking=True)
 
     @cached_property
     def conversation(self) -> Tensor:
-        """Shape (N): the conversation that each utterance belongs to."""
+        """(N) number of the conversation of each utterance."""
         index = torch.arange(self.size, device=self.device)
         return torch.repeat_interleave(index, self.length, output_size=self.total)
 
     @cached_property
     def position(self) -> Tensor:
-        """Shape (N): the place of each utterance in its conversation, from 0."""
+        """(N) position of each utterance in its conversation, from 0."""
         return torch.arange(self.total, device=self.device) - self.offsets[self.conversation]
 
     @cached_property
     def mask(self) -> Tensor:
-        """Shape (B, L), bool: True where ``pad`` puts a real utterance."""
+        """(B, L) bool, True at utterances of the padded form."""
         return torch.arange(self.longest, device=self.device) < self.length[:, None]
 
     def pad(self, values: Tensor, fill: float = 0.0) -> Tensor:
-        """(N, ...) -> (B, L, ...), with ``fill`` where there is no utterance. Differentiable."""
+        """(N, ...) -> (B, L, ...), with ``fill`` in the padding. Differentiable."""
         if self.size == 1:
             return values.unsqueeze(0)
         shape = (self.size, self.longest, *values.shape[1:])

@@ -1,4 +1,4 @@
-"""Outputs and targets of a whole split, side by side: what every score, interval and plot is computed from."""
+"""Outputs and targets of a split, the input of scores, intervals and plots."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ercfusion.batch.task import TaskSpec
 
-# Targets are stored in single precision: 1/C read back may lie above 1/C in double precision, and equal shares of the
-# votes may come out slightly unequal.
+# Targets are stored in single precision: 1/C read back may exceed 1/C in double precision, and equal shares of votes
+# may differ slightly.
 PROBABILITY_TOLERANCE = 1e-6
 
 Floats = NDArray[np.float64]
@@ -25,16 +25,16 @@ class Predictions:
     """Outputs for the N utterances of a split, conversations in order.
 
     Args:
-        task: What was predicted.
-        output: (N, K) float64: probabilities (softmax for single-label and distribution tasks, sigmoid for
-            multi-label tasks), or numbers for regression.
-        value: Targets as in :class:`ercfusion.batch.batch.TaskTargets`; arbitrary where not ``valid``.
-        valid: (N) bool, True where the utterance is labelled.
+        task: The task.
+        output: (N, K) float64: probabilities (softmax of single-label and distribution tasks, sigmoid of multi-label
+            tasks), or numbers of a regression.
+        value: Targets as in :class:`ercfusion.batch.batch.TaskTargets`; arbitrary if not ``valid``.
+        valid: (N) bool, True if the utterance is labelled.
         lengths: Utterances of each conversation.
         speaker: (N) integers, numbered within the conversation.
-        conversation_ids: One a conversation.
-        turn_ids: One an utterance.
-        thresholds: (C) decision thresholds of a multi-label task; None stands for 0.5.
+        conversation_ids: One per conversation.
+        turn_ids: One per utterance.
+        thresholds: (C) decision thresholds of a multi-label task; None for 0.5.
     """
 
     task: TaskSpec
@@ -57,7 +57,7 @@ class Predictions:
     def __post_init__(self) -> None:
         count, size = sum(self.lengths), self.task.size
         value_shape = (count,) if self.task.rules.index_targets else (count, size)
-        for name, found, expected in (
+        for name, shape, expected in (
             ("output", np.shape(self.output), (count, size)),
             ("value", np.shape(self.value), value_shape),
             ("valid", np.shape(self.valid), (count,)),
@@ -66,27 +66,27 @@ class Predictions:
             ("turn_ids", (len(self.turn_ids),), (count,)),
             ("thresholds", (size,) if self.thresholds is None else np.shape(self.thresholds), (size,)),
         ):
-            if found != expected:
-                raise ValueError(f"predictions of task {self.task.name!r}: {name} has shape {found}, not {expected}")
+            if shape != expected:
+                raise ValueError(f"predictions of task {self.task.name!r}: {name} has shape {shape}, not {expected}")
 
     def __len__(self) -> int:
         return len(self.valid)
 
     @property
     def conversation(self) -> Ints:
-        """(N) position of the conversation that each utterance belongs to."""
+        """(N) number of the conversation of each utterance."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def decisions(self) -> NDArray[Any]:
         """(N) class indices; (N, C) bool for a multi-label task (``probability >= threshold``).
 
         Raises:
-            ValueError: the kind of task decides nothing.
+            ValueError: the kind of task makes no decisions.
         """
         return self.task.rules.decide(self.output, self.thresholds, self.task)
 
     def labels(self) -> tuple[Ints, Bools]:
-        """(N) right class indices, and (N) bool where there is one.
+        """(N) right class indices, and (N) bool, True if there is one.
 
         Raises:
             ValueError: the kind of task has no single right label.
@@ -94,7 +94,7 @@ class Predictions:
         return self.task.rules.right_labels(self.value, self.valid, self.task)
 
     def take(self, conversations: Sequence[int] | NDArray[Any]) -> Predictions:
-        """The predictions of some conversations, by position; one that is named twice is there twice."""
+        """The predictions of some conversations by number; a number may occur twice."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)])
         chosen = [int(position) for position in conversations]
         rows = np.concatenate(

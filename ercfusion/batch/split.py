@@ -1,4 +1,4 @@
-"""What a trained model needs of a split."""
+"""A split of a corpus, seen from a trained model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Split(Protocol):
 
     @property
     def speaker(self) -> Tensor:
-        """(N) numbers of the speakers within their conversation."""
+        """(N) numbers of the speakers within their conversations."""
 
     @property
     def targets(self) -> Mapping[str, TaskTargets]:
@@ -27,11 +27,11 @@ class Split(Protocol):
 
     @property
     def conversation_ids(self) -> tuple[str, ...]:
-        """Ids of the conversations, in order."""
+        """Ids of the conversations."""
 
     @property
     def turn_ids(self) -> tuple[str, ...]:
-        """Ids of the N utterances, in order."""
+        """Ids of the N utterances."""
 
     def __len__(self) -> int:
         """Number of conversations."""
@@ -40,4 +40,4 @@ class Split(Protocol):
         """The conversations with these numbers."""
 
     def batches(self, conversations: int) -> Iterator[ConversationBatch]:
-        """All conversations in order, ``conversations`` at a time."""
+        """All conversations in order, ``conversations`` per batch."""

@@ -1,4 +1,4 @@
-"""What is to be predicted for every utterance."""
+"""Prediction tasks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class TaskSpec:
 
     Args:
         name: Key of the targets in a conversation, for example ``"emotion"``.
-        kind: A name of :data:`ercfusion.batch.kinds.KINDS`: ``single_label`` (one of C), ``multi_label`` (any subset
-            of C), ``distribution`` (a probability for each of C, from votes), ``regression`` (one real number a
-            dimension), or a registered one.
-        schema: The labels, for the kinds that have any.
+        kind: A name of :data:`ercfusion.batch.kinds.KINDS`: ``single_label`` (one of C), ``multi_label`` (any subset of
+            C), ``distribution`` (a probability for each of C, from votes), ``regression`` (one real number per
+            dimension), or a registered kind.
+        schema: The labels, if the kind has any.
         dimensions: Names of the regressed values, for example ``("valence", "arousal", "dominance")``.
-        low, high: Range of the regressed values, in the corpus's own unit.
-        metric: The dev score on which a checkpoint is chosen; see :mod:`ercfusion.metrics.registry` for the names.
+        low, high: Range of the regressed values, in the unit of the corpus.
+        metric: Dev score that selects the checkpoint, a name of :mod:`ercfusion.metrics.registry`.
     """
 
     name: str
@@ -46,17 +46,17 @@ class TaskSpec:
 
     @property
     def rules(self) -> TaskKind:
-        """What its kind says about encoding, learning, deciding, scoring, writing and drawing."""
+        """The kind: encoding, learning, decisions, scores, files and figures."""
         return task_kind(self.kind)
 
     @property
     def size(self) -> int:
-        """Number of outputs an utterance: C classes, or the number of regressed dimensions."""
+        """Outputs per utterance: C classes, or the number of regressed dimensions."""
         return len(self.dimensions) if self.schema is None else len(self.schema)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """A name for every output, in order."""
+        """Names of the outputs, in order."""
         return self.dimensions if self.schema is None else self.schema.labels
 
     def to_dict(self) -> dict[str, Any]:

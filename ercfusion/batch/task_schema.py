@@ -1,4 +1,4 @@
-"""What files hold about a task; see :meth:`ercfusion.batch.task.TaskSpec.to_dict`."""
+"""Schema of a task in files; see :meth:`ercfusion.batch.task.TaskSpec.to_dict`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Task(Open):
     @model_validator(mode="after")
     def _fits(self) -> Task:
         if len(set(self.dimensions)) < len(self.dimensions):
-            raise ValueError("dimensions names one twice")
+            raise ValueError("dimensions contains a name twice")
         if self.labels is not None and self.labels.neutral not in (None, *self.labels.labels):
-            raise ValueError("schema.neutral is none of the labels")
+            raise ValueError("schema.neutral is not one of the labels")
         self.spec()
         return self
 

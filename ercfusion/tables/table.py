@@ -160,7 +160,7 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
     first = next(iter(groups.values()))
     task = first.task
     metric = preset.metric or task.metric
-    shown = [metric, *(preset.also or task.rules.beside)]
+    shown = [metric, *(preset.also or task.rules.table_scores)]
     for name in shown:
         check_metric(task, name)
     known = first.records[0]["metrics"]["test"]

@@ -90,7 +90,7 @@ def test_recorded_tables_have_the_order_of_today(preset: str) -> None:
         assert tuple(schema["labels"]) == get_schema(schema["name"]).labels
 
 
-# What each label becomes; "-" is no label.
+# What each label becomes; "-" stands for none.
 IMAGES = {
     ("emorynlp7", "emorynlp3"): "joyful=positive peaceful=positive powerful=positive neutral=neutral mad=negative "
     "sad=negative scared=negative",
@@ -128,21 +128,21 @@ def test_other_spellings() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(CorpusFormatError, match=r"'hapy' is no label of iemocap6. Did you mean 'happy'\?"):
+    with pytest.raises(CorpusFormatError, match=r"'hapy' is not a label of iemocap6. Did you mean 'happy'\?"):
         get_schema("iemocap6").index("hapy")
     with pytest.raises(KeyError, match="Did you mean 'meld7'"):
         get_schema("meld8")
     with pytest.raises(KeyError, match=r"no map from 'meld3' to 'demo6'\. Known maps: meld7 -> emotionlines7"):
         map_between("meld3", "demo6")
     check_labels(["joy", "anger"], get_schema("meld7"))
-    with pytest.raises(CorpusFormatError, match="'joyful' is no label of meld7"):
+    with pytest.raises(CorpusFormatError, match="'joyful' is not a label of meld7"):
         check_labels(["joy", "joyful"], get_schema("meld7"))
 
 
 def test_contradictory_schemas_are_refused() -> None:
     with pytest.raises(ValueError, match="lists a label twice"):
         LabelSchema("bad", ("a", "b", "a"))
-    with pytest.raises(ValueError, match="synonym 'x' points to 'c', which is no label"):
+    with pytest.raises(ValueError, match="synonym 'x' points to 'c', which is not a label"):
         LabelSchema("bad", ("a", "b"), {"x": "c"})
 
 

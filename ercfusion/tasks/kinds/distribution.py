@@ -33,7 +33,7 @@ class Distribution(SingleLabel):
     default_metric: ClassVar[str] = "kl"
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled", "distributions")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
-    beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
+    table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
     def encode(self, value: Any, task: TaskSpec) -> Sequence[float]:
         """See the base class."""

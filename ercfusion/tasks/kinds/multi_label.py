@@ -34,7 +34,7 @@ class MultiLabel(TaskKind):
     thresholds: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
-    beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
+    table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1",)
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"an utterance without a label, predicted without one, counts": _EMPTY_SETS}

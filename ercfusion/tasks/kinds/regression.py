@@ -25,7 +25,7 @@ class Regression(TaskKind):
     representation: ClassVar[str] = "numbers"
     inputs: ClassVar[tuple[str, ...]] = ("moments", "numbers")
     headline: ClassVar[tuple[str, ...]] = ("mae", "pearson", "ccc", "acc7", "acc2_non0")
-    beside: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
+    table_scores: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
     output_prefix: ClassVar[str] = "y/"
     pictures: ClassVar[tuple[str, ...]] = ("scatter",)
 

@@ -26,7 +26,7 @@ class SingleLabel(TaskKind):
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
-    beside: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy")
+    table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1", "confusion", "reliability")
 
     def encode(self, value: Any, task: TaskSpec) -> int | Sequence[float]:
