@@ -273,8 +273,8 @@ def wheel_angles(schema: LabelSchema) -> dict[str, int | None]:
     missing = [label for label in schema.labels if label != schema.neutral and label not in WHEEL]
     if missing:
         raise ConfigError(
-            f"the labels {schema.name} have no emotion wheel: valence and arousal of {', '.join(missing)} are unknown. "
-            "Choose another corpus or curriculum."
+            f"the labels {schema.name} have no emotion wheel: valence and arousal are not known for "
+            f"{', '.join(missing)}. Use curriculum=emotion_shift"
         )
     return {label: None if label == schema.neutral else WHEEL[label] for label in schema.labels}
 

@@ -283,7 +283,7 @@ def build_curriculum(
         try:
             cost = change_cost(task.schema, settings.weight, settings.beta)
         except ConfigError as error:
-            raise ConfigError(f"curriculum={name} cannot be had: {error}. Use curriculum=emotion_shift") from error
+            raise ConfigError(f"curriculum={name} cannot be had: {error}") from error
     found = [shift_difficulty(one, task, scope=settings.scope, cost=cost) for one in conversations]
     sign = -1 if settings.reverse else 1
     keys = [
