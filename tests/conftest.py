@@ -46,10 +46,10 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _shared_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tables of experiments take up to half a minute: the processes of a test run compute each once."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        import tables
+    from docs.computed import tables
 
-        tables.SHARED = tmp_path_factory.getbasetemp().parent
+    base = tmp_path_factory.getbasetemp()
+    tables.FOLDER = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)

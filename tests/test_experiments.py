@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from runs import command
-from tables import table
 
+from docs.computed.tables import table
 from ercfusion import reproduce
 from ercfusion.models import ARCHITECTURES
 from ercfusion.tables.preset import TablePreset, preset_folder, read_preset

@@ -1,6 +1,6 @@
 """A number about results in a sentence is computed from the records, or it is not written.
 
-Numbers stand in blocks that ``python tests/test_docs.py`` writes, in sentences that :data:`SENTENCES` computes, or in a
+Numbers stand in blocks that ``python -m docs.computed`` writes, in sentences that :data:`SENTENCES` computes, or in a
 table of dev scores under a comment that names the command (``<!-- measured on dev: ... -->``). What a phrase of
 :data:`FIXED` says is no result of a run.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import EXPERIMENTS
 
+from docs.computed.tables import EXPERIMENTS
 from ercfusion.records.groups import Group
 from ercfusion.tables.preset import read_preset
 from ercfusion.training.tables import read_table_records, wanted_records
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "experiments/README.md",
-    *(f"docs/{name}.md" for name in ("results", "statistics", "modalities", "curricula")),
+    *(f"docs/{name}.md" for name in ("results", "statistics", "missing-modalities", "curricula")),
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "models").glob("*.md"))),
 ]
 _MARK = "<!-- measured on dev: "
@@ -288,7 +288,7 @@ def unregistered(page: str, text: str) -> list[str]:
 def test_no_number_about_results_is_typed(page: str) -> None:
     text = "\n\n".join(part for part in re.split(r"\n\s*\n", prose(page)))
     found = [entry for block in re.split(r"\n\s*\n|\n(?=- )", text) for entry in unregistered(page, block)]
-    assert not found, f"{page}: computed (tests/test_prose.py, python tests/test_docs.py), or removed: {found}"
+    assert not found, f"{page}: computed (tests/test_prose.py, python -m docs.computed), or removed: {found}"
 
 
 @pytest.mark.parametrize(

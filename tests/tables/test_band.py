@@ -99,8 +99,7 @@ def test_a_score_that_the_run_has_not_is_named():
 
 
 def test_an_honest_run_of_today_differs_in_no_setting_from_the_recorded_row():
-    from tables import EXPERIMENTS
-
+    from docs.computed.tables import EXPERIMENTS
     from ercfusion.tables.preset import read_preset
     from ercfusion.training.tables import read_table_records, wanted_records
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from made_records import record
-from tables import table as recorded
 
+from docs.computed.tables import table as recorded
 from ercfusion.plots.page import as_page
 from ercfusion.tables.preset import EVIDENCE, Row, TablePreset, known_presets, read_preset
 from ercfusion.tables.render import as_markdown, published_legend, score_cells

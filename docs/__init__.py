@@ -1,0 +1,1 @@
+"""The documentation: its pages, and the code that computes parts of them."""

@@ -1,0 +1,73 @@
+"""The tables of ``experiments/``, each computed once: their paired tests take up to half a minute."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+from filelock import FileLock
+
+import ercfusion
+from docs.computed.registry import ROOT
+from ercfusion._core.files import atomic_write, user_cache
+from ercfusion.tables.preset import read_preset
+from ercfusion.tables.table import Table, compute_table
+from ercfusion.training.tables import read_table_records, wanted_records
+
+EXPERIMENTS = ROOT / "experiments"
+FOLDER: Path | None = None
+"""Folder of the computed tables; None for the user's cache folder."""
+
+
+@cache
+def table(name: str) -> Table:
+    """The table of ``experiments/NAME.yaml``, computed from the records next to it or read from :data:`FOLDER`."""
+    path = _path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f"table-{name}.lock"):
+        if not path.is_file():
+            preset = read_preset(EXPERIMENTS / f"{name}.yaml")
+            records = read_table_records(preset, [EXPERIMENTS / name])
+            computed = compute_table(preset, wanted_records(preset, records))
+            for old in path.parent.glob(f"table-{name}.*.pickle"):
+                old.unlink()
+            with atomic_write(path, "wb") as file:
+                pickle.dump(computed, file)
+        stored: Table = pickle.loads(path.read_bytes())
+    return stored
+
+
+def prepare(names: Iterable[str]) -> None:
+    """Computes the tables that are not in the folder, two at a time."""
+    missing = sorted({name for name in names if not _path(name).is_file()})
+    if len(missing) > 1:
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_store, missing))
+
+
+def _store(name: str) -> None:
+    table(name)
+
+
+def _path(name: str) -> Path:
+    """The file of a table: another one after each change of the package, of the preset and of the records."""
+    return (FOLDER or user_cache() / "docs") / f"table-{name}.{_state(name)}.pickle"
+
+
+@cache
+def _state(name: str) -> str:
+    package = Path(ercfusion.__file__).parent
+    files = [
+        *sorted(package.rglob("*.py")),
+        EXPERIMENTS / f"{name}.yaml",
+        *sorted((EXPERIMENTS / name).rglob("*.json")),
+    ]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
