@@ -1,4 +1,4 @@
-"""Metrics of probabilities of one right label: log-likelihood and calibration errors."""
+"""Log-likelihood and calibration errors of the probabilities of single-label tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ercfusion.metrics.metric import ERROR, Metric, ratio
 
 ECE_BINS = 15
 FLOOR = 1e-12
-"""Least probability under a logarithm."""
+"""Smallest probability under a logarithm."""
 
 
 def _nll(rows: Labelled, task: TaskSpec) -> float:
@@ -23,27 +23,23 @@ def _nll(rows: Labelled, task: TaskSpec) -> float:
 
 
 def calibration_bins(rows: Labelled, bins: int = ECE_BINS) -> tuple[Ints, Floats, Floats]:
-    """Number of utterances, accuracy and mean confidence in each of ``bins`` equal parts of [0, 1].
+    """Number of utterances, accuracy and mean confidence (the largest probability) in ``bins`` equal parts of [0, 1].
 
-    The confidence is the largest probability. A bin includes its lower edge, the last one both edges; an empty bin has
-    accuracy and confidence 0.
+    A bin includes its lower edge, the last one both edges. An empty bin has accuracy and confidence 0.
     """
     return _binned(rows.right, rows.confidence, _equal_width(rows.confidence, bins), bins)
 
 
 def expected_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
-    """Mean of ``|accuracy - confidence|`` over equal-width bins, weighted by the utterances in them (Naeini et al.,
-    2015).
-    """
+    """Mean ``|accuracy - confidence|`` over equal-width bins, weighted by their utterances (Naeini et al., 2015)."""
     return _bin_error(*calibration_bins(rows, bins))
 
 
 def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
-    """Mean over all C labels of the calibration error of "this label or another" (Kull et al., 2019).
+    """Mean over all C labels of the calibration error of each label against the rest (Kull et al., 2019).
 
-    For a label, the confidence is its own probability, and the accuracy of an equal-width bin the share of utterances
-    whose right label it is. Unlike :func:`expected_calibration_error` it also sees probabilities that are not the
-    largest.
+    The confidence is the label's own probability; the accuracy of an equal-width bin is the share of utterances with
+    this true label. Unlike :func:`expected_calibration_error`, it includes probabilities below the largest.
     """
     errors = [
         _bin_error(*_binned(rows.truth == label, confidence, _equal_width(confidence, bins), bins))
@@ -53,11 +49,11 @@ def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
 
 
 def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
-    """Mean of ``|accuracy - confidence|`` over bins of equally many utterances (Nixon et al., 2019).
+    """Mean ``|accuracy - confidence|`` over bins with equally many utterances (Nixon et al., 2019).
 
-    Utterances are ordered by their largest probability and cut into ``bins`` runs. Of N utterances the first N modulo
-    ``bins`` runs have one more than the others; with fewer utterances than bins each is a bin. Utterances of equal
-    confidence, which a cut may separate, share their hits evenly, so the order of rows is without effect.
+    Utterances are ordered by their largest probability and cut into ``bins`` runs; the first N modulo ``bins`` runs
+    have one more. With fewer utterances than bins, each is a bin. Utterances of equal confidence share their hits
+    evenly, so the order of rows does not matter.
     """
     confidence = rows.confidence
     _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)
@@ -73,7 +69,7 @@ def _equal_width(confidence: NDArray[Any], bins: int) -> Ints:
 
 
 def _binned(right: NDArray[Any], confidence: NDArray[Any], place: Ints, bins: int) -> tuple[Ints, Floats, Floats]:
-    """(bins) number of utterances, mean of ``right`` and mean confidence of those at each ``place``."""
+    """(bins) number of utterances, mean of ``right`` and mean confidence per bin; ``place`` is an utterance's bin."""
     count = np.bincount(place, minlength=bins)
     return (
         count,

@@ -1,7 +1,7 @@
-"""Metrics of labels that follow from counts: confusion matrices, and true and false positives of sets of labels.
+"""Metrics from confusion matrices and from true and false positives of label sets.
 
-A ratio with denominator 0 is 0 (for instance the F1 of a class that is neither in the truth nor predicted). Macro
-averages run over the classes that occur in truth or prediction; a class absent from both says nothing.
+A ratio with denominator 0 is 0, for instance the F1 of a class absent from truth and prediction. Macro averages run
+over the classes in truth or prediction.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ercfusion.metrics.sums import SUMS
 
 
 class ClassCounts:
-    """Hits, true and predicted utterances of every class (..., C), from counts with any leading axes.
+    """Hits, true and predicted utterances of every class, each (..., C).
 
     Args:
         sums: (..., C, C) confusion matrices, rows the truth; or (..., C, 3) true positives, false positives and false
             negatives.
-        key: Which of them: ``confusion`` or ``counts``.
+        key: ``confusion`` or ``counts``.
     """
 
     def __init__(self, sums: NDArray[Any], key: str = "confusion") -> None:
@@ -34,20 +34,20 @@ class ClassCounts:
 
     @cached_property
     def hits(self) -> NDArray[Any]:
-        """Rightly predicted."""
+        """Correctly predicted utterances."""
         return np.diagonal(self._sums, axis1=-2, axis2=-1) if self._matrices else np.asarray(self._sums[..., 0])
 
     @cached_property
     def truths(self) -> NDArray[Any]:
-        """In the truth."""
+        """Utterances with the class in the truth."""
         if self._matrices:
-            # Many small matrices: three times as fast as sum(axis), and counts add up exactly in any order.
+            # Three times as fast as sum(axis) for many small matrices; integer counts are exact in any order.
             return np.asarray(np.einsum("...ij->...i", self._sums))
         return np.asarray(self._sums[..., 0] + self._sums[..., 2])
 
     @cached_property
-    def said(self) -> NDArray[Any]:
-        """Predicted."""
+    def predicted(self) -> NDArray[Any]:
+        """Utterances predicted as the class."""
         if self._matrices:
             return np.asarray(np.einsum("...ij->...j", self._sums))
         return np.asarray(self._sums[..., 0] + self._sums[..., 1])
@@ -55,19 +55,19 @@ class ClassCounts:
     @cached_property
     def f1(self) -> Floats:
         """F1 of every class."""
-        return ratio(2 * self.hits, self.truths + self.said)
+        return ratio(2 * self.hits, self.truths + self.predicted)
 
     @property
     def defined(self) -> NDArray[np.bool_]:
-        """(...) whether anything was counted. For sets of labels always: they have no true negatives, so nothing true
-        and nothing predicted looks like nothing labelled.
+        """(...) whether anything was counted. Always true for label sets: without true negatives, a split with nothing
+        true and nothing predicted has the counts of an unlabelled one.
         """
         total = self.truths.sum(axis=-1)
         return np.asarray(total > 0) if self._matrices else np.ones(np.shape(total), dtype=bool)
 
 
 def _counted(formula: Callable[[ClassCounts, TaskSpec], Floats], *keys: str) -> Mapping[str, Formula]:
-    """A formula of class counts, for each of the sums that it can be computed from."""
+    """The same formula of class counts for every key of ``keys``."""
 
     def of(key: str) -> Formula:
         def counted(sums: NDArray[Any], task: TaskSpec) -> Floats:
@@ -80,7 +80,7 @@ def _counted(formula: Callable[[ClassCounts, TaskSpec], Floats], *keys: str) -> 
 
 
 def weighted_f1(counts: ClassCounts) -> Floats:
-    """F1 of each class, averaged with its share of the truth as weight."""
+    """F1 of each class, weighted by its share of the truth."""
     return ratio((counts.truths * counts.f1).sum(axis=-1), counts.truths.sum(axis=-1))
 
 
@@ -90,12 +90,12 @@ def accuracy(counts: ClassCounts) -> Floats:
 
 
 def macro_f1(counts: ClassCounts) -> Floats:
-    """F1 of each class, averaged over the classes that occur in truth or prediction."""
-    return ratio(counts.f1.sum(axis=-1), (counts.truths + counts.said > 0).sum(axis=-1))
+    """F1 of each class, averaged over the classes in truth or prediction."""
+    return ratio(counts.f1.sum(axis=-1), (counts.truths + counts.predicted > 0).sum(axis=-1))
 
 
 def _micro_f1(counts: ClassCounts, task: TaskSpec) -> Floats:
-    return ratio(2 * counts.hits.sum(axis=-1), (counts.truths + counts.said).sum(axis=-1))
+    return ratio(2 * counts.hits.sum(axis=-1), (counts.truths + counts.predicted).sum(axis=-1))
 
 
 def _uar(counts: ClassCounts, task: TaskSpec) -> Floats:
@@ -107,7 +107,9 @@ def _micro_f1_without_neutral(counts: ClassCounts, task: TaskSpec) -> Floats:
     assert task.schema.neutral
     neutral = task.schema.index(task.schema.neutral)
     others = [place for place in range(task.size) if place != neutral]
-    return ratio(2 * counts.hits[..., others].sum(axis=-1), (counts.truths + counts.said)[..., others].sum(axis=-1))
+    return ratio(
+        2 * counts.hits[..., others].sum(axis=-1), (counts.truths + counts.predicted)[..., others].sum(axis=-1)
+    )
 
 
 def _has_neutral(task: TaskSpec) -> bool:
@@ -127,13 +129,13 @@ METRICS = (
     Metric(
         "weighted_f1",
         "weighted F1",
-        "F1 of each class, averaged with the class's share of the truth as weight",
+        "F1 of each class, weighted by its share of the truth",
         sums=_counted(lambda counts, task: weighted_f1(counts), "confusion", "counts"),
     ),
     Metric(
         "macro_f1",
         "macro F1",
-        "F1 of each class, averaged over the classes that occur in truth or prediction",
+        "F1 of each class, averaged over the classes in truth or prediction",
         sums=_counted(lambda counts, task: macro_f1(counts), "confusion", "counts"),
         equal_classes=True,
     ),
@@ -153,7 +155,7 @@ METRICS = (
     Metric(
         "accuracy",
         "accuracy",
-        "share of utterances that are right (multi-label: the whole set of labels is right, an empty one too)",
+        "share of correct utterances (multi-label: the whole set of labels is correct; empty sets count)",
         sums=_counted(lambda counts, task: accuracy(counts), "confusion"),
         rows={"sets": _equal_sets},
         empty_sets=True,
@@ -161,14 +163,14 @@ METRICS = (
     Metric(
         "uar",
         "UAR",
-        "unweighted average recall: recall of each class, averaged over the classes that occur in the truth",
+        "unweighted average recall: recall of each class, averaged over the classes in the truth",
         sums=_counted(_uar, "confusion"),
         equal_classes=True,
     ),
     Metric(
         "micro_f1_without_neutral",
         "micro F1 without neutral",
-        "micro F1 over all labels except neutral; neutral utterances still count as false alarms",
+        "micro F1 over all labels except neutral; neutral utterances still count as false positives",
         sums=_counted(_micro_f1_without_neutral, "confusion"),
         fits=_has_neutral,
     ),
@@ -184,10 +186,7 @@ def confusion_matrix(predictions: Predictions) -> Ints:
 
 
 def per_class(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support (number of true utterances) of every label, in the schema's order.
-
-    Empty for a task without labels.
-    """
+    """Precision, recall, F1 and support (true utterances) per label, in the schema's order; empty without labels."""
     task = predictions.task
     key = next((key for key in ("confusion", "counts") if key in task.rules.inputs), None)
     return {} if key is None else per_class_of(ClassCounts(SUMS[key].summed(predictions), key), task.output_names)
@@ -195,7 +194,7 @@ def per_class(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 def per_class_of(counts: ClassCounts, labels: Sequence[str]) -> dict[str, dict[str, float]]:
     """:func:`per_class` from counts (C)."""
-    columns = (ratio(counts.hits, counts.said), ratio(counts.hits, counts.truths), counts.f1, counts.truths)
+    columns = (ratio(counts.hits, counts.predicted), ratio(counts.hits, counts.truths), counts.f1, counts.truths)
     names = ("precision", "recall", "f1", "support")
     return {
         label: {name: float(number) for name, number in zip(names, row, strict=True)}

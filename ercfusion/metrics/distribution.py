@@ -12,15 +12,15 @@ from ercfusion.metrics.metric import ERROR, Metric, ratio
 
 
 def _kl(rows: Pairs, task: TaskSpec) -> float:
-    # x log x is 0 at 0, hence the floor inside the logarithm only.
+    # x log x is 0 at 0, so only the logarithm has a floor.
     logarithms = np.log(np.maximum(rows.target, FLOOR)) - np.log(np.maximum(rows.output, FLOOR))
     return float((rows.target * logarithms).sum(axis=1).mean())
 
 
 def _binarised_macro_f1(rows: Pairs, task: TaskSpec) -> float:
-    cut = 1 / task.size + PROBABILITY_TOLERANCE  # 1/C is strict: a uniform row is the empty set
-    said, true = rows.output > cut, rows.target > cut
-    return float(ratio(2 * (said & true).sum(axis=0), said.sum(axis=0) + true.sum(axis=0)).mean())
+    cut = 1 / task.size + PROBABILITY_TOLERANCE  # strictly above 1/C: a uniform row is the empty set
+    predicted, true = rows.output > cut, rows.target > cut
+    return float(ratio(2 * (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)).mean())
 
 
 METRICS = (

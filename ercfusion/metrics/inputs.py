@@ -1,6 +1,6 @@
-"""What metrics are computed from: sums over conversations, and rows of labelled utterances.
+"""Inputs of metrics: sums over conversations, and rows of labelled utterances.
 
-A kind of task says which of these inputs it has; a metric says which it needs.
+A task kind declares the inputs it has; a metric declares those it needs.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ercfusion.metrics.sums import SUMS
 
 
 def conversation_sums(predictions: Predictions) -> dict[str, NDArray[Any]]:
-    """The sums of every conversation by key, first axis B; see :mod:`ercfusion.metrics.sums`.
+    """Sums of every conversation by key, first axis B; see :mod:`ercfusion.metrics.sums`.
 
-    Utterances that are not labelled count nowhere, so a conversation without any has zeros.
+    Unlabelled utterances are not counted: a conversation with none labelled has zeros.
     """
     return {name: SUMS[name].of(predictions) for name in predictions.task.rules.inputs if name in SUMS}
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The n utterances with one right label, as ``labelled``: single-label and distribution tasks.
+    """The n utterances with one right label (input ``labelled``) of single-label and distribution tasks.
 
     Args:
         truth: (n) index of the right label.
         probability: (n, C).
-        right: (n) bool, whether the prediction is right.
+        right: (n) bool, whether the prediction is correct.
     """
 
     truth: Ints
@@ -40,16 +40,16 @@ class Labelled:
 
     @property
     def confidence(self) -> Floats:
-        """(n) the largest probability."""
+        """(n) largest probability."""
         return np.asarray(self.probability.max(axis=1))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predictions and targets (n, K) of the labelled utterances, each alike.
+    """Predictions and targets (n, K) of the labelled utterances.
 
-    As ``distributions``: probabilities of C labels. As ``sets``: bool, whether an utterance has the label. As
-    ``numbers``: regressed values.
+    Input ``distributions``: probabilities of C labels. ``sets``: bool, whether an utterance has the label. ``numbers``:
+    regressed values.
     """
 
     output: NDArray[Any]
@@ -57,7 +57,7 @@ class Pairs:
 
 
 def labelled(predictions: Predictions) -> Labelled | None:
-    """The utterances with one right label; None if there are none."""
+    """Utterances with one right label; None if there are none."""
     truth, chosen = predictions.labels()
     if not chosen.any():
         return None
@@ -84,10 +84,10 @@ ROWS: dict[str, Callable[[Predictions], Any]] = {
 
 
 class Inputs:
-    """All inputs of a split's predictions; each is computed once, when a metric first asks for it.
+    """All inputs of a split's predictions, each computed on first use.
 
     Raises:
-        ValueError: no utterance is labelled, or an output for a labelled one is not a finite number.
+        ValueError: no utterance is labelled, or an output of a labelled one is not finite.
     """
 
     def __init__(self, predictions: Predictions) -> None:
@@ -96,22 +96,22 @@ class Inputs:
         valid = np.asarray(predictions.valid, dtype=bool)
         if not valid.any():
             raise ValueError(
-                f"none of the {len(valid)} utterances is labelled for task {self.task.name!r}: nothing to score"
+                f"none of the {len(valid)} utterances is labelled for task {self.task.name!r}. Choose a labelled split."
             )
         finite = np.isfinite(predictions.output[valid])
         if not finite.all():
-            raise ValueError(f"outputs of task {self.task.name!r} are not finite: {int((~finite).sum())} numbers")
+            raise ValueError(f"{int((~finite).sum())} outputs of task {self.task.name!r} are not finite")
         self._rows: dict[str, Any] = {}
         self._summed: dict[str, NDArray[Any]] = {}
 
     def rows(self, name: str) -> Any:
-        """The rows called ``name``; None if no utterance is in them."""
+        """The rows called ``name``; None if there are no such utterances."""
         if name not in self._rows:
             self._rows[name] = ROWS[name](self.predictions)
         return self._rows[name]
 
     def summed(self, key: str) -> NDArray[Any]:
-        """The sums called ``key`` of the whole split."""
+        """The sums called ``key`` over the whole split."""
         if key not in self._summed:
             self._summed[key] = SUMS[key].summed(self.predictions)
         return self._summed[key]

@@ -1,8 +1,7 @@
-"""Metrics of sets of labels, and the thresholds that decide them.
+"""Metrics of label sets, and decision thresholds.
 
-Two equal sets of labels agree fully, also two empty ones: such an utterance counts 1 (scikit-learn's
-``zero_division=1``), so ``accuracy <= jaccard <= samples_f1``. Only ``jaccard_zero`` counts two empty sets 0 (CARAT,
-TAILOR, scikit-learn's default).
+An utterance with two empty sets counts 1 (``zero_division=1`` of scikit-learn), so ``accuracy <= jaccard <=
+samples_f1``. Only ``jaccard_zero`` counts it 0 (CARAT, TAILOR, scikit-learn's default).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ercfusion.metrics.metric import Formula, Metric, ratio
 
 
 def _jaccard(empty: float) -> Mapping[str, Formula]:
-    """Intersection over union; ``empty`` where both sets are empty."""
+    """Intersection over union; ``empty`` if both sets are empty."""
 
     def formula(sets: Pairs, task: TaskSpec) -> float:
         both, either = (sets.output & sets.target).sum(axis=1), (sets.output | sets.target).sum(axis=1)
@@ -32,10 +31,9 @@ def _hamming(sets: Pairs, task: TaskSpec) -> float:
 
 
 def _weighted_accuracy(sets: Pairs, task: TaskSpec) -> Floats:
-    """(C) (TP * N / P + TN) / 2N of every label, where P utterances have it and N have not.
+    """(C) (TP * N / P + TN) / 2N per label, with P utterances having it and N not (Zadeh et al., ACL 2018, CMU-MOSEI).
 
-    Zadeh et al. (ACL 2018, CMU-MOSEI). It equals the mean of both recalls, (TP / P + TN / N) / 2, and is not defined
-    for a label that all or no utterances have.
+    Equal to the mean of both recalls, (TP / P + TN / N) / 2. Not defined if P or N is 0.
     """
     positive = sets.target.sum(axis=0)
     negative = len(sets.target) - positive
@@ -61,14 +59,14 @@ METRICS = (
     Metric(
         "hamming",
         "hamming",
-        "share of (utterance, label) decisions that are wrong",
+        "share of wrong (utterance, label) decisions",
         rows={"sets": _hamming},
         higher_is_better=False,
     ),
     Metric(
         "weighted_accuracy",
         "weighted accuracy",
-        "mean of a label's recall and that of its absence, averaged over labels (Zadeh et al., 2018)",
+        "mean of the recalls of a label and of its absence, averaged over labels (Zadeh et al., 2018)",
         rows={"sets": _weighted_accuracy},
         outputs="defined",
     ),
@@ -76,14 +74,19 @@ METRICS = (
 
 
 def best_thresholds(predictions: Predictions) -> Floats:
-    """(C) thresholds that maximise each label's F1 on these predictions, for a task with sets of labels.
+    """(C) thresholds maximising each label's F1 on these predictions of a multi-label task.
 
-    The search is exact: between two neighbouring probabilities F1 does not change, so every cut is tried, each at the
-    middle of its gap. Among equally good cuts the one nearest 0.5 is taken; a label without positives keeps 0.5. Choose
-    them on dev and hand them to the predictions of test.
+    The search is exact: F1 is constant between neighbouring probabilities, so every cut is tried at the middle of its
+    gap. Of equally good cuts the one nearest 0.5 is taken; a label without positives keeps 0.5. Choose thresholds on
+    dev, and pass them to the predictions of test.
+
+    Raises:
+        ValueError: the task has no label sets.
     """
     if "sets" not in predictions.task.rules.inputs:
-        raise ValueError(f"task {predictions.task.name!r} has no sets of labels: there are no thresholds to choose")
+        raise ValueError(
+            f"task {predictions.task.name!r} has no label sets, so no thresholds. Choose a multi-label task."
+        )
     valid = np.asarray(predictions.valid, dtype=bool)
     thresholds = np.full(predictions.task.size, 0.5)
     for column in range(predictions.task.size):
@@ -96,8 +99,7 @@ def best_thresholds(predictions: Predictions) -> Floats:
         following = np.append(probability[1:], 0.0)
         ends = np.flatnonzero(np.append(probability[1:] != probability[:-1], True))
         f1 = 2 * np.cumsum(true)[ends] / (ends + 1 + true.sum())
-        # Thresholds are kept in single precision, and neighbouring numbers have no middle: where rounding leaves the
-        # gap, the upper number itself is the threshold.
+        # Thresholds are float32. If rounding moves the middle out of its gap, the upper probability is the threshold.
         middle = ((probability[ends] + following[ends]) / 2).astype(np.float32).astype(np.float64)
         inside = (following[ends] < middle) & (middle <= probability[ends])
         middle = np.where(inside, middle, probability[ends])

@@ -1,4 +1,4 @@
-"""What a metric is: one object with its names, its direction and its formulas."""
+"""A metric as one object: names, direction, formulas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.inputs import Inputs
 
 Statistic = Callable[[NDArray[Any]], NDArray[Any]]
-"""From (R, ...) summed sums to R scores, NaN where a score is not defined; other leading axes work too."""
+"""From (R, ...) summed sums to R scores, NaN if not defined; any number of leading axes works."""
 Formula = Callable[[Any, TaskSpec], Any]
 
 SHARE = (0.0, 1.0)
@@ -29,33 +29,32 @@ def _any_task(task: TaskSpec) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric: what it is called, what it means, which direction is better, and how it is computed.
+    """A metric: name, meaning, direction and formulas.
 
     A formula takes the value of one input and the task. ``sums`` holds formulas of sums over conversations
-    (:mod:`ercfusion.metrics.sums`): these also give intervals and tests between models. ``rows`` holds formulas of
-    utterances (:mod:`ercfusion.metrics.inputs`), for what no such sums give. A metric of one's own is registered with
+    (:mod:`ercfusion.metrics.sums`), which also give intervals and tests between models. ``rows`` holds formulas of
+    utterances (:mod:`ercfusion.metrics.inputs`), for scores without such sums. Register your own with
     :func:`ercfusion.metrics.register`.
 
     Args:
         name: As in ``training.metric=NAME`` and in records: letters, digits and underscores.
-        title: As people write it, for tables.
+        title: Name in tables.
         meaning: One sentence or formula.
-        sums: Formulas by key of the sums. Each maps summed sums with any leading axes, ``(..., *shape)``, to scores
-            ``(...)``; NaN where the score is not defined. It must be vectorised: thousands of resamples come at once.
-        rows: Formulas by name of the rows; each gives one number. If a task has both, this is the score of a split,
-            and the formula of the sums serves intervals only: both must agree up to rounding.
-        higher_is_better: Direction, for the choice of a checkpoint, for sweeps and tables.
-        unit: ``percent`` for shares, which tables show in percent; ``nats``; ``task`` for the unit of the targets;
-            ``none`` for other numbers.
-        bounds: Least and largest possible value.
-        outputs: Not empty if the formulas give a last axis with one value for each output (label or dimension). The
-            score is their mean, and each also comes as ``NAME/OUTPUT``. ``all``: defined if all are defined;
-            ``defined``: the mean of those that are.
-        fits: Whether a task that has the inputs has the metric.
-        equal_classes: Whether a rare class counts as much as any other, so that intervals may be too short.
-        always: Whether tables show it for every task that has it.
-        empty_sets: Whether an utterance whose true and predicted sets of labels are both empty counts 1.
-        loss: What training curves call it if it is drawn with the losses.
+        sums: Formulas by key of the sums. Each maps summed sums ``(..., *shape)`` to scores ``(...)``, NaN if not
+            defined. They must be vectorised: thousands of resamples come at once.
+        rows: Formulas by name of the rows; each gives one number. If a task has both inputs, ``rows`` gives the score
+            of a split and ``sums`` only intervals: both must agree up to rounding.
+        higher_is_better: Direction, for checkpoints, sweeps and tables.
+        unit: ``percent`` for shares, shown in percent; ``nats``; ``task`` for the unit of the targets; ``none``.
+        bounds: Smallest and largest possible value.
+        outputs: Not empty if the formulas give a last axis with one value per output (label or dimension). The score is
+            their mean; each output is also reported as ``NAME/OUTPUT``. ``all``: defined if all outputs are;
+            ``defined``: the mean of the defined ones.
+        fits: Whether a task with the inputs has the metric.
+        equal_classes: Whether rare classes count as much as others, so that intervals may be too short.
+        always: Whether tables show it for every task with the metric.
+        empty_sets: Whether an utterance with two empty sets of labels counts 1.
+        loss: Its name in plots of training curves, if drawn with the losses.
     """
 
     name: str
@@ -75,30 +74,30 @@ class Metric:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
-            raise ValueError(f"{self.name!r} cannot name a metric: use letters, digits and underscores")
+            raise ValueError(f"{self.name!r} cannot name a metric. Use letters, digits and underscores.")
         if not (self.sums or self.rows):
-            raise ValueError(f"metric {self.name!r} has no formula")
+            raise ValueError(f"metric {self.name!r} has no formula. Give sums or rows.")
 
     def needs(self, inputs: Container[str]) -> tuple[str | None, str | None]:
-        """Names of the rows and of the sums that the score is computed from, of those in ``inputs``; None if none."""
+        """Names of the rows and of the sums used with ``inputs``; None for none."""
         rows, sums = (next((name for name in own if name in inputs), None) for own in (self.rows, self.sums))
         return rows, sums
 
     def parts(self, task: TaskSpec) -> tuple[str, ...]:
-        """The outputs of ``task`` for which the metric also comes alone."""
-        # The value of a single dimension is the metric itself.
+        """Outputs of ``task`` reported on their own."""
+        # With a single dimension, the part equals the metric.
         return task.output_names if self.outputs and (task.size > 1 or task.schema is not None) else ()
 
     def values(self, inputs: Inputs) -> dict[str, float]:
-        """The score of a split by name, with its parts as ``NAME/OUTPUT``; what is not defined is left out.
+        """Score of a split by name, with its parts as ``NAME/OUTPUT``; without undefined ones.
 
         Raises:
-            ConfigError: a formula gives another shape than the metric says.
+            ConfigError: a formula gives another shape than declared.
         """
         rows, sums = self.needs(inputs.names)
         if rows is not None:
-            given = inputs.rows(rows)
-            value = np.nan if given is None else self.rows[rows](given, inputs.task)
+            utterances = inputs.rows(rows)
+            value = np.nan if utterances is None else self.rows[rows](utterances, inputs.task)
         else:
             assert sums is not None, "the task does not have this metric"
             value = self.sums[sums](inputs.summed(sums), inputs.task)
@@ -106,21 +105,21 @@ class Metric:
         if np.shape(value) != expected:
             raise ConfigError(
                 f"metric {self.name!r}: the formula of {rows or sums!r} gave shape {np.shape(value)} for one split; "
-                f"{expected} is expected (outputs={self.outputs!r})"
+                f"{expected} is expected. Correct the formula or outputs={self.outputs!r}."
             )
-        found = {self.name: float(self._mean(np.asarray(value)))}
+        numbers = {self.name: float(self._mean(np.asarray(value)))}
         if np.ndim(value):
             parts = zip(self.parts(inputs.task), np.asarray(value), strict=False)
-            found |= {f"{self.name}/{part}": float(number) for part, number in parts}
-        return {name: number for name, number in found.items() if number == number}
+            numbers |= {f"{self.name}/{part}": float(number) for part, number in parts}
+        return {name: number for name, number in numbers.items() if number == number}
 
     def statistic(self, key: str, task: TaskSpec, part: str = "") -> Statistic:
         """The score, or that of one output, as a function of summed sums.
 
         Args:
             key: Of ``sums``.
-            task: What was predicted.
-            part: Name of an output; the score itself if empty.
+            task: The predicted task.
+            part: Name of an output; empty for the score itself.
         """
         formula = self.sums[key]
         place = task.output_names.index(part) if part else None
@@ -132,7 +131,7 @@ class Metric:
         return statistic
 
     def _mean(self, value: NDArray[Any]) -> Floats:
-        """Over the outputs, if the metric has them; NaN where it is not defined."""
+        """Mean over the outputs, if the metric has them; NaN if not defined."""
         if not self.outputs or not value.ndim:
             return value
         if self.outputs == "all":
@@ -143,10 +142,10 @@ class Metric:
 
 
 def ratio(numerator: Any, denominator: Any) -> Floats:
-    """Quotient, 0 where the denominator is 0."""
+    """Quotient; 0 if the denominator is 0."""
     return np.asarray(numerator / np.where(denominator == 0, 1, denominator))
 
 
 def quotient(numerator: Any, denominator: Any) -> Floats:
-    """Quotient, NaN where the denominator is 0."""
+    """Quotient; NaN if the denominator is 0."""
     return np.asarray(numerator / np.where(denominator == 0, np.nan, denominator))

@@ -1,4 +1,4 @@
-"""The sums of regression tasks, by name, and the scales of sentiment that have classes of their own."""
+"""Named sums of regression tasks, and the sentiment scales with classes of their own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ercfusion.batch.predictions import Floats, Ints
 from ercfusion.batch.task import TaskSpec
 
 CELLS = ("00", "01", "10", "11")
-"""Cells of a two-class confusion matrix, (truth, prediction), in the order of its rows."""
+"""Cells (truth, prediction) of a two-class confusion matrix, row by row."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A number of every utterance and dimension that is summed.
+    """A number per utterance and dimension, to be summed.
 
     Args:
-        meaning: What is added up.
+        meaning: What is summed.
         of: From outputs (n, K), targets (n, K) and the middle of the task's range to (n, K).
     """
 
@@ -41,7 +41,7 @@ COMMON: dict[str, Moment] = {
 }
 """The sums of every regression task."""
 TRUTH = tuple(list(COMMON).index(name) for name in ("utterances", "target", "target_squared"))
-"""Places of the sums that follow from the targets only."""
+"""Positions of the sums depending on targets only."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Scale:
     """A scale with classes of its own.
 
     Args:
-        low, high: Range of the tasks on it.
-        moments: The sums that these tasks have after :data:`COMMON`.
+        low, high: Range of its tasks.
+        moments: Sums of these tasks after :data:`COMMON`.
     """
 
     low: float
@@ -63,16 +63,16 @@ class Scale:
 
 
 def sims_classes(numbers: Floats, classes: int) -> Ints:
-    """The class, from 0, of numbers on CH-SIMS's scale; those beyond [-1, 1] belong to the outer classes.
+    """Class, from 0, of numbers on CH-SIMS's scale; numbers beyond [-1, 1] belong to the outer classes.
 
-    Compared in single precision, as the published code does: a target 0.1 is then on the edge, not above it. The edges
-    of :data:`SIMS_EDGES` belong to the lower class.
+    Compared in single precision, as in the published code: a target 0.1 is on the edge, not above it. Edges of
+    :data:`SIMS_EDGES` belong to the lower class.
     """
     return np.searchsorted(np.array(SIMS_EDGES[classes], np.float32), numbers.astype(np.float32)).astype(np.int64)
 
 
 SIMS_EDGES: dict[int, tuple[float, ...]] = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
-"""Where CH-SIMS (Yu et al., ACL 2020; benchmark MMSA) cuts [-1, 1] into classes, by their number."""
+"""Edges of the classes of CH-SIMS in [-1, 1] by number of classes (Yu et al., ACL 2020; benchmark MMSA)."""
 
 
 def _rounded(limit: int) -> Callable[[Floats, Floats, float], NDArray[Any]]:
@@ -92,9 +92,9 @@ def _cells(
 ) -> dict[str, Moment]:
     """The four cells of a two-class confusion matrix."""
 
-    def cell(truth: bool, said: bool) -> Callable[[Floats, Floats, float], NDArray[Any]]:
+    def cell(truth: bool, predicted: bool) -> Callable[[Floats, Floats, float], NDArray[Any]]:
         def of(x: Floats, y: Floats, m: float) -> NDArray[Any]:
-            inside = (positive_target(y) == truth) & (positive_output(x) == said)
+            inside = (positive_target(y) == truth) & (positive_output(x) == predicted)
             return inside if counted is None else inside & counted(y)
 
         return of
@@ -106,11 +106,11 @@ SENTIMENT = Scale(
     -3.0,
     3.0,
     {
-        "right7": Moment("utterances that are right in seven classes", _rounded(3)),
-        "right5": Moment("utterances that are right in five classes", _rounded(2)),
+        "right7": Moment("correct utterances in seven classes", _rounded(3)),
+        "right5": Moment("correct utterances in five classes", _rounded(2)),
         **_cells(
             "non0",
-            "of the utterances whose truth is not 0: (truth > 0, output > 0)",
+            "of utterances with a truth other than 0: (truth > 0, output > 0)",
             *(lambda x: x > 0, lambda y: y > 0, lambda y: y != 0),
         ),
         **_cells("has0", "of all utterances: (truth >= 0, output >= 0)", lambda x: x >= 0, lambda y: y >= 0),
@@ -121,8 +121,8 @@ SIMS = Scale(
     -1.0,
     1.0,
     {
-        "sims_right3": Moment("utterances that are right in CH-SIMS's three classes", _same_class(3)),
-        "sims_right5": Moment("utterances that are right in CH-SIMS's five classes", _same_class(5)),
+        "sims_right3": Moment("correct utterances in CH-SIMS's three classes", _same_class(3)),
+        "sims_right5": Moment("correct utterances in CH-SIMS's five classes", _same_class(5)),
         **_cells(
             "sims",
             "of all utterances: (truth > 0, output > 0)",

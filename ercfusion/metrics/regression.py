@@ -13,8 +13,8 @@ from ercfusion.metrics.inputs import Pairs
 from ercfusion.metrics.metric import AGREEMENT, ERROR, Formula, Metric, quotient, ratio
 from ercfusion.metrics.moments import CELLS, SENTIMENT, SIMS, Scale, moments_of
 
-# A side whose variance is below this share of its mean square around the middle is constant as far as sums can tell:
-# the record rounds to nine digits, and what is left of a variance below that is rounding.
+# Records round to nine digits, so a variance below this share of the mean square around the middle is rounding: the
+# side counts as constant.
 _CONSTANT = 1e-8
 _Named = Mapping[str, Floats]
 
@@ -31,7 +31,7 @@ def _mean(name: str) -> Mapping[str, Formula]:
 
 
 def _two_classes(name: str, formula: Callable[[ClassCounts], Floats]) -> Mapping[str, Formula]:
-    """A formula of the two-class confusion matrix in four moments; NaN where all are 0."""
+    """A formula of the two-class confusion matrix in four moments; NaN if all are 0."""
 
     def of(sums: _Named) -> Floats:
         cells = np.stack([sums[f"{name}_{cell}"] for cell in CELLS], axis=-1)
@@ -46,7 +46,7 @@ def _two_classes(name: str, formula: Callable[[ClassCounts], Floats]) -> Mapping
 
 def correlation(xx: Floats, yy: Floats, xy: Floats) -> Floats:
     """Pearson's correlation from sums or means of squares and products around the means; 0 if a side is constant."""
-    # The clip takes away what rounding adds: 1.0000000000000002 of a perfect prediction.
+    # Rounding can give 1.0000000000000002.
     return np.clip(ratio(xy, np.sqrt(xx * yy)), -1.0, 1.0)
 
 
@@ -61,7 +61,7 @@ def concordance(xx: Floats, yy: Floats, xy: Floats, difference: Floats) -> Float
 
 
 def _spread_of(sums: _Named) -> tuple[Floats, Floats, Floats, Floats]:
-    """Arguments of :func:`concordance` from moments, NaN where nothing was counted."""
+    """Arguments of :func:`concordance` from moments; NaN if nothing was counted."""
     count = sums["utterances"]
     mean_x, mean_y, xx, yy, xy = (
         quotient(sums[key], count) for key in ("output", "target", "output_squared", "target_squared", "product")
@@ -74,14 +74,14 @@ def _spread_of(sums: _Named) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _squares(rows: Pairs) -> tuple[Floats, Floats, Floats, Floats]:
-    """(K) sums of squares and products around the means, in two passes: with less rounding than from moments; and the
-    difference of the means.
+    """(K) sums of squares and products around the means, and the difference of the means; two passes round less than
+    moments.
     """
     sides, means = [], []
     for side in (rows.output, rows.target):
-        # Contiguous columns: numpy then adds in pairs.
+        # numpy adds contiguous columns in pairs, with less rounding.
         columns = np.ascontiguousarray(side.T)
-        # Relative to the magnitude: the mean of equal numbers may differ from them by a rounding error.
+        # Relative to the magnitude, because the mean of equal numbers may differ from them by rounding.
         constant = np.ptp(columns, axis=1) <= 1e-12 * np.abs(columns).max(axis=1)
         means.append(columns.mean(axis=1))
         sides.append(np.where(constant[:, None], 0.0, columns - means[-1][:, None]))

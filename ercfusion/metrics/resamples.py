@@ -1,4 +1,4 @@
-"""Draws of conversations with replacement, which all models and metrics of a table share."""
+"""Draws of conversations with replacement, shared by all models and metrics of a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _KEPT = 2**23  # numbers: at most 16 MiB, for up to 65,535 conversations
 
 
 def weights_of_resamples(batch: int, resamples: int, width: int, seed: int) -> Iterator[Floats]:
-    """How often each of B conversations is drawn, for all resamples, (part of R, B) at a time.
+    """How often each of B conversations is drawn, (part of R, B) at a time.
 
-    In parts: what is made of the weights of all resamples together, ``width`` numbers each, may be large.
+    In parts, because ``width`` numbers per resample are computed from them at once.
     """
     step = max(1, _CHUNK // width)
     if batch * resamples <= _KEPT:
@@ -33,7 +33,7 @@ def weights_of_resamples(batch: int, resamples: int, width: int, seed: int) -> I
 
 @lru_cache(maxsize=2)
 def _drawn(batch: int, resamples: int, seed: int) -> NDArray[np.unsignedinteger[Any]]:
-    """(R, B) how often each of B conversations is drawn: all models and metrics of a table have the same draws."""
+    """(R, B) how often each of B conversations is drawn."""
     drawn = np.random.default_rng(seed).multinomial(batch, _share(batch), size=resamples)
     return drawn.astype(np.min_scalar_type(batch))
 

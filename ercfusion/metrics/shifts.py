@@ -1,4 +1,4 @@
-"""Metrics of emotion shifts: accuracy where a speaker's emotion changes, and where it stays."""
+"""Accuracy at emotion shifts and without them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ METRICS = (
     Metric(
         "shift_accuracy",
         "shift accuracy",
-        "accuracy where the speaker's emotion differs from that of his or her previous labelled turn",
+        "accuracy of turns with another emotion than the speaker's previous labelled turn",
         sums=_accuracy(0),
-        always=True,  # what an average hides
+        always=True,  # averages hide it
     ),
     Metric(
         "same_accuracy",
         "same accuracy",
-        "accuracy where the speaker's emotion is that of his or her previous labelled turn",
+        "accuracy of turns with the same emotion as the speaker's previous labelled turn",
         sums=_accuracy(1),
     ),
 )

@@ -1,20 +1,20 @@
-"""Intervals and summaries.
+"""Intervals of scores, and summaries over seeds.
 
-Utterances of one conversation depend on each other, so intervals resample whole conversations: an interval from
-resampled utterances would be too narrow. Scores that come from counts are resampled as counts, all resamples at once:
-the number of times that each conversation is drawn is multinomial, and a resample's confusion matrix is the sum of the
-conversations' matrices with these numbers as weights.
+Utterances of a conversation are dependent, so intervals resample whole conversations; resampled utterances would give
+intervals that are too narrow. The number of draws of each conversation is multinomial, and the confusion matrix of a
+resample is the sum of the conversations' matrices with these weights: all resamples are scored at once.
 
-The ends of an interval are percentiles of the resamples' scores, but not the 2.5th and the 97.5th. Macro F1, say, is
-lower on a resample than on the sample, as it is lower on the sample than in the long run, and these two would miss by
-the same amount twice: which percentiles are taken depends on where the sample's own score lies among the resamples'
-(bias-corrected percentiles: Efron and Tibshirani, 1993, chapter 14). And with few conversations they would lie too
-close together: they are moved apart as Student's t is (expanded percentiles: Hesterberg, 2015).
+The ends are percentiles of the resamples' scores with two corrections:
 
-Percentiles reach no further than the outermost resample. With fewer than :data:`FEW_CONVERSATIONS` that is not far
-enough, and the interval is Student's t. Where the resamples do not differ at all (one conversation, or nothing wrong in
-any of them) there is no interval: both ends are NaN. How often the intervals hold the truth is measured by
-``python -m benchmarks.coverage``; :mod:`ercfusion.metrics.cautions` says where they do not.
+* Bias. Macro F1, for example, is lower on a resample than on the sample, and lower on the sample than in the long run.
+  The percentiles therefore depend on the rank of the sample's score among the resamples (bias-corrected percentiles;
+  Efron and Tibshirani, 1993, chapter 14).
+* Width. With few conversations plain percentiles are too close together; they are moved outwards as in Student's t
+  (expanded percentiles; Hesterberg, 2015).
+
+With fewer than :data:`FEW_CONVERSATIONS` the interval is Student's t, because percentiles cannot exceed the outermost
+resample. If all resamples are equal (one conversation, or no error) there is no interval: both ends are NaN. ``python
+-m benchmarks.coverage`` measures the coverage; :mod:`ercfusion.metrics.cautions` has the exceptions.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from ercfusion.metrics.resamples import weights_of_resamples
 from ercfusion.metrics.sums import SUMS
 
 RESAMPLES = 2000
-# Scores that no sums give are computed again for every resample, which is slower by a factor of a hundred or so.
+# Scores without sums are computed again per resample, about a hundred times slower.
 SLOW_RESAMPLES = 500
 FEW_CONVERSATIONS = 20
 """With fewer conversations an interval is Student's t: percentiles of resamples are too close together."""
 FEW_SEEDS = 5
-"""With fewer seeds of a model, what seeds add to an interval has the degrees of freedom of the seeds only."""
+"""With fewer seeds of a model, the seeds' part of an interval has only the degrees of freedom of the seeds."""
 ANY: tuple[float, float] = (-np.inf, np.inf)
-# Parts of the resamples whose ends tell the Monte Carlo error of an interval's ends.
+# Parts of the resamples for the Monte Carlo error of an interval's ends.
 _PARTS = 10
-# Most that is corrected for bias, in standard deviations of the resamples. Where a score of resamples lies on one side
-# of the sample's altogether, as a calibration error does, the uncorrected limit would be the outermost resample.
+# Largest bias correction, in standard deviations of the resamples. If all resamples are on one side of the sample's
+# score, as for calibration errors, the full correction would give the outermost resample.
 _MOST_BIAS = 0.5
-# Sums in another order differ in their last digits: resamples that differ by less have the same value.
+# Rounding depends on the order of sums: smaller differences between resamples count as none.
 _NO_SPREAD = 1e-12
-_EMPTY = "{} is not defined for these predictions: its slice of the split is empty"
+_EMPTY = "{} is not defined for these predictions: its slice of the split is empty. Choose another metric."
 
 
 def conversation_bootstrap(
@@ -64,25 +64,24 @@ def conversation_bootstrap(
 
     Args:
         counts_per_conversation: (B, ...) counts or other sums, for example (B, C, C) confusion matrices. Conversations
-            without any count (nothing in them is labelled) are no part of the sample.
-        statistic: From summed counts (R, ...) to R numbers; NaN where it is not defined for a resample.
+            with zeros only (unlabelled) are not in the sample.
+        statistic: From summed counts (R, ...) to R numbers; NaN if not defined for a resample.
         resamples: Number R of resamples.
         level: Coverage.
-        seed: The same seed gives the same interval.
-        bounds: Least and largest value that the statistic can have (``bounds`` of the metric).
+        seed: Of the resamples.
+        bounds: Range of the statistic (``bounds`` of the metric).
 
     Returns:
-        Lower and upper end; NaN if there is no interval, because all resamples have the same value. So it is with a
-        single conversation, and with a perfect score: nothing is known about the spread between conversations.
+        Lower and upper end; NaN if all resamples are equal, as with one conversation or a perfect score.
 
     Raises:
-        ValueError: there is no count at all, or the statistic is defined for no resample.
+        ValueError: no count, or the statistic is not defined for any resample.
     """
     shape = counts_per_conversation.shape[1:]
     flat = counts_per_conversation.reshape(len(counts_per_conversation), -1).astype(np.float64)
     flat = flat[flat.any(axis=1)]
     if not len(flat):
-        raise ValueError("the counts of all conversations are 0: there is nothing to resample")
+        raise ValueError("the counts of all conversations are 0: nothing to resample. Choose a labelled split.")
     values = [
         np.asarray(statistic((weights @ flat).reshape(len(weights), *shape)), dtype=np.float64)
         for weights in weights_of_resamples(len(flat), resamples, max(flat.shape), seed)
@@ -99,13 +98,13 @@ def interval_for(
     Args:
         predictions: Of one split.
         metric: A name of :func:`ercfusion.metrics.registry.metric_names`.
-        resamples: None takes 2000 for scores that come from sums (:func:`ercfusion.metrics.registry.score_source`)
-            and 500 for others (calibration, sets of labels, divergences), which are computed again for every resample.
+        resamples: None for 2000 if the score has sums (:func:`ercfusion.metrics.registry.score_source`), else 500
+            (calibration, label sets, divergences: computed again per resample).
         level: Coverage.
-        seed: The same seed gives the same interval.
+        seed: Of the resamples.
 
     Returns:
-        As :func:`conversation_bootstrap`: NaN if there is no interval.
+        As :func:`conversation_bootstrap`.
 
     Raises:
         ConfigError: the task has no such metric.
@@ -113,9 +112,8 @@ def interval_for(
     """
     source, bounds = score_source(predictions.task, metric), get_metric(metric).bounds
     if source is not None:
-        # A conversation in which no label is true or predicted has counts of 0 and is left out like an unlabelled one:
-        # multi-label scores have no true negatives, so it could change nothing but the number of draws. The same holds
-        # for one in which no speaker comes twice, and emotion shifts.
+        # Conversations with zero counts (no label true or predicted; no emotion shift possible) are dropped like
+        # unlabelled ones: they would change only the number of draws.
         sums = SUMS[source[0]].of(predictions)
         if np.isnan(source[1](sums.sum(axis=0)[None])).all():
             raise ValueError(_EMPTY.format(metric))
@@ -134,7 +132,7 @@ def interval_for(
 
 
 def _score(predictions: Predictions, metric: str) -> float:
-    """One score of a split; NaN if it is not defined."""
+    """One score of a split; NaN if not defined."""
     return get_metric(metric).values(Inputs(predictions)).get(metric, np.nan)
 
 
@@ -146,30 +144,30 @@ def _interval(
     seeds: Sequence[tuple[float, int]] = (),
     deviates: Floats | None = None,
 ) -> tuple[float, float]:
-    """Ends of the interval from resamples: bias-corrected, expanded percentiles, or Student's t where these fall short.
+    """Ends of the interval: bias-corrected, expanded percentiles, or Student's t for few conversations.
 
     Args:
-        values: (R) scores of the resamples, NaN where not defined.
-        point: The sample's own score.
+        values: (R) scores of the resamples, NaN if not defined.
+        point: Score of the sample.
         conversations: Number of conversations in the sample.
         level: Coverage.
-        seeds: For each model with several seeds, the variance that seeds add to the values, and its degrees of freedom.
+        seeds: Per model with several seeds, the variance they add to the values, and its degrees of freedom.
         deviates: (R) normal deviates with these variances.
 
     Returns:
         Lower and upper end, NaN if the resamples do not differ.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, found {level}")
+        raise ValueError(f"level must be between 0 and 1, not {level}")
     defined = ~np.isnan(values)
     values = values[defined]
     if not len(values):
-        raise ValueError("the statistic is defined for none of the resamples")
+        raise ValueError("the statistic is defined for none of the resamples. Choose another metric.")
     alike = np.ptp(values) <= _NO_SPREAD * np.abs(values).max() and not any(variance for variance, _ in seeds)
     if conversations < 2 or alike:
         return np.nan, np.nan
     upper = (1 + level) / 2
-    # The resamples' variance is (B - 1) / B of what it should be, and an estimate with B - 1 degrees of freedom.
+    # The variance of the resamples is too small by (B - 1) / B and has B - 1 degrees of freedom.
     reach = float(stats.t.ppf(upper, conversations - 1)) * np.sqrt(conversations / (conversations - 1))
     few = conversations < FEW_CONVERSATIONS
     if not few and any(own_freedom < FEW_SEEDS - 1 for _, own_freedom in seeds):
@@ -185,7 +183,7 @@ def _interval(
     low, centre, high = _percentiles(values, point, reach)
     uncertainty = sum(variance**2 / own_freedom for variance, own_freedom in seeds)
     if uncertainty:
-        # By stretching, because t of one degree of freedom reaches beyond any percentile.
+        # Stretched, because t with one degree of freedom exceeds every percentile.
         stretch = stats.t.ppf(upper, values.var() ** 2 / uncertainty) / float(stats.norm.ppf(upper))
         low, high = centre + stretch * (low - centre), centre + stretch * (high - centre)
     return float(low), float(high)
@@ -202,11 +200,11 @@ def _percentiles(values: Floats, point: float, reach: float) -> tuple[float, flo
 def _with_seeds(
     low: float, centre: float, high: float, upper: float, seeds: Sequence[tuple[float, int]]
 ) -> tuple[float, float]:
-    """Widen an interval over conversations by what few seeds add: squares of the two half-widths are added.
+    """Widen an interval over conversations by the contribution of few seeds: the half-widths add in squares.
 
-    Each half-width has the t of its own degrees of freedom (after Graybill and Wang, 1980). Satterthwaite's freedom of
-    the sum, which is used with more seeds, is large where two seeds have nearly the same score by chance, and the
-    interval is then too short.
+    Each half-width has the t of its own degrees of freedom (after Graybill and Wang, 1980). The degrees of freedom of
+    the sum after Satterthwaite, used with more seeds, are too large if two seeds agree by chance: intervals would be
+    too short.
     """
     total = sum(variance for variance, _ in seeds)
     if not total:
@@ -232,34 +230,32 @@ def two_level_bootstrap(
 ) -> tuple[float, float]:
     """Interval of a score's mean over seeds, for other seeds *and* other conversations.
 
-    Conversations are resampled jointly: a resample scores every seed on the same draw. To its mean over seeds a normal
-    deviate is added, whose variance is that of the mean of S seeds. (Seeds drawn with replacement would be as good for
-    many, but two seeds are only two values; and S drawn of S give (S - 1) / S of the variance: Rao and Wu, 1988.) A
-    part of what sets the seeds apart comes from these very conversations and is in their resampling already. It is
-    measured there and taken out of the variance, or it would be counted several times (Owen, 2007). As the variance is
-    known from few seeds, the interval is stretched as Student's t is, with degrees of freedom after Satterthwaite
-    (1946): hardly where conversations make most of the spread. With fewer than :data:`FEW_SEEDS` seeds the degrees of
-    freedom are those of the seeds only.
+    A resample scores every seed on the same draw of conversations. A normal deviate with the variance of the mean of S
+    seeds is added to its mean over seeds. (Drawing S of S seeds with replacement gives only (S - 1) / S of the
+    variance, and two seeds are only two values: Rao and Wu, 1988.) The part of the spread between seeds due to these
+    conversations is in their resampling already; it is measured there and subtracted (Owen, 2007). The interval is
+    stretched as in Student's t, with degrees of freedom after Satterthwaite (1946); with fewer than :data:`FEW_SEEDS`
+    seeds, with those of the seeds only.
 
     Args:
-        sums: (S, B, ...) sums of every conversation for every seed, conversations in the same order. Those without any
-            count for any seed are no part of the sample.
-        statistic: From summed sums (R, ...) to R numbers; NaN where it is not defined.
+        sums: (S, B, ...) sums per seed and conversation, conversations in the same order. Those with zeros for every
+            seed are not in the sample.
+        statistic: From summed sums (R, ...) to R numbers; NaN if not defined.
         resamples: Number R of resamples.
         level: Coverage.
-        seed: The same seed gives the same interval.
+        seed: Of the resamples.
         bounds: As for :func:`conversation_bootstrap`.
 
     Returns:
-        Lower and upper end; NaN if there is no interval. With S = 1 they are those of :func:`conversation_bootstrap`,
-        and speak of this one trained model.
+        Lower and upper end; NaN if there is no interval. With S = 1 as :func:`conversation_bootstrap`: the interval
+        applies to this trained model.
 
     Raises:
-        ValueError: no seed, no count at all, or the statistic is defined for no resample.
+        ValueError: no seed, no count, or the statistic is not defined for any resample.
     """
     (group,) = counted_conversations(sums)
-    found = _two_level([group], [_resampled_scores(group, statistic, resamples, seed)], statistic, level, seed)
-    return _clipped((found.low, found.high), bounds)
+    interval = _two_level([group], [_resampled_scores(group, statistic, resamples, seed)], statistic, level, seed)
+    return _clipped((interval.low, interval.high), bounds)
 
 
 def difference_interval(
@@ -271,21 +267,21 @@ def difference_interval(
     seed: int = 0,
     bounds: tuple[float, float] = ANY,
 ) -> tuple[float, float]:
-    """Interval of the difference of two models' mean scores, ``first`` less ``second``.
+    """Interval of the difference of two models' mean scores, ``first`` minus ``second``.
 
-    As :func:`two_level_bootstrap`: a resample has the same conversations for both models, so that what makes a
-    conversation easy or hard for both cancels; seeds are drawn for each model by itself.
+    As :func:`two_level_bootstrap`. Both models are scored on the same resampled conversations, so their common
+    difficulty cancels; the seeds' contributions are independent.
 
     Args:
         first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
         statistic, resamples, level, seed, bounds: As there; bounds are those of the score.
 
     Raises:
-        ValueError: as there, or the two do not have the same conversations.
+        ValueError: as there, or different conversations.
     """
     both = {"first": first, "second": second}
-    found = DifferenceIntervals(both, statistic, level, seed, bounds, errors=False)("first", "second", resamples)
-    return found.low, found.high
+    interval = DifferenceIntervals(both, statistic, level, seed, bounds, errors=False)("first", "second", resamples)
+    return interval.low, interval.high
 
 
 @dataclass(frozen=True)
@@ -294,8 +290,8 @@ class Interval:
 
     Args:
         low, high: Its ends; NaN if there is no interval.
-        low_error, high_error: Monte Carlo standard errors of the ends: what other resamples of the same number would
-            change. From ten equal parts of the resamples; NaN if there are fewer than 200.
+        low_error, high_error: Monte Carlo standard errors of the ends, from ten equal parts of the resamples; NaN with
+            fewer than 200.
     """
 
     low: float
@@ -305,10 +301,10 @@ class Interval:
 
 
 class DifferenceIntervals:
-    """:func:`difference_interval` for pairs of several models, each of which is resampled once.
+    """:func:`difference_interval` for pairs of several models, each resampled once.
 
     Args:
-        sums_by_name: For each model (S, B, ...) sums, conversations in the same order.
+        sums_by_name: (S, B, ...) sums per model, conversations in the same order.
         statistic, level, seed, bounds: As there.
         errors: Whether to compute the errors of the ends; otherwise they are NaN.
     """
@@ -328,7 +324,7 @@ class DifferenceIntervals:
         self._resampled: dict[tuple[str, bytes, int], Floats] = {}
 
     def __call__(self, first: str, second: str, resamples: int = RESAMPLES) -> Interval:
-        """The interval of the difference between two models by name.
+        """Interval of the difference between two models by name.
 
         Raises:
             ValueError: as :func:`difference_interval`.
@@ -342,32 +338,32 @@ class DifferenceIntervals:
             if key not in self._resampled:
                 self._resampled[key] = _resampled_scores(group, self._statistic, resamples, self._seed)
             values.append(self._resampled[key])
-        found = _two_level(groups, values, self._statistic, self._level, self._seed, self._errors)
-        low, high = _clipped((found.low, found.high), self._bounds)
-        return replace(found, low=low, high=high)
+        interval = _two_level(groups, values, self._statistic, self._level, self._seed, self._errors)
+        low, high = _clipped((interval.low, interval.high), self._bounds)
+        return replace(interval, low=low, high=high)
 
 
 def counted_mask(*groups: NDArray[Any]) -> NDArray[np.bool_]:
-    """(B) whether a conversation has any count in some of the models' (S, B, ...) sums.
+    """(B) whether a conversation has a count in any of the models' (S, B, ...) sums.
 
     Raises:
-        ValueError: no seed, different conversations, or no count at all.
+        ValueError: no seed, different conversations, or no count.
     """
     if any(len(group) == 0 for group in groups):
-        raise ValueError("sums of at least one seed are needed")
+        raise ValueError("sums of at least one seed are needed. Add runs.")
     shapes = [group.shape[1:] for group in groups]
     if len(set(shapes)) > 1:
-        raise ValueError(f"the sums must be of the same conversations, found (B, ...) = {shapes}")
+        raise ValueError(f"the sums must be of the same conversations, not of shapes (B, ...) = {shapes}")
     counted = np.zeros(shapes[0][0], dtype=bool)
     for group in groups:
         counted |= group.any(axis=(0, *range(2, group.ndim)))
     if not counted.any():
-        raise ValueError("the counts of all conversations are 0: there is nothing to resample")
+        raise ValueError("the counts of all conversations are 0: nothing to resample. Choose a labelled split.")
     return counted
 
 
 def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
-    """(S, B, ...) sums of some models as float64, without the conversations that have no count in any of them.
+    """(S, B, ...) sums per model as float64, without conversations that have no count in any model.
 
     Raises:
         ValueError: as :func:`counted_mask`.
@@ -377,7 +373,7 @@ def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
 
 
 def _resampled_scores(group: Floats, statistic: Statistic, resamples: int, seed: int) -> Floats:
-    """(R, S) scores of a model's seeds on resamples of (S, B, ...) sums: the same conversations for the same seed."""
+    """(R, S) scores of a model's seeds on resamples of (S, B, ...) sums; equal ``seed``, equal conversations."""
     batch, shape = group.shape[1], group.shape[2:]
     flat = np.moveaxis(group, 1, 0).reshape(batch, -1)
     parts = [
@@ -432,7 +428,7 @@ def _two_level(
 
 
 def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
-    """Variance of the mean of S seeds' scores, without what the choice of conversations adds to it.
+    """Variance of the mean score of S seeds, without the contribution of the choice of conversations.
 
     Args:
         scores_of_seeds: (S) scores on all conversations.
@@ -445,24 +441,23 @@ def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
 
 
 def seed_summary(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """What to report of one score over several seeds.
+    """Summary of one score over several seeds.
 
     Args:
-        values: The score of each seed.
+        values: Score per seed.
         level: Coverage of the interval.
 
     Returns:
-        ``mean``, ``std`` (with n - 1 below the line), ``min``, ``max``, ``n``, and ``low`` and ``high``, the Student-t
-        interval of the mean. With one seed the spread is unknown: ``std``, ``low`` and ``high`` are NaN; with equal
-        scores there is no interval, and ``low`` and ``high`` are NaN. The interval applies to other seeds on the same
-        test split, not to other conversations.
+        ``mean``, ``std`` (sample standard deviation), ``min``, ``max``, ``n``, and ``low`` and ``high``, the Student-t
+        interval of the mean for other seeds on the same test split. With one seed, ``std``, ``low`` and ``high`` are
+        NaN; with equal scores, ``low`` and ``high`` are.
 
     Raises:
         ValueError: no value.
     """
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
-        raise ValueError("the scores of at least one seed are needed")
+        raise ValueError("the scores of at least one seed are needed. Add runs.")
     result = {
         "mean": float(array.mean()),
         "min": float(array.min()),

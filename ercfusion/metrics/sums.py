@@ -1,17 +1,16 @@
-"""Sums of every conversation from which scores follow.
+"""Sums per conversation from which scores are computed.
 
-Most scores are functions of numbers that add up over conversations: cells of a confusion matrix, counts of right
-utterances, moments. Whoever has these sums for every conversation can score any selection of conversations without the
-utterances, and thousands of selections at once: that is how intervals and tests between models are computed, and what a
-run's record keeps.
+Most scores are functions of numbers that add up over conversations: confusion matrices, counts, moments. Their sums
+score any selection of conversations without the utterances, thousands at once. Intervals and tests between models use
+this, and a run's record keeps the sums.
 
 :data:`SUMS` has the sums by key:
 
 * ``confusion`` (B, C, C) int64, rows the truth: tasks with one right label;
-* ``shift`` (B, 2, 2) int64, of the same tasks: ``[:, 0]`` is (right, total) of the utterances whose speaker's previous
-  labelled utterance in the conversation has another label, ``[:, 1]`` of those where it has the same;
-* ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: sets of labels;
-* ``moments`` (B, K, F) float64, the sums that :func:`ercfusion.metrics.moments.moments_of` lists: numbers.
+* ``shift`` (B, 2, 2) int64, of the same tasks: ``[:, 0]`` is (right, total) of utterances with another label than the
+  speaker's previous labelled utterance in the conversation, ``[:, 1]`` of those with the same label;
+* ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: label sets;
+* ``moments`` (B, K, F) float64, the sums of :func:`ercfusion.metrics.moments.moments_of`: numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ercfusion.metrics.moments import TRUTH, moments_of
 
 
 class Sums(ABC):
-    """One kind of sums: how they are computed, what they say, and how a record writes them."""
+    """One kind of sums: how they are computed, read and written."""
 
     key: ClassVar[str]
 
@@ -47,28 +46,28 @@ class Sums(ABC):
 
     @abstractmethod
     def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """The part of (..., *shape) sums that follows from the labels only: equal for all models on equal data."""
+        """The part of (..., *shape) sums depending on labels only: equal for all models on equal data."""
 
     def occurrences(self, sums: NDArray[Any]) -> NDArray[Any] | None:
-        """(..., C) true utterances of each label; None for sums that do not tell."""
+        """(..., C) true utterances per label; None for sums without them."""
         return None
 
     def errors(self, sums: NDArray[Any]) -> NDArray[Any] | None:
-        """(...) wrong decisions; None for sums that do not tell."""
+        """(...) wrong decisions; None for sums without them."""
         return None
 
     def write(self, row: NDArray[Any]) -> list[Any]:
-        """The sums of one conversation as a record keeps them."""
-        found: list[Any] = row.tolist()
-        return found
+        """The sums of one conversation in a record."""
+        numbers: list[Any] = row.tolist()
+        return numbers
 
     def read(self, rows: Sequence[Any], task: TaskSpec) -> NDArray[Any]:
-        """(B, ...) sums from what :meth:`write` gave for each conversation."""
+        """(B, ...) sums from the results of :meth:`write` per conversation."""
         return np.array(rows, dtype=np.int64)
 
 
 class Confusion(Sums):
-    """Confusion matrices; a record keeps non-zero cells as [truth, prediction, count]: most conversations touch few."""
+    """Confusion matrices; a record keeps the non-zero cells as [truth, prediction, count]."""
 
     key = "confusion"
 
@@ -84,7 +83,7 @@ class Confusion(Sums):
         return np.bincount(cell[labelled], minlength=batch * size * size).reshape(batch, size, size).astype(np.int64)
 
     def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """(..., C) true utterances of each label."""
+        """(..., C) true utterances per label."""
         return np.asarray(sums.sum(axis=-1))
 
     occurrences = truth
@@ -100,15 +99,15 @@ class Confusion(Sums):
 
     def read(self, rows: Sequence[Sequence[Sequence[int]]], task: TaskSpec) -> Ints:
         """(B, C, C)."""
-        found = np.zeros((len(rows), task.size, task.size), dtype=np.int64)
-        for matrix, cells in zip(found, rows, strict=True):
+        matrices = np.zeros((len(rows), task.size, task.size), dtype=np.int64)
+        for matrix, cells in zip(matrices, rows, strict=True):
             for row, column, count in cells:
                 matrix[row, column] = count
-        return found
+        return matrices
 
 
 class Shift(Sums):
-    """Right and all utterances at and without an emotion shift; a record keeps the four counts in a row."""
+    """Right and all utterances with and without an emotion shift; a record keeps the four counts in a row."""
 
     key = "shift"
 
@@ -128,13 +127,13 @@ class Shift(Sums):
         return np.stack(counted, axis=1).astype(np.int64)
 
     def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """(..., 2) utterances of both slices."""
+        """(..., 2) utterances with and without a shift."""
         return np.asarray(sums[..., 1])
 
     def write(self, row: NDArray[Any]) -> list[int]:
         """Four counts."""
-        found: list[int] = row.ravel().tolist()
-        return found
+        numbers: list[int] = row.ravel().tolist()
+        return numbers
 
     def read(self, rows: Sequence[Any], task: TaskSpec) -> Ints:
         """(B, 2, 2)."""
@@ -142,7 +141,7 @@ class Shift(Sums):
 
 
 class Counts(Sums):
-    """True positives, false positives and false negatives of every label."""
+    """True positives, false positives and false negatives per label."""
 
     key = "counts"
 
@@ -153,15 +152,15 @@ class Counts(Sums):
     def of(self, predictions: Predictions) -> Ints:
         """(B, C, 3)."""
         valid = np.asarray(predictions.valid, dtype=bool)
-        said = predictions.decisions()[valid]
+        predicted = predictions.decisions()[valid]
         true = predictions.value[valid] > 0.5
-        cells = np.stack([said & true, said & ~true, ~said & true], axis=2).astype(np.int64)
+        cells = np.stack([predicted & true, predicted & ~true, ~predicted & true], axis=2).astype(np.int64)
         counts = np.zeros((len(predictions.lengths), predictions.task.size, 3), dtype=np.int64)
         np.add.at(counts, predictions.conversation[valid], cells)
         return counts
 
     def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """(..., C) true utterances of each label."""
+        """(..., C) true utterances per label."""
         return np.asarray(sums[..., 0] + sums[..., 2])
 
     occurrences = truth
@@ -172,7 +171,7 @@ class Counts(Sums):
 
 
 class Moments(Sums):
-    """Sums of numbers, products and decisions of every dimension; a record keeps nine significant digits."""
+    """Sums of numbers, products and decisions per dimension; a record keeps nine significant digits."""
 
     key = "moments"
 
@@ -188,7 +187,7 @@ class Moments(Sums):
         return sums
 
     def summed(self, predictions: Predictions) -> Floats:
-        """(K, F). By columns over all utterances: numpy adds these in pairs, with less rounding than one by one."""
+        """(K, F), summed by contiguous columns: numpy adds these in pairs, with less rounding."""
         columns, _ = self._columns(predictions)
         return np.stack([np.ascontiguousarray(column.T, dtype=np.float64).sum(axis=1) for column in columns], axis=1)
 
@@ -198,8 +197,8 @@ class Moments(Sums):
         task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
         output = predictions.output[valid].astype(np.float64)
         target = predictions.value[valid].astype(np.float64)
-        # Around the middle of the range: around 0 the squares of a scale from 100 to 110, say, would leave few digits
-        # for the variance.
+        # Around the middle of the range: around 0, the squares of a scale from 100 to 110 would leave few digits for
+        # the variance.
         middle = (task.low + task.high) / 2
         columns = [moment.of(output, target, middle) for moment in moments_of(task).values()]
         return columns, predictions.conversation[valid]
@@ -209,7 +208,7 @@ class Moments(Sums):
         return np.asarray(sums[..., list(TRUTH)])
 
     def write(self, row: NDArray[Any]) -> list[list[float]]:
-        """To nine significant digits."""
+        """Numbers with nine significant digits."""
         return [[float(f"{number:.9g}") for number in dimension] for dimension in row]
 
     def read(self, rows: Sequence[Any], task: TaskSpec) -> Floats:
@@ -222,8 +221,8 @@ SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Count
 
 
 def shift_slices(predictions: Predictions) -> tuple[Bools, Bools]:
-    """(N) masks of labelled utterances whose speaker's previous labelled utterance in the conversation has another
-    right label, and of those where it has the same. A speaker's first labelled utterance is in neither.
+    """(N) masks of labelled utterances with another right label than the speaker's previous labelled utterance in the
+    conversation, and of those with the same. A speaker's first labelled utterance is in neither.
     """
     truth, labelled = predictions.labels()
     rows = np.flatnonzero(labelled)

@@ -1,4 +1,4 @@
-"""The picture of a curriculum, made as those of :mod:`ercfusion.plots.figures`."""
+"""Figure of a curriculum, drawn as those of :mod:`ercfusion.plots.figures`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from ercfusion.data.curriculum import Curriculum
 from ercfusion.plots.figures import BLUE, GREY, _figure
 
-# Of the histogram: enough to see the shape, few enough for the 1,000 conversations of a large corpus.
+# Bins of the histogram: enough for its shape with the 1,000 conversations of a large corpus.
 _BINS = 24
-# More names would not fit below the axes.
+# More names do not fit below the axes.
 _NAMED = 6
 
 
@@ -23,14 +23,14 @@ def plot_curriculum(
     title: str = "Curriculum",
     synthetic: bool = False,
 ) -> Path:
-    """How hard the conversations are, coloured by bucket, and how many of them every epoch used.
+    """Difficulty of the conversations, coloured by bucket, and number of conversations used per epoch.
 
     Args:
-        curriculum: What to draw.
+        curriculum: The curriculum.
         path: File to write.
-        epochs: How many were trained, at least 1.
+        epochs: Number of trained epochs, at least 1.
         title: Of the figure.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
 
     Raises:
         ValueError: no epoch.
@@ -39,11 +39,11 @@ def plot_curriculum(
     from matplotlib.ticker import MaxNLocator
 
     if epochs < 1:
-        raise ValueError("no epoch was trained: there is nothing to draw")
+        raise ValueError("no epoch was trained: nothing to draw. Give at least one.")
     difficulty, bucket = np.array(curriculum.difficulty), np.array(curriculum.bucket_of)
     last = curriculum.buckets
     parts = [difficulty[bucket == number] for number in range(1, last + 1)]
-    # From light to dark, as they come into use; lightness alone tells them apart.
+    # From light to dark in the order of use; the lightness is enough to tell them apart.
     shades = [colormaps["Blues"](shade) for shade in np.linspace(0.25, 1.0, last)]
     names = [f"bucket {number}" if last <= _NAMED or number in (1, last) else "_" for number in range(1, last + 1)]
     low, high = float(difficulty.min()), float(difficulty.max())

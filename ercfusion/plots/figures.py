@@ -1,9 +1,8 @@
-"""Plots that are readable at a glance, the same bytes for the same numbers, and legible to colour-blind readers.
+"""Figures with the same bytes for the same numbers, legible to colour-blind readers.
 
-Figures are drawn through matplotlib's object-oriented interface, so that no window system, global state or setting of
-the user takes part. The ending of ``path`` chooses the format (``.png``, ``.svg`` or ``.pdf``); each kind of plot has
-one size. With ``synthetic`` the title says that the corpus was generated, so that no figure made from it is taken for
-one about human speech. ``title`` is best made by :func:`plot_title`.
+They use matplotlib's object-oriented interface: no window system, global state or user settings. The ending of ``path``
+chooses the format (``.png``, ``.svg`` or ``.pdf``). With ``synthetic`` the title states that the corpus was generated,
+so that no figure is mistaken for one of human speech. Use :func:`plot_title` for ``title``.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
-# Okabe and Ito's palette without its yellow (too faint on white) and black (used for text and reference lines).
+# Palette of Okabe and Ito without yellow (too faint on white) and black (text and reference lines).
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 GREY = "#777777"
 _MARKERS = "osD^vP"
 _SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "ercfusion",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same shapes on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib: equal on every machine
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -47,7 +46,7 @@ _SETTINGS: dict[str, Any] = {
 
 
 def plot_title(corpus: str, model: str, split: str) -> str:
-    """What every title says: model, corpus (or protocol) and split."""
+    """Title with model, corpus (or protocol) and split."""
     return f"{model} on {corpus}, {split} split"
 
 
@@ -60,20 +59,20 @@ def plot_training_curves(
     synthetic: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Losses on the left and scores on the right, by epoch, with a line at the epoch that was chosen.
+    """Losses (left) and scores (right) by epoch, with a line at the chosen epoch.
 
     Args:
-        history: Values by name (``{"train/loss": [..], "dev/loss": [..], "dev/weighted_f1": [..]}``), or one mapping an
-            epoch. ``epoch`` holds the epochs' numbers; without it they count from 0, as Lightning's do. A name with
-            ``loss`` in its last part is a loss. A missing, ``None`` or infinite value leaves a gap.
+        history: Values by name (``{"train/loss": [..], "dev/loss": [..], "dev/weighted_f1": [..]}``), or one mapping
+            per epoch. ``epoch`` holds the epochs' numbers, by default from 0 as in Lightning. A name with ``loss`` in
+            its last part is a loss. A missing, ``None`` or infinite value gives a gap.
         path: File to write; None writes none.
         best_epoch: Number of the chosen epoch.
         title: See :func:`plot_title`.
-        synthetic: The corpus is generated.
-        levels: Scores to compare with, by name; a horizontal line each.
+        synthetic: Whether the corpus is generated.
+        levels: Reference scores by name, each a horizontal line.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: the history is empty.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -82,7 +81,7 @@ def plot_training_curves(
     groups = [("Loss", losses), ("Score", {name: values for name, values in series.items() if name not in losses})]
     groups = [(label, group) for label, group in groups if group]
     if not groups or not len(epochs):
-        raise ValueError("the training history is empty: there is nothing to draw")
+        raise ValueError("the training history is empty: nothing to draw. Train at least one epoch.")
     with _figure(path, (11.0, 4.5), title, synthetic) as figure:
         for place, (label, group) in enumerate(groups):
             axes = figure.add_subplot(1, len(groups), place + 1)
@@ -103,10 +102,10 @@ def plot_training_curves(
                 axes.axvline(best_epoch, color="black", linewidth=1, linestyle="--", zorder=1, label=chosen)
             axes.set(xlabel="Epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if len(epochs) == 1:  # otherwise the axis invents fractions of an epoch
+            if len(epochs) == 1:  # else the axis has fractions of epochs
                 axes.set_xticks(epochs)
             axes.grid(alpha=0.25)
-            # Below the axes: inside, some curve always passes beneath it.
+            # Below the axes: inside, it would cover a curve.
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     return figure
 
@@ -114,24 +113,27 @@ def plot_training_curves(
 def plot_confusion(
     matrix: NDArray[Any], labels: Sequence[str], path: str | Path | None, title: str, *, synthetic: bool = False
 ) -> Figure:
-    """The confusion matrix twice: as counts, and as percentages of each row, so that rare classes can be read.
+    """The confusion matrix as counts, and as percentages of each row for the rare classes.
 
     Args:
         matrix: (C, C) counts, rows the truth, columns the prediction.
         labels: C names in the matrix's order.
         path: File to write; None writes none.
         title: See :func:`plot_title`.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
+
+    Raises:
+        ValueError: another number of labels.
     """
     from matplotlib.colors import PowerNorm
 
     matrix = np.asarray(matrix)
     if matrix.shape != (len(labels), len(labels)):
-        raise ValueError(f"a {matrix.shape} confusion matrix does not fit {len(labels)} labels")
+        raise ValueError(f"the confusion matrix is {matrix.shape}, with {len(labels)} labels. Give a label per row.")
     totals = matrix.sum(axis=1, keepdims=True)
     share = matrix / np.where(totals == 0, 1, totals)
     percent = [[f"{100 * number:.0f}" if total else "–" for number in row] for row, total in zip(share, totals[:, 0])]
-    # The square root keeps the rare classes apart beside a large one; the counts themselves stand in the cells.
+    # A square-root scale separates rare classes next to a large one; the cells have the counts.
     panels = (
         (
             "Utterances",
@@ -177,13 +179,13 @@ def plot_confusion(
 def plot_class_f1(
     per_class: Mapping[str, Mapping[str, float]], path: str | Path | None, title: str, *, synthetic: bool = False
 ) -> Figure:
-    """F1 of every label as a bar, with precision and recall as marks and the support beside the name.
+    """F1 of every label as a bar, with marks for precision and recall and the support next to the name.
 
     Args:
-        per_class: Result of :func:`ercfusion.metrics.classification.per_class`; its order is kept.
+        per_class: Result of :func:`ercfusion.metrics.classification.per_class`; its order is used.
         path: File to write; None writes none.
         title: See :func:`plot_title`.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
     """
     names = list(per_class)
     place = np.arange(len(names))
@@ -196,7 +198,7 @@ def plot_class_f1(
         rings = axes.plot(
             recall, place, marker="o", markersize=7, fillstyle="none", color=BLUE, label="recall", **marks
         )
-        # In a column of their own: at the ends of the bars the numbers would meet the marks.
+        # In their own column: at the ends of the bars they would cover the marks.
         for position, number in enumerate(f1):
             axes.text(103, position, f"{number:.1f}", va="center", ha="left")
         axes.text(1.03, 1.01, "F1", va="bottom", ha="left", color=GREY, transform=axes.transAxes)
@@ -211,17 +213,20 @@ def plot_class_f1(
 def plot_reliability(
     predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False
 ) -> Figure:
-    """Accuracy against confidence in bins, with the number of utterances below, and the calibration error.
+    """Accuracy against confidence in bins, number of utterances per bin, and calibration error.
 
     Args:
         predictions: Of a single-label or distribution task.
         path: File to write; None writes none.
-        title: See :func:`plot_title`; the expected calibration error is put beneath it.
-        synthetic: The corpus is generated.
+        title: See :func:`plot_title`; the expected calibration error is its second line.
+        synthetic: Whether the corpus is generated.
+
+    Raises:
+        ValueError: no utterance has a single right label.
     """
     rows = labelled(predictions)
     if rows is None:
-        raise ValueError("no utterance has a single right label: there is nothing to draw")
+        raise ValueError("no utterance has a single right label: nothing to draw. Choose a labelled split.")
     count, accuracy, confidence = calibration_bins(rows)
     filled = count > 0
     edges = np.linspace(0, 1, ECE_BINS + 1)
@@ -254,19 +259,22 @@ def plot_reliability(
 
 
 def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False) -> Figure:
-    """Predicted against true numbers of a regression task, one panel a dimension, with CCC and mean absolute error.
+    """Predicted against true numbers of a regression task, one panel per dimension, with CCC and mean absolute error.
 
     Args:
         predictions: Of a regression task.
         path: File to write; None writes none.
         title: See :func:`plot_title`.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
+
+    Raises:
+        ValueError: not a regression task.
     """
     from matplotlib.ticker import MaxNLocator
 
     task, valid = predictions.task, np.asarray(predictions.valid, dtype=bool)
     if task.schema is not None:
-        raise ValueError(f"task {task.name!r} is {task.kind}: it has no numbers to scatter")
+        raise ValueError(f"task {task.name!r} is {task.kind}: no numbers to draw. Choose a regression task.")
     result = scores(predictions)
     low, high = task.low, task.high
     margin = 0.04 * (high - low)
@@ -276,10 +284,10 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
         for place, name in enumerate(task.dimensions):
             axes: Axes = figure.add_subplot(rows, columns, place + 1)
             suffix = "" if task.size == 1 else f"/{name}"
-            truth, said = predictions.value[valid, place], predictions.output[valid, place]
-            # Fainter the more there are, so that density shows. Numbers outside the range lie on the frame.
+            truth, output = predictions.value[valid, place], predictions.output[valid, place]
+            # Fainter with their number, to show density. Numbers outside the range are drawn on the frame.
             alpha = float(np.clip(10 / np.sqrt(len(truth)), 0.12, 0.9))
-            shown = np.clip(said, low - margin, high + margin)
+            shown = np.clip(output, low - margin, high + margin)
             axes.scatter(truth, shown, s=14, color=BLUE, alpha=alpha, linewidths=0, clip_on=False)
             axes.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--")
             axes.set(
@@ -318,13 +326,13 @@ PICTURES: Mapping[str, Callable[[Predictions, Path | None, str, bool], Figure]] 
     "reliability": _reliability,
     "scatter": _scatter,
 }
-"""Plots of the predictions of one split, by the last part of the file's name; a kind of task names those it has."""
+"""Plots of the predictions of one split, by the last part of the file's name; a task kind lists its own."""
 
 
 def _series(
     history: Mapping[str, Sequence[float | None]] | Sequence[Mapping[str, Any]],
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Epochs, and one array an entry with NaN for what is missing; entries without any number are left out."""
+    """Epochs, and one array per name with NaN for missing values; without names that have no number."""
     if isinstance(history, Mapping):
         columns = {name: list(values) for name, values in history.items()}
     else:
@@ -344,17 +352,17 @@ def _series(
 def _figure(
     path: str | Path | None, size: tuple[float, float], title: str, synthetic: bool, note: str = ""
 ) -> Iterator[Figure]:
-    """A figure to draw into, written when the block ends."""
+    """A figure to draw into, written at the end of the block."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     ending = "png" if path is None else Path(path).suffix.lower().lstrip(".")
-    # What would make two files of the same figure differ.
+    # Fields that would differ between two files of one figure.
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     if ending not in metadata:
-        raise ValueError(f"a plot is written as {', '.join(metadata)}; found {str(path)!r}")
+        raise ValueError(f"{str(path)!r} is not a plot file. Choose an ending of {', '.join(metadata)}.")
     with matplotlib.rc_context():
         settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
         matplotlib.rcParams.update(settings | _SETTINGS)
@@ -365,13 +373,13 @@ def _figure(
         yield figure
         _write_all_signs(figure)
         if path is None:
-            figure.draw_without_rendering()  # the layout, while these settings apply
+            figure.draw_without_rendering()  # lays it out with these settings
             return
         with atomic_write(path, "wb") as stream:
             figure.savefig(stream, format=ending, metadata=metadata[ending])
 
 
-# Fonts with Chinese, Japanese and Korean signs, in the order in which they are asked. None comes with matplotlib.
+# Fonts with Chinese, Japanese and Korean characters, in order of preference. None comes with matplotlib.
 _OTHER_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
     *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei"),
@@ -380,9 +388,9 @@ _OTHER_FONTS = (
 
 
 def _write_all_signs(figure: Figure) -> None:
-    """Take other fonts for texts with signs that ours lacks; a sign that no font has is written as its code (U+9AD8).
+    """Use other fonts for characters missing in ours; a character in no font is written as its code (U+9AD8).
 
-    Without it matplotlib draws the same box for every such sign, and warns of each.
+    Otherwise matplotlib draws the same box for all of them, with a warning each.
     """
     from matplotlib.font_manager import fontManager, get_font
     from matplotlib.text import Text
@@ -391,12 +399,12 @@ def _write_all_signs(figure: Figure) -> None:
     texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
     if not texts:
         return
-    files = {entry.name: entry.fname for entry in fontManager.ttflist if entry.name in (own, *_OTHER_FONTS)}
+    files = {font.name: font.fname for font in fontManager.ttflist if font.name in (own, *_OTHER_FONTS)}
     names = [own, *(name for name in _OTHER_FONTS if name in files)]
     known = {code for name in names for code in get_font(files[name]).get_charmap()}
     for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
         labels = [text.get_text() for text in axis.get_ticklabels()]
-        if not all(label.isascii() for label in labels):  # ticks are written anew when the figure is drawn
+        if not all(label.isascii() for label in labels):  # drawing rewrites the ticks
             axis.set_ticks(axis.get_ticklocs(), [_known_signs(label, known) for label in labels], fontfamily=names)
     for text in texts:
         text.set_text(_known_signs(text.get_text(), known))

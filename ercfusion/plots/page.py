@@ -1,4 +1,4 @@
-"""A computed table as one HTML file that needs nothing else: no network, no script library, no fonts."""
+"""A computed table as one self-contained HTML file: no network, script library or fonts."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ svg text { fill: var(--ink); font: 13px system-ui, sans-serif } svg .soft { fill
 }
 """
 
-# Click on a head: sort by that column, numbers as numbers.
+# A click on a head sorts by its column, numbers as numbers.
 _SCRIPT = """
 for (const head of document.querySelectorAll('thead th')) head.onclick = () => {
   const table = head.closest('table'), body = table.tBodies[0], column = head.cellIndex;
   const down = head.dataset.down = head.dataset.down === '1' ? '0' : '1';
   const value = row => { const text = row.cells[column].textContent.replace(/[,+%<]/g, '').trim();
-    const found = parseFloat(text); return isNaN(found) ? text : found; };
+    const number = parseFloat(text); return isNaN(number) ? text : number; };
   const rows = [...body.rows].sort((a, b) => { const x = value(a), y = value(b);
     return (typeof x === 'number' && typeof y === 'number' ? x - y : String(x).localeCompare(String(y))); });
   if (down === '1') rows.reverse();
@@ -66,7 +66,7 @@ for (const head of document.querySelectorAll('thead th')) head.onclick = () => {
 
 
 def as_page(table: Table) -> str:
-    """The whole table as an HTML page: a picture of the intervals, then the tables (a click on a head sorts)."""
+    """The table as an HTML page: a figure of the intervals, then the tables, sortable by a click on a head."""
     body = [f"<h1>{html.escape(table.preset.title)}</h1>"]
     body += [f"<p>{_inline(sentence)}</p>" for sentence in facts(table)]
     body += [f"<h2>{html.escape(metric_name(table.metric))}, 95 % intervals</h2>", interval_picture(table)]
@@ -75,7 +75,7 @@ def as_page(table: Table) -> str:
         if note:
             body.append(f'<p class="note">{_inline(note)}</p>')
     first, second, *commands = provenance(table)
-    body += ["<h2>How it was made</h2>", f"<p>{_inline(first)}</p>", f"<p>{_inline(second)}</p>", "<ul>"]
+    body += ["<h2>Reproduce</h2>", f"<p>{_inline(first)}</p>", f"<p>{_inline(second)}</p>", "<ul>"]
     body += [f"<li>{_inline(command.removeprefix('- '))}</li>" for command in commands]
     body.append("</ul>")
     return "\n".join(
@@ -94,14 +94,14 @@ def as_page(table: Table) -> str:
 
 
 def interval_picture(table: Table) -> str:
-    """An SVG: a line a row (but for the majority class) with mean, interval, single seeds, and published numbers."""
+    """An SVG with a line per row (except the majority class): mean, interval, single seeds, published numbers."""
     rows = []
-    # The floor is a mark: as a row it would press all others together.
+    # The majority class is a vertical mark: as a row it would compress the scale of all others.
     above = [line for line in table.lines if line.row.model != "majority"]
     for line in above or table.lines:
         score = line.test[table.metric]
         seeds = [float(value) for value in line.group.values(table.metric)]
-        rows.append((line.row.name, score, seeds, [entry.score for entry, _ in line.published]))
+        rows.append((line.row.name, score, seeds, [one.score for one, _ in line.published]))
     known = [value for _, score, seeds, others in rows for value in (*(score.interval or ()), *seeds, *others)]
     numbers = [value for value in [*known, table.reachable] if value is not None]
     low, high = min(numbers), max(numbers)
@@ -180,7 +180,7 @@ def _is_text(column: Sequence[str]) -> bool:
 
 
 def _inline(text: str) -> str:
-    """Escaped, with the little Markdown that our sentences use: code, bold, emphasis."""
+    """Escaped text, with code, bold and emphasis of Markdown."""
     escaped = html.escape(text, quote=False)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     escaped = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)

@@ -1,4 +1,4 @@
-"""The pictures of a finished run."""
+"""The figures of a finished run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def task_history(history: Sequence[Mapping[str, float]], task: str) -> list[dict[str, float]]:
-    """The history as a further task of the run has it: its own dev scores instead of those that chose the epoch."""
+    """The history for a further task of the run: its own dev scores replace those of the main task."""
     own = f"dev/{task}:"
     return [
         {name: value for name, value in row.items() if not name.startswith("dev/")}
@@ -28,7 +28,7 @@ def task_history(history: Sequence[Mapping[str, float]], task: str) -> list[dict
 def training_figure(
     history: Sequence[Mapping[str, float]], record: Mapping[str, Any], path: Path | None = None
 ) -> Figure:
-    """Losses and scores by epoch, with the levels of the majority class and, if it is known, the exact posterior.
+    """Losses and scores by epoch, with the levels of the majority class and, if known, the exact posterior.
 
     Args:
         history: One row per epoch.
@@ -40,7 +40,7 @@ def training_figure(
         {
             "epoch": row["epoch"],
             "train/loss": row.get("train/loss"),
-            # Losses of dev show that a model fits train and no longer dev.
+            # A rising dev loss shows overfitting.
             **{
                 f"dev/loss ({metric.loss})": row.get(f"dev/{metric.name}")
                 for metric in REGISTERED.values()
@@ -58,7 +58,7 @@ def training_figure(
         record["selection"]["epoch"],
         title=f"{record['config']['preset']['model']} on {record['protocol']}",
         synthetic=record["corpus"]["synthetic"],
-        levels={f"{name} ({chosen})": found[chosen] for name, found in levels.items() if chosen in found},
+        levels={f"{name} ({chosen})": level[chosen] for name, level in levels.items() if chosen in level},
     )
 
 
@@ -68,7 +68,7 @@ def draw_pictures(
     predictions: Mapping[str, Predictions],
     record: Mapping[str, Any],
 ) -> None:
-    """Training curves, and for every split what the kind of task draws."""
+    """Write the training curves, and for every split the figures of its task kind."""
     folder.mkdir(parents=True, exist_ok=True)
     training_figure(history, record, folder / "training.png")
     model, protocol, synthetic = record["config"]["preset"]["model"], record["protocol"], record["corpus"]["synthetic"]

@@ -1,7 +1,7 @@
-"""Plots of a sweep, made as those of :mod:`ercfusion.plots.figures`.
+"""Plots of a sweep, drawn as those of :mod:`ercfusion.plots.figures`.
 
-A *point* is one trial: ``trial`` (its number), ``state`` (``complete``, ``pruned`` or ``fail``), ``score`` (None where
-it has none) and its settings by name.
+A *point* is one trial: ``trial`` (its number), ``state`` (``complete``, ``pruned`` or ``fail``), ``score`` (or None)
+and its settings by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Point = Mapping[str, Any]
 
-# A trial that diverged would press all others into a line: so many interquartile ranges below the middle are shown.
+# The axis ends this many interquartile ranges below the median, so that a diverged trial does not compress the others.
 _REACH = 3.0
 
 
@@ -33,7 +33,7 @@ def plot_search(
     title: str = "Sweep",
     synthetic: bool = False,
 ) -> Path:
-    """The score of every trial in the order of their numbers, and the best so far.
+    """Score of every trial by its number, and the best so far.
 
     Args:
         points: At least one of them complete.
@@ -41,7 +41,7 @@ def plot_search(
         label: Of the scores.
         maximize: Whether a higher score is better.
         title: Of the figure.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
 
     Raises:
         ValueError: no trial is complete.
@@ -50,7 +50,7 @@ def plot_search(
 
     complete = _of(points, "complete")
     if not complete:
-        raise ValueError("no trial is complete: there is nothing to draw")
+        raise ValueError("no trial is complete: nothing to draw. Run more trials.")
     low, high, outside = _limits(points, maximize)
     with _figure(path, (9.0, 5.0), title, synthetic) as figure:
         axes = figure.add_subplot()
@@ -84,7 +84,7 @@ def plot_search(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if outside:
             worse = "below" if maximize else "above"
-            axes.set_xlabel(f"Trial ({outside} scored {worse} what is shown)")
+            axes.set_xlabel(f"Trial ({outside} {worse} the shown range)")
         axes.grid(alpha=0.25)
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=9)
     return Path(path)
@@ -101,17 +101,17 @@ def plot_settings(
     title: str = "Sweep",
     synthetic: bool = False,
 ) -> Path:
-    """One panel a setting: the score of every trial against the value that it had.
+    """One panel per setting: score of every trial against the setting's value.
 
     Args:
         points: Trials.
-        defaults: The settings to draw, each with its value outside the sweep, which is marked.
+        defaults: The settings to draw, each with its value outside the sweep (a dashed line).
         path: File to write.
         label: Of the scores.
-        best: Number of the best trial, which is marked.
+        best: Number of the best trial, marked with a star.
         log: Settings on a logarithmic axis.
         title: Of the figure.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
     """
     names = list(defaults)
     columns = min(4, len(names))
@@ -123,13 +123,13 @@ def plot_settings(
         for place, name in enumerate(names):
             axes = figure.add_subplot(rows, columns, place + 1)
             texts = _categories(name, scored, defaults[name])
-            # A number stays where it is: beside its tick it would be read as another number.
-            aside = texts is not None and not _numbers([defaults[name], *(point[name] for point in scored)])
+            # Only categories are jittered: a number next to its tick would be read as another number.
+            jittered = texts is not None and not _numbers([defaults[name], *(point[name] for point in scored)])
             for point in scored:
                 at = texts.index(_text(point[name])) if texts is not None else point[name]
                 pruned = point["state"] != "complete"
                 axes.plot(
-                    at + (_jitter(point["trial"]) if aside else 0.0),
+                    at + (_jitter(point["trial"]) if jittered else 0.0),
                     np.clip(point["score"], low, high),
                     marker="o",
                     markersize=4.5 if pruned else 5.5,
@@ -140,10 +140,10 @@ def plot_settings(
                 )
             chosen = next(point for point in points if point["trial"] == best)
             at = texts.index(_text(chosen[name])) if texts is not None else chosen[name]
-            at += _jitter(best) if aside else 0.0
+            at += _jitter(best) if jittered else 0.0
             (star,) = axes.plot(at, chosen["score"], marker="*", markersize=14, color=VERMILION, zorder=5, ls="none")
-            where = texts.index(_text(defaults[name])) if texts is not None else defaults[name]
-            line = axes.axvline(where, color="black", linewidth=1, linestyle="--", zorder=1)
+            start = texts.index(_text(defaults[name])) if texts is not None else defaults[name]
+            line = axes.axvline(start, color="black", linewidth=1, linestyle="--", zorder=1)
             if texts is not None:
                 axes.set_xticks(range(len(texts)), texts)
                 axes.set_xlim(-0.5, len(texts) - 0.5)
@@ -167,20 +167,20 @@ def plot_settings(
 def plot_importance(
     importance: Mapping[str, float], path: str | Path, *, complete: int, title: str = "Sweep", synthetic: bool = False
 ) -> Path:
-    """How much each setting decides about being among the best, as bars.
+    """Influence of each setting on being among the best trials, as bars.
 
     Args:
         importance: Shares by setting.
         path: File to write.
-        complete: Number of trials that they come from.
+        complete: Number of complete trials behind them.
         title: Of the figure.
-        synthetic: The corpus is generated.
+        synthetic: Whether the corpus is generated.
 
     Raises:
         ValueError: there are none.
     """
     if not importance:
-        raise ValueError("there are no importances to draw")
+        raise ValueError("there are no importances to draw. Run more trials.")
     ranked = sorted(importance.items(), key=lambda item: -item[1])
     note = f"importance for being among the best, from {complete} complete trials: a rough estimate"
     with _figure(path, (8.0, 1.9 + 0.36 * len(ranked)), title, synthetic, note) as figure:
@@ -201,14 +201,14 @@ def _of(points: Sequence[Point], state: str, *, scored: bool = True) -> list[Poi
 
 
 def _maximized(points: Sequence[Point], best: int) -> bool:
-    """Whether higher is better, as the best trial shows it."""
+    """Whether higher is better, judged from the best trial."""
     complete = [point["score"] for point in _of(points, "complete")]
     score = next(point["score"] for point in points if point["trial"] == best)
     return bool(2 * score >= max(complete) + min(complete))
 
 
 def _limits(points: Sequence[Point], maximize: bool) -> tuple[float, float, int]:
-    """Ends of the axis of scores, and how many trials lie beyond."""
+    """Ends of the score axis, and number of trials beyond."""
     scores = np.array([point["score"] for point in points if point["score"] is not None])
     first, middle, third = np.percentile(scores, [25, 50, 75])
     reach = _REACH * max(third - first, 1e-4)
@@ -241,7 +241,7 @@ def _marks(axes: Axes, points: Sequence[Point], key: str) -> list[Any]:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Few ticks, in plain numbers: the panels are narrow."""
+    """A logarithmic axis with few, plain ticks for narrow panels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -266,7 +266,7 @@ def _text(value: Any) -> str:
 
 
 def _categories(name: str, points: Sequence[Point], default: Any) -> list[str] | None:
-    """Texts of the axis where values are not all numbers, or are few; None for an axis of numbers."""
+    """Categories of the axis; None for an axis of numbers. Few different whole numbers are categories too."""
     values = [default, *(point[name] for point in points)]
     if _numbers(values):
         distinct = sorted(set(values))
@@ -281,5 +281,5 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 
 def _jitter(trial: int) -> float:
-    """Sideways, so that trials with one value do not hide each other; the same for the same trial."""
+    """Horizontal offset of a trial, so that equal values do not hide each other."""
     return 0.5 * ((trial * 0.6180339887) % 1.0) - 0.25

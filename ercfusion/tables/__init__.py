@@ -1,1 +1,1 @@
-"""What is computed from records: tables, their sentences and files."""
+"""Tables computed from run records, and the files written from them."""

@@ -1,4 +1,4 @@
-"""Is a run where a recorded one would be expected? And if not, what differs."""
+"""Compare a run with the recorded runs of its row: is its score in the expected range, and what differs?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion.metrics.registry import check_metric
 from ercfusion.records.groups import PROCESSOR, Group, data_of, differences, environment_of, other_packs, settings_of
 
-# Scores are recorded to six decimals; what is closer than this is equal.
+# Scores are recorded to six decimals: smaller differences are none.
 _EQUAL = 2e-6
 
 
 @dataclass(frozen=True)
 class Band:
-    """Where one more run (or the mean of some) would lie.
+    """Expected range of one more run, or of the mean of several.
 
     Args:
         mean, std: Of the recorded seeds.
@@ -39,33 +39,33 @@ class Band:
 
 
 def prediction_band(values: Sequence[float], runs: int = 1, level: float = 0.95) -> Band:
-    """Interval that covers the mean of ``runs`` further scores with probability ``level``, if scores are normal.
+    """Prediction interval of the mean of ``runs`` further scores with coverage ``level``, for normal scores.
 
     mean +- t(S - 1) s sqrt(1 / S + 1 / runs) with S recorded scores (Hahn and Meeker, Statistical Intervals, 1991,
     section 4.7).
 
     Raises:
-        RunError: fewer than two recorded scores, whose spread is unknown.
+        RunError: fewer than two recorded scores.
     """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
-        raise RunError("a band needs records of two or more seeds")
+        raise RunError("one recorded seed gives no range. Record two or more seeds.")
     mean, std = float(array.mean()), float(array.std(ddof=1))
     reach = float(stats.t.ppf((1 + level) / 2, len(array) - 1)) * std * np.sqrt(1 / len(array) + 1 / runs)
     return Band(mean, std, mean - float(reach), mean + float(reach), len(array))
 
 
 def nearest_group(record: Mapping[str, Any], groups: Sequence[Group], row: str | None = None) -> Group:
-    """The recorded row that a run repeats: the one with the fewest other settings.
+    """The recorded row of a run: the one with the fewest different settings.
 
     Args:
         record: Of the run.
         groups: The rows of a table.
-        row: Name of the row; found where None.
+        row: Name of the row; None to search for it.
 
     Raises:
         ConfigError: no such row.
-        RunError: no row is of the run's model or protocol.
+        RunError: no row with the run's model and protocol.
     """
     if row is not None:
         for group in groups:
@@ -73,18 +73,18 @@ def nearest_group(record: Mapping[str, Any], groups: Sequence[Group], row: str |
                 return group
         raise ConfigError(f"the table has no row {row!r}. {did_you_mean(row, [group.name for group in groups])}")
     model, protocol = record["config"]["model"]["name"], record["protocol"]
-    alike = [
+    candidates = [
         group
         for group in groups
         if group.records[0]["config"]["model"]["name"] == model and group.records[0]["protocol"] == protocol
     ]
-    if not alike:
+    if not candidates:
         names = ", ".join(group.name for group in groups)
         raise RunError(
-            f"the run is of {model} on {protocol}; the table has no such row (it has {names} on "
-            f"{groups[0].records[0]['protocol']})"
+            f"the run is of {model} on {protocol}; the table has {names} on {groups[0].records[0]['protocol']}. Choose "
+            "another table."
         )
-    return min(alike, key=lambda group: len(_settings_differences(group, record)))
+    return min(candidates, key=lambda group: len(_settings_differences(group, record)))
 
 
 def _settings_differences(group: Group, record: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -93,17 +93,17 @@ def _settings_differences(group: Group, record: Mapping[str, Any]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of a run beside its recorded row.
+    """A run compared with its recorded row.
 
     Args:
         group: The row.
-        metric: What is looked at.
+        metric: The compared score.
         value: The run's score.
-        band: Of one more run of the row.
+        band: Expected range of one more run of the row.
         place: ``inside``, ``below`` or ``above``.
         same_seed: The recorded score of the same seed, or None.
-        settings, data, environment: What differs, as (recorded, the run's). A processor that one of the two records
-            lacks does not differ.
+        settings, data, environment: Differences, as (recorded, the run's). A processor missing from one of the records
+            is not a difference.
         packs: Packs with other values, see :func:`ercfusion.records.groups.other_packs`.
     """
 
@@ -130,7 +130,7 @@ def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) ->
     Args:
         record: Of the run.
         group: See :func:`nearest_group`.
-        metric: The score; the one that chose the row's checkpoints where None.
+        metric: The score; None for the one selecting the row's checkpoints.
 
     Raises:
         ConfigError: the task has no such metric.
@@ -139,11 +139,14 @@ def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) ->
     metric = metric or group.metric
     if metric not in record["metrics"]["test"]:
         check_metric(group.task, metric)
-        raise RunError(f"the run has no test {metric}: it is not defined on its test split, or its version had none")
+        raise RunError(
+            f"the run has no test {metric}: it is not defined on its test split, or older than the metric. Choose "
+            "another metric."
+        )
     value = float(record["metrics"]["test"][metric])
     band = prediction_band(group.values(metric).tolist())
     recorded = {seed: float(score) for seed, score in zip(group.seeds, group.values(metric), strict=True)}
-    example = next((entry for entry in group.records if entry["seed"] == record["seed"]), group.records[0])
+    example = next((member for member in group.records if member["seed"] == record["seed"]), group.records[0])
     return Verdict(
         group=group,
         metric=metric,

@@ -1,4 +1,4 @@
-"""Writing a computed table as LaTeX and CSV. The same records give the same bytes."""
+"""Computed tables as LaTeX and CSV. The same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 
 def as_latex(table: Table) -> str:
-    """The scores as a LaTeX table that needs the package booktabs."""
+    """The scores as a LaTeX table (package booktabs)."""
     head, *others = table.metrics
     columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
     published = any(line.published for line in table.lines)
@@ -25,7 +25,7 @@ def as_latex(table: Table) -> str:
         "  \\centering",
         "  \\begin{tabular}{l" + "r" * len(columns) + "ll}",
         "    \\toprule",
-        "    model & " + " & ".join(_tex(entry) for entry in [*columns, *choice_columns]) + " \\\\",
+        "    model & " + " & ".join(_tex(title) for title in [*columns, *choice_columns]) + " \\\\",
         "    \\midrule",
     ]
     for line, (_, *choice) in zip(table.lines, chosen, strict=True):
@@ -36,13 +36,13 @@ def as_latex(table: Table) -> str:
             bounds += f" {MARK}" if score.cautions else ""
         cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
         if published:
-            numbers = (number(head, entry.score) + EVIDENCE_MARKS[entry.evidence] for entry, _ in line.published)
+            numbers = (number(head, one.score) + EVIDENCE_MARKS[one.evidence] for one, _ in line.published)
             cells.append(_tex("; ".join(numbers)))
         cells += map(_tex, choice)
         lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
     record = table.record
     caption = (
-        f"{table.preset.title}: test scores, epochs chosen on dev, mean and standard deviation over "
+        f"{table.preset.title}: test scores, epochs chosen on dev, mean and sample standard deviation over "
         f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
         f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
     )
@@ -70,7 +70,7 @@ def _tex(text: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """One line for every row and score, in the metrics' own unit (shares from 0 to 1), with nothing rounded away."""
+    """One line per row and score, in the metrics' own unit (shares from 0 to 1), to six decimals."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
@@ -78,7 +78,7 @@ def as_csv(table: Table) -> str:
     )
     for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
         for metric, score in line.test.items():
-            others = [entry for entry, _ in line.published] if metric == table.metric else []
+            published = [one for one, _ in line.published] if metric == table.metric else []
             writer.writerow(
                 [
                     line.row.name,
@@ -90,9 +90,9 @@ def as_csv(table: Table) -> str:
                     *_costs(line),
                     "; ".join(score.cautions),
                     *choice,
-                    "; ".join(_plain(entry.score) for entry in others),
-                    "; ".join(entry.evidence for entry in others),
-                    "; ".join(entry.selection for entry in others),
+                    "; ".join(_plain(one.score) for one in published),
+                    "; ".join(one.evidence for one in published),
+                    "; ".join(one.selection for one in published),
                 ]
             )
     return stream.getvalue()

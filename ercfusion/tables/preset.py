@@ -1,16 +1,16 @@
-"""Presets of tables: which models, settings and seeds, and what was published.
+"""Presets of tables: models, settings, seeds, and published scores.
 
 A preset is a YAML file in ``experiments/``::
 
-    title: MELD, seven emotions, text alone
-    data: meld                       # as on the command line of train: a corpus, or a protocol such as demo/far
+    title: MELD, seven emotions, text only
+    data: meld                       # a corpus or protocol (demo/far), as for train
     settings: {data.encoder: ...}    # of all rows, as on the command line
     seeds: [0, 1, 2, 3, 4]
-    metric: weighted_f1              # the headline; the protocol's own where it is left out
-    also: [macro_f1, accuracy]       # shown beside it
-    against: concat                  # compare all rows with this one; all pairs (but those with majority) if left out
-    pairs: [[cogmen, concat]]        # or: compare these alone
-    notes: What a reader must know.
+    metric: weighted_f1              # headline; default: that of the protocol
+    also: [macro_f1, accuracy]       # further scores
+    against: concat                  # compare all rows with this one; default: all pairs except majority
+    pairs: [[cogmen, concat]]        # or: compare only these
+    notes: Facts for the reader.
     rows:
       cogmen: {model: cogmen}
       cogmen, one layer:
@@ -23,11 +23,11 @@ A preset is a YAML file in ``experiments/``::
             evidence: secondary source
             selection: dev
             differs: [features]
-            note: what else is known of the number
+            note: further facts about the number
 
-``differs`` says in what the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
-``model``. ``evidence`` says whether anybody has seen the number: ``paper read`` (in the paper itself), ``secondary
-source`` (quoted elsewhere) or ``not found``, which is assumed if it is left out.
+``differs`` lists why the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
+``model``. ``evidence`` is ``paper read`` (seen in the paper), ``secondary source`` (quoted elsewhere) or ``not found``
+(the default).
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ EVIDENCE = ("paper read", "secondary source", "not found")
 
 @dataclass(frozen=True)
 class Published:
-    """A number from a paper.
+    """A published score.
 
     Args:
         score: In the unit of the metric (F1 and accuracy from 0 to 1).
-        source: Where it stands.
-        selection: On which split its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
+        source: Paper, table.
+        selection: Split on which its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
             ``unknown``.
-        differs: In what it is not comparable; see :data:`DIFFERENCES`.
-        evidence: Where the number was seen; see :data:`EVIDENCE`.
-        note: What else is known of it: other values in circulation, how its authors' code chooses the checkpoint.
+        differs: Why it is not comparable; see :data:`DIFFERENCES`.
+        evidence: How it was verified; see :data:`EVIDENCE`.
+        note: Other values in circulation, how the authors' code chooses the checkpoint.
     """
 
     score: float
@@ -76,15 +76,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
     Args:
-        name: Of the line; unique in the table.
+        name: Unique in the table.
         model: A choice of the group ``model``.
         settings: Further settings, as on the command line.
-        seeds: One run each.
+        seeds: One run per seed.
         note: A sentence for the reader.
-        published: Numbers of others for the same model.
+        published: Published scores of the same model.
     """
 
     name: str
@@ -102,21 +102,21 @@ class Row:
 
 @dataclass(frozen=True)
 class TablePreset:
-    """A table: see the module.
+    """A table; the module has the format of its file.
 
     Args:
         path: The file.
         title: Heading.
-        data: A corpus, or a protocol.
+        data: A corpus or protocol.
         settings: Of all rows.
         rows: In order.
-        task: Of runs with several tasks, the one that the table shows; the one that chose the checkpoints if None.
+        task: The task shown, for runs with several; None for the one selecting checkpoints.
         metric: Headline score, or None for the protocol's own.
-        also: Scores beside it.
-        against: The row that all others are compared with, or None for all pairs.
-        pairs: The comparisons that were planned; empty for what ``against`` says. The fewer, the more power each keeps.
+        also: Further scores.
+        against: The row compared with all others, or None for all pairs.
+        pairs: Planned comparisons; empty for those of ``against``. Each further pair lowers the power of all.
         notes: For the reader.
-        config_dir: A folder of configuration groups that the rows may name.
+        config_dir: A folder of configuration groups for the rows.
     """
 
     path: Path
@@ -139,18 +139,18 @@ class TablePreset:
 
     @property
     def typed(self) -> str:
-        """What names the preset on a command line: its name where it is one of the library's, its file otherwise."""
+        """The preset on a command line: its name if it comes with the library, else its file."""
         return self.name if self.path.resolve().parent == preset_folder().resolve() else self.path.name
 
     def arguments(self, row: Row, seed: int) -> list[str]:
-        """What one would type after ``python -m ercfusion.train`` for one run of the table."""
+        """Arguments of ``python -m ercfusion.train`` for one run of the table."""
         return [f"model={row.model}", f"data={self.data}", *self.settings, *row.settings, f"seed={seed}"]
 
     def config(self, row: Row, seed: int, extra: tuple[str, ...] = ()) -> dict[str, Any]:
         """The resolved configuration of one run.
 
         Raises:
-            ConfigError: a setting of the preset is wrong; the message names file and row.
+            ConfigError: a wrong setting; the message has file and row.
         """
         typed = (*self.arguments(row, seed), *extra)
         try:
@@ -161,7 +161,7 @@ class TablePreset:
 
 @lru_cache(maxsize=4096)
 def _composed(typed: tuple[str, ...]) -> dict[str, Any]:
-    # A table asks for the same configurations again and again, and composing one takes a tenth of a second.
+    # A table composes the same configurations many times, 0.1 s each.
     return _compose(typed, None)
 
 
@@ -170,17 +170,17 @@ def _compose(typed: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
 
 
 def preset_folder() -> Path:
-    """Where the presets of the library are: inside the installed package, or beside it in a checkout."""
+    """Folder of the library's presets: in the installed package, or in a checkout."""
     return shipped_folder("experiments", "experiments")
 
 
 def known_presets() -> list[str]:
     """Names of the presets of the library."""
-    return sorted(entry.stem for entry in preset_folder().glob("*.yaml"))
+    return sorted(file.stem for file in preset_folder().glob("*.yaml"))
 
 
 def find_preset(name: str) -> Path:
-    """The file of a preset: a path, or the name of one that comes with the library.
+    """The file of a preset: a path, or the name of a library preset.
 
     Raises:
         ConfigError: there is none.
@@ -198,12 +198,11 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
     """Read and check a preset; every row's configuration is composed once.
 
     Raises:
-        ConfigError: the file is no YAML, an entry is missing, unknown or of the wrong kind, or a setting is wrong. The
-            message names the file and the entry.
+        ConfigError: not YAML, a key missing, unknown or of the wrong type, or a wrong setting. The message has file and
+            key.
     """
     path = find_preset(str(path))
-    found = read_yaml(path, error=ConfigError)
-    entries = _Entries(path, "", found)
+    entries = _Entries(path, "", read_yaml(path, error=ConfigError))
     seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
     rows = []
     for name, content in entries.need("rows", dict).items():
@@ -224,7 +223,7 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
     )
     entries.done()
     if not rows:
-        raise ConfigError(f"{path}: rows is empty")
+        raise ConfigError(f"{path}: rows is empty. Add a row.")
     names = [row.name for row in rows]
     if preset.against is not None and preset.against not in names:
         problem = f": against: no row {shown(preset.against)}. {did_you_mean(preset.against, names)}"
@@ -233,11 +232,11 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         if name not in names:
             raise failure(ConfigError, path, f": pairs: no row {shown(name)}. {did_you_mean(name, names)}")
     if preset.pairs and preset.against is not None:
-        raise ConfigError(f"{path}: against and pairs both say what is compared: keep one")
+        raise ConfigError(f"{path}: against and pairs exclude each other. Keep one.")
     slugs: dict[str, str] = {}
     for row in rows:
         if row.slug in slugs:
-            problem = f": the rows {shown(slugs[row.slug])} and {shown(row.name)} would share their files"
+            problem = f": the rows {shown(slugs[row.slug])} and {shown(row.name)} have the same files. Rename one."
             raise failure(ConfigError, path, problem)
         slugs[row.slug] = row.name
         preset.config(row, row.seeds[0])
@@ -247,11 +246,11 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
 def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
     own = entries.get("seeds", list, seeds)
     if not own or not all(type(seed) is int and 0 <= seed < 1 << 63 for seed in own) or len(set(own)) < len(own):
-        raise entries.wrong("seeds", f"different whole numbers from 0 on are expected, found {shown(own)}")
+        raise entries.wrong("seeds", f"found {shown(own)}. Give different whole numbers from 0 on.")
     published = []
     for number, content in enumerate(entries.get("published", list, [])):
         part = _Entries(entries.path, f"{entries.prefix}published[{number}].", content)
-        number_found = Published(
+        one = Published(
             score=float(part.need("score", int | float)),
             source=part.need("source", str),
             selection=part.get("selection", str, "unknown"),
@@ -260,16 +259,17 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
             note=" ".join(part.get("note", str, "").split()),
         )
         if "checked" in part.left:
-            raise part.wrong("checked", f"no longer an entry: write evidence, one of {', '.join(EVIDENCE)}")
+            raise part.wrong("checked", f"not a key. Use evidence, one of {', '.join(EVIDENCE)}.")
         part.done()
-        if number_found.selection not in SELECTIONS:
-            raise part.wrong("selection", did_you_mean(number_found.selection, SELECTIONS))
-        if number_found.evidence not in EVIDENCE:
-            raise part.wrong("evidence", did_you_mean(number_found.evidence, EVIDENCE))
-        for entry in number_found.differs:
-            if entry not in DIFFERENCES:
-                raise part.wrong("differs", f"{shown(entry)} is unknown. {did_you_mean(shown(entry), DIFFERENCES)}")
-        published.append(number_found)
+        if one.selection not in SELECTIONS:
+            raise part.wrong("selection", did_you_mean(one.selection, SELECTIONS))
+        if one.evidence not in EVIDENCE:
+            raise part.wrong("evidence", did_you_mean(one.evidence, EVIDENCE))
+        for name_of_difference in one.differs:
+            if name_of_difference not in DIFFERENCES:
+                text = shown(name_of_difference)
+                raise part.wrong("differs", f"{text} is unknown. {did_you_mean(text, DIFFERENCES)}")
+        published.append(one)
     row = Row(
         name=name,
         model=entries.need("model", str),
@@ -283,15 +283,15 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
 
 
 def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
-    found = entries.get("pairs", list, [])
-    for number, pair in enumerate(found):
+    pairs = entries.get("pairs", list, [])
+    for number, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
             raise entries.wrong(
-                f"pairs[{number}]", f"the names of two rows are expected, [first, second]; found {shown(pair)}"
+                f"pairs[{number}]", f"found {shown(pair)}. Give the names of two rows: [first, second]."
             )
-    names = [(str(first), str(second)) for first, second in found]
+    names = [(str(first), str(second)) for first, second in pairs]
     if len({frozenset(pair) for pair in names}) < len(names):
-        raise entries.wrong("pairs", "a pair stands there twice")
+        raise entries.wrong("pairs", "a pair is listed twice. Remove one.")
     return tuple(names)
 
 
@@ -299,9 +299,11 @@ def _settings(entries: _Entries) -> tuple[str, ...]:
     typed = []
     for key, value in entries.get("settings", dict, {}).items():
         if not isinstance(key, str) or len(key) > 200:  # Hydra looks for files by it
-            raise entries.wrong("settings", f"{shown(key)} is not the name of a setting")
+            raise entries.wrong("settings", f"{shown(key)} is not a setting. Write KEY: VALUE.")
         if isinstance(value, dict):
-            raise entries.wrong("settings", f"{key} is written with dots, as on the command line: {key}.NAME: VALUE")
+            raise entries.wrong(
+                "settings", f"{key} holds a mapping. Write dots, as on the command line: {key}.NAME: VALUE"
+            )
         typed.append(f"{key}={_typed(value)}")
     return tuple(typed)
 
@@ -313,20 +315,20 @@ def _typed(value: Any) -> str:
 
 
 class _Entries:
-    """A mapping of the file, whose entries are taken out one by one; what is left over is a mistake."""
+    """A mapping of the file; keys are removed as they are read, so the rest are mistakes."""
 
     def __init__(self, path: Path, prefix: str, content: Any) -> None:
         self.path, self.prefix = path, prefix
         if not isinstance(content, Mapping):
             place = prefix.rstrip(".") or "the file"
-            problem = f": {place} should hold entries of the form name: value, found {shown(content)}"
+            problem = f": {place}: found {shown(content)}. Write a mapping, NAME: VALUE."
             raise failure(ConfigError, path, problem)
         self.left = dict(content)
         self.known: list[str] = []
 
     def need(self, name: str, kind: Any) -> Any:
         if name not in self.left:
-            raise failure(ConfigError, self.path, f": {self.prefix}{name} is missing")
+            raise failure(ConfigError, self.path, f": {self.prefix}{name} is missing. Add it.")
         return self.get(name, kind, None)
 
     def get(self, name: str, kind: Any, default: Any) -> Any:
@@ -335,21 +337,21 @@ class _Entries:
             return default
         value = self.left.pop(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            words = {str: "a text", list: "a list", dict: "entries of the form name: value", bool: "true or false"}
-            raise self.wrong(name, f"{words.get(kind, 'a number')} is expected, found {shown(value)}")
+            words = {str: "a text", list: "a list", dict: "a mapping, NAME: VALUE", bool: "true or false"}
+            raise self.wrong(name, f"found {shown(value)}. Give {words.get(kind, 'a number')}.")
         return value
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts; empty if it is not there."""
-        found: list[str] = self.get(name, list, [])
-        for entry in found:
-            if not isinstance(entry, str):
-                raise self.wrong(name, f"a list of texts is expected, found {shown(entry)} in it")
-        return found
+        """A list of texts; empty by default."""
+        values: list[str] = self.get(name, list, [])
+        for value in values:
+            if not isinstance(value, str):
+                raise self.wrong(name, f"found {shown(value)} in it. Give a list of texts.")
+        return values
 
     def done(self) -> None:
         for name in self.left:
-            problem = f": {self.prefix}{shown(name)[1:-1]} is no entry. {did_you_mean(str(name)[:80], self.known)}"
+            problem = f": {self.prefix}{shown(name)[1:-1]} is not a key. {did_you_mean(str(name)[:80], self.known)}"
             raise failure(ConfigError, self.path, problem)
 
     def wrong(self, name: str, reason: str) -> ErcfusionError:

@@ -1,4 +1,4 @@
-"""The parts of a computed table as cells and sentences, and as Markdown. The same records give the same bytes."""
+"""Parts of a computed table as cells and sentences, and as Markdown. The same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ercfusion.tables.preset import Published
 from ercfusion.tables.table import Score, Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
-# In what a published number is not comparable, as the marks of the tables.
+# Why a published number is not comparable, as marks in the tables.
 MARKS = {"features": "f", "split": "p", "selection": "s", "metric": "m", "model": "a"}
 MARK_WORDS = {
     "features": "other input features",
     "split": "another split or protocol",
-    "selection": "chosen on another split (test, or not known)",
+    "selection": "checkpoint chosen on another split (test, or unknown)",
     "metric": "another definition of the score",
-    "model": "another form of the model",
+    "model": "another variant of the model",
 }
-# How far a published number was traced, as marks after it.
+# How a published number was verified, as marks after it.
 EVIDENCE_MARKS = {"paper read": "", "secondary source": "†", "not found": "?"}
 EVIDENCE_WORDS = {
-    "secondary source": "quoted in a secondary source; the paper itself was not read",
-    "not found": "found in no source at hand, neither the paper nor another",
+    "secondary source": "quoted in a secondary source; the paper was not read",
+    "not found": "not found in any available source",
 }
 Cells = list[list[str]]
 
@@ -41,10 +41,10 @@ Cells = list[list[str]]
 
 
 def metric_name(metric: str) -> str:
-    """A metric as people write it, with an arrow where lower is better."""
-    known, part = get_metric(metric), metric.partition("/")[2]
-    name = known.title + (f" ({part})" if part else "")
-    return name if known.higher_is_better else f"{name} ↓"
+    """Title of a metric, with an arrow if lower is better."""
+    definition, part = get_metric(metric), metric.partition("/")[2]
+    name = definition.title + (f" ({part})" if part else "")
+    return name if definition.higher_is_better else f"{name} ↓"
 
 
 def in_percent(metric: str) -> bool:
@@ -67,7 +67,7 @@ def spread(metric: str, score: Score) -> str:
 
 
 def interval(metric: str, low: float | None, high: float | None, doubtful: bool = False) -> str:
-    """Two bounds, marked if there is a caution; ``none`` where there is no interval."""
+    """Two bounds, marked if there is a caution; ``none`` if there is no interval."""
     if low is None or high is None:
         return ""
     if math.isnan(low + high):
@@ -76,49 +76,50 @@ def interval(metric: str, low: float | None, high: float | None, doubtful: bool 
 
 
 def probability(p: float) -> str:
-    """A p value: two digits are all that a randomisation test can say."""
+    """A p value to three digits, the precision of a randomisation test."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def estimated_probability(p: float, error: float) -> str:
-    """A p value with its Monte Carlo standard error, if it has one that the digits show or hide."""
+    """A p value with its Monte Carlo standard error, if any."""
     text = probability(p)
     return text if error == 0 or p < 0.001 else f"{text} ± {max(error, 0.001):.3f}"
 
 
 def verdict(comparison: Comparison, one_seed: bool) -> str:
-    """Whether a difference is shown, and whether that depends on the random draws."""
+    """Whether a difference is shown, and whether this depends on the random draws."""
     if one_seed:
-        return "one seed"  # from one run nobody can tell a model from its seed
+        return "one seed"  # one run does not separate model and seed
     if math.isnan(comparison.low + comparison.high):
-        return "no interval"  # the seeds and conversations at hand do not say how much the difference varies
+        return "no interval"  # its variation is unknown
     return ("yes" if comparison.shown else "no") + ("" if comparison.certain else ", not certain")
 
 
-def published_text(metric: str, entry: Published, difference: float) -> str:
-    """A published score, our difference to it, and the marks of what is not comparable."""
-    marks = "".join(MARKS[name] for name in entry.differs)
-    text = f"{number(metric, entry.score)}{EVIDENCE_MARKS[entry.evidence]} ({number(metric, difference, sign=True)})"
+def published_text(metric: str, published: Published, difference: float) -> str:
+    """A published score, our difference from it, and the marks of what is not comparable."""
+    marks = "".join(MARKS[name] for name in published.differs)
+    score = number(metric, published.score) + EVIDENCE_MARKS[published.evidence]
+    text = f"{score} ({number(metric, difference, sign=True)})"
     return f"{text} [{marks}]" if marks else text
 
 
-# Parts of a table, as cells that every format can show
+# Parts of a table as cells, for every format
 
 
 def score_cells(table: Table, tuning: bool = True) -> Cells:
-    """One line a row: the headline with its interval, the other scores, what was published, how it was tuned."""
+    """One line per row: the headline with its interval, further scores, published scores, tuning."""
     head, *others = table.metrics
     rows = [
         ["model", f"test {metric_name(head)}", "95 % interval", "dev", *map(metric_name, others)],
     ]
     with_share = table.reachable is not None and table.floor is not None
     if with_share:
-        rows[0].insert(3, "of the way")
+        rows[0].insert(3, "reached")
     features = features_of_groups([line.group for line in table.lines])
     if features is not None:
         rows[0].append("features")
     if any(line.published for line in table.lines):
-        rows[0].append("published (ours minus it)")
+        rows[0].append("published (difference of ours)")
     for place, line in enumerate(table.lines):
         score = line.test[head]
         row = [line.row.name, spread(head, score), interval(head, score.low, score.high, bool(score.cautions))]
@@ -129,7 +130,7 @@ def score_cells(table: Table, tuning: bool = True) -> Cells:
         if features is not None:
             row.append(features[place])
         if len(rows[0]) > len(row):
-            row.append("; ".join(published_text(head, entry, gap) for entry, gap in line.published))
+            row.append("; ".join(published_text(head, one, gap) for one, gap in line.published))
         rows.append(row)
     if not tuning:
         return rows
@@ -153,38 +154,39 @@ def comparison_cells(table: Table) -> Cells:
     rows = [["pair", "difference", "95 % interval", "p", "p (Holm)", "shown"]]
     seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
     doubtful = {line.row.name for line in table.lines if line.test[table.metric].cautions}
-    for entry in table.comparisons:
-        first, second = entry.names
+    for pair in table.comparisons:
+        first, second = pair.names
         rows.append(
             [
                 f"{first} minus {second}",
-                number(table.metric, entry.difference, sign=True),
-                interval(table.metric, entry.low, entry.high, not doubtful.isdisjoint(entry.names)),
-                probability(entry.p),
-                estimated_probability(entry.p_holm, entry.p_holm_error),
-                verdict(entry, one_seed=min(seeds[first], seeds[second]) < 2),
+                number(table.metric, pair.difference, sign=True),
+                interval(table.metric, pair.low, pair.high, not doubtful.isdisjoint(pair.names)),
+                probability(pair.p),
+                estimated_probability(pair.p_holm, pair.p_holm_error),
+                verdict(pair, one_seed=min(seeds[first], seeds[second]) < 2),
             ]
         )
     return rows
 
 
 def optimism_cells(table: Table) -> Cells:
-    """What choosing the epoch on test would have pretended."""
+    """Scores with the epoch chosen on dev, on test, and not at all."""
     if not any(line.optimism for line in table.lines):
         return []
     rows = [["model", "dev-selected (the result)", "last epoch", "test-selected (diagnostic)", "optimism"]]
     for line in table.lines:
-        found = line.optimism
-        if found is None:
+        choice = line.optimism
+        if choice is None:
             continue
-        shown = [number(table.metric, value) for value in (found.dev_selected, found.last_epoch, found.test_selected)]
-        rows.append([line.row.name, *shown, number(table.metric, found.gap, sign=True)])
+        means = (choice.dev_selected, choice.last_epoch, choice.test_selected)
+        shown = [number(table.metric, value) for value in means]
+        rows.append([line.row.name, *shown, number(table.metric, choice.gap, sign=True)])
     return rows
 
 
 def cost_cells(table: Table) -> Cells:
     """Parameters, time and memory."""
-    rows = [["model", "parameters", "seconds an epoch", "seconds a run", "peak memory (MiB)", "device", "threads"]]
+    rows = [["model", "parameters", "seconds per epoch", "seconds per run", "peak memory (MiB)", "device", "threads"]]
     for line in table.lines:
         threads = {record["cost"].get("threads", "") for record in line.group.records}
         rows.append(
@@ -195,22 +197,21 @@ def cost_cells(table: Table) -> Cells:
                 f"{line.seconds:.0f}",
                 f"{line.peak_mib:.0f}",
                 _listed(record["device"] for record in line.group.records),
-                _listed(str(entry) for entry in threads),
+                _listed(str(number_of_threads) for number_of_threads in threads),
             ]
         )
     return rows
 
 
 def published_cells(table: Table) -> Cells:
-    """Where the published numbers were seen, and in what they differ."""
+    """How the published numbers were verified, and why they are not comparable."""
     rows = [["model", metric_name(table.metric), "seen in", "chosen on", "differs in", "source"]]
     for line in table.lines:
-        for entry, _ in line.published:
-            source = f"{entry.source}. {entry.note}" if entry.note else entry.source
-            mark = EVIDENCE_MARKS[entry.evidence]
-            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in entry.differs) or "nothing known"
-            score = number(table.metric, entry.score) + mark
-            rows.append([line.row.name, score, entry.evidence, entry.selection, differs, source])
+        for one, _ in line.published:
+            source = f"{one.source}. {one.note}" if one.note else one.source
+            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in one.differs) or "nothing known"
+            score = number(table.metric, one.score) + EVIDENCE_MARKS[one.evidence]
+            rows.append([line.row.name, score, one.evidence, one.selection, differs, source])
     return rows if len(rows) > 1 else []
 
 
@@ -218,23 +219,27 @@ def _listed(values: Iterable[str]) -> str:
     return ", ".join(sorted({value for value in values if value}))
 
 
-# Sentences that every format carries
+# Sentences of every format
 
 
 def facts(table: Table) -> list[str]:
-    """What was measured, on what, and how."""
+    """Protocol, features, seeds, reference scores and notes."""
     record, seeds = table.record, table.lines[0].group.seeds
     split = record["splits"]["test"]
     corpus = record["corpus"]
-    used = {entry["modality"]: entry for line in table.lines for entry in line.group.records[0]["features"]}
-    features = ", ".join(_feature(entry) for entry in used.values())
+    used = {pack["modality"]: pack for line in table.lines for pack in line.group.records[0]["features"]}
+    features = ", ".join(_feature(pack) for pack in used.values())
     synthetic = " **The corpus is synthetic (generated).**" if corpus["synthetic"] else ""
     sentences = [
         f"Protocol `{record['protocol']}`; {split['conversations']:,} test conversations with {split['utterances']:,} "
         f"labelled utterances.{synthetic} Features: {features}. Dev split: {corpus['dev_source']}.",
-        f"Every run chooses its epoch on dev and opens test once. Mean ± standard deviation over "
-        f"{'the seeds ' + ', '.join(map(str, seeds)) if len(seeds) > 1 else f'seed {seeds[0]} alone'}; intervals "
-        "resample seeds and whole conversations. "
+        "Every run chooses its epoch on dev and reads test once. "
+        + (
+            f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}; intervals resample seeds "
+            "and whole conversations. "
+            if len(seeds) > 1
+            else f"Seed {seeds[0]} only; intervals resample whole conversations. "
+        )
         + ("Scores are in percent." if in_percent(table.metric) else "Errors and correlations are in their own units."),
     ]
     if table.floor is not None:
@@ -242,14 +247,12 @@ def facts(table: Table) -> list[str]:
     if table.reachable is not None:
         score = f"{number(table.metric, table.reachable)} {metric_name(table.metric)}"
         sentences.append(
-            f"{EXACT_LEVEL.capitalize()}: {score}, {EXACT_NOTE}. *Of the way* is the share of the distance from the "
-            "majority class to it."
+            f"{EXACT_LEVEL.capitalize()}: {score}. This is {EXACT_NOTE}. *Reached* is a model's position between the "
+            "majority class (0 %) and this score (100 %)."
         )
     for line in table.lines:
         if len(line.group.seeds) < len(line.row.seeds):
-            sentences.append(
-                f"Not complete yet: {line.row.name} has {len(line.group.seeds)} of {len(line.row.seeds)} seeds."
-            )
+            sentences.append(f"Incomplete: {line.row.name} has {len(line.group.seeds)} of {len(line.row.seeds)} seeds.")
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
@@ -261,60 +264,56 @@ def facts(table: Table) -> list[str]:
 
 
 def batch_note(record: Mapping[str, Any]) -> str:
-    """That the scores of a run depend on how conversations are put into batches, and why; empty if they do not."""
+    """Why the scores of a run depend on the composition of batches; empty if they do not."""
     options = {key: value for key, value in record["config"]["model"].items() if key != "name"}
     try:
         why = architecture_limits(record["config"]["model"]["name"], options).batch_dependence
-    except ConfigError:  # an architecture of somebody else's: its run has noted it
+    except ConfigError:  # an architecture from outside the library: its run has recorded it
         why = record.get("batch_dependence", "")
     return BATCH_NOTE.format(why) if why else ""
 
 
-def _feature(entry: Mapping[str, Any]) -> str:
-    source = entry["source"]
-    made = source.get("settings", {}).get("encoder") or source.get("tool") or ""
-    return f"{entry['modality']} {entry['width']}-d" + (f" ({made})" if made else "")
+def _feature(pack: Mapping[str, Any]) -> str:
+    source = pack["source"]
+    tool = source.get("settings", {}).get("encoder") or source.get("tool") or ""
+    return f"{pack['modality']} {pack['width']}-d" + (f" ({tool})" if tool else "")
 
 
 COMPARISON_NOTE = (
-    "p: paired randomisation test, in which the two models' confusion matrices of a conversation change places at "
-    "random; it applies to these trained models on other conversations. The interval resamples seeds too. *Shown* "
-    "means that p is below 0.05 after Holm's correction over this table and that the interval leaves out 0."
+    "p: paired randomisation test exchanging the two models' confusion matrices of conversations at random. It applies "
+    "to these trained models on other conversations; the interval resamples seeds too. *Shown*: p is below 0.05 after "
+    "Holm's correction over this table, and the interval excludes 0."
 )
 
 
 def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
-    """How sure the p values are that a table shows, and which verdicts are not."""
-    drawn = [entry.exchanges for entry in comparisons if entry.p_error]
+    """Precision of the p values of a table, and number of uncertain verdicts."""
+    drawn = [pair.exchanges for pair in comparisons if pair.p_error]
     if not drawn:
-        return "All exchanges that there are were made: p has no Monte Carlo error."
+        return "Every possible exchange was made: p has no Monte Carlo error."
     least, most = min(drawn), max(drawn)
     number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
-    doubtful = sum(not entry.certain for entry in comparisons)
-    text = (
-        f"p is from {number} of each pair, more if the verdict needed them; the number after ± is the Monte Carlo "
-        "standard error of p (Holm). "
-    )
+    doubtful = sum(not pair.certain for pair in comparisons)
+    text = f"p is from {number} per pair; the number after ± is the Monte Carlo standard error of p (Holm). "
     if not doubtful:
         return text + "No verdict depends on the random draws."
     return text + (
-        f"*Not certain* ({doubtful} of {len(comparisons)}): p or an end of the interval is still within the error of "
-        "its random draws."
+        f"*Not certain* ({doubtful} of {len(comparisons)}): p or an end of the interval is within its Monte Carlo "
+        "error of the limit."
     )
 
 
 OPTIMISM_NOTE = (
-    "A diagnostic, not a result: the means that the same runs would have reported had their last epoch, or the epoch "
-    "best on test, been taken. The last column is what choosing on test would have added."
+    "A diagnostic, not a result: means of the same runs at their last epoch and at the epoch best on test. The last "
+    "column is the gain from choosing on test."
 )
 COST_NOTE = (
-    "Means over the runs (memory: the largest), as measured where they were made, several side by side; they tell "
-    "small from large, and no more."
+    "Means over the runs (memory: the largest). Several runs shared a machine, so only large differences mean anything."
 )
 
 
 def provenance(table: Table) -> list[str]:
-    """How the numbers came about."""
+    """Number of runs, versions, machines, revisions, and the commands to repeat them."""
     records = table.records
     commits = _listed((record["environment"].get("revision") or {}).get("commit", "")[:12] for record in records)
     versions = _listed(f"torch {record['environment']['versions']['torch']}" for record in records)
@@ -326,12 +325,12 @@ def provenance(table: Table) -> list[str]:
     lines = [
         f"{len(records)} runs, {total / 60:.0f} minutes of training in all; {versions}; {machines}; ercfusion at "
         f"{commits or 'an unknown revision'}; finished {_dates(records)}.",
-        f"Made by `{command('table', 'reproduce', table.preset.typed)}` from run records alone. One run by hand:",
+        f"Computed by `{command('table', 'reproduce', table.preset.typed)}` from run records. One run of each row:",
     ]
     for line in table.lines:
         record = line.group.records[0]
         typed = table.preset.arguments(line.row, record["seed"])
-        # Another number of threads adds in another order, which training makes visible.
+        # Results depend on the number of threads, because it changes the order of additions.
         typed.append(f"training.threads={record['cost'].get('threads', 1)}")
         lines.append(f"- {line.row.name}: `{command('row of a table', 'train', *typed)}`")
     return lines
@@ -346,7 +345,7 @@ def _dates(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown_table(cells: Cells) -> str:
-    """Cells as a Markdown table, the first row its head."""
+    """Cells as a Markdown table with the first row as its head."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
@@ -354,7 +353,7 @@ def markdown_table(cells: Cells) -> str:
 
 
 def sections(table: Table) -> list[tuple[str, str, Cells]]:
-    """Heading, note and cells of every part that this table has."""
+    """Heading, note and cells of every part of the table."""
     notes = (caution_note(table), tuning_note(table), published_legend(table))
     parts = [
         ("Scores", " ".join(note for note in notes if note), score_cells(table)),
@@ -368,16 +367,16 @@ def sections(table: Table) -> list[tuple[str, str, Cells]]:
 
 
 def published_legend(table: Table) -> str:
-    """What the marks of the published numbers mean; empty if there are none."""
-    entries = [entry for line in table.lines for entry, _ in line.published]
-    states = {entry.evidence for entry in entries}
+    """Legend of the marks of published numbers; empty if there are none."""
+    published = [one for line in table.lines for one, _ in line.published]
+    states = {one.evidence for one in published}
     marks = [f"{EVIDENCE_MARKS[state]}: {words}" for state, words in EVIDENCE_WORDS.items() if state in states]
-    marks += [f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in one.differs for one in entries)]
+    marks += [f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in one.differs for one in published)]
     return f"Marks of published numbers: {'; '.join(marks)}." if marks else ""
 
 
 def as_markdown(table: Table) -> str:
-    """The whole table as a Markdown page."""
+    """The table as a Markdown page."""
     lines = [f"# {table.preset.title}", "", "<!-- Generated from run records: do not edit. -->", ""]
     for sentence in facts(table):
         lines += [sentence, ""]
@@ -385,6 +384,6 @@ def as_markdown(table: Table) -> str:
         lines += [f"## {heading}", "", markdown_table(cells), ""]
         if note:
             lines += [note, ""]
-    lines += ["## How it was made", ""]
+    lines += ["## Reproduce", ""]
     first, *rest = provenance(table)
     return "\n".join([*lines, first, "", rest[0], "", *rest[1:]]) + "\n"

@@ -1,4 +1,4 @@
-"""What a person reads after a run: a table of scores, a summary, a model card."""
+"""Output after a run: a table of scores, a summary, a model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ercfusion.records.record import task_record, tasks_of
 
 
 def score_table(record: Mapping[str, Any]) -> str:
-    """Dev and test scores with the majority floor, the interval and, if it is known, the exact posterior's score."""
+    """Dev and test scores with the majority class, the interval and, if known, the score of the exact posterior."""
     metrics = record["metrics"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
     shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
@@ -37,7 +37,7 @@ def score_table(record: Mapping[str, Any]) -> str:
 
 
 def _interval(record: Mapping[str, Any], name: str) -> str:
-    """A recorded interval, marked if there is a caution; ``none`` for a headline score that has none."""
+    """A recorded interval, marked if there is a caution; ``none`` for a headline score without one."""
     ends = known_interval(record, name)
     if ends is None:
         return "none" if name in record["majority"]["test"] else ""
@@ -45,15 +45,15 @@ def _interval(record: Mapping[str, Any], name: str) -> str:
 
 
 def caution_lines(record: Mapping[str, Any]) -> list[str]:
-    """What is to be said against the intervals of :func:`score_table`: each sentence once, with its scores."""
-    found: dict[str, list[str]] = {}
+    """Cautions for the intervals of :func:`score_table`: each sentence once, with its scores."""
+    scores: dict[str, list[str]] = {}
     for name in record["majority"]["test"]:
         reasons = record_cautions(record, name)
         if not reasons and name in record["intervals"].get("none", {}):
             reasons = (record["intervals"]["none"][name],)
         for reason in reasons:
-            found.setdefault(reason, []).append(name)
-    return [f"{MARK} {', '.join(names)}: {reason}" for reason, names in found.items()]
+            scores.setdefault(reason, []).append(name)
+    return [f"{MARK} {', '.join(names)}: {reason}" for reason, names in scores.items()]
 
 
 def _score(value: float | None) -> str:
@@ -61,7 +61,7 @@ def _score(value: float | None) -> str:
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """The lines that ``train`` prints at the end, but for the folder."""
+    """The last lines printed by ``train``, without the folder."""
     selection, cost = record["selection"], record["cost"]
     synthetic = " (synthetic corpus)" if record["corpus"]["synthetic"] else ""
     lines = [
@@ -83,26 +83,27 @@ def summary(record: Mapping[str, Any]) -> str:
     best = record["corpus"].get("reachable", {}).get("test", {})
     name = selection["metric"]
     if name in best and name in record["majority"]["test"] and name in record["metrics"]["test"]:
-        floor, top, found = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
+        floor, top, reached = record["majority"]["test"][name], best[name], record["metrics"]["test"][name]
         if top > floor:
-            share = (found - floor) / (top - floor)
-            lines.append(f"{share:.1%} of the way from majority to the {EXACT_LEVEL}'s test {name}")
+            share = (reached - floor) / (top - floor)
+            lines.append(f"{share:.1%} between majority (0 %) and {EXACT_LEVEL} (100 %), test {name}")
     lines.append(
-        f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s an epoch, {cost['seconds']:.0f} s in all"
+        f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s per epoch, {cost['seconds']:.0f} s in "
+        "total"
     )
     return "\n".join(lines)
 
 
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and standard deviation over the runs of a multirun that differ in their seed only.
+    """Mean and sample standard deviation over runs of a multirun that differ only in their seed.
 
-    A row is named by what its runs do not share with all others.
+    A row is named by the settings its runs do not share with all others.
     """
     typed = [record["command"]["overrides"] for record in records]
     shared = set(typed[0]).intersection(*typed[1:])
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record, overrides in zip(records, typed, strict=True):
-        own = [entry for entry in overrides if entry not in shared and not entry.startswith("seed=")]
+        own = [typed for typed in overrides if typed not in shared and not typed.startswith("seed=")]
         groups.setdefault(" ".join(own) or record["config"]["preset"]["model"], []).append(record)
     rows = [["", "runs", "metric", "dev", "test"]]
     for name, members in groups.items():
@@ -110,18 +111,18 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
         cells = []
         for split in ("dev", "test"):
             values = [member["metrics"][split][metric] for member in members if metric in member["metrics"][split]]
-            if len(values) < len(members):  # no labels, or none on which the score is defined
+            if len(values) < len(members):  # unlabelled, or the score is not defined
                 cells.append("-")
                 continue
-            found = seed_summary(values)
-            spread = f" +- {found['std']:.4f}" if len(members) > 1 else ""
-            cells.append(f"{found['mean']:.4f}{spread}")
+            moments = seed_summary(values)
+            spread = f" +- {moments['std']:.4f}" if len(members) > 1 else ""
+            cells.append(f"{moments['mean']:.4f}{spread}")
         rows.append([name, str(len(members)), metric, *cells])
     return aligned(rows)
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Cells in columns, the first one to the left and the others to the right."""
+    """Cells in columns: the first left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -147,9 +148,9 @@ def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     config, selection = record["config"], record["selection"]
     model, synthetic = config["preset"]["model"], " The corpus is synthetic." if corpus.synthetic else ""
     better = "higher" if get_metric(selection["metric"]).higher_is_better else "lower"
-    features = ", ".join(f"{entry['modality']} ({entry['width']})" for entry in record["features"])
-    places = ("data.raw=", "data.packs.", "output=", "run=")  # of one machine; a card is made to be shared
-    typed = [entry for entry in record["command"]["overrides"] if not entry.startswith((*places, "seed="))]
+    features = ", ".join(f"{pack['modality']} ({pack['width']})" for pack in record["features"])
+    places = ("data.raw=", "data.packs.", "output=", "run=")  # paths of this machine: not for a shared card
+    typed = [text for text in record["command"]["overrides"] if not text.startswith((*places, "seed="))]
     settings = shlex.join(typed) or "(defaults)"
     return f"""---
 library_name: ercfusion
@@ -169,7 +170,7 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 - **Inputs**: {features}
 - **Settings**: `{settings}`, seed {record["seed"]}
 - **Selection**: epoch {selection["epoch"]} of {selection["epochs"]}, on the dev split's {selection["metric"]}
-  ({better} is better); dev split: {record["corpus"]["dev_source"]}. The test split was opened once, after that.
+  ({better} is better); dev split: {record["corpus"]["dev_source"]}. The test split was read once, after that.
 - **Corpus licence**: {corpus.licence}
 
 ```
@@ -178,8 +179,9 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 {_other_tables(record)}
 Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.
 
-**Use with care.** The labels are annotators' impressions of how utterances sound or read, in one kind of recording.
-They are not what a person feels. Do not use this model to judge, rank or monitor people.
+**Use with care.** The labels are annotators' impressions of utterances in one kind of recording, not what a person
+feels. Do not use this model to judge, rank or monitor people.
+
 
 Please cite: {corpus.citation}
 """

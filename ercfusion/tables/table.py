@@ -1,4 +1,4 @@
-"""A table of models, computed from run records alone."""
+"""A table of models, computed from run records only."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Score:
     """A score over the seeds of a row.
 
     Args:
-        mean, std: Over the seeds; the deviation with n - 1 below the line, NaN for one seed.
-        low, high: 95 % interval of the mean over other seeds and other conversations; None where the score is no
-            function of counts, NaN where there is no interval.
-        cautions: Why the interval, and tests of differences, may not keep what they promise.
+        mean, std: Over the seeds; the sample standard deviation, NaN for one seed.
+        low, high: 95 % interval of the mean, for other seeds and other conversations; None for a score that is not a
+            function of counts, NaN if there is no interval.
+        cautions: Why the interval, and tests of differences, may not be reliable.
     """
 
     mean: float
@@ -39,7 +39,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Both ends, or None where there is no interval."""
+        """Both ends, or None if there is no interval."""
         if self.low is None or self.high is None or math.isnan(self.low + self.high):
             return None
         return self.low, self.high
@@ -47,12 +47,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Optimism:
-    """Means over the seeds of three ways to choose an epoch; a diagnostic.
+    """Means over the seeds for three choices of the epoch; a diagnostic.
 
     Args:
-        dev_selected: Chosen on dev: the result.
-        last_epoch: Not chosen at all.
-        test_selected: Chosen on test: what must not be reported.
+        dev_selected: Best on dev: the result.
+        last_epoch: The last.
+        test_selected: Best on test: not to be reported.
     """
 
     dev_selected: float
@@ -61,13 +61,13 @@ class Optimism:
 
     @property
     def gap(self) -> float:
-        """By how much choosing on test would flatter."""
+        """Gain from choosing on test."""
         return self.test_selected - self.dev_selected
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table with what its records say.
+    """A row of the table with its scores and costs.
 
     Args:
         row: From the preset.
@@ -76,11 +76,11 @@ class Line:
         dev: Of the headline metric.
         class_f1: Mean F1 in percent by class; empty for regression.
         support: True test utterances by class.
-        optimism: None where the runs kept no epochs.
-        parameters: Trainable numbers.
+        optimism: None if a run kept no epochs.
+        parameters: Number of trainable parameters.
         seconds_per_epoch, seconds: Means over the runs.
         peak_mib: The largest of the runs.
-        published: With our mean minus the published score.
+        published: Each with our mean minus the published score.
     """
 
     row: Row
@@ -102,15 +102,15 @@ class Table:
     """A computed table.
 
     Args:
-        preset: What was asked for.
-        task: What was predicted.
+        preset: Its preset.
+        task: The predicted task.
         metric: The headline.
         metrics: All scores shown, the headline first.
-        lines: The rows that have records.
+        lines: The rows with records.
         missing: The rows without.
-        comparisons: Between pairs of rows (but for the majority class), by the headline.
-        reachable: The exact posterior's headline score (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if it is known.
-        floor: The majority class's headline score.
+        comparisons: Between pairs of rows (except the majority class), by the headline.
+        reachable: Headline score of the exact posterior (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if known.
+        floor: Headline score of the majority class.
     """
 
     preset: TablePreset
@@ -130,7 +130,7 @@ class Table:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """A record, for what all of them share."""
+        """The first record, for facts shared by all."""
         return self.lines[0].group.records[0]
 
     @property
@@ -148,13 +148,13 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
 
     Raises:
         ConfigError: the task has no such metric.
-        RunError: rows were tested on different conversations, or on conversations without labels.
+        RunError: rows were tested on different or unlabelled conversations.
         ValueError: no row has a record.
     """
-    shown_task = {name: tuple(task_record(record, preset.task) for record in found) for name, found in records.items()}
+    shown_task = {name: tuple(task_record(record, preset.task) for record in runs) for name, runs in records.items()}
     groups = {row.name: Group(row.name, shown_task[row.name]) for row in preset.rows if shown_task.get(row.name)}
     if not groups:
-        raise ValueError(f"no row of {preset.path} has a record yet")
+        raise ValueError(f"no row of {preset.path} has a record yet. Train at least one.")
     require_test_scores(record for group in groups.values() for record in group.records)
     check_comparable(list(groups.values()))
     first = next(iter(groups.values()))
@@ -199,19 +199,19 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
         seconds_per_epoch=float(np.mean([cost["seconds_per_epoch"] for cost in costs])),
         seconds=float(np.mean([cost["seconds"] for cost in costs])),
         peak_mib=max(float(cost["peak_memory_mib"]) for cost in costs),
-        published=tuple((entry, scores[metrics[0]].mean - entry.score) for entry in row.published),
+        published=tuple((one, scores[metrics[0]].mean - one.score) for one in row.published),
     )
 
 
 def _score(group: Group, metric: str) -> Score:
     values = group.values(metric)
     low, high = None, None
-    against: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
     source = score_source(group.task, metric)
     if source is not None and (sums := group.sums(source[0])) is not None:
         low, high = two_level_bootstrap(sums, source[1], bounds=get_metric(metric).bounds)
-        against = cautions(group.task, metric, sums, missing=math.isnan(low + high))
-    return Score(float(values.mean()), _deviation(values), low, high, against)
+        reasons = cautions(group.task, metric, sums, missing=math.isnan(low + high))
+    return Score(float(values.mean()), _deviation(values), low, high, reasons)
 
 
 def _deviation(values: np.ndarray) -> float:
@@ -219,11 +219,11 @@ def _deviation(values: np.ndarray) -> float:
 
 
 def _optimism(group: Group, metric: str) -> Optimism | None:
-    found = [record["optimism"] for record in group.records if record.get("optimism", {}).get("metric") == metric]
-    if len(found) < len(group.records):
+    choices = [record["optimism"] for record in group.records if record.get("optimism", {}).get("metric") == metric]
+    if len(choices) < len(group.records):
         return None
     names = ("dev_selected", "last_epoch", "test_selected")
-    return Optimism(*(float(np.mean([entry[name] for entry in found])) for name in names))
+    return Optimism(*(float(np.mean([choice[name] for choice in choices])) for name in names))
 
 
 def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec, metric: str) -> list[Comparison]:
@@ -232,7 +232,7 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         return []
     sums = {name: group.sums(source[0]) for name, group in groups.items()}
     usable = {name: array for name, array in sums.items() if array is not None}
-    # The majority class is a floor and no rival: comparing with it would only cost the other comparisons their power.
+    # Comparing with the majority class would only reduce the power of the other comparisons.
     floors = {row.name for row in preset.rows if row.model == "majority"}
     rivals = [name for name in usable if name not in floors]
     pairs = list(itertools.combinations(rivals if len(rivals) > 1 else usable, 2))
@@ -244,11 +244,11 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
 
 
 def caution_note(table: Table) -> str:
-    """What is to be said against the intervals and tests of the headline score: each sentence once, with its rows."""
-    found: dict[str, list[str]] = {}
+    """Cautions for the intervals and tests of the headline score: each sentence once, with its rows."""
+    rows: dict[str, list[str]] = {}
     for line in table.lines:
         for reason in line.test[table.metric].cautions:
-            found.setdefault(reason, []).append(line.row.name)
-    whole = len(table.lines)
-    parts = [f"{', '.join(names) if len(names) < whole else 'all rows'}: {reason}." for reason, names in found.items()]
+            rows.setdefault(reason, []).append(line.row.name)
+    count = len(table.lines)
+    parts = [f"{', '.join(names) if len(names) < count else 'all rows'}: {reason}." for reason, names in rows.items()]
     return f"{MARK} " + " ".join(parts) if parts else ""

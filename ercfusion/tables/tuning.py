@@ -1,8 +1,8 @@
-"""How the settings of a table's rows were chosen and how long they were trained, computed from records and files.
+"""How the settings of a table's rows were chosen, and how long they were trained.
 
-A file ``conf/tuned/MODEL-DATA.yaml`` says in its first comments what is known of the search that chose its settings,
-one line each of the form ``# - name: words``, for the names in :data:`KNOWN`. What it does not say is not recorded. The
-preset of a model says in a line ``# - chosen: words`` how its settings were chosen, if that is known.
+The first comments of ``conf/tuned/MODEL-DATA.yaml`` describe the search behind its settings, one line ``# - name:
+words`` for each name of :data:`KNOWN`; what is missing is *not recorded*. A model's preset describes its choice in a
+line ``# - chosen: words``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Tuning:
     """The choice of a row's settings.
 
     Args:
-        kind: ``none`` (a model that does not learn), ``default``, ``preset`` (the model's preset brings a training of
-            its own) or ``tuned``.
-        known: For ``tuned``, the words of :data:`KNOWN`; for the others ``chosen``, if the preset says it.
-        changed: Settings of the row that differ from that.
+        kind: ``none`` (nothing to learn), ``default``, ``preset`` (the model's preset has training settings) or
+            ``tuned``.
+        known: For ``tuned``, the words of :data:`KNOWN`; otherwise ``chosen``, if the preset has it.
+        changed: Settings of the row differing from that.
         schedule: Epochs, patience and scheduler.
-        early: Whether a run may be stopped before its last epoch.
+        early: Whether runs can stop before the last epoch.
         ran: Fewest and most epochs of the row's runs.
     """
 
@@ -47,24 +47,24 @@ class Tuning:
 
     @property
     def brief(self) -> str:
-        """The choice in one word, and the settings that differ."""
+        """The choice in one word, and the changed settings."""
         word = "nothing to tune" if self.kind == "none" else self.kind
         return f"{word}, but {', '.join(self.changed)}" if self.changed else word
 
     @property
     def origin(self) -> str:
-        """What is known of the choice; empty if nothing is."""
+        """Facts about the choice; empty if none are known."""
         if self.kind != "tuned":
             return f"chosen {self.known['chosen']}" if "chosen" in self.known else ""
         missing = [name for name in ("space", "trials") if self.known[name] == UNKNOWN]
-        told = [f"{name} {self.known[name]}" for name in ("space", "trials") if name not in missing]
+        facts = [f"{name} {self.known[name]}" for name in ("space", "trials") if name not in missing]
         if missing:
-            told.append(f"{' and '.join(missing)} {UNKNOWN}")
-        return f"tuned on {self.known['split']}, seeds: {self.known['seeds']}; {'; '.join(told)}"
+            facts.append(f"{' and '.join(missing)} {UNKNOWN}")
+        return f"tuned on {self.known['split']}, seeds: {self.known['seeds']}; {'; '.join(facts)}"
 
     @property
     def words(self) -> str:
-        """The whole choice, for a table that has no notes."""
+        """The choice with its origin, for tables without notes."""
         if self.kind == "none":
             return self.brief
         parts = [] if self.kind == "tuned" else [self.kind]
@@ -73,7 +73,7 @@ class Tuning:
 
     @property
     def trained(self) -> str:
-        """The schedule in a cell of a table."""
+        """The schedule in a table cell."""
         least, most = self.ran
         return f"{self.schedule}; ran {least}" if least == most else f"{self.schedule}; ran {least} to {most}"
 
@@ -83,25 +83,27 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
 
     Args:
         line: The row and its records.
-        config_dir: A folder whose ``tuned/`` is read before that of the library.
+        config_dir: A folder whose ``tuned/`` is searched before the library's.
     """
     record = line.group.records[0]
     config = record["config"]
     settings = flat(config)
-    typed = dict.fromkeys(entry.partition("=")[0].lstrip("+") for entry in line.row.settings)
+    typed = dict.fromkeys(setting.partition("=")[0].lstrip("+") for setting in line.row.settings)
     training, name = config["training"], config["scheduler"]["name"]
     patience = int(training["patience"])
-    epochs = [int(entry["selection"]["epochs"]) for entry in line.group.records]
+    epochs = [int(member["selection"]["epochs"]) for member in line.group.records]
     most = int(training["max_epochs"])
     schedule = f"{most} epoch{'s' * (most > 1)}, {f'patience {patience}' if patience else 'no early stop'}, {name}"
-    changed = tuple(f"{key}={_short(settings.get(key))}" for key in typed if key in settings and not _is_no_choice(key))
+    changed = tuple(
+        f"{key}={_short(settings.get(key))}" for key in typed if key in settings and not _is_place_or_sample(key)
+    )
     kind, known = "default", {}
     model, data = str(config["preset"]["model"]), str(config["preset"]["data"])
-    found = _tuned(model, data, config_dir)
+    tuned = _tuned(model, data, config_dir)
     if config["model"]["name"] == "majority":
         kind = "none"
-    elif found is not None and all(key in typed or _same(settings.get(key), value) for key, value in found[0].items()):
-        kind, known = "tuned", found[1]
+    elif tuned is not None and all(key in typed or _same(settings.get(key), value) for key, value in tuned[0].items()):
+        kind, known = "tuned", tuned[1]
     else:
         own, chosen = _preset(model)
         kind, known = ("preset" if own else "default"), ({"chosen": chosen} if chosen else {})
@@ -109,68 +111,65 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
 
 
 def tuning_cells(table: Table, brief: bool = True) -> list[list[str]]:
-    """One line a row: how its settings were chosen, and how long its runs were trained.
+    """One line per row: how its settings were chosen, and how long its runs were trained.
 
     Args:
         table: Its rows.
-        brief: One word for the choice; :func:`tuning_note` says the rest.
+        brief: One word for the choice; :func:`tuning_note` has the rest.
     """
     rows = [["model", "settings", "schedule"]]
     for line in table.lines:
-        found = tuning_of(line, table.preset.config_dir)
-        rows.append([line.row.name, found.brief if brief else found.words, found.trained])
+        tuning = tuning_of(line, table.preset.config_dir)
+        rows.append([line.row.name, tuning.brief if brief else tuning.words, tuning.trained])
     return rows
 
 
 def tuning_note(table: Table) -> str:
-    """How the settings were chosen, and what different choices mean for reading the table; empty if all rows agree."""
-    found = {line.row.name: tuning_of(line, table.preset.config_dir) for line in table.lines}
-    rivals = {name: entry for name, entry in found.items() if entry.kind != "none"}
-    tuned = {name: entry for name, entry in rivals.items() if entry.kind == "tuned"}
-    if len({(entry.kind, entry.schedule) for entry in rivals.values()}) < 2:
+    """How the settings were chosen, and the consequence for comparisons; empty if all rows agree."""
+    tunings = {line.row.name: tuning_of(line, table.preset.config_dir) for line in table.lines}
+    rivals = {name: tuning for name, tuning in tunings.items() if tuning.kind != "none"}
+    tuned = {name: tuning for name, tuning in rivals.items() if tuning.kind == "tuned"}
+    if len({(tuning.kind, tuning.schedule) for tuning in rivals.values()}) < 2:
         return ""
     parts = []
     if tuned:
         parts.append(
-            f"The settings of {_listed(tuned)} were tuned on dev for this corpus; *default* and *preset* are those of "
-            "the model's file."
+            f"The settings of {_listed(tuned)} were tuned on dev of this corpus; *default* and *preset*: from the "
+            "model's file."
         )
         parts += _seed_sentences(table, tuned)
     else:
-        parts.append("Nothing was tuned for this corpus, but presets bring schedules of their own.")
-    for origin in dict.fromkeys(entry.origin for entry in rivals.values() if entry.origin):
-        names = [name for name, entry in rivals.items() if entry.origin == origin]
+        parts.append("Nothing was tuned for this corpus, but presets have their own schedules.")
+    for origin in dict.fromkeys(tuning.origin for tuning in rivals.values() if tuning.origin):
+        names = [name for name, tuning in rivals.items() if tuning.origin == origin]
         parts.append(f"{_listed(names)}: {origin}.")
-    cosine = {name: entry for name, entry in rivals.items() if entry.schedule.endswith("cosine")}
-    whole = {name: entry for name, entry in cosine.items() if not entry.early}
-    stopped = {name: entry for name, entry in cosine.items() if entry.early}
-    if whole and stopped:
-        who = "the tuned rows" if set(whole) == set(tuned) else _listed(whole)
-        longest = sorted({re.split(",", entry.schedule)[0] for entry in stopped.values()})
-        patience = sorted({re.split(", ", entry.schedule)[1] for entry in stopped.values()})
+    cosine = {name: tuning for name, tuning in rivals.items() if tuning.schedule.endswith("cosine")}
+    complete = {name: tuning for name, tuning in cosine.items() if not tuning.early}
+    stopped = {name: tuning for name, tuning in cosine.items() if tuning.early}
+    if complete and stopped:
+        who = "the tuned rows" if set(complete) == set(tuned) else _listed(complete)
+        longest = sorted({re.split(",", tuning.schedule)[0] for tuning in stopped.values()})
+        patience = sorted({re.split(", ", tuning.schedule)[1] for tuning in stopped.values()})
         parts.append(
-            f"The learning rate of {who} falls over all epochs of the schedule; the other rows with a cosine schedule "
-            f"can be stopped by {' or '.join(patience)} inside a cosine of {' or '.join(longest)}, before theirs has "
-            "fallen as far."
+            f"The learning rate of {who} falls to its minimum. Other rows with a cosine schedule can stop earlier "
+            f"({' or '.join(patience)}, cosine of {' or '.join(longest)})."
         )
-    parts.append(
-        "So the order of rows with different tuning or schedules must not be read as a comparison of architectures."
-    )
+    parts.append("Do not read the order of rows with different tuning or schedules as a comparison of architectures.")
     return " ".join(parts)
 
 
 def _seed_sentences(table: Table, tuned: Mapping[str, Tuning]) -> list[str]:
     reported = {seed for line in table.lines if line.row.name in tuned for seed in line.group.seeds}
-    told = {name: {int(one) for one in re.findall(r"\d+", entry.known["seeds"])} for name, entry in tuned.items()}
-    among = [name for name in tuned if reported & told[name]]
-    doubt = [name for name in tuned if not told[name]]
+    chosen = {name: {int(seed) for seed in re.findall(r"\d+", one.known["seeds"])} for name, one in tuned.items()}
+    among = [name for name in tuned if reported & chosen[name]]
+    doubt = [name for name in tuned if not chosen[name]]
     sentences = []
     if among:
-        sentences.append(f"Seeds that chose them for {_listed(among)} are among the reported ones.")
+        sentences.append(f"The seeds used to tune {_listed(among)} are among the reported ones.")
     if doubt:
         sentences.append(
-            f"Which seeds chose them{f' for {_listed(doubt)}' if among else ''} is {UNKNOWN}; they may be among the "
-            "reported ones."
+            f"The seeds used to tune {_listed(doubt) if among else 'them'} are {UNKNOWN} and may be among the reported "
+            "ones."
         )
     return sentences
 
@@ -180,8 +179,8 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _is_no_choice(key: str) -> bool:
-    """Whether a setting names a place or a sample, and chooses nothing."""
+def _is_place_or_sample(key: str) -> bool:
+    """Whether a setting is a path or a sample, not a choice."""
     return key.partition(".")[0] in ("data", "imports") or decides(key) != "result"
 
 
@@ -189,11 +188,11 @@ def _short(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def _same(found: Any, value: Any) -> bool:
+def _same(first: Any, second: Any) -> bool:
     try:
-        return float(found) == float(value)
+        return float(first) == float(second)
     except (TypeError, ValueError):
-        return bool(found == value)
+        return bool(first == second)
 
 
 def _tuned(model: str, data: str, config_dir: str | None) -> tuple[dict[str, Any], dict[str, str]] | None:
@@ -206,14 +205,14 @@ def _tuned(model: str, data: str, config_dir: str | None) -> tuple[dict[str, Any
 @cache
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     text = path.read_text(encoding="utf-8")
-    told = dict(re.findall(r"(?m)^# - (\w+): (.+)$", text))
+    facts = dict(re.findall(r"(?m)^# - (\w+): (.+)$", text))
     content = read_yaml(path, error=ConfigError, text=text, floats=True) or {}
-    return flat(content), {name: told.get(name, UNKNOWN).rstrip(".") for name in KNOWN}
+    return flat(content), {name: facts.get(name, UNKNOWN).rstrip(".") for name in KNOWN}
 
 
 @cache
 def _preset(model: str) -> tuple[bool, str]:
-    """Whether a model's preset brings more than options of its architecture, and how it was chosen."""
+    """Whether a model's preset has more than options of its architecture, and how it was chosen."""
     path = _CONF / "model" / f"{model}.yaml"
     if not path.is_file():  # a preset of the user's own
         return False, ""

@@ -1,4 +1,4 @@
-"""The verdicts of a table in words, for pages that would otherwise repeat them by hand."""
+"""The verdicts of a table as sentences."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ercfusion.tables.table import Table
 
 
 def verdict_lines(table: Table) -> list[str]:
-    """The differences that a table shows, as sentences: how many, and a Markdown list by the rows they have in common.
+    """The differences shown by a table: their number, and a Markdown list grouped by common rows.
 
     The row with the most differences in one direction comes first; each difference is in one line only.
     """
     left = [
-        entry.names if entry.difference < 0 else entry.names[::-1] for entry in table.comparisons if entry.shown
+        pair.names if pair.difference < 0 else pair.names[::-1] for pair in table.comparisons if pair.shown
     ]  # (the lower one, the higher one)
-    size = {frozenset(entry.names): abs(entry.difference) for entry in table.comparisons}
-    unsure = {frozenset(entry.names) for entry in table.comparisons if entry.shown and not entry.certain}
-    widths = [entry.high - entry.low for entry in table.comparisons]
-    known = [width for width in widths if not np.isnan(width)]
+    size = {frozenset(pair.names): abs(pair.difference) for pair in table.comparisons}
+    unsure = {frozenset(pair.names) for pair in table.comparisons if pair.shown and not pair.certain}
+    widths = [pair.high - pair.low for pair in table.comparisons]
+    defined = [width for width in widths if not np.isnan(width)]
     typical = (
-        f"half of the intervals of a difference are narrower than {number(table.metric, float(np.median(known)))}"
-        if known
+        f"the median width of their intervals is {number(table.metric, float(np.median(defined)))}"
+        if defined
         else "no difference has an interval"
     )
     lines = [f"Of {len(widths)} comparisons {len(left)} are shown; {typical}{':' if left else '.'}", ""]
@@ -30,7 +30,7 @@ def verdict_lines(table: Table) -> list[str]:
     while left:
         name, side = max(
             ((name, side) for name in names for side in (0, 1)),
-            key=lambda entry: sum(pair[entry[1]] == entry[0] for pair in left),
+            key=lambda choice: sum(pair[choice[1]] == choice[0] for pair in left),
         )
         others = sorted((pair[1 - side] for pair in left if pair[side] == name), key=names.index)
         left = [pair for pair in left if pair[side] != name]
@@ -40,8 +40,9 @@ def verdict_lines(table: Table) -> list[str]:
             for other in others
         ]
         lines.append(f"- `{name}` is {('below', 'above')[side]} {', '.join(parts)}.")
-    doubtful = [entry for entry in table.comparisons if not entry.certain and not entry.shown]
+    doubtful = [pair for pair in table.comparisons if not pair.certain and not pair.shown]
     if doubtful:
-        pairs = ", ".join("`{}` and `{}`".format(*entry.names) for entry in doubtful)
-        lines += ["", f"Not shown, which is not certain: {pairs}."]
+        pairs = ", ".join("`{}` and `{}`".format(*pair.names) for pair in doubtful)
+        lines += ["", f"Not shown, but not certain: {pairs}."]
+
     return lines

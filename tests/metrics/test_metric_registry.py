@@ -49,7 +49,9 @@ def test_unknown_metrics_name_the_nearest() -> None:
         check_metric(VAD, "ccc/valance")
     with pytest.raises(ConfigError, match="'mae'"):
         get_metric("maee")
-    with pytest.raises(ConfigError, match=r"Choose from: .*, same_accuracy\. imports=MODULE registers a metric"):
+    with pytest.raises(
+        ConfigError, match=r"Choose from: .*, same_accuracy\. Use imports=MODULE for a metric of your own"
+    ):
         check_metric(EMOTION, "kappa")
     assert get_metric("ccc/valence").higher_is_better
     assert not get_metric("rmse/valence").higher_is_better
@@ -70,7 +72,7 @@ def test_nothing_to_score_is_an_error() -> None:
         make(VAD, np.zeros((2, 3)), np.zeros(2))
     with pytest.raises(ValueError, match="no decisions"):
         random_predictions(VAD, 0).decisions()
-    with pytest.raises(ValueError, match="no sets of labels"):
+    with pytest.raises(ValueError, match="no label sets"):
         best_thresholds(random_predictions(EMOTION, 0))
     with pytest.raises(ValueError, match="no single right label"):
         confusion_matrix(random_predictions(LABELS, 0))

@@ -118,7 +118,7 @@ def test_confusion_shows_counts_and_percentages(tmp_path: Path) -> None:
     found = texts(written.plot_confusion(matrix, ("a", "b", "c"), tmp_path / "a.svg", TITLE))
     for text in ("12345", "1234", "80", "20", "91", "–"):
         assert f"<!-- {text} -->" in found
-    with pytest.raises(ValueError, match="does not fit 2 labels"):
+    with pytest.raises(ValueError, match="with 2 labels"):
         written.plot_confusion(matrix, ("a", "b"), tmp_path / "a.svg", TITLE)
     written.plot_confusion(np.zeros((2, 2)), ("a", "b"), tmp_path / "a.svg", TITLE)
 
@@ -162,7 +162,7 @@ def test_scatter(tmp_path: Path) -> None:
     assert all(f"{name}: CCC " in found for name in VAD.dimensions)
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
     assert size(written.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
-    with pytest.raises(ValueError, match="no numbers to scatter"):
+    with pytest.raises(ValueError, match="no numbers to draw"):
         written.plot_scatter(PREDICTIONS, tmp_path / "x.png", TITLE)
 
 

@@ -126,8 +126,8 @@ def test_the_majority_class_is_compared_only_where_there_is_nothing_else(records
 def test_one_seed_has_a_mean_and_no_spread(records):
     single = compute_table(preset(), {name: runs[:1] for name, runs in records.items()})
     assert "±" not in spread("weighted_f1", single.lines[0].test["weighted_f1"])
-    assert "seed 0 alone" in as_markdown(single)
-    assert "Not complete yet: plain has 1 of 3 seeds." in as_markdown(single)
+    assert "Seed 0 only" in as_markdown(single)
+    assert "Incomplete: plain has 1 of 3 seeds." in as_markdown(single)
 
 
 def test_markdown(table):
@@ -138,7 +138,7 @@ def test_markdown(table):
     assert "Not run yet: not yet." in text
     assert "words about it" in text
     assert f"60.00† ({number('weighted_f1', table.lines[1].published[0][1], sign=True)}) [fs]" in text
-    for heading in ("Scores", "F1 by class", "Differences", "Optimism", "Published numbers", "Cost", "How it was made"):
+    for heading in ("Scores", "F1 by class", "Differences", "Optimism", "Published numbers", "Cost", "Reproduce"):
         assert f"\n## {heading}\n" in text
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     for block in tables:
@@ -249,7 +249,7 @@ def test_the_monte_carlo_error_is_stated(table, records):
     note = monte_carlo_note([made("a", "b"), unsure])
     assert "10,000 to 910,000 random exchanges" in note
     assert "*Not certain* (1 of 2)" in note
-    assert "10,000 random exchanges of each pair" in monte_carlo_note([made("a", "b")])
+    assert "10,000 random exchanges per pair" in monte_carlo_note([made("a", "b")])
     assert "No verdict depends on the random draws" in monte_carlo_note([made("a", "b")])
     assert "no Monte Carlo error" in monte_carlo_note([made("a", "b", p_error=0.0)])
     for text in (as_markdown(table), as_page(table)):
@@ -266,7 +266,7 @@ def test_rows_with_other_features_name_them(records):
     column = head.index("features")
     same = "text (24-d E aaaaaaaa)"
     assert [row[column] for row in rows] == [same, same, "text (24-d E bbbbbbbb), audio"]
-    assert rows[1][head.index("published (ours minus it)")].startswith("60.00†")
+    assert rows[1][head.index("published (difference of ours)")].startswith("60.00†")
     assert "audio 7-d (t)" in as_markdown(mixed).split("Dev split")[0]
     assert "features" not in score_cells(compute_table(preset(), records))[0]
 

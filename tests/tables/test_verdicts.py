@@ -33,12 +33,12 @@ def test_verdicts_in_words():
     unsure = made("graph | window", "y", difference=-0.01, certain=False)
     found = verdict_lines(replace(table, lines=lines, comparisons=(*shown, hidden, unsure)))
     assert found == [
-        "Of 6 comparisons 5 are shown; half of the intervals of a difference are narrower than 2.00:",
+        "Of 6 comparisons 5 are shown; the median width of their intervals is 2.00:",
         "",
         "- `plain` is below `graph | window` (2.00), `x` (3.00), `y` (4.00).",
         "- `y` is above `graph | window` (1.00, not certain), `x` (5.00).",
         "",
-        "Not shown, which is not certain: `graph | window` and `x`.",
+        "Not shown, but not certain: `graph | window` and `x`.",
     ]
 
 
