@@ -63,9 +63,9 @@ def test_the_row_with_the_fewest_other_settings(groups):
     assert nearest_group(record("cogmen", 9), groups, row="cogmen").name == "cogmen"
     with pytest.raises(ConfigError, match="no row 'cogman'"):
         nearest_group(record("cogmen", 9), groups, row="cogman")
-    with pytest.raises(RunError, match="has .* Choose another table"):
+    with pytest.raises(RunError, match=r"has .* Choose another table"):
         nearest_group(record("bclstm", 9), groups)
-    with pytest.raises(RunError, match="has .* Choose another table"):
+    with pytest.raises(RunError, match=r"has .* Choose another table"):
         nearest_group(record("concat", 9, protocol="demo/far"), groups)
 
 
