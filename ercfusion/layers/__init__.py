@@ -1,7 +1,7 @@
-"""Reusable torch modules on packed conversations. Importing this package loads torch and numpy only.
+"""Torch modules on packed conversations. Importing this package loads torch and numpy only.
 
-B conversations, N utterances of the whole batch, L the longest conversation, D width, H heads, R relations. A mask
-says True where something is there.
+B conversations, N utterances of the whole batch, L utterances of the longest conversation, D width, H heads, R
+relations. A mask is True at real elements.
 """
 
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion

@@ -1,4 +1,4 @@
-"""A broad layer of feature and enhancement nodes, and fusion by what the modalities' own classifiers say.
+"""Broad learning layers, and fusion weighted by classifiers of the modalities.
 
 N utterances, M modalities, D width, C classes.
 """
@@ -22,7 +22,7 @@ FUSION_RULES = ("confidence", "entropy", "class_wise")
 
 
 class BroadLearning(nn.Module):
-    r"""Feature nodes and enhancement nodes side by side, and a linear readout of both.
+    r"""Feature nodes, enhancement nodes, and a linear readout of both.
 
     Chen & Liu, "Broad Learning System: An Effective and Efficient Incremental Learning System Without the Need for Deep
     Architecture" (IEEE TNNLS 2018), section III:
@@ -31,21 +31,20 @@ class BroadLearning(nn.Module):
         Z_i = \phi(X W_i + b_i), \quad H_j = \xi([Z_1 \ldots Z_n] W_j + b_j), \quad
         Y = [Z_1 \ldots Z_n, H_1 \ldots H_m] W
 
-    All groups of one kind read the same input, so each kind is one matrix product; the numbers of groups matter by
-    their product with the width only.
+    All groups of one kind read the same input, so each kind is one matrix product, and only the total number of its
+    nodes matters.
 
-    There, the nodes' weights are random and stay so (the feature nodes' may be fine-tuned without labels), and W is the
-    ridge solution; both are here: ``trainable=False`` keeps the nodes' random weights as buffers, and
-    :meth:`fit_ridge` solves for the readout. In a network that is trained by gradients, all are parameters.
+    In the paper the nodes' weights are random and W is a ridge solution: ``trainable=False`` keeps random weights as
+    buffers, and :meth:`fit_ridge` solves for the readout. By default gradients train all weights.
 
     Args:
         width: D of the input.
-        feature_groups, feature_width: n, and nodes a group.
-        enhancement_groups, enhancement_width: m, and nodes a group; either 0 leaves the enhancement nodes out.
-        activation: Of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or ``gelu``.
-        trainable: Whether the nodes' weights learn. The readout always does.
-        feature_activation: Of the feature nodes.
-        out_features: Of the readout; ``width`` if 0.
+        feature_groups, feature_width: n, and nodes per group.
+        enhancement_groups, enhancement_width: m, and nodes per group; 0 for no enhancement nodes.
+        activation: Activation of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or ``gelu``.
+        trainable: Train the nodes' weights. The readout is always trained.
+        feature_activation: Activation of the feature nodes.
+        out_features: Width of the readout; ``width`` if 0.
 
     Raises:
         ValueError: no feature nodes, a negative number, or an unknown activation.
@@ -94,7 +93,7 @@ class BroadLearning(nn.Module):
         self.readout = nn.Linear(self.nodes_total, out_features or width)
 
     def _node_weights(self, kind: str, nodes: int, inputs: int, trainable: bool) -> None:
-        """Random weights that keep the variance of their input, so that random nodes saturate seldom."""
+        """Random weights that preserve the variance of the input, so that few nodes saturate."""
         weight = torch.empty(nodes, inputs).uniform_(-1, 1) * math.sqrt(3 / inputs)
         bias = torch.empty(nodes).uniform_(-1, 1) / math.sqrt(inputs)
         for name, value in ((f"{kind}_weight", weight), (f"{kind}_bias", bias)):
@@ -112,20 +111,20 @@ class BroadLearning(nn.Module):
         return torch.cat([mapped, enhanced], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(..., width) -> (..., out_features)."""
         return self.readout(self.nodes(x))
 
     @torch.no_grad()
     def fit_ridge(self, features: Tensor, targets: Tensor, penalty: float, *, intercept: bool = True) -> None:
         r"""Set the readout to the ridge solution :math:`W = (A^T A + \lambda I)^{-1} A^T Y` for nodes A.
 
-        In float64, by Cholesky factorisation.
+        Computed in float64 by Cholesky factorisation.
 
         Args:
-            features: (N, width), the layer's inputs.
+            features: (N, width), inputs of the layer.
             targets: (N, out_features).
-            penalty: lambda, above 0.
-            intercept: Fit a bias too, which is not penalised; False sets it to 0, as published.
+            penalty: :math:`\lambda`, above 0.
+            intercept: Fit a bias without penalty; False sets the bias to 0, as published.
 
         Raises:
             ValueError: shapes that do not fit, or a penalty that is not positive.
@@ -146,33 +145,31 @@ class BroadLearning(nn.Module):
 
 
 class ProbabilityGuidedFusion(nn.Module):
-    r"""Weigh the modalities of an utterance by what a classifier on each of them says.
+    r"""Weights the modalities of an utterance by the class probabilities predicted from each.
 
     The idea is that of Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models and
-    Probability-guidance Fusion" (arXiv 2404.17858); the formulas are ours. For :math:`p_m`, the class probabilities
-    from modality m, over the modalities that are present,
+    Probability-guidance Fusion" (arXiv 2404.17858); the formulas are ours. With :math:`p_m` the class probabilities
+    from modality m, over the present modalities,
 
     - ``confidence``: :math:`w_m = \mathrm{softmax}_m(\max_c p_{mc} / T)`;
-    - ``entropy``: :math:`w_m = \mathrm{softmax}_m(-H(p_m) / T)`, with the entropy as a share of its largest value;
-    - ``class_wise``: :math:`w_{mc} = \mathrm{softmax}_m(p_{mc} / T)`, a weight for every class: what is fused then is
-      evidence by class.
+    - ``entropy``: :math:`w_m = \mathrm{softmax}_m(-H(p_m) / T)`, the entropy divided by its maximum;
+    - ``class_wise``: :math:`w_{mc} = \mathrm{softmax}_m(p_{mc} / T)`, a weight per class, for fusing class scores.
 
-    Then :math:`w \leftarrow (1 - \epsilon) w + \epsilon / M'` for the M' modalities that are present. One that is
-    absent weighs nothing. Where all are absent, all count as present.
+    Then :math:`w \leftarrow (1 - \epsilon) w + \epsilon / M'` over the M' present modalities. An absent modality has
+    weight 0; if all are absent, all count as present.
 
     Args:
-        rule: See above.
-        temperature: T above 0; a large one weighs all alike.
-        detach: The weights send no gradient to the classifiers.
-        epsilon: In [0, 1], how much of the weight is shared evenly.
+        rule: ``confidence``, ``entropy`` or ``class_wise``.
+        temperature: T above 0; large values make the weights equal.
+        detach: Send no gradient through the weights to the classifiers.
+        epsilon: Share of the weight distributed evenly, in [0, 1].
 
     Raises:
         ValueError: an option out of its range.
 
     Shapes:
-        values (N, M, D), logits (N, M, C), present (N, M) bool -> (N, D). With several questions at once, logits
-        (N, M, Q, C), of which confidence or entropy is averaged over the Q. For ``class_wise``: values (N, M, C) ->
-        (N, C).
+        values (N, M, D), logits (N, M, C), present (N, M) bool -> (N, D). With Q questions, logits (N, M, Q, C); their
+        confidence or entropy is averaged over the Q. For ``class_wise``: values (N, M, C) -> (N, C).
     """
 
     def __init__(
@@ -184,11 +181,11 @@ class ProbabilityGuidedFusion(nn.Module):
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, found {temperature}")
         if not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon must lie in [0, 1], found {epsilon}")
+            raise ValueError(f"epsilon must be in [0, 1], found {epsilon}")
         self.rule, self.temperature, self.detach, self.epsilon = rule, temperature, detach, epsilon
 
     def weights(self, logits: Tensor, present: Tensor | None = None) -> Tensor:
-        """(N, M) weights that sum to 1 over the modalities; for ``class_wise`` (N, M, C)."""
+        """(N, M) weights with sum 1 over the modalities; for ``class_wise`` (N, M, C)."""
         if logits.ndim not in ((3,) if self.rule == "class_wise" else (3, 4)):
             more = "" if self.rule == "class_wise" else " or (N, M, Q, C)"
             raise ValueError(f"logits must be (N, M, C){more}, found {tuple(logits.shape)}")
@@ -199,7 +196,7 @@ class ProbabilityGuidedFusion(nn.Module):
         elif self.rule == "confidence":
             score = log_probability.exp().amax(-1)
         else:
-            # Its slope is finite where a probability is 0, unlike that of p log p as a function of p.
+            # As a function of the logits its slope is finite at p = 0; the slope of p log p in p is not.
             score = (log_probability.exp() * log_probability).sum(-1) / math.log(max(logits.shape[-1], 2))
         if logits.ndim == 4:
             score = score.mean(-1)
@@ -211,10 +208,10 @@ class ProbabilityGuidedFusion(nn.Module):
         return (1 - self.epsilon) * weight + self.epsilon * here / here.sum(1, keepdim=True)
 
     def forward(self, values: Tensor, logits: Tensor, present: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Fused values (N, D), or (N, C) for ``class_wise``."""
         weight = self.weights(logits, present)
         weight = weight if self.rule == "class_wise" else weight.unsqueeze(-1)
         if values.ndim != 3 or values.shape[:2] != logits.shape[:2] or weight.shape[2] not in (1, values.shape[2]):
             raise ValueError(f"values {tuple(values.shape)} do not fit logits {tuple(logits.shape)}")
-        # What is absent may hold anything: 0 times NaN would be NaN.
+        # Absent values may be NaN, and 0 times NaN would be NaN.
         return (weight.to(values.dtype) * torch.where(weight > 0, values, 0.0)).sum(1)

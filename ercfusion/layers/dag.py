@@ -14,20 +14,20 @@ from ercfusion.ops.dag_reference import DAG_ATTENTIONS, DagAttention, DagWeights
 
 
 class DagStack(nn.Module):
-    """S independent stacks of L layers over directed acyclic graphs of utterances, all from the same input.
+    """S independent stacks of L layers over directed acyclic graphs of utterances, from the same input.
 
-    Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3; see
-    :func:`ercfusion.ops.dag.dag_recursion`. Only whether two utterances have the same speaker matters, and no
-    utterance hears a later one.
+    Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3;
+    equations in :func:`ercfusion.ops.dag.dag_recursion`. The layers are causal and depend only on the equality of
+    speakers.
 
     Args:
         width: D, of input and output.
         layers: L.
-        windows: For each stack, how many earlier utterances of its own speaker an utterance reaches back to.
-        attention: ``dagerc`` (as published) or ``gat`` (depends on who asks).
+        windows: Per stack, how many earlier utterances of its own speaker an utterance reaches back to.
+        attention: ``dagerc`` (as published) or ``gat`` (scores depend on the receiver too).
 
     Raises:
-        ValueError: no layer, no window or one below 1, or an unknown attention.
+        ValueError: no layer, no window, a window below 1, or an unknown attention.
 
     Shapes:
         h (N, width), speaker (N), packing of the N utterances -> (S, L, N, width).
@@ -57,7 +57,7 @@ class DagStack(nn.Module):
         width = self.query.shape[-1]
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(width), 1 / math.sqrt(width))
-        # The published attention is a linear layer on 2 * width numbers, of which half cancels.
+        # The published attention is a linear layer on 2 * width numbers; half of them cancel in the softmax.
         nn.init.uniform_(self.query, -1 / math.sqrt(2 * width), 1 / math.sqrt(2 * width))
 
     @property
@@ -68,11 +68,11 @@ class DagStack(nn.Module):
         )
 
     def forward(self, h: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
-        """See the class."""
+        """Vectors of all layers, (N, width) -> (S, L, N, width)."""
         first = torch.stack([dag_windows(speaker, packing, window) for window in self.windows])
         return dag_recursion(h, first, speaker, packing, self.weights, self.attention)
 
     def start(self) -> DagState:
-        """A conversation without utterances, to be continued one utterance at a time; for inference."""
+        """The state of a conversation without utterances, for inference one utterance at a time."""
         weights = DagWeights(*(weight.detach() for weight in self.weights))
         return DagState(weights, self.windows, self.attention)

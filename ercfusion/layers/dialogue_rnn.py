@@ -1,4 +1,4 @@
-r"""The recurrence of DialogueRNN: a global, a party and an emotion state that are updated utterance by utterance.
+r"""DialogueRNN's recurrence of global, party and emotion states over utterances.
 
 Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019). For utterance
 :math:`u_t` of speaker s, with :math:`[\cdot;\cdot]` a concatenation and GRU(hidden, input):
@@ -10,8 +10,8 @@ Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Convers
     q_{i,t} &= q_{i,t-1} \text{ or } \mathrm{GRU}_L(q_{i,t-1}, [u_t; q_{s,t}]) \text{ for the other parties } i \\
     e_t &= \mathrm{GRU}_E(e_{t-1}, q_{s,t})
 
-All states begin at zero, and :math:`c_1 = 0`. :meth:`DialogueRecurrence.forward_reference` is this, a conversation and
-an utterance at a time; :meth:`DialogueRecurrence.forward` computes the same for all conversations and both directions
+All initial states are zero, and :math:`c_1 = 0`. :meth:`DialogueRecurrence.forward_reference` computes this one
+conversation and utterance at a time, :meth:`DialogueRecurrence.forward` for all conversations and both directions
 together.
 """
 
@@ -26,12 +26,12 @@ from ercfusion.layers.dialogue_steps import EmotionChain, PartyChain, Steps, lis
 
 
 class DialogueCell(nn.Module):
-    """The parameters of one direction.
+    """Parameters of one direction.
 
     Args:
         in_features: Width of the utterance vectors.
         global_size, party_size, emotion_size: Widths of the three states.
-        listener: Also update the parties who listen.
+        listener: Update the listening parties too.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DialogueCell(nn.Module):
         self.listener_gru = nn.GRUCell(in_features + party_size, party_size) if listener else None
 
     def read(self, x: Tensor, speaker: list[int], *, backward: bool) -> Tensor:
-        """The equations for one conversation, an utterance at a time: (n, in_features) -> (n, emotion_size)."""
+        """The equations for one conversation, one utterance at a time: (n, in_features) -> (n, emotion_size)."""
         parties = {s: x.new_zeros(self.party_gru.hidden_size) for s in speaker}
         g, e = x.new_zeros(self.global_gru.hidden_size), x.new_zeros(self.emotion_gru.hidden_size)
         history: list[Tensor] = []
@@ -67,23 +67,22 @@ class DialogueCell(nn.Module):
 
 
 class DialogueRecurrence(nn.Module):
-    """Emotion states of DialogueRNN; see the module for the equations.
+    """Emotion states of DialogueRNN; equations in :mod:`ercfusion.layers.dialogue_rnn`.
 
-    The backward direction has parameters of its own and reads every conversation from its last utterance to its first.
-    A party is whoever speaks in the conversation, with any number of them and whatever they are numbered. Listeners are
-    updated from the first utterance on, so one who has not spoken yet knows what has been said.
+    The backward direction has its own parameters and reads every conversation from its last utterance to its first.
+    Parties are the speakers of the conversation; their number and order are free. Listeners are updated from the first
+    utterance on, also before they speak.
 
     Args:
         in_features: Width of the utterance vectors.
         global_size, party_size, emotion_size: Widths of the three states.
-        listener: Update the parties who listen (the paper's DialogueRNN_l), otherwise they keep their state.
-        bidirectional: Also read from the end; the output is then twice as wide.
-        dropout: Probability of dropping a number of a new state, anew at every utterance; what is dropped is missing
-            from the recurrence, too.
+        listener: Update the listening parties (DialogueRNN_l of the paper); otherwise they keep their state.
+        bidirectional: Add a backward direction, which doubles the output width.
+        dropout: Dropout probability on every new state, also inside the recurrence.
 
     Shapes:
-        x (N, in_features), speaker (N) integers, packing of the N utterances -> (N, out_features), the forward states
-        before the backward ones.
+        x (N, in_features), speaker (N) integers, packing of the N utterances -> (N, out_features), forward states
+        first.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class DialogueRecurrence(nn.Module):
         return [cell for cell in self.cells if isinstance(cell, DialogueCell)]
 
     def forward(self, x: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
-        """See the class. The steps run in the parameters' precision, also under autocast."""
+        """Emotion states (N, out_features), in the precision of the parameters, also under autocast."""
         steps = Steps(packing, speaker, len(self.cells))
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self._cells()[0].query.weight.dtype)
@@ -138,7 +137,7 @@ class DialogueRecurrence(nn.Module):
         def stacked(gru: str, name: str) -> Tensor:
             return torch.stack([getattr(getattr(cell, gru), name) for cell in cells])
 
-        # What depends on u alone is computed for all utterances in one product.
+        # Terms in u do not depend on the recurrence: one product for all utterances.
         global_in, party_in = stacked("global_gru", "weight_ih"), stacked("party_gru", "weight_ih")
         queries = torch.stack([cell.query.weight for cell in cells])
         direct = [global_in[..., :width], party_in[..., :width], queries]
@@ -154,13 +153,13 @@ class DialogueRecurrence(nn.Module):
 
         mask = self._mask(steps, queries, queries.shape[1])
         party_mask = self._mask(steps, queries, party_in.shape[1] // 3)
-        # The party's last state enters the global GRU as input and the party's own as hidden state: one product.
-        both = torch.cat([global_in[..., width:], stacked("party_gru", "weight_hh")], 1)
+        # The speaker's previous state is input of the global GRU and hidden state of the party GRU: one product.
+        p_weight = torch.cat([global_in[..., width:], stacked("party_gru", "weight_hh")], 1)
         shared = (
             global_u,
             party_u,
             query,
-            both,
+            p_weight,
             stacked("party_gru", "bias_hh"),
             stacked("global_gru", "weight_hh"),
             stacked("global_gru", "bias_hh"),
@@ -188,7 +187,7 @@ class DialogueRecurrence(nn.Module):
         return steps.restore(EmotionChain.apply(steps, gates, hidden, bias, self._mask(steps, hidden, hidden.shape[2])))
 
     def _mask(self, steps: Steps, like: Tensor, width: int) -> Tensor | None:
-        """(dirs, N, width) zeros and 1 / (1 - dropout), drawn at once for all steps; None where nothing is dropped."""
+        """(dirs, N, width) zeros and 1 / (1 - dropout), drawn at once for all steps; None without dropout."""
         if not self.training or not self.dropout:
             return None
         return F.dropout(like.new_ones(len(self.cells), steps.total, width), self.dropout)

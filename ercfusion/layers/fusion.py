@@ -1,7 +1,7 @@
-"""Fusion of several modalities' vectors into one: by attention, by gates, by concatenation.
+"""Fusion of modality vectors by attention, gates or concatenation.
 
-M modalities; a *stream* is one modality's vectors (N, D) for the N packed utterances. ``present`` (N, M) says True
-where an utterance has the modality; what stands in a stream where it has not is never read.
+M modalities; a *stream* is the vectors (N, D) of one modality for the N packed utterances. ``present`` (N, M) is True
+if an utterance has the modality; other values of a stream are never read.
 """
 
 from __future__ import annotations
@@ -19,33 +19,32 @@ VALUES = ("main", "other")
 
 
 class FusionAttention(nn.Module):
-    r"""One main stream looks through its conversation with the eyes of each other stream.
+    r"""Attention in which one main stream and each other stream weight a conversation together.
 
     The fusion attention module of M2FNet (Chudasama et al., CVPR workshops 2022). With K other streams,
 
     .. math::
         F_k = \mathrm{MHA}_k(Q = T,\; K = X_k,\; V = T), \qquad T' = W [F_1; \dots; F_K; T] + b
 
-    T the main stream (text), X_k another one, MHA multi-head attention over the utterances of the same conversation:
-    how much utterance j says to utterance i is judged from the text of i and, say, the sound of j, but *what* it says
-    is its text. That works because all streams have one vector an utterance. ``values="other"`` is ordinary
-    cross-attention, :math:`V = X_k`. Every MHA has weights of its own.
+    T is the main stream (text), X_k another stream, MHA multi-head attention over the utterances of the same
+    conversation, each with its own weights. The weight of utterance j for utterance i comes from the text of i and, for
+    example, the audio of j; the value is the text of j. ``values="other"`` is ordinary cross-attention, :math:`V =
+    X_k`.
 
-    An utterance without modality k is not a key of :math:`F_k`. Where no key is left, :math:`F_k` is zero.
+    An utterance without modality k is not a key of :math:`F_k`. Without any key, :math:`F_k` is zero.
 
-    There is no loop over heads or streams: queries and values are one product, the keys another, and the streams stand
-    side by side on the axis of the heads, so that one call attends for all. Keys have no bias: softmax would not see
-    it.
+    All heads and streams share one attention call: the streams are placed on the axis of the heads. Keys have no bias
+    because softmax cancels it.
 
     Args:
         width: D; a multiple of ``heads``.
         others: K, the number of other streams; at least 1.
         heads: Heads of each MHA.
-        dropout: Probability, on attention weights.
-        values: ``main`` or ``other``: where values come from.
-        residual: Give T + s * T' instead of T', with a learned number s for each dimension that starts at 0.1: the
-            other streams begin as a small correction of the main one.
-        causal: Attend to the past and to oneself only.
+        dropout: Dropout probability on attention weights.
+        values: Source of the values, ``main`` or ``other``.
+        residual: Return T + s * T' instead of T', with a learned s per dimension, initially 0.1, so that training
+            starts near the main stream.
+        causal: Attend to the past and the utterance itself only.
 
     Shapes:
         main (N, D), others K of (N, D), present (N, K) or None for all -> (N, D).
@@ -83,33 +82,33 @@ class FusionAttention(nn.Module):
         self.fuse = nn.Linear((others + 1) * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.1)) if residual else None
         nn.init.zeros_(self.read_main.bias)
-        bound = (3 / width) ** 0.5  # Xavier's for a square matrix: each of those that lie side by side
+        bound = (3 / width) ** 0.5  # Xavier's, for each of the concatenated square matrices
         for weight in (self.read_main.weight, self.read_other, self.out):
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(
         self, main: Tensor, others: Sequence[Tensor], packing: Packing, present: Tensor | None = None
     ) -> Tensor:
-        """See the class."""
+        """Fused vectors (N, D)."""
         if len(others) != self.others:
             raise ValueError(f"built for {self.others} other streams, got {len(others)}")
         stacked = torch.stack(list(others))
-        if present is not None:  # a mask alone would not keep a not-a-number out
+        if present is not None:  # a masked weight of 0 times NaN would be NaN
             stacked = torch.where(present.t()[..., None], stacked, 0.0)
         queries, keys, values = self._project(main, stacked)
         if packing.longest < LONG or packing.size == 1 or main.device.type != "cpu" or torch.compiler.is_compiling():
-            mixed, heard = self._mix(queries, keys, values, packing, present)
-        else:  # as in PackedTransformerLayer: long conversations are quicker without padding
+            mixed, has_key = self._mix(queries, keys, values, packing, present)
+        else:  # as in PackedTransformerLayer: long conversations are faster without padding
             lengths = list(packing.lengths)
             masks = [None] * len(lengths) if present is None else present.split(lengths)
             rows = zip(queries.split(lengths), keys.split(lengths), values.split(lengths), masks, strict=True)
             parts = [self._mix(q, k, v, Packing([len(q)], packing.device), mask) for q, k, v, mask in rows]
             mixed = torch.cat([part[0] for part in parts])
-            heard = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
-        found = torch.baddbmm(self.out_bias.to(mixed.dtype), mixed.transpose(0, 1), self.out).transpose(0, 1)
-        if heard is not None:
-            found = torch.where(heard[..., None], found, 0.0)
-        fused = self.fuse(torch.cat([found.flatten(1), main.to(found.dtype)], dim=1))
+            has_key = None if parts[0][1] is None else torch.cat([part[1] for part in parts if part[1] is not None])
+        attended = torch.baddbmm(self.out_bias.to(mixed.dtype), mixed.transpose(0, 1), self.out).transpose(0, 1)
+        if has_key is not None:
+            attended = torch.where(has_key[..., None], attended, 0.0)
+        fused = self.fuse(torch.cat([attended.flatten(1), main.to(attended.dtype)], dim=1))
         return fused if self.scale is None else main + self.scale * fused
 
     def _project(self, main: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,57 +124,57 @@ class FusionAttention(nn.Module):
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, present: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Queries, keys and values (N, K, D) -> mixed values (N, K, D), and where there was a key at all (N, K).
+        """Queries, keys and values (N, K, D) -> mixed values (N, K, D), and (N, K) bool, True if there was a key.
 
-        The latter is None where every utterance hears at least itself.
+        The second is None if every utterance has a key.
         """
         q, k, v = (packing.pad(x).unflatten(-1, (self.heads, -1)).flatten(2, 3).transpose(1, 2) for x in (q, k, v))
         keys = self._keys(packing, present)
-        any_key = heard = None
+        any_key = has_key = None
         if keys is not None:
             any_key = (keys.cumsum(-1) > 0 if self.causal else keys.any(-1, keepdim=True))[..., None]
 
         def mask(start: int, stop: int) -> Tensor | None:
-            """Who may be a key of whom, (B, 1 or K H, 1 or queries, L)."""
+            """Allowed keys of each query, (B, 1 or K H, 1 or queries, L)."""
             if keys is None or any_key is None:
                 return None
-            allowed, heard_one = keys[:, :, None, :], any_key
+            allowed, answered = keys[:, :, None, :], any_key
             if self.causal:
                 query = torch.arange(start, stop, device=packing.device)[:, None]
                 allowed = allowed & (torch.arange(packing.longest, device=packing.device) <= query)
-                heard_one = any_key[:, :, start:stop]
-            allowed = allowed | ~heard_one  # without any key, attend to all: nothing is divided by zero, nor used
+                answered = any_key[:, :, start:stop]
+            allowed = allowed | ~answered  # without any key, attend to all, which avoids 0 / 0; the result is not used
             return allowed if allowed.shape[1] == 1 else allowed.repeat_interleave(self.heads, dim=1)
 
         mixed = attend(q, k, v, mask, self.dropout_rate if self.training else 0.0)  # (B, K H, L, d)
         mixed = packing.pack(mixed.transpose(1, 2)).unflatten(1, (self.others, self.heads)).flatten(2)
         if present is not None and any_key is not None:
-            heard = packing.pack(any_key.squeeze(-1).transpose(1, 2).expand(-1, packing.longest, -1))
-        return mixed, heard
+            has_key = packing.pack(any_key.squeeze(-1).transpose(1, 2).expand(-1, packing.longest, -1))
+        return mixed, has_key
 
     def _keys(self, packing: Packing, present: Tensor | None) -> Tensor | None:
-        """Utterances that may be keys, (B, 1 or K, L), [b, stream, key]; None if all utterances may be keys of all."""
+        """Utterances allowed as keys, (B, 1 or K, L), [b, stream, key]; None if all are."""
         if present is None:
             return packing.mask[:, None] if self.causal or min(packing.lengths) < packing.longest else None
         return packing.pad(present).transpose(1, 2)
 
 
 class GatedFusion(nn.Module):
-    r"""A weighted sum of the modalities, with weights that an utterance gets from its own vectors.
+    r"""A weighted sum of the modalities; the weights come from the utterance's own vectors.
 
     .. math:: g = \mathrm{norm}(W [x_1; \dots; x_M] + b), \qquad y = \sum_m g_m x_m
 
     After Arevalo et al., "Gated Multimodal Units for Information Fusion" (ICLR workshops 2017), whose unit has vector
-    gates and two modalities; here M, and an absent modality takes part neither in the weights' input (zeros stand for
-    it) nor in the sum. Under softmax the present modalities' weights sum to 1; an utterance without any gives zero.
+    gates and two modalities. An absent modality is zero in the input of the gate and has weight zero. With softmax the
+    weights of the present modalities sum to 1; an utterance without any modality gives zero.
 
     Args:
         width: D.
         modalities: M.
-        gate: ``scalar`` (a weight a modality) or ``vector`` (a weight a dimension and modality).
-        norm: ``softmax`` over the modalities, or ``sigmoid`` for each by itself.
-        main: Which modality the gate prefers at first; -1 for none.
-        start: How strongly: the main modality's bias minus that of the others.
+        gate: ``scalar`` (a weight per modality) or ``vector`` (a weight per modality and dimension).
+        norm: ``softmax`` over the modalities, or ``sigmoid`` for each.
+        main: The modality that the gate prefers initially; -1 for none.
+        start: Strength of this preference: the main modality's bias minus the others'.
 
     Shapes:
         streams M of (N, D), present (N, M) or None for all -> (N, D).
@@ -209,7 +208,7 @@ class GatedFusion(nn.Module):
                 bias[[m for m in range(modalities) if m != main]] -= start / 2
 
     def forward(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Fused vectors (N, D)."""
         x = self._stack(streams, present)
         return (self._weights(x, present) * x).sum(1)
 
@@ -227,7 +226,7 @@ class GatedFusion(nn.Module):
             return score.softmax(1) if self.norm == "softmax" else score.sigmoid()
         here = present[..., None]
         if self.norm == "softmax":
-            # The smallest number instead of -inf: an utterance without any modality must not divide by zero.
+            # The smallest number instead of -inf avoids 0 / 0 for an utterance without any modality.
             score = score.masked_fill(~here, torch.finfo(score.dtype).min).softmax(1)
         else:
             score = score.sigmoid()
@@ -235,16 +234,16 @@ class GatedFusion(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """A small network a modality, concatenation, one dense layer.
+    """A small network per modality, concatenation, and one dense layer.
 
-    The plain fusion of Mandal & Li (2025, arXiv 2505.04642), of which only the kind of layers is known; sizes are ours.
-    A learned vector stands in for an absent modality.
+    The plain fusion of Mandal & Li (2025, arXiv 2505.04642), who give the kinds of layers but no sizes. A learned
+    vector replaces an absent modality.
 
     Args:
         widths: D_m, widths of the M streams.
         hidden: Width of each stream's network.
-        out_features: Of the dense layer.
-        dropout: Probability, after every dense layer.
+        out_features: Width of the dense layer.
+        dropout: Dropout probability after every dense layer.
 
     Shapes:
         streams M of (N, D_m), present (N, M) or None for all -> (N, out_features).
@@ -259,7 +258,7 @@ class ConcatFusion(nn.Module):
         self.fuse = nn.Sequential(nn.Linear(len(widths) * hidden, out_features), nn.ReLU(), nn.Dropout(dropout))
 
     def forward(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Fused vectors (N, out_features)."""
         encoded = []
         for m, (encode, x) in enumerate(zip(self.encoders, streams, strict=True)):
             if present is None:
@@ -271,15 +270,15 @@ class ConcatFusion(nn.Module):
 
 
 class ModalityDropout(nn.Module):
-    """Hides whole modalities during training, so that none is leant on alone.
+    """Hides whole modalities in training.
 
-    Every present modality of an utterance is hidden with probability p; where that would leave nothing, everything
-    stays. After Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition" (TPAMI 2016). Nothing is scaled:
-    what is hidden is absent, and the network treats it as such.
+    Every present modality of an utterance is hidden with probability p, unless that would hide all of them. After
+    Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition" (TPAMI 2016). Values are not rescaled: a hidden
+    modality is treated as absent.
 
     Args:
-        p: Probability for each modality.
-        conversations: Hide a modality in a whole conversation instead of utterance by utterance.
+        p: Probability per modality.
+        conversations: Hide a modality in the whole conversation instead of per utterance.
         spare: Column of a modality that is never hidden; -1 for none.
 
     Shapes:
@@ -295,14 +294,14 @@ class ModalityDropout(nn.Module):
         self.spare = spare
 
     def forward(self, present: Tensor, packing: Packing) -> Tensor:
-        """See the class."""
+        """The modalities that remain, (N, M) bool."""
         if not self.training or self.dropout_rate == 0:
             return present
         units = packing.size if self.conversations else packing.total
-        kept = torch.rand(units, present.shape[1], device=present.device) >= self.dropout_rate
+        keep = torch.rand(units, present.shape[1], device=present.device) >= self.dropout_rate
         if self.spare >= 0:
-            kept[:, self.spare] = True
+            keep[:, self.spare] = True
         if self.conversations:
-            kept = kept.index_select(0, packing.conversation)
-        left = present & kept
+            keep = keep.index_select(0, packing.conversation)
+        left = present & keep
         return torch.where(left.any(1, keepdim=True), left, present)

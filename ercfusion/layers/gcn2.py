@@ -1,11 +1,10 @@
-"""A deep graph convolution (GCNII), and MMGCN's graph of angular similarities with its block structure kept.
+"""A deep graph convolution (GCNII), and MMGCN's graph of angular similarities in block form.
 
-A node is one modality m of one utterance i. In MMGCN's graph (Hu et al., ACL 2021) nodes of the same modality are
-joined within a conversation, nodes of the same utterance across modalities, and no others. The matrix of a
-conversation of n utterances is therefore M full (n, n) blocks on its diagonal and diagonals everywhere else, and the
-matrix of a batch is one such matrix a conversation. Nothing larger than the full blocks is ever formed here.
+A node is one modality m of one utterance i. MMGCN's graph (Hu et al., ACL 2021) joins nodes of the same modality within
+a conversation, and nodes of the same utterance across modalities. For a conversation of n utterances the matrix has M
+full (n, n) blocks on its diagonal and diagonal blocks elsewhere. Nothing larger than the full blocks is formed here.
 
-M modalities, N utterances of the batch, P slots (utterances and their padding), F width of a node.
+M modalities, N utterances of the batch, P slots (utterances and padding), F width of a node.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from torch.nn import functional as F
 from ercfusion.batch.packing import Packing
 
 SHRINK = 0.99999
-"""Factor of every cosine, as published: the slope of arccos, infinite at 1, stays below 224."""
+"""Factor of every cosine, as published: it bounds the slope of arccos, infinite at 1, by 224."""
 
 SELF = 1 - math.acos(SHRINK) / math.pi
-"""Weight of a node with itself, 0.99858: a constant, since no change of a vector turns it away from itself."""
+"""Weight of a node with itself, 0.99858, a constant: its cosine is 1 for every vector."""
 
 BUCKET_RATIO = 0.75
-"""Conversations at least this long, as a share of the longest one in their bucket, are padded to it."""
+"""Conversations at least this long, relative to the longest of their bucket, are padded to it."""
 
 SHORT = 8
-"""Conversations up to this length share a bucket whatever their ratio: padding is cheaper than one more product."""
+"""Conversations up to this length share a bucket: padding costs less than another product."""
 
 
 class LengthBuckets:
-    """Slots for the M * N nodes of a batch, ordered so that conversations of similar length lie side by side.
+    """Slots for the M * N nodes of a batch, grouping conversations of similar length.
 
-    Bucket k holds B_k conversations padded to L_k, the longest of them. Its slots are consecutive and ordered by
-    modality, conversation and position, so that a flat tensor of nodes is split into buckets, and a bucket viewed as
-    (M * B_k, L_k, ...), without copying.
+    Bucket k contains B_k conversations padded to L_k, the longest of them. Its slots are consecutive, ordered by
+    modality, conversation and position. A flat tensor of nodes is therefore split into buckets, and a bucket viewed as
+    (M * B_k, L_k, ...), without copies.
 
     Args:
         packing: The conversations.
@@ -54,7 +53,7 @@ class LengthBuckets:
             else:
                 buckets.append([b])
         self.shapes: list[tuple[int, int]] = [(len(bucket), lengths[bucket[0]]) for bucket in buckets]
-        """(B_k, L_k) of every bucket."""
+        """(B_k, L_k) per bucket."""
         first, starts = 0, [[0] * len(lengths) for _ in range(modalities)]
         for bucket, (rows, length) in zip(buckets, self.shapes, strict=True):
             for m in range(modalities):
@@ -67,11 +66,11 @@ class LengthBuckets:
 
     @property
     def sizes(self) -> list[int]:
-        """Slots of every bucket, M * B_k * L_k."""
+        """Slots per bucket, M * B_k * L_k."""
         return [self.modalities * rows * length for rows, length in self.shapes]
 
     def spread(self, nodes: Tensor) -> Tensor:
-        """(M, N, ...) -> (slots, ...), zeros in the padding. Differentiable."""
+        """(M, N, ...) -> (slots, ...), zero in the padding. Differentiable."""
         slots = nodes.new_zeros(sum(self.sizes), *nodes.shape[2:])
         return slots.index_copy(0, self.index, nodes.flatten(0, 1))
 
@@ -85,26 +84,26 @@ class AngularGraph:
 
     .. math:: A_{uv} = 1 - \arccos(0.99999 \cos(x_u, x_v)) / \pi, \quad \hat A = D^{-1/2} A D^{-1/2}
 
-    for u, v of the same modality and conversation, or of the same utterance; 0 elsewhere. D holds the row sums. Hu et
-    al., "MMGCN" (ACL 2021), section 3.4. :func:`angular_adjacency_reference` is its specification.
+    for u, v of the same modality and conversation, or of the same utterance; 0 elsewhere. D contains the row sums. Hu
+    et al., "MMGCN" (ACL 2021), section 3.4. Specification: :func:`angular_adjacency_reference`.
 
-    An absent node has no edge, not even with itself: its row and column are zero and it counts in nobody's degree. A
-    vector of zeros has no direction: its cosine with all others is 0, and its gradient too.
+    An absent node has no edges: its row and column are zero. A zero vector has cosine 0 with all others, and gradient
+    0.
 
     Args:
-        x: (M, N, D) vectors that are compared; gradients flow into them.
-        present: (N, M) bool, which nodes there are.
-        packing: Of the N utterances.
+        x: (M, N, D) vectors to compare; differentiable.
+        present: (N, M) bool, the nodes that exist.
+        packing: Packing of the N utterances.
     """
 
     def __init__(self, x: Tensor, present: Tensor, packing: Packing) -> None:
         M = len(x)
         self.buckets = LengthBuckets(packing, M)
         self.within: list[Tensor] = []
-        """By bucket, (M * B_k, L_k, L_k): the blocks of the same modality."""
+        """Per bucket, (M * B_k, L_k, L_k): the blocks of the same modality."""
         self.across: list[Tensor] = []
         """By bucket, (B_k * L_k, M, M): the edges between the modalities of one utterance, zeros on the diagonal."""
-        # Rounding to half precision would move cosines by more than what the arccosine resolves.
+        # Half precision would change cosines by more than the arccosine resolves.
         with torch.autocast(x.device.type, enabled=False):
             directions = self.buckets.spread(unit(x.to(torch.promote_types(x.dtype, torch.float32))))
             here = self.buckets.spread(present.t().contiguous())
@@ -118,19 +117,19 @@ class AngularGraph:
         M, rows, L = here.shape
         block = direction.flatten(0, 1)
         alive = here.flatten(0, 1)
-        own = torch.eye(L, dtype=torch.bool, device=here.device)
+        diagonal = torch.eye(L, dtype=torch.bool, device=here.device)
         within = angular(torch.bmm(block, block.transpose(1, 2)))
-        within = torch.where(own, SELF, within).masked_fill(~(alive[:, :, None] & alive[:, None, :]), 0.0)
+        within = torch.where(diagonal, SELF, within).masked_fill(~(alive[:, :, None] & alive[:, None, :]), 0.0)
         degree = within.sum(-1).view(M, rows * L)
         across = None
         if M > 1:
-            # (slots, M, D): products of the M vectors of one utterance
-            beside, both = direction.flatten(1, 2).transpose(0, 1), here.flatten(1, 2).t()
+            # (slots, M, D): the M vectors of one utterance
+            vectors, both = direction.flatten(1, 2).transpose(0, 1), here.flatten(1, 2).t()
             others = ~torch.eye(M, dtype=torch.bool, device=here.device)
-            across = angular(torch.bmm(beside, beside.transpose(1, 2)))
+            across = angular(torch.bmm(vectors, vectors.transpose(1, 2)))
             across = across.masked_fill(~(both[:, :, None] & both[:, None, :] & others), 0.0)
             degree = degree + across.sum(-1).t()
-        # Zero degree: an absent node, whose row and column are zero whatever they are multiplied with.
+        # Degree zero is an absent node; its row and column are zero with any scale.
         scale = torch.where(degree > 0, degree, 1.0).rsqrt()
         side = scale.view(M * rows, L)
         self.within.append(within * (side[:, :, None] * side[:, None, :]))
@@ -139,7 +138,7 @@ class AngularGraph:
             self.across.append(across * (side[:, :, None] * side[:, None, :]))
 
     def propagate(self, slots: Tensor) -> Tensor:
-        """(slots, F) -> (slots, F): the product of the normalised matrix with one vector a node."""
+        """(slots, F) -> (slots, F): the normalised matrix times one vector per node."""
         M = self.buckets.modalities
         mixed = []
         for number, part in enumerate(slots.split(self.buckets.sizes)):
@@ -147,26 +146,27 @@ class AngularGraph:
             out = torch.bmm(self.within[number].to(part.dtype), part.view(M * rows, L, -1)).view(M, rows * L, -1)
             if self.across:
                 across = self.across[number].to(part.dtype)
-                beside = torch.bmm(across, part.view(M, rows * L, -1).transpose(0, 1))
-                out = out + beside.transpose(0, 1)
+                crossed = torch.bmm(across, part.view(M, rows * L, -1).transpose(0, 1))
+                out = out + crossed.transpose(0, 1)
             mixed.append(out.flatten(0, 1))
         return torch.cat(mixed)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; a vector of zeros stays one, and gets no gradient."""
+    """Vectors of length 1 along the last dimension; a zero vector stays zero and has gradient zero."""
     square = x.square().sum(-1, keepdim=True)
     tiny = torch.finfo(x.dtype).tiny
     return x * torch.where(square > tiny, square.clamp(min=tiny).rsqrt(), 0.0)
 
 
 def angular(cosine: Tensor) -> Tensor:
-    """1 - arccos(0.99999 c) / pi, in (0, 1); cosines that rounding drove beyond -1 and 1 are cut off there."""
+    """1 - arccos(0.99999 c) / pi, in (0, 1); cosines beyond -1 and 1 by rounding are clipped."""
     return 1 - torch.acos((SHRINK * cosine).clamp(-SHRINK, SHRINK)) / math.pi
 
 
 def angular_adjacency_reference(x: Tensor, present: Tensor) -> Tensor:
-    """The normalised matrix of one conversation as loops over pairs of nodes: specification of :class:`AngularGraph`.
+    """The normalised matrix of one conversation as loops over pairs of nodes: the specification of
+    :class:`AngularGraph`.
 
     Args:
         x: (M, n, D).
@@ -196,21 +196,21 @@ def angular_adjacency_reference(x: Tensor, present: Tensor) -> Tensor:
 
 
 class GCN2Conv(nn.Module):
-    r"""One layer of GCNII, given the neighbours' mean.
+    r"""One layer of GCNII, given the product of the graph with its input.
 
     .. math:: r = (1 - \alpha) \hat A h + \alpha h_0, \quad h' = (1 - \beta_l) r + \beta_l s W, \quad
               \beta_l = \ln(\theta / l + 1)
 
-    with s = r, or with ``variant`` s = [A h; h_0] (the first layer's input keeps a matrix of its own). Chen et al.,
-    "Simple and Deep Graph Convolutional Networks" (ICML 2020), eqs. 5 and 6, and their variant GCNII* up to the
-    factors 1 - alpha and alpha on s, which MMGCN's code leaves to the weights.
+    with s = r, or with ``variant`` s = [A h; h_0], in which the first layer's input has its own matrix. Chen et al.,
+    "Simple and Deep Graph Convolutional Networks" (ICML 2020), eqs. 5 and 6, and their variant GCNII* without the
+    factors 1 - alpha and alpha on s, as in MMGCN's code.
 
     Args:
         features: F.
-        layer: l, from 1: deeper layers are nearer to the identity.
+        layer: l, from 1; deeper layers are closer to the identity.
         alpha: Share of the initial representation, in [0, 1].
         theta: Above 0.
-        variant: See above.
+        variant: Use the second form of s.
 
     Shapes:
         mixed (..., F), the product of the normalised matrix with h; initial (..., F) -> (..., F).
@@ -229,7 +229,7 @@ class GCN2Conv(nn.Module):
         nn.init.uniform_(self.weight, -1 / math.sqrt(features), 1 / math.sqrt(features))
 
     def forward(self, mixed: Tensor, initial: Tensor) -> Tensor:
-        """See the class."""
+        """(..., F) -> (..., F)."""
         base = (1 - self.alpha) * mixed + self.alpha * initial
         if not self.variant:
             return (1 - self.beta) * base + base @ (self.beta * self.weight)
@@ -238,17 +238,18 @@ class GCN2Conv(nn.Module):
 
 
 class GCN2(nn.Module):
-    """A stack of :class:`GCN2Conv` on a graph: projection, then ``layers`` times dropout, convolution and ReLU.
+    """A stack of :class:`GCN2Conv` on a graph: a projection, then ``layers`` times dropout, convolution and ReLU.
 
     Args:
         in_features: D, width of the nodes' input.
         features: F, width of the stack.
-        layers: How many convolutions; 0 leaves the projection alone.
+        layers: Number of convolutions; 0 for the projection only.
         alpha, theta, variant: See :class:`GCN2Conv`.
-        dropout: Probability, before the projection, every convolution and the end.
+        dropout: Dropout probability before the projection, before every convolution and at the end.
 
     Shapes:
-        x (M, N, in_features), graph of the same nodes -> (M, N, features). ``dropped``: x has passed a dropout already.
+        x (M, N, in_features), graph of the same nodes -> (M, N, features). With ``dropped``, x has already passed a
+        dropout.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class GCN2(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, graph: AngularGraph, *, dropped: bool = False) -> Tensor:
-        """See the class."""
+        """(M, N, in_features) -> (M, N, features)."""
         initial = graph.buckets.spread(F.relu(self.narrow(x if dropped else self.dropout(x))))
         h = initial
         for conv in self.convs:

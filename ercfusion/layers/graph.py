@@ -1,8 +1,8 @@
 """Graph convolutions over window graphs.
 
-Both layers have two forms that compute the same: a sparse one over the list of edges, and a dense one over the
-(B, L, L) blocks of the conversations. Conversations are short (10 to 110 utterances), so the dense form, a few batched
-matrix products, is the faster one there; the sparse form takes over where the blocks would not fit in memory.
+Both layers have a sparse form over the list of edges and a dense form over (B, L, L) blocks, with equal results. The
+dense form, a few batched matrix products, is faster for conversations of 10 to 110 utterances; the sparse form is used
+if the blocks would exceed :data:`DENSE_LIMIT`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.graph import WindowGraph
 
 DENSE_LIMIT = 2**26
-"""Largest number of elements of a dense adjacency (256 MiB in float32) before the sparse form is used."""
+"""Largest number of elements of a dense adjacency (256 MiB in float32)."""
 
 
 class RelationalConv(nn.Module):
@@ -25,16 +25,15 @@ class RelationalConv(nn.Module):
 
     .. math:: x_t' = W_0 x_t + b + \sum_r \frac{1}{|N_r(t)|} \sum_{s \in N_r(t)} W_r x_s
 
-    Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional Networks" (ESWC 2018), eq. 2, with
-    c = |N_r(t)| and no basis decomposition, as in COGMEN's released code.
+    Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional Networks" (ESWC 2018), eq. 2, with c =
+    |N_r(t)| and without basis decomposition, as in COGMEN's released code.
 
-    Neighbours are averaged before they are transformed, so that the cost of the products grows with the relations that
-    can reach an utterance and not with the edges. With ``speaker_pair`` relations an utterance of speaker p can only
-    receive the 2 S relations that end in p; the others are never formed.
+    Neighbours are averaged before they are transformed, so the products grow with the relations that can reach an
+    utterance and not with the edges. With ``speaker_pair`` relations these are the 2 S relations ending in its speaker.
 
     Args:
         in_features, out_features: Widths.
-        num_relations: R, that of the graphs it will see.
+        num_relations: R of the graphs.
 
     Shapes:
         x (N, in_features), graph over the same N utterances -> (N, out_features).
@@ -47,24 +46,24 @@ class RelationalConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot-uniform weights of every relation."""
+        """Glorot-uniform weights per relation."""
         fan_in, fan_out = self.weight.shape[1:]
         nn.init.uniform_(self.weight, -math.sqrt(6 / (fan_in + fan_out)), math.sqrt(6 / (fan_in + fan_out)))
         nn.init.xavier_uniform_(self.root.weight)
         nn.init.zeros_(self.root.bias)
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
-        """See the class."""
+        """(N, in_features) -> (N, out_features)."""
         if graph.num_relations != len(self.weight):
             raise ValueError(f"the graph has {graph.num_relations} relations, the layer {len(self.weight)}")
         speakers = 1 if graph.relations == "same_other" else graph.num_speakers
-        slots = graph.num_relations // speakers  # relations that can end in an utterance of a given speaker
+        slots = graph.num_relations // speakers  # relations ending in an utterance of one speaker
         blocks = graph.packing.size * graph.packing.longest**2 * slots
         neighbours = _slot_means_dense if blocks <= DENSE_LIMIT else _slot_means_sparse
         means = neighbours(x, graph, slots).flatten(1)  # (N, slots * in_features)
         if speakers == 1:
             return self.root(x) + means @ self.weight.flatten(0, 1)
-        # weight[r] with r = 2 * (S * speaker_s + speaker_t) + c -> for each speaker_t the slots (speaker_s, c)
+        # weight[r] with r = 2 * (S * speaker_s + speaker_t) + c -> per speaker_t the slots (speaker_s, c)
         weight = self.weight.view(speakers, speakers, 2, *self.weight.shape[1:]).transpose(0, 1).flatten(1, 3)
         out = self.root(x)
         for speaker_t in range(speakers):
@@ -75,7 +74,7 @@ class RelationalConv(nn.Module):
 
 
 def _slot(graph: WindowGraph, relation: Tensor, slots: int) -> Tensor:
-    """The relation without its target speaker; ``slots`` where there is no edge."""
+    """The relation without its target speaker; ``slots`` at pairs without an edge."""
     if graph.relations == "same_other":
         return relation
     S = graph.num_speakers
@@ -83,7 +82,7 @@ def _slot(graph: WindowGraph, relation: Tensor, slots: int) -> Tensor:
 
 
 def _slot_means_dense(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
-    """(N, slots, D) mean of the neighbours in each slot, zero where there is none, by batched matrix products."""
+    """(N, slots, D) means of the neighbours in each slot, zero without neighbours, by batched matrix products."""
     slot = _slot(graph, graph.relation_blocks, slots)
     adjacency = (slot[:, None] == torch.arange(slots, device=x.device)[:, None, None]).to(x.dtype)  # (B, slots, L, L)
     adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
@@ -94,7 +93,7 @@ def _slot_means_dense(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
 
 
 def _slot_means_sparse(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
-    """The same as :func:`_slot_means_dense`, over the list of edges."""
+    """:func:`_slot_means_dense` over the list of edges."""
     source, target = graph.edges
     cell = target * slots + _slot(graph, graph.relation, slots)
     wide = torch.promote_types(x.dtype, torch.float32)  # sums and counts of many neighbours exceed half precision
@@ -105,21 +104,21 @@ def _slot_means_sparse(x: Tensor, graph: WindowGraph, slots: int) -> Tensor:
 
 
 class GraphAttention(nn.Module):
-    r"""Dot-product attention over the neighbours in a graph, one skip connection, heads concatenated.
+    r"""Dot-product attention over the neighbours in a graph, with a skip connection and concatenated heads.
 
     .. math:: x_t' = W_s x_t + \big\Vert_h \sum_{u \in N(t)} \alpha^h_{tu} W^h_v x_u, \quad
               \alpha^h_{tu} = \mathrm{softmax}_u \big( (W^h_q x_t)^\top (W^h_k x_u) / \sqrt{d} + \beta^h_{tu} \big)
 
     With :math:`\beta = 0`: Shi et al., "Masked Label Prediction" (IJCAI 2021), eqs. 1 to 3, without edge features and
-    without the gate (PyTorch Geometric calls it TransformerConv). With ``lags`` it is a
+    gate (TransformerConv of PyTorch Geometric). With ``lags``, :math:`\beta` is a
     :class:`~ercfusion.layers.relative.RelativeBias`.
 
     Args:
         in_features: Width of the input.
-        out_features: Width d of one head; the output is ``heads * out_features`` wide.
+        out_features: Width d of one head; the output has width ``heads * out_features``.
         heads: H.
-        dropout: Probability of dropping an attention weight.
-        lags: Distances that the bias tells apart; 0 leaves it out.
+        dropout: Dropout probability on attention weights.
+        lags: Largest distinct distance of the bias; 0 for no bias.
 
     Shapes:
         x (N, in_features), graph over the same N utterances -> (N, heads * out_features).
@@ -138,13 +137,13 @@ class GraphAttention(nn.Module):
         self.bias = RelativeBias(heads, lags) if lags else None
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
-        """See the class."""
+        """(N, in_features) -> (N, heads * out_features)."""
         blocks = graph.packing.size * graph.packing.longest**2 * self.heads
         attend = self._dense if blocks <= DENSE_LIMIT else self._sparse
         return self.skip(x) + attend(self.query(x), self.key(x), self.value(x), graph)
 
     def attention_map(self, x: Tensor, graph: WindowGraph) -> Tensor:
-        """(B, H, L, L) weights without dropout, [b, h, receiver, source]: rows of utterances sum to 1, others are 0."""
+        """(B, H, L, L) weights without dropout, [b, h, receiver, source]; rows of utterances sum to 1, padding is 0."""
         q, k = (self._heads(part, graph) for part in (self.query(x), self.key(x)))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         mask = self._mask(graph, scores.dtype)
@@ -156,8 +155,8 @@ class GraphAttention(nn.Module):
         return graph.packing.pad(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _mask(self, graph: WindowGraph, dtype: torch.dtype) -> Tensor:
-        """What restricts or shifts the scores, broadcastable to (B, H, L, L): bool, or biases with -inf."""
-        # A padded row has no neighbour: it attends to itself, since a softmax over nothing is not a number.
+        """Mask or shift of the scores, broadcastable to (B, H, L, L): bool, or biases with -inf."""
+        # A padded row attends to itself, because a softmax without elements is NaN.
         own = torch.eye(graph.packing.longest, dtype=torch.bool, device=graph.packing.device)
         mask = (graph.adjacency | own)[:, None]
         if self.bias is None:
@@ -174,7 +173,7 @@ class GraphAttention(nn.Module):
         source, target = graph.edges
         N, d = len(query), query.shape[1] // self.heads
         query, key, value = (part.view(N, self.heads, d) for part in (query, key, value))
-        # At least single precision, for long sums and because autocast on a GPU gives exp() in it whatever it is given.
+        # At least single precision, for long sums and because exp() under autocast on a GPU returns it.
         wide = torch.promote_types(query.dtype, torch.float32)
         score = (query[target] * key[source]).to(wide).sum(-1) / math.sqrt(d)  # (E, H)
         if self.bias is not None:

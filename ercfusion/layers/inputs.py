@@ -1,4 +1,4 @@
-"""From a batch's modalities to one vector an utterance."""
+"""From a batch's modalities to one vector per utterance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ercfusion.batch.batch import ConversationBatch
 
 
 class Standardize(nn.Module):
-    """Per-dimension standardisation of every modality with statistics of the training split.
+    """Standardisation of every dimension of every modality with training statistics.
 
-    The statistics are buffers, so that they travel with the model's weights and new conversations are treated as the
-    training data was. Dimensions that are constant in training are centred only.
+    The statistics are buffers, saved with the model. Dimensions constant in training are only centred.
 
     Args:
         widths: Dimensions of each modality.
@@ -29,7 +28,7 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def fit(self, batch: ConversationBatch) -> None:
-        """Take the statistics from the available utterances of ``batch`` (a whole training split)."""
+        """Compute the statistics from the available utterances of ``batch``, a whole training split."""
         for name in self.modalities:
             present = batch.present[:, batch.column(name)]
             stored = batch.sequences.get(name)
@@ -38,7 +37,7 @@ class Standardize(nn.Module):
             else:
                 rows = stored.values[torch.repeat_interleave(present, stored.offsets.diff())].double()
             if not len(rows):
-                continue  # no training turn has the modality: values that come later are used as they are
+                continue  # no training turn has the modality: later values stay unchanged
             deviation = rows.std(0, correction=0)
             self.get_buffer(f"mean_{name}").copy_(rows.mean(0))
             self.get_buffer(f"scale_{name}").copy_(torch.where(deviation > 1e-8, 1 / deviation.clamp(min=1e-8), 1.0))
@@ -62,10 +61,10 @@ class Standardize(nn.Module):
 
 
 class ModalityProjection(nn.Module):
-    """The input of most architectures: modalities at a common width, or as they are.
+    """Modalities at a common width, or unchanged: the input of most architectures.
 
-    One linear layer per modality to the common width; a learned vector replaces an absent modality. Without a common
-    width the features stay as they are, with zeros for an absent modality.
+    With a common width: one linear layer per modality, and a learned vector for an absent modality. Without: the
+    features, with zeros for an absent modality.
 
     Args:
         widths: Dimensions of each modality.
@@ -89,7 +88,7 @@ class ModalityProjection(nn.Module):
         self.merged_features = out_features or sum(widths.values())
 
     def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
-        """See the class."""
+        """The vectors of each modality."""
         if not self.out_features:
             return {name: batch.values(name) for name in self.widths}
         present = batch.present
@@ -100,14 +99,14 @@ class ModalityProjection(nn.Module):
         return projected
 
     def merge(self, batch: ConversationBatch) -> Tensor:
-        """One vector per utterance, (N, merged_features): the sum at a common width, else modalities side by side."""
+        """One vector per utterance, (N, merged_features): the sum at a common width, else the concatenation."""
         values = list(self(batch).values())
         return torch.stack(values).sum(0) if self.out_features else torch.cat(values, dim=1)
 
     def mixer(self, dropout: float) -> nn.Module:
-        """A new module on what :meth:`merge` returns, of the same width.
+        """A new module for the output of :meth:`merge`, of the same width.
 
-        GELU, dropout and a linear layer after a sum; nothing after features as they are.
+        GELU, dropout and a linear layer after a sum; the identity after a concatenation.
         """
         if not self.out_features:
             return nn.Identity()

@@ -1,6 +1,6 @@
-"""Mamba's block on packed conversations, one way or both ways.
+"""Mamba's block on packed conversations, in one or both directions.
 
-N utterances of the whole batch, B conversations, d width of the model, E = expand * d channels inside, S states a
+N utterances of the whole batch, B conversations, d width of the model, E = expand * d inner channels, S states per
 channel, W taps of the convolution, R rank of the step sizes.
 """
 
@@ -23,11 +23,11 @@ COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 
 
 class MambaState(NamedTuple):
-    """What a Mamba block remembers of B conversations.
+    """State of a Mamba block for B conversations.
 
     Args:
-        conv: (B, W - 1, E), the convolution's last inputs, the oldest first.
-        ssm: (B, E, S), the state of the recurrence, in float32 or float64.
+        conv: (B, W - 1, E), the last inputs of the convolution, oldest first.
+        ssm: (B, E, S), the state of the recurrence, float32 or float64.
     """
 
     conv: Tensor
@@ -35,7 +35,7 @@ class MambaState(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What comes between the two outer projections; each may have a leading axis of 2 for the directions."""
+    """Weights between the two outer projections; each may have a leading axis of 2 for the directions."""
 
     conv: Tensor  # (E, W)
     conv_bias: Tensor | None  # (E)
@@ -47,7 +47,7 @@ class _Weights(NamedTuple):
 
 
 class Mamba(nn.Module):
-    r"""Mamba's block: a recurrence over utterances whose memory depends on what is read.
+    r"""Mamba's block: a linear recurrence over utterances with input-dependent parameters.
 
     Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), sections 3.2 to 3.4:
 
@@ -57,32 +57,31 @@ class Mamba(nn.Module):
         h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t u_t, \quad
         o_t = W_{out} ((C_t \cdot h_t + D u_t) \, \mathrm{silu}(z_t))
 
-    with :math:`A = -\exp(A_{log})`. Parameters have the names, shapes and initial distributions of the authors' module,
-    so that the weights of a published Mamba layer load with ``load_state_dict``. Where theirs takes a padded batch and
-    runs through the padding, this one takes packed conversations and no conversation's result depends on another's.
+    with :math:`A = -\exp(A_{log})`. Parameters have the names, shapes and initial distributions of the authors' module:
+    published weights load with ``load_state_dict``. A conversation's result does not depend on the others.
 
-    A_log, D and the bias of the steps stay in float32 where the module is cast to half precision, and the recurrence is
-    always in float32 (or float64). ``A_log`` and ``D`` carry ``_no_weight_decay``, the bias ``_no_reinit``.
+    In a module of half precision A_log, D and the bias of the steps stay in float32; the recurrence is always in
+    float32 (or float64). ``A_log`` and ``D`` carry ``_no_weight_decay``, the bias ``_no_reinit``.
 
     Args:
         d_model: d.
         d_state: S.
         d_conv: W.
-        expand: Channels inside, as a multiple of d.
+        expand: Inner channels, as a multiple of d.
         dt_rank: R; ``auto`` is d / 16, rounded up.
-        dt_min, dt_max: Initial step sizes lie between these, evenly on a logarithmic scale.
+        dt_min, dt_max: Range of the initial step sizes, uniform on a logarithmic scale.
         dt_init: Initial weight of the steps: ``random`` (uniform) or ``constant``.
-        dt_scale: Of that weight.
-        dt_init_floor: No initial step size is below.
-        conv_bias: Whether the convolution has a bias.
-        bias: Whether the two outer projections have biases.
+        dt_scale: Scale of this weight.
+        dt_init_floor: Lower bound of the initial step sizes.
+        conv_bias: Add a bias to the convolution.
+        bias: Add biases to the two outer projections.
 
     Raises:
         ValueError: a size below 1, an unknown ``dt_init``, or bounds that are not 0 < dt_min <= dt_max.
 
     Shapes:
-        x (N, d) with the packing of the N utterances -> (N, d). x (B, L, d) with lengths (B), or none if all are L ->
-        (B, L, d), zeros in the padding.
+        x (N, d) with the packing of the N utterances -> (N, d). Padded x (B, L, d) with lengths (B), or None if all are
+        L -> (B, L, d), zero in the padding.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Mamba(nn.Module):
             raise ValueError(f"step sizes need 0 < dt_min <= dt_max, found {dt_min} and {dt_max}")
         self.d_model, self.d_inner, self.d_state, self.d_conv, self.dt_rank = d_model, E, d_state, d_conv, rank
         self.in_proj = nn.Linear(d_model, 2 * E, bias=bias)
-        # Holds the parameters under the published names; what it would compute runs across conversations.
+        # Only for the published parameter names; its own forward pass would cross conversations.
         self.conv1d = nn.Conv1d(E, E, d_conv, groups=E, padding=d_conv - 1, bias=conv_bias)
         self.x_proj = nn.Linear(E, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, E)
@@ -156,12 +155,12 @@ class Mamba(nn.Module):
         lengths: Sequence[int] | Tensor | None = None,
         reverse: bool = False,
     ) -> Tensor:
-        """See the class.
+        """(N, d) -> (N, d), or (B, L, d) -> (B, L, d).
 
         Args:
             x: (N, d), or padded (B, L, d).
-            packing: Of packed x; or the offsets (B + 1). None: one conversation, or x is padded.
-            lengths: Of padded x. None: all L.
+            packing: Packing of packed x, or its offsets (B + 1). None: one conversation, or x is padded.
+            lengths: Lengths of padded x. None: all L.
             reverse: Read every conversation from its last utterance to its first.
         """
         if x.ndim == 3:
@@ -172,7 +171,7 @@ class Mamba(nn.Module):
         return self.out_proj(_mix(inside, gate, self.inner, packing, reverse))
 
     def start(self, size: int) -> MambaState:
-        """The state of ``size`` conversations of which nothing has been read."""
+        """The initial state of ``size`` conversations."""
         weight, exact = self.in_proj.weight, _exact(self.in_proj.weight.dtype)
         return MambaState(
             weight.new_zeros(size, self.d_conv - 1, self.d_inner),
@@ -180,11 +179,11 @@ class Mamba(nn.Module):
         )
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """Read one more utterance of each of B conversations; what :meth:`forward` gives for the whole conversation.
+        """Read the next utterance of each of B conversations, with the results of :meth:`forward`.
 
         Args:
             x: (B, d).
-            state: What the last step returned; None before the first. It is not changed.
+            state: The state returned by the previous step; None for the first. It is not changed.
 
         Returns:
             (B, d), and the new state.
@@ -204,7 +203,7 @@ class Mamba(nn.Module):
         return self.out_proj(y), MambaState(window[:, 1:], ssm)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Cast and move, but keep what the recurrence is sensitive to out of half precision."""
+        """Cast and move, but keep A_log, D and the bias of the steps out of half precision."""
         before = [parameter.detach() for parameter in (self.A_log, self.D, self.dt_proj.bias)]
         super()._apply(fn, recurse)
         for parameter, value in zip((self.A_log, self.D, self.dt_proj.bias), before, strict=True):
@@ -215,19 +214,19 @@ class Mamba(nn.Module):
 
 
 class BidirectionalMamba(nn.Module):
-    """Mamba's block from the first utterance to the last and from the last to the first.
+    """Mamba's block in both directions, with one convolution and one scan.
 
-    Each direction begins at its own end of every conversation. Both are computed in one convolution and one scan.
+    Each direction begins at its own end of every conversation.
 
     Args:
         d_model: d.
-        tied: The two directions have the same weights.
-        combine: ``add``: the sum; ``concat``: a linear layer on both; ``gate``: g * forwards + (1 - g) * backwards,
-            where g in (0, 1) is a function of both for every channel.
+        tied: Share the weights of the two directions.
+        combine: ``add``: the sum; ``concat``: a linear layer on both; ``gate``: g * forwards + (1 - g) * backwards, g
+            in (0, 1) per channel computed from both.
         options: Further options of :class:`Mamba`.
 
     Raises:
-        ValueError: an unknown ``combine``, or what :class:`Mamba` refuses.
+        ValueError: an unknown ``combine``, or an option refused by :class:`Mamba`.
 
     Shapes:
         x (N, d) with the packing of the N utterances -> (N, d). x (B, L, d) with lengths (B) -> (B, L, d).
@@ -245,7 +244,7 @@ class BidirectionalMamba(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing | Tensor | None = None, *, lengths: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """See the class; the arguments are those of :meth:`Mamba.forward`."""
+        """(N, d) -> (N, d), or (B, L, d) -> (B, L, d); arguments as in :meth:`Mamba.forward`."""
         if x.ndim == 3:
             return _padded(self, x, packing, lengths)
         if lengths is not None:
@@ -255,12 +254,12 @@ class BidirectionalMamba(nn.Module):
             inside, gate = first.in_proj(x).chunk(2, dim=-1)
             weights = first.inner
         else:
-            ways = F.linear(x, *_cat(first.in_proj, second.in_proj)).chunk(4, dim=-1)
-            inside, gate = torch.stack(ways[::2]), torch.stack(ways[1::2])
+            parts = F.linear(x, *_cat(first.in_proj, second.in_proj)).chunk(4, dim=-1)
+            inside, gate = torch.stack(parts[::2]), torch.stack(parts[1::2])
             pairs = zip(first.inner, second.inner, strict=True)
             weights = _Weights(*(None if one is None else torch.stack([one, other]) for one, other in pairs))  # type: ignore[arg-type, list-item]
         y = _mix(inside, gate, weights, packing, "both")
-        if self.both is None:  # One product makes both projections and their sum.
+        if self.both is None:  # One product computes both projections and their sum.
             weight = torch.cat([first.out_proj.weight, second.out_proj.weight], dim=1)
             bias = None if first.out_proj.bias is None else first.out_proj.bias + second.out_proj.bias
             return F.linear(torch.cat([y[0], y[1]], dim=-1), weight, bias)
@@ -274,23 +273,21 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 
 
 def _cat(one: nn.Linear, other: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of one layer that does what the two do, one after another."""
+    """Weight and bias of one layer with the outputs of both, concatenated."""
     bias = None if one.bias is None else torch.cat([one.bias, other.bias])
     return torch.cat([one.weight, other.weight]), bias
 
 
 def _mix(inside: Tensor, gate: Tensor, weights: _Weights, packing: Packing | Tensor | None, reverse: Any) -> Tensor:
-    """Convolution, projections and scan: (N, E) and (N, E) -> (N, E), with both directions (2, N, E)."""
-    packing = (
-        Packing([gate.shape[-2]], gate.device) if packing is None else packing
-    )  # one conversation, not padded ones
+    """Convolution, projections and scan: (N, E) and (N, E) -> (N, E), or (2, N, E) for both directions."""
+    packing = Packing([gate.shape[-2]], gate.device) if packing is None else packing
     u = causal_conv(inside, weights.conv, weights.conv_bias, packing, reverse=reverse, activation="silu")
     R, S = weights.dt_proj.shape[-1], weights.A_log.shape[-1]
     delta, B, C = (u @ weights.x_proj.mT).split([R, S, S], dim=-1)
     exact = _exact(u.dtype)
     A = -weights.A_log.to(exact).exp()
     D, bias = weights.D.to(exact), weights.dt_bias.to(exact)
-    # With an axis for groups, of which there is one: two directions of two utterances could be taken for two groups.
+    # An explicit axis for the one group: otherwise (2, 2, S) could mean two directions or two groups.
     B, C = B.unsqueeze(-2), C.unsqueeze(-2)
     y = selective_scan(u, delta @ weights.dt_proj.mT, A, B, C, D, gate, bias, True, offsets=packing, reverse=reverse)
     assert isinstance(y, Tensor)
@@ -300,12 +297,12 @@ def _mix(inside: Tensor, gate: Tensor, weights: _Weights, packing: Packing | Ten
 def _padded(
     block: nn.Module, x: Tensor, packing: object, lengths: Sequence[int] | Tensor | None, **arguments: bool
 ) -> Tensor:
-    """Run ``block`` on the real utterances of (B, L, d)."""
+    """Run ``block`` on the utterances of padded x (B, L, d)."""
     B, L, _ = x.shape
     if packing is not None:
         raise ValueError("a packing belongs to packed x (N, d); a padded batch takes lengths")
-    found = lengths.tolist() if isinstance(lengths, Tensor) else lengths
-    sizes = [L] * B if found is None else [int(length) for length in found]
+    numbers = lengths.tolist() if isinstance(lengths, Tensor) else lengths
+    sizes = [L] * B if numbers is None else [int(length) for length in numbers]
     if len(sizes) != B or min(sizes) < 1 or max(sizes) > L:
         raise ValueError(f"lengths must be {B} numbers from 1 to {L} for x of shape {tuple(x.shape)}; found {sizes}")
     rows = torch.tensor([b * L + t for b, n in enumerate(sizes) for t in range(n)]).to(x.device)

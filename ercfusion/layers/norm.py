@@ -1,4 +1,4 @@
-"""Batch normalisation that distributed training does not change."""
+"""Batch normalisation with the same result in distributed training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ercfusion.ops.processes import differentiable_sum, processes, stands_in, su
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` with the statistics of the whole batch, however many processes share it.
+    """:class:`torch.nn.BatchNorm1d` with the statistics of the whole batch in distributed training.
 
-    In train mode all processes of distributed training have to call it. Unlike :class:`torch.nn.SyncBatchNorm` it
-    works on the CPU. If the whole batch has fewer than two rows, whose variance says nothing, the running statistics
-    are used and left as they are; :class:`torch.nn.BatchNorm1d` raises an error.
+    In train mode every process must call it. Unlike :class:`torch.nn.SyncBatchNorm` it works on the CPU. If the whole
+    batch has fewer than two rows, it uses the running statistics and does not update them;
+    :class:`torch.nn.BatchNorm1d` raises an error.
 
     Shapes:
         (N, D) -> (N, D).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Normalised rows, (N, D) -> (N, D)."""
         if not self.training or (processes() == 1 and len(x) > 1):
             return super().forward(x)
         if processes() == 1:
@@ -35,7 +35,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
         mean = differentiable_sum(rows.sum(0)) / max(number, 1)
         variance = differentiable_sum((rows - mean).square().sum(0)) / max(number, 1)
         if number < 2:
-            # Nothing to learn from, but part of the graph: the other processes wait for its gradient.
+            # Zero, but part of the graph: the other processes wait for its gradient.
             unused = 0.0 * (mean.sum() + variance.sum())
             normal = F.batch_norm(wide, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
             return (normal + unused).to(x.dtype)

@@ -10,23 +10,24 @@ from ercfusion.ops.processes import longest_over_processes
 
 
 class PackedLSTM(nn.Module):
-    """Bidirectional LSTM over the utterances of each conversation; no padding enters the recurrence unless asked for.
+    """Bidirectional LSTM over the utterances of each conversation.
 
     Hochreiter & Schmidhuber (1997); as a context network over utterances: Poria et al., "Context-Dependent Sentiment
     Analysis in User-Generated Videos" (ACL 2017).
 
     Args:
         in_features: D.
-        hidden: Units in one direction.
-        layers: Stacked layers.
-        dropout: Between the stacked layers.
-        bidirectional: Also read from the end to the beginning; the output is then twice as wide.
+        hidden: Units per direction.
+        layers: Number of stacked layers.
+        dropout: Dropout probability between the layers.
+        bidirectional: Add a backward direction, which doubles the output width.
 
     Shapes:
         x (N, in_features) -> (N, out_features).
 
-    With ``padding`` (in_features) shorter conversations are followed by such rows up to the longest of the batch, which
-    the backward direction reads first: what released programs do that do not pack. Results then depend on the batch.
+    The recurrence sees no padding unless the call gives ``padding`` (in_features). Then every conversation is padded
+    with this row to the longest of the batch, and the backward direction reads the padding first, as in released
+    programs that do not pack. Results then depend on the batch.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class PackedLSTM(nn.Module):
         )
 
     def forward(self, x: Tensor, packing: Packing, padding: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """States of all utterances, (N, in_features) -> (N, out_features)."""
         if padding is not None:
-            # In training up to the longest of another process, too: it is of the same batch.
+            # The batch of distributed training includes the conversations of the other processes.
             longest = max(packing.longest, longest_over_processes(packing)) if self.training else packing.longest
             rows = padding.to(x.dtype).expand(packing.size, longest, -1)
             padded = self.lstm(rows.index_put((packing.conversation, packing.position), x))[0]

@@ -1,7 +1,7 @@
-"""From sequences of frames to one vector an utterance: a residual convolution network, pooling, augmentation.
+"""Spectrogram networks: from sequences of frames to one vector per utterance.
 
-Utterances of different length lie padded in one tensor. What a position beyond an utterance's end holds never matters:
-every convolution finds zeros there, as it does beyond the edge of an utterance that is alone.
+Utterances of different length are padded in one tensor. The padding never affects a result: every convolution sees
+zeros there, as at the edge of a single utterance.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import SequenceValues
 from ercfusion.ops.processes import differentiable_sum, stands_in, sum_over_processes
 
-# Multiples of `channels` in the four stages of ResNet-18; every stage but the first halves both axes.
+# Multiples of ``channels`` in the four stages of ResNet-18; every stage after the first halves both axes.
 _WIDTHS = (1, 2, 4, 8)
 _BLOCKS = 2
 
 
 def pad_sequences(stored: SequenceValues) -> tuple[Tensor, Tensor]:
-    """Packed sequences side by side.
+    """Pad packed sequences.
 
     Shapes:
-        values (sum of T_i, D) with offsets (N + 1) -> (N, T, D), zero beyond an end, and the mask (N, T); T is the
-        longest, at least 1.
+        values (sum of T_i, D) with offsets (N + 1) -> (N, T, D), zero in the padding, and the mask (N, T); T is the
+        longest length, at least 1.
     """
     steps = stored.offsets.diff()
     longest = max(1, int(steps.max())) if len(steps) else 1
@@ -34,37 +34,37 @@ def pad_sequences(stored: SequenceValues) -> tuple[Tensor, Tensor]:
 
 
 def random_crop(stored: SequenceValues, frames: int) -> SequenceValues:
-    """Sequences of more than ``frames`` steps cut to so many, at a random place; others as they are.
+    """Crop sequences of more than ``frames`` steps to ``frames``, at a random position.
 
-    One random number an utterance is drawn from torch's global generator, whatever the lengths.
+    Draws one random number per utterance from torch's global generator, whatever the lengths.
 
     Shapes:
         values (sum of T_i, D) with offsets (N + 1) -> (sum of min(T_i, frames), D) with offsets (N + 1).
     """
     steps = stored.offsets.diff()
-    kept = steps.clamp(max=frames)
+    sizes = steps.clamp(max=frames)
     draws = torch.rand(len(steps)).to(steps.device)
-    first = stored.offsets[:-1] + (draws * (steps - kept + 1)).long().clamp(max=steps - kept)
-    offsets = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
-    owner = torch.repeat_interleave(torch.arange(len(steps), device=steps.device), kept)
+    first = stored.offsets[:-1] + (draws * (steps - sizes + 1)).long().clamp(max=steps - sizes)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    owner = torch.repeat_interleave(torch.arange(len(steps), device=steps.device), sizes)
     rows = torch.arange(int(offsets[-1]), device=steps.device) - offsets[owner] + first[owner]
     return SequenceValues(stored.values[rows], offsets)
 
 
 class SpecAugment(nn.Module):
-    """Hides stretches of time and bands of a spectrogram in training (Park et al., Interspeech 2019), and adds noise.
+    """Masks time stretches and bands of a spectrogram in training (Park et al., Interspeech 2019), and adds noise.
 
-    Hidden cells become 0, the mean after standardisation. The width of each stretch is drawn between 0 and the limit,
-    then its place. In eval mode nothing happens. Randomness comes from torch's global generator.
+    Masked cells become 0, the mean after standardisation. The width of each stretch is drawn between 0 and its limit,
+    then its position, from torch's global generator. In eval mode the values are unchanged.
 
     Args:
-        time_masks, time_width: Number of stretches of an utterance, and their largest width in frames; never more than
-            a fifth of the utterance each, so that short ones keep most of their frames.
+        time_masks, time_width: Number of stretches per utterance, and their largest width in frames; each is at most a
+            fifth of the utterance.
         band_masks, band_width: Number of stretches of bands, and their largest width.
         noise: Standard deviation of normal noise, in units of the standardised values.
 
     Shapes:
-        (N, T, D), mask (N, T) -> (N, T, D), zero where the mask is False.
+        (N, T, D), mask (N, T) -> (N, T, D), zero if the mask is False.
     """
 
     def __init__(
@@ -81,25 +81,25 @@ class SpecAugment(nn.Module):
         self.noise = noise
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """See the class."""
+        """Augmented values (N, T, D)."""
         if not self.training:
             return torch.where(mask[:, :, None], values, 0.0)
         if self.noise > 0:
             values = values + self.noise * torch.randn_like(values)
         steps = mask.sum(1)
-        kept = mask[:, :, None].expand_as(values)
+        keep = mask[:, :, None].expand_as(values)
         for _ in range(self.time_masks):
             limit = torch.minimum(steps // 5, steps.new_tensor(self.time_width))
-            kept = kept & ~_stretch(values.shape[1], steps, limit)[:, :, None]
+            keep = keep & ~_stretch(values.shape[1], steps, limit)[:, :, None]
         bands = steps.new_full((len(steps),), values.shape[2])
         for _ in range(self.band_masks):
             limit = bands.clamp(max=self.band_width)
-            kept = kept & ~_stretch(values.shape[2], bands, limit)[:, None, :]
-        return torch.where(kept, values, 0.0)
+            keep = keep & ~_stretch(values.shape[2], bands, limit)[:, None, :]
+        return torch.where(keep, values, 0.0)
 
 
 def _stretch(size: int, length: Tensor, limit: Tensor) -> Tensor:
-    """(N, size) bool: a stretch of 0 to ``limit`` (N) places, within the first ``length`` (N)."""
+    """(N, size) bool: a stretch of 0 to ``limit`` (N) cells within the first ``length`` (N)."""
     draws = torch.rand(2, len(length)).to(length.device)
     width = (draws[0] * (limit + 1)).long().clamp(max=limit)
     start = (draws[1] * (length - width + 1)).long()
@@ -108,12 +108,12 @@ def _stretch(size: int, length: Tensor, limit: Tensor) -> Tensor:
 
 
 class MaskedBatchNorm(nn.Module):
-    """Batch normalisation of pictures with a time axis, whose statistics are those of real frames alone.
+    """Batch normalisation of padded spectrograms with the statistics of real frames.
 
-    In training mean and variance of a channel are taken over all bands of the frames that the mask has, and running
-    averages are kept; in eval mode these are used, so that a result does not depend on the batch. Without a padded or
-    absent frame it is :class:`torch.nn.BatchNorm2d`. If a channel has fewer than two values in training, the running
-    averages are used and left as they are. In distributed training the statistics are those of the whole batch.
+    In training, mean and variance of a channel are computed over all bands of the frames in the mask, and running
+    averages are updated; eval mode uses the running averages. Without padding it equals :class:`torch.nn.BatchNorm2d`.
+    If a channel has fewer than two values in training, the running averages are used and not updated. Distributed
+    training uses the statistics of the whole batch.
 
     Args:
         channels: C.
@@ -121,7 +121,7 @@ class MaskedBatchNorm(nn.Module):
         epsilon: Added to variances.
 
     Shapes:
-        (N, C, T, D), mask (N, T) -> (N, C, T, D), zero where the mask is False.
+        (N, C, T, D), mask (N, T) -> (N, C, T, D), zero if the mask is False.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
@@ -133,20 +133,20 @@ class MaskedBatchNorm(nn.Module):
         self.running_variance = nn.Buffer(torch.ones(channels))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the class."""
+        """Normalised values (N, C, T, D)."""
         here = mask[:, None, :, None]
         mean: Tensor = self.running_mean
         variance: Tensor = self.running_variance
         if self.training:
             counted = here & (not stands_in())
             count = sum_over_processes((mask & (not stands_in())).sum() * x.shape[3])
-            some = count > 1  # the variance of one value says nothing
-            # In full precision under autocast: sums over a batch of spectrograms lose digits otherwise.
+            some = count > 1  # the variance of one value is undefined
+            # In full precision under autocast, because sums over a batch of spectrograms lose digits.
             wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             present = torch.where(counted, wide, 0.0)
             own_mean = differentiable_sum(present.sum((0, 2, 3))) / count.clamp(min=1)
-            apart = torch.where(counted, wide - own_mean[:, None, None], 0.0)
-            own_variance = differentiable_sum(apart.square().sum((0, 2, 3))) / count.clamp(min=1)
+            deviation = torch.where(counted, wide - own_mean[:, None, None], 0.0)
+            own_variance = differentiable_sum(deviation.square().sum((0, 2, 3))) / count.clamp(min=1)
             with torch.no_grad():
                 share = torch.where(some, self.momentum, 0.0)
                 spread = own_variance * (count / (count - 1).clamp(min=1))
@@ -184,16 +184,13 @@ class _Block(nn.Module):
 
 
 class SpectrogramNet(nn.Module):
-    """ResNet-18 (He et al., CVPR 2016) on spectrograms of one channel and any length, up to the pooling.
+    """ResNet-18 (He et al., CVPR 2016) on one-channel spectrograms of any length, without pooling and classifier.
 
-    A convolution of 7 x 7 and a maximum over 3 x 3, both of stride 2, then four stages of two blocks; the last three
-    halve time and bands. A step of the result so stands for 32 frames. The classifier of ResNet-18 is left out.
-
-    Zeros stand beyond the end of an utterance before every convolution, as beyond the edges of the picture, so that
-    an utterance has the same result alone, in a batch, and next to longer ones.
+    A 7 x 7 convolution and a 3 x 3 maximum, both of stride 2, then four stages of two blocks; the last three halve time
+    and bands. One step of the result covers 32 frames. Results do not depend on padding or on the batch.
 
     Args:
-        channels: Of the first stage, doubled by every later one; 64 in ResNet-18.
+        channels: Channels of the first stage, doubled by every later one; 64 in ResNet-18.
 
     Shapes:
         (N, T, D), mask (N, T) -> (N, T', 8 channels), the mean over bands, and the mask (N, T'), with T' = T / 32
@@ -218,10 +215,10 @@ class SpectrogramNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Frames (N, T', 8 channels) and their mask (N, T')."""
         if values.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # torch 2.13 on a CPU: the gradient of a bfloat16 convolution of stride 2 on a picture of one column has
-            # entries that are not finite.
+            # torch 2.13 on a CPU: a bfloat16 convolution of stride 2 on an input of one column has gradients that are
+            # not finite.
             with torch.autocast("cpu", enabled=False):
                 return self._features(values.float(), mask)
         return self._features(values, mask)
@@ -230,7 +227,7 @@ class SpectrogramNet(nn.Module):
         x = torch.where(mask[:, :, None], values, 0.0)[:, None]
         mask = mask[:, ::2]
         x = self.stem_norm(self.stem(x), mask).relu()
-        # Zeros beyond the end are never more than what is there after ReLU: the maximum does not see them.
+        # After ReLU no value is below the zeros of the padding, so they do not change the maximum.
         x, mask = F.max_pool2d(x, 3, 2, padding=1), mask[:, ::2]
         x = torch.where(mask[:, None, :, None], x, 0.0)
         for block in self.blocks:
@@ -239,7 +236,7 @@ class SpectrogramNet(nn.Module):
 
 
 def pool_frames(frames: Tensor, mask: Tensor) -> Tensor:
-    """Mean and maximum over the frames that the mask has; zeros where it has none.
+    """Mean and maximum over the frames in the mask; zero without frames.
 
     Shapes:
         (N, T, D), mask (N, T) -> (N, 2 D), the mean first.

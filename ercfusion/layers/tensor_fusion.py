@@ -1,4 +1,4 @@
-"""Fusion by products of modalities: Tensor Fusion, and its low-rank form.
+"""Fusion by products of modalities: Tensor Fusion and its low-rank form.
 
 N utterances, M modalities of widths d_m, H outputs.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ercfusion.ops.tensor_fusion import choose_grouping, element_keep, outer_rows, tensor_fusion, with_one
 
 MOST_MODALITIES = 4
-"""That a tensor is made of: with a fifth even small vectors make a weight of millions of numbers."""
+"""Largest M of a tensor: with five modalities even small vectors need millions of weights."""
 
 
 def _check_widths(widths: Sequence[int], out_features: int, most: int | None = None) -> tuple[int, ...]:
@@ -29,12 +29,12 @@ def _check_widths(widths: Sequence[int], out_features: int, most: int | None = N
 
 def _check_probability(name: str, p: float) -> float:
     if not 0 <= p < 1:
-        raise ValueError(f"{name} must lie from 0 to below 1, found {p}")
+        raise ValueError(f"{name} must be at least 0 and below 1, found {p}")
     return float(p)
 
 
 class _Fusion(nn.Module):
-    """What both fusions do with their input."""
+    """Common input handling of both fusions."""
 
     def __init__(self, widths: tuple[int, ...], out_features: int, dropout: float, absent: str) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class _Fusion(nn.Module):
     def _prepared(
         self, z: Sequence[Tensor], present: Tensor | None, dropout: float, dtype: torch.dtype
     ) -> list[Tensor]:
-        found = tuple(vector.shape[-1] for vector in z)
-        if found != self.widths:
-            raise ValueError(f"the fusion was built for the widths {self.widths}, found {found}")
+        widths = tuple(vector.shape[-1] for vector in z)
+        if widths != self.widths:
+            raise ValueError(f"the fusion was built for the widths {self.widths}, found {widths}")
         prepared = []
         for m, vector in enumerate(z):
             if present is not None:
@@ -61,34 +61,33 @@ class _Fusion(nn.Module):
 
 
 class TensorFusion(_Fusion):
-    r"""A linear layer on the outer product of several vectors, of which nothing of the product's size is ever stored.
+    r"""A linear layer on the outer product of several vectors, computed without forming the product.
 
     .. math:: y = W \, \mathrm{vec}([1; z_1] \otimes \dots \otimes [1; z_M]) + b
 
-    Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017), section 4.2. Thanks to the
-    ones the tensor holds every single modality, every pair and so on, beside the product of all. An absent modality
-    is [1; 0]: its terms vanish, those of the others stay.
+    Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017), section 4.2. With the ones,
+    the tensor contains every modality, every pair and so on up to the product of all. An absent modality is [1; 0]:
+    terms with it vanish.
 
-    The published network drops single elements of the tensor. Here, by default, the numbers of the z_m are dropped
-    instead, and with each all elements that it is a factor of; the ones stay, or all terms without a modality would be
-    dropped at once. ``dropout_form="element"`` is the published form: the mask is computed from a seed, tile by tile,
-    once for each direction. Without dropout, and in eval mode, both are the exact layer.
+    By default dropout acts on the numbers of the z_m, not on the ones, and drops every element with a dropped factor.
+    ``dropout_form="element"`` is the published form, dropout of single elements of the tensor, with a mask computed
+    from a seed tile by tile in each pass.
 
-    The weights are those of ``torch.nn.Linear`` on the flattened tensor, the last modality's index changing fastest,
-    so a checkpoint of the plain form fits. Computed in the type of the weights, also under autocast. Can be
-    differentiated once.
+    The weights are those of ``torch.nn.Linear`` on the flattened tensor, the index of the last modality changing
+    fastest, so checkpoints of the plain form load. Computed in the dtype of the weights, also under autocast.
+    Differentiable once.
 
     Args:
         widths: d_m of 1 to 4 modalities, in the order of the tensor.
         out_features: H.
-        dropout: Probability, in [0, 1).
+        dropout: Dropout probability, in [0, 1).
         dropout_form: ``factor`` or ``element``.
-        absent: What stands for an absent z_m: ``zero``, or ``learned``, a vector that begins at zero.
+        absent: Replacement of an absent z_m: ``zero``, or ``learned``, a vector initially zero.
         bias: Add b.
-        naive: Form the tensor, as a yardstick. May be set on an instance.
+        naive: Form the tensor, for comparison. Can be set on an instance.
 
     Shapes:
-        z: M times (N, d_m); present (N, M) bool, True where a modality is there, or None -> (N, H).
+        z: M times (N, d_m); present (N, M) bool, True if a modality is present, or None -> (N, H).
 
     Raises:
         ValueError: an argument out of its range, or vectors of other widths.
@@ -121,7 +120,7 @@ class TensorFusion(_Fusion):
         return f"{self.widths} -> {self.out_features}, dropout={self.dropout} ({self.dropout_form})"
 
     def forward(self, z: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Fused vectors (N, H)."""
         elements = self.dropout if self.training and self.dropout_form == "element" else 0.0
         seed = int(torch.randint(2**62, ())) if elements else 0
         weight = self.weight
@@ -139,11 +138,11 @@ class TensorFusion(_Fusion):
 
 
 def low_rank_fusion_reference(z: Sequence[Tensor], factors: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """Low-rank fusion as loops over utterances, outputs and ranks: specification of :class:`LowRankFusion`.
+    """Low-rank fusion as loops over utterances, outputs and ranks: the specification of :class:`LowRankFusion`.
 
     Args:
-        z: (N, d_m) by modality.
-        factors: (R, H, d_m + 1) by modality; 0 is the constant's index.
+        z: (N, d_m) per modality.
+        factors: (R, H, d_m + 1) per modality; index 0 is the constant.
         weight: (R).
         bias: (H).
     """
@@ -161,30 +160,28 @@ def low_rank_fusion_reference(z: Sequence[Tensor], factors: Sequence[Tensor], we
 
 
 class LowRankFusion(_Fusion):
-    r"""Tensor fusion whose weight has a low rank: products of linear maps, one a modality.
+    r"""Tensor fusion with a weight of low rank: products of one linear map per modality.
 
     .. math:: y_o = \sum_{r=1}^R w_r \prod_m F_m[r, o] \cdot [1; z_m] + b_o
 
     Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018), section 3.2, with the
-    weights w over the ranks that the released code has and the paper has not. All of F, w and b are trained (a copy of
-    the code that circulates leaves w and b as they were drawn). One matrix product a modality; the factors are
-    multiplied in single precision at least, since products of M of them leave the range of half precision.
+    weights w over the ranks of the released code, which the paper omits. F, w and b are all trained. The factors are
+    multiplied in at least single precision, because products of M of them leave the range of half precision.
 
-    The factors and w begin normally distributed by Glorot's rule for the matrices that they are, with the variances
-    2 / (d_m + 1 + H) and 2 / (1 + R); b begins at zero. The released code applies the rule to the factors as stacks of
-    R matrices, which gives the variance 2 / ((d_m + 1 + R) H): ``initial="released"``. An absent modality is [1; 0]: a
-    constant instead of a product with it.
+    F and w are initially normal by Glorot's rule for the matrices, with variances 2 / (d_m + 1 + H) and 2 / (1 + R); b
+    is zero. The released code applies the rule to the factors as stacks of R matrices, which gives the variance 2 /
+    ((d_m + 1 + R) H): ``initial="released"``. An absent modality is [1; 0].
 
     Args:
         widths: d_m of one or more modalities.
         out_features: H.
         rank: R.
-        dropout: Probability, in [0, 1), on the z_m.
-        absent: What stands for an absent z_m: ``zero``, or ``learned``, a vector that begins at zero.
+        dropout: Dropout probability on the z_m, in [0, 1).
+        absent: Replacement of an absent z_m: ``zero``, or ``learned``, a vector initially zero.
         initial: Initial values of the factors: ``glorot`` or ``released``.
 
     Shapes:
-        z: M times (N, d_m); present (N, M) bool, True where a modality is there, or None -> (N, H).
+        z: M times (N, d_m); present (N, M) bool, True if a modality is present, or None -> (N, H).
 
     Raises:
         ValueError: an argument out of its range, or vectors of other widths.
@@ -220,7 +217,7 @@ class LowRankFusion(_Fusion):
         return f"{self.widths} -> {self.out_features}, rank={self.rank}, dropout={self.dropout}"
 
     def forward(self, z: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Fused vectors (N, H)."""
         product: Tensor | None = None
         at_least = torch.promote_types(self.weight.dtype, torch.float32)
         for vector, factor in zip(

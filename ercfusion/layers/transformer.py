@@ -12,26 +12,27 @@ from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.attention import attend
 
 LONG = 48
-"""From this length on, on a CPU, attention runs on one conversation after the other: without padding there is less to
-compute, and no mask. Shorter conversations are quicker together (``benchmarks/``)."""
+"""From this length on, on a CPU, each conversation is attended to separately, which avoids padding and masks. Shorter
+ones are faster together (``benchmarks/``).
+"""
 
 
 class PackedTransformerLayer(nn.Module):
-    r"""One Transformer encoder layer in which every utterance attends to all utterances of its own conversation.
+    """A Transformer encoder layer in which every utterance attends to its own conversation.
 
     Vaswani et al., "Attention Is All You Need" (2017). The dense products run on the N packed utterances; only the
-    attention itself is padded, and padding is masked there. With ``norm_first=False`` it equals
-    ``torch.nn.TransformerEncoderLayer`` under a key-padding mask.
+    attention is padded, with padding masked. With ``norm_first=False`` it equals ``torch.nn.TransformerEncoderLayer``
+    under a key-padding mask.
 
     Args:
         width: D; a multiple of ``heads``.
         heads: H.
-        feedforward: Width of the hidden layer of the feed-forward part.
-        dropout: Probability, on attention weights, in the feed-forward part and on both residual branches.
+        feedforward: Hidden width of the feed-forward part.
+        dropout: Dropout probability on attention weights, in the feed-forward part and on both residual branches.
         norm_first: Layer normalisation before each part (pre-norm) instead of after.
         activation: ``relu`` or ``gelu``.
-        causal: Attend to the past and to oneself only.
-        lags: Distances that a :class:`~ercfusion.layers.relative.RelativeBias` tells apart; 0 leaves it out.
+        causal: Attend to the past and the utterance itself only.
+        lags: Distances of a :class:`~ercfusion.layers.relative.RelativeBias`; 0 for no bias.
 
     Shapes:
         x (N, D), and with ``lags`` speaker (N) -> (N, D).
@@ -72,7 +73,7 @@ class PackedTransformerLayer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """(N, D) -> (N, D)."""
         if self.norm_first:
             x = x + self.dropout(self._attend(self.norm_attention(x), packing, speaker))
             return x + self.dropout(self._feed(self.norm_feedforward(x)))
@@ -81,7 +82,7 @@ class PackedTransformerLayer(nn.Module):
 
     def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
         if self.bias is not None and speaker is None:
-            raise ValueError("a layer with lags needs the speakers")
+            raise ValueError("a layer with lags needs the speakers; give speaker (N)")
         qkv = self.qkv(x)
         if packing.longest < LONG or packing.size == 1 or qkv.device.type != "cpu" or torch.compiler.is_compiling():
             return self.out(self._mix(qkv, packing, speaker))
@@ -95,7 +96,7 @@ class PackedTransformerLayer(nn.Module):
     def _mix(self, qkv: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
         """(N, 3 D) queries, keys and values -> (N, D) mixed values, by padded attention."""
         heads = packing.pad(qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
-        q, k, v = heads.unbind()  # not heads[0], ...: each index would send back a gradient of the size of all three
+        q, k, v = heads.unbind()  # not heads[0], ...: each index would create a gradient of the size of all three
 
         def mask(start: int, stop: int) -> Tensor | None:
             allowed = self._mask(packing, start, stop)
@@ -108,13 +109,13 @@ class PackedTransformerLayer(nn.Module):
         return packing.pack(mixed.transpose(1, 2).flatten(2))
 
     def _mask(self, packing: Packing, start: int, stop: int) -> Tensor | None:
-        """Who may attend to whom, broadcastable to (B, H, stop - start, L); None if everyone may attend to all."""
+        """Allowed keys of each query, broadcastable to (B, H, stop - start, L); None if all are allowed."""
         L = packing.longest
         if not self.causal and min(packing.lengths) == L:
             return None
         query = torch.arange(start, stop, device=packing.device)[:, None]
         key = torch.arange(L, device=packing.device)
-        # A padded row attends to itself too: nothing is all masked.
+        # A padded row attends to itself, so no softmax is empty.
         mask = packing.mask[:, None, None, :] | (query == key)
         return mask & (key <= query) if self.causal else mask
 
@@ -123,7 +124,7 @@ class PackedTransformerLayer(nn.Module):
 
 
 class PackedTransformer(nn.Module):
-    """A stack of :class:`PackedTransformerLayer`, with a final normalisation where the layers are pre-norm.
+    """A stack of :class:`PackedTransformerLayer`, with a final normalisation if the layers are pre-norm.
 
     Args:
         layers: Number of layers; 0 is the identity.

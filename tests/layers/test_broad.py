@@ -220,7 +220,7 @@ def test_detach() -> None:
     [
         ({"rule": "vote"}, "rule must be one of confidence, entropy, class_wise; found 'vote'"),
         ({"temperature": 0.0}, "temperature must be above 0, found 0.0"),
-        ({"epsilon": 1.5}, r"epsilon must lie in \[0, 1\], found 1.5"),
+        ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], found 1.5"),
     ],
 )
 def test_fusion_refuses(options: dict[str, Any], message: str) -> None:

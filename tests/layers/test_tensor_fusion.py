@@ -345,7 +345,7 @@ def test_low_rank_is_tensor_fusion_with_a_low_rank_weight() -> None:
         (lambda: TensorFusion((1,) * 5, 2), "found 5"),
         (lambda: TensorFusion((2, 0), 2), "widths must be at least 1, found 0"),
         (lambda: TensorFusion((2,), 0), "out_features must be at least 1"),
-        (lambda: TensorFusion((2,), 2, dropout=1.0), "dropout must lie from 0 to below 1, found 1"),
+        (lambda: TensorFusion((2,), 2, dropout=1.0), "dropout must be at least 0 and below 1, found 1"),
         (lambda: TensorFusion((2,), 2, dropout_form="row"), "dropout_form .* found 'row'"),
         (lambda: TensorFusion((2,), 2, absent="mean"), "absent .* found 'mean'"),
         (lambda: TensorFusion((2, 3), 2)([torch.ones(1, 2), torch.ones(1, 4)]), r"\(2, 3\), found \(2, 4\)"),

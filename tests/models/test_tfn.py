@@ -212,7 +212,7 @@ def test_evidence_in_a_product(context: str) -> None:
     ("options", "match"),
     [
         ({"projection": 7}, "projection must be even and above 0, found 7"),
-        ({"fusion_dropout": 1.0}, "dropout must lie from 0 to below 1, found 1"),
+        ({"fusion_dropout": 1.0}, "dropout must be at least 0 and below 1, found 1"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], match: str) -> None:
