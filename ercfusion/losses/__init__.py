@@ -1,7 +1,7 @@
-"""Losses as functions of tensors, for any training loop; :mod:`ercfusion.tasks.objective` makes terms of them.
+"""Losses as functions of tensors, for any training loop; :mod:`ercfusion.losses.terms` makes objective terms of them.
 
-All take rows that count (``valid``), compute in float32 under autocast and in float64 where the inputs are, and return
-a sum and what to divide it by, except :func:`concordance`, which is a correlation, and the weights and margins.
+All take a mask of ``valid`` rows, compute in float32 under autocast (float64 stays), and return a sum and its divisor.
+Exceptions: :func:`concordance`, the weights and the margins.
 """
 
 from ercfusion.losses.classification import class_balanced_weights, focal_loss, smoothed_cross_entropy

@@ -1,7 +1,7 @@
-"""Losses of single-label classification: smoothed cross-entropy, focal, and class-balanced weights.
+"""Losses of single-label classification: smoothed cross-entropy, focal loss, class-balanced weights.
 
-Each returns a weighted sum over the labelled utterances and the sum of their weights. The quotient is the loss; the two
-are kept apart so that the loss over several batches or processes is that over all their utterances.
+Each loss is returned as a weighted sum over labelled utterances and the sum of their weights, to be combined over
+batches and processes.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def smoothed_cross_entropy(
     weights: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Cross-entropy with a share of the target spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
+    r"""Cross-entropy with label smoothing (Szegedy et al., CVPR 2016, section 7).
 
     .. math:: L_i = -(1 - e) \log p_{y_i} - \frac{e}{C} \sum_c \log p_c
 
     Args:
         logits: (N, C).
-        labels: (N) class indices; arbitrary where not ``valid``.
-        smoothing: The share e, from 0 to 1.
-        weights: (C) of the classes. An utterance weighs as much as its own class, in both of its parts.
-        valid: (N) bool, True where the utterance is labelled; None for all.
+        labels: (N) class indices; arbitrary if not ``valid``.
+        smoothing: e, from 0 to 1.
+        weights: (C) class weights; both parts of L_i have the weight of the utterance's class.
+        valid: (N) bool, the labelled utterances; None for all.
 
     Returns:
         The sum of w_i L_i and the sum of w_i.
 
     Raises:
-        ValueError: ``smoothing`` is out of its range.
+        ValueError: ``smoothing`` is out of range.
     """
     logits, labels = rows_of(valid, logits, labels)
     each, weight = _cross_entropy(logits, labels, smoothing, weights)
@@ -54,30 +54,28 @@ def focal_loss(
     weights: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Focal loss: utterances that are right already count less (Lin et al., ICCV 2017, equation 5, for C classes).
+    r"""Focal loss: confident correct utterances count less (Lin et al., ICCV 2017, equation 5, for C classes).
 
     .. math:: L_i = (1 - p_{y_i})^{gamma} (-\log p_{y_i})
 
-    With ``gamma=0`` it is the cross-entropy. With smoothing, the same factor multiplies the smoothed cross-entropy.
-
-    The script released with MMGCN has a loss of this name that is another one: it puts log-probabilities where
-    probabilities belong and sums over all classes. It is not offered.
+    With smoothing, the factor multiplies the smoothed cross-entropy. The loss of this name in MMGCN's code differs
+    (log-probabilities in place of probabilities, summed over all classes) and is not offered.
 
     Args:
         logits, labels, smoothing, weights, valid: As for :func:`smoothed_cross_entropy`.
-        gamma: 0 or more.
+        gamma: Exponent, at least 0; 0 is cross-entropy.
 
     Returns:
         The sum of w_i L_i and the sum of w_i.
 
     Raises:
-        ValueError: ``gamma`` or ``smoothing`` is out of its range.
+        ValueError: ``gamma`` or ``smoothing`` is out of range.
     """
     check_not_negative("gamma", gamma)
     logits, labels = rows_of(valid, logits, labels)
     each, weight = _cross_entropy(logits, labels, smoothing, weights)
-    # The probability of all other classes from their own logits: 1 - p has no digits left where p is nearly 1, and its
-    # powers below 1 an infinite slope.
+    # log(1 - p) from the other classes' logits: near p = 1 the difference has no digits, and its powers below 1 have
+    # infinite slope.
     own = F.one_hot(labels, logits.shape[1]).bool()
     others = logits.masked_fill(own, -torch.inf).logsumexp(1) - logits.logsumexp(1)
     return (weight * (gamma * others).exp() * each).sum(), weight.sum()
@@ -85,32 +83,32 @@ def focal_loss(
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing must be from 0 to 1, found {smoothing}")
+        raise ValueError(f"smoothing must be from 0 to 1, found {smoothing}. Choose a number in this range.")
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     return each, torch.ones_like(each) if weights is None else weights.to(each).index_select(0, labels)
 
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
-    r"""Weights by the effective number of samples (Cui et al., CVPR 2019, equation 4).
+    r"""Class weights by the effective number of samples (Cui et al., CVPR 2019, equation 4).
 
     .. math:: w_c = \frac{1 - b}{1 - b^{n_c}}, \quad \text{scaled to } \sum_c w_c = C
 
     Args:
-        counts: (C) labelled utterances of each class in the training split, any real numbers from 0.
-        beta: b, from 0 (all classes alike) to below 1 (towards 1 / n_c).
+        counts: n_c (C), labelled training utterances per class.
+        beta: b, at least 0 (equal weights) and below 1 (towards 1 / n_c).
 
     Returns:
-        (C) float64 weights; a class that never occurs gets 0.
+        (C) float64; 0 for a class without utterances.
 
     Raises:
-        ValueError: ``beta`` is out of its range, or there is no class with a positive count.
+        ValueError: ``beta`` is out of range, or no count is positive.
     """
     if not 0 <= beta < 1:
-        raise ValueError(f"beta must be at least 0 and below 1, found {beta}")
+        raise ValueError(f"beta must be at least 0 and below 1, found {beta}. Choose a number in this range.")
     counts = counts.double()
     if not (counts > 0).any():
-        raise ValueError("no class has a positive count")
-    # expm1: 1 - b ** n would cancel for beta close to 1. A beta of 0 makes log(b) -inf and every quotient 1.
+        raise ValueError("no class has a positive count. Check the training labels.")
+    # expm1, because 1 - b ** n cancels for beta near 1. With beta 0, log(b) is -inf and every quotient 1.
     logarithm = torch.tensor(beta, dtype=torch.float64).log()
     occurs = counts > 0
     raw = torch.where(occurs, (1 - beta) / -torch.expm1(torch.where(occurs, counts, 1.0) * logarithm), 0.0)

@@ -1,4 +1,4 @@
-"""Agreement of regressed numbers with their targets."""
+"""Concordance correlation, for regression."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def concordance(prediction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Tensor:
-    r"""Concordance correlation of each column, :math:`2 s_{xy} / (s_x^2 + s_y^2 + (m_x - m_y)^2)`.
+    """Concordance correlation of each column, :math:`2 s_{xy} / (s_x^2 + s_y^2 + (m_x - m_y)^2)`.
 
-    Lin (1989), with biased variances; in the covariance form, which stays finite for a constant prediction.
+    Lin (1989), with biased variances; the covariance form is finite for a constant prediction.
 
     Shapes:
         prediction, target (N, K) -> (K).

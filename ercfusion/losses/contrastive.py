@@ -1,7 +1,6 @@
-"""Contrastive losses over the utterances of a batch: supervised, inter-class, and rank-n-contrast.
+"""Contrastive losses over the utterances of a batch: supervised, inter-class, rank-n-contrast.
 
-Each returns a sum over anchors (or pairs) and their number; the quotient is the loss. Their plain loops are in
-:mod:`ercfusion.losses.reference`.
+Each is returned as a sum over anchors (or pairs) and their number. :mod:`ercfusion.losses.reference` has plain loops.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ercfusion.losses._common import check_above_zero, check_labels, distances, in_full_precision, rows_of, unit
 
-# Similarities of anchors to keys that are held at a time: 16 MiB in float32.
+# Similarities per chunk of anchors: 16 MiB in float32.
 _ENTRIES = 1 << 22
 
 Memory = tuple[Tensor, Tensor]
@@ -35,27 +34,25 @@ def supervised_contrastive(
 
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log \frac{\exp(z_i z_p / t)}{\sum_{k \ne i} \exp(z_i z_k / t)}
 
-    where P_i are the other utterances (and remembered ones) with the label of i, and k runs over all of them.
-
-    The sum over positives is taken as one product with the sum of the vectors of a class, and the denominators of many
-    anchors are computed in chunks that the backward pass computes again: memory grows with N, not with its square.
+    P_i are the other keys (utterances and ``memory``) with the label of i; k runs over all keys. The sum over positives
+    is one product with their vectors' sum. The denominators are computed in chunks, again in the backward pass, so
+    memory grows with N, not N^2.
 
     Args:
         vectors: z (N, D).
-        labels: (N) class indices; arbitrary where not ``valid``.
+        labels: (N) class indices; arbitrary if not ``valid``.
         temperature: t, above 0.
-        include_lonely: Whether an anchor without a positive, whose loss is 0, counts in the mean. Left out, the mean
-            is over the anchors that say something; counted, it is smaller where classes are rare.
+        include_lonely: Count anchors without a positive, with loss 0, in the mean.
         normalize: Scale the vectors to length 1 first.
-        valid: (N) bool, the utterances that count, as anchors and as keys; None for all.
-        memory: Vectors (Q, D), as they shall be used, and labels (Q) of earlier utterances (:class:`MemoryQueue`).
-            They are keys, not anchors, and get no gradient.
+        valid: (N) bool, the utterances used as anchors and keys; None for all.
+        memory: Vectors (Q, D), used unscaled, and labels (Q) of earlier utterances (:class:`MemoryQueue`): keys without
+            gradient.
 
     Returns:
         The sum over anchors, and their number.
 
     Raises:
-        ValueError: ``temperature`` is not above 0, or shapes do not fit.
+        ValueError: ``temperature`` is not above 0, or shapes do not match.
     """
     return _contrast(vectors, labels, temperature, include_lonely, normalize, valid, memory, others_only=False)
 
@@ -71,19 +68,17 @@ def inter_class_contrastive(
     valid: Tensor | None = None,
     memory: Memory | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Contrast against other classes only: no positive pushes another one away.
+    r"""Contrast against other classes only: positives do not repel each other.
 
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \frac{z_i z_p}{t} + \log \sum_{k: y_k \ne y_i} \exp(z_i z_k / t)
 
-    The denominator without the positives is that of decoupled contrastive learning (Yeh et al., ECCV 2022), here with
-    labels; supervised inter-class contrast in emotion recognition was proposed by Shi et al. (ICIC 2024), whose
-    equations were not to be had: this is a reading of the idea, not their formula. It can be negative, and has no lower
-    bound but that of the cosines: -2 / t + log(number of keys of other classes).
+    The denominator without positives is from decoupled contrastive learning (Yeh et al., ECCV 2022). Shi et al. (ICIC
+    2024) proposed inter-class contrast for emotion recognition; their equations were not available, so this follows the
+    idea. The loss is at least -2 / t + log(number of keys of other classes).
 
     Args:
         vectors, labels, temperature, normalize, valid, memory: As for :func:`supervised_contrastive`.
-        include_lonely: Whether an anchor without a positive or without a key of another class, whose loss is 0, counts
-            in the mean.
+        include_lonely: Count anchors without a positive or a key of another class, with loss 0, in the mean.
 
     Returns:
         The sum over anchors, and their number.
@@ -120,16 +115,16 @@ def _contrast(
         return vectors.sum(), vectors.new_zeros(())
     classes = int(key_labels.max()) + 1
     member = (key_labels[:, None] == torch.arange(classes, device=labels.device)).to(keys)
-    # The anchor itself is in the sum of its class and is taken out of it.
+    # The sum of a class includes the anchor itself.
     positives = member.sum(0).index_select(0, labels) - 1
     others = len(keys) - 1 - positives
     anchors = vectors / temperature
-    toward = (anchors * ((member.t() @ keys).index_select(0, labels) - vectors)).sum(1)
+    attraction = (anchors * ((member.t() @ keys).index_select(0, labels) - vectors)).sum(1)
     rows = max(1, _ENTRIES // len(keys))
     if rows >= number:
-        apart = _log_sum(anchors, labels, keys, key_labels, 0, others_only)
+        repulsion = _log_sum(anchors, labels, keys, key_labels, 0, others_only)
     else:
-        apart = torch.cat(
+        repulsion = torch.cat(
             [
                 checkpoint(
                     partial(_log_sum, start=start, others_only=others_only),
@@ -144,34 +139,33 @@ def _contrast(
             ]
         )
     counted = (positives > 0) & (others > 0) if others_only else positives > 0
-    each = torch.where(counted, apart - toward / positives.clamp(min=1), 0.0)
+    each = torch.where(counted, repulsion - attraction / positives.clamp(min=1), 0.0)
     return each.sum(), each.new_tensor(float(number)) if include_lonely else counted.sum().to(each)
 
 
 def _log_sum(
     anchors: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, start: int, others_only: bool
 ) -> Tensor:
-    """Logarithm of the denominator of the anchors that begin with row ``start``; 0 where it has no term."""
+    """Log-denominator of the anchors from row ``start`` on; 0 without keys."""
     if others_only:
         keep = labels[:, None] != key_labels
     else:
         own = torch.arange(start, start + len(anchors), device=anchors.device)
         keep = own[:, None] != torch.arange(len(keys), device=anchors.device)
     some = keep.any(1, keepdim=True)
-    # Where nothing is kept everything is, and the result is thrown away: the gradient of log(0) would be NaN.
+    # Rows without keys keep all, and the result is discarded: the gradient of log(0) is NaN.
     logits = (anchors @ keys.t()).masked_fill(~keep & some, -torch.inf)
     return torch.where(some.squeeze(1), logits.logsumexp(1), 0.0)
 
 
 class MemoryQueue(nn.Module):
-    """The last utterances that were seen, first in, first out: more keys than one batch has.
+    """The last utterances, first in, first out: additional keys, without gradient.
 
-    What is remembered was made by earlier weights and gets no gradient. The content is part of the state: a training
-    that is resumed goes on with it.
+    Its content is part of the state, so a resumed training continues with it.
 
     Args:
-        size: How many utterances are kept, at least 1.
-        width: Of their vectors.
+        size: Number of utterances, at least 1.
+        width: Width of their vectors.
 
     Raises:
         ValueError: ``size`` is below 1.
@@ -184,23 +178,23 @@ class MemoryQueue(nn.Module):
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"size must be at least 1, found {size}")
+            raise ValueError(f"size must be at least 1, found {size}. Choose a larger number.")
         self.size = size
         self.register_buffer("vectors", torch.zeros(size, width))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     def content(self) -> Memory:
-        """Vectors (Q, width) and labels (Q) of the utterances that are remembered, newest first."""
+        """Vectors (Q, width) and labels (Q), newest first."""
         number = int(self.filled)
-        # Copies: what is pushed before the backward pass must not change what the forward pass has read.
+        # Copies, because a push may precede the backward pass.
         return self.vectors[:number].clone(), self.labels[:number].clone()
 
     @torch.no_grad()
     def push(self, vectors: Tensor, labels: Tensor) -> None:
-        """Remember utterances (n, width), (n); the oldest ones are forgotten."""
-        for held, new in ((self.vectors, vectors), (self.labels, labels)):
-            held.copy_(torch.cat([new.to(held), held])[: self.size])
+        """Add utterances (n, width), (n), and drop the oldest."""
+        for buffer, new in ((self.vectors, vectors), (self.labels, labels)):
+            buffer.copy_(torch.cat([new.to(buffer), buffer])[: self.size])
         self.filled.add_(len(labels)).clamp_(max=self.size)
 
 
@@ -213,44 +207,43 @@ def rank_n_contrast(
     normalize: bool = False,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Rank-N-Contrast: the order of representations follows the order of numbers (Zha et al., NeurIPS 2023).
+    r"""Rank-N-Contrast: distances of representations ordered as those of the targets (Zha et al., NeurIPS 2023).
 
     .. math:: L_{ik} = -\log \frac{\exp(s_{ik})}{\sum_{j \ne i,\, d_{ij} \ge d_{ik}} \exp(s_{ij})}
 
-    with :math:`s_{ij} = -|z_i - z_j|_2 / t` and :math:`d_{ij} = |y_i - y_j|_1`. Each row is sorted by the distance of
-    the targets, most distant first, and the denominators are running sums read at the end of each group of equals:
-    O(n^2 log n) where a loop over thresholds needs O(n^3).
+    with :math:`s_{ij} = -|z_i - z_j|_2 / t` and :math:`d_{ij} = |y_i - y_j|_1`. Rows are sorted by target distance, and
+    the denominators are running sums: O(n^2 log n) instead of O(n^3).
 
     Args:
         vectors: z (N, D).
-        targets: y (N, K) numbers; arbitrary where not ``valid``.
+        targets: y (N, K); arbitrary if not ``valid``.
         temperature: t, above 0.
         normalize: Scale the vectors to length 1 first; the paper does not.
-        valid: (N) bool, the utterances that count; None for all.
+        valid: (N) bool, the utterances used; None for all.
 
     Returns:
-        The sum over pairs of different utterances, and the number n (n - 1) of them.
+        The sum over pairs of different utterances, and their number n (n - 1).
 
     Raises:
-        ValueError: ``temperature`` is not above 0, or shapes do not fit.
+        ValueError: ``temperature`` is not above 0, or shapes do not match.
     """
     check_above_zero("temperature", temperature)
     if vectors.ndim != 2 or targets.ndim != 2 or len(targets) != len(vectors):
         raise ValueError(
-            f"expected vectors (N, D) and targets (N, K), found {tuple(vectors.shape)} and {tuple(targets.shape)}"
+            f"expected vectors (N, D) and targets (N, K), found {tuple(vectors.shape)} and {tuple(targets.shape)}. "
+            "Give one row of targets per vector."
         )
     vectors, targets = rows_of(valid, vectors, targets)
     number = len(vectors)
     if number < 2:
         return 0.0 * vectors.sum(), vectors.new_zeros(())
     similar = distances(unit(vectors) if normalize else vectors) / -temperature
-    apart = (targets[:, None] - targets).abs().sum(2)
-    # Most distant first; the utterance itself, with a distance of -1, comes last and is cut off.
-    ascending, order = apart.fill_diagonal_(-1.0).neg().sort(dim=1, stable=True)
+    gaps = (targets[:, None] - targets).abs().sum(2)
+    # Most distant first; the utterance itself, at -1, is last and is cut off.
+    ascending, order = gaps.fill_diagonal_(-1.0).neg().sort(dim=1, stable=True)
     ascending, similar = ascending[:, :-1].contiguous(), similar.gather(1, order)[:, :-1]
-    # Every denominator is the running sum at the end of its group of equals. It counts as often as the group has
-    # members, so that a product with these numbers stands for reading it there, whose gradient would be added up in
-    # any order.
+    # The denominator of a group of equal distances is the running sum at its end, once per member. A product with the
+    # group sizes replaces a gather, whose gradient is summed in any order.
     first = torch.searchsorted(ascending, ascending)
     after = torch.searchsorted(ascending, ascending, right=True)
     place = torch.arange(number - 1, device=vectors.device)

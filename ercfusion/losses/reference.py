@@ -1,6 +1,6 @@
-"""The losses of this package as loops over utterances: their specification, for tests and for reading.
+"""The losses as loops over utterances: specification and test reference.
 
-Each returns the loss itself (the mean, 0 where there is nothing to average) of utterances that all count.
+Each returns the mean over valid utterances, 0 without any.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def rank_n_contrast_reference(vectors: Tensor, targets: Tensor, temperature: flo
     number, terms = len(vectors), []
     for i in range(number):
         similar = {j: -(vectors[i] - vectors[j]).norm() / temperature for j in range(number) if j != i}
-        apart = {j: (targets[i] - targets[j]).abs().sum() for j in similar}
+        gaps = {j: (targets[i] - targets[j]).abs().sum() for j in similar}
         for k in similar:
-            below = torch.stack([similar[j].exp() for j in similar if apart[j] >= apart[k]]).sum()
+            below = torch.stack([similar[j].exp() for j in similar if gaps[j] >= gaps[k]]).sum()
             terms.append(-(similar[k].exp() / below).log())
     return _mean(terms, vectors)
 
@@ -88,7 +88,7 @@ def triplet_reference(
     literal: bool = False,
     hinge: bool = True,
 ) -> Tensor:
-    """:func:`ercfusion.losses.triplet_loss` or, without a ``margin``, ``adaptive_triplet_loss``; of unit vectors."""
+    """:func:`ercfusion.losses.triplet_loss` of unit vectors; without ``margin``, ``adaptive_triplet_loss``."""
     units, names = _unit(vectors), labels.tolist()
     number = len(units)
 
@@ -122,8 +122,8 @@ def variance_reference(vectors: Tensor, target: float, epsilon: float = 1e-4) ->
     """:func:`ercfusion.losses.variance_loss`."""
     terms = []
     for column in vectors.t():
-        centred = [entry - column.sum() / len(column) for entry in column]
-        variance = torch.stack([entry * entry for entry in centred]).sum() / (len(column) - 1)
+        centred = [value - column.sum() / len(column) for value in column]
+        variance = torch.stack([value * value for value in centred]).sum() / (len(column) - 1)
         terms.append((target - (variance + epsilon).sqrt()).clamp(min=0))
     return _mean(terms, vectors)
 

@@ -1,7 +1,7 @@
-"""Terms that keep representations from collapsing: variance and covariance (VICReg, Bardes et al., ICLR 2022).
+"""Variance and covariance terms against collapsed representations (VICReg, Bardes et al., ICLR 2022).
 
-Both look at the vectors as they are, before any normalisation: on the unit sphere of D dimensions the deviation of a
-dimension is about 1 / sqrt(D), far below the 1 that the variance term asks for, so that it would be a constant.
+Both need vectors before any normalisation: on the unit sphere the deviation per dimension is about 1 / sqrt(D), so the
+variance term would be constant.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from ercfusion.losses._common import check_above_zero, in_full_precision, rows_o
 def variance_loss(
     vectors: Tensor, *, target: float = 1.0, epsilon: float = 1e-4, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""How far the standard deviation of each dimension is below ``target`` (VICReg, equations 1 and 2).
+    r"""Shortfall of each dimension's standard deviation from ``target`` (VICReg, equations 1 and 2).
 
     .. math:: L = \frac{1}{D} \sum_d \max(0, t - \sqrt{s_d^2 + e})
 
     Args:
         vectors: (N, D), not normalised.
         target: t, in the unit of the vectors, above 0.
-        epsilon: e; it bounds the gradient of the root.
-        valid: (N) bool, the utterances that count; None for all.
+        epsilon: e; bounds the gradient of the root.
+        valid: (N) bool, the n utterances used; None for all.
 
     Returns:
-        The loss times the number n of utterances that count, and n; of fewer than two the loss is 0. Variances have
-        n - 1 below the line.
+        n L and n; 0 for fewer than two utterances. s_d is the sample standard deviation.
     """
     check_above_zero("target", target)
     (vectors,) = rows_of(valid, vectors)
@@ -39,13 +38,13 @@ def variance_loss(
 
 @in_full_precision
 def covariance_loss(vectors: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Squared covariances between different dimensions (VICReg, equations 3 and 4).
+    r"""Squared covariances of different dimensions (VICReg, equations 3 and 4).
 
     .. math:: L = \frac{1}{D} \sum_{d \ne e} c_{de}^2
 
     Args:
         vectors: (N, D), not normalised.
-        valid: (N) bool, the utterances that count; None for all.
+        valid: (N) bool, the utterances used; None for all.
 
     Returns:
         As for :func:`variance_loss`.
@@ -62,6 +61,6 @@ def _centred(vectors: Tensor) -> Tensor:
 
 
 def _whole(loss: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """A statistic of n utterances, as a sum over them: 0, but part of the graph, where there are not two."""
+    """A statistic of n utterances as a sum over them; for fewer than two 0, within the graph."""
     number = len(vectors) if len(vectors) > 1 else 0
     return loss * number, loss.new_tensor(float(number))

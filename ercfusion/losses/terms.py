@@ -1,6 +1,6 @@
-"""Losses as terms of an objective; their settings are in :mod:`ercfusion.config.terms`.
+"""Losses as terms of an objective; :mod:`ercfusion.config.terms` has their settings.
 
-A term reads an architecture's representations of a batch's labelled utterances, not the task's outputs.
+A term reads the representations of a batch's labelled utterances, not the task's outputs.
 """
 
 from __future__ import annotations
@@ -35,47 +35,46 @@ def triplet(
     """The term ``triplet``: fixed or adaptive margins.
 
     Raises:
-        ValueError: settings of adaptive margins without them.
+        ValueError: settings of adaptive margins without ``adaptive``.
     """
     if not adaptive:
         if literal or not hinge:
-            raise ValueError("literal=true and hinge=false go with adaptive=true only")
+            raise ValueError("literal=true and hinge=false go with adaptive=true only. Set adaptive=true.")
         return triplet_loss(vectors, target, mining=mining, margin=margin)
     return adaptive_triplet_loss(vectors, target, mining=mining, scale=scale, literal=literal, hinge=hinge)
 
 
 def variance(vectors: Tensor, target: Tensor, *, std: float) -> tuple[Tensor, Tensor]:
-    """The term ``variance``, which needs no labels."""
+    """The term ``variance``; it needs no labels."""
     return variance_loss(vectors, target=std)
 
 
 def covariance(vectors: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The term ``covariance``, which needs no labels."""
+    """The term ``covariance``; it needs no labels."""
     return covariance_loss(vectors)
 
 
 class RepresentationTerm(nn.Module):
     """One loss over the representations of a batch's labelled utterances.
 
-    Of a single modality's representation the utterances that have the modality count; what an architecture puts in the
-    place of an absent one says nothing about an emotion.
+    For a modality's representation only utterances having the modality count.
 
     Args:
-        name: Its name in the objective.
-        settings: Of the class that is registered under the name. Contrastive learning mostly puts a ``projection``
-            between representation and loss (Chen et al., ICML 2020), so that the representation keeps what the loss
-            would make it forget; it is trained with the rest and is not part of the recognizer.
+        name: Name in the objective.
+        settings: Settings of the registered class. A ``projection`` network between representation and loss (Chen et
+            al., ICML 2020) lets the representation keep more than the loss needs; it is trained, but not part of the
+            recognizer.
 
     Raises:
-        ConfigError: values that do not go together.
+        ConfigError: settings that exclude each other.
     """
 
     def __init__(self, name: str, settings: Term) -> None:
         super().__init__()
         self.name, self.settings = name, settings
         self.queue = int(getattr(settings, "queue", 0))
-        ours = ("of", "projection", "queue")
-        self.options = {key: getattr(settings, key) for key in fields_of(type(settings)) if key not in ours}
+        own = ("of", "projection", "queue")
+        self.options = {key: getattr(settings, key) for key in fields_of(type(settings)) if key not in own}
         self.projections = nn.ModuleDict()
         self.queues = nn.ModuleDict()
         self.function = settings.load()
@@ -85,19 +84,19 @@ class RepresentationTerm(nn.Module):
             raise ConfigError(f"objective.{name}: {error}") from error
 
     def build(self, hidden: int, modalities: Mapping[str, int]) -> RepresentationTerm:
-        """Make the parts that depend on widths: projections and queues; returns the term itself.
+        """Create the projections and queues; returns the term itself.
 
         Args:
-            hidden: Width of the vector that the head reads.
+            hidden: Width of the head's input.
             modalities: Widths of the modalities' representations by name.
 
         Raises:
-            ConfigError: the term is of representations that the architecture does not have.
+            ConfigError: the architecture lacks the representations of the term.
         """
         if self.settings.of != "hidden" and not modalities:
             raise ConfigError(
                 f"objective.{self.name}.of={self.settings.of}: the architecture with these options has no "
-                "representation of a single modality"
+                f"representation of a single modality. Set objective.{self.name}.of=hidden."
             )
         widths = {"hidden": hidden} if self.settings.of != "modalities" else {}
         if self.settings.of != "hidden":
@@ -111,12 +110,12 @@ class RepresentationTerm(nn.Module):
         return self
 
     def check_task(self, task: TaskSpec) -> None:
-        """Raise :class:`ConfigError` if the task's targets are not what the term reads."""
+        """Raise :class:`ConfigError` if the term cannot read the task's targets."""
         reads = self.settings.reads
         if reads and task.rules.representation != reads:
-            fits = " and ".join(name for name in KINDS if task_kind(name).representation == reads)
+            kinds = " and ".join(name for name in KINDS if task_kind(name).representation == reads)
             raise ConfigError(
-                f"objective.weights.{self.name} is for {fits} tasks; {task.name!r} is {task.kind}. Leave it at 0."
+                f"objective.weights.{self.name} is for {kinds} tasks; {task.name!r} is {task.kind}. Set it to 0."
             )
 
     def forward(
@@ -127,23 +126,23 @@ class RepresentationTerm(nn.Module):
         valid: Tensor,
         present: Mapping[str, Tensor],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each representation the sum of losses and what to divide it by.
+        """Sum of losses and divisor of each representation.
 
         Args:
             hidden: (N, D).
             modalities: (N, D_m) by name.
-            target: (N) class indices, or (N, K) numbers; arbitrary where not ``valid``.
+            target: (N) class indices, or (N, K) numbers; arbitrary if not ``valid``.
             valid: (N) bool, the labelled utterances.
-            present: (N) bool by modality, the utterances that have it.
+            present: (N) bool by modality.
         """
-        found = []
+        losses = []
         if self.settings.of != "modalities":
-            found.append(self._of("hidden", hidden, target, valid))
+            losses.append(self._of("hidden", hidden, target, valid))
         if self.settings.of != "hidden":
             for name, vectors in modalities.items():
                 counted = valid & present[name] if name in present else valid
-                found.append(self._of(f"modality {name}", vectors, target, counted))
-        return found
+                losses.append(self._of(f"modality {name}", vectors, target, counted))
+        return losses
 
     def _of(self, key: str, vectors: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         rows = counted.nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Triplet losses with mining inside the batch, from one matrix of distances."""
+"""Triplet losses with mining inside the batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ercfusion.losses._common import (
 Mining = Literal["hard", "all", "active"]
 MININGS: tuple[Mining, ...] = ("hard", "all", "active")
 
-# Triplets that are held at a time: 16 MiB for each float32 tensor of them.
+# Triplets per chunk: 16 MiB per float32 tensor.
 _ENTRIES = 1 << 22
 # In the exponential margins' denominators.
 _EPSILON = 1e-8
@@ -38,30 +38,28 @@ def triplet_loss(
     normalize: bool = True,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Triplet loss with a fixed margin and mining within the batch (Schroff et al., CVPR 2015; Hermans et al., 2017).
+    r"""Triplet loss with a fixed margin and mining in the batch (Schroff et al., CVPR 2015; Hermans et al., 2017).
 
     .. math:: L_{apn} = \max(0, D_{ap} - D_{an} + m)
 
-    for an anchor a, a positive p with its label and a negative n with another one. With ``normalize``, D is half the
-    Euclidean distance of unit vectors, from 0 to 1; otherwise the Euclidean distance.
-
-    Over all triplets the negatives of each anchor are sorted once, and the sum over those closer than D_ap + m is a
-    running sum: O(N^2 log N) where a loop over triplets needs O(N^3).
+    for an anchor a, a positive p of its class and a negative n of another. With ``normalize``, D is half the Euclidean
+    distance of unit vectors, from 0 to 1; otherwise the Euclidean distance. Over all triplets, sorted negatives and
+    running sums need O(N^2 log N) instead of O(N^3).
 
     Args:
         vectors: (N, D).
-        labels: (N) class indices; arbitrary where not ``valid``.
-        mining: ``hard``, the most distant positive and the closest negative of each anchor; ``all``, the mean over all
-            triplets; ``active``, over all triplets with a loss above 0.
-        margin: m, in the unit of D, 0 or more.
+        labels: (N) class indices; arbitrary if not ``valid``.
+        mining: ``hard``: the farthest positive and the closest negative per anchor; ``all``: all triplets; ``active``:
+            those with a loss above 0.
+        margin: m, in units of D, at least 0.
         normalize: Scale the vectors to length 1 first.
-        valid: (N) bool, the utterances that count; None for all.
+        valid: (N) bool, the utterances used; None for all.
 
     Returns:
-        The sum over triplets, and their number: for ``hard``, that of the anchors with a positive and a negative.
+        The sum over triplets, and their number (``hard``: anchors with a positive and a negative).
 
     Raises:
-        ValueError: ``mining`` or ``margin`` is out of its range, or shapes do not fit.
+        ValueError: ``mining`` or ``margin`` is out of range, or shapes do not match.
     """
     check_not_negative("margin", margin)
     vectors, positive, negative = _prepared(vectors, labels, mining, valid, normalize, halves=normalize)
@@ -72,12 +70,11 @@ def triplet_loss(
     if len(vectors) == 0:
         return vectors.sum(), vectors.new_zeros(())
     matrix = distances(vectors)
-    # Distances to negatives in rising order, the others behind them. A zero in front of the running sums is the sum of
-    # no negative. The number of negatives that are close enough is no function with a gradient.
+    # Distances to negatives in rising order, then infinity. The number of negatives within the margin has no gradient.
     rising = matrix.masked_fill(~negative, torch.inf).sort(dim=1).values
     closer = torch.searchsorted(rising.detach().contiguous(), matrix.detach() + margin)
     closer = closer.where(positive, 0)
-    # Sum over p of (sum of the first closer_p distances) = sum over places of (number of p that reach it) * distance.
+    # Sum over p of the first closer_p distances = sum over ranks of (number of p reaching the rank) * distance.
     reach = torch.zeros(len(matrix), len(matrix) + 1, device=matrix.device, dtype=torch.long)
     reach = reach.scatter_add_(1, closer, positive.long())[:, 1:].flip(1).cumsum(1).flip(1)
     nearby = torch.where(reach > 0, rising, 0.0)
@@ -99,40 +96,40 @@ def adaptive_triplet_loss(
     normalize: bool = True,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Triplet loss with margins that depend on the distances (M2FNet, Chudasama et al., CVPRW 2022).
+    r"""Triplet loss with margins depending on the distances (M2FNet, Chudasama et al., CVPRW 2022).
 
     .. math::
         L_{apn} &= \max\left(0,\; D_{ap} - (D_{an} + D_{pn}) / 2 + k (m_s + m_d)\right) \\
         m_s &= 1 + 2 / (\exp(4 D_{ap}) + e), \quad m_d = 1 + 2 / (\exp(4 - 4 D_{an}) + e)
 
-    By default D is half the Euclidean distance of unit vectors, from 0 to 1, where the margins are made for; the
-    margins carry no gradient; and k = ``scale`` brings their sum, from 2 to 6, into the range of the distances: a
-    margin between 0.2 and 0.6, larger for positives that are close already and negatives that are far already.
+    By default D is half the Euclidean distance of unit vectors, the range intended for the margins, and margins have
+    no gradient. The factor k (``scale``) brings their sum, 2 to 6, to the scale of the distances: 0.2 to 0.6, larger
+    for close positives and far negatives.
 
-    ``literal=True`` is the published form: D the Euclidean distance, k = 1, and margins that are differentiated. It is
-    degenerate. The margins' sum is above 2 while the rest is hardly below -1, so that the hinge (``hinge=True``, the
-    paper's) never closes for distances up to 1; and the gradient through the margins drives D_ap towards
-    log(8) / 4 = 0.52, so that closer positives are pushed apart, and (without D_pn) D_an towards 1 - log(16) / 4 =
-    0.31, so that negatives farther than that are pulled together. Without the hinge (``hinge=False``, as in public
-    re-implementations) nothing else remains. Beyond D_an = 1 the margin m_d grows like exp(4 D_an).
+    ``literal=True`` is the published form: Euclidean D, k = 1, margins with gradient. It is degenerate:
+
+    - The margins exceed 2 and the rest is hardly below -1, so the hinge never closes for distances up to 1.
+    - The margins' gradient drives D_ap towards log(8) / 4 = 0.52: closer positives are pushed apart.
+    - Without D_pn, it drives D_an towards 1 - log(16) / 4 = 0.31: farther negatives are pulled closer.
+    - Beyond D_an = 1, m_d grows like exp(4 D_an).
 
     Args:
-        vectors, labels, mining, normalize, valid: As for :func:`triplet_loss`. Without ``normalize`` D is the Euclidean
-            distance in any case.
-        scale: k of the default form, above 0; not used by the literal one.
-        literal: The published form.
-        hinge: Cut triplets off at 0; only the literal form can do without.
+        vectors, labels, mining, normalize, valid: As for :func:`triplet_loss`; without ``normalize``, D is the
+            Euclidean distance.
+        scale: k of the default form, above 0.
+        literal: Use the published form.
+        hinge: Limit triplets to at least 0; false only with ``literal``, as in public re-implementations.
 
     Returns:
         As for :func:`triplet_loss`; without a hinge every triplet is active.
 
     Raises:
-        ValueError: ``mining`` or ``scale`` is out of its range, ``hinge=False`` without ``literal=True``, or shapes do
-            not fit.
+        ValueError: ``mining`` or ``scale`` is out of range, ``hinge=False`` without ``literal=True``, or shapes do not
+            match.
     """
     check_above_zero("scale", scale)
     if not hinge and not literal:
-        raise ValueError("hinge=False goes with literal=True only")
+        raise ValueError("hinge=False goes with literal=True only. Set literal=True.")
     halves = normalize and not literal
     vectors, positive, negative = _prepared(vectors, labels, mining, valid, normalize, halves=halves)
     form = partial(_adaptive, scale=scale, literal=literal, hinge=hinge)
@@ -162,9 +159,9 @@ def adaptive_triplet_loss(
 def _prepared(
     vectors: Tensor, labels: Tensor, mining: str, valid: Tensor | None, normalize: bool, *, halves: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, D) vectors between which D is the Euclidean distance, and which pairs (n, n) are positive and negative."""
+    """(n, D) vectors with Euclidean distances D, and the positive and negative pairs (n, n)."""
     if mining not in MININGS:
-        raise ValueError(f"mining must be one of {', '.join(MININGS)}; found {mining!r}")
+        raise ValueError(f"mining must be one of {', '.join(MININGS)}; found {mining!r}. Choose one of them.")
     check_labels(vectors, labels)
     vectors, labels = rows_of(valid, vectors, labels)
     if normalize:
@@ -175,10 +172,9 @@ def _prepared(
 
 
 def _hardest(vectors: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(n) D_ap, D_an and D_pn of each anchor's hardest triplet, and which anchors have one (others: any numbers).
+    """(n) D_ap, D_an, D_pn of each anchor's hardest triplet, and whether it has one (otherwise arbitrary).
 
-    The matrix only decides which triplet that is; the distances in it are then computed from differences, with all
-    digits, however close the vectors are.
+    The matrix only selects the triplets; differences give their distances without its rounding.
     """
     counted = positive.any(1) & negative.any(1)
     if len(vectors) == 0:
@@ -201,10 +197,10 @@ def _adaptive(ap: Tensor, an: Tensor, pn: Tensor, *, scale: float, literal: bool
 
 
 def adaptive_margins(ap: Tensor, an: Tensor) -> Tensor:
-    """The sum m_s + m_d of both margins (see :func:`adaptive_triplet_loss`), in float32 or float64.
+    """m_s + m_d of :func:`adaptive_triplet_loss`, in float32 or float64.
 
     Shapes:
-        D_ap and D_an of any shapes that broadcast -> that shape.
+        D_ap and D_an of broadcasting shapes -> that shape.
     """
     return 2 + 2 / ((4 * ap).exp() + _EPSILON) + 2 / ((4 - 4 * an).exp() + _EPSILON)
 
@@ -212,7 +208,7 @@ def adaptive_margins(ap: Tensor, an: Tensor) -> Tensor:
 def _all_of(
     ap: Tensor, positive: Tensor, negative: Tensor, matrix: Tensor, *, form: partial[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Sum over the triplets [a, p, n] of some anchors, and how many of them are above 0."""
+    """Sum over the triplets [a, p, n] of some anchors, and the number above 0."""
     each = form(ap[:, :, None], ap[:, None, :], matrix)
     each = torch.where(positive[:, :, None] & negative[:, None, :], each, 0.0)
     return each.sum(), (each > 0).sum()

@@ -1,4 +1,4 @@
-"""The architectures, by name. Importing this package loads torch and numpy only; a model's file is loaded on use."""
+"""Registry of architectures. Importing it loads torch and numpy; a model's file is loaded on first use."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from ercfusion.models.limits import allocation_limit
 
 
 def architecture_class(model: str | type[Architecture]) -> type[Architecture]:
-    """The class of an architecture.
+    """Class of an architecture.
 
     Args:
-        model: A registered name, ``"module:Class"`` (the module must be imported), or the class itself.
+        model: Registered name, ``"module:Class"`` of an imported module, or the class.
 
     Raises:
-        ConfigError: unknown name (the message names the nearest), or a class of another kind.
+        ConfigError: unknown name (with the nearest name), or not an :class:`Architecture`.
     """
-    found = ARCHITECTURES.load(model)
-    if not issubclass(found, Architecture):
-        raise ConfigError(f"{ARCHITECTURES.name_of(model)} is not a subclass of ercfusion.models.Architecture")
-    return found
+    architecture = ARCHITECTURES.load(model)
+    if not issubclass(architecture, Architecture):
+        raise ConfigError(
+            f"{ARCHITECTURES.name_of(model)} is not a subclass of ercfusion.models.Architecture. Use it as base class."
+        )
+    return architecture
 
 
 def register(name: str, target: str) -> None:
-    """Make an architecture of your own known by name.
+    """Register an architecture under a name.
 
     Args:
-        name: New name; a taken one is refused.
-        target: ``"module:Class"``; the module is loaded when the architecture is first used.
+        name: New name.
+        target: ``"module:Class"``, loaded on first use.
 
     Raises:
-        ConfigError: the name belongs to another architecture.
+        ConfigError: the name is taken.
     """
     ARCHITECTURES.register(name, target)
 
 
 def architecture_options(model: str | type[Architecture]) -> dict[str, Any]:
-    """The options of an architecture with their defaults."""
+    """Options of an architecture with their defaults."""
     return defaults_of(architecture_class(model))
 
 
 def architecture_limits(model: str | type[Architecture], options: Mapping[str, Any] | None = None) -> Limits:
-    """The limits of an architecture with ``options``, without building it; see :class:`Limits`.
+    """:class:`Limits` of an architecture with ``options``, without building it.
 
     Raises:
-        ConfigError: unknown name; the message names the nearest.
+        ConfigError: unknown name, with the nearest name.
     """
     return architecture_class(model).limits({**architecture_options(model), **(options or {})})
 
@@ -58,23 +60,22 @@ def architecture_limits(model: str | type[Architecture], options: Mapping[str, A
 def build_architecture(
     model: str | type[Architecture], inputs: InputSpec, options: Mapping[str, Any] | None = None
 ) -> Architecture:
-    """An architecture for the given inputs.
+    """Build an architecture for the given inputs.
 
     Args:
-        model: See :func:`architecture_class`.
+        model: As for :func:`architecture_class`.
         inputs: Modalities and widths.
-        options: Those that are not at their defaults.
+        options: Options that differ from their defaults.
 
     Raises:
-        ConfigError: unknown name or option (the message names the nearest), an option's value that does not fit, or
-            sizes that need too much memory.
+        ConfigError: unknown name or option (with the nearest name), invalid value, or sizes exceeding the memory.
     """
-    found, name = architecture_class(model), ARCHITECTURES.name_of(model)
+    architecture, name = architecture_class(model), ARCHITECTURES.name_of(model)
     options = dict(options or {})
-    check_options(f"model {name!r}", "model", options_of(found), options)
+    check_options(f"model {name!r}", "model", options_of(architecture), options)
     try:
         with allocation_limit(name):
-            return found(inputs, **options)
+            return architecture(inputs, **options)
     except ValueError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
 

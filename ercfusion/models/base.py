@@ -1,4 +1,4 @@
-"""What every architecture is: a module from a packed batch to one vector an utterance."""
+"""Base of all architectures: modules from a packed batch to one vector per utterance."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from ercfusion.ops.processes import Shares
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """An auxiliary loss of a whole batch, in two parts: what each utterance brings, and what is made of it.
+    """Auxiliary loss of a whole batch: values per utterance, and the function reducing them.
 
-    Kept apart, because in distributed training the utterances of a batch are spread over processes: those of all of
-    them are collected before ``function`` is called. A loss that is a mean over utterances is one of them, and so is
-    one that compares utterances with each other.
+    Distributed training spreads the utterances of a batch over processes, so their values are gathered before
+    ``function`` is called.
 
     Args:
         function: Called with the values and the packing of the same utterances; returns a scalar.
@@ -35,21 +34,21 @@ class BatchLoss:
     values: tuple[Tensor, ...]
 
     def __call__(self, shares: Shares) -> Tensor:
-        """The loss of the batch that the processes share, a scalar."""
+        """Loss of the batch shared by the processes, a scalar."""
         return self.function(*map(shares.gather, self.values), shares.packing)
 
 
 @dataclass
 class Encoded:
-    """What an architecture makes of a batch.
+    """Output of an architecture.
 
     Args:
-        hidden: (N, hidden_size); a head turns it into the task's outputs.
-        modalities: Per-modality representations (N, D_m), where the architecture has them; the objective term
-            ``unimodal`` puts a head on each.
-        attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` asks for them.
-        losses: Auxiliary losses by name; the objective weighs them by that name. A scalar will do for a single process;
-            distributed training needs a :class:`BatchLoss`.
+        hidden: (N, hidden_size), the input of the heads.
+        modalities: Representations (N, D_m) by modality, if the architecture has them; the objective term ``unimodal``
+            puts a head on each.
+        attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` is set.
+        losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; distributed training needs a
+            :class:`BatchLoss`, a single process also accepts a scalar.
     """
 
     hidden: Tensor
@@ -59,14 +58,14 @@ class Encoded:
 
 
 class Outcomes(Protocol):
-    """The classifiers on single modalities, asked while a batch is encoded: the request ``outcomes``."""
+    """Classifiers on single modalities, called during encoding: the request ``outcomes``."""
 
     def __call__(self, modality: str, representation: Tensor) -> Tensor | None:
-        """Logits of outcomes of which exactly one occurs; None if the task has no probabilities (regression).
+        """Logits of mutually exclusive outcomes; None if the task has no probabilities (regression).
 
         Args:
-            modality: Its name.
-            representation: (N, D), what the architecture returns in :attr:`Encoded.modalities`.
+            modality: Name of the modality.
+            representation: (N, D), as in :attr:`Encoded.modalities`.
 
         Returns:
             (N, Q, C): Q questions with C outcomes each.
@@ -74,9 +73,9 @@ class Outcomes(Protocol):
 
 
 Request = Literal["outcomes"]
-"""What an architecture may ask for beyond the batch, by the keyword argument of ``forward`` that takes it.
+"""Keyword arguments of ``forward`` that an architecture may request from the recognizer.
 
-``outcomes``: an :class:`Outcomes`. To add one, name it here, declare its protocol above, and lend it in
+``outcomes``: an :class:`Outcomes`. A new request needs a name here, a protocol above, and its value in
 :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
@@ -86,20 +85,21 @@ class Capabilities:
     """What an architecture can do and needs; tests and the documentation's matrix are computed from it.
 
     Args:
-        learns: Its output depends on the input at all (False for the majority floor).
+        learns: Its output depends on the input (False for ``majority``).
         contextual: Reads other utterances of the conversation.
         causal: Never reads later utterances.
-        missing_aware: Treats an absent modality otherwise than as zeros.
-        speakers: ``none`` (ignores speakers), ``same_other`` (only whether two turns have the same speaker) or
-            ``numbered`` (the order of first appearance matters).
-        needs_unimodal: Parts of it learn from the objective's term ``unimodal`` only.
-        requires: Modalities without which it cannot run; empty means that any will do.
-        asks: What the recognizer lends to ``forward``, as keyword arguments of these names. They have defaults, so that
-            the architecture runs without a recognizer too.
-        compiles: Runs under ``torch.compile``; otherwise ``compile_note`` says why not.
+        missing_aware: Treats an absent modality differently from zeros.
+        speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
+            first appearance).
+        needs_unimodal: Parts of it learn only from the objective term ``unimodal``.
+        requires: Modalities that it cannot run without; empty for none.
+        asks: Keyword arguments of ``forward`` provided by the recognizer; each has a default for use without a
+            recognizer.
+        compiles: Runs under ``torch.compile``.
+        compile_note: Reason if it does not.
 
     Raises:
-        ValueError: ``asks`` names what nobody lends.
+        ValueError: unknown name in ``asks``.
     """
 
     learns: bool = True
@@ -115,27 +115,27 @@ class Capabilities:
 
     def __post_init__(self) -> None:
         if unknown := set(self.asks) - set(get_args(Request)):
-            raise ValueError(f"asks: {min(unknown)!r} is none of {', '.join(get_args(Request))}")
+            raise ValueError(f"asks: unknown request {min(unknown)!r}. Choose from {', '.join(get_args(Request))}.")
 
 
 BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"
-"""What runs, records and tables say of an architecture with :attr:`Limits.batch_dependence`."""
+"""Note of runs, records and tables on an architecture with :attr:`Limits.batch_dependence`."""
 
 PACKED_NOTE = "packed sequences (torch.nn.utils.rnn) are not traced by torch.compile"
-"""Why an architecture with a packed recurrent layer does not compile."""
+"""Compile note of architectures with a packed recurrent layer."""
 
 PADDING_NOTE = "mask_padding=false lets its LSTM read padding"
-"""Why the score of an utterance depends on its batch, of architectures with a context LSTM and the option."""
+"""Batch dependence of architectures with a context LSTM and ``mask_padding=false``."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What follows from an architecture's options without its inputs, so that it is known before data are loaded.
+    """Consequences of an architecture's options, known before data are loaded.
 
     Args:
-        longest: The most utterances that a conversation may have; None for any number.
-        batch_dependence: Why the score of an utterance depends on the other conversations of its batch, as the end of
-            a sentence that begins with "because"; empty where it does not.
+        longest: Longest conversation in utterances; None for any.
+        batch_dependence: Why an utterance's score depends on the other conversations of its batch, as the rest of a
+            sentence after "because"; empty if it does not.
     """
 
     longest: int | None = None
@@ -145,27 +145,26 @@ class Limits:
 class Architecture(nn.Module, ABC):
     """Base of all architectures.
 
-    A subclass is constructed as ``Subclass(inputs, *, option=default, ...)`` with options of plain types, calls
-    ``super().__init__(inputs)`` first, sets ``hidden_size``, and implements :meth:`forward`. What it can do is declared
-    in ``capabilities``. Batches that do not fit the inputs never reach :meth:`forward`.
+    A subclass has the constructor ``Subclass(inputs, *, option=default, ...)`` with options of plain types, calls
+    ``super().__init__(inputs)`` first, sets ``hidden_size``, declares ``capabilities`` and implements :meth:`forward`.
+    Batches that do not fit the inputs are refused before :meth:`forward`.
 
     Args:
-        inputs: What the data delivers.
+        inputs: Modalities and widths of the data.
     """
 
     capabilities: Capabilities = Capabilities()
-    """What all instances can do. A constructor replaces it on the instance if the options or the inputs decide; but
-    ``requires`` is read from the class."""
+    """Capabilities of all instances. A constructor may replace them on the instance, but not ``requires``."""
 
     hidden_size: int
     keep_attention: bool = False
-    """Set it on an instance to have attention maps in :attr:`Encoded.attention`, where the architecture has any."""
+    """Whether :attr:`Encoded.attention` is filled, if the architecture has attention maps; set it on the instance."""
 
     search_space: ClassVar[Space] = {}
-    """What a sweep searches: options (``model.hidden``) and settings of the training that belong to them."""
+    """Search space of a sweep: options (``model.hidden``) and settings of the training."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Have the constructor check its options before anything is built."""
+        """Make the constructor check its options first."""
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
             cls.__init__ = _checked(cls, cls.__init__)  # type: ignore[method-assign]
@@ -176,14 +175,15 @@ class Architecture(nn.Module, ABC):
         missing = [name for name in self.capabilities.requires if name not in inputs.widths]
         if missing:
             raise BatchError(
-                f"{type(self).__name__} needs the modality {missing[0]!r}; the data has {', '.join(inputs.widths)}"
+                f"{type(self).__name__} needs the modality {missing[0]!r}; the data has {', '.join(inputs.widths)}. "
+                "Add the modality or choose another model."
             )
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """The limits of an instance with ``options``; a subclass that has any overrides this.
+        """Limits of an instance with ``options``; subclasses with limits override it.
 
-        Call :func:`ercfusion.models.architecture_limits`, which fills in the defaults.
+        Call :func:`ercfusion.models.architecture_limits`, which adds the defaults.
 
         Args:
             options: All options of the constructor.
@@ -191,14 +191,14 @@ class Architecture(nn.Module, ABC):
         return Limits()
 
     def __call__(self, batch: ConversationBatch, **lent: Any) -> Encoded:
-        """Check that ``batch`` has the modalities and widths this was built for, then :meth:`forward`.
+        """Check the modalities and widths of ``batch``, then call :meth:`forward`.
 
         Args:
             batch: N utterances.
-            lent: What :attr:`Capabilities.asks` names.
+            lent: Arguments named in :attr:`Capabilities.asks`.
 
         Raises:
-            BatchError: other modalities, or other widths; both sides are named.
+            BatchError: other modalities or widths, with both sides.
         """
         self.check_inputs(batch)
         encoded: Encoded = super().__call__(batch, **lent)
@@ -209,32 +209,39 @@ class Architecture(nn.Module, ABC):
         """Encode the N utterances of ``batch``."""
 
     def check_inputs(self, batch: ConversationBatch) -> None:
-        """Raise :class:`BatchError`, naming both sides, if a batch does not have the widths this was built for."""
+        """Raise :class:`BatchError`, with both sides, if the widths of ``batch`` differ from the model's."""
         check_widths(self.inputs.widths, {name: value.shape[1] for name, value in batch.features.items()})
 
 
 def _checked(cls: type[Architecture], construct: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(construct)
     def checked(self: Architecture, *arguments: Any, **options: Any) -> None:
-        # Only the class that is built: one that inherits may pass its parent what the parent's own options exclude.
+        # Only for the class being built: a subclass may pass its parent values outside the parent's options.
         if type(self) is cls:
-            known = options_of(cls)
-            names = {option.name for option in known}
-            given = {name: value for name, value in options.items() if name in names}
-            check_options(f"model {cls.__name__!r}", "model", known, given)
+            declared = options_of(cls)
+            names = {option.name for option in declared}
+            values = {name: value for name, value in options.items() if name in names}
+            check_options(f"model {cls.__name__!r}", "model", declared, values)
         construct(self, *arguments, **options)
 
     return checked
 
 
-def check_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
-    """Raise :class:`BatchError` unless the data has the modalities and widths that a model expects, in its order."""
+def check_widths(expected: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    """Raise :class:`BatchError` unless the data has the model's modalities, in its order, with its widths."""
     for name, width in expected.items():
-        if name not in found:
-            raise BatchError(f"the model was built for the modality {name!r}; the data has {', '.join(found)}")
-        if found[name] != width:
-            raise BatchError(f"modality {name!r}: the model was built for width {width}, the data has {found[name]}")
-    if list(expected) != list(found):
+        if name not in widths:
+            raise BatchError(
+                f"the model was built for the modality {name!r}; the data has {', '.join(widths)}. "
+                "Use the features of the training."
+            )
+        if widths[name] != width:
+            raise BatchError(
+                f"modality {name!r}: the model was built for width {width}, the data has {widths[name]}. "
+                "Use the features of the training."
+            )
+    if list(expected) != list(widths):
         raise BatchError(
-            f"the model was built for {', '.join(expected)} in this order; the data has {', '.join(found)}"
+            f"the model was built for {', '.join(expected)} in this order; the data has {', '.join(widths)}. "
+            "Give the modalities in the model's order."
         )

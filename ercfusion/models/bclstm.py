@@ -1,4 +1,4 @@
-"""Context LSTM over utterances (bc-LSTM), flat or hierarchical."""
+"""bc-LSTM: a context LSTM over the utterances, flat or hierarchical."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
 
 
 class ContextLSTM(nn.Module):
-    """A bidirectional LSTM over a conversation and the dense layer that reads it: one level of bc-LSTM.
+    """One level of bc-LSTM: an LSTM over a conversation, then a dense layer.
 
     Args:
         in_features: Width of the utterance vectors.
-        hidden: LSTM units a direction.
+        hidden: LSTM units per direction.
         dense: Width of the dense layer.
-        dropout: Probability, before and after the dense layer.
+        dropout: Dropout probability before and after the dense layer.
         layers: Stacked LSTM layers.
-        bidirectional: Read from both ends.
-        residual: Give the dense layer the utterance vectors too, beside the LSTM's output.
-        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch.
+        bidirectional: Read in both directions.
+        residual: Also feed the utterance vectors to the dense layer.
+        mask_padding: False: the LSTM reads zeros after the shorter conversations of a batch.
 
     Shapes:
-        x (N, in_features), packing of the N utterances -> (N, dense).
+        x (N, in_features), batch of the N utterances -> (N, dense).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ContextLSTM(nn.Module):
         self.dense = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dense), nn.ReLU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, batch: ConversationBatch) -> Tensor:
-        """See the class."""
+        """Put N utterance vectors into context."""
         context = self.lstm(x, batch.packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
         return self.dense(torch.cat([context, x], dim=1) if self.residual else context)
 
@@ -61,41 +61,35 @@ class ContextLSTM(nn.Module):
 class BcLstm(Architecture):
     """bc-LSTM: Poria et al., "Context-Dependent Sentiment Analysis in User-Generated Videos" (ACL 2017).
 
-    *The paper* (sections 3.2 and 3.3) runs a bidirectional LSTM over the utterances of a video. ``flat`` feeds it the
-    concatenated modalities ("non-hierarchical"). ``hierarchical`` first trains one such network a modality, and feeds
-    the concatenation of their outputs to a second one.
-
-    *The released code* trains the levels one after the other, the second on the frozen outputs of the first, with
-    masked padding but LSTMs that read it, and stops on the loss of the last fifth of the training videos.
-
-    *Here* the LSTM is packed, so padding never enters and the backward direction starts at the last utterance. The
-    levels of the hierarchy are trained in one run: the first level by the objective term ``unimodal`` (a classifier on
-    every modality), and with ``detach=True`` the second level sends no gradient into the first, which is the published
-    division of labour except that both levels advance together.
+    - *Paper* (sections 3.2 and 3.3): a bidirectional LSTM over the utterances of a video. ``flat`` ("non-hierarchical")
+      reads the concatenated modalities. ``hierarchical`` trains one such network per modality, then another on their
+      concatenated outputs.
+    - *Released code*: trains the levels one after the other, the second on frozen outputs of the first. The loss masks
+      padding, but the LSTMs read it. Training stops on the loss of the last fifth of the training videos.
+    - *Here*: the LSTM is packed, so it never reads padding and the backward direction starts at the last utterance.
+      Both levels are trained in one run, the first by the objective term ``unimodal`` (a classifier per modality). With
+      ``detach=true`` the second level sends no gradient into the first, as published, but both advance together.
 
     Args:
         inputs: Modalities and widths.
-        hierarchy: ``flat`` has one LSTM on all modalities, ``hierarchical`` one per modality and one on their outputs.
+        hierarchy: ``flat``: one LSTM on all modalities; ``hierarchical``: one per modality, and one on their outputs.
         hidden: LSTM units per direction.
         dense: Width of the dense layer after each LSTM, and of the output.
-        projection: Width to which each modality is projected first; 0 feeds the features as they are, with zeros for an
-            absent modality.
-        layers: Stacked LSTM layers of each level.
-        dropout: Dropout probability around every dense layer, between stacked LSTM layers and on the projected input.
-        residual: Give the dense layer the utterance's own vector together with the LSTM's output.
-        detach: The second level sends no gradient into the first (hierarchical only).
-        bidirectional: Read from both ends; false reads forwards only, which makes the model causal.
-        mask_padding: False lets the LSTMs read zeros after the shorter conversations of a batch, as in the released
-            code; scores then depend on the batch.
+        projection: Width of each modality's projection; 0 for the features themselves, zeros if absent.
+        layers: Stacked LSTM layers per level.
+        dropout: Dropout probability around the dense layers, between LSTM layers and on the projected input.
+        residual: Also feed the utterance's own vector to the dense layer.
+        detach: No gradient from the second level into the first (hierarchical only).
+        bidirectional: Read in both directions; false makes the model causal.
+        mask_padding: False: LSTMs read padding, as in the released code; scores depend on the batch.
 
     Shapes:
-        batch -> hidden (N, dense); hierarchical: one representation (N, dense) a modality.
+        batch -> hidden (N, dense); hierarchical: one representation (N, dense) per modality.
     """
 
     capabilities = Capabilities(compiles=False, compile_note=PACKED_NOTE)
 
-    # Not searched: hierarchy, which changes what is trained and not how well (docs/models/bclstm.md), and
-    # bidirectional, which changes what the model may know.
+    # Not searched: hierarchy (a different training, docs/models/bclstm.md) and bidirectional (different information).
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -111,7 +105,7 @@ class BcLstm(Architecture):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the recurrence, its amount matters."""
+        """Scores depend on the batch if the LSTM reads padding."""
         return Limits(batch_dependence="" if options["mask_padding"] else PADDING_NOTE)
 
     def __init__(
@@ -161,7 +155,7 @@ class BcLstm(Architecture):
         self.fuse = level(sum(widths.values()))
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the utterances, level by level."""
         vectors = {name: self.dropout(value) for name, value in self.project(batch).items()}
         encoded = {name: level(vectors[name], batch) for name, level in self.unimodal.items()}
         if encoded:

@@ -1,4 +1,4 @@
-"""Broad Mamba: selective state spaces over each modality, a broad layer, fusion guided by probabilities."""
+"""Broad Mamba: selective state spaces per modality, broad layers, and fusion by probabilities."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Activation = Literal["linear", "tanh", "relu", "gelu"]
 
 
 class BroadMambaState(NamedTuple):
-    """What a causal Broad Mamba remembers of B conversations.
+    """State of a causal Broad Mamba for B conversations.
 
     Args:
-        mixers: One state for every Mamba block.
-        speaker: (B), who spoke last.
+        mixers: One state per Mamba block.
+        speaker: (B), the last speakers.
     """
 
     mixers: tuple[MambaState, ...]
@@ -34,16 +34,15 @@ class BroadMambaState(NamedTuple):
 
 
 class BroadMambaBlock(nn.Module):
-    """A Mamba block and a broad layer, each after a normalisation and added to what it read.
+    """A Mamba block and a broad layer, both pre-norm and residual.
 
     Args:
         width: d.
-        dropout: Probability, on what is added.
-        bidirectional, tied, combine: See :class:`ercfusion.layers.mamba.BidirectionalMamba`.
+        dropout: Dropout probability on both results.
+        bidirectional, tied, combine: As in :class:`ercfusion.layers.mamba.BidirectionalMamba`.
         mamba: Options of :class:`ercfusion.layers.mamba.Mamba`.
-        write: How much stronger than in Mamba's own initialisation an utterance enters the state, with the same
-            forgetting.
-        broad: Options of :class:`ercfusion.layers.broad.BroadLearning`; None leaves the broad layer out.
+        write: Factor of an utterance's input into the state relative to Mamba's initialisation, at the same decay.
+        broad: Options of :class:`ercfusion.layers.broad.BroadLearning`; None for no broad layer.
 
     Shapes:
         x (N, width), packing of the N utterances -> (N, width).
@@ -64,7 +63,7 @@ class BroadMambaBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.mixer: Mamba | BidirectionalMamba
-        # Steps are longer and rates smaller by the same factor: the decay exp(step * rate) stays, the input does not.
+        # Longer steps and smaller rates by the same factor: the decay exp(step * rate) is unchanged, the input grows.
         mamba = {**mamba, "dt_min": 0.001 * write, "dt_max": 0.1 * write}
         if bidirectional:
             self.mixer = BidirectionalMamba(width, tied=tied, combine=combine, **mamba)
@@ -79,11 +78,11 @@ class BroadMambaBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """See the class."""
+        """Run the block over whole conversations."""
         return self._widen(x + self.dropout(self.mixer(self.norm(x), packing)))
 
     def step(self, x: Tensor, state: MambaState | None) -> tuple[Tensor, MambaState]:
-        """One more utterance of each of B conversations: (B, width)."""
+        """Run the block on one more utterance of each of B conversations, (B, width)."""
         assert isinstance(self.mixer, Mamba)
         mixed, state = self.mixer.step(self.norm(x), state)
         return self._widen(x + self.dropout(mixed)), state
@@ -95,64 +94,58 @@ class BroadMambaBlock(nn.Module):
 
 
 class BroadMamba(Architecture):
-    r"""Broad Mamba, after Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models and
+    """Broad Mamba, after Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models and
     Probability-guidance Fusion" (arXiv 2404.17858; ECML PKDD 2025).
 
-    *The paper's* idea, as its abstract states it: each modality is put into context by a bidirectional state space
-    model instead of attention; a broad learning system then looks for features in a wider space; and the probabilities
-    of the labels that each modality predicts become the weights with which the modalities are fused. No code was
-    released.
+    - *Paper* (abstract): a bidirectional state space model instead of attention gives each modality its context. A
+      broad learning system extracts features in a wider space. The label probabilities predicted by each modality
+      weight the fusion. No code was released.
+    - *Here*: everything else, so no figure obtained here is the paper's. The state space model is Mamba's selective one
+      with its convolution (Gu & Dao, 2023). Blocks are pre-norm and residual, a Mamba block and a broad layer each.
+      Speakers are an added embedding. The weights follow :class:`ercfusion.layers.broad.ProbabilityGuidedFusion`.
+      ``joint_layers`` further blocks follow the fusion: blocks on single modalities cannot track evidence that only
+      several modalities show together.
 
-    *Ours* is everything that the abstract leaves open, so that no figure obtained here is one of the paper: the state
-    space model is Mamba's selective one with its convolution (Gu & Dao, 2023); blocks are pre-norm with residual
-    connections, a Mamba block and a broad layer each; speakers enter as an embedding that is added; the formulas of the
-    weights (:class:`ercfusion.layers.broad.ProbabilityGuidedFusion`); and ``joint_layers`` further blocks behind the
-    fusion. These are there because evidence that only several modalities reveal together cannot be followed through the
-    conversation by blocks that see one modality; ``joint_layers=0`` leaves them out.
-
-    The probabilities come from the classifiers that the recognizer puts on the modalities' representations. This class
-    asks for them (:class:`~ercfusion.models.base.Outcomes`), so that the recognizer makes them, whatever the objective,
-    and lends them to :meth:`forward`. They learn from the task through the weights and, with
-    ``objective.weights.unimodal`` above 0, from the labels directly; with ``detach=true`` only so. Without a
-    recognizer, and in regression, where there are no probabilities, the modalities that are present weigh the same.
-    Weights for every class (``class_wise`` of the layer) would need fused class scores instead of a vector, and are not
-    an option here.
+    The probabilities come from the recognizer's classifiers on the modalities' representations, requested by
+    :class:`~ercfusion.models.base.Outcomes` whatever the objective. These classifiers learn through the weights and, if
+    ``objective.weights.unimodal`` is above 0, from the labels; with ``detach=true`` only from the labels. Without a
+    recognizer, and in regression, present modalities have equal weights. Weights per class (``class_wise`` of the
+    layer) need fused class scores, not a vector, and are not available.
 
     Args:
         inputs: Modalities and widths.
         width: Width d of all vectors.
-        layers: Blocks (Mamba and broad layer) on each modality.
+        layers: Blocks (Mamba and broad layer) per modality.
         joint_layers: Blocks on the fused vectors.
-        state: Numbers S that a channel remembers.
+        state: State size S per channel.
         expand: Channels inside a Mamba block, as a multiple of the width.
-        taps: Utterances that a block's convolution reads; 1 leaves one factor per channel.
-        write: How much more strongly than in Mamba's own initialisation an utterance is written into the state, while
-            as much is forgotten. Mamba's own, 1, is meant for thousands of steps.
-        bidirectional: False makes the model causal; it can then read utterance by utterance (:meth:`step`).
-        tied: Both directions have the same weights.
-        combine: How the two directions are combined.
-        feature_groups: Groups of feature nodes in a broad layer; 0 leaves the broad layers out.
+        taps: Utterances read by a block's convolution; 1 is one factor per channel.
+        write: Input of an utterance into the state relative to Mamba's initialisation, at the same decay; 1 suits
+            thousands of steps.
+        bidirectional: Read in both directions; false makes the model causal and allows :meth:`step`.
+        tied: Same weights in both directions.
+        combine: Combination of the directions.
+        feature_groups: Groups of feature nodes in a broad layer; 0 for no broad layers.
         feature_width: Feature nodes per group.
-        enhancement_groups: Groups of enhancement nodes; 0 leaves them out.
+        enhancement_groups: Groups of enhancement nodes.
         enhancement_width: Enhancement nodes per group.
         feature_activation: Activation of the feature nodes.
         activation: Activation of the enhancement nodes.
-        trainable: False keeps the random weights of all nodes, as in a classical broad learning system.
-        fusion: What the weights of the modalities follow: confidence or entropy of their classifiers, or nothing.
-        temperature: Temperature of the weights; a large one weighs all modalities alike.
-        epsilon: Share of the weight that is spread evenly.
-        detach: The weights send no gradient to the classifiers.
-        speakers: Embedding of the speaker's number, of whether the last utterance had the same speaker, or none.
+        trainable: False keeps the nodes' random weights, as in a classical broad learning system.
+        fusion: Weights of the modalities: confidence or entropy of their classifiers, or uniform.
+        temperature: Temperature of the weights; large values equalise them.
+        epsilon: Share of the weight spread evenly.
+        detach: No gradient from the weights into the classifiers.
+        speakers: Speaker embedding: number, whether the last utterance had the same speaker, or none.
         dropout: Dropout probability in the blocks and before the head.
         input_dropout: Dropout probability on the projected input.
 
     Shapes:
-        batch -> hidden (N, width); one representation (N, width) a modality.
+        batch -> hidden (N, width); one representation (N, width) per modality.
     """
 
-    # Not searched: bidirectional, which changes what the model may know; trainable=false, which is a classical
-    # baseline; joint_layers=0, which cannot follow what only several modalities show together; tied, combine, state and
-    # the activations.
+    # Not searched: bidirectional (different information), trainable=false (a baseline), joint_layers=0 (cannot track
+    # joint evidence), tied, combine, state, activations.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 3e-4, "high": 1e-2, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -235,7 +228,7 @@ class BroadMamba(Architecture):
 
         def blocks(number: int) -> nn.ModuleList:
             mamba = {"d_state": state, "d_conv": taps, "expand": expand}
-            made = (
+            stack = (
                 BroadMambaBlock(
                     width,
                     dropout,
@@ -248,7 +241,7 @@ class BroadMamba(Architecture):
                 )
                 for _ in range(number)
             )
-            return nn.ModuleList(made)
+            return nn.ModuleList(stack)
 
         self.single = nn.ModuleDict({name: blocks(layers) for name in inputs.widths})
         self.single_norm = nn.ModuleDict({name: nn.LayerNorm(width) for name in inputs.widths})
@@ -259,11 +252,11 @@ class BroadMamba(Architecture):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, batch: ConversationBatch, outcomes: Outcomes | None = None) -> Encoded:
-        """See the class.
+        """Encode the conversations.
 
         Args:
-            batch: Standardised.
-            outcomes: Lent by the recognizer unless ``fusion=uniform``; None weighs the modalities alike.
+            batch: Standardised features.
+            outcomes: Provided by the recognizer unless ``fusion=uniform``; None for equal weights.
         """
         packing = batch.packing
 
@@ -277,24 +270,26 @@ class BroadMamba(Architecture):
     def step(
         self, batch: ConversationBatch, state: BroadMambaState | None = None, outcomes: Outcomes | None = None
     ) -> tuple[Encoded, BroadMambaState]:
-        """Read one more utterance of each of B conversations: what :meth:`forward` gives for it in the whole.
+        """Encode one more utterance of each of B conversations, as :meth:`forward` would in the whole conversation.
 
         Args:
-            batch: B conversations of one utterance each, the next one; speakers numbered as in the whole conversation.
-            state: What the last step returned; None before the first. It is not changed.
+            batch: B conversations of one utterance, the next one; speakers numbered as in the whole conversation.
+            state: State returned by the last step; None at first. It is not changed.
             outcomes: As for :meth:`forward`.
 
         Returns:
-            What :meth:`forward` returns, for B utterances, and the new state.
+            Output of :meth:`forward` for the B utterances, and the new state.
 
         Raises:
             ValueError: the model is bidirectional, or a conversation has more than one utterance.
         """
         self.check_inputs(batch)
         if self.bidirectional:
-            raise ValueError("a bidirectional model cannot read step by step: make it with bidirectional=False")
+            raise ValueError("a bidirectional model cannot read step by step. Set bidirectional=False.")
         if batch.packing.longest > 1:
-            raise ValueError(f"a step takes one utterance of each conversation, found {batch.packing.longest}")
+            raise ValueError(
+                f"a conversation has {batch.packing.longest} utterances. Pass one utterance per conversation."
+            )
         before = iter(() if state is None else state.mixers)
         after: list[MambaState] = []
 
@@ -327,21 +322,24 @@ class BroadMamba(Architecture):
 
     def _fuse(self, batch: ConversationBatch, singles: dict[str, Tensor], outcomes: Outcomes | None) -> Tensor:
         values = torch.stack(list(singles.values()), dim=1)  # (N, M, width)
-        said = [outcomes(name, value) for name, value in singles.items()] if outcomes and self.capabilities.asks else []
-        logits = [each for each in said if each is not None]
-        if not logits:  # The same for all: only presence tells them apart.
+        if outcomes and self.capabilities.asks:
+            predictions = [outcomes(name, value) for name, value in singles.items()]
+        else:
+            predictions = []
+        logits = [each for each in predictions if each is not None]
+        if not logits:  # Equal weights for the present modalities.
             return self.fuse(values, values.new_zeros(*values.shape[:2], 1), batch.present)
         return self.fuse(values, torch.stack(logits, dim=1), batch.present)
 
     def _speaker_codes(self, batch: ConversationBatch, last: Tensor | None) -> Tensor | None:
-        """(N, width) to be added to every modality, or None."""
+        """(N, width) added to every modality, or None."""
         if self.speaker is None:
             return None
-        if self.speakers == "numbered":  # Further speakers than training had share the last number.
+        if self.speakers == "numbered":  # Speakers beyond those of the training share the last number.
             return self.speaker(batch.speaker.clamp(max=self.speaker.num_embeddings - 1))
         if last is None:
             last = batch.speaker.roll(1)
-            known = batch.packing.position > 0
+            has_last = batch.packing.position > 0
         else:
-            known = torch.ones_like(last, dtype=torch.bool)
-        return self.speaker(torch.where(known, 1 + (last != batch.speaker).long(), 0))
+            has_last = torch.ones_like(last, dtype=torch.bool)
+        return self.speaker(torch.where(has_last, 1 + (last != batch.speaker).long(), 0))

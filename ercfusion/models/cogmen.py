@@ -1,4 +1,4 @@
-"""COGMEN: a Transformer over the conversation, then a relational graph over a window of it."""
+"""COGMEN: a Transformer over the conversation, then a relational graph over a window."""
 
 from __future__ import annotations
 
@@ -20,58 +20,54 @@ from ercfusion.ops.processes import longest_over_processes
 
 
 class Cogmen(Architecture):
-    r"""COGMEN: Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022).
+    """COGMEN: Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022).
 
-    Every utterance is put into context by a Transformer over the whole conversation (the paper's "global
-    information"), then exchanges messages with its neighbours in a window, first through a relational graph
-    convolution whose relations tell who speaks to whom and which came first, then through graph attention ("local
-    information").
+    A Transformer reads the whole conversation ("global information"). Then utterances exchange messages within a window
+    ("local information"): a relational graph convolution, whose relations encode the speakers and the order, followed
+    by graph attention.
 
-    *The paper* concatenates the modalities, runs the Transformer at that width, and gives utterance t the P
-    utterances before it and the F after it as neighbours. *The released code* differs: messages run from the window's
-    centre to its members, so that t hears the F before and the P after (visible only where P and F differ); the
-    Transformer has no padding mask, so that an utterance's score depends on the other conversations of its batch;
-    relations tell speakers apart by number; the features reach the classifier only through all layers, and batch
-    normalisation mixes the conversations of a batch.
+    - *Paper*: concatenates the modalities and runs the Transformer at that width. The neighbours of an utterance are
+      the P before and the F after it.
+    - *Released code*: messages run from the window's centre to its members, so an utterance receives from the F before
+      and the P after it. The Transformer has no padding mask: scores depend on the other conversations of the batch.
+      Relations number the speakers. The features reach the classifier only through all layers, and batch normalisation
+      mixes conversations.
+    - *Here*: modalities are projected to a common width; the Transformer is packed and pre-norm. Relations distinguish
+      same from other speaker, for any number of speakers. The direction is the paper's, with layer normalisation and a
+      residual path from the encoded input to the classifier. ``docs/models/cogmen.md`` has the effect of each on MELD's
+      dev split.
 
-    *Here* the defaults are the sound form: the modalities are projected to a common width first; the Transformer is
-    packed and pre-norm; relations tell the same speaker from another, so that any number of speakers will do; the
-    paper's direction; layer normalisation; and a path from the encoded input past the graph to the classifier. What
-    each is worth on MELD's dev split is in ``docs/models/cogmen.md``. The published form is the preset
-    ``model=cogmen_released``, which sets ``projection=0 residual=false norm=batch norm_first=false
-    mask_padding=false direction=released relations=speaker_pair activation=relu``.
+    The preset ``model=cogmen_released`` is the released form.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
-        layers: Number of Transformer layers; 0 leaves the Transformer out.
-        context_heads: Heads of the Transformer; 0 takes the first of 7 to 14 that divides the width, else 1, as in the
-            released code.
-        feedforward: Width of the Transformer's feed-forward layer.
-        hidden: Width of the graph's input, of one attention head in the graph, and of the output.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        layers: Number of Transformer layers.
+        context_heads: Attention heads of the Transformer; 0 takes the first of 7 to 14 that divides the width, else 1,
+            as released.
+        feedforward: Width of the Transformer's feed-forward layers.
+        hidden: Width of the graph's input, of one graph attention head, and of the output.
         graph_heads: Heads of the graph attention.
         past: Earlier utterances in the window; -1 for all.
         future: Later utterances in the window; -1 for all.
-        lags: Distances that both attentions tell apart on either side, for the same and for another speaker
-            (:class:`ercfusion.layers.relative.RelativeBias`); 0 for none, as published.
-        relations: Relations tell the same speaker from another, or apart by both speakers' numbers (see
-            :class:`ercfusion.ops.graph.WindowGraph`).
-        direction: ``paper``: an utterance receives from ``past`` before it and ``future`` after it; ``released``: the
+        lags: Distances with a learned bias in both attentions (:class:`ercfusion.layers.relative.RelativeBias`); 0 for
+            none, as published.
+        relations: Speakers in relations: same or other, or both numbers (:class:`ercfusion.ops.graph.WindowGraph`).
+        direction: ``paper``: an utterance receives from ``past`` before and ``future`` after it; ``released``: the
             reverse.
         dropout: Dropout probability in the Transformer, on its input and before the classifier.
-        residual: Give the classifier the encoded input and the Transformer's output together with the graph's.
+        residual: Also feed the encoded input and the Transformer's output to the classifier.
         norm: Normalisation after the graph; ``batch`` is over the utterances of a batch.
         norm_first: Pre-norm Transformer layers.
         activation: Activation of the Transformer.
-        mask_padding: False lets padding take part in the attention, as in the released code; scores then depend on the
-            batch.
+        mask_padding: False: the Transformer attends to padding, as in the released code; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, hidden).
     """
 
-    # Not searched: residual, layers=0 and projection=0, of which one side is known to be worse (docs/models/cogmen.md),
-    # and the forms of the released code. The widths have choices that four heads divide.
+    # Not searched: residual, layers=0 and projection=0 (measured, docs/models/cogmen.md) and the released forms. Four
+    # heads divide all widths.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 2e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -88,7 +84,7 @@ class Cogmen(Architecture):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the attention, its amount matters."""
+        """Scores depend on the batch if the Transformer attends to padding."""
         masked = options["mask_padding"]
         return Limits(batch_dependence="" if masked else "mask_padding=false lets its Transformer attend to padding")
 
@@ -144,7 +140,7 @@ class Cogmen(Architecture):
         self.classifier = nn.Linear(graph_width + (2 * width if residual else 0), hidden)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         packing = batch.packing
         x = self.fuse(self.project.merge(batch))
         context = self._contextualize(x, batch)
@@ -162,11 +158,11 @@ class Cogmen(Architecture):
         packing = batch.packing
         if self.mask_padding:
             return self.context(x, packing, batch.speaker)
-        # The released code: every conversation is as long as the longest, and its padding is attended to.
-        # (In training also as the longest that another process has: it is of the same batch.)
+        # As released: every conversation has the length of the longest, and attention includes the padding. In training
+        # the batch includes the conversations of other processes.
         longest = max(packing.longest, longest_over_processes(packing)) if self.training else packing.longest
         full = Packing([longest] * packing.size, packing.device)
-        beyond = longest - packing.longest
-        padded = [F.pad(packing.pad(value), (0, 0) * (value.ndim - 1) + (0, beyond)) for value in (x, batch.speaker)]
+        extra = longest - packing.longest
+        padded = [F.pad(packing.pad(value), (0, 0) * (value.ndim - 1) + (0, extra)) for value in (x, batch.speaker)]
         context = self.context(padded[0].flatten(0, 1), full, padded[1].flatten())
         return packing.pack(context.unflatten(0, (packing.size, -1))[:, : packing.longest])

@@ -1,4 +1,4 @@
-"""The context-free floor: encode each modality, concatenate, classify."""
+"""The floor without context: encode each modality, concatenate, classify."""
 
 from __future__ import annotations
 
@@ -16,28 +16,26 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "n
 
 
 class Concat(Architecture):
-    """Per-modality multilayer perceptrons, concatenated, and one dense layer; every utterance by itself.
+    """Per-modality multilayer perceptrons, concatenation and a dense layer; one utterance at a time.
 
-    The plain fusion that Mandal & Li (2025, arXiv 2505.04642) describe for multimodal emotion recognition: small fully
-    connected encoders with dropout, concatenation, a dense layer, softmax. Nothing in it sees another utterance, so
-    whatever a contextual architecture gains over it is gained from the conversation.
+    The plain fusion described by Mandal & Li (2025, arXiv 2505.04642): small fully connected encoders with dropout,
+    concatenation, a dense layer, softmax. A contextual model's gain over it comes from the conversation.
 
     Args:
         inputs: Modalities and widths.
         hidden: Width of the encoders and of the dense layer.
         dropout: Dropout probability after each encoder and after the dense layer.
         input_dropout: Dropout probability on the standardised features.
-        activation: Activation after each layer; ``none`` makes the model one linear layer on the concatenated features,
-            which cannot use evidence that lies in a product of two of them.
+        activation: Activation after each layer; ``none`` makes the model linear, without products of features.
 
     Shapes:
-        batch -> hidden (N, hidden), one representation (N, hidden) a modality.
+        batch -> hidden (N, hidden), one representation (N, hidden) per modality.
     """
 
     capabilities = Capabilities(contextual=False, causal=True)
 
-    # Not searched: the number of epochs. The learning rate falls to zero over training.max_epochs, so trials of
-    # different lengths could not be compared epoch by epoch for pruning.
+    # Epochs are not searched: the learning rate falls to zero over training.max_epochs, so pruning could not compare
+    # trials of different lengths epoch by epoch.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -58,21 +56,23 @@ class Concat(Architecture):
         activation: Literal["gelu", "relu", "none"] = "gelu",
     ) -> None:
         super().__init__(inputs)
-        bend = _ACTIVATIONS[activation]
+        activate = _ACTIVATIONS[activation]
         self.hidden_size = hidden
         self.encoders = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.Dropout(input_dropout), nn.Linear(width, hidden), bend(), nn.Dropout(dropout))
+                name: nn.Sequential(
+                    nn.Dropout(input_dropout), nn.Linear(width, hidden), activate(), nn.Dropout(dropout)
+                )
                 for name, width in inputs.widths.items()
             }
         )
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in inputs.widths})
-        self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), bend(), nn.Dropout(dropout))
+        self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), activate(), nn.Dropout(dropout))
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode each modality and fuse them."""
         encoded: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
-            here = batch.present[:, batch.column(name), None]
-            encoded[name] = torch.where(here, encoder(batch.values(name)), self.absent[name])
+            present = batch.present[:, batch.column(name), None]
+            encoded[name] = torch.where(present, encoder(batch.values(name)), self.absent[name])
         return Encoded(self.fuse(torch.cat(list(encoded.values()), dim=1)), modalities=encoded)

@@ -1,4 +1,4 @@
-"""DAG-ERC: a recurrence along a directed acyclic graph of the conversation's utterances."""
+"""DAG-ERC: a recurrence along a directed acyclic graph of utterances."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from ercfusion.ops.dag_reference import DagAttention
 
 
 class UtteranceInput(nn.Module):
-    """The vector x of an utterance and the recurrence's input H^0 = ReLU(W x + b).
+    """Utterance vector x and input of the recurrence, H^0 = ReLU(W x + b).
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed to make x; 0 concatenates the features as
-            they are, with zeros for an absent modality.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features, zeros if absent.
         hidden: Width of H^0.
-        dropout: Probability, on x.
+        dropout: Dropout probability on x.
 
     Shapes:
         batch -> x (N, out_features), H^0 (N, hidden).
@@ -41,19 +40,19 @@ class UtteranceInput(nn.Module):
         self.linear = nn.Linear(self.out_features, hidden)
 
     def forward(self, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """x and H^0."""
         x = self.dropout(self.activate(self.project.merge(batch)))
         return x, F.relu(self.linear(x))
 
 
 def readout(in_features: int, hidden: int, layers: int, dropout: float) -> nn.Sequential:
-    """The published classifier without its last linear layer: ``layers`` times linear and ReLU, then dropout.
+    """The published classifier before its last layer: ``layers`` times linear and ReLU, then dropout.
 
     Raises:
         ValueError: ``layers`` is not positive.
     """
     if layers < 1:
-        raise ValueError(f"mlp_layers must be at least 1, found {layers}")
+        raise ValueError(f"mlp_layers must be at least 1, found {layers}. Choose a larger number.")
     parts: list[nn.Module] = []
     for number in range(layers):
         parts += [nn.Linear(hidden if number else in_features, hidden), nn.ReLU()]
@@ -61,34 +60,33 @@ def readout(in_features: int, hidden: int, layers: int, dropout: float) -> nn.Se
 
 
 class DagErc(Architecture):
-    r"""DAG-ERC: Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021).
+    """DAG-ERC: Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021).
 
-    Utterance i hears all utterances from its speaker's last one (``window``: last but ...) to the one before it, in the
-    same layer: information flows from the beginning of the conversation to its end within every layer, and nothing
-    flows back. Relations tell predecessors of the same speaker from others.
+    Within each layer, an utterance receives from its predecessors: all utterances since its speaker's last one, which
+    is included (``window`` counts the speaker's utterances). Information flows only forwards. Relations distinguish
+    predecessors of the same and of other speakers.
 
-    *The paper* gives the graph (section 3.2) and the layer (section 3.3): attention over the predecessors, then two
-    GRUs in which utterance and message change places; all layers' vectors and the features are concatenated for the
-    classifier. It uses one modality, text. *The released code* leaves out the attention's nonlinearity, so the query
-    cancels in the softmax and the weights are the same whoever asks. It runs through padding, which does no harm in
-    a recurrence from left to right, and projects all predecessors anew for every utterance.
+    - *Paper*: defines the graph (section 3.2) and the layer (section 3.3): attention over the predecessors, then two
+      GRUs with the roles of utterance and message exchanged. The classifier reads all layers and the features. Text
+      only.
+    - *Released code*: omits the attention's nonlinearity, so the query cancels in the softmax and the weights do not
+      depend on the receiver. It computes padding, which cannot affect earlier utterances, and projects all predecessors
+      again for each utterance.
+    - *Here*: the exact recurrence, but much faster (:func:`ercfusion.ops.dag.dag_recursion`). Parts without gradient
+      are omitted: the query's half of the attention, its bias, and the unused attention after the layers. Any
+      modalities are projected to a common width and summed. With ``attention=gat`` the weights depend on the receiver.
 
-    *Here* the recurrence is exact and much faster (:func:`ercfusion.ops.dag.dag_recursion`). Parts that get no gradient
-    do not exist: the query's half of the attention, its bias, and the released code's unused attention behind the
-    layers. Any number of modalities is projected to a common width and summed. ``attention=gat`` makes the weights
-    depend on who asks. The published form is the preset ``model=dagerc_released``.
-
-    It never reads a later utterance and so can follow a conversation as it goes on
-    (:class:`ercfusion.ops.dag.DagState`).
+    The model is causal and can follow a live conversation (:class:`ercfusion.ops.dag.DagState`). The preset
+    ``model=dagerc_released`` is the released form.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features.
         hidden: Width of the recurrence and of the output.
         layers: Layers of the recurrence.
-        window: Number of earlier utterances of its own speaker to which an utterance reaches back.
-        attention: ``dagerc`` as published; ``gat`` has weights that depend on the receiver.
-        mlp_layers: Linear layers between the concatenation and the head.
+        window: Earlier utterances of its own speaker within reach of an utterance.
+        attention: ``dagerc`` as published; ``gat`` with weights depending on the receiver.
+        mlp_layers: Linear layers before the head.
         dropout: Dropout probability before the head.
         input_dropout: Dropout probability on the encoded input.
 
@@ -98,7 +96,7 @@ class DagErc(Architecture):
 
     capabilities = Capabilities(causal=True, speakers="same_other")
 
-    # Not searched: projection=0 and mlp_layers, which belong to the form of the released code.
+    # Not searched: projection=0 and mlp_layers, parts of the released form.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -134,7 +132,7 @@ class DagErc(Architecture):
         self.readout = readout((layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         x, h = self.encode(batch)
         layers = self.recur(h, batch.speaker, batch.packing)[0]  # (L, N, hidden)
         return Encoded(self.readout(torch.cat([h, *layers.to(h.dtype), x], dim=1)))

@@ -22,21 +22,22 @@ from ercfusion.ops.graph import Relations, WindowGraph
 
 
 class EdgeAttention(nn.Module):
-    r"""Weights of the edges of a window graph: every utterance spreads 1 over the members of its window.
+    r"""Edge weights of a window graph: a softmax over the members of each utterance's window.
 
-    ``bilinear``: :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (x_t^\top W x_u)`, eq. 1 of Ghosal et al. (EMNLP
-    2019). ``position``, the released code: :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (w_t^\top x_u)`, with a
-    vector of its own for each absolute position t, whatever is said there.
+    - ``bilinear``, eq. 1 of Ghosal et al. (EMNLP 2019):
+      :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (x_t^\top W x_u)`.
+    - ``position``, the released code: :math:`\alpha_{tu} = \mathrm{softmax}_{u \in N(t)} (w_t^\top x_u)`, with a
+      learned vector per absolute position t.
 
     Args:
         features: Width of x.
-        positions: 0 for ``bilinear``; otherwise the number of positions that ``position`` knows.
+        positions: Number of positions for ``position``; 0 for ``bilinear``.
 
     Shapes:
-        x (N, features), graph over the same N utterances -> (B, L, L), [b, t, u]; zero where u is not heard by t.
+        x (N, features), graph over the same N utterances -> (B, L, L), [b, t, u]; zero outside the window.
 
     Raises:
-        BatchError: a conversation is longer than the positions.
+        BatchError: a conversation is longer than ``positions``.
     """
 
     def __init__(self, features: int, positions: int = 0) -> None:
@@ -45,19 +46,19 @@ class EdgeAttention(nn.Module):
         self.score = nn.Linear(features, positions or features, bias=False)
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
-        """See the class."""
+        """Edge weights of the graph."""
         packing = graph.packing
         if self.positions:
             if packing.longest > self.positions:
                 raise BatchError(
-                    f"edges='position' knows {self.positions} positions; "
-                    f"a conversation has {packing.longest} utterances (option positions)"
+                    f"edges='position' has {self.positions} positions, a conversation {packing.longest} utterances. "
+                    "Set model.positions or split the conversation."
                 )
             scores = packing.pad(self.score(x)).transpose(1, 2)[:, : packing.longest]
         else:
             padded = packing.pad(x)
             scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
-        # A padded row has no neighbour: it hears itself, since a softmax over nothing is not a number.
+        # A padded row has no neighbour and attends to itself: a softmax over nothing is NaN.
         own = torch.eye(packing.longest, dtype=torch.bool, device=x.device)
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = wide.masked_fill(~(graph.adjacency | own), -math.inf).softmax(-1)
@@ -65,22 +66,22 @@ class EdgeAttention(nn.Module):
 
 
 class WeightedRelationalConv(nn.Module):
-    r"""Relational graph convolution with edge weights and, optionally, shared basis matrices.
+    r"""Relational graph convolution with edge weights and optional shared basis matrices.
 
     .. math:: x_t' = W_0 x_t + b + \sum_r \sum_{u \in N_r(t)} \frac{\alpha_{tu}}{c_{tr}} W_r x_u, \quad
               W_r = \sum_k a_{rk} V_k
 
     Ghosal et al. (EMNLP 2019), eq. 3, after Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional
-    Networks" (ESWC 2018), eqs. 2 and 3. Neighbours are summed before they are transformed, in slots for the relations
-    that can end in an utterance of a given speaker.
+    Networks" (ESWC 2018), eqs. 2 and 3. Neighbours are summed before the transformation, in one slot per relation
+    possible at the receiver's speaker.
 
     Args:
         in_features, out_features: Widths.
-        num_relations: R, that of the graphs it will see.
-        bases: Number of V_k; 0 gives every relation a matrix of its own.
-        normalize: ``sum`` (c = 1) or ``relation`` (c the number of neighbours in relation r).
-        initial: Initial values: ``glorot`` (uniform, by Glorot's rule, no bias), or ``released``: all uniform within
-            1 / sqrt(bases * in_features), as in the graph library that the released code was written for.
+        num_relations: R, as in the graphs.
+        bases: Number of V_k; 0 for one matrix per relation.
+        normalize: ``sum`` (c = 1) or ``relation`` (c: number of neighbours in relation r).
+        initial: Initial values: ``glorot`` (Glorot uniform, no bias); ``released``: uniform within 1 / sqrt(bases *
+            in_features), as in the released code's graph library.
 
     Shapes:
         x (N, in_features), graph over the same N utterances, weights (B, L, L), [b, t, u] -> (N, out_features).
@@ -119,18 +120,20 @@ class WeightedRelationalConv(nn.Module):
         return (self.shares @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
 
     def forward(self, x: Tensor, graph: WindowGraph, weights: Tensor) -> Tensor:
-        """See the class."""
+        """One round of messages."""
         R, S = self.num_relations, graph.num_speakers
         if graph.num_relations != R:
-            raise ValueError(f"the graph has {graph.num_relations} relations, the layer {R}")
+            raise ValueError(
+                f"the graph has {graph.num_relations} relations, the layer {R}. Give both the same number."
+            )
         slot, slots = graph.relation_blocks, R
         if graph.relations == "speaker_pair":
-            # r = 2 * (S * speaker_u + speaker_t) + c; without the speaker of t, whose matrices are chosen below
+            # r = 2 * (S * speaker_u + speaker_t) + c; slots omit speaker_t, which selects the matrices below
             slot, slots = torch.where(slot < R, 2 * (slot // (2 * S)) + slot % 2, R), 2 * S
-        heard = slot[:, None] == torch.arange(slots, device=x.device)[:, None, None]  # (B, slots, L, L)
-        blocks = heard * weights[:, None]
+        edges = slot[:, None] == torch.arange(slots, device=x.device)[:, None, None]  # (B, slots, L, L)
+        blocks = edges * weights[:, None]
         if self.normalize == "relation":
-            blocks = blocks / heard.sum(-1, keepdim=True).clamp(min=1)
+            blocks = blocks / edges.sum(-1, keepdim=True).clamp(min=1)
         B, _, L, _ = blocks.shape
         sums = torch.bmm(blocks.to(x.dtype).view(B, slots * L, L), graph.packing.pad(x)).view(B, slots, L, -1)
         sums = graph.packing.pack(sums.transpose(1, 2)).flatten(1)  # (N, slots * in_features)
@@ -146,13 +149,13 @@ class WeightedRelationalConv(nn.Module):
 
 
 class WindowConv(nn.Module):
-    r"""Graph convolution that treats all neighbours alike: :math:`x_t' = W_0 x_t + b + W \sum_{u \in N(t)} x_u / c_t`.
+    r"""Graph convolution without relations: :math:`x_t' = W_0 x_t + b + W \sum_{u \in N(t)} x_u / c_t`.
 
     Ghosal et al. (EMNLP 2019), eq. 4; Morris et al., "Weisfeiler and Leman Go Neural" (AAAI 2019).
 
     Args:
         in_features, out_features: Widths.
-        aggregate: ``mean`` (c the number of neighbours) or ``sum`` (c = 1, as published).
+        aggregate: ``mean`` (c: number of neighbours) or ``sum`` (c = 1, as published).
 
     Shapes:
         x (N, in_features), graph over the same N utterances -> (N, out_features).
@@ -165,7 +168,7 @@ class WindowConv(nn.Module):
         self.root = nn.Linear(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
-        """See the class."""
+        """One round of messages."""
         adjacency = graph.adjacency.to(x.dtype)
         if self.aggregate == "mean":
             adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
@@ -175,9 +178,8 @@ class WindowConv(nn.Module):
 class NodalAttention(nn.Module):
     r"""Attention over the whole conversation: :math:`x_t' = \sum_u \mathrm{softmax}_u (x_t^\top W x_u) x_u`.
 
-    Ghosal et al. (EMNLP 2019), eqs. 6 and 7; with ``tanh`` the scores pass through a hyperbolic tangent first, as in
-    the released code, so that no utterance outweighs another by more than e^2; with ``bias`` they are
-    :math:`(W^\top x_t + b)^\top x_u`, also as there.
+    Ghosal et al. (EMNLP 2019), eqs. 6 and 7. As in the released code, ``tanh`` applies a hyperbolic tangent to the
+    scores, which limits the ratio of two weights to e^2, and ``bias`` makes them :math:`(W^\top x_t + b)^\top x_u`.
 
     Shapes:
         x (N, features), packing of the N utterances -> (N, features) and the weights (B, L, L).
@@ -189,7 +191,7 @@ class NodalAttention(nn.Module):
         self.score = nn.Linear(features, features, bias=bias)
 
     def forward(self, x: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Mixtures and weights."""
         padded = packing.pad(x)
         scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
         scores = scores.tanh() if self.tanh else scores
@@ -199,67 +201,57 @@ class NodalAttention(nn.Module):
 
 
 class DialogueGcn(Architecture):
-    r"""DialogueGCN: Ghosal et al., "DialogueGCN: A Graph Convolutional Neural Network for Emotion Recognition in
+    """DialogueGCN: Ghosal et al., "DialogueGCN: A Graph Convolutional Neural Network for Emotion Recognition in
     Conversation" (EMNLP 2019).
 
-    A recurrent network puts every utterance into its sequential context; a relational graph convolution over a window,
-    weighed by a learned similarity, and a second, plain one put it into the context of the speakers; the classifier
-    reads both, through an attention over the whole conversation.
+    A recurrent network gives the sequential context. A relational graph convolution over a window, weighted by a
+    learned similarity, and a second, plain one give the context of the speakers. The classifier reads both through
+    attention over the whole conversation.
 
-    *The paper* (section 3.3) weighs the edges of a window by a softmax of a bilinear form (eq. 1), tells relations
-    apart by the numbers of both speakers and by their order, divides each relation's messages by their number once
-    more (eq. 3) and sums those of the second convolution (eq. 4). *The released code* differs: the weights
-    of a window depend on the absolute position of its centre instead of what is said there, so that conversations of
-    more than 110 utterances cannot be run; messages run from the centre to the members, so that the weights an
-    utterance receives do not sum to 1; messages are summed with these weights alone (the behaviour of the graph library
-    of that time; later versions take the mean instead) through 30 shared basis matrices; there is no activation between
-    the convolutions; the attention's scores have a bias and pass through a tanh; the convolutions begin with much
-    smaller weights; and nothing is dropped after the LSTM, which reads padding.
+    - *Paper* (section 3.3): a softmax of a bilinear form weights the edges of a window (eq. 1). Relations encode both
+      speakers' numbers and their order. Each relation's messages are divided by their number again (eq. 3); those of
+      the second convolution are summed (eq. 4). Text only.
+    - *Released code*: a window's weights depend on the absolute position of its centre, not on its content, so
+      conversations are limited to 110 utterances. Messages run from the centre to the members, so received weights do
+      not sum to 1. Messages are summed with these weights only (the graph library of that time; later versions average)
+      through 30 shared basis matrices. No activation follows the convolutions. The attention's scores have a bias and a
+      tanh. The convolutions start with much smaller weights. No dropout follows the LSTM, which reads padding.
+    - *Here*: the paper's bilinear weights with the centre as receiver. They sum to 1 over a window and are not divided
+      again. Relations distinguish same from other speaker, for any number of speakers. The second convolution averages:
+      with a sum, the scale would depend on the distance from the ends. The classifier also reads the utterance's own
+      vector: attention over the conversation starts nearly equal for all utterances. Modalities are projected to a
+      common width and summed; the LSTM is packed.
 
-    *Here* the defaults are the paper's bilinear weights with the window's centre as the receiver; relations that tell
-    the same speaker from another, so that any number of speakers will do; weights that sum to 1 over a window, divided
-    by nothing else; a mean in the second convolution, since a sum makes an utterance's size depend on how far it
-    is from the ends. The classifier reads the utterance's own vector beside the attention's mixture: a mixture alone
-    begins as nearly the same vector for all utterances of a conversation, and takes long to become anything else. The
-    modalities, of which the paper has text alone, are projected to a common width and summed; the LSTM is packed. The
-    literal form is the preset ``model=dialoguegcn_released``, which sets ``projection=0 edges=position bases=30
-    relations=speaker_pair normalize=sum aggregate=sum direction=released activation=none nodal=tanh nodal_bias=true
-    residual=false context_dropout=false initial=released``; it packs the LSTM, too, unless ``mask_padding=false``. What
-    eqs. 3 and 4 say is ``normalize=relation aggregate=sum``.
+    The preset ``model=dialoguegcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
+    ``normalize=relation aggregate=sum`` are eqs. 3 and 4.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features.
         context: LSTM units per direction.
         layers: Stacked LSTM layers.
-        bidirectional: Read from both ends; false reads forwards only.
+        bidirectional: Read in both directions.
         hidden: Width of the graph convolutions, and of the output.
         past: Earlier utterances in the window; -1 for all.
         future: Later utterances in the window; -1 for all.
-        edges: Weights of the edges: ``bilinear``, or ``position`` with a learned vector for each absolute position (see
-            :class:`EdgeAttention`).
-        positions: Longest conversation that can be run with ``edges=position``.
-        relations: Relations tell the same speaker from another, or apart by both speakers' numbers (see
-            :class:`ercfusion.ops.graph.WindowGraph`).
-        max_speakers: Most speakers that ``relations=speaker_pair`` tells apart, and no more than a training
-            conversation has; further speakers share the last number.
-        bases: Basis matrices that the relations share; 0 for one matrix per relation.
-        normalize: ``relation`` divides the messages of each relation by their number, ``sum`` does not (see
-            :class:`WeightedRelationalConv`).
+        edges: Edge weights: ``bilinear``, or ``position`` with a learned vector per absolute position.
+        positions: Longest conversation with ``edges=position``.
+        relations: Speakers in relations: same or other, or both numbers (:class:`ercfusion.ops.graph.WindowGraph`).
+        max_speakers: Most speakers of ``relations=speaker_pair``, at most those of a training conversation; further
+            ones share the last number.
+        bases: Basis matrices shared by the relations; 0 for one matrix per relation.
+        normalize: ``relation`` divides each relation's messages by their number.
         aggregate: Aggregation of the neighbours in the second convolution.
-        direction: ``paper``: an utterance receives from ``past`` before it and ``future`` after it; ``released``: the
-            reverse, with weights normalised over what an utterance sends.
+        direction: ``paper``: an utterance receives from ``past`` before and ``future`` after it; ``released``: the
+            reverse, with weights normalised over the sent messages.
         activation: Activation after each convolution.
-        nodal: Attention over the conversation before the classifier; ``tanh`` passes the scores through a tanh first
-            (see :class:`NodalAttention`).
-        residual: Give the classifier the utterance's own vector together with the result of that attention.
-        nodal_bias: Give the scores of that attention a bias.
-        dropout: Dropout probability on the projected input, in and after the LSTM, and before the classifier.
-        context_dropout: False: no dropout after the LSTM.
-        initial: Initial values of the first convolution; ``released``: uniform within 1 / sqrt(bases * 2 * context)
-            (see :class:`WeightedRelationalConv`).
-        mask_padding: False lets the LSTM read zeros after the shorter conversations of a batch, as in the released
-            code; scores then depend on the batch.
+        nodal: Attention over the conversation before the classifier; ``tanh``: of the scores, as released.
+        residual: Also feed the utterance's own vector to the classifier.
+        nodal_bias: Bias in the scores of that attention.
+        dropout: Dropout probability on the projected input, in and after the LSTM.
+        context_dropout: Dropout after the LSTM.
+        initial: Initial values of the first convolution; ``released``: uniform within 1 / sqrt(bases * 2 * context).
+        mask_padding: False: the LSTM reads padding, as in the released code; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -267,8 +259,7 @@ class DialogueGcn(Architecture):
 
     capabilities = Capabilities(speakers="same_other", compiles=False, compile_note=PACKED_NOTE)
 
-    # Not searched: the forms of the released code and of eqs. 3 and 4, projection=0, and bidirectional, which changes
-    # what the model may know.
+    # Not searched: the released forms, those of eqs. 3 and 4, projection=0, bidirectional (different information).
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -286,7 +277,7 @@ class DialogueGcn(Architecture):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """Vectors for absolute positions end somewhere; with padding in the recurrence, its amount matters."""
+        """Position vectors limit the length; reading padding makes scores depend on the batch."""
         longest = options["positions"] if options["edges"] == "position" else None
         return Limits(longest, "" if options["mask_padding"] else PADDING_NOTE)
 
@@ -347,7 +338,7 @@ class DialogueGcn(Architecture):
         self.classifier = nn.Linear(both * (width + hidden), hidden)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         packing = batch.packing
         x = self.fuse(self.project.merge(batch))
         context = self.lstm(x, packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
@@ -356,7 +347,7 @@ class DialogueGcn(Architecture):
         graph = self._graph(batch, self.past, self.future)
         weights = self.edges(context, graph)
         if self.direction == "released":
-            # What the centre gave its members: at [t, u] now the weight that u, a centre, has for t.
+            # Weights of sent messages: [t, u] becomes the weight of receiver t in the window of centre u.
             graph, weights = self._graph(batch, self.future, self.past), weights.transpose(1, 2)
         spoken = self.activate(self.relational(context, graph, weights))
         local = self.activate(self.plain(spoken, graph))

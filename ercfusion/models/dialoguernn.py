@@ -1,4 +1,4 @@
-"""DialogueRNN: global, party and emotion states that follow the conversation, and attention over the emotion states."""
+"""DialogueRNN: global, party and emotion states, and attention over the emotion states."""
 
 from __future__ import annotations
 
@@ -19,45 +19,40 @@ from ercfusion.models.options import Share, Space, Width, WidthOrNone
 
 
 class DialogueRnn(Architecture):
-    """Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019).
+    """DialogueRNN: Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019).
 
-    A global state follows the conversation, every speaker has a party state, and the emotion states follow the party
-    states of whoever speaks (:mod:`ercfusion.layers.dialogue_rnn` has the equations). A second attention lets every
-    utterance look at the emotion states of the whole conversation.
+    A global state follows the conversation, each speaker has a party state, and the emotion states follow the party
+    state of the current speaker (equations: :mod:`ercfusion.layers.dialogue_rnn`). A second attention gives each
+    utterance a mixture of all emotion states.
 
-    *The paper* has five variants: DialogueRNN reads forwards; with the listeners' states updated too (``listener``);
-    in both directions (``bidirectional``); with attention over the emotion states (``emotion_attention``); and with the
-    last two, its best one. It updates listeners with visual cues of their own where there are any.
+    - *Paper*: five variants: DialogueRNN, reading forwards; with updates of the listeners' states (``listener``); in
+      both directions (``bidirectional``); with attention over the emotion states (``emotion_attention``); with the last
+      two, the best one. Listeners have visual cues of their own, if available.
+    - *Released code*: updates listeners with the utterance and the speaker's new state. Dropout acts on every state
+      inside the recurrence, and on the emotion states at a rate 0.15 above the setting. The number of parties is fixed.
+      The epoch is chosen by the test loss. Early revisions pair reversed utterances with speakers in forward order.
+      Padding is harmless: the attentions are masked or end before the present.
+    - *Here*: the released listener update and dropouts, each with an option; any number of speakers. The default is the
+      last variant with two changes. Modalities are projected to a common width. The classifier also reads the
+      utterance's own input and emotion states: the mixture starts nearly equal for all utterances, and on its own does
+      not fit two conversations in 400 steps.
 
-    *The released code* updates listeners with the utterance and the speaker's new state instead; drops numbers of
-    every state inside the recurrence, and 0.15 more than it is told of the emotion states; computes every party's
-    update at every utterance and keeps the speaker's; knows a fixed number of parties; and chooses its epoch by the
-    loss on the test split. Early revisions read the backward direction's utterances with the speakers in forward order.
-    Its context attention ends before the present, so padding does no harm there, and the attention over emotion states
-    is masked.
-
-    *Here* the listeners' update and the dropouts are the released ones, each dropout with an option of its own; any
-    number of speakers will do. The default is the last variant with two changes: the modalities are projected to a
-    common width first, and the classifier is given the utterance's own input and emotion states beside the attention's
-    mixture. That one begins as nearly the same mean for all utterances of a conversation, and with nothing beside it
-    may stay there: two conversations are not learned by heart in 400 steps. The published form is the preset
-    ``model=dialoguernn_released``, which sets ``projection=0 residual=false`` and the published widths.
+    The preset ``model=dialoguernn_released`` has the released form and widths.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features.
         global_size: Width of the global state per direction.
         party_size: Width of a party state per direction.
         emotion_size: Width of the emotion state per direction.
         hidden: Width of the dense layer before the classifier, and of the output.
-        listener: Also update the states of the parties who listen.
-        bidirectional: Also read from the end; false and ``emotion_attention=false`` make the model causal.
-        emotion_attention: Attention over all emotion states of the conversation; without ``residual`` the classifier
-            receives its result instead of the utterance's own state.
-        residual: Give the classifier also the encoded input and the utterance's own emotion states.
+        listener: Also update the listeners' party states.
+        bidirectional: Read in both directions; causal if this and ``emotion_attention`` are false.
+        emotion_attention: Attention over all emotion states; without ``residual`` the classifier reads only its result.
+        residual: Also feed the encoded input and the utterance's own emotion states to the classifier.
         dropout: Dropout probability on the projected input and before the classifier.
-        state_dropout: Dropout probability on every new state inside the recurrence.
-        emotion_dropout: Dropout probability on the emotion states that leave the recurrence.
+        state_dropout: Dropout probability on new states inside the recurrence.
+        emotion_dropout: Dropout probability on the emotion states after the recurrence.
 
     Shapes:
         batch -> hidden (N, hidden).
@@ -69,9 +64,8 @@ class DialogueRnn(Architecture):
         compile_note="the recurrence loops over the utterances of the longest conversation in Python",
     )
 
-    # Not searched: bidirectional and emotion_attention, which change what the model may know; listener, which the paper
-    # found worse and which takes several times as long; residual, without which it learns badly
-    # (docs/models/dialoguernn.md).
+    # Not searched: bidirectional and emotion_attention (different information), listener (worse in the paper, slow),
+    # residual (needed, docs/models/dialoguernn.md).
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 3e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -111,7 +105,9 @@ class DialogueRnn(Architecture):
         chances = {"dropout": dropout, "state_dropout": state_dropout, "emotion_dropout": emotion_dropout}
         for name, chance in chances.items():
             if not 0 <= chance < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, found {chance}")
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, found {chance}. Choose a smaller probability."
+                )
         self.hidden_size = hidden
         self.residual = residual
         self.project = ModalityProjection(inputs.widths, projection)
@@ -134,7 +130,7 @@ class DialogueRnn(Architecture):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         x = self.fuse(self.project.merge(batch))
         emotions = self.emotion_dropout(self.recurrence(x, batch.speaker, batch.packing))
         parts, attention = [emotions], {}
@@ -149,17 +145,17 @@ class DialogueRnn(Architecture):
         return Encoded(hidden, attention=attention)
 
     def attention_map(self, emotions: Tensor, packing: Packing) -> Tensor:
-        """(B, 1, L, L) weights of the emotion states (N, D), [b, 0, receiver, source]; rows of utterances sum to 1."""
+        """(B, 1, L, L) attention of the emotion states (N, D), [b, 0, receiver, source]; rows sum to 1."""
         assert self.match is not None
         scores = packing.pad(self.match(emotions)) @ packing.pad(emotions).transpose(1, 2)
         weights = scores.masked_fill(~packing.mask[:, None], -torch.inf).softmax(-1)
         return (weights * packing.mask[:, :, None])[:, None]
 
     def _attend(self, emotions: Tensor, packing: Packing) -> Tensor:
-        """Matching attention (N, D) -> (N, D): softmax over the conversation of e_i . (W e_t + b), mixing the e_i."""
+        """Mixtures (N, D) of the emotion states, by the softmax of e_i . (W e_t + b) over the conversation."""
         assert self.match is not None
         query, states = packing.pad(self.match(emotions)), packing.pad(emotions)
-        # Unscaled, as published. Autocast gives the query in another precision than the states.
+        # Unscaled, as published. Under autocast query and states differ in precision.
         mask = packing.mask[:, None, None]
         states = states[:, None].to(query.dtype)
         mixed = F.scaled_dot_product_attention(query[:, None], states, states, attn_mask=mask, scale=1.0)

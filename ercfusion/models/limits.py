@@ -1,4 +1,4 @@
-"""A limit on what the construction of an architecture may allocate."""
+"""Limit on the memory allocated while an architecture is built."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from ercfusion._core.errors import ConfigError
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the bytes of all tensors that are made, and stops at a limit.
+    """Adds up the bytes of all new tensors and stops at a limit.
 
-    Memory of a new tensor is reserved, but not used before something is written into it: the next operation. So this
-    stops in time.
+    A new tensor only reserves memory; the next operation writes into it. So this stops in time.
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
-        self.made = 0
+        self.allocated = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if not function.is_view and not function._schema.is_mutable:
-            for entry in tree_iter(result):
-                if isinstance(entry, torch.Tensor):
-                    self.made += entry.numel() * entry.element_size()
-        if self.made > self.most:
+            for value in tree_iter(result):
+                if isinstance(value, torch.Tensor):
+                    self.allocated += value.numel() * value.element_size()
+        if self.allocated > self.most:
             raise _TooLargeError
         return result
 
@@ -43,11 +42,11 @@ class _TooLargeError(Exception):
 
 @contextmanager
 def allocation_limit(name: str, most: int | None = None) -> Iterator[None]:
-    """Raise :class:`ConfigError` inside the block as soon as the tensors made there are too large.
+    """Raise :class:`ConfigError` as soon as the tensors created in the block exceed a limit.
 
     Args:
-        name: Of the architecture.
-        most: Bytes in all; the memory of this machine if None.
+        name: Name of the architecture.
+        most: Limit in bytes; the memory of this machine if None.
     """
     limit = memory_of_machine() if most is None else most
     message = (
@@ -60,7 +59,7 @@ def allocation_limit(name: str, most: int | None = None) -> Iterator[None]:
     except _TooLargeError:
         raise ConfigError(message) from None
     except (MemoryError, RuntimeError) as error:
-        # torch has no type of its own for memory that the machine refuses.
+        # torch raises RuntimeError if an allocation fails.
         words = str(error)
         if isinstance(error, MemoryError) or "allocate" in words or "Storage size calculation overflowed" in words:
             raise ConfigError(message) from error
@@ -68,7 +67,7 @@ def allocation_limit(name: str, most: int | None = None) -> Iterator[None]:
 
 
 def memory_of_machine() -> int:
-    """Bytes of main memory; 64 GiB if the system does not tell."""
+    """Main memory in bytes; 64 GiB if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

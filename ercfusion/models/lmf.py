@@ -1,4 +1,4 @@
-"""Low-rank multimodal fusion: one vector a modality, and sums of products of linear maps of them."""
+"""Low-rank multimodal fusion: one vector per modality, and sums of products of their linear maps."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ercfusion.models.vectors import VectorFusion
 
 
 class Lmf(VectorFusion):
-    r"""LMF: Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018).
+    """LMF: Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018).
 
-    Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) whose weight is a sum of few products of one factor a modality:
-    neither the tensor nor its weight exists, and the number of parameters grows with the sum of the widths instead of
-    their product.
+    Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) with a weight of low rank: a sum of few products, each with one
+    factor per modality. Neither the tensor nor its weight is formed, and parameters grow with the sum of the widths,
+    not their product.
 
-    *The paper* fuses as TFN does, one utterance at a time, and sums over the ranks. *The released code* weighs the
-    ranks, has learning rates of their own for the factors, and builds a dropout behind the fusion that it never
-    applies; what is fused is the prediction itself. *A copy that circulates* in a benchmark suite trains neither the
-    weights of the ranks nor the bias, so that its LMF is weaker than the paper's.
+    - *Paper*: the input of TFN, one utterance at a time; products are summed over the ranks.
+    - *Released code*: weights the ranks, uses separate learning rates for the factors, and creates a dropout after the
+      fusion without applying it. The fused vector is the prediction.
+    - *Circulating copy* (in a benchmark suite): trains neither the rank weights nor the bias, so it is weaker than the
+      paper's model.
+    - *Here*: all parts are trained, at one learning rate. The fused vector has ``fused`` elements, and the classifier
+      reads it. Modalities and context are as in :class:`~ercfusion.models.tfn.Tfn`, for any number of modalities; with
+      ``context=none`` an absent one is [1; 0].
 
-    *Here* all parts are trained, at one learning rate. The fused vector has ``fused`` numbers, and the classifier
-    reads it. As in :class:`~ercfusion.models.tfn.Tfn` any modalities will do (one or many), text comes as one vector
-    an utterance, and each modality is put into the context of its conversation, absent ones too, unless
-    ``context=none``: then an absent one is [1; 0]. The published sizes are the preset ``model=lmf_released``.
+    The preset ``model=lmf_released`` has the published sizes.
 
     Args:
         inputs: Modalities and widths.
         encoder: Options of :class:`~ercfusion.models.vectors.VectorFusion`.
-        rank: Number of products that are summed.
+        rank: Number of products.
         fused: Width of the fused vector, and of the output.
-        fusion_dropout: Dropout probability on the z_m as they enter the fusion.
-        post_norm: Layer normalisation of the fused vector: the size of products of M numbers varies with the power M.
+        fusion_dropout: Dropout probability on the z_m before the fusion.
+        post_norm: Layer normalisation of the fused vector; the size of products of M numbers varies strongly.
         post_dropout: Dropout probability on the fused vector.
-        initial: Initial values of the factors: normal with variance 2 / (d_m + 1 + fused), or 2 / ((d_m + 1 + rank) *
-            fused) (see :class:`ercfusion.layers.tensor_fusion.LowRankFusion`).
+        initial: Variance of the initial factors: 2 / (d_m + 1 + fused), or 2 / ((d_m + 1 + rank) * fused).
 
     Shapes:
-        batch -> hidden (N, fused); one representation (N, d_m) a modality.
+        batch -> hidden (N, fused); one representation (N, d_m) per modality.
     """
 
-    # Not searched: context and bidirectional, which change what the model may know; the widths of single modalities;
-    # absent, which matters if modalities are missing.
+    # Not searched: context and bidirectional (different information), widths of single modalities, absent (matters
+    # only with missing modalities).
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -90,6 +90,6 @@ class Lmf(VectorFusion):
         self.post = nn.Sequential(nn.LayerNorm(fused) if post_norm else nn.Identity(), nn.Dropout(post_dropout))
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the modalities and fuse them."""
         z = self.vectors(batch)
         return Encoded(self.post(self.fuse(list(z.values()), self.vectors.present(batch))), modalities=z)

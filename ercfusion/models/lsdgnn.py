@@ -1,4 +1,4 @@
-"""LSDGNN: a short-distance and a long-distance DAG-ERC that exchange what they found."""
+"""LSDGNN: a short-distance and a long-distance DAG-ERC with an exchange between them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, Wi
 from ercfusion.ops.dag_reference import DagAttention
 
 FLOOR = 0.1
-"""Added to the distance of the two stacks, so that the term ``difference`` is at most 1 / FLOOR a layer."""
+"""Added to the distance of the stacks: bounds ``difference`` by 1 / FLOOR per layer."""
 
 
 class BiaffineExchange(nn.Module):
-    r"""Each of two sequences of vectors looks up, at every utterance, what the other has for the conversation.
+    r"""Two sequences of vectors attend to each other within their conversation.
 
     .. math:: S' = \mathrm{softmax}(S W_1 K^\top) K, \quad K' = \mathrm{softmax}(K W_2 S^\top) S
 
-    The softmax runs over the utterances of the same conversation only, and with ``causal`` over those up to oneself.
-
     Args:
         width: D.
-        causal: See above.
+        causal: Attend only to utterances up to the own one.
         scale: Divide the scores by the square root of D.
 
     Shapes:
@@ -49,7 +47,7 @@ class BiaffineExchange(nn.Module):
         nn.init.xavier_uniform_(self.long_short, math.sqrt(2))
 
     def forward(self, short: Tensor, long: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """The vectors S' and K'."""
         # (B, ..., T, D), T the longest conversation
         padded = [packing.pad(value).movedim(1, -2) for value in (short, long)]
         mask = packing.mask[:, None].expand(-1, packing.longest, -1)
@@ -57,26 +55,26 @@ class BiaffineExchange(nn.Module):
             mask = mask.tril()
         mask = mask.view(packing.size, *[1] * (short.ndim - 2), *mask.shape[1:])
 
-        def look(asking: Tensor, weight: Tensor, other: Tensor) -> Tensor:
-            score = (asking @ weight @ other.mT * self.scale).masked_fill(~mask, -math.inf)
-            return packing.pack((score.softmax(-1) @ other).movedim(-2, 1))
+        def attend(query: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
+            score = (query @ weight @ keys.mT * self.scale).masked_fill(~mask, -math.inf)
+            return packing.pack((score.softmax(-1) @ keys).movedim(-2, 1))
 
-        return look(padded[0], self.short_long, padded[1]), look(padded[1], self.long_short, padded[0])
+        return attend(padded[0], self.short_long, padded[1]), attend(padded[1], self.long_short, padded[0])
 
 
 def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> Tensor:
-    """One over the distance of two stacks, summed over the layers: small where they find different things.
+    """Inverse distance of two stacks, summed over the layers: small if they differ.
 
-    Vectors are brought to length 1 and their distances averaged over the utterances, so the value depends neither on
-    padding nor on how utterances are spread over conversations. The distance d of a layer enters as 1 / (d + 0.1):
-    the term stays below 10 a layer, and keeps a gradient, where the stacks agree.
+    The distances of unit vectors are averaged over the utterances, so the value does not depend on padding or on the
+    division into conversations. A layer with distance d contributes 1 / (d + 0.1): at most 10, with a gradient for
+    equal stacks.
 
     Args:
         short, long: (N, L, D).
-        packing: Of the N utterances; makes no difference here.
+        packing: Unused.
 
     Returns:
-        A scalar, at least in single precision.
+        Scalar, at least in single precision.
     """
     wide = torch.promote_types(short.dtype, torch.float32)
     unit = [F.normalize(value.to(wide), dim=-1, eps=1e-6) for value in (short, long)]
@@ -85,18 +83,17 @@ def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> T
 
 
 def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor:
-    """The regulariser of the released code: whole padded conversations, centred over the batch, one over the distance.
+    """Regulariser of the released code: inverse distance of whole padded conversations, centred over the batch.
 
-    It depends on the batch and on padding (here zeros; in the released code whatever it computes there). For a
-    batch of one conversation, where centring leaves nothing, the released code gives infinity without a gradient; here
-    it is 0.
+    It depends on the batch and on padding (zeros here). For a batch of one conversation, centred to nothing, it is 0
+    here and infinite in the released code.
 
     Args:
         short, long: (N, L, D).
-        packing: Of the N utterances.
+        packing: Packing of the N utterances.
 
     Returns:
-        A scalar, at least in single precision.
+        Scalar, at least in single precision.
     """
     wide = torch.promote_types(short.dtype, torch.float32)
     if packing.size == 1:
@@ -113,38 +110,34 @@ def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor
 class Lsdgnn(Architecture):
     """LSDGNN: Li, Xu and Qiao, "Long-Short Distance Graph Neural Networks" (ECAI 2025, arXiv 2507.15205).
 
-    Two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`) on the same input: the short one hears back to its
-    speaker's last utterance, the long one to the speaker's fifth last. Layer by layer each then looks up the other's
-    vectors by biaffine attention, and a regulariser pulls the two apart. All modalities are used. The paper's
-    curriculum is a matter of training, not of this network.
+    - *Paper*: two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`) on the same input. The short one reaches
+      back to its speaker's last utterance, the long one to the fifth last. In each layer they exchange vectors by
+      biaffine attention; a regulariser drives them apart. All modalities are used. The paper's curriculum belongs to
+      the training.
+    - *Released code*: the biaffine attention includes padding, so the output depends on the batch, and later
+      utterances, so it is not causal. Its result replaces the stacks' own vectors. The regulariser includes padding,
+      depends on the batch, and is infinite for a single conversation. In the stacks' attention the query cancels, as in
+      DAG-ERC.
+    - *Here*: the exchange stays within a conversation; with ``causal=true``, within its past. Its scores are scaled,
+      and the stacks' own vectors are added (``residual``). The regulariser is the auxiliary loss ``difference`` on the
+      stacks' own vectors, bounded and averaged over utterances; its weight is ``objective.weights.difference``.
 
-    *The released code* lets the biaffine attention see padding, so the output depends on the other conversations of a
-    batch. It also sees later utterances: the network is not causal as DAG-ERC is. The looked-up vectors replace the
-    stacks' own, which are lost. The regulariser includes padding, depends on the batch, and is infinite for
-    a batch of one conversation. The attention inside the stacks is that of DAG-ERC, whose query cancels.
-
-    *Here* the exchange stays within a conversation, and with ``causal=True`` before it; the stacks' own vectors are
-    kept beside what they looked up (``residual``, a sum); scores are scaled; the regulariser is the auxiliary loss
-    ``difference`` on the stacks' own vectors, an average over real utterances and bounded. Weigh it by
-    ``objective.weights.difference`` (0 switches it off). The preset ``model=lsdgnn_released`` sets ``residual=false
-    scale=false difference=released``; the exchange is masked there, too.
+    The preset ``model=lsdgnn_released`` is the released form with a masked exchange.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which the modalities are projected and summed; 0 concatenates the features as they are.
+        projection: Width of the summed projections of the modalities; 0 concatenates the features.
         hidden: Width of the stacks and of the output.
         layers: Layers of each stack.
-        short: Window of the short stack: number of earlier utterances of its own speaker to which an utterance reaches
-            back.
+        short: Window of the short stack: earlier utterances of its own speaker within reach of an utterance.
         long: Window of the long stack.
-        attention: Attention inside the stacks: ``dagerc`` as published; ``gat`` has weights that depend on the
-            receiver.
-        causal: The exchange reads no later utterance, which makes the model causal.
-        residual: Add the stacks' own vectors to the vectors that they looked up.
+        attention: Attention in the stacks: ``dagerc`` as published; ``gat`` with weights depending on the receiver.
+        causal: No later utterances in the exchange; makes the model causal.
+        residual: Add the stacks' own vectors to the exchanged ones.
         scale: Divide the scores of the exchange by the square root of ``hidden``.
-        difference: The regulariser; ``utterance`` is an average over utterances.
-        mlp_layers: Linear layers between the concatenation and the head.
-        dropout: Dropout probability on what is exchanged in all layers but the last, and before the head.
+        difference: Form of the regulariser; ``utterance`` averages over utterances.
+        mlp_layers: Linear layers before the head.
+        dropout: Dropout probability on the exchanged vectors except the last layer's, and before the head.
         input_dropout: Dropout probability on the encoded input.
 
     Shapes:
@@ -153,8 +146,7 @@ class Lsdgnn(Architecture):
 
     capabilities = Capabilities(speakers="same_other")
 
-    # Not searched: causal, which changes what the model may know; the windows, which define the two stacks; the forms
-    # of the released code.
+    # Not searched: causal (different information), the windows (they define the stacks), the released forms.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -200,13 +192,13 @@ class Lsdgnn(Architecture):
         self.readout = readout(2 * (layers + 1) * hidden + self.encode.out_features, hidden, mlp_layers, dropout)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         x, h = self.encode(batch)
         short, long = self.recur(h, batch.speaker, batch.packing).transpose(1, 2)  # (N, L, hidden) each
-        apart = BatchLoss(difference_released if self.difference == "released" else difference, (short, long))
-        found = torch.stack(self.exchange(short, long, batch.packing), dim=2)  # (N, L, 2, hidden)
-        found = torch.cat([self.dropout(found[:, :-1]), found[:, -1:]], dim=1)
+        regulariser = BatchLoss(difference_released if self.difference == "released" else difference, (short, long))
+        exchanged = torch.stack(self.exchange(short, long, batch.packing), dim=2)  # (N, L, 2, hidden)
+        exchanged = torch.cat([self.dropout(exchanged[:, :-1]), exchanged[:, -1:]], dim=1)
         if self.residual:
-            found = found + torch.stack([short, long], dim=2)
-        features = torch.cat([h, h, found.to(h.dtype).flatten(1), x], dim=1)
-        return Encoded(self.readout(features), losses={"difference": apart})
+            exchanged = exchanged + torch.stack([short, long], dim=2)
+        features = torch.cat([h, h, exchanged.to(h.dtype).flatten(1), x], dim=1)
+        return Encoded(self.readout(features), losses={"difference": regulariser})

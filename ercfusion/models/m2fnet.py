@@ -1,4 +1,4 @@
-"""M2FNet: a Transformer over the conversation for each modality, then text that looks through the others' eyes."""
+"""M2FNet: a Transformer over the conversation per modality, then fusion attention."""
 
 from __future__ import annotations
 
@@ -19,59 +19,54 @@ from ercfusion.models.options import Count, CountOrNone, Number, Share, Space, W
 class M2FNet(Architecture):
     """M2FNet: Chudasama et al., "M2FNet: Multi-modal Fusion Network for Emotion Recognition" (CVPR workshops 2022).
 
-    Every modality is put into context by Transformer layers of its own, each with one more residual around it,
-    X + Enc(X). Then the main stream, text, goes through several fusion attention modules
-    (:class:`ercfusion.layers.fusion.FusionAttention`): queries and values are text, keys are another modality. A
-    classifier reads the other modalities and the last text.
+    Each modality passes through Transformer layers of its own, with one more residual around each: X + Enc(X). The main
+    stream, text, then passes through fusion attention modules with queries and values from text and keys from another
+    modality (:class:`ercfusion.layers.fusion.FusionAttention`). The classifier reads the other modalities and the last
+    text.
 
-    *The paper* trains extractors for all three modalities first; this is the network on utterance vectors, its
-    "dialogue-level" part. Encoders run at the width of the features and are projected to a common width afterwards;
-    nothing tells the order of utterances. *No code was released by the authors*; two re-implementations by others agree
-    with this reading, and neither reaches the published figures.
+    - *Paper*: trains extractors for all modalities first; this is its "dialogue-level" part, on utterance vectors.
+      Encoders run at the width of the features, which are projected to a common width afterwards. The order of
+      utterances is not encoded.
+    - *Code*: the authors released none. Two re-implementations by others agree with this reading; neither reaches the
+      published figures.
+    - *Here*: modalities are projected first, with a learned vector if absent. Transformer layers are pre-norm, because
+      each Enc ends in a normalisation and X + Enc(X) would double. A learned bias encodes distance and speaker
+      (``lags``). Absent utterances are not keys of the fusion. Fusion starts as a small correction of text
+      (``residual``). Modalities are dropped at random in training (``modality_dropout``), against reliance on one.
+      ``docs/models/m2fnet.md`` has measurements with weak modalities.
 
-    *Here* the defaults are the sound form: modalities are projected first, with a learned vector for an absent one;
-    Transformer layers are pre-norm (each Enc ends in a normalisation, so that X + Enc(X) does not double); a learned
-    bias tells distances and the same speaker from another (``lags``); absent utterances are not keys of the fusion;
-    fusion is a small correction of text at first (``residual``); and modalities are hidden at random in training
-    (``modality_dropout``), so that none is leant on alone. What this is worth where the other modalities are weak is in
-    ``docs/models/m2fnet.md``. The published form is the preset ``model=m2fnet_released``, which sets ``encode=raw
-    norm_first=false activation=relu lags=0 residual=false readout=concat modality_dropout=0``.
-
-    Any modalities will do. With one, there is no fusion.
+    Any modalities can be used; a single one is not fused. The preset ``model=m2fnet_released`` is the published form.
 
     Args:
         inputs: Modalities and widths.
-        main: The main stream. If it is ``text`` and the data has no text, the first modality is; any other name must be
-            one of the data's.
+        main: Main stream; without text, ``text`` means the first modality.
         width: Common width of the streams; a multiple of ``heads``.
-        encode: ``projected``: encoders run at the common width. ``raw``: at that of the features, with the largest
-            number of heads up to ``heads`` that divides it, and are projected afterwards.
-        layers: Transformer layers of each modality; 0 leaves them out.
-        heads: Heads of the Transformers and of each attention of the fusion.
+        encode: ``projected``: encoders at the common width; ``raw``: at the features' width, projected afterwards, with
+            the largest number of heads up to ``heads`` that divides it.
+        layers: Transformer layers per modality.
+        heads: Heads of the Transformers and of the fusion's attentions.
         feedforward: Width of the Transformers' feed-forward layers.
         outer_residual: X + Enc(X) around each Transformer layer, instead of Enc(X).
         norm_first: Pre-norm Transformer layers.
         activation: Activation of the Transformers and the output layer.
-        lags: Distances that the Transformers tell apart on either side, for the same and for another speaker
-            (:class:`ercfusion.layers.RelativeBias`); 0 for none, as published.
-        fusions: Fusion attention modules; 0 leaves them out.
-        values: Source of the fusion's values: ``main`` as published, or ``other``, ordinary cross-attention.
-        residual: Let fusion begin as a small correction of the main stream.
-        readout: What the output layer reads: all streams, as published, or their sum with learned weights
+        lags: Distances with a learned bias in the Transformers (:class:`ercfusion.layers.RelativeBias`); 0 for none, as
+            published.
+        fusions: Number of fusion attention modules.
+        values: Source of the fusion's values: ``main`` as published; ``other``: ordinary cross-attention.
+        residual: Start the fusion as a small correction of the main stream.
+        readout: Input of the output layer: all streams, as published, or their gated sum
             (:class:`ercfusion.layers.fusion.GatedFusion`).
-        gate_start: How strongly the gates prefer the main stream at first (``readout=gated``).
+        gate_start: Initial preference of the gates for the main stream (``readout=gated``).
         hidden: Width of the output.
         dropout: Dropout probability in Transformers and fusion, on the projected input, and around the output layer.
-        modality_dropout: Probability with which each modality of an utterance is hidden in training; at least one
-            stays.
+        modality_dropout: Probability of dropping each modality of an utterance in training; at least one stays.
         causal: Never read later utterances.
 
     Shapes:
-        batch -> hidden (N, hidden), one representation (N, width) a modality.
+        batch -> hidden (N, hidden), one representation (N, width) per modality.
     """
 
-    # Not searched: causal, which changes what the model may know, main, and the published forms. The widths have
-    # choices that four heads divide.
+    # Not searched: causal (different information), main, and the published forms. Four heads divide all widths.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -117,12 +112,12 @@ class M2FNet(Architecture):
         self.capabilities = Capabilities(
             contextual=layers > 0 or (fusions > 0 and len(names) > 1),
             causal=causal,
-            speakers="same_other" if lags > 0 and layers > 0 else "none",  # the relative bias alone knows them
+            speakers="same_other" if lags > 0 and layers > 0 else "none",  # read by the relative bias only
         )
         if main not in names and main != "text":
-            raise ValueError(f"main must be one of {', '.join(names)}; found {main!r}")
+            raise ValueError(f"main={main!r} is not a modality of the data. Choose from {', '.join(names)}.")
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+            raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
         self.main = main if main in names else names[0]
         self.others = [name for name in names if name != self.main]
         self.hidden_size = hidden
@@ -160,7 +155,7 @@ class M2FNet(Architecture):
         self.encoders = nn.ModuleDict({name: stack(size if raw else width) for name, size in inputs.widths.items()})
         for module in self.encoders.modules():
             if isinstance(module, RelativeBias):
-                nn.init.normal_(module.weight, std=0.02)  # speakers enter nowhere else: not blind to them at the start
+                nn.init.normal_(module.weight, std=0.02)  # at zero, the model would start blind to speakers
         self.fusions = nn.ModuleList(
             FusionAttention(width, len(self.others), heads, dropout, values=values, residual=residual, causal=causal)
             for _ in range(fusions if self.others else 0)
@@ -171,7 +166,7 @@ class M2FNet(Architecture):
         self.readout = nn.Linear(width * (1 if self.gate else len(names)), hidden)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the modalities and fuse them."""
         if self.training:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         streams = self._encode(batch)
@@ -188,13 +183,13 @@ class M2FNet(Architecture):
         return Encoded(hidden, modalities=streams)
 
     def _encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
-        """Every modality in its conversation, (N, width) each."""
+        """Each modality with its context, (N, width)."""
         if self.project is not None:
             streams = {name: self.dropout(value) for name, value in self.project(batch).items()}
         else:
-            here = batch.present
+            present = batch.present
             streams = {
-                name: torch.where(here[:, batch.column(name), None], batch.values(name), self.absent[name])
+                name: torch.where(present[:, batch.column(name), None], batch.values(name), self.absent[name])
                 for name in self.inputs.widths  # a ParameterDict is sorted by name
             }
         for name, encoders in self.encoders.items():

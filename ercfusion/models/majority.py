@@ -1,4 +1,4 @@
-"""The floor of every table: the same answer for every utterance."""
+"""The floor of every table: a constant answer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ercfusion.models.base import Architecture, Capabilities, Encoded
 
 
 class Majority(Architecture):
-    """Sees nothing. Its head answers with the bias it starts from: the distribution of the training labels.
+    """Ignores the features; the head answers with its initial bias, the distribution of the training labels.
 
-    So a single-label task gets the most frequent training label, a multi-label task the labels more frequent than not,
-    a distribution task the mean distribution, and a regression task the training mean.
+    The answer is the most frequent training label, the labels more frequent than not (multi-label), the mean
+    distribution, or the mean of the training targets (regression).
 
     Args:
-        inputs: Ignored, but for the interface.
+        inputs: Modalities and widths.
 
     Shapes:
-        batch -> hidden (N, 1), zero everywhere.
+        batch -> hidden (N, 1), all zero.
     """
 
     capabilities = Capabilities(learns=False, contextual=False, causal=True)
@@ -27,6 +27,6 @@ class Majority(Architecture):
         super().__init__(inputs)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Zeros for every utterance."""
         first = next(iter(batch.features.values()))
         return Encoded(first.new_zeros(batch.num_utterances, 1))

@@ -1,4 +1,4 @@
-"""MMGCN: one deep graph over the utterances of a conversation in all their modalities."""
+"""MMGCN: one deep graph over a conversation's utterances in all modalities."""
 
 from __future__ import annotations
 
@@ -17,64 +17,57 @@ from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Encod
 from ercfusion.models.options import Count, CountOrNone, Positive, Share, Space, Width
 
 TEXT = "text"
-"""The modality that the published model treats differently."""
+"""The modality with a role of its own in the paper."""
 
 Scope = Literal["all", "text", "none"]
 
 
 class Mmgcn(Architecture):
-    r"""MMGCN: Hu et al., "MMGCN: Multimodal Fusion via Deep Graph Convolution Network for Emotion Recognition in
+    """MMGCN: Hu et al., "MMGCN: Multimodal Fusion via Deep Graph Convolution Network for Emotion Recognition in
     Conversation" (ACL 2021).
 
-    Every modality of every utterance is a node. Nodes of one modality are joined throughout the conversation, the
-    nodes of one utterance among each other, each edge weighed by the angle between its nodes' vectors. A deep graph
-    convolution (GCNII) runs over this graph; the classifier reads, for all modalities of an utterance, what went into
-    the graph and what came out.
+    Each modality of each utterance is a node. Edges join all nodes of one modality in the conversation, and the nodes
+    of one utterance; their weights follow the angles between the nodes' vectors. A deep graph convolution (GCNII) runs
+    over this graph. The classifier reads its input and output for all modalities of an utterance.
 
-    *The paper* (section 3) encodes text by a bidirectional LSTM and the other modalities by a linear layer, adds an
-    embedding of the speaker to every node, and runs plain GCNII layers, 4 of them on IEMOCAP. *The
-    released code* differs: the speaker's embedding is added to the text alone; its layers are the variant with a
-    second matrix for the initial representation; the number of layers that the run script sets (4) is ignored for the
-    64 that are written into the branch for three modalities; and the LSTM reads padding, so that an utterance's score
-    depends on the other conversations of its batch. It also builds one dense matrix over all nodes of the batch, with
-    two dense products to normalise it, although it is block-diagonal.
+    - *Paper* (section 3): a bidirectional LSTM on text, a linear layer on the other modalities, a speaker embedding
+      added to every node, and plain GCNII layers, 4 on IEMOCAP.
+    - *Released code*: adds the speaker embedding to text only. Its layers have a second matrix, for the initial
+      representation. With three modalities it always has 64 layers; the script's setting of 4 is ignored. The LSTM
+      reads padding, so scores depend on the batch. It builds one dense matrix over all nodes of the batch, although the
+      graph is block-diagonal.
+    - *Here*: the paper's defaults, with a packed LSTM and no structurally zero entries in the graph
+      (:class:`ercfusion.layers.gcn2.AngularGraph`). A node's weight with itself is a constant: the published gradient
+      of the arccosine there multiplies rounding errors by 224. Absent modalities are not nodes; the classifier reads a
+      learned vector instead. Any modalities can be used.
 
-    *Here* the defaults follow the paper. The LSTM is packed, the graph has no entry that is zero by construction
-    (:class:`ercfusion.layers.gcn2.AngularGraph`), and a node's weight with itself is a constant instead of an
-    arccosine at its steepest, whose rounding errors the published gradient multiplies by 224. An absent modality is
-    no node: it takes no part in the graph, and the classifier reads a learned vector in its place. Any modalities
-    will do, one or many. The literal form is the preset ``model=mmgcn_released``, which sets ``speakers=text
-    speaker_std=1 variant=true layers=64 activation=relu residual_dropout=true``; it packs the LSTM, too, unless
-    ``mask_padding=false``.
+    The preset ``model=mmgcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width to which each modality is projected, and of the vectors that are compared; even.
-        recurrent: Modalities that pass through a bidirectional LSTM; ``text`` is the modality of that name, if there is
-            one.
+        projection: Width of each modality's projection, and of the compared vectors; even.
+        recurrent: Modalities with a bidirectional LSTM; ``text`` is the modality of that name, if present.
         lstm_layers: Stacked LSTM layers.
-        speakers: Modalities to which the speaker's embedding is added. There are as many embeddings as a training
-            conversation has speakers at most; further speakers share the last one.
-        speaker_std: Standard deviation of the speaker embeddings' initial values (released code: 1). At the size of the
-            projected features the speaker decides every angle.
+        speakers: Modalities with an added speaker embedding; speakers beyond the number in training share the last one.
+        speaker_std: Standard deviation of the initial speaker embeddings (released code: 1); large ones dominate the
+            angles.
         hidden: Width of the graph convolutions.
-        layers: Number of graph convolutions; 0 leaves them out.
-        alpha: Share of a node's initial representation in every layer.
-        theta: Strength of the layers' matrices: that of layer l is ln(theta / l + 1).
-        variant: GCNII's second form, with a matrix of its own for the initial representation.
+        layers: Number of graph convolutions.
+        alpha: Share of a node's initial representation in each layer.
+        theta: Strength of the layers' matrices: ln(theta / l + 1) in layer l.
+        variant: GCNII's second form, with a separate matrix for the initial representation.
         activation: Activation before the classifier; ``relu`` as published.
-        dropout: Dropout probability between LSTM layers, in the graph convolutions (not in the angles) and before the
+        dropout: Dropout probability between LSTM layers, in the graph convolutions (not the angles) and before the
             classifier.
-        residual_dropout: Drop the graph's input also on its way around the graph, and again before the classifier, as
-            in the released code.
-        mask_padding: False lets the LSTM read padding (projected zeros) after the shorter conversations of a batch, as
-            in the released code; scores then depend on the batch.
+        residual_dropout: Also drop the graph's input on its path around the graph, as in the released code.
+        mask_padding: False: the LSTM reads padding (projected zeros), as in the released code; scores depend on the
+            batch.
 
     Shapes:
-        batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) a modality.
+        batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) per modality.
     """
 
-    # Not searched: activation, and speakers=text, which is what the released code does.
+    # Not searched: activation and speakers=text, parts of the released form.
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -92,7 +85,7 @@ class Mmgcn(Architecture):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """With padding in the recurrence, its amount matters."""
+        """Scores depend on the batch if the LSTM reads padding."""
         return Limits(batch_dependence="" if options["mask_padding"] else PADDING_NOTE)
 
     def __init__(
@@ -120,15 +113,17 @@ class Mmgcn(Architecture):
         self.num_speakers = inputs.speakers
         names = list(inputs.widths)
         if projection < 2 or projection % 2:
-            raise ValueError(f"projection must be even and above 0, found {projection}")
+            raise ValueError(f"projection must be even and above 0, found {projection}. Choose an even number.")
         if speakers == TEXT and TEXT not in names:
-            raise ValueError(f"speakers='text' needs the modality 'text'; the data has {', '.join(names)}")
+            raise ValueError(
+                f"speakers='text' needs the modality 'text'; the data has {', '.join(names)}. Choose all or none."
+            )
         self.hidden_size = len(names) * (projection + hidden)
         self.activate: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
         self.project = ModalityProjection(inputs.widths, projection)
         for vector in self.project.absent.values():
-            nn.init.normal_(vector, std=0.1)  # a ReLU lets no gradient through at exactly zero
+            nn.init.normal_(vector, std=0.1)  # a ReLU has no gradient at zero
         self.context = nn.ModuleDict()
         for name in _within(recurrent, names):
             self.context[name] = PackedLSTM(projection, projection // 2, lstm_layers, dropout)
@@ -143,20 +138,20 @@ class Mmgcn(Architecture):
         self.graph = GCN2(projection, hidden, layers, alpha=alpha, theta=theta, variant=variant, dropout=dropout)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the conversations."""
         nodes = self.project(batch)
         for name, layer in self.context.items():
             padding = None if self.mask_padding else self.project.project[name].bias
             nodes[name] = layer(nodes[name], batch.packing, padding)
         if self.embedded:
-            who = self.speaker(batch.speaker.clamp(max=self.num_speakers - 1))
-            nodes |= {name: nodes[name] + who for name in self.embedded}
+            speaker = self.speaker(batch.speaker.clamp(max=self.num_speakers - 1))
+            nodes |= {name: nodes[name] + speaker for name in self.embedded}
         x = torch.stack(list(nodes.values()))  # (M, N, projection)
 
         graph = AngularGraph(x, batch.present, batch.packing)
         x = self.dropout(x) if self.residual_dropout else x
         exchanged = self.graph(x, graph, dropped=self.residual_dropout)
-        # What the stack makes of an absent node is no message of anybody's; it must not look like one.
+        # An absent node receives no message; its output must not look like one.
         exchanged = exchanged.masked_fill(~batch.present.t()[:, :, None], 0.0)
         out = self.dropout(self.activate(torch.cat([x, exchanged], dim=2)))
         return Encoded(
@@ -165,5 +160,5 @@ class Mmgcn(Architecture):
 
 
 def _within(scope: str, names: list[str]) -> list[str]:
-    """The modalities that a scope means."""
+    """Modalities of a scope."""
     return {"all": names, "text": [name for name in names if name == TEXT], "none": []}[scope]

@@ -1,4 +1,4 @@
-"""Tensor Fusion: one vector a modality, and a linear layer on all products of their numbers."""
+"""Tensor Fusion: one vector per modality, and a linear layer on all products of their elements."""
 
 from __future__ import annotations
 
@@ -15,42 +15,39 @@ from ercfusion.models.vectors import ACTIVATIONS, VectorFusion
 
 
 class Tfn(VectorFusion):
-    r"""TFN: Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017).
+    """TFN: Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017).
 
-    Each modality of an utterance becomes one vector z_m; a linear layer reads the outer product of the [1; z_m], which
-    holds every single modality, every pair and the product of all; a second dense layer and the classifier follow.
+    Each modality becomes one vector z_m. A linear layer reads the outer product of the [1; z_m], which contains each
+    modality, each pair and the product of all. A dense layer and the classifier follow.
 
-    *The paper* sees one utterance at a time. Audio and visual features, averaged over the utterance, pass through
-    three ReLU layers of 32, the words through an LSTM and two ReLU layers of 128; single elements of the tensor are
-    dropped. *The code that circulates* (a re-implementation that benchmark suites took over) normalises the audio and
-    visual input over the batch, padding included, has one linear layer without activation behind the text LSTM, and
-    drops its last axis at batch size 1.
+    - *Paper*: one utterance at a time. Audio and visual features, averaged over the utterance, pass through three ReLU
+      layers of 32, words through an LSTM and two ReLU layers of 128. Dropout acts on elements of the tensor.
+    - *Circulating code* (a re-implementation used by benchmark suites): normalises the audio and visual input over the
+      batch, padding included. A linear layer without activation follows the text LSTM. At batch size 1 the last axis is
+      dropped.
+    - *Here*: one vector per utterance for text, too, so without the LSTM over words; one to four modalities. By default
+      an LSTM per modality reads the conversation first; ``context=none`` is the published form. Normalisation is over
+      features, or over the utterances having the modality. Dropout acts on the z_m, or on the tensor with
+      ``dropout_form=element``. The tensor is never formed (:class:`ercfusion.layers.tensor_fusion.TensorFusion`). The
+      context's output replaces an absent modality; without a context, or with ``absent=zero``, its products vanish.
 
-    *Here* every modality, text too, comes as one vector an utterance, so that the LSTM over words has no part; any one
-    to four modalities will do. By default each modality is first put into the context of its conversation, by an LSTM
-    of its own; ``context=none`` is the published form, utterance by utterance. Layer normalisation, or batch
-    normalisation over the utterances that have the modality. Numbers of the z_m are dropped instead of elements of the
-    tensor (``dropout_form=element`` drops those), and the tensor is never formed:
-    :class:`ercfusion.layers.tensor_fusion.TensorFusion`. For an absent modality stands what its context says about it;
-    without a context, or with ``absent=zero``, its terms vanish. The published sizes are the preset
-    ``model=tfn_released``.
+    The preset ``model=tfn_released`` has the published sizes.
 
     Args:
         inputs: Modalities and widths; at most four.
         encoder: Options of :class:`~ercfusion.models.vectors.VectorFusion`.
-        post: Width of the two dense layers behind the tensor, and of the output.
+        post: Width of the two dense layers after the tensor, and of the output.
         fusion_dropout: Dropout probability at the tensor.
-        dropout_form: What is dropped at the tensor: numbers of the z_m, or elements of the tensor as published.
-        post_norm: Layer normalisation of what the linear layer makes of the tensor, before the activation: products of
-            M numbers below 1 are small.
-        post_dropout: Dropout probability after each of the two dense layers behind the tensor.
+        dropout_form: Where it acts: ``factor``, elements of the z_m; ``element``, those of the tensor, as published.
+        post_norm: Layer normalisation before the first activation after the tensor; products of small numbers are tiny.
+        post_dropout: Dropout probability after each of these dense layers.
 
     Shapes:
-        batch -> hidden (N, post); one representation (N, d_m) a modality.
+        batch -> hidden (N, post); one representation (N, d_m) per modality.
     """
 
-    # Not searched: context and bidirectional, which change what the model may know; the widths of single modalities;
-    # absent, which matters if modalities are missing.
+    # Not searched: context and bidirectional (different information), widths of single modalities, absent (matters
+    # only with missing modalities).
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
         "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
@@ -94,7 +91,7 @@ class Tfn(VectorFusion):
         self.post_dropout = nn.Dropout(post_dropout)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode the modalities and fuse them."""
         z = self.vectors(batch)
         fused = self.fuse(list(z.values()), self.vectors.present(batch))
         hidden = self.post_dropout(self.activate(self.post_norm(fused)))

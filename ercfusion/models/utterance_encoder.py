@@ -1,4 +1,4 @@
-"""Encoders that are trained for their vectors: one a modality, each utterance by itself."""
+"""Encoders trained for their vectors: one per modality, without conversation context."""
 
 from __future__ import annotations
 
@@ -14,43 +14,42 @@ from ercfusion.layers.spectrogram import SpecAugment, SpectrogramNet, pad_sequen
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import CountOrNone, NonNegative, Share, Space, Width, WidthOrNone
 
-# Frames, padding included, that are encoded together in eval mode: 64 MiB for a stem of 16 channels and 64 bands.
+# Frames (with padding) encoded together in eval mode: 64 MiB for a stem of 16 channels and 64 bands.
 _FRAMES = 1 << 16
 
 
 class UtteranceEncoder(Architecture):
-    """One encoder a modality, for extractors of features (after M2FNet, Chudasama et al., CVPR workshops 2022).
+    """One encoder per modality, to train feature extractors (after M2FNet, Chudasama et al., CVPR workshops 2022).
 
-    M2FNet learns its audio and visual features before it fuses them: a ResNet-18 on log-mel spectrograms, networks on
-    faces and scenes with a maximum over time, each ended by a projection to 300 numbers, trained with a triplet loss.
-    This is that step for the features that a corpus has; ``docs/metric-learning.md`` says how the vectors become a
-    feature pack.
+    - *Paper*: before fusion, a ResNet-18 on log-mel spectrograms and networks on faces and scenes with a maximum over
+      time, each followed by a projection to 300 numbers, are trained with a triplet loss.
+    - *Here*: the same step on the features of a corpus. ``docs/metric-learning.md`` describes how the vectors become a
+      feature pack.
 
-    *A spectrogram* (the modalities that ``spectrogram`` names, where they come as sequences) goes through
-    :class:`ercfusion.layers.SpectrogramNet`. In training long ones are cut at a random place, and stretches of time and
-    bands are hidden. *Anything else* is a sequence of vectors, a single one counting as a sequence of length 1: a dense
-    layer on every frame. Both end in mean and maximum over time and the projection (linear, ReLU, linear).
+    A spectrogram (a modality named in ``spectrogram`` and given as sequences) passes through
+    :class:`ercfusion.layers.SpectrogramNet`. In training, long ones are cropped at random, and stretches of time and
+    bands are masked. Any other modality is a sequence of vectors, possibly of length 1: a dense layer on every frame.
+    Both end in mean and maximum over time and a projection (linear, ReLU, linear).
 
-    A modality's representation is the projection as it is, which variance and covariance terms need. A classifier reads
-    it at the length sqrt(embedding), so that it sees the directions alone, as feature packs hold them.
+    A modality's representation is the unscaled projection, as variance and covariance terms need it. The classifier
+    reads it scaled to length sqrt(embedding): only the direction, as in feature packs.
 
     Args:
         inputs: Modalities, widths and levels.
         embedding: Width of a modality's vector; 300 in the paper.
-        spectrogram: Modalities that are spectrograms, joined by ``+``; those that the data lacks, or has as single
-            vectors, are passed over.
-        channels: Channels of the first stage of the convolution network; 64 in ResNet-18.
+        spectrogram: Spectrogram modalities, joined by ``+``; ignored if missing or single vectors.
+        channels: Channels of the first convolution stage; 64 in ResNet-18.
         hidden: Width of the dense layer on the frames of other modalities.
         dropout: Dropout probability before the projection.
-        frames: In training, longer spectrograms are cut to this many frames at a random place; 0 cuts none.
-        time_masks: Stretches of time hidden in training (see :class:`ercfusion.layers.SpecAugment`).
-        time_width: Largest width of a hidden stretch in frames; never more than a fifth of the utterance.
-        band_masks: Stretches of bands hidden in training.
-        band_width: Largest width of a hidden stretch in bands.
-        noise: Standard deviation of the noise added in training, in units of the standardised bands.
+        frames: Length of the random crop of longer spectrograms in training; 0 for none.
+        time_masks: Masked stretches of time in training (see :class:`ercfusion.layers.SpecAugment`).
+        time_width: Longest masked stretch in frames, at most a fifth of the utterance.
+        band_masks: Masked stretches of bands in training.
+        band_width: Widest masked stretch in bands.
+        noise: Standard deviation of noise in training, in units of the standardised bands.
 
     Shapes:
-        batch -> hidden (N, M embedding), the modalities' vectors side by side; one representation (N, embedding) a
+        batch -> hidden (N, M * embedding), the modalities' vectors concatenated; one representation (N, embedding) per
         modality.
     """
 
@@ -87,16 +86,16 @@ class UtteranceEncoder(Architecture):
         self.frames = frames
         self.hidden_size = embedding * len(inputs.widths)
         self.augment = SpecAugment(time_masks, time_width, band_masks, band_width, noise)
-        pictures = [name for name in spectrogram.split("+") if inputs.levels.get(name) == "sequence"]
-        self.spectrograms = nn.ModuleDict({name: SpectrogramNet(channels) for name in pictures})
+        spectrograms = [name for name in spectrogram.split("+") if inputs.levels.get(name) == "sequence"]
+        self.spectrograms = nn.ModuleDict({name: SpectrogramNet(channels) for name in spectrograms})
         self.dense = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
                 for name, width in inputs.widths.items()
-                if name not in pictures
+                if name not in spectrograms
             }
         )
-        pooled = {name: 2 * (8 * channels if name in pictures else hidden) for name in inputs.widths}
+        pooled = {name: 2 * (8 * channels if name in spectrograms else hidden) for name in inputs.widths}
         self.project = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -108,38 +107,38 @@ class UtteranceEncoder(Architecture):
         self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(embedding)) for name in inputs.widths})
 
     def forward(self, batch: ConversationBatch) -> Encoded:
-        """See the class."""
+        """Encode each modality."""
         encoded: dict[str, Tensor] = {}
-        read = []
+        scaled = []
         for name in self.inputs.modalities:
-            here = batch.present[:, batch.column(name)]
+            present = batch.present[:, batch.column(name)]
             if self.inputs.levels[name] == "sequence":
                 stored = batch.sequence(name)
-                # A sequence without a step is no observation, whatever the mask says.
-                here = here & (stored.offsets.diff() > 0)
-                pooled = self._pooled(name, stored, here)
+                # An empty sequence counts as absent.
+                present = present & (stored.offsets.diff() > 0)
+                pooled = self._pooled(name, stored, present)
             else:
-                pooled = pool_frames(self.dense[name](batch.values(name))[:, None], here[:, None])
+                pooled = pool_frames(self.dense[name](batch.values(name))[:, None], present[:, None])
             vectors = self.project[name](pooled)
-            encoded[name] = torch.where(here[:, None], vectors, self.absent[name])
-            # In float32 under autocast, as it is a norm; numbers of about 1, which a classifier learns best from.
+            encoded[name] = torch.where(present[:, None], vectors, self.absent[name])
+            # The norm needs float32 under autocast. Numbers of about 1 suit the classifier.
             unit = F.normalize(vectors.float() if vectors.dtype == torch.bfloat16 else vectors, dim=1)
-            read.append(torch.where(here[:, None], unit * vectors.shape[1] ** 0.5, self.absent[name]))
-        return Encoded(torch.cat(read, dim=1), modalities=encoded)
+            scaled.append(torch.where(present[:, None], unit * vectors.shape[1] ** 0.5, self.absent[name]))
+        return Encoded(torch.cat(scaled, dim=1), modalities=encoded)
 
-    def _pooled(self, name: str, stored: SequenceValues, here: Tensor) -> Tensor:
-        """(N, D') mean and maximum over the frames of a sequence; absent utterances count in no statistic."""
-        picture = name in self.spectrograms
-        if picture and self.training and self.frames:
+    def _pooled(self, name: str, stored: SequenceValues, present: Tensor) -> Tensor:
+        """(N, D') mean and maximum over the frames of a sequence; absent utterances enter no statistic."""
+        is_spectrogram = name in self.spectrograms
+        if is_spectrogram and self.training and self.frames:
             stored = random_crop(stored, self.frames)
         values, mask = pad_sequences(stored)
-        mask = mask & here[:, None]
-        if not picture:
+        mask = mask & present[:, None]
+        if not is_spectrogram:
             return pool_frames(self.dense[name](values), mask)
         values = self.augment(values, mask)
         if self.training:
             return pool_frames(*self.spectrograms[name](values, mask))
-        # A whole split at a time, or long recordings: parts, which in eval mode know nothing of each other.
+        # Whole splits and long recordings in parts: in eval mode rows are independent.
         rows = max(1, _FRAMES // values.shape[1])
         parts = zip(values.split(rows), mask.split(rows), strict=True)
         return torch.cat([pool_frames(*self.spectrograms[name](*part)) for part in parts])

@@ -1,4 +1,4 @@
-"""One vector per utterance and modality, with or without its conversation: what TFN and LMF fuse."""
+"""One vector per utterance and modality, with or without conversation context: the input of TFN and LMF."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.Re
 
 
 class VectorFusion(Architecture):
-    """Base of the architectures that fuse one vector z_m per modality, and their common options.
+    """Base of the architectures fusing one vector z_m per modality, with their common options.
 
     A subclass names its own options and passes the others on: ``super().__init__(inputs, **encoder)``.
 
     Args:
         inputs: Modalities and widths.
-        context: Layer that reads the conversation, one per modality.
-        projection: Width of the projected modalities that the context reads; even, and for the Transformer a multiple
-            of ``heads``. Not used with ``context=none``.
-        context_layers: Layers of the context.
-        heads: Heads of the Transformer.
-        lags: Distances that the Transformer tells apart, for the same and for another speaker; 0 for none.
-        bidirectional: False reads forwards only, which makes the model causal.
-        width: Width d_m of the vector z_m of a modality.
-        text_width: Width of z_m of the modality ``text``; 0 is ``width``.
-        audio_width: Width of z_m of the modality ``audio``; 0 is ``width``.
-        visual_width: Width of z_m of the modality ``visual``; 0 is ``width``.
+        context: Layer over the conversation, one per modality.
+        projection: Width of the projected modalities before the context; even, for the Transformer a multiple of
+            ``heads``; unused with ``context=none``.
+        context_layers: Number of context layers.
+        heads: Attention heads of the Transformer.
+        lags: Distances with a learned bias in the Transformer, for the same and for another speaker; 0 for none.
+        bidirectional: Read in both directions; false makes the model causal.
+        width: Width d_m of a modality's vector z_m.
+        text_width: Width of z_m of ``text``; 0 for ``width``.
+        audio_width: Width of z_m of ``audio``; 0 for ``width``.
+        visual_width: Width of z_m of ``visual``; 0 for ``width``.
         layers: Dense layers from a modality's vector to z_m.
-        norm: Normalisation before these layers; ``batch`` is over the utterances that have the modality.
+        norm: Normalisation before these layers; ``batch`` is over the utterances having the modality.
         activation: Activation of all dense layers.
-        text_linear: The last dense layer of the modality ``text`` has no activation.
+        text_linear: No activation after the last dense layer of ``text``.
         dropout: Dropout probability on the context's input, between its layers and on its output.
-        input_dropout: Dropout probability on the features where no context reads them (``context=none``).
-        absent: What replaces an absent z_m; ``context`` is what the context makes of a learned vector and the
-            neighbours, and without a context the same as ``zero``.
+        input_dropout: Dropout probability on the features with ``context=none``.
+        absent: Replacement of an absent z_m; ``context`` is the context's output for a learned vector (``zero`` without
+            a context).
 
     Attributes:
-        vectors: Makes the z_m.
+        vectors: Module computing the z_m.
     """
 
     def __init__(
@@ -98,20 +98,20 @@ class VectorFusion(Architecture):
 
 
 class ModalityVectors(nn.Module):
-    """One vector z_m an utterance and modality, with or without its conversation: what TFN and LMF fuse.
+    """One vector z_m per utterance and modality.
 
     Args:
         inputs: Modalities and widths.
-        special: Widths of z_m by modality; 0 or a modality that is not named has ``width``.
-        width: See ``special``.
-        context, projection, context_layers, heads, lags, bidirectional, layers, norm, activation, text_linear,
-            dropout, input_dropout, absent: See :class:`VectorFusion`.
+        special: Widths of z_m by modality; 0 or a missing name means ``width``.
+        width: Default width of z_m.
+        context, projection, context_layers, heads, lags, bidirectional, layers, norm, activation, text_linear, dropout,
+            input_dropout, absent: As in :class:`VectorFusion`.
 
     Shapes:
         batch -> {modality: (N, d_m)}.
 
     Raises:
-        ValueError: ``projection`` is not even.
+        ValueError: ``projection`` is odd or not positive.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ModalityVectors(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.dense_dropout = nn.Dropout(input_dropout if context == "none" else dropout)
         if context != "none" and (projection < 2 or projection % 2):
-            raise ValueError(f"projection must be even and above 0, found {projection}")
+            raise ValueError(f"projection must be even and above 0, found {projection}. Choose an even number.")
         self.context = nn.ModuleDict()
         self.project = ModalityProjection(inputs.widths, 0 if context == "none" else projection)
         entering = self.project.widths
@@ -170,15 +170,15 @@ class ModalityVectors(nn.Module):
 
     @property
     def absent_form(self) -> str:
-        """The same in the words of the fusion layers: they see to it unless the context does."""
+        """Option ``absent`` of the fusion layers; without effect if the context replaces absent vectors."""
         return "learned" if self.absent == "learned" else "zero"
 
     def present(self, batch: ConversationBatch) -> Tensor | None:
-        """(N, M) bool for the fusion layer; None where the context's vector is to be fused, whatever is present."""
+        """(N, M) bool for the fusion layer; None if the context replaces absent vectors."""
         return None if self.absent == "context" else batch.present
 
     def forward(self, batch: ConversationBatch) -> dict[str, Tensor]:
-        """See the class."""
+        """The vectors z_m by modality."""
         z = {}
         for name, x in self.project(batch).items():
             if name in self.context:
@@ -196,7 +196,7 @@ class ModalityVectors(nn.Module):
 
 
 def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabilities:
-    """What an architecture can do that reads its conversation through :class:`ModalityVectors` alone."""
+    """Capabilities of an architecture reading the conversation only through :class:`ModalityVectors`."""
     if context == "none":
         return Capabilities(contextual=False, causal=True)
     if context == "transformer":
@@ -205,16 +205,16 @@ def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabi
 
 
 class PresentBatchNorm(SharedBatchNorm):
-    """Batch normalisation whose statistics are those of the rows that are present; zeros in the others.
+    """Batch normalisation with the statistics of the present rows; zeros in the absent ones.
 
-    With fewer than two such rows in train mode the running statistics are used, and left as they are.
+    With fewer than two present rows in train mode, it uses the running statistics and does not update them.
 
     Shapes:
         x (N, D), present (N) bool -> (N, D).
     """
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:  # type: ignore[override]
-        """See the class."""
+        """Normalise the present rows."""
         if not self.training:
             return torch.where(present[:, None], super().forward(x), 0.0)
         rows = present.nonzero().squeeze(1)

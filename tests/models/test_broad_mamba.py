@@ -182,7 +182,7 @@ def test_steps_are_for_causal_models() -> None:
     batch = random_batch((1, 1), dtype=torch.float64)
     with pytest.raises(ValueError, match="bidirectional=False"):
         make().step(batch)
-    with pytest.raises(ValueError, match="one utterance of each conversation, found 4"):
+    with pytest.raises(ValueError, match="a conversation has 4 utterances"):
         make(bidirectional=False).step(random_batch((1, 4), dtype=torch.float64))
 
 

@@ -96,7 +96,7 @@ def test_edge_attention(positions: int, past: int, future: int) -> None:
 def test_positions_are_limited() -> None:
     model = DialogueGcn(InputSpec(WIDTHS), **SMALL, edges="position", positions=7)
     model(random_batch((7, 2)))
-    with pytest.raises(BatchError, match="knows 7 positions; a conversation has 8 utterances"):
+    with pytest.raises(BatchError, match="has 7 positions, a conversation 8 utterances"):
         model(random_batch((2, 8)))
     assert DialogueGcn(InputSpec(WIDTHS), **SMALL)(random_batch((130,))).hidden.shape == (130, 12)
 

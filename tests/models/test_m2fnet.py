@@ -141,7 +141,7 @@ def test_gates_start_at_the_main_stream() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"main": "smell"}, "main must be one of text, audio, visual; found 'smell'"),
+        ({"main": "smell"}, "main='smell' is not a modality of the data. Choose from text, audio, visual"),
         ({"width": 30}, "width 30 is not a multiple of 4 heads"),
     ],
 )
