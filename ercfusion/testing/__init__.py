@@ -1,4 +1,4 @@
-"""Checks that every architecture must pass, and random batches to run them on. For our tests and for yours."""
+"""Checks for architectures, and random batches to run them on, for this library and for others."""
 
 from ercfusion.testing.batches import (
     LENGTHS,

@@ -1,4 +1,4 @@
-"""Random conversations, stores and batches: small, seeded, and awkward where real data is awkward."""
+"""Random conversations, stores and batches: small, seeded, with the irregularities of real data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ercfusion.data.features import FeatureTable
 from ercfusion.data.store import ConversationStore
 
 WIDTHS: Mapping[str, int] = MappingProxyType({"text": 12, "audio": 7, "visual": 5})
-"""Three modalities whose widths differ, so that a mix-up of two of them shows."""
+"""Three modalities with different widths, so that a mix-up is detected."""
 
 LENGTHS: tuple[int, ...] = (1, 4, 9, 2, 14)
-"""Lengths of conversations: a single utterance, the longest one last, nothing sorted."""
+"""Unsorted lengths of conversations, from a single utterance to the longest one at the end."""
 
 SCHEMA = LabelSchema("testing4", ("neutral", "joy", "anger", "fear"), neutral="neutral")
-"""The labels of the tasks that :func:`make_task` makes."""
+"""The labels of :func:`make_task`."""
 
 
 def make_task(kind: str = "single_label", name: str = "emotion") -> TaskSpec:
-    """A small task of the given kind: four classes, or two regressed numbers between -3 and 3."""
+    """A small task of a kind: four classes, or two regressed numbers between -3 and 3."""
     if task_kind(kind).has_schema:
         return TaskSpec(name, kind, SCHEMA)
     return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)
@@ -45,15 +45,14 @@ def random_conversations(
     labelled: float = 1.0,
     seed: int = 0,
 ) -> list[Conversation]:
-    """Conversations of the given lengths with random targets.
+    """Conversations with random targets.
 
     Args:
         lengths: Utterances of each conversation.
         tasks: Tasks with targets; distribution tasks get votes too.
-        speakers: Speakers of a conversation, as far as it is long enough for them: the first turns introduce them one
-            after another, later turns are anybody's.
-        labelled: Probability that a turn is labelled. The first turn of all always is.
-        seed: Everything is a function of it.
+        speakers: Speakers per conversation, if it is long enough: the first turns introduce one each.
+        labelled: Probability of a label per turn. The first turn of all always has one.
+        seed: Of all random numbers.
     """
     generator = np.random.default_rng(seed)
     conversations = []
@@ -79,16 +78,16 @@ def random_tables(
     steps: Mapping[str, int] = MappingProxyType({}),
     seed: int = 0,
 ) -> list[FeatureTable]:
-    """Normally distributed features for every turn, with different means and scales in every modality.
+    """Normally distributed features for every turn, with different means and scales per modality.
 
     Args:
-        conversations: Whose turns get features.
+        conversations: Their turns get features.
         widths: Dimensions of each modality.
-        absent: Probability that a turn lacks a modality, drawn for each modality. With any, the last turn of all lacks
-            every modality; the first has them all, even where it is the last too.
-        steps: The largest number of steps T of each modality that is to be a sequence feature; the last turn has
-            none, others may have none, the first has the most.
-        seed: Everything is a function of it.
+        absent: Probability of a missing modality, per turn and modality. If positive, the last turn of all lacks every
+            modality; the first has all, even if it is also the last.
+        steps: Largest number of steps T of each modality with sequence features; the last turn has none, others may
+            have none, the first has the most.
+        seed: Of all random numbers.
     """
     generator = np.random.default_rng([seed, 1])
     keys = [key for conversation in conversations for key in conversation.keys()]  # noqa: SIM118
@@ -98,16 +97,16 @@ def random_tables(
         if absent:
             gone[-1] = True
             gone[0] = False
-        held = [key for key, missing in zip(keys, gone, strict=True) if not missing]
+        present = [key for key, missing in zip(keys, gone, strict=True) if not missing]
         offsets = None
-        rows = len(held)
+        rows = len(present)
         if name in steps:
-            counts = generator.integers(0, steps[name] + 1, len(held))
-            counts[-1], counts[0] = 0, steps[name]  # in this order: the only turn there is has steps
+            counts = generator.integers(0, steps[name] + 1, len(present))
+            counts[-1], counts[0] = 0, steps[name]  # in this order: a single turn has steps
             offsets = np.concatenate([[0], np.cumsum(counts)])
             rows = int(offsets[-1])
         values = generator.normal(number, 1 + number, (rows, width)).astype(np.float32)
-        tables.append(FeatureTable(name, held, values, offsets))
+        tables.append(FeatureTable(name, present, values, offsets))
     return tables
 
 
@@ -122,7 +121,7 @@ def random_store(
     steps: Mapping[str, int] = MappingProxyType({}),
     seed: int = 0,
 ) -> ConversationStore:
-    """A store of random conversations with random features; see :func:`random_conversations`, :func:`random_tables`."""
+    """A store of random conversations and features; see :func:`random_conversations`, :func:`random_tables`."""
     conversations = random_conversations(lengths, tasks=tasks, speakers=speakers, labelled=labelled, seed=seed)
     tables = random_tables(conversations, widths=widths, absent=absent, steps=steps, seed=seed)
     return ConversationStore(conversations, tables, tasks)
@@ -142,8 +141,8 @@ def random_batch(
 ) -> ConversationBatch:
     """All conversations of a :func:`random_store` as one batch.
 
-    Absent modalities hold NaN, and so do the targets of unlabelled turns (an impossible class in a single-label task):
-    whatever lets them through shows it.
+    Absent modalities and targets of unlabelled turns are NaN (an impossible class in a single-label task), so that any
+    use of them shows.
     """
     store = random_store(
         lengths,
@@ -167,7 +166,7 @@ def _spoil_unlabelled(target: TaskTargets) -> TaskTargets:
 
 
 def fill_absent(batch: ConversationBatch, content: float) -> ConversationBatch:
-    """The batch with ``content`` stored wherever a modality is not present (absent or dropped)."""
+    """The batch with ``content`` stored for every absent or dropped modality."""
     features, sequences = dict(batch.features), dict(batch.sequences)
     for name in batch.modalities:
         present = batch.present[:, batch.column(name)]
@@ -180,7 +179,7 @@ def fill_absent(batch: ConversationBatch, content: float) -> ConversationBatch:
 
 
 def cast(batch: ConversationBatch, dtype: torch.dtype) -> ConversationBatch:
-    """The batch with its features in another floating-point type; targets stay as they are."""
+    """The batch with features of another floating-point type; targets keep theirs."""
     return replace(
         batch,
         features={name: value.to(dtype) for name, value in batch.features.items()},
@@ -189,12 +188,12 @@ def cast(batch: ConversationBatch, dtype: torch.dtype) -> ConversationBatch:
 
 
 def take(batch: ConversationBatch, conversations: Sequence[int], turns: int | None = None) -> ConversationBatch:
-    """Some conversations of a batch, in the given order.
+    """Some conversations of a batch.
 
     Args:
-        batch: Where they are taken from.
-        conversations: Their positions.
-        turns: Keep the first turns of each only.
+        batch: Their source.
+        conversations: Their positions, in the order of the result.
+        turns: Only the first turns of each.
     """
     starts = batch.offsets.tolist()
     lengths = [batch.packing.lengths[b] for b in conversations]

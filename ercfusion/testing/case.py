@@ -1,4 +1,4 @@
-"""One architecture under test, and how a function that tests it becomes a public check."""
+"""One architecture under test, and the decorator turning a test of it into a public check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model = str | type[Architecture]
 
 
 class Check(Protocol):
-    """The signature of every single check."""
+    """Signature of every single check."""
 
     __name__: str
 
@@ -39,11 +39,11 @@ class Check(Protocol):
 
 
 CHECKS: dict[str, Check] = {}
-"""The single checks by the name of their requirement, in the order in which :func:`check_model` runs them."""
+"""The single checks by requirement, in the order of :func:`check_model`."""
 
 
 class Case:
-    """One architecture under test: builds recognizers that are equal to each other."""
+    """One architecture under test; builds equal recognizers."""
 
     def __init__(
         self,
@@ -75,18 +75,18 @@ class Case:
         return Objective({})(recognizer, recognized, batch)[0]
 
     def gradients(self, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
-        """Gradients of the loss; a parameter without one fails."""
+        """Gradients of the loss; fails for a parameter without one."""
         recognizer.zero_grad(set_to_none=True)
         self.loss(recognizer, recognizer(batch), batch).backward()
         gradients = {}
         for name, parameter in recognizer.named_parameters():
-            assert parameter.grad is not None, f"the parameter {name} gets no gradient: nothing that is trained uses it"
+            assert parameter.grad is not None, f"the parameter {name} gets no gradient: the loss does not use it"
             gradients[name] = parameter.grad
         return gradients
 
 
 def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
-    """Make a public check of a function of a case, and list it in :data:`CHECKS`."""
+    """Make a public check from a function of a case, and add it to :data:`CHECKS`."""
 
     def decorate(function: Callable[[Case], None]) -> Check:
         @functools.wraps(function)
@@ -99,13 +99,13 @@ def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
         ) -> None:
             with torch.random.fork_rng(devices=[]):
                 case = Case(model, task, options, unimodal)
-                where = f"{case.label}, {case.task.kind}, requirement {name!r}"
+                place = f"{case.label}, {case.task.kind}, requirement {name!r}"
                 try:
                     function(case)
                 except AssertionError as error:
-                    raise AssertionError(f"{where}: {error}") from error
+                    raise AssertionError(f"{place}: {error}") from error
                 except Exception as error:
-                    raise AssertionError(f"{where}: raised {type(error).__name__}: {error}") from error
+                    raise AssertionError(f"{place}: raised {type(error).__name__}: {error}") from error
 
         del check.__wrapped__  # the signature is that of Check, not that of the wrapped function
         CHECKS[name] = check
@@ -117,8 +117,8 @@ def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:
 def without_dropout(module: nn.Module) -> nn.Module:
     """Set every dropout probability in ``module`` to zero, in place, and return it.
 
-    That of dropout layers, and the numbers called ``dropout``, ``dropout_rate`` or ``dropout_p`` on any module, which
-    attention and recurrent layers have.
+    Of dropout layers, and the attributes ``dropout``, ``dropout_rate`` and ``dropout_p`` of attention and recurrent
+    layers.
     """
     for part in module.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):

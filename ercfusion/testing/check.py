@@ -1,9 +1,7 @@
-"""What every architecture must do, as checks that any project can run on its own architectures.
+"""Requirements of architectures, as checks for any project.
 
-:func:`check_model` runs them all; each is a function of its own too. They build a :class:`Recognizer` with the
-architecture in it, feed it small random batches with three modalities, and raise :class:`AssertionError` with a text
-that says which requirement failed and how. A run resumed from any epoch must equal the uninterrupted one as well; that
-is a matter of the training loop and is tested there.
+:func:`check_model` runs all of them; each is also a function. They build a :class:`Recognizer` around the architecture,
+feed it small random batches with three modalities, and raise :class:`AssertionError` naming the failed requirement::
 
     from ercfusion.testing import check_model
     check_model("cogmen")
@@ -31,10 +29,11 @@ from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, take
 from ercfusion.testing.case import CHECKS, Case, Model, requirement, without_dropout
 
 SHIFT_INVARIANT = ("key.bias",)
-"""Ends of names of parameters whose gradient is zero by theory: a softmax does not see what is added to all scores."""
+"""Endings of names of parameters with zero gradient by theory: softmax is invariant to a constant added to all scores.
+"""
 
 TOLERANCE = 1e-9
-"""Largest difference, in double precision, between results that only rounding may tell apart."""
+"""Largest difference due to rounding, in double precision."""
 
 OVERFIT_STEPS = 400
 
@@ -48,28 +47,28 @@ def check_model(
     exempt: Mapping[str, str] | None = None,
     only: Collection[str] | None = None,
 ) -> None:
-    """Check everything that is required of an architecture.
+    """Check all requirements of an architecture.
 
     Args:
         model: A class, ``"module:Class"`` (the module is imported), or a registered name.
-        task: What its head predicts; four classes if not given.
+        task: Task of its head; default: four classes.
         options: Options of the architecture.
-        unimodal: Also put a head on each modality's representation, for architectures that are trained through them.
-        exempt: Requirement name to the reason why this architecture may fail it. An exempt requirement must indeed
-            fail, so that an exemption does not outlive its reason.
-        only: Names of the requirements to check; all of :data:`CHECKS` if not given.
+        unimodal: Also put a head on each modality's representation, for architectures trained through them.
+        exempt: Requirement to the reason for failing it. An exempt requirement must fail, so that exemptions do not
+            outlive their reasons.
+        only: Requirements to check; default: all of :data:`CHECKS`.
 
     Raises:
-        AssertionError: a requirement is not met; the message says which and how. Or an exemption is not needed.
+        AssertionError: a requirement is not met, or an exemption is not needed.
         ValueError: an unknown requirement, or an exemption without a reason.
     """
     exempt = exempt or {}
     for name in (*exempt, *(only or ())):
         if name not in CHECKS:
-            raise ValueError(f"no requirement {name!r}; there are {', '.join(CHECKS)}")
+            raise ValueError(f"no requirement {name!r}. Choose from {', '.join(CHECKS)}.")
     for name, reason in exempt.items():
         if not reason.strip():
-            raise ValueError(f"the exemption from {name!r} gives no reason")
+            raise ValueError(f"the exemption from {name!r} has no reason. Give one.")
     for name, check in CHECKS.items():
         if only is not None and name not in only:
             continue
@@ -80,7 +79,7 @@ def check_model(
             check(model, task, options, unimodal=unimodal)
         except AssertionError:
             continue
-        raise AssertionError(f"{model}: the exemption from {name!r} is not needed (given reason: {exempt[name]})")
+        raise AssertionError(f"{model}: the exemption from {name!r} is not needed (its reason: {exempt[name]})")
 
 
 # The requirements
@@ -88,7 +87,7 @@ def check_model(
 
 @requirement("finite")
 def check_finite(case: Case) -> None:
-    """Outputs have the right shape and are finite in train and eval mode, and so is the loss."""
+    """Outputs have the right shape; outputs and loss are finite in train and eval mode."""
     batch = case.batch()
     for training in (True, False):
         recognizer = case.build().train(training)
@@ -106,10 +105,9 @@ def check_finite(case: Case) -> None:
 
 @requirement("gradients")
 def check_gradients(case: Case) -> None:
-    """Every parameter gets a finite gradient.
+    """Every parameter gets a finite gradient, not zero throughout, on a batch with absent modalities.
 
-    Where the architecture learns, no gradient is zero throughout on a batch with absent modalities. Parameters whose
-    gradient is zero by theory (:data:`SHIFT_INVARIANT`) and models that do not learn are excepted.
+    Gradients may be zero for :data:`SHIFT_INVARIANT` parameters and for models with ``learns=False``.
     """
     recognizer = without_dropout(case.build())
     assert isinstance(recognizer, Recognizer)
@@ -122,10 +120,10 @@ def check_gradients(case: Case) -> None:
 
 @requirement("overfits")
 def check_overfits(case: Case) -> None:
-    """Two conversations are learned by heart, without dropout, within :data:`OVERFIT_STEPS` steps of Adam.
+    """Two conversations are memorised, without dropout, within :data:`OVERFIT_STEPS` steps of Adam.
 
-    All decisions are right; probabilities of a distribution task and regressed numbers are close on average (a
-    twentieth of their range). A model that does not learn is excepted.
+    All decisions must be right; probabilities of a distribution task and regressed numbers within a twentieth of their
+    range on average. Not for models with ``learns=False``.
     """
     recognizer = without_dropout(case.build())
     assert isinstance(recognizer, Recognizer)
@@ -142,7 +140,7 @@ def check_overfits(case: Case) -> None:
             distance = _distance(recognizer.eval(), batch)
             if distance == 0:
                 return
-    raise AssertionError(f"after {OVERFIT_STEPS} steps on two conversations: {distance:.3f} away from their targets")
+    raise AssertionError(f"after {OVERFIT_STEPS} steps on two conversations: distance {distance:.3f} from the targets")
 
 
 @torch.no_grad()
@@ -156,22 +154,22 @@ def _distance(recognizer: Recognizer, batch: ConversationBatch) -> float:
 
 @requirement("batch_invariance")
 def check_batch_invariance(case: Case) -> None:
-    """A conversation gets the same output alone, inside any batch, and in whatever order the batch is."""
+    """A conversation gets the same output on its own, in any batch, and in any order of the batch."""
     recognizer = case.build(torch.float64).eval()
     batch = case.batch(dtype=torch.float64)
     with torch.no_grad():
-        whole = _results(recognizer(batch))
+        together = _results(recognizer(batch))
         order = [(2 * b + 3) % batch.num_conversations for b in range(batch.num_conversations)]
         assert sorted(order) == list(range(batch.num_conversations))
         shuffled = _results(recognizer(take(batch, order)))
-        for name, value in whole.items():
+        for name, value in together.items():
             parts = value.split(batch.packing.lengths)
             _assert_close(shuffled[name], torch.cat([parts[b] for b in order]), f"{name} in another order of the batch")
         for b, length in enumerate(batch.packing.lengths):
-            alone = _results(recognizer(take(batch, [b])))
-            for name, value in alone.items():
-                expected = whole[name].split(batch.packing.lengths)[b]
-                _assert_close(value, expected, f"{name} of a conversation of {length}, alone and in a batch")
+            single = _results(recognizer(take(batch, [b])))
+            for name, value in single.items():
+                expected = together[name].split(batch.packing.lengths)[b]
+                _assert_close(value, expected, f"{name} of a conversation of {length}, on its own and in a batch")
 
 
 @requirement("small_batches")
@@ -197,7 +195,7 @@ def check_single_utterance_training(case: Case) -> None:
 
 @requirement("many_speakers")
 def check_many_speakers(case: Case) -> None:
-    """Nine speakers in a conversation are no error where training had two."""
+    """A conversation with nine speakers works after training with two."""
     recognizer = case.build()
     batch = case.batch((14, 3), speakers=9)
     assert int(batch.speaker.max()) == 8, "the check's own batch is wrong"
@@ -207,10 +205,10 @@ def check_many_speakers(case: Case) -> None:
 
 @requirement("absent_content")
 def check_absent_content(case: Case) -> None:
-    """What is stored where a modality is absent, or dropped on purpose, reaches neither outputs nor gradients.
+    """Stored values of absent or dropped modalities reach neither outputs nor gradients.
 
-    Not-a-number, infinity and large numbers give bit for bit what zeros give. Dropping is the same as being absent. An
-    utterance without any modality gets finite outputs.
+    NaN, infinity and large numbers give bit for bit the results of zeros; dropped equals absent; an utterance without
+    any modality gets finite outputs.
     """
     recognizer = case.build()
     batch = case.batch()
@@ -220,31 +218,31 @@ def check_absent_content(case: Case) -> None:
     hidden = batch.hide(torch.rand(batch.available.shape, generator=generator) < 0.3)
     for kind, tested in (("absent", batch), ("dropped", hidden)):
         expected = _evidence(case, recognizer, fill_absent(tested, 0.0))
-        _assert_all_finite(expected, f"with zeros where a modality is {kind}")
+        _assert_all_finite(expected, f"with zeros in a modality that is {kind}")
         for content in (float("nan"), float("inf"), 1e30):
-            found = _evidence(case, recognizer, fill_absent(tested, content))
-            for name, value in found.items():
-                _assert_equal(value, expected[name], f"{name} with {content} instead of 0 where a modality is {kind}")
+            results = _evidence(case, recognizer, fill_absent(tested, content))
+            for name, value in results.items():
+                _assert_equal(value, expected[name], f"{name} with {content} instead of 0 in a modality that is {kind}")
     removed = _evidence(case, recognizer, replace(hidden, available=hidden.present, drop=None))
     for name, value in _evidence(case, recognizer, hidden).items():
         _assert_equal(value, removed[name], f"{name} with modalities dropped instead of absent")
 
 
 def _evidence(case: Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
-    """Everything that the content of a batch could reach: outputs and gradients, with the same dropout each time."""
-    recognizer = copy.deepcopy(recognizer).eval()  # a copy: running statistics must not carry over
+    """Outputs and gradients, with the same dropout in every call."""
+    recognizer = copy.deepcopy(recognizer).eval()  # a copy, because forward passes change running statistics
     with torch.no_grad():
-        found = _results(recognizer(batch))
+        results = _results(recognizer(batch))
     torch.manual_seed(1)
     gradients = case.gradients(recognizer.train(), batch)
-    return found | {f"gradient of {name}": value for name, value in gradients.items()}
+    return results | {f"gradient of {name}": value for name, value in gradients.items()}
 
 
 @requirement("missing_aware")
 def check_missing_aware(case: Case) -> None:
-    """The architecture tells an absent modality from one that is present and zero if, and only if, it says so.
+    """The architecture distinguishes absent from zero if, and only if, it is declared missing-aware.
 
-    Zero after standardisation, so the mean of the training data. A model that does not learn is excepted.
+    Zero after standardisation, the mean of the training data. Not for models with ``learns=False``.
     """
     recognizer = case.build(torch.float64).eval()
     capabilities = recognizer.architecture.capabilities
@@ -261,7 +259,7 @@ def check_missing_aware(case: Case) -> None:
             absent = recognizer(batch.hide(chosen)).logits
             if capabilities.missing_aware:
                 assert not torch.equal(absent, present), (
-                    f"declared missing-aware, but {name} is taken for zeros if absent"
+                    f"declared missing-aware, but absent {name} gives the result of zeros"
                 )
             else:
                 _assert_equal(absent, present, f"not declared missing-aware; logits with {name} absent or zero")
@@ -269,10 +267,10 @@ def check_missing_aware(case: Case) -> None:
 
 @requirement("context")
 def check_context(case: Case) -> None:
-    """The architecture reads of its conversation what its capabilities say: no more, and no less.
+    """The architecture reads exactly the part of a conversation declared in its capabilities.
 
-    Not contextual: nothing about other utterances changes an output. Causal: nothing about later utterances, their
-    number included, changes one. Otherwise other (later) utterances do change outputs.
+    Not contextual: no other utterance changes an output. Causal: no later utterance changes one, nor does their number.
+    Otherwise other (later) utterances do change outputs.
     """
     recognizer = case.build(torch.float64).eval()
     capabilities = recognizer.architecture.capabilities
@@ -291,8 +289,8 @@ def check_context(case: Case) -> None:
         if not capabilities.contextual:
             _assert_equal(future[position == t], before[position == t], "logits after a change of other utterances")
             _assert_equal(past[position == t], before[position == t], "logits after a change of other utterances")
-            alone = recognizer(_alone(batch)).logits
-            _assert_close(alone, before, "logits of each utterance as a conversation of its own")
+            single = recognizer(_as_single_utterances(batch)).logits
+            _assert_close(single, before, "logits of each utterance as a conversation of its own")
             return
         assert not torch.equal(past[position == t], before[position == t]), (
             "declared contextual, but a change of all earlier utterances changes nothing"
@@ -303,7 +301,7 @@ def check_context(case: Case) -> None:
 
 
 def _mix(batch: ConversationBatch, other: ConversationBatch, changed: Tensor) -> ConversationBatch:
-    """``batch`` with the features, the availability and the speakers of ``other`` in the rows that are ``changed``."""
+    """``batch`` with features, availability and speakers of ``other`` in the ``changed`` rows."""
     return replace(
         batch,
         features={
@@ -314,17 +312,17 @@ def _mix(batch: ConversationBatch, other: ConversationBatch, changed: Tensor) ->
     )
 
 
-def _alone(batch: ConversationBatch) -> ConversationBatch:
+def _as_single_utterances(batch: ConversationBatch) -> ConversationBatch:
     """Every utterance as a conversation of its own, with its speaker's number."""
     return replace(batch, packing=type(batch.packing)([1] * batch.num_utterances, batch.device), ids=())
 
 
 @requirement("speakers")
 def check_speakers(case: Case) -> None:
-    """The architecture uses speakers as its capabilities say.
+    """The architecture uses speakers as declared in its capabilities.
 
-    ``none``: other speakers change nothing. ``same_other``: other numbers for the same speakers change nothing, other
-    speakers do. ``numbered``: other numbers do.
+    ``none``: other speakers change nothing. ``same_other``: other speakers change outputs, other numbers of the same
+    speakers do not. ``numbered``: other numbers do.
     """
     recognizer = case.build(torch.float64).eval()
     declared = recognizer.architecture.capabilities.speakers
@@ -350,12 +348,12 @@ def check_speakers(case: Case) -> None:
 
 @requirement("pretrained")
 def check_pretrained(case: Case) -> None:
-    """``save_pretrained`` and ``from_pretrained`` give the same logits bit for bit; a bad file gives RunError."""
+    """``save_pretrained`` and ``from_pretrained`` give the same logits bit for bit; a damaged file raises RunError."""
     recognizer = case.build()
     batch = case.batch()
     optimizer = torch.optim.SGD(recognizer.parameters(), lr=0.1)
     case.gradients(recognizer, batch)
-    optimizer.step()  # moves running statistics too, so that what is not saved shows
+    optimizer.step()  # changes running statistics too, which must be saved
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
         folder = recognizer.save_pretrained(Path(temporary) / "model")
         torch.manual_seed(99)
@@ -394,14 +392,14 @@ def check_autocast(case: Case) -> None:
 
 @requirement("compile")
 def check_compile(case: Case) -> None:
-    """Runs under ``torch.compile`` with equal results, for batches of different sizes, or says why it does not."""
+    """``torch.compile`` gives equal results for batches of different sizes, or ``compile_note`` has the reason."""
     recognizer = case.build().eval()
     capabilities = recognizer.architecture.capabilities
     if not capabilities.compiles:
         assert capabilities.compile_note.strip(), "capabilities.compiles is False without a compile_note"
         return
     torch.compiler.reset()
-    # "eager" runs the traced graph with the ordinary kernels: it tells whether tracing is right, quickly.
+    # "eager" checks the traced graph with the ordinary kernels, quickly.
     compiled = torch.compile(recognizer, backend="eager")
     with torch.no_grad():
         for lengths in (LENGTHS, (3, 7), (5,)):
@@ -413,7 +411,7 @@ def check_compile(case: Case) -> None:
 
 @requirement("inputs")
 def check_inputs(case: Case) -> None:
-    """Data that does not fit is refused with an error that names what was expected and what was found."""
+    """Unsuitable data raises an error naming the expected and the actual input."""
     recognizer = case.build().eval()
     names = list(WIDTHS)
     wide = dict(WIDTHS) | {names[1]: WIDTHS[names[1]] + 4}
@@ -425,7 +423,7 @@ def check_inputs(case: Case) -> None:
     )
     for what, widths, mentions in cases:
         batch = case.batch(widths=widths)
-        # An architecture is used without a recognizer too.
+        # An architecture is also used without a recognizer.
         for who, module in (("recognizer", recognizer), ("architecture", recognizer.architecture)):
             run = functools.partial(module, batch)
             _assert_raises(BatchError, run, f"the {who} accepted {what}", *mentions)
@@ -435,7 +433,7 @@ def check_inputs(case: Case) -> None:
 
 
 def _results(recognized: Recognized) -> dict[str, Tensor]:
-    """All results with one row an utterance."""
+    """All results with one row per utterance."""
     results = {"logits": recognized.logits, "hidden": recognized.encoded.hidden}
     results |= {f"representation {name!r}": value for name, value in recognized.encoded.modalities.items()}
     return results | {f"unimodal logits {name!r}": value for name, value in recognized.unimodal.items()}
@@ -451,15 +449,15 @@ def _assert_all_finite(values: Mapping[str, Tensor], when: str) -> None:
         _assert_finite(value, f"{name} {when}")
 
 
-def _assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert found.shape == expected.shape, f"{what}: shapes {tuple(found.shape)} and {tuple(expected.shape)}"
-    worst = float((found - expected).abs().max()) if found.numel() else 0.0
+def _assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == expected.shape, f"{what}: shapes {tuple(actual.shape)} and {tuple(expected.shape)}"
+    worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
     assert worst <= tolerance, f"{what}: differ by up to {worst:.3g} (allowed: {tolerance:g})"
 
 
-def _assert_equal(found: Tensor, expected: Tensor, what: str) -> None:
-    if not torch.equal(found, expected):
-        worst = float((found - expected).abs().nan_to_num(float("inf")).max())
+def _assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    if not torch.equal(actual, expected):
+        worst = float((actual - expected).abs().nan_to_num(float("inf")).max())
         raise AssertionError(f"{what}: not the same, differ by up to {worst:.3g}")
 
 
@@ -467,9 +465,9 @@ def _assert_raises(kind: type[Exception], action: Callable[[], object], otherwis
     try:
         action()
     except kind as error:
-        unsaid = [word for word in mentions if word not in str(error)]
-        if unsaid:
-            raise AssertionError(f"the {kind.__name__} does not mention {unsaid[0]!r}: {error}") from error
+        missing = [word for word in mentions if word not in str(error)]
+        if missing:
+            raise AssertionError(f"the {kind.__name__} does not mention {missing[0]!r}: {error}") from error
         return
     except Exception as error:
         raise AssertionError(f"{type(error).__name__} instead of {kind.__name__}: {error}") from error

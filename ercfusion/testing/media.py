@@ -1,4 +1,4 @@
-"""Small made-up recordings: tones in WAV files, and videos with a sound track, for twins and tests."""
+"""Small generated recordings for twins and tests: tones in WAV files, and videos with sound."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ercfusion._core.errors import require_extra
 
 
 def tone(seconds: float, rate: int = 16000, pitch: float = 150.0, seed: int = 0) -> NDArray[np.float32]:
-    """A voice-like sound, (samples,) in -1 to 1: harmonics of ``pitch`` Hz that rise and fall, and a little noise."""
+    """A voice-like sound, (samples,) in -1 to 1: rising and falling harmonics of ``pitch`` Hz, and a little noise."""
     chance = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
     glide = pitch * (1 + 0.05 * np.sin(2 * np.pi * 1.5 * time + chance.uniform(0, 6)))
@@ -46,7 +46,7 @@ def write_video(
     rate: int = 16000,
     seed: int = 0,
 ) -> Path:
-    """Write an MP4 of moving colours (width, height in ``size``), with ``sound`` (samples,) as its track if given.
+    """Write an MP4 of moving colours (width, height in ``size``), with ``sound`` (samples,) as its track.
 
     Raises:
         MissingExtraError: PyAV is not installed.

@@ -242,9 +242,9 @@ FAULTS: list[tuple[str, type[Sound], str]] = [
     ("small_batches", Deviations, r"logits of conversations of lengths \[1\]"),
     ("single_utterance_training", Normalized, "raised ValueError: Expected more than 1 value"),
     ("many_speakers", Embedded, "raised IndexError"),
-    ("absent_content", Multiplying, "with nan instead of 0 where a modality is absent"),
+    ("absent_content", Multiplying, "with nan instead of 0 in a modality that is absent"),
     ("absent_content", IgnoresDrop, "where a modality is dropped"),
-    ("missing_aware", Unaware, "text is taken for zeros if absent"),
+    ("missing_aware", Unaware, "absent text gives the result of zeros"),
     ("missing_aware", SecretlyAware, "not declared missing-aware"),
     ("context", Reverse, "logits after a change of the future"),
     ("context", ReverseCausal, "logits after a change of the future"),
@@ -286,7 +286,7 @@ def test_exemptions() -> None:
     check_model(Normalized, only=["single_utterance_training"], exempt={"single_utterance_training": "batch norm"})
     with pytest.raises(AssertionError, match=r"exemption from 'finite' is not needed \(given reason: no reason\)"):
         check_model(Sound, only=["finite"], exempt={"finite": "no reason"})
-    with pytest.raises(ValueError, match="gives no reason"):
+    with pytest.raises(ValueError, match="has no reason"):
         check_model(Sound, exempt={"finite": " "})
     with pytest.raises(ValueError, match="no requirement 'finit'"):
         check_model(Sound, only=["finit"])

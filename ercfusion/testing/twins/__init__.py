@@ -1,8 +1,8 @@
-"""Generated twins: small made-up corpora in the layouts of the official releases.
+"""Twins: small generated corpora in the layouts of the official releases.
 
-They let every reader be tested, and every command be run from end to end, where the real corpora are not at hand. All
-texts and names are invented here. A word of each sentence depends on the label, and so do the numbers of feature files
-and the pitch of recordings, so that a model can learn something. The same seed gives the same bytes.
+Readers and commands are tested on them without the real corpora. All texts and names are invented. One word of each
+sentence, the numbers of feature files and the pitch of recordings depend on the label, so that a model can learn. The
+same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = ["SIZES", "twin_names", "write_emorynlp", "write_emotionlines", "write
 
 
 def twin_names() -> list[str]:
-    """The corpora that have a twin."""
+    """Corpora with a twin."""
     return list(_PLACES)
 
 
 def write_twin(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """The twin of the corpus called ``name``, written into ``folder`` (made if needed); returns the folder.
+    """Write the twin of the corpus ``name`` into ``folder`` (created if needed), and return the folder.
 
     Raises:
-        KeyError: there is no twin of that name.
+        KeyError: no twin of this name.
     """
     module, _, function = _PLACES[name].partition(":")
-    # Imported when needed: some twins write files of formats that need an extra.
+    # Imported here because some twins write formats of an extra.
     write: Callable[[str | Path, int], Path] = getattr(import_module(f"{__name__}.{module}"), function)
     write(folder, seed)
     return Path(folder)

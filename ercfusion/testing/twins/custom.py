@@ -1,4 +1,4 @@
-"""A twin of a corpus of one's own: a table of utterances with every kind of target, and recordings."""
+"""A twin of an own corpus: a table of utterances with every kind of target, and recordings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ercfusion.testing.media import tone, write_video, write_wav
 from ercfusion.testing.twins.text import _cast, _sentence, _write_csv
 
 CUSTOM_SIZES: Mapping[str, int] = {"train": 8, "dev": 3, "test": 3}
-"""Conversations by split, unless the function is told otherwise."""
+"""Default number of conversations by split."""
 
 _RATE = 16000
-# Emotion -> pitch in Hz, valence, and the emotion that is heard beside it.
+# Emotion -> pitch in Hz, valence, and a second emotion.
 _VOICES: Mapping[str, tuple[float, float, str]] = {
     "neutral": (120.0, 0.0, "surprise"),
     "joy": (240.0, 0.8, "surprise"),
@@ -55,18 +55,18 @@ def write_custom(
     settings: bool = True,
     video: bool = False,
 ) -> Path:
-    """A twin of a corpus of one's own, with 16 kHz recordings in ``recordings/``.
+    """A twin of an own corpus, with 16 kHz recordings in ``recordings/``.
 
-    Conversations are recorded in two ways by turns: the first in one file a turn, the second in one file that its turns
-    share, and so on. Every seventh turn has no emotion, and the first conversation of a split has one turn.
+    Conversations alternate between one file per turn and one file for all turns. Every seventh turn has no emotion, and
+    the first conversation of a split has one turn.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         sizes: Conversations by split.
         split: Whether the table has the column ``split``.
-        settings: Whether ``corpus.yaml`` is written; without it the column ``emotion`` alone is a target.
-        video: Whether recordings are MP4 files in the column ``video`` instead of WAV files in ``audio`` (needs PyAV).
+        settings: Whether to write ``corpus.yaml``; without it only the column ``emotion`` is a target.
+        video: Write MP4 files in the column ``video`` instead of WAV files in ``audio`` (needs PyAV).
     """
     folder = Path(folder)
     chance = random.Random(f"custom {seed}")
@@ -83,7 +83,7 @@ def write_custom(
             spoken: list[tuple[float, float, float]] = []
             for turn in range(1 if number == 0 else chance.randrange(3, 6)):
                 emotion = chance.choice(list(_VOICES))
-                pitch, valence, beside = _VOICES[emotion]
+                pitch, valence, second = _VOICES[emotion]
                 seconds = round(chance.uniform(0.6, 1.2), 2)
                 start, end = round(clock, 2), round(clock + seconds, 2)
                 clock = end + 0.1
@@ -92,7 +92,7 @@ def write_custom(
                 if own_files:
                     _record(folder / path, [(0.0, seconds, pitch)], seconds, chance.randrange(2**31))
                 place = [name, turn, chance.choice(speakers), _sentence(chance, emotion), start, end, path]
-                rows.append([*place, *([part] if split else []), *_cells(chance, len(rows), emotion, valence, beside)])
+                rows.append([*place, *([part] if split else []), *_cells(chance, len(rows), emotion, valence, second)])
             if not own_files:
                 _record(folder / f"recordings/{name}.{ending}", spoken, clock, chance.randrange(2**31))
     _write_csv(folder / "utterances.csv", [[*header, *targets], *rows])
@@ -101,20 +101,20 @@ def write_custom(
     return folder
 
 
-def _cells(chance: random.Random, row: int, emotion: str, valence: float, beside: str) -> list[object]:
-    heard = [] if emotion == "neutral" else [emotion]
+def _cells(chance: random.Random, row: int, emotion: str, valence: float, second: str) -> list[object]:
+    emotions = [] if emotion == "neutral" else [emotion]
     if chance.random() < 0.3:
-        heard.append(beside)
+        emotions.append(second)
     votes = dict.fromkeys(_VOICES, 0)
     for _ in range(5):
         votes[emotion if chance.random() < 0.7 else chance.choice(list(_VOICES))] += 1
     name = "happiness" if emotion == "joy" and row % 2 else emotion
     moved = [round(max(-1.0, min(1.0, value + chance.gauss(0, 0.1))), 3) for value in (valence, abs(valence))]
-    return ["" if row % 7 == 6 else name, "|".join(heard) or "-", *moved, *votes.values()]
+    return ["" if row % 7 == 6 else name, "|".join(emotions) or "-", *moved, *votes.values()]
 
 
 def _record(path: Path, spoken: list[tuple[float, float, float]], length: float, seed: int) -> None:
-    # Sound (pitch in Hz) from `start` on for so many seconds, silence between.
+    # Voices (start and length in seconds, pitch in Hz) with silence between.
     import numpy as np
 
     sound = np.zeros(round(length * _RATE), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A twin of DailyDialog, as the release's split folders or as its unsplit files."""
+"""A twin of DailyDialog, as split folders or unsplit files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def write_dailydialog(folder: str | Path, seed: int = 0, sizes: Mapping[str, int
     """A twin of DailyDialog's texts and emotions.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         sizes: Dialogues by split. The first of each split has one utterance.
-        split: Whether the folders ``train``, ``validation`` and ``test`` are written, or the two unsplit files.
+        split: Whether to write the folders ``train``, ``validation`` and ``test``, or the two unsplit files.
     """
     folder = Path(folder)
     chance = random.Random(f"dailydialog {seed}")
@@ -39,7 +39,7 @@ def write_dailydialog(folder: str | Path, seed: int = 0, sizes: Mapping[str, int
                 place = folder / part
                 _write(place / f"dialogues_{part}.txt", place / f"dialogues_emotion_{part}.txt", dialogues[name])
     else:
-        _write(folder / WHOLE[0], folder / WHOLE[1], [entry for part in dialogues.values() for entry in part])
+        _write(folder / WHOLE[0], folder / WHOLE[1], [dialogue for part in dialogues.values() for dialogue in part])
     return folder
 
 
@@ -55,7 +55,7 @@ def _dialogue(chance: random.Random, number: int) -> list[tuple[str, int]]:
 
 def _write(texts: Path, emotions: Path, dialogues: Sequence[Sequence[tuple[str, int]]]) -> None:
     texts.parent.mkdir(parents=True, exist_ok=True)
-    # Marks and spaces as in the release: "a . __eou__ b . __eou__" and "0 4 ".
+    # Separators and spaces as in the release: "a . __eou__ b . __eou__" and "0 4 ".
     lines = ["".join(f"{text} {END} " for text, _ in dialogue).rstrip() + "\n" for dialogue in dialogues]
     texts.write_text("".join(lines), encoding="utf-8")
     marks = ["".join(f"{number} " for _, number in dialogue) + "\n" for dialogue in dialogues]

@@ -1,4 +1,4 @@
-"""A twin of IEMOCAP's release: evaluations, transcriptions, recordings of the turns and, if wanted, videos."""
+"""A twin of IEMOCAP's release: evaluations, transcriptions, recordings of the turns and, optionally, videos."""
 
 from __future__ import annotations
 
@@ -33,18 +33,17 @@ _VALENCE = {"hap": 4.5, "exc": 4.0, "neu": 3.0, "sur": 3.0, "fea": 2.0, "fru": 2
 
 
 def write_iemocap(folder: str | Path, seed: int = 0, audio: bool = True, videos: bool = False) -> Path:
-    """A twin of the release's tree, four dialogues of a dozen and more turns in each of the five sessions.
+    """A twin of the release's tree: four dialogues of a dozen and more turns in each of the five sessions.
 
-    Raters disagree, name two emotions or another one, so that some turns have no label; one of the utterances that the
-    published feature files relabel is in session 1 and one in session 5. Turns overlap, and transcriptions hold lines
-    without a name and pieces with ``XX``.
+    Raters disagree or name two emotions or another one, so some turns have no label. Two utterances relabelled by the
+    published feature files are in sessions 1 and 5. Turns overlap, and transcriptions have lines without a name and
+    pieces with ``XX``.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
-        audio: Whether the WAV files of the turns are written (16 kHz, a fraction of a second each; their pitch depends
-            on the speaker and the emotion).
-        videos: Whether a short video of every dialogue is written; needs PyAV.
+        folder: Output folder.
+        seed: Of all random numbers.
+        audio: Whether to write WAV files of the turns (16 kHz, under a second; pitch by speaker and emotion).
+        videos: Whether to write a short video of every dialogue; needs PyAV.
 
     Raises:
         MissingExtraError: ``videos`` without PyAV.
@@ -59,7 +58,7 @@ def write_iemocap(folder: str | Path, seed: int = 0, audio: bool = True, videos:
 
 def _dialogue(session: Path, name: str, chance: random.Random, audio: bool, videos: bool) -> None:
     evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-    # The release lists the turns of one speaker before those of the other; the transcription is in order of speech.
+    # The release lists turns by speaker; the transcription is in order of speech.
     rated: dict[str, list[str]] = {"F": [], "M": []}
     spoken = []
     clock = 5.0 + chance.random()
@@ -69,7 +68,7 @@ def _dialogue(session: Path, name: str, chance: random.Random, audio: bool, vide
         emotion = chance.choice(list(_CUES)[:6] if chance.random() < 0.9 else list(_CUES)[6:])
         seconds = round(chance.uniform(0.25, 0.45), 4)
         start, end = clock, clock + seconds
-        # Now and then the other person starts before this one has ended.
+        # Some turns start before the previous one ends.
         clock = end + chance.choice((0.2, 0.5, -0.1))
         rated[sex] += _rating(turn, emotion, start, end, chance)
         words = chance.choice(_OPENINGS) + chance.choice(_CUES[emotion]) + chance.choice(_ENDINGS)
@@ -106,7 +105,7 @@ def _rating(turn: str, emotion: str, start: float, end: float, chance: random.Ra
     for rater, codes in answers:
         text = "; ".join(_ANSWERS[name] for name in codes) or "Other"
         lines.append(f"C-{rater}:\t{text};\t({'' if codes else 'a remark; with marks: here'})")
-    # The actor's own answer, which counts for nothing.
+    # The actor's own answer, which readers must ignore.
     lines.append(f"C-{turn[-4]}1:\t{_ANSWERS[chance.choice(list(_CUES))]};\t()")
     lines.append(f"A-E3:\tval {round(valence[0])}; act {round(valence[1])}; dom  {round(valence[2])};\t()")
     lines.append(f"A-{turn[-4]}1:\tval 3; act 2; dom  ;\t()")

@@ -1,4 +1,4 @@
-"""A twin of M3ED: its annotation, its lists of series and, if asked for, recordings."""
+"""A twin of M3ED: its annotation, its lists of series and, optionally, recordings."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _TAILS = ("茶壶在唱歌", "风筝飞走了", "门口有只羊", "灯又亮了
 def write_m3ed(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES, recordings: bool = False) -> Path:
     """A twin of M3ED's ``annotation.json`` and ``splitInfo``.
 
-    The first dialogue of every series has one utterance; utterances are not written in order; some annotators say
+    The first dialogue of every series has one utterance, utterances are not in order, and some annotators name
     ``Other``.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         sizes: Dialogues by split.
-        recordings: Whether every utterance gets a tone as ``modality_speech/SPEAKER_UTTERANCE.wav``, whose pitch
-            depends on the emotion; the last one of all gets none.
+        recordings: Whether to write a tone per utterance as ``modality_speech/SPEAKER_UTTERANCE.wav``, with pitch by
+            emotion; the last utterance has none.
     """
     folder = Path(folder)
     chance = random.Random(f"m3ed {seed}")
@@ -58,7 +58,7 @@ def write_m3ed(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZ
                 spoken.append((f"{utterance['Speaker']}_{key}", utterance["EmoAnnotation"]["final_main_emo"].lower()))
         path = folder / LISTS[split]
         path.parent.mkdir(parents=True, exist_ok=True)
-        # No line end behind the last name, as in the release.
+        # No newline at the end, as in the release.
         path.write_text("\n".join(name for name in _SERIES[split] if name in content), encoding="utf-8")
     (folder / ANNOTATION).write_text(json.dumps(content, ensure_ascii=False, indent=4), encoding="utf-8")
     if recordings:
@@ -89,7 +89,7 @@ def _dialogue(chance: random.Random, name: str, length: int) -> dict[str, Any]:
                     "Text": f"{chance.choice(_WORDS[main])}，{chance.choice(_TAILS)}",
                     "Speaker": "A" if number == 1 else chance.choice("AB"),
                     "EmoAnnotation": {
-                        **{f"EmoAnnotator{place}": ",".join(given) for place, given in enumerate(annotators, start=1)},
+                        **{f"EmoAnnotator{place}": ",".join(names) for place, names in enumerate(annotators, start=1)},
                         "final_mul_emo": ",".join(label.capitalize() for label in final),
                         "final_main_emo": main.capitalize(),
                     },

@@ -1,4 +1,4 @@
-"""A twin of MELD with its clips: the CSV files and, for every utterance, a short video with sound."""
+"""A twin of MELD with clips: the CSV files and a short video with sound per utterance."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from ercfusion.testing.media import tone, write_video
 from ercfusion.testing.twins.text import write_meld
 
 SMALL: Mapping[str, int] = {"train": 4, "dev": 2, "test": 2}
-"""Conversations by split: few, because every utterance becomes a video."""
+"""Conversations by split; few, because every utterance becomes a video."""
 SECONDS = 0.4
-"""Duration of every clip, whatever the CSV file says: the times there are those of the episode."""
+"""Duration of every clip; the times in the CSV file are those of the episode."""
 _RATE = 16000
 
 
 def write_meld_media(
     folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SMALL, within: str | Path = ""
 ) -> Path:
-    """The files of :func:`~ercfusion.testing.twins.text.write_meld` and clips beside them, as the archives unpack.
+    """The files of :func:`~ercfusion.testing.twins.text.write_meld` with clips, as the archives unpack.
 
-    As in the release, the last clip of dev is missing, the second of train is damaged (cut off in the middle), and the
-    first two of test were cut a second time; their first cuts are silent.
+    As in the release, the last clip of dev is missing and the second of train is cut off in the middle. The first two
+    of test exist in two cuts, the first of them silent.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
-        sizes: Conversations by split, two at least.
-        within: Below ``folder``, where the clips' folders are made; ``{split}`` stands for the split's name
-            (``"MELD.Raw/{split}"``).
+        folder: Output folder.
+        seed: Of all random numbers.
+        sizes: Conversations by split, at least two.
+        within: Folder of the clips below ``folder``; ``{split}`` is the split's name (``"MELD.Raw/{split}"``).
 
     Raises:
         MissingExtraError: PyAV is not installed.

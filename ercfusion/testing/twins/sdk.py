@@ -16,10 +16,10 @@ from ercfusion.data.corpora.sdk import EMOTIONS, MoseiCorpus, MosiSdkCorpus
 from ercfusion.testing.twins.text import SIZES
 
 WIDTHS: Mapping[str, int] = {"text": 300, "audio": 74, "visual": 35}
-"""Columns of the features, unless a function is told otherwise."""
+"""Default feature columns by modality."""
 
 _ROOTS = {"text": "glove_vectors", "audio": "COVAREP", "visual": "FACET 4.2"}
-_RATES = {"audio": 20.0, "visual": 5.0}  # frames a second, far fewer than in the release
+_RATES = {"audio": 20.0, "visual": 5.0}  # frames per second, far fewer than in the release
 _WORDS = {
     "happy": ("lovely", "cheerful", "delightful"),
     "sad": ("gloomy", "lonely", "mournful"),
@@ -41,12 +41,12 @@ def write_mosei(
 ) -> Path:
     """A twin of CMU-MOSEI's labels, words, default features and folds.
 
-    The first video of train has a segment that no visual frame overlaps, the second has no visual features at all, one
-    labelled video is in no fold, and some audio frames hold values that are not finite.
+    The first video of train has a segment without visual frames, the second has no visual features. One labelled video
+    is in no fold, and some audio frames have values that are not finite.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         sizes: Videos by split.
         widths: Feature columns by modality.
 
@@ -65,10 +65,10 @@ def write_mosi_sdk(
 
 
 def write_csd(path: Path, root: str, entries: _Entries) -> None:
-    """Write a computational sequence as the SDK does.
+    """Write a computational sequence in the SDK's format.
 
     Args:
-        path: The file; replaced if it is there.
+        path: The file; an existing one is replaced.
         root: Name of the sequence.
         entries: Key to its intervals (T, 2) in seconds and its features (T, D).
 
@@ -79,7 +79,7 @@ def write_csd(path: Path, root: str, entries: _Entries) -> None:
     import h5py
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No times of creation: the same seed gives the same bytes.
+    # Without creation times the same seed gives the same bytes.
     with h5py.File(path, "w", track_order=False) as file:
         for key, (intervals, features) in entries.items():
             group = file.create_group(f"{root}/data/{key}")
@@ -110,15 +110,15 @@ def _write(
         bounds = np.array([bound for bound, _, _ in segments])
         rows = np.array([[score, *(marks.get(name, 0.0) for name in emotions)] for _, score, marks in segments])
         order = list(range(len(segments)))
-        chance.shuffle(order)  # a reader must not rely on the order of the rows
+        chance.shuffle(order)  # readers must not rely on the order of rows
         labels[video] = (bounds[order].astype(np.float64), rows[order].astype(np.float32))
         spoken = [word for bound, score, marks in segments for word in _speak(chance, bound, score, marks)]
         times = np.array([time for time, _, _ in spoken])
         words[video] = (times, np.array([[word.encode()] for _, word, _ in spoken], dtype="S32"))
-        heard = [entry for entry in spoken if entry[1] != "sp"]
+        voiced = [word for word in spoken if word[1] != "sp"]
         features["text"][video] = (
-            np.array([time for time, _, _ in heard]),
-            np.array([meaning["text"][cue] for _, _, cue in heard], dtype=np.float32),
+            np.array([time for time, _, _ in voiced]),
+            np.array([meaning["text"][cue] for _, _, cue in voiced], dtype=np.float32),
         )
         for modality, rate in _RATES.items():
             features[modality][video] = _frames(chance, rate, segments, meaning[modality])
@@ -163,7 +163,7 @@ def _cues(score: float, marks: Iterable[str]) -> list[str]:
 def _speak(
     chance: random.Random, bound: tuple[float, float], score: float, marks: Mapping[str, float]
 ) -> list[tuple[tuple[float, float], str, str]]:
-    # Times, word and what its vector means, with a pause in front.
+    # Times, word and cue of its vector, with a pause in front.
     cues = [*_cues(score, marks), *chance.sample(_FILLERS, 3)]
     chance.shuffle(cues)
     edges = np.linspace(*bound, len(cues) + 2)

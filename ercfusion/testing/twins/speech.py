@@ -1,6 +1,6 @@
-"""Twins of corpora of single acted utterances: EmoDB and RAVDESS, as tones in small sound files.
+"""Twins of EmoDB and RAVDESS, corpora of single acted utterances, as tones in small sound files.
 
-Pitch and length depend on the emotion, so that audio features can tell the labels apart.
+Pitch and length depend on the emotion, so audio features separate the labels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def write_emodb(folder: str | Path, seed: int = 0, takes: int = 1) -> Path:
     """A twin of EmoDB: ``takes`` recordings of 16 kHz in ``wav/`` for each of ten speakers and seven emotions.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         takes: 1 to 10, each with another sentence.
     """
     folder = Path(folder)
@@ -38,10 +38,10 @@ def write_ravdess(folder: str | Path, seed: int = 0, takes: int = 1, video_actor
     """A twin of RAVDESS's speech part: ``takes`` sound files for each of 24 actors and eight emotions.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         takes: 1 to 4: sentences and repetitions at normal intensity.
-        video_actors: The first so many actors also have videos, with sound and without (needs PyAV).
+        video_actors: Number of actors who also have videos, with sound and without (needs PyAV).
     """
     folder = Path(folder)
     chance = random.Random(f"ravdess {seed}")
@@ -61,7 +61,7 @@ def write_ravdess(folder: str | Path, seed: int = 0, takes: int = 1, video_actor
 
 
 def _write_tone(path: Path, chance: random.Random, emotion: int, seconds: float, rate: int) -> None:
-    # A little of everything varies, so that no two files are the same.
+    # Length and pitch vary, so that no two files are equal.
     length = seconds * chance.uniform(0.9, 1.1) * (1 + emotion / 20)
     pitch = _PITCH[emotion] * chance.uniform(0.95, 1.05)
     write_wav(path, tone(length, rate, pitch, chance.randrange(2**31)), rate)

@@ -1,4 +1,4 @@
-"""Twins of corpora that are text, or come with features: MELD's CSV files, EmoryNLP, CMU-MOSI, EmotionLines."""
+"""Twins of text corpora and of corpora with features: MELD's CSV files, EmoryNLP, CMU-MOSI, EmotionLines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ercfusion.data.corpora.emorynlp import COLUMNS as EMORYNLP_COLUMNS
 from ercfusion.data.corpora.meld import COLUMNS as MELD_COLUMNS
 
 SIZES: Mapping[str, int] = {"train": 12, "dev": 4, "test": 5}
-"""Conversations by split, unless a function is told otherwise."""
+"""Default number of conversations by split."""
 
 _NAMES = ("Ada", "Bruno", "Chioma", "Dilek", "Emil", "Farida")
 _SURNAMES = ("Quill", "Marsh", "Okon", "Aydin", "Holm", "Rahimi")
@@ -48,7 +48,7 @@ _VOTE_ORDER = ("neutral", "joy", "sadness", "fear", "anger", "surprise", "disgus
 
 
 def write_meld(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
-    """A twin of MELD's three CSV files, with a one-utterance dialogue and one of more than two speakers in each."""
+    """A twin of MELD's three CSV files, each with a one-utterance dialogue and one of more than two speakers."""
     chance = random.Random(f"meld {seed}")
     for split, size in sizes.items():
         rows: list[list[object]] = []
@@ -69,7 +69,7 @@ def write_meld(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZ
 
 
 def write_emorynlp(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
-    """A twin of EmoryNLP's three CSV files, in which the second scene has an utterance of two speakers."""
+    """A twin of EmoryNLP's three CSV files; the second scene has an utterance of two speakers."""
     chance = random.Random(f"emorynlp {seed}")
     for season, (split, size) in enumerate(sizes.items(), start=1):
         rows: list[list[object]] = []
@@ -97,11 +97,11 @@ def write_mosi(
     """A twin of Poria's CMU-MOSI files.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         videos: Numbers of training and of test videos.
-        widths: Feature columns by folder; those of the release by default.
-        scores: Whether ``utterances.json`` is written.
+        widths: Feature columns by folder; default: those of the release.
+        scores: Whether to write ``utterances.json``.
     """
     folder = Path(folder)
     widths = widths or {"text": 100, "audio": 73, "video": 100}
@@ -118,12 +118,12 @@ def write_mosi(
                 entries.append({"id": f"{name}_{number}", "label": int(score >= 0), "score": score})
                 text = _sentence(chance, "joy" if score >= 0 else "sadness").upper()
                 transcripts.append([entries[-1]["id"], text, video, entries[-1]["label"]])
-        # The release's order: positive rows first, and ids sorted as text within each label.
-        listed[part] = sorted(entries, key=lambda entry: (-entry["label"], entry["id"]))
+        # The release's order: positive rows first, then ids sorted as text.
+        listed[part] = sorted(entries, key=lambda row: (-row["label"], row["id"]))
         for name, weights in direction.items():
             rows = [
-                [*(round(entry["score"] * w / 4 + chance.gauss(0, 1), 5) for w in weights), entry["label"]]
-                for entry in listed[part]
+                [*(round(row["score"] * w / 4 + chance.gauss(0, 1), 5) for w in weights), row["label"]]
+                for row in listed[part]
             ]
             _write_csv(folder / name / f"{name}_{part}0.csv", rows, quote_all=True)
     _write_csv(folder / "transcripts.csv", sorted(transcripts, key=lambda row: str(row[0])), quote_all=True)
@@ -133,13 +133,13 @@ def write_mosi(
 
 
 def write_emotionlines(folder: str | Path, seed: int = 0, dialogues: int = 30, split: bool = False) -> Path:
-    """A twin of EmotionLines' ``friends.json`` with five votes an utterance.
+    """A twin of EmotionLines' ``friends.json`` with five votes per utterance.
 
     Args:
-        folder: Where to write.
-        seed: Decides on everything.
+        folder: Output folder.
+        seed: Of all random numbers.
         dialogues: Their number.
-        split: Whether three files ``friends_{train,dev,test}.json`` are written instead of the one.
+        split: Whether to write ``friends_{train,dev,test}.json`` instead of one file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _voted(chance: random.Random, speakers: Sequence[str]) -> dict[str, str]:
     best = max(votes, key=lambda label: votes[label])
     return {
         "speaker": chance.choice(speakers),
-        # The real file's damage: an apostrophe of cp1252, read as Latin-1.
+        # As in the real file: an apostrophe of cp1252 read as Latin-1.
         "utterance": _sentence(chance, emotion).replace("It is", "It\x92s"),
         "emotion": best if votes[best] >= 3 else "non-neutral",
         "annotation": "".join(str(votes[label]) for label in _VOTE_ORDER),
@@ -180,7 +180,7 @@ def _cast(chance: random.Random, conversation: int) -> list[str]:
 
 
 def _length(chance: random.Random, conversation: int) -> int:
-    # The first conversation of every split has one utterance: a case that models must bear.
+    # The first conversation of every split has one utterance, a case for models.
     return 1 if conversation == 0 else chance.randrange(4, 12)
 
 
