@@ -210,7 +210,9 @@ def test_form(name: str) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
-    assert not [name for name in NAMES if name != "index.md" and f"({name})" not in index]
+    models = (DOCS / "choose-a-model.md").read_text(encoding="utf-8")
+    missing = [name for name in NAMES if f"({name})" not in (models if name.startswith("models/") else index)]
+    assert missing == ["index.md"]
 
 
 # Settings

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from docs.computed.registry import COMPUTED, ROOT, Part, register
+from docs.computed.registry import BUILT, COMPUTED, ROOT, Part, register, register_built
 
-__all__ = ["COMPUTED", "ROOT", "Part", "register"]
+__all__ = ["BUILT", "COMPUTED", "ROOT", "Part", "register", "register_built"]
 
 for _module in pkgutil.iter_modules(__path__):
     if _module.name != "__main__":

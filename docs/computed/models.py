@@ -50,15 +50,6 @@ def model_list() -> list[str]:
     return textwrap.wrap(f"The models: {', '.join(links)}.", 120, break_on_hyphens=False)
 
 
-def model_pages() -> list[str]:
-    """One row a model: its page, and what its class says that it is."""
-    from ercfusion.config.reference import about
-
-    rows = ["| page | what it is |", "|---|---|"]
-    classes = {name: ARCHITECTURES.load(name) for name in ARCHITECTURES}
-    return rows + [f"| [models/{name}.md](models/{name}.md) | {about(found)} |" for name, found in classes.items()]
-
-
 def model_options(name: str) -> list[str]:
     """One row an option of an architecture, from its constructor."""
     from ercfusion.config.reference import options_table
@@ -68,6 +59,5 @@ def model_options(name: str) -> list[str]:
 
 register("capabilities", "docs/choose-a-model.md", capability_matrix)
 register("main models", "README.md", model_list)
-register("models", "docs/index.md", model_pages)
 for _name in ARCHITECTURES:
     register(f"options {_name}", f"docs/models/{_name}.md", partial(model_options, _name))

@@ -1,4 +1,4 @@
-"""The registry of computed parts: what stands between ``<!-- computed: NAME -->`` and ``<!-- end: NAME -->``."""
+"""The registry of computed parts: what is between ``<!-- computed: NAME -->`` and ``<!-- end: NAME -->``."""
 
 from __future__ import annotations
 
@@ -50,3 +50,12 @@ def register(name: str, page: str, compute: Callable[[], list[str]], preset: str
     if name in COMPUTED:
         raise ValueError(f"the part {name!r} is registered twice. Rename one of them.")
     COMPUTED[name] = Part(name, page, compute, preset)
+
+
+BUILT: dict[str, Part] = {}
+"""Parts that are not in the page's file: the site has them where the page says ``<!-- built: NAME -->``."""
+
+
+def register_built(name: str, page: str, compute: Callable[[], list[str]]) -> None:
+    """Adds a part that is computed while the site is built."""
+    BUILT[name] = Part(name, page, compute)
