@@ -18,7 +18,14 @@ version = release = __version__
 language = "en"
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/*.md", "experiments/*.md", "experiments/*/*.md"]
+include_patterns = [
+    "docs/**",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/*.md",
+    "experiments/*.md",
+    "experiments/*/*.md",
+]
 exclude_patterns = ["docs/computed", "docs/site.py", "**/records", "**/.*"]
 extensions = [
     "myst_nb",

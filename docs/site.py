@@ -15,7 +15,11 @@ from sphinx.application import Sphinx
 from docs.computed import BUILT, ROOT
 from docs.computed.api import package_pages
 
-CHILDREN = {"docs/choose-a-model": "models/*", "docs/experiments": "../experiments/*/README", "docs/api": "api/*"}
+CHILDREN = {
+    "docs/choose-a-model": "models/*",
+    "docs/experiments": "../experiments/README\n../experiments/*/README",
+    "docs/api": "api/*",
+}
 """The pages below another page in the table of contents."""
 
 
@@ -44,6 +48,11 @@ def complete(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += tree(CHILDREN[page], ":glob:")
 
 
+def completed(*_: object) -> list[str]:
+    """The pages that are read again in every build: what is added to them may have changed."""
+    return ["docs/index", *CHILDREN, *(part.page.removesuffix(".md") for part in BUILT.values())]
+
+
 def write_api(app: Sphinx) -> None:
     """Writes one page per public package to ``docs/api``, which is not under version control."""
     folder = ROOT / "docs" / "api"
@@ -62,5 +71,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_lexer("csv", TextLexer)
     app.connect("builder-inited", write_api)
+    app.connect("env-get-outdated", completed)
     app.connect("source-read", complete)
     return {"parallel_read_safe": True}

@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from docs.computed.registry import ROOT, register_built
 from ercfusion.config.architectures import ARCHITECTURES
@@ -67,7 +68,16 @@ def directive(module: str, name: str) -> str:
         return f".. autoclass:: {module}.{name}{options}\n"
     if inspect.isroutine(value):
         return f".. autofunction:: {module}.{name}\n"
-    return f".. autodata:: {module}.{name}\n   :no-value:\n"
+    return f".. autodata:: {origin(module, name)}.{name}\n   :no-value:\n"
+
+
+def origin(module: str, name: str) -> str:
+    """The module that defines a value: its docstring is there."""
+    source = importlib.import_module(module).__file__ or ""
+    for node in ast.parse(Path(source).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module and name in [alias.name for alias in node.names]:
+            return origin(node.module, name)
+    return module
 
 
 def package_pages() -> dict[str, str]:
