@@ -243,7 +243,7 @@ FAULTS: list[tuple[str, type[Sound], str]] = [
     ("single_utterance_training", Normalized, "raised ValueError: Expected more than 1 value"),
     ("many_speakers", Embedded, "raised IndexError"),
     ("absent_content", Multiplying, "with nan instead of 0 in a modality that is absent"),
-    ("absent_content", IgnoresDrop, "where a modality is dropped"),
+    ("absent_content", IgnoresDrop, "in a modality that is dropped"),
     ("missing_aware", Unaware, "absent text gives the result of zeros"),
     ("missing_aware", SecretlyAware, "not declared missing-aware"),
     ("context", Reverse, "logits after a change of the future"),
@@ -284,7 +284,7 @@ def test_every_check_is_tested_here() -> None:
 
 def test_exemptions() -> None:
     check_model(Normalized, only=["single_utterance_training"], exempt={"single_utterance_training": "batch norm"})
-    with pytest.raises(AssertionError, match=r"exemption from 'finite' is not needed \(given reason: no reason\)"):
+    with pytest.raises(AssertionError, match=r"exemption from 'finite' is not needed \(its reason: no reason\)"):
         check_model(Sound, only=["finite"], exempt={"finite": "no reason"})
     with pytest.raises(ValueError, match="has no reason"):
         check_model(Sound, exempt={"finite": " "})
