@@ -306,7 +306,7 @@ def test_every_command_imports_modules(
     for module, message in (
         ("no_such_module", "imports: no module 'no_such_module'"),
         ("[json,no_such_module]", "imports: no module 'no_such_module'"),
-        ("my_models.py/x", "is no name of a module, as in my_models (without .py)"),
+        ("my_models.py/x", "is not a module name. Write it without .py, for example my_models."),
     ):
         assert message in refused(entry_of(name), [*COMMANDS[name], f"imports={module}"], capsys)
     assert "unknown flag '--confg-dir'" in refused(entry_of(name), [*COMMANDS[name], "--confg-dir=x"], capsys)

@@ -44,7 +44,7 @@ def test_a_registered_class_is_named_as_registered() -> None:
 def test_a_module_that_only_a_text_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from_a_folder.py").write_text("raise SystemExit('was run')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="thing 'from_a_folder:Thing': import the module first"):
+    with pytest.raises(ConfigError, match="thing 'from_a_folder:Thing': its module is not imported"):
         registry().load("from_a_folder:Thing")
 
 
@@ -53,7 +53,7 @@ def test_register() -> None:
     names.register("fraction", "fractions:Fraction")
     names.register("fraction", "fractions:Fraction")  # a module that is imported twice does no harm
     assert names.load("fraction")(1, 2) == 0.5  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="the thing name 'path' is taken by pathlib:Path"):
+    with pytest.raises(ConfigError, match="the thing name 'path' belongs to pathlib:Path"):
         names.register("path", "os:PathLike")
     assert names["path"] == "pathlib:Path"
 
@@ -65,7 +65,7 @@ def test_public_registration(package: str, monkeypatch: pytest.MonkeyPatch) -> N
     module = importlib.import_module(package)
     names = module.ARCHITECTURES if package.endswith("models") else module.CORPORA
     taken = next(iter(names))
-    with pytest.raises(ConfigError, match="is taken by"):
+    with pytest.raises(ConfigError, match="belongs to"):
         module.register(taken, "somewhere:Else")
     monkeypatch.setitem(names, "mine", "somewhere:Mine")
     module.register("mine", "somewhere:Mine")

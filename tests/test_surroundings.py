@@ -92,12 +92,12 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(Path, "home", nobody)
     for name in ("XDG_CACHE_HOME", "ERCFUSION_PACKS"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RunError, match=r"no home folder is known.*XDG_CACHE_HOME"):
+    with pytest.raises(RunError, match=r"no home folder.*XDG_CACHE_HOME"):
         user_cache()
     state = {"path": "/x", "mtime_ns": 0}
     assert not is_remembered(state)
     remember(state)
-    assert "no place for them (no home folder is known" in installation()
+    assert "no place for them (this user has no home folder" in installation()
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert user_cache() == Path("/cache/ercfusion")
 

@@ -1,1 +1,1 @@
-"""What every room uses and nobody imports from outside: errors, files, processes, progress, registries, schemas."""
+"""Internal parts shared by all packages of the library: errors, files, processes, progress, registries, schemas."""

@@ -1,7 +1,7 @@
-"""Errors that a user can act on.
+"""Errors caused by a user's input.
 
-Every error raised for a user's mistake derives from :class:`ErcfusionError`. Its text says what was found, where
-(file, line, key) and what to do. The commands print that text alone, without a traceback, and exit with status 2.
+A message names the place (file, line, key), what was found there and what to do. The commands print only the message,
+without a traceback, and exit with status 2.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ _LONG_WORD = re.compile(r"(\S{60})\S{140,}")
 
 
 def bounded(message: str) -> str:
-    """A message about a file's content with words of at most 200 letters, and of at most 600 characters."""
+    """Shorten a message about a file's content: words to 200 letters, the message to 600 characters."""
     message = _LONG_WORD.sub(r"\1...", message)
     return message if len(message) <= 600 else message[:597] + "..."
 
 
 class ErcfusionError(Exception):
-    """Base of all errors caused by input, configuration or files rather than by a defect of the library."""
+    """Base class of errors caused by input, configuration or files, not by a defect of the library."""
 
 
 class ConfigError(ErcfusionError):
-    """A setting that does not exist, has the wrong type, or contradicts another setting."""
+    """A setting does not exist, has the wrong type or contradicts another setting."""
 
 
 class CorpusNotFoundError(ErcfusionError):
-    """Raw corpus files are not where they were looked for."""
+    """The corpus files are missing."""
 
 
 class CorpusFormatError(ErcfusionError):
-    """A corpus file was found but does not hold what its release holds.
+    """The content of a corpus file differs from the official release.
 
     Args:
-        message: Words of more than 200 letters, and what is beyond 600 characters, are cut.
+        message: Shortened: words to 200 letters, the message to 600 characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -43,34 +43,34 @@ class CorpusFormatError(ErcfusionError):
 
 
 class PackError(ErcfusionError):
-    """A feature pack is damaged, incomplete, or belongs to something else."""
+    """A feature pack is damaged, incomplete or belongs to another corpus or recipe."""
 
 
 class MissingExtraError(ErcfusionError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is not installed."""
 
 
 class BatchError(ErcfusionError):
-    """Conversations, features and a model do not fit together."""
+    """Conversations, features and model do not fit together."""
 
 
 class RunError(ErcfusionError):
-    """A run folder is missing, incomplete, or of another kind than asked for."""
+    """A run folder is missing, incomplete or of the wrong kind."""
 
 
 class ResumeError(RunError):
-    """What a checkpoint was made with has changed, or a part of the checkpoint is missing: going on would be wrong."""
+    """A checkpoint is incomplete, or its settings, data or versions have changed."""
 
 
 class TrainingError(ErcfusionError):
-    """Training cannot go on, for example because the loss is not a finite number."""
+    """Training failed, for example because the loss is not finite."""
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The entries of ``choices`` that ``word`` may be a slip of, best first (empty when none is near).
+    """Return up to ``count`` elements of ``choices`` similar to ``word``, the best first.
 
-    Near are: a third of the letters at most changed, missing, added or swapped with the next; the beginning of a word;
-    and the same words in another order.
+    Similar: at most a third of the letters changed, missing, added or swapped with the next; one is the beginning of
+    the other; or the same words in another order.
     """
     if len(word) > _LONGEST:
         return []
@@ -89,21 +89,21 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     return [choice for *_, choice in sorted(ranked)[:count]]
 
 
-_LONGEST = 100  # letters of a word that may be a slip
+_LONGEST = 100  # letters; a longer word is not compared
 _BETWEEN = r"[^a-z0-9]+"
 
 
 def _edits(one: str, other: str, limit: int) -> int:
-    """How many letters are changed, missing, added, or swapped with the next; ``limit + 1`` for more than ``limit``."""
+    """Number of letters changed, missing, added or swapped with the next; ``limit + 1`` if above ``limit``."""
     if abs(len(one) - len(other)) > limit:
         return limit + 1
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, start=1):
         further = [i]
-        for j, found in enumerate(other, start=1):
-            cost = min(row[j] + 1, further[j - 1] + 1, row[j - 1] + (letter != found))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == found:
+        for j, target in enumerate(other, start=1):
+            cost = min(row[j] + 1, further[j - 1] + 1, row[j - 1] + (letter != target))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == target:
                 cost = min(cost, before[j - 2] + 1)
             further.append(cost)
         before, row = row, further
@@ -111,7 +111,7 @@ def _edits(one: str, other: str, limit: int) -> int:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A sentence that names the nearest right word, or lists the choices when nothing is near."""
+    """A sentence with the nearest choice, or with all choices if none is similar."""
     known = list(choices)
     close = nearest(word, known, count=1)
     if close:
@@ -124,8 +124,8 @@ def require_extra(module: str, extra: str, purpose: str) -> None:
 
     Args:
         module: Import name, for example ``"sentence_transformers"``.
-        extra: The extra of ercfusion that installs it, for example ``"text"``.
-        purpose: What needs it, as the subject of a sentence.
+        extra: Extra of ercfusion with the package, for example ``"text"``.
+        purpose: Subject of the error message.
     """
     import importlib.util
 

@@ -1,12 +1,8 @@
-"""Files and folders that are either complete or absent, checksums, and where the cache lies.
+"""Files and folders that are either complete or absent, checksums, and the cache folder.
 
-A name that readers look for must never lead to something half-written, whatever interrupts the writer. So content is
-built under a hidden temporary name beside its target (on the same file system: renaming must not copy), forced to disk,
-and renamed.
-
-A killed process leaves such a name behind. The next one that opens the folder removes it
-(:func:`remove_leftovers`), if its writer is dead: a writer holds a lock (``flock``) on what it builds, which the system
-frees when it dies. Where locks do not work, leftovers stay.
+Content is written under a hidden temporary name in the same folder, synced to disk and renamed, so that readers never
+see half a file. A writer holds a lock (``flock``) on its temporary file. :func:`remove_leftovers` deletes temporary
+files of killed processes, recognised by the free lock. Without locks they remain.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ except ImportError:  # Windows
 StrPath = str | os.PathLike[str]
 
 LOCK = ".lock"
-"""Name of the file by which :func:`one_at_a_time` locks a folder."""
+"""Name of the lock file of :func:`one_at_a_time`."""
 
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.ercfusion-[0-9a-f]{12}\.(?P<kind>partial|replaced)", re.DOTALL)
 
@@ -41,32 +37,31 @@ def user_cache() -> Path:
     """``$XDG_CACHE_HOME/ercfusion``, or ``~/.cache/ercfusion`` (not created).
 
     Raises:
-        RunError: there is no home folder.
+        RunError: The user has no home folder.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard says that a relative path there is to be ignored.
+    # The XDG standard ignores relative paths here.
     if os.path.isabs(root):
         return Path(root) / "ercfusion"
     try:
         return Path.home() / ".cache" / "ercfusion"
     except RuntimeError as error:
         raise RunError(
-            "no home folder is known for this user: set the environment variable XDG_CACHE_HOME to a folder for what "
-            "is kept between runs"
+            "this user has no home folder. Set the environment variable XDG_CACHE_HOME to a folder for the cache."
         ) from error
 
 
 def expanded(path: StrPath) -> Path:
-    """A path with ``~`` replaced by the home folder; one that does not exist (``~nobody``) is left as it is."""
+    """Replace ``~`` by the home folder; ``~nobody`` of an unknown user stays unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def shipped_folder(installed: str, checkout: str) -> Path:
-    """A folder that comes with the library.
+    """A folder of data files of the library.
 
     Args:
-        installed: Its name inside the installed package.
-        checkout: Its name in a checkout, beside the package.
+        installed: Its name in the installed package.
+        checkout: Its name in a checkout, next to the package.
     """
     package = Path(__file__).resolve().parents[1]
     folder = package / installed
@@ -74,10 +69,10 @@ def shipped_folder(installed: str, checkout: str) -> Path:
 
 
 def sha256_of(path: StrPath) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
+    """SHA-256 of a file, in hexadecimal.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -88,13 +83,13 @@ def atomic_write(path: StrPath, mode: Literal["w"] = "w") -> AbstractContextMana
 @overload
 def atomic_write(path: StrPath, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
 def atomic_write(path: StrPath, mode: Literal["w", "wb"] = "w") -> AbstractContextManager[Any]:
-    """A stream whose content appears under ``path`` only when the block ends without an exception.
+    r"""Write a file that appears under ``path`` only if the block ends without an exception.
 
-    Until then, and after a failure, an older file of that name stays as it was. Folders on the way are created; where
-    ``path`` is a symbolic link, the file that it leads to is replaced. Text is UTF-8 with the line ends as given.
+    An existing file stays unchanged until then. Parent folders are created; symbolic links are followed. Text is UTF-8
+    with ``\n`` line ends.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: The file cannot be written.
     """
     return _writing(path, mode)
 
@@ -122,19 +117,18 @@ def _remove_tree(folder: Path) -> None:
 def atomic_folder(
     path: StrPath, *, overwrite: bool = False, discard: Callable[[Path], None] = _remove_tree
 ) -> Iterator[Path]:
-    """An empty folder to fill, which appears as ``path`` only when the block ends without an exception.
+    """Fill an empty folder that appears as ``path`` only if the block ends without an exception.
 
     Args:
-        path: The final name. Folders on the way are created.
-        overwrite: Replace what is there, once the new folder is complete: in one step where the file system can
-            exchange two names (Linux), otherwise in two, between which a kill leaves the old folder under a hidden
-            name; :func:`remove_leftovers` puts it back.
+        path: Final name. Parent folders are created.
+        overwrite: Replace an existing folder: in one step on Linux, elsewhere in two. After a kill between the two,
+            :func:`remove_leftovers` restores the old folder.
         discard: Removes the old folder, which then has a hidden name.
 
     Raises:
-        FileExistsError: ``path`` exists and ``overwrite`` is False. It is raised at the end of the block too, when
-            another process was faster; exactly one of several concurrent writers wins.
-        OSError: the folder cannot be written.
+        FileExistsError: ``path`` exists and ``overwrite`` is False; also at the end of the block, if another process
+            wrote it first.
+        OSError: The folder cannot be written.
     """
     final = Path(os.path.realpath(path))
     if not overwrite and _occupied(final):
@@ -158,13 +152,13 @@ def atomic_folder(
 
 
 @contextmanager
-def scratch_folder(beside: StrPath) -> Iterator[Path]:
-    """An empty hidden folder beside a file that is to come into being, removed with what is in it when the block ends.
+def scratch_folder(target: StrPath) -> Iterator[Path]:
+    """A hidden temporary folder next to a file to be written, removed at the end of the block.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: It cannot be created.
     """
-    final = Path(os.path.realpath(beside))
+    final = Path(os.path.realpath(target))
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent)
     with _building(final, folder=True) as folder:
@@ -175,39 +169,37 @@ def scratch_folder(beside: StrPath) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: StrPath, *, deep: bool = False, discard: Callable[[Path], None] | None = None) -> None:
-    """Remove what killed writers of this module left half-written in a folder.
-
-    What was being replaced when its writer was killed is put back where nothing has taken its place.
+    """Remove temporary files of killed writers, and restore folders whose replacement was interrupted.
 
     Args:
-        folder: Need not exist.
-        deep: Also look into the folders below it.
-        discard: Removes a folder that was replaced; without it such folders stay.
+        folder: May be missing.
+        deep: Include subfolders.
+        discard: Removes replaced folders; without it they stay.
     """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if found := _HIDDEN.fullmatch(name):
-                _settle(Path(place, name), Path(place, found["name"]), found["kind"], discard)
+            if match := _HIDDEN.fullmatch(name):
+                _settle(Path(place, name), Path(place, match["name"]), match["kind"], discard)
         folders[:] = [name for name in folders if _HIDDEN.fullmatch(name) is None]
         if not deep:
             return
 
 
 def is_leftover(name: str) -> bool:
-    """Whether this is the name of something that a killed process of ours may have left: half-written, or a lock."""
+    """Whether a name is that of a temporary file or lock of this module."""
     return name == LOCK or _HIDDEN.fullmatch(name) is not None
 
 
 @contextmanager
 def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
-    """Let one process at a time do some work in a folder.
+    """Lock a folder for one process.
 
     Args:
-        folder: Created where it is not there; the lock is a hidden file in it.
+        folder: Created if missing; contains the hidden lock file.
         work: What is done, for the message.
 
     Raises:
-        RunError: another process is doing it.
+        RunError: Another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -216,7 +208,9 @@ def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"another process is working on {work} in {folder}") from None
+        raise RunError(
+            f"another process is working on {work} in {folder}. Wait for it, or use another folder."
+        ) from None
     try:
         yield
     finally:
@@ -229,19 +223,19 @@ def _hidden(final: Path, kind: str) -> Path:
 
 @contextmanager
 def _building(final: Path, *, folder: bool) -> Iterator[Path]:
-    # A new file or folder under a hidden name, locked; removed where the block fails.
+    # A locked file or folder with a hidden name; removed if the block fails.
     while True:
         temporary = _hidden(final, "partial")
         if folder:
             temporary.mkdir()
         else:
-            # Not tempfile.mkstemp: the file gets the permissions that the user's umask asks for.
+            # Not tempfile.mkstemp, which ignores the user's umask.
             temporary.touch(exist_ok=False)
         try:
             handle = _lock(temporary, wait=True)
             break
         except FileNotFoundError:
-            continue  # somebody took it for a leftover, in the moment before it was locked
+            continue  # another process removed it before it was locked
     try:
         yield temporary
     except BaseException as error:
@@ -257,16 +251,16 @@ def _building(final: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:
-    """Lock what lies at ``path``; returns a handle to close, or None where there are no locks.
+    """Lock a file or folder; returns a handle to close, or None if the file system has no locks.
 
     Raises:
-        FileNotFoundError: it is not there, or was renamed or removed while it was being locked.
-        BlockingIOError: another process or thread has the lock (only without ``wait``).
+        FileNotFoundError: It was missing, renamed or removed.
+        BlockingIOError: Another process or thread has the lock (only without ``wait``).
     """
     if fcntl is None:
         return None
     try:
-        # Some network file systems lock files only where they are open for writing, and no folders.
+        # Some network file systems lock only files open for writing, and no folders.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         return None
@@ -274,7 +268,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         here, there = os.fstat(handle), os.stat(path)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            raise FileNotFoundError(f"{path} has become another one")
+            raise FileNotFoundError(f"{path} was replaced")
     except (FileNotFoundError, BlockingIOError):
         os.close(handle)
         raise
@@ -288,7 +282,7 @@ def _settle(leftover: Path, final: Path, kind: str, discard: Callable[[Path], No
     try:
         handle = _lock(leftover, wait=False)
     except OSError:
-        return  # its writer is at work, or another process settles it, or it is not ours to open
+        return  # its writer is running, another process handles it, or access is denied
     if handle is None:
         return
     try:
@@ -302,24 +296,24 @@ def _settle(leftover: Path, final: Path, kind: str, discard: Callable[[Path], No
         elif discard is not None:
             discard(leftover)
     except OSError:
-        return  # where nothing may be written, a leftover does no harm
+        return  # harmless if nothing can be written here
     finally:
         os.close(handle)
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Say which file or folder could not be written: what fails in writing, as on a full disk, does not name it.
+    """Add the path to an error of writing, which lacks it, for example on a full disk.
 
     Raises:
-        OSError: instead of the words of a library that has an error of its own for it.
+        OSError: In place of a library's own error with a system error number.
     """
     if isinstance(error, OSError):
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         return
-    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
-    if found:
-        number = int(found[1])
+    match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
+    if match:
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
@@ -329,8 +323,7 @@ def _occupied(folder: Path) -> bool:
 
 def _rename_to_free(temporary: Path, final: Path) -> None:
     try:
-        # POSIX renames onto an empty folder and refuses one with content, in a single step: there is no gap between
-        # looking and renaming in which another writer could be overwritten.
+        # One step in POSIX: renames onto an empty folder, refuses a folder with content. No writer is overwritten.
         os.rename(temporary, final)
     except OSError as error:
         if _occupied(final):
@@ -340,7 +333,7 @@ def _rename_to_free(temporary: Path, final: Path) -> None:
 
 def _replace(temporary: Path, final: Path, discard: Callable[[Path], None]) -> None:
     old = _hidden(final, "replaced")
-    while True:  # until it is ours: another process may replace it, too
+    while True:  # another process may replace it first
         try:
             handle = _lock(final, wait=True)
             break
@@ -366,7 +359,7 @@ def _replace(temporary: Path, final: Path, discard: Callable[[Path], None]) -> N
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchange two names in a single step; False where the system or the file system cannot."""
+    """Exchange two names in one step; False if the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if renameat2 is None:
         return False
@@ -375,8 +368,7 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is lasting only once its folder is on disk. Windows cannot open folders, and some network file systems
-    # refuse to sync them; the content is synced either way.
+    # A rename survives a power failure only if its folder is synced. Windows and some network file systems cannot.
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

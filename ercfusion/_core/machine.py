@@ -1,7 +1,7 @@
-"""The processor that computes: its model, and the instructions that torch uses on it.
+"""The processor and the instructions used by torch.
 
-The last digits of sums depend on both. Features that an encoder computes on another processor differ by about 1e-7 of
-their size, and a model that is trained on them takes other decisions.
+The last digits of sums depend on both: features encoded on another processor differ by about 1e-7 (relative), and a
+model trained on them makes other decisions.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pathlib import Path
 from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
-# Keys of /proc/cpuinfo that name the model: on x86, on PowerPC, on ARM boards.
+# Keys of /proc/cpuinfo with the model's name: x86, PowerPC, ARM boards.
 _KEYS = ("model name", "cpu", "Hardware", "Model")
 
 
 def machine(torch_used: bool = True) -> dict[str, Any]:
-    """``processor``, and if torch is used ``instructions`` (such as ``AVX2``) and ``threads``.
+    """``processor``, and with torch ``instructions`` (such as ``AVX2``) and ``threads``.
 
     Args:
-        torch_used: Whether torch computed in this process. Otherwise it is not asked, whether it is imported or not.
+        torch_used: Whether torch computed in this process; False avoids its import.
     """
-    found: dict[str, Any] = {"processor": processor()}
+    result: dict[str, Any] = {"processor": processor()}
     if torch_used:
         import torch
 
-        found["instructions"] = torch.backends.cpu.get_cpu_capability()
-        found["threads"] = torch.get_num_threads()
-    return found
+        result["instructions"] = torch.backends.cpu.get_cpu_capability()
+        result["threads"] = torch.get_num_threads()
+    return result
 
 
 @cache
 def processor() -> str:
-    """The model of the processor in words; the architecture where the system does not tell more."""
+    """The processor's model name, or the architecture if the name is unknown."""
     return _from_cpuinfo() or _from_sysctl() or platform.processor() or platform.machine() or "unknown"
 
 

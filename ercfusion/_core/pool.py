@@ -1,8 +1,7 @@
-"""Work done side by side in processes of this machine.
+"""Parallel work in processes of this machine.
 
-The models are small: one thread a process and as many processes as cores is what makes the most of a machine
-(``benchmarks/README.md``, group ``many``). Processes are spawned, not forked, so that they start clean whatever the
-parent has loaded; each serves many jobs, because starting one takes seconds.
+The models are small, so one process per core with one thread each is fastest (``benchmarks/README.md``, group
+``many``). Processes are spawned, not forked, to start clean. Each serves many jobs, because a start takes seconds.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ R = TypeVar("R")
 
 logger = logging.getLogger("ercfusion")
 
-DIED = "its process died twice (killed, perhaps for memory)"
-"""The error of a job over which two processes died."""
+DIED = "its process died twice (killed, perhaps for lack of memory)"
+"""Error of a job whose process died twice."""
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_LOCALID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-"""Variables of launchers. A worker is no process of a distributed run, whatever started its parent."""
+"""Variables of launchers, removed in workers: a worker is never a rank of distributed training."""
 
-# Seconds between two calls of ``on_tick``.
+# Seconds between calls of ``on_tick``.
 _TICK = 0.5
-# Memory that one process may need (torch, a corpus and a model of this library's size), for the default number.
+# Estimated memory per process: torch, a corpus and a model.
 _GIB_PER_WORKER = 1.5
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[J, R]):
-    """What became of a job.
+    """The result of a job.
 
     Args:
-        job: As it was given.
-        result: What ``work`` returned; None where it failed.
-        error: None, or what went wrong, in words for the user.
+        job: The job.
+        result: Return value of ``work``; None after a failure.
+        error: Message for the user, or None.
     """
 
     job: J
@@ -56,10 +55,7 @@ class Outcome(Generic[J, R]):
 
 
 def default_workers(jobs: int) -> int:
-    """One process a core that this process may use, but no more than there are jobs or than fit into free memory.
-
-    On a machine with GPUs it is one for each: processes would compete for the memory of one.
-    """
+    """Number of processes: one per usable core, at most one per job, limited by free memory; with GPUs, one per GPU."""
     gpus = len(visible_gpus())
     if gpus:
         return max(1, min(gpus, jobs))
@@ -67,7 +63,7 @@ def default_workers(jobs: int) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """GPUs available to this process, as named in ``CUDA_VISIBLE_DEVICES``."""
     import torch
 
     if not torch.cuda.is_available():
@@ -78,12 +74,12 @@ def visible_gpus() -> list[str]:
 
 
 def assigned_gpus(workers: int, gpus: Sequence[str]) -> list[str]:
-    """A GPU for each of ``workers`` processes: each its own, or, if there are more processes, the GPUs in turn."""
+    """One GPU per process, used in turn if there are more processes than GPUs."""
     return [gpus[number % len(gpus)] for number in range(workers)] if gpus else []
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -104,17 +100,17 @@ def run_jobs(
     on_done: Callable[[Outcome[J, R]], None] | None = None,
     on_tick: Callable[[], None] | None = None,
 ) -> list[Outcome[J, R]]:
-    """Do ``work`` for every job in ``workers`` processes; see :func:`stream_jobs`.
+    """Run ``work`` for every job in ``workers`` processes; see :func:`stream_jobs`.
 
     Args:
-        jobs: Anything that can be pickled; begun in this order.
-        work: A function of a module. Its log messages go nowhere but to the files that it opens itself.
+        jobs: Picklable objects, started in this order.
+        work: Module-level function. Its log messages reach only files that it opens.
         workers: Number of processes.
-        on_done: Called in this process when a job is over, in the order in which they end.
-        on_tick: Called in this process about twice a second.
+        on_done: Called in this process after each job, in the order of completion.
+        on_tick: Called in this process about twice per second.
 
     Returns:
-        One outcome a job, in the order of ``jobs``.
+        One outcome per job, in the order of ``jobs``.
     """
     outcomes: dict[int, Outcome[J, R]] = {}
     for number, outcome in stream_jobs(jobs, work, workers=workers, limit=len(jobs), on_tick=on_tick):
@@ -134,45 +130,44 @@ def stream_jobs(
     ahead: int = 0,
     on_tick: Callable[[], None] | None = None,
 ) -> Generator[tuple[int, Outcome[J, R]], None, None]:
-    """Do ``work`` for one job after the other in ``workers`` processes; yields (number, outcome) as jobs end.
+    """Run ``work`` for each job in ``workers`` processes; yields (number, outcome) as jobs end.
 
-    Neither the jobs nor their results are kept, so that any number of them fits into memory. A job that fails does not
-    stop the others. When a process dies (killed for memory, a fault in native code), whatever was being done is done
-    once more, one job at a time, so that the one at fault is found; work that leaves checkpoints goes on from the last.
-    When the generator is closed, or the parent is interrupted or dies, so are the processes.
+    Memory does not grow with the number of jobs, and a failed job does not stop the others. If a process dies, the jobs
+    then running are repeated one at a time, which identifies the culprit; work with checkpoints resumes. The processes
+    end with the generator or this process.
 
     Args:
-        jobs: Anything that can be pickled; consumed lazily, in order.
-        work: A function of a module.
+        jobs: Picklable objects, consumed lazily and in order.
+        work: Module-level function.
         workers: Number of processes.
-        limit: No more processes than this are started; None where the number of jobs is not known.
-        threads: Of torch in each process; None for (cores / workers).
-        ahead: Jobs handed over before a process is free for them, so that none waits for the next.
-        on_tick: Called in this process about twice a second.
+        limit: Maximum number of processes, usually the number of jobs; None if unknown.
+        threads: torch threads per process; None for cores / workers.
+        ahead: Number of jobs queued for busy processes.
+        on_tick: Called in this process about twice per second.
     """
     waiting = enumerate(jobs)
-    suspects: list[tuple[int, J]] = []  # were being done when a process died
+    suspects: list[tuple[int, J]] = []  # were running when a process died
     over = False
     while not over or suspects:
-        alone = bool(suspects)
-        count = 1 if alone else max(1, min(workers, workers if limit is None else limit))
+        single = bool(suspects)
+        count = 1 if single else max(1, min(workers, workers if limit is None else limit))
         running: dict[Future[tuple[R | None, str | None]], tuple[int, J]] = {}
-        taken: tuple[int, J] | None = None  # not handed over yet
+        taken: tuple[int, J] | None = None  # not submitted yet
         with _processes(workers, count, threads) as pool:
             try:
                 while True:
-                    while len(running) < (1 if alone else count + ahead):
-                        if alone:
-                            entry = suspects[0] if suspects else None
+                    while len(running) < (1 if single else count + ahead):
+                        if single:
+                            item = suspects[0] if suspects else None
                         else:
-                            entry = next(waiting, None)
-                            over = entry is None
-                        if entry is None:
+                            item = next(waiting, None)
+                            over = item is None
+                        if item is None:
                             break
-                        taken = entry
-                        running[pool.submit(_guarded, work, entry[1])] = entry  # raises if a process has died meanwhile
+                        taken = item
+                        running[pool.submit(_guarded, work, item[1])] = item  # raises if a process died
                         taken = None
-                        if alone:
+                        if single:
                             break
                     if not running:
                         break
@@ -180,18 +175,18 @@ def stream_jobs(
                     for future in ended:
                         result, error = future.result()
                         number, job = running.pop(future)
-                        if alone:
+                        if single:
                             suspects.pop(0)
                         yield number, Outcome(job, result, error)
                     if on_tick is not None:
                         on_tick()
             except BrokenProcessPool:
-                # One process died, and with it the pool: which job it had is not known, unless it had one only.
-                if not alone:
+                # A dead process breaks the whole pool. The guilty job is known only if it was the only one.
+                if not single:
                     begun = [*running.values(), *([] if taken is None else [taken])]
-                    suspects = sorted(begun, key=lambda entry: entry[0])
-                    logger.warning("a worker process died; its work is taken up again")
-                elif taken is None:  # otherwise the process died of something else, and the job was not begun
+                    suspects = sorted(begun, key=lambda item: item[0])
+                    logger.warning("a worker process died; its jobs are repeated one at a time")
+                elif taken is None:  # otherwise the process died before the job began
                     number, job = suspects.pop(0)
                     yield number, Outcome(job, None, DIED)
             except BaseException:
@@ -211,7 +206,7 @@ def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExec
 
 
 def _quiet_tracker() -> None:
-    """Start the process that removes the semaphores of ours when we are killed, such that it does so without a word."""
+    """Start the semaphore tracker without its warnings, which it prints if we are killed."""
     from multiprocessing import resource_tracker
 
     before = os.environ.get("PYTHONWARNINGS")
@@ -227,7 +222,7 @@ def _quiet_tracker() -> None:
 
 
 def _terminate(pool: ProcessPoolExecutor) -> None:
-    # A second Ctrl-C would leave processes behind, and tracebacks of what waits for them.
+    # A second Ctrl-C would leave processes behind and print tracebacks.
     mine = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if mine else None
     try:
@@ -243,15 +238,15 @@ _threads = 1  # of torch, in a worker process
 
 
 def _begin(threads: int, gpus: Any = None) -> None:
-    """Prepare a worker process; ``gpus`` is a queue of GPUs, of which it takes one."""
+    """Prepare a worker process; it takes a GPU from the queue ``gpus``."""
     global _threads
     if gpus is not None:
-        os.environ[_VISIBLE] = gpus.get()  # before anything asks CUDA
+        os.environ[_VISIBLE] = gpus.get()  # before CUDA starts
     for name in RANKS:
         os.environ.pop(name, None)
     _threads = threads
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for a torch that is imported later
-    # Ctrl-C reaches all processes of a terminal; the parent alone decides.
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
+    # Ctrl-C reaches all processes of a terminal; only the parent reacts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["ERCFUSION_QUIET"] = "1"
@@ -271,9 +266,9 @@ def _die_with_parent() -> None:
 
 def _guarded(work: Callable[[J], R], job: J) -> tuple[R | None, str | None]:
     if "torch" in sys.modules:
-        # Before every job: the one before may have chosen another number.
+        # The previous job may have changed the number.
         sys.modules["torch"].set_num_threads(_threads)
-    # Exceptions come back as words: not every one can be pickled, and a traceback of another process says little.
+    # Messages, because some exceptions cannot be pickled.
     try:
         return work(job), None
     except ErcfusionError as error:

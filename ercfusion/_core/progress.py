@@ -1,4 +1,4 @@
-"""How far a long loop has come: a bar on a terminal, a few plain lines in a log."""
+"""Progress of long loops: a bar on a terminal, a few lines in a log."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 logger = logging.getLogger("ercfusion")
 
-# Seconds before the first line of the plain mode (short loops say nothing), and between two lines.
+# Plain mode: seconds before the first line, and between lines.
 _SILENT = 2.0
 _INTERVAL = 10.0
 
-# Held while a bar is drawn: two bars, or a bar and plain lines, would overwrite each other.
+# Held while a bar is drawn: two bars would overwrite each other.
 _bar_shown = threading.Lock()
 
 
 @lru_cache(maxsize=1)
 def console() -> Console:
-    """The console that everything shares; it writes to stderr, so that stdout stays free for results."""
+    """The shared console. It writes to stderr: stdout is for results."""
     return Console(stderr=True)
 
 
 class _RateColumn(ProgressColumn):
-    """Items a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -44,16 +44,16 @@ class _RateColumn(ProgressColumn):
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """The items of ``iterable``, while showing how many are done.
+    """Yield the items of ``iterable`` and show the progress.
 
-    With a terminal on stderr: a bar with count, rate and remaining time. Otherwise: lines through the logger
-    ``ercfusion`` (level INFO) after 2 s, then at most every 10 s, and at the end; nothing at all when the loop is done
-    within 2 s. ``ERCFUSION_QUIET=1`` silences both, and a loop inside a tracked loop is silent on a terminal.
+    On a terminal: a bar with count, rate and estimated time left. Otherwise: log lines (logger ``ercfusion``, level
+    INFO) after 2 s, then at most every 10 s, and at the end if the loop took 2 s. ``ERCFUSION_QUIET=1`` silences both.
+    On a terminal, loops inside a tracked loop are silent.
 
     Args:
-        iterable: Anything; consumed lazily.
-        description: What is being done, as in "encoding text".
-        total: Number of items; taken from ``len(iterable)`` where that exists.
+        iterable: Consumed lazily.
+        description: Such as "encoding text".
+        total: Number of items; default ``len(iterable)`` if it has a length.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -71,12 +71,12 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 class LiveView:
-    """A picture of the state of things, drawn anew whenever it is refreshed, below what is logged meanwhile.
+    """A display on the terminal that is redrawn by :meth:`refresh`, below the log lines.
 
-    It is drawn on a terminal only, and not while another bar is.
+    Nothing is drawn without a terminal or while another bar is shown.
 
     Args:
-        picture: Gives what is drawn, anything that rich can draw.
+        picture: Returns a rich renderable.
     """
 
     def __init__(self, picture: Callable[[], Any]) -> None:
@@ -85,14 +85,14 @@ class LiveView:
 
     @property
     def shown(self) -> bool:
-        """Whether it is drawn."""
+        """Whether the display is visible."""
         return self._live is not None
 
     def start(self) -> None:
-        """Begin to draw, where that can be done."""
+        """Begin to draw, if possible."""
         if quiet() or not on_terminal() or not _bar_shown.acquire(blocking=False):
             return
-        # stdout stays as it is: it is for results, and may be a file.
+        # stdout is for results and may be a file.
         self._live = Live(
             console=console(),
             get_renderable=self._picture,
@@ -104,12 +104,12 @@ class LiveView:
         self._live.start(refresh=True)
 
     def refresh(self) -> None:
-        """Draw anew."""
+        """Redraw."""
         if self._live is not None:
             self._live.refresh()
 
     def stop(self) -> None:
-        """End, and leave nothing on the screen."""
+        """Stop and clear the display."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -117,7 +117,7 @@ class LiveView:
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Nothing is drawn meanwhile, so that something can be printed."""
+        """Hide the display during the block, for printing."""
         if self._live is None:
             yield
             return
@@ -129,7 +129,7 @@ class LiveView:
 
 
 def quiet() -> bool:
-    """Whether the user wants no progress at all."""
+    """Whether ``ERCFUSION_QUIET`` turns progress off."""
     return os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
 
 
@@ -141,8 +141,8 @@ def duration(seconds: float) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches stderr."""
-    # Not console().is_terminal: FORCE_COLOR, which many build machines set, turns that on where nobody watches.
+    """Whether stderr is a terminal."""
+    # Not console().is_terminal, which FORCE_COLOR (set on many build machines) makes true.
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -166,18 +166,18 @@ def _with_lines(iterable: Iterable[T], description: str, total: int | None) -> I
     def announce() -> None:
         logger.info("%s: %d%s", description, done, amount)
 
-    # A timer, because the first item alone may take minutes.
+    # A timer, because the first item may take minutes.
     timer = threading.Timer(_SILENT, announce)
     timer.daemon = True
     timer.start()
-    said = start + _SILENT
+    last = start + _SILENT
     try:
         for item in iterable:
             yield item
             done += 1
             now = time.monotonic()
-            if now - said >= _INTERVAL:
-                said = now
+            if now - last >= _INTERVAL:
+                last = now
                 speed = done / (now - start)
                 left = "" if total is None else f", about {max(total - done, 0) / speed:.0f} s left"
                 logger.info("%s: %d%s, %s/s%s", description, done, amount, rate(speed), left)
@@ -189,5 +189,5 @@ def _with_lines(iterable: Iterable[T], description: str, total: int | None) -> I
 
 
 def rate(speed: float) -> str:
-    """A speed in few digits."""
+    """A speed with few digits."""
     return f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"

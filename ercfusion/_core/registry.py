@@ -1,4 +1,4 @@
-"""Names for classes that are loaded when they are first used, and the import of a user's modules."""
+"""Registries of classes, imported on first use, and the import of users' modules."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class Registry(dict[str, str], Generic[T]):
-    """Name to ``"module:Class"``.
+    """A mapping from names to ``"module:Class"``.
 
-    A class that has no name can be given itself, or as ``"module:Class"`` once its module is imported. Texts come from
-    files too, so this never imports a module that only such a text names: see :func:`import_modules`.
+    :meth:`load` also accepts a class, or ``"module:Class"`` of an imported module. Names may come from untrusted files,
+    so it imports only modules of registered classes. :func:`import_modules` imports others.
 
     Args:
-        kind: What the names name, as in "no architecture 'x'".
-        entries: What is known from the start.
+        kind: Noun for messages, such as ``"architecture"``.
+        entries: Initial content.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
@@ -29,11 +29,10 @@ class Registry(dict[str, str], Generic[T]):
         self.kind = kind
 
     def load(self, named: str | type[T]) -> type[T]:
-        """The class that ``named`` is, or is the name of.
+        """Return the class with this name.
 
         Raises:
-            ConfigError: unknown name (the message names the nearest), a module that is not imported, or one without
-                this class.
+            ConfigError: The name is unknown, its module is not imported, or the module lacks the class.
         """
         if isinstance(named, type):
             return named
@@ -44,81 +43,90 @@ class Registry(dict[str, str], Generic[T]):
         elif not attribute:
             raise ConfigError(f"no {self.kind} {named!r}. {did_you_mean(named, self)}")
         elif module not in sys.modules:
-            raise ConfigError(f"{self.kind} {shown(named)}: import the module first (in a command: imports=[{module}])")
-        found: Any = sys.modules[module]
+            raise ConfigError(
+                f"{self.kind} {shown(named)}: its module is not imported. Add imports=[{module}] to the command, or "
+                "import it in Python first."
+            )
+        value: Any = sys.modules[module]
         for part in attribute.split("."):
-            found = getattr(found, part, None)
-        if not isinstance(found, type):
-            raise ConfigError(f"{self.kind} {shown(named)}: the module {module} has no class {shown(attribute)}")
-        return found
+            value = getattr(value, part, None)
+        if not isinstance(value, type):
+            raise ConfigError(
+                f"{self.kind} {shown(named)}: the module {module} has no class {shown(attribute)}. Correct the name."
+            )
+        return value
 
     def name_of(self, named: str | type[T]) -> str:
-        """The name under which a class is known here, else ``"module:Class"``: what is saved and shown."""
+        """The registered name of a class, else ``"module:Class"``."""
         target = named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
         return next((name for name, known in self.items() if known == target), target)
 
     def users_modules(self, name: str) -> list[str]:
-        """The module of the class of a name, if it is a user's: a process has to import it to know the name."""
+        """The module of a user's class, in a list; other processes import it. Empty for classes of the library."""
         module, colon, _ = self.get(name, name).partition(":")
         return [module] if colon and module.partition(".")[0] != "ercfusion" else []
 
     def register(self, name: str, target: str) -> None:
-        """Make a class of your own known by name; see :func:`ercfusion.models.register`.
+        """Add a class; see :func:`ercfusion.models.register`.
 
         Raises:
-            ConfigError: the name belongs to another class.
+            ConfigError: Another class has this name.
         """
         if self.get(name, target) != target:
-            raise ConfigError(f"the {self.kind} name {name!r} is taken by {self[name]}")
+            raise ConfigError(f"the {self.kind} name {name!r} belongs to {self[name]}. Choose another name.")
         self[name] = target
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules, which register models and corpora.
+    """Import users' modules, which register models, corpora and metrics.
 
     Raises:
-        ConfigError: one cannot be found or imported, or its name is none.
+        ConfigError: A module does not exist or cannot be imported.
     """
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"imports: {name!r} is no name of a module, as in my_models (without .py)")
+            raise ConfigError(f"imports: {name!r} is not a module name. Write it without .py, for example my_models.")
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"imports: no module {error.name!r}. It must be installed, or lie in the folder you start from or on "
-                "PYTHONPATH."
+                f"imports: no module {error.name!r}. Install it, start in its folder, or add that folder to PYTHONPATH."
             ) from error
         except (ImportError, SyntaxError) as error:
-            raise ConfigError(f"imports: the module {name!r} cannot be imported: {error}") from error
+            raise ConfigError(
+                f"imports: the module {name!r} cannot be imported: {error}. Correct the module."
+            ) from error
 
 
 def import_again(names: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Import the modules that a command names again to go on with a folder whose settings import ``known``.
+    """Import the modules that a command names when it resumes a folder whose settings import ``known``.
 
     Raises:
-        ConfigError: a module is not among them, or cannot be imported.
+        ConfigError: A module is not in ``known``, or cannot be imported.
     """
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"resume= goes on with the settings of the {what}, which do not import {shown(unknown[0])}")
+        raise ConfigError(
+            f"resume= continues with the settings of the {what}, which do not import {shown(unknown[0])}. "
+            "Remove it from imports="
+        )
     import_modules(names)
 
 
 def require_trusted(names: Sequence[str], again: str) -> None:
-    """Raise :class:`ConfigError` if modules that a folder names would run code that this process has not run.
+    """Raise :class:`ConfigError` if a run folder names modules that this process has not imported.
 
-    A run folder may be a stranger's, and may be next to a stranger's file. A module counts as trusted once it is
-    imported: because the user's own command or program named it.
+    Importing runs code, and a run folder may come from a stranger. A module is trusted once it is imported, because the
+    user's command or program named it.
 
     Args:
-        names: Modules that the configuration of the folder names.
-        again: The command that names them, or what to do in Python.
+        names: Modules in the folder's configuration.
+        again: The command to type, or what to do in Python.
     """
     missing = [name for name in names if name not in sys.modules]
     if not missing:
         return
     listed = ", ".join(missing)
     listed = listed if len(listed) <= 80 else f"{listed[:77]}..."
-    problem = f"the settings of this folder import {listed}: that runs code, so a command must name it. If you trust it"
+    problem = f"the settings of this folder import {listed}, which runs code. If you trust it"
     long = f"{problem}: {again}"
-    raise ConfigError(long if len(long) <= 300 else f"{problem}, add imports=[...] with the names in its config.json")
+    raise ConfigError(long if len(long) <= 300 else f"{problem}: Add imports=[...] with the names in its config.json.")

@@ -1,4 +1,4 @@
-"""Streams and log messages of a process that talks to a terminal."""
+"""Standard streams and log messages of the commands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import warnings
 
 
 def prepare_streams() -> None:
-    """Give closed standard streams a place to go, and let a terminal that does not know our letters escape them."""
+    """Open closed standard streams on the null device, and escape characters unknown to the terminal."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # The numbers must not be those of files that are opened later, into which others would print.
+            # Otherwise a file opened later would get this number, and print() would write into it.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -30,7 +30,7 @@ _ESCAPES = "ercfusion"
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     if isinstance(error, UnicodeEncodeError):
         letters = error.object[error.start : error.end]
-        if all("\udc80" <= letter <= "\udcff" for letter in letters):  # bytes of a file name that are no text
+        if all("\udc80" <= letter <= "\udcff" for letter in letters):  # undecodable bytes of a file name
             return bytes(ord(letter) - 0xDC00 for letter in letters), error.end
     return codecs.backslashreplace_errors(error)
 
@@ -39,7 +39,7 @@ codecs.register_error(_ESCAPES, _escaped)
 
 
 def prepare_logging() -> None:
-    """Messages of the library as plain lines on stderr; those of its dependencies only when they matter."""
+    """Log the library's messages as plain lines on stderr, and hide unimportant warnings of dependencies."""
     logger = logging.getLogger("ercfusion")
     if not logger.handlers:
         handler: logging.Handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler()
@@ -49,13 +49,15 @@ def prepare_logging() -> None:
     quiet = os.environ.get("ERCFUSION_QUIET", "") not in ("", "0")
     logger.setLevel(logging.INFO)
     for sink in logger.handlers:
-        sink.setLevel(logging.WARNING if quiet else logging.INFO)  # a run's log file gets everything all the same
+        sink.setLevel(
+            logging.WARNING if quiet else logging.INFO
+        )  # only the console is quiet: a run's log file gets everything
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\..*")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
 
 
 class _ConsoleHandler(logging.Handler):
-    """Lines through the console that progress bars draw on, so that they appear above a bar and not in it."""
+    """Print through the console of the progress bars, so that lines appear above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from ercfusion._core.progress import console

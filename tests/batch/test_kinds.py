@@ -79,7 +79,7 @@ def test_kinds_are_found_by_their_files() -> None:
     assert task_kind("regression") is task_kind("regression")
     with pytest.raises(ConfigError, match=r"no task kind 'singel_label'\. Did you mean 'single_label'"):
         task_kind("singel_label")
-    with pytest.raises(ConfigError, match="the task kind name 'regression' is taken"):
+    with pytest.raises(ConfigError, match="the task kind name 'regression' belongs to"):
         register("regression", "mine:Mine")
 
 

@@ -517,7 +517,7 @@ def test_values_files_of_every_wrong_kind(tmp_path, content):
     (folder / VALUES).write_bytes(content)
     reseal(folder)
     with pytest.raises(
-        PackError, match=r"values\.safetensors( is no safetensors file|: found|, key .values|: the tensor .values.)"
+        PackError, match=r"values\.safetensors( is not a safetensors file|: found|, key .values|: the tensor .values.)"
     ):
         read_pack(folder)
 

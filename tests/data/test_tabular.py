@@ -200,7 +200,7 @@ def test_malformed_json_names_line_and_column(write):
         ('{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice"),
         ("[" + "9" * 5000 + "]", "the number 999999999999... has 5000 characters"),
         ("[1e999]", "the number 1e999 is too large"),
-        ("[NaN]", "NaN is not a number of JSON"),
+        ("[NaN]", "NaN is not a JSON number"),
         ("[" * 50 + "]" * 50, "more than 40 levels"),
         ("[" * 100_000 + "]" * 100_000, "too many levels"),
     ],

@@ -180,7 +180,7 @@ def test_bad_clips_are_recorded(corpus: Recordings, caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_clip_over_which_processes_die(corpus: Recordings, workers: int) -> None:
     made = extract(corpus, loudness(die="talk2-0.wav"), workers=workers)
-    assert made.missing == {("talk2", "0"): "its process died twice (killed, perhaps for memory)"}
+    assert made.missing == {("talk2", "0"): "its process died twice (killed, perhaps for lack of memory)"}
     assert len(read_pack(made.folder)) == 11
 
 

@@ -112,7 +112,7 @@ def test_a_saved_model_runs_no_module_that_it_names(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architecture": "strange_models:Own"}))
-    with pytest.raises(RunError, match=r"'strange_models:Own': import the module first"):
+    with pytest.raises(RunError, match=r"'strange_models:Own': its module is not imported"):
         Recognizer.from_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""The types that the schemas share."""
+"""Types shared by the schemas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-# Larger numbers are no sizes of anything that fits into a machine, and would overflow 32-bit indices.
+# Larger sizes would overflow 32-bit indices.
 MOST = (1 << 31) - 1
 
 Text = Annotated[str, Field(max_length=100_000)]
@@ -21,13 +21,13 @@ Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scores = dict[Name, float]
 
 
-def _value(found: Any) -> Any:
-    if isinstance(found, bool | int | float | str | None):
-        return found
-    if isinstance(found, list) and all(isinstance(entry, bool | int | float | str | None) for entry in found):
-        return found
+def _value(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, list) and all(isinstance(item, bool | int | float | str | None) for item in value):
+        return value
     raise ValueError(
-        f"found a {type(found).__name__} inside; a number, a text, true, false, null or a list is expected"
+        f"found a {type(value).__name__} inside; a number, a text, true, false, null or a list is expected"
     )
 
 
@@ -36,13 +36,13 @@ Value = Annotated[Any, AfterValidator(_value)]
 
 
 class Open(BaseModel):
-    """A mapping whose listed keys are checked; others are of other versions, and are ignored."""
+    """A mapping whose listed keys are checked; other keys, from other versions, are ignored."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
 class Closed(BaseModel):
-    """A mapping that holds the listed keys and no others."""
+    """A mapping with the listed keys and no others."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 

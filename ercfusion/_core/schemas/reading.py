@@ -1,8 +1,8 @@
 """Read JSON, YAML and CSV files that may be damaged or hostile.
 
-Every failure becomes one :class:`~ercfusion._core.errors.ErcfusionError` of at most 3 lines and 300 characters: what
-was found, in which file, at which line or key, and what to do. What is returned are plain containers of bounded size,
-bounded depth, without NaN, infinity, or whole numbers of more than 64 bits.
+Every failure becomes one :class:`~ercfusion._core.errors.ErcfusionError` of at most 3 lines and 300 characters: file,
+line or key, what was found, what to do. Results are plain containers of bounded size and depth, without NaN, infinity
+or integers of more than 64 bits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MIB = 1 << 20
-# Levels of lists and mappings inside each other. The deepest file of ours has 8.
+# Nesting of lists and mappings. The deepest file of the library has 8 levels.
 MAX_DEPTH = 40
-# Of a message, and of the path in it.
+# Limits of a message and of the path in it.
 MAX_CHARACTERS, _MAX_PATH = 300, 120
 
-_shorten = reprlib.Repr()  # Python 3.11 takes no limits here
+_shorten = reprlib.Repr()  # in Python 3.11 without arguments
 _shorten.maxstring = _shorten.maxother = 48
 _shorten.maxlist = _shorten.maxtuple = 3
 _shorten.maxdict = _shorten.maxlevel = 2
@@ -39,19 +39,19 @@ _shorten.maxlong = 24
 
 
 def shown(value: Any) -> str:
-    """A value for a message: at most about 60 characters."""
+    """A value for a message, shortened to about 60 characters."""
     text = _shorten.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def failure(error: type[ErcfusionError], path: str | Path, problem: str, advice: str = "") -> ErcfusionError:
-    """The error about a file, within the limits of this module.
+    """The error about a file, shortened to the limits of this module.
 
     Args:
         error: Its class.
         path: The file.
-        problem: What was found, beginning with the place: ``", line 3: ..."`` or ``": ..."``.
-        advice: What to do; left out if there is no room for it.
+        problem: Begins with the place: ``", line 3: ..."`` or ``": ..."``.
+        advice: What to do; omitted if too long.
     """
     where = str(path)
     if len(where) > _MAX_PATH:
@@ -66,10 +66,10 @@ def failure(error: type[ErcfusionError], path: str | Path, problem: str, advice:
 
 
 def setting_error(origin: str, message: str) -> ErcfusionError:
-    """The error about a setting: as it is for one that was typed, within the limits of this module for one of a file.
+    """The error about a setting; shortened if it comes from a file.
 
     Args:
-        origin: The file with ``": "`` at its end; empty if there is none.
+        origin: The file followed by ``": "``; empty for a typed setting.
         message: What is wrong.
     """
     return failure(ConfigError, origin.removesuffix(": "), f": {message}") if origin else ConfigError(message)
@@ -84,20 +84,20 @@ def read_bytes(
     """The content of a regular file of at most ``most`` bytes.
 
     Raises:
-        ErcfusionError: of the class ``error``: it is missing, is no file, is too large, or cannot be read.
+        ErcfusionError: Of class ``error``, if the file is missing, too large, unreadable or not a regular file.
     """
     path = Path(path)
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise failure(error, path, ": this is not a file", advice)
         if status.st_size > most:
             raise failure(error, path, f": {status.st_size:,} bytes; at most {most:,} are read", advice)
         return path.read_bytes()
     except FileNotFoundError:
         raise failure(error, path, " is missing", advice) from None
-    except OSError as found:
-        raise failure(error, path, f" cannot be read: {found.strerror}", advice) from found
+    except OSError as problem:
+        raise failure(error, path, f" cannot be read: {problem.strerror}", advice) from problem
 
 
 def read_text(
@@ -107,9 +107,9 @@ def read_text(
     content = read_bytes(path, error=error, advice=advice, most=most)
     try:
         return content.decode("utf-8")
-    except UnicodeDecodeError as found:
-        line = content.count(b"\n", 0, found.start) + 1
-        problem = f", line {line}: not UTF-8 (byte 0x{content[found.start]:02x})"
+    except UnicodeDecodeError as bad:
+        line = content.count(b"\n", 0, bad.start) + 1
+        problem = f", line {line}: not UTF-8 (byte 0x{content[bad.start]:02x})"
         raise failure(error, path, problem, advice) from None
 
 
@@ -128,13 +128,13 @@ def read_json(
 
     Args:
         path: The file.
-        schema: What it must hold; None checks nothing but JSON itself.
+        schema: None checks only JSON itself.
         error: Class of the errors.
-        advice: What a user can do about a damaged file, as a sentence.
-        most: Bytes that are read at most.
+        advice: What to do about a damaged file, as a sentence.
+        most: Maximum size in bytes.
 
     Raises:
-        ErcfusionError: of the class ``error``: see the module.
+        ErcfusionError: Of class ``error``; see the module.
     """
     text = read_text(path, error=error, advice=advice, most=most)
     return parse_json(text, path, schema, error=error, advice=advice)
@@ -148,13 +148,13 @@ def parse_json(
     error: type[ErcfusionError] = RunError,
     advice: str = "",
 ) -> Any:
-    """JSON that is part of the file ``path``; see :func:`read_json`."""
+    """Parse JSON text that is part of the file ``path``; see :func:`read_json`."""
     try:
         value = load_json(text)
-    except json.JSONDecodeError as found:
-        raise failure(error, path, f", line {found.lineno}: not valid JSON ({found.msg})", advice) from None
-    except (ValueError, RecursionError) as found:
-        reason = "too many levels" if isinstance(found, RecursionError) else str(found)
+    except json.JSONDecodeError as problem:
+        raise failure(error, path, f", line {problem.lineno}: not valid JSON ({problem.msg})", advice) from None
+    except (ValueError, RecursionError) as problem:
+        reason = "too many levels" if isinstance(problem, RecursionError) else str(problem)
         raise failure(error, path, f": not valid JSON ({reason})", advice) from None
     check_plain(value, path, error=error, advice=advice)
     if schema is not None:
@@ -163,16 +163,16 @@ def parse_json(
 
 
 def load_json(text: str | bytes) -> Any:
-    """JSON with finite numbers of at most 64 bits, and no key twice.
+    """Parse JSON with finite numbers of at most 64 bits and without duplicate keys.
 
     Raises:
-        ValueError, RecursionError: it is not.
+        ValueError, RecursionError: The text is not such JSON.
     """
     return json.loads(text, parse_constant=_no_constant, parse_int=_int, parse_float=_float, object_pairs_hook=_unique)
 
 
 def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is not a number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _int(text: str) -> int:
@@ -189,29 +189,29 @@ def _float(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice = next(name for name in mapping if names.count(name) > 1)
         raise ValueError(f"the key {shown(twice)} is there twice")
-    return found
+    return mapping
 
 
 def check_plain(
     value: Any, path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "", most: int = 20_000_000
 ) -> None:
-    """Raise ``error`` if containers are nested too deeply, or hold more than ``most`` values in all.
+    """Raise ``error`` if containers are nested too deeply or hold more than ``most`` values.
 
-    Counts what is shared between containers (YAML's aliases) once for each time.
+    Shared containers (YAML aliases) are counted once per use.
     """
     count, level = 0, [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
-        for entry in level:
-            if isinstance(entry, dict):
-                below += entry.values()
-            elif isinstance(entry, list):
-                below += entry
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
             if len(below) + count > most:
                 raise failure(error, path, f": it holds more than {most:,} values", advice)
         count += len(below)
@@ -237,14 +237,14 @@ def read_yaml(
 
     Args:
         path: The file.
-        schema: What it must hold; None checks nothing but YAML itself.
+        schema: None checks only YAML itself.
         error: Class of the errors.
-        advice: What a user can do about them, as a sentence.
-        text: The file's text if it was read already.
-        floats: Also read ``1e-3`` as a number, as YAML 1.2 and OmegaConf do.
+        advice: What to do, as a sentence.
+        text: Content of the file if it was read already.
+        floats: Read ``1e-3`` as a number, like YAML 1.2 and OmegaConf.
 
     Raises:
-        ErcfusionError: of the class ``error``: see the module.
+        ErcfusionError: Of class ``error``; see the module.
     """
     if text is None:
         text = read_text(path, error=error, advice=advice, most=MAX_BYTES)
@@ -263,10 +263,10 @@ def read_yaml(
 
 
 def read_rows(path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "") -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, by column.
+    """The rows of a CSV file with a header, as mappings from column to cell.
 
     Raises:
-        ErcfusionError: of the class ``error``: no CSV, no header, a column twice, or a row of another length.
+        ErcfusionError: Of class ``error``: invalid CSV, no header, a duplicate column, or a row of another length.
     """
     text = read_text(path, error=error, advice=advice)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -284,8 +284,8 @@ def read_rows(path: str | Path, *, error: type[ErcfusionError] = RunError, advic
                 raise failure(error, path, problem, advice)
             else:
                 rows.append(dict(zip(header, row, strict=True)))
-    except csv.Error as found:
-        raise failure(error, path, f", line {reader.line_num}: not valid CSV ({found})", advice) from None
+    except csv.Error as bad:
+        raise failure(error, path, f", line {reader.line_num}: not valid CSV ({bad})", advice) from None
     if not header:
         raise failure(error, path, " is empty", advice)
     return rows
@@ -303,34 +303,34 @@ def check(
     advice: str = "",
     prefix: str = "",
 ) -> None:
-    """Raise ``error``, naming file and key, unless ``value`` fits ``schema``.
+    """Raise ``error`` with file and key unless ``value`` fits ``schema``.
 
     Args:
         value: Plain containers.
-        schema: What they must be.
-        path: The file that they are from.
+        schema: The expected structure.
+        path: The file.
         error: Class of the error.
         advice: What to do, as a sentence.
-        prefix: The key of ``value`` in the file, with a dot at its end.
+        prefix: Key of ``value`` in the file, with a dot at its end.
     """
     from pydantic import ValidationError
 
     try:
         schema.model_validate(value, strict=True)
-    except ValidationError as found:
-        raise failure(error, path, described_problem(found, schema, prefix), advice) from None
+    except ValidationError as problem:
+        raise failure(error, path, described_problem(problem, schema, prefix), advice) from None
 
 
-def described_problem(found: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
-    """The most telling of the problems that a schema found, beginning with the key.
+def described_problem(problem: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+    """The most informative problem of a validation, beginning with the key.
 
     Args:
-        found: What ``schema`` raised.
+        problem: Raised by ``schema``.
         schema: The schema.
         prefix: See :func:`check`.
     """
-    # What is missing says less than what is wrong: an unknown key is often the missing one, misspelt.
-    details = found.errors(include_url=False)
+    # An unknown key is often the missing one, misspelt, and more informative.
+    details = problem.errors(include_url=False)
     order = {"extra_forbidden": 0, "missing": 2}
     first = min(details, key=lambda one: order.get(one["type"], 1))
     return _problem(first, schema, prefix)
@@ -352,7 +352,7 @@ def _problem(detail: ErrorDetails, schema: type[BaseModel], prefix: str) -> str:
     if kind in ("value_error", "assertion_error"):
         return f"{where}: {detail.get('ctx', {}).get('error', detail['msg'])!s}"
     if detail["loc"] and detail["loc"][-1] == "[key]":
-        return f"{where}: {shown(detail['input'])} is not a name that is expected there"
+        return f"{where}: {shown(detail['input'])} is not an expected name"
     return f"{where}: found {shown(detail['input'])}, but {_expected(kind, detail)} is expected"
 
 
@@ -388,7 +388,7 @@ def _expected(kind: str, detail: ErrorDetails) -> str:
 
 
 def _names_at(schema: Any, places: Sequence[Any]) -> list[str]:
-    """Names of the fields of the part of a schema that ``places`` lead to; empty if that has none of its own."""
+    """Names of the fields in the part of a schema at ``places``; empty if it has none."""
     current: Any = _model_in(schema)
     for place in places:
         if current is None:
@@ -404,12 +404,12 @@ def _names_at(schema: Any, places: Sequence[Any]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The model, list or mapping in an annotation such as ``Annotated[list[Model], ...] | None``; None without one."""
+    """The model, list or mapping in an annotation such as ``Annotated[list[Model], ...] | None``, or None."""
     from pydantic import BaseModel
 
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (list, dict):
         return annotation
-    found = (_model_in(part) for part in typing.get_args(annotation))
-    return next((part for part in found if part is not None), None)
+    inner = (_model_in(part) for part in typing.get_args(annotation))
+    return next((part for part in inner if part is not None), None)

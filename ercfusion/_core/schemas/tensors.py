@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked before any tensor is read or mapped."""
+"""The header of a safetensors file, checked before a tensor is read or mapped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
     **{"U16": 2, "U32": 4, "U64": 8},
 }
-# As in the safetensors package.
+# Limit of the safetensors package.
 _MOST = 100_000_000
 
 
@@ -36,12 +36,12 @@ class _Tensors(RootModel[dict[Name, _Tensor]]):
 
 @dataclass(frozen=True)
 class Header:
-    """Where a tensor is in a file.
+    """The place of a tensor in a file.
 
     Args:
-        dtype: As the format names it: ``F32``, ``I64``, ...
-        shape: Of the tensor.
-        first: Its first byte in the file.
+        dtype: Name in the format: ``F32``, ``I64``, ...
+        shape: Shape of the tensor.
+        first: Index of its first byte.
     """
 
     dtype: str
@@ -50,10 +50,10 @@ class Header:
 
 
 def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "") -> dict[str, Header]:
-    """The tensors of a safetensors file by name; their sizes fit the file.
+    """The tensors of a safetensors file by name, with sizes checked against the file.
 
     Raises:
-        ErcfusionError: of the class ``error``: missing, damaged, or sizes that do not fit.
+        ErcfusionError: Of class ``error``: missing, damaged, or wrong sizes.
     """
     path = Path(path)
     try:
@@ -61,32 +61,32 @@ def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, adv
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(size - 8, _MOST):
-                problem = f" is no safetensors file: a header of {length} bytes does not fit into {size}"
+                problem = f" is not a safetensors file: a header of {length} bytes does not fit into {size}"
                 raise failure(error, path, problem, advice)
             text = stream.read(length)
-    except OSError as found:
-        raise failure(error, path, f" cannot be read: {found.strerror}", advice) from found
+    except OSError as problem:
+        raise failure(error, path, f" cannot be read: {problem.strerror}", advice) from problem
     content: Any = parse_json(text, path, error=error, advice=advice)
     if isinstance(content, dict):
         content.pop("__metadata__", None)
     check(content, _Tensors, path, error=error, advice=advice)
-    found_tensors = {}
+    headers = {}
     end = 0
-    for name, entry in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
-        first, last = entry["data_offsets"]
-        width = _BYTES.get(entry["dtype"])
-        if width is None or first != end or last - first != width * prod(entry["shape"]) or 8 + length + last > size:
-            problem = f": the tensor {shown(name)} ({entry['dtype'][:8]}, {shown(entry['shape'])}) does not fit"
+    for name, tensor in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = tensor["data_offsets"]
+        width = _BYTES.get(tensor["dtype"])
+        if width is None or first != end or last - first != width * prod(tensor["shape"]) or 8 + length + last > size:
+            problem = f": the tensor {shown(name)} ({tensor['dtype'][:8]}, {shown(tensor['shape'])}) does not fit"
             raise failure(error, path, f"{problem} into bytes {first} to {last} of {size}", advice)
         end = last
-        found_tensors[name] = Header(entry["dtype"], entry["shape"], 8 + length + first)
+        headers[name] = Header(tensor["dtype"], tensor["shape"], 8 + length + first)
     if 8 + length + end != size:
         raise failure(error, path, f": {size} bytes, but the header describes {8 + length + end}", advice)
-    return found_tensors
+    return headers
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview | bytes:
-    """The content of a tensor, row by row, for a checksum."""
+    """The content of a tensor in row-major order, for a checksum."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -1,4 +1,4 @@
-"""YAML into plain containers, with bounded work: no tags, no dates, no long numbers, few aliases."""
+"""YAML into plain containers with bounded work: no tags, dates or long numbers, few aliases."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1 << 17  # a parser in Python needs seconds for more
-# Each can double what the file stands for; twenty allow for some thousand times at most.
+MAX_BYTES = 1 << 17  # the Python parser takes seconds for more
+# Each alias can double the expanded size.
 _MAX_ALIASES = 20
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without dates, sets, bytes and tags, and with limits."""
+    """The safe loader with limits, without dates, sets, bytes and tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -30,16 +30,16 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is not a word", key.start_mark)
-            if (key.tag, key.value) in seen:
+            if (key.tag, key.value) in keys:
                 shown = key.value[:40]
                 raise yaml.constructor.ConstructorError(None, None, f"the key {shown!r} is there twice", key.start_mark)
-            seen.add((key.tag, key.value))
+            keys.add((key.tag, key.value))
         return super().construct_mapping(node, deep=deep)
 
 
@@ -75,36 +75,36 @@ for _kind in _NOT_READ:
 
 
 class _FloatLoader(_Loader):
-    """As OmegaConf reads YAML: ``1e-3`` is a number."""
+    """Reads ``1e-3`` as a number, like OmegaConf."""
 
 
-_FloatLoader.yaml_implicit_resolvers = {first: list(found) for first, found in _Loader.yaml_implicit_resolvers.items()}
+_FloatLoader.yaml_implicit_resolvers = {first: list(rules) for first, rules in _Loader.yaml_implicit_resolvers.items()}
 for _first in "-+.0123456789":
     _FloatLoader.yaml_implicit_resolvers.setdefault(_first, []).append(("tag:yaml.org,2002:float", _FLOAT))
 
 
 def parse_yaml(text: str, *, floats: bool = False) -> tuple[Any, str]:
-    """The content of a YAML text, and the problem with it: place and reason, empty if there is none.
+    """The content of a YAML text, and its problem (place and reason) or an empty string.
 
     Args:
-        text: Of the file.
+        text: Content of the file.
         floats: See :func:`ercfusion._core.schemas.reading.read_yaml`.
     """
     loader = None
     try:
         loader = (_FloatLoader if floats else _Loader)(text)
         return loader.get_single_data(), ""
-    except yaml.MarkedYAMLError as found:
-        mark = found.problem_mark or found.context_mark
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
-        return None, f"{line}: not valid YAML ({found.problem or found.context})"
-    except yaml.YAMLError as found:
-        return None, f": not valid YAML ({' '.join(str(found).split())[:120]})"
+        return None, f"{line}: not valid YAML ({problem.problem or problem.context})"
+    except yaml.YAMLError as problem:
+        return None, f": not valid YAML ({' '.join(str(problem).split())[:120]})"
     except RecursionError:
         return None, ": not valid YAML (too many levels)"
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as found:
-        # What the parser itself stumbles over, for example a bad escape or a sign of another script as a digit.
-        return None, f": not valid YAML ({type(found).__name__}: {str(found)[:80]})"
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as problem:
+        # Errors of the parser itself, for example for a bad escape or a non-ASCII digit.
+        return None, f": not valid YAML ({type(problem).__name__}: {str(problem)[:80]})"
     finally:
         if loader is not None:
             loader.dispose()

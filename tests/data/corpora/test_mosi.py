@@ -110,7 +110,7 @@ def test_missing_files(twin, tmp_path):
         (lambda content: content["test"][0].update(id="nobody"), "VIDEO_NUMBER"),
         (lambda content: content["test"][0].update(id=content["test"][1]["id"]), "already that of"),
         (lambda content: content["test"][2].update(score=3.5), "not between -3 and 3"),
-        (lambda content: content["test"][2].update(score=float("nan")), "NaN is not a number of JSON"),
+        (lambda content: content["test"][2].update(score=float("nan")), "NaN is not a JSON number"),
         (lambda content: content["test"][2].update(score="1"), "type float"),
         (lambda content: content["test"][2].pop("label"), "no key 'label'"),
         (lambda content: content.pop("test"), "no key 'test'"),
