@@ -1,1 +1,1 @@
-"""Settings: composed from groups of configuration and from what a user types."""
+"""Settings: configuration groups, defaults, ranges and ``key=value`` arguments."""

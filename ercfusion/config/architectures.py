@@ -1,7 +1,6 @@
-"""Architectures as choices of the configuration: their names, the defaults of their options, and their search spaces.
+"""Architectures as choices of the configuration: names, option defaults and search spaces.
 
-Only names are known at first; the module of an architecture is imported when a configuration chooses it. This module
-knows architectures by name, and imports none of them.
+The module of an architecture is imported when a configuration chooses it.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from ercfusion.config.options import check_options, options_of, with_defaults
 
 
 def architectures_in(folder: Path) -> dict[str, str]:
-    """The architectures in files of ``ercfusion.models``: ``broad_mamba.py`` with the class ``BroadMamba`` is one."""
-    found = {}
+    """The architectures in files of ``ercfusion.models``, such as ``broad_mamba.py`` with the class ``BroadMamba``."""
+    targets = {}
     for path in sorted(folder.glob("*.py")):
         for name in re.findall(r"(?m)^class (\w+)\(", path.read_text(encoding="utf-8")):
             if name.lower() == path.stem.replace("_", ""):
-                found[path.stem] = f"ercfusion.models.{path.stem}:{name}"
-    return found
+                targets[path.stem] = f"ercfusion.models.{path.stem}:{name}"
+    return targets
 
 
 ARCHITECTURES: Registry[object] = Registry("architecture", architectures_in(Path(__file__).parents[1] / "models"))
@@ -30,29 +29,29 @@ ARCHITECTURES: Registry[object] = Registry("architecture", architectures_in(Path
 
 
 def store_architectures(config_dir: str | None) -> None:
-    """Make every architecture a choice of the groups ``model`` and ``space`` that has no file of its name there.
+    """Add every architecture without a file to the groups ``model`` and ``space``.
 
     Args:
-        config_dir: A user's own folder of groups.
+        config_dir: A user's folder of groups.
     """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     folders = [Path(__file__).parents[1] / "conf", *([Path(config_dir)] if config_dir else [])]
     for group, key in (("model", "name"), ("space", "architecture")):
-        store.repo.pop(group, None)  # what another folder left to be stored
+        store.repo.pop(group, None)  # choices of an earlier folder
         for name in ARCHITECTURES:
             if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
                 store.store(group=group, name=name, node={key: name})
 
 
 def add_class(target: str) -> str:
-    """The name of the class ``"module:Class"`` in the group ``model``: this text, if it was not registered.
+    """The name of ``"module:Class"`` in the group ``model``: the text itself, if the class is not registered.
 
-    The module is imported, so only what the user's own command or program names is given here.
+    Imports the module: pass only names from the user's own command or program.
 
     Raises:
-        ConfigError: the module cannot be imported, or has no such class.
+        ConfigError: The module cannot be imported or lacks the class.
     """
     import_modules([target.partition(":")[0]])
     ARCHITECTURES.load(target)
@@ -62,13 +61,13 @@ def add_class(target: str) -> str:
 
 
 def complete_model(composed: Any) -> None:
-    """Give a composed configuration the defaults of all options of its model, and the search space that it names.
+    """Add the defaults of all model options, and the search space, to a composed configuration.
 
     Args:
-        composed: Of omegaconf; changed in place.
+        composed: OmegaConf configuration, changed in place.
 
     Raises:
-        ConfigError: a preset names an option that its architecture does not have.
+        ConfigError: A preset contains an unknown option.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -93,13 +92,13 @@ def _parts(model: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless the options of the section ``model`` can have their values."""
+    """Raise :class:`ConfigError` unless the options of the section ``model`` are allowed."""
     if model["name"] in ARCHITECTURES:
         name, given = _parts(model)
         check_options(f"model {name!r}", "model", options_of(ARCHITECTURES.load(name)), given)
 
 
 def space_of(name: str) -> dict[str, Any]:
-    """What a sweep of an architecture searches, by setting; empty if its class says nothing."""
-    found: Mapping[str, Any] = getattr(ARCHITECTURES.load(name), "search_space", {})
-    return {key: dict(dimension) for key, dimension in found.items()}
+    """The search space of an architecture by setting; may be empty."""
+    space: Mapping[str, Any] = getattr(ARCHITECTURES.load(name), "search_space", {})
+    return {key: dict(dimension) for key, dimension in space.items()}

@@ -1,4 +1,4 @@
-"""Composing a configuration from the package's groups and a user's ``key=value`` arguments."""
+"""Compose a configuration from the package's groups and ``key=value`` arguments."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from ercfusion.config.terms import TERMS
 CONFIG_MODULE = "ercfusion.conf"
 
 _DEFAULT_CHOICES = {"training": "default", "objective": "default", "trainer": "auto", "task": "recognition"}
-"""The choice of each group that brings nothing but the defaults."""
+"""The choice of each group that changes nothing."""
 
 _WEIGHT = 0.1
-"""Of a loss term that is chosen by ``objective=NAME``."""
+"""Weight of a loss term chosen by ``objective=NAME``."""
 
 MOST_RUNS = 10_000  # combinations of a multirun
-_RANGE = "is a range: python -m ercfusion.sweep searches ranges; here, write the value or, with -m, key=a,b,c"
+_RANGE = "is a range. Give a value, or key=a,b,c with -m; python -m ercfusion.sweep searches ranges"
 
 _BASES: dict[tuple[str, tuple[str, ...], bool, tuple[str, ...]], _Base] = {}
-"""What :meth:`Composer._base` found before. Composing takes a tenth of a second."""
+"""Cache of :meth:`Composer._base`: composing takes 0.1 s."""
 
 _GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
-"""The choices of the package's own groups, once they were listed, by the names that were registered then."""
+"""Cache of the package's groups, by the registered names."""
 
 
 class _Base(NamedTuple):
-    """A choice of groups: the configuration, to be read only; its settings by dotted key; the model and the corpus."""
+    """The configuration of chosen groups (read only), its settings by dotted key, and the names of model and corpus."""
 
     composed: Any
     flat: dict[str, Any]
@@ -55,43 +55,42 @@ class _Base(NamedTuple):
 
 
 class Composer:
-    """Composes configurations from the package's groups and a user's ``key=value`` arguments.
+    """Composes configurations from the package's groups and ``key=value`` arguments.
 
     Args:
-        root: Name of the root configuration, ``train``.
-        config_dir: A user's own folder of configuration groups, searched beside the package's.
+        root: Name of the root configuration, such as ``train``.
+        config_dir: A user's folder of additional groups.
     """
 
     def __init__(self, root: str = "train", config_dir: str | None = None) -> None:
         self.root = root
         self.config_dir = config_dir
         if config_dir is not None and not os.path.isdir(config_dir):
-            raise ConfigError(f"config_dir={config_dir} is not a folder")
+            raise ConfigError(f"config_dir={config_dir} is not a folder. Give a folder with configuration groups.")
 
     def groups(self) -> dict[str, list[str]]:
-        """The choices of every configuration group."""
-        # The package's own files stay as they are; those of a user may be edited between two calls.
+        """The choices of every group."""
+        # Only the package's files are cached: a user's may change between calls.
         known = (*ARCHITECTURES, *CORPORA, *TERMS)
         if self.config_dir is None and known in _GROUPS:
             return {name: list(choices) for name, choices in _GROUPS[known].items()}
         loader = self._loader()
         names = [name for name in loader.list_groups("") if name != "hydra"]
-        found = {name: sorted(loader.get_group_options(name)) for name in names}
+        groups = {name: sorted(loader.get_group_options(name)) for name in names}
         if self.config_dir is None:
-            _GROUPS[known] = {name: list(choices) for name, choices in found.items()}
-        return found
+            _GROUPS[known] = {name: list(choices) for name, choices in groups.items()}
+        return groups
 
     def compose(self, overrides: Sequence[str], *, options: bool = True) -> dict[str, Any]:
-        """The resolved configuration as plain containers; ``preset`` holds the choices of ``model`` and ``data``.
+        """The resolved configuration as plain containers; ``preset`` contains the choices of ``model`` and ``data``.
 
         Args:
-            overrides: As typed.
-            options: False leaves out the defaults of the model's options, which are in its class: for commands that
-                read other sections only, so that no model is loaded.
+            overrides: Arguments as typed.
+            options: False omits the defaults of the model's options, so that no model is imported.
 
         Raises:
-            ConfigError: an argument that is not ``key=value``, an unknown key or choice (the nearest right one is
-                named), or a value of the wrong type.
+            ConfigError: Not ``key=value``, an unknown key or choice (the message contains the nearest), or a wrong
+                type.
         """
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -102,11 +101,11 @@ class Composer:
         try:
             base, values = self._known(overrides, options)
             composed = copy.deepcopy(base.composed)
-            # As Hydra would, but without reading all files again.
+            # Hydra itself would read all files again.
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
             config = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(str(error).splitlines()[0]) from error
+            raise ConfigError(f"{str(error).splitlines()[0].rstrip('.')}. Correct the settings.") from error
         assert isinstance(config, dict)
         if "data" in config:
             self._check(check_corpus, config["data"], overrides)
@@ -125,63 +124,63 @@ class Composer:
             raise setting_error(origins[-1] if origins else "", str(error)) from error
 
     def choice(self, group: str, name: str) -> dict[str, Any]:
-        """The content of one choice of a group, as it stands in its file."""
+        """The content of one choice of a group, unchanged."""
         from omegaconf import OmegaConf
 
         composed, _ = self._composed(f"{group}/{name}", ())
         complete_model(composed)
         content = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(content, dict)
-        found: dict[str, Any] = content[group]
-        return found
+        section: dict[str, Any] = content[group]
+        return section
 
     def settings(self, path: str) -> list[str]:
-        """The entries of a file of settings (``settings=``) as arguments, which remember where they come from.
+        """The content of a settings file (``settings=``) as arguments with their origin.
 
         Raises:
-            ConfigError: the file cannot be read or is no mapping, or an entry is no text where a group wants one.
+            ConfigError: The file is unreadable or not a mapping, or a group's value is not text.
         """
         loaded = read_yaml(path, error=ConfigError, floats=True)
         if not isinstance(loaded, dict):
-            raise ConfigError(f"settings={path} must hold settings by name, as in `model: cogmen`")
+            raise ConfigError(f"settings={path} is not a mapping. Write one setting per line, such as `model: cogmen`.")
         return self.entries(loaded, f"{path}: ")
 
     def entries(self, loaded: Mapping[str, Any], origin: str = "") -> list[str]:
         """Settings by name, nested or dotted, as arguments.
 
         Args:
-            loaded: A text is the choice of a group, a mapping changes single settings of a section.
-            origin: What goes before messages about them.
+            loaded: A text is the choice of a group, a mapping contains single settings.
+            origin: Prefix of messages about them.
         """
-        groups, entries = self.groups(), []
+        groups, arguments = self.groups(), []
         for key, value in ((str(name), value) for name, value in loaded.items()):
             if key in groups and isinstance(value, str):
-                entries.append(from_file(f"{key}={value}", origin))
+                arguments.append(from_file(f"{key}={value}", origin))
                 continue
-            found = leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
-            entries += [from_file(override_text(name, leaf), origin) for name, leaf in found]
-        # Groups first, as they are typed: what follows changes single settings of them.
-        return sorted(entries, key=lambda entry: entry.partition("=")[0] not in groups)
+            values = leaves(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+            arguments += [from_file(override_text(name, leaf), origin) for name, leaf in values]
+        # Groups first: single settings change their values.
+        return sorted(arguments, key=lambda argument: argument.partition("=")[0] not in groups)
 
     def split_ranges(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-        """Ordinary arguments, and by key those in Hydra's sweep syntax (``a=1,2``, ``a=interval(1,2)``), parsed."""
+        """Ordinary arguments, and the parsed ones in sweep syntax by key (``a=1,2``, ``a=interval(1,2)``)."""
         plain: list[str] = []
         ranges: dict[str, Any] = {}
         for argument, parsed in zip(overrides, parse(overrides), strict=True):
-            ranges.pop(str(parsed.key_or_group), None)  # the last of several counts
+            ranges.pop(str(parsed.key_or_group), None)  # the last argument wins
             if parsed.is_sweep_override():
-                plain = [entry for entry in plain if entry.partition("=")[0].lstrip("+") != parsed.key_or_group]
+                plain = [text for text in plain if text.partition("=")[0].lstrip("+") != parsed.key_or_group]
                 ranges[str(parsed.key_or_group)] = parsed
             else:
                 plain.append(argument)
         return plain, ranges
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The values of ordinary arguments by key, as plain containers; the last of several counts."""
+        """The values of ordinary arguments by key, as plain containers; the last one wins."""
         return {str(parsed.key_or_group): parsed.value() for parsed in parse(overrides)}
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
-        """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` makes four lists."""
+        """All combinations of a multirun: ``seed=0,1 model=concat,cogmen`` returns four lists."""
         from hydra.errors import HydraException
 
         choices, count = [], 1
@@ -190,56 +189,56 @@ class Composer:
                 choices.append([argument])
                 continue
             if parsed.is_interval_sweep():
-                raise ConfigError(f"{shown(argument)} {_RANGE}")
+                raise ConfigError(f"{shown(argument)} {_RANGE}.")
             key = parsed.get_key_element()
             try:
                 values = [str(value) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)]
             except (HydraException, MemoryError) as error:
-                raise ConfigError(f"{shown(argument)} does not list values: write key=a,b,c") from error
+                raise ConfigError(f"{shown(argument)} is not a list of values. Write key=a,b,c.") from error
             count *= len(values)
             if count > MOST_RUNS:
-                raise ConfigError(f"{shown(argument)}: these are more than {MOST_RUNS:,} combinations")
+                raise ConfigError(f"{shown(argument)}: more than {MOST_RUNS:,} combinations. Give fewer values.")
             choices.append([f"{key}={value}" for value in values])
         return [list(combination) for combination in itertools.product(*choices)]
 
     def _known(self, overrides: Sequence[str], options: bool) -> tuple[_Base, list[str]]:
-        """What the chosen groups bring, and the settings that change it."""
+        """The configuration of the chosen groups, and the settings that change it."""
         groups = self.groups()
-        parsed = [(entry, str(entry.input_line), origin_of(text)) for text, entry in zip(overrides, parse(overrides))]
+        parsed = [(item, str(item.input_line), origin_of(text)) for text, item in zip(overrides, parse(overrides))]
         chosen: list[str] = []
         values: list[tuple[Any, str, str]] = []
-        for entry, line, origin in parsed:
-            key = entry.key_or_group
-            if entry.is_delete() or entry.is_sweep_override():
-                reason = "names several values: add -m to run them all"
-                if entry.is_delete():
-                    reason = "deletes a setting"
-                elif entry.is_interval_sweep():
+        for item, line, origin in parsed:
+            key = item.key_or_group
+            if item.is_delete() or item.is_sweep_override():
+                reason = "has several values. Add -m to run them all"
+                if item.is_delete():
+                    reason = "deletes a setting. Remove this argument"
+                elif item.is_interval_sweep():
                     reason = _RANGE
-                raise setting_error(origin, f"{shown(line)} {reason}")
+                raise setting_error(origin, f"{shown(line)} {reason}.")
             if key not in groups:
-                values.append((entry, line, origin))
-            elif entry.value() not in groups[key]:
-                text = str(entry.value())
+                values.append((item, line, origin))
+            elif item.value() not in groups[key]:
+                text = str(item.value())
                 raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
             else:
-                chosen = [other for other in chosen if other.partition("=")[0] != key] + [line]  # the last one counts
+                chosen = [text for text in chosen if text.partition("=")[0] != key] + [line]  # the last one wins
         base = self._base(self.root, tuple(chosen), options=False)
         if options:
-            # Misspelt names are refused before the model is loaded.
-            for entry, line, origin in values:
-                if entry.key_or_group not in base.flat and not entry.key_or_group.startswith("model."):
+            # Check names before the slow import of the model.
+            for item, line, origin in values:
+                if item.key_or_group not in base.flat and not item.key_or_group.startswith("model."):
                     with naming(origin):
-                        checked_value(entry, line, base.flat, groups)
+                        checked_value(item, line, base.flat, groups)
             base = self._base(self.root, tuple(chosen))
         changes: list[str] = []
-        for entry, line, origin in values:
+        for item, line, origin in values:
             with naming(origin):
-                changes.append(checked_value(entry, line, base.flat, groups))
+                changes.append(checked_value(item, line, base.flat, groups))
         return base, changes
 
     def _base(self, root: str, chosen: tuple[str, ...], *, options: bool = True) -> _Base:
-        """What a choice of groups brings, before any setting of it is changed."""
+        """The configuration of chosen groups, before settings are changed."""
         key = (root, chosen, options, tuple(TERMS))
         if self.config_dir is None and key in _BASES:
             return _BASES[key]
@@ -252,7 +251,7 @@ class Composer:
         else:
             composed, preset = self._composed(root, chosen)
             for group, choice in (line.split("=", 1) for line in chosen):
-                # What is typed wins: a group that was named keeps its own values, whatever a preset wants.
+                # A typed choice overrides a preset.
                 if group in CHOICES:
                     OmegaConf.update(composed, group, self.choice(group, choice), merge=False, force_add=True)
             composed = _completed(composed)
@@ -263,7 +262,7 @@ class Composer:
         return base
 
     def _composed(self, root: str, chosen: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-        """What the files of a choice of groups say, and the choices of model and corpus."""
+        """The content of the files of chosen groups, and the choices of model and corpus."""
         from omegaconf import open_dict
 
         with self._initialized() as compose:
@@ -299,10 +298,10 @@ class Composer:
 
 
 def _completed(composed: Any) -> Any:
-    """A composed configuration with the default of every setting that no file names.
+    """Add the default of every setting absent from the files.
 
     Raises:
-        ConfigError: a file names an optimiser, a schedule or a curriculum that does not exist.
+        ConfigError: A file contains an unknown optimiser, schedule or curriculum.
     """
     from omegaconf import OmegaConf
 
@@ -310,13 +309,13 @@ def _completed(composed: Any) -> Any:
     defaults = defaults_of("")
     for section in sections:
         defaults[section] = defaults_of(section, OmegaConf.select(composed, f"{section}.name"))
-    found = OmegaConf.merge(OmegaConf.create(defaults), composed)
-    OmegaConf.set_struct(found, True)
-    return found
+    completed = OmegaConf.merge(OmegaConf.create(defaults), composed)
+    OmegaConf.set_struct(completed, True)
+    return completed
 
 
 def _store_choices(config_dir: str | None) -> None:
-    """Make the choices known to Hydra that no file is needed for: they bring defaults, which are filled in later."""
+    """Register the choices without a file in Hydra; their defaults are added later."""
     from hydra.core.config_store import ConfigStore
 
     store_architectures(config_dir)

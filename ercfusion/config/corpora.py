@@ -1,7 +1,6 @@
-"""Corpora as choices of the configuration: their names, and the defaults of their readers' options.
+"""Corpora as choices of the configuration: names and defaults of the readers' options.
 
-This module knows corpora by name, and imports none of them; that of a corpus is imported when a configuration chooses
-it, and loads no torch.
+The module of a corpus is imported when a configuration chooses it, and does not import torch.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ CORPORA: Registry[object] = Registry(
 
 
 def store_corpora(config_dir: str | None) -> None:
-    """Make every corpus a choice of the group ``data`` that has no file of its name there.
+    """Add every corpus without a file to the group ``data``.
 
     Args:
-        config_dir: A user's own folder of groups.
+        config_dir: A user's folder of groups.
     """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.repo.pop("data", None)  # what another folder left to be stored
+    store.repo.pop("data", None)  # choices of an earlier folder
     folders = [Path(__file__).parents[1] / "conf", *([Path(config_dir)] if config_dir else [])]
     for name in CORPORA:
         if not any((folder / "data" / f"{name}.yaml").is_file() for folder in folders):
@@ -51,18 +50,18 @@ def store_corpora(config_dir: str | None) -> None:
 
 
 def corpus_options(name: str) -> tuple[Option, ...]:
-    """The options of a corpus: those of its reader's constructor."""
+    """The options of a corpus's reader."""
     return options_of(CORPORA.load(name))
 
 
 def complete_corpus(composed: Any) -> None:
-    """Give a composed configuration the defaults of the options of its corpus.
+    """Add the defaults of the corpus options to a composed configuration.
 
     Args:
-        composed: Of omegaconf; changed in place.
+        composed: OmegaConf configuration, changed in place.
 
     Raises:
-        ConfigError: a preset names an option that its corpus does not have.
+        ConfigError: A preset contains an unknown option.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -76,11 +75,11 @@ def complete_corpus(composed: Any) -> None:
 
 
 def check_corpus(data: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless the options in the section ``data`` can have their values."""
+    """Raise :class:`ConfigError` unless the options of the section ``data`` are allowed."""
     if data["name"] in CORPORA:
         check_corpus_options(data["name"], data["options"])
 
 
 def check_corpus_options(name: str, given: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless the corpus has these options and they can have their values."""
+    """Raise :class:`ConfigError` unless a corpus has these options and their values are allowed."""
     check_options(f"corpus {name!r}", "data.options", corpus_options(name), given)

@@ -1,8 +1,7 @@
-"""What is known of a setting: its type, default and range, its meaning, and what depends on it.
+"""Type, default, range, meaning and effect of a setting.
 
-A section of the configuration is a frozen dataclass whose fields are made by :func:`setting`. Everything else that is
-said about settings (checks of the command line, schemas of files, spaces of sweeps, comparison of runs, the reference
-page) is computed from :func:`fields_of`.
+A section of the configuration is a frozen dataclass with fields made by :func:`setting`. Command line checks, file
+schemas, search spaces, comparison of runs and reference pages are computed from :func:`fields_of`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _KEY = "setting"
 
 @dataclass(frozen=True)
 class Known:
-    """What :func:`setting` was told, in its words."""
+    """The arguments of :func:`setting`."""
 
     meaning: str
     low: float | None = None
@@ -57,19 +56,17 @@ def setting(
     """A field of a section.
 
     Args:
-        default: Its value if nothing else is said; a mapping is copied.
-        meaning: One line, as the reference page shows it.
-        low, high: The least and the largest number. Of a list: of its entries; of a mapping: of its values.
-        above, below: As ``low`` and ``high``, but not reached.
-        choices: The texts that are allowed.
+        default: Default value; a mapping is copied.
+        meaning: One line for ``--help`` and the reference page.
+        low, high: Limits of a number, of the elements of a list or the values of a mapping.
+        above, below: Exclusive limits.
+        choices: Allowed texts.
         searchable: Whether a sweep may search it.
-        decides: ``result``: it is part of what makes an experiment. ``run``: it tells one run from another of the same
-            experiment; a run cannot be resumed with another value. ``nothing``: where things are, how much is shown, or
-            which machine computes; a run may be resumed with another value.
-        path: ``file`` or ``name`` if the value, or every value of a mapping, is taken letter by letter; ``~`` is the
-            home folder in a file, but not in a name.
-        pattern: ``module`` if every entry of the list is the name of a module.
-        share: Whether a number with a decimal point is a share, up to 1.0, and a whole number a count.
+        decides: ``result``: part of the experiment. ``run``: distinguishes runs of an experiment; fixed when a run is
+            resumed. ``nothing``: places, output and hardware; may change when a run is resumed.
+        path: ``file`` or ``name`` for values used verbatim; in a file, ``~`` is the home folder.
+        pattern: ``module`` if the list contains module names.
+        share: Whether a number with a decimal point is a share up to 1.0, and a whole number a count.
     """
     options = tuple(choices) if choices else None
     known = Known(meaning, low, high, above, below, options, searchable, decides, path, pattern, share)
@@ -84,28 +81,30 @@ class Field:
     """A setting of the configuration.
 
     Args:
-        key: Dotted, as it is typed.
-        types: The types of a value that is not null.
-        entry: Type of the entries of a list or of the values of a mapping; ``object`` for any. None for neither.
-        nullable: Whether null is a value.
-        default: Of the section as it is if nothing is chosen.
+        key: Dotted, as typed.
+        types: Types of a value other than null.
+        element: Type of the elements of a list or of the values of a mapping; ``object`` for any, None for other types.
+        nullable: Whether null is allowed.
+        default: Default value, with the section's default choice.
         known: See :func:`setting`.
     """
 
     key: str
     types: tuple[type, ...]
-    entry: type | None
+    element: type | None
     nullable: bool
     default: Any
     known: Known
 
     @property
     def is_open(self) -> bool:
-        """Whether a user may add entries of their own below it."""
+        """Whether users may add keys below it."""
         return self.types == (dict,)
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value of the right type, ``must be at least 1, found 0``; empty if nothing is."""
+        """What is wrong with a value of the right type, such as ``must be at least 1, found 0``; else an empty
+        string.
+        """
         if value is None or isinstance(value, bool):
             return ""
         known = self.known
@@ -114,11 +113,11 @@ class Field:
         entries = (
             value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         )
-        for entry in entries:
-            if isinstance(entry, int | float) and not isinstance(entry, bool) and not self._inside(entry):
-                return f"must be {self.range}, found {entry}"
-            if known.pattern == "module" and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", str(entry)):
-                return f"holds {str(entry)[:40]!r}, which is no name of a module, as in my_models (without .py)"
+        for element in entries:
+            if isinstance(element, int | float) and not isinstance(element, bool) and not self._inside(element):
+                return f"must be {self.range}, found {element}"
+            if known.pattern == "module" and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", str(element)):
+                return f"holds {str(element)[:40]!r}, which is not a module name (such as my_models, without .py)"
         return ""
 
     def _inside(self, value: float) -> bool:
@@ -134,16 +133,16 @@ class Field:
 
     @property
     def range(self) -> str:
-        """The numbers that are allowed, in words; empty for other settings."""
+        """The allowed numbers in words; empty for other settings."""
         known = self.known
         if known.share:
             return "a share above 0.0 and up to 1.0, or a whole number of at least 1"
         if known.low is not None and known.high is not None:
             return f"from {known.low} to {known.high}"
         words = (("at least", known.low), ("above", known.above), ("at most", known.high), ("below", known.below))
-        said = [f"{word} {limit}" for word, limit in words if limit is not None]
-        numbers = {int, float} & {*self.types, self.entry}
-        return " and ".join(said) if said else "a finite number" if numbers else ""
+        limits = [f"{word} {limit}" for word, limit in words if limit is not None]
+        numbers = {int, float} & {*self.types, self.element}
+        return " and ".join(limits) if limits else "a finite number" if numbers else ""
 
     @property
     def values(self) -> str:
@@ -152,8 +151,8 @@ class Field:
             return ", ".join(f"`{choice}`" for choice in self.known.choices)
         words = [_WORDS[one] for one in self.types]
         text = " or ".join(words)
-        if self.entry not in (None, object):
-            text += f" of {_PLURALS[self.entry]}"
+        if self.element not in (None, object):
+            text += f" of {_PLURALS[self.element]}"
         limits = "" if self.range == "a finite number" else self.range
         return ", ".join([part for part in (text, limits) if part] + (["or null"] if self.nullable else []))
 
@@ -170,31 +169,31 @@ _PLURALS: dict[type, str] = {int: "whole numbers", float: "numbers", str: "texts
 
 
 def _read(annotation: Any) -> tuple[tuple[type, ...], type | None, bool]:
-    """Types, type of entries, and whether None is among them."""
+    """Types, element type, and whether None is allowed."""
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    found: list[type] = []
-    entry: type | None = None
+    kinds: list[type] = []
+    element: type | None = None
     for part in parts:
         origin, arguments = typing.get_origin(part), typing.get_args(part)
         if part is types.NoneType:
             continue
         if origin is tuple:
-            found.append(list)
-            entry = arguments[0]
+            kinds.append(list)
+            element = arguments[0]
         elif origin is not None and issubclass(origin, Mapping):
-            found.append(dict)
-            entry = object if arguments[1] is Any else arguments[1]
+            kinds.append(dict)
+            element = object if arguments[1] is Any else arguments[1]
         else:
-            found.append(part)
-    return tuple(found), entry, types.NoneType in parts
+            kinds.append(part)
+    return tuple(kinds), element, types.NoneType in parts
 
 
 def fields_of(section: type, name: str = "") -> dict[str, Field]:
-    """The settings of a section by their names in it, in order.
+    """The settings of a section by name, in order.
 
     Args:
         section: A dataclass.
-        name: Of the section, for the dotted keys; empty for the top level.
+        name: Name of the section for the dotted keys; empty for the top level.
     """
     return _fields_of(section, name)
 
@@ -202,27 +201,27 @@ def fields_of(section: type, name: str = "") -> dict[str, Field]:
 @cache
 def _fields_of(section: type, name: str) -> dict[str, Field]:
     hints = typing.get_type_hints(section)
-    found = {}
+    fields = {}
     for field in dataclasses.fields(section):
         known = field.metadata.get(_KEY)
         if known is None:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        types_, entry, nullable = _read(hints[field.name])
+        types_, element, nullable = _read(hints[field.name])
         key = f"{name}.{field.name}" if name else field.name
-        found[field.name] = Field(key, types_, entry, nullable, plain(default), known)
-    return found
+        fields[field.name] = Field(key, types_, element, nullable, plain(default), known)
+    return fields
 
 
 def plain(value: Any) -> Any:
-    """A value as files hold it: lists for tuples, and plain mappings."""
+    """A value as in files: lists instead of tuples, plain mappings."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def frozen(value: Any) -> Any:
-    """A value as sections hold it: tuples for lists."""
+    """A value as in sections: tuples instead of lists."""
     return tuple(frozen(inner) for inner in value) if isinstance(value, list) else value
 
 

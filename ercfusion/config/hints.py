@@ -1,6 +1,6 @@
-"""Commands that messages tell a user to type, written so that a shell and our parser read them as they are meant.
+"""Commands in messages, quoted for a shell and for the command line parser.
 
-Every message with a command gets it here, from a named place: the tests run the command of each.
+Each has a named place; the tests run the command of every place.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.overrides import literal_text
 
 PLACES: Mapping[str, str] = {
-    "interrupted run": "python -m ercfusion.train was interrupted, or stopped by a failure after an epoch",
-    "python entry": "a run was made by ercfusion.fit: what would make it again",
+    "interrupted run": "python -m ercfusion.train was interrupted, or failed after an epoch",
+    "python entry": "repeats a run of ercfusion.fit",
     "interrupted sweep": "python -m ercfusion.sweep was interrupted",
-    "occupied run": "run= names the folder of a run",
-    "changed run": "a run is resumed, and its settings or its data have changed",
-    "modules of a folder": "a command opens a folder whose settings name modules to import",
-    "run, not sweep": "python -m ercfusion.sweep resume= names the folder of a run",
-    "unfinished run": "a finished run is needed and the folder has no record",
-    "new pack": "python -m ercfusion.extract made a pack",
-    "imported corpus": "python -m ercfusion.extract import= made a corpus",
-    "stale pack": "data.packs names a recipe whose pack was made from other recordings",
-    "missing pack": "data.packs names a recipe whose pack has not been made",
-    "other release": "the files of a corpus are not those of its release",
-    "recipes": "a corpus comes without the features that are asked for",
-    "no recorded run": "python -m ercfusion.verify finds nothing to compare with",
-    "table not up to date": "python -m ercfusion.reproduce --check finds a fault",
-    "table": "the page of a table says how it was made",
-    "row of a table": "the page of a table says how to do one run of it",
-    "best settings": "best.yaml says how it is used",
+    "occupied run": "run= is the folder of a run",
+    "changed run": "settings or data of a resumed run have changed",
+    "modules of a folder": "the settings of a folder import modules",
+    "run, not sweep": "sweep resume= is the folder of a run",
+    "unfinished run": "a run without a record was given",
+    "new pack": "python -m ercfusion.extract wrote a pack",
+    "imported corpus": "python -m ercfusion.extract import= wrote a corpus",
+    "stale pack": "the recordings of a recipe's pack have changed",
+    "missing pack": "a recipe in data.packs has no pack",
+    "other release": "the files of a corpus differ from its release",
+    "recipes": "a corpus has no features of its own",
+    "no recorded run": "python -m ercfusion.verify has no run to compare with",
+    "table not up to date": "python -m ercfusion.reproduce --check fails",
+    "table": "the page of a table tells how it was made",
+    "row of a table": "the page of a table tells how to repeat one run",
+    "best settings": "best.yaml tells how it is used",
 }
-"""Where a command is printed, and when."""
+"""Places of commands in messages, and their conditions."""
 
 
 def command(place: str, module: str, *words: str, settings: Mapping[str, object] | None = None) -> str:
-    """A command line that can be pasted into a shell.
+    """A command line for a shell.
 
     Args:
         place: A key of :data:`PLACES`.
-        module: The command's name, ``train``.
-        words: Paths, flags, and settings as they were typed.
-        settings: Settings by key, which follow the words.
+        module: Name of the command, such as ``train``.
+        words: Paths, flags and settings as typed.
+        settings: Settings by key, appended to the words.
     """
     assert place in PLACES, place
     settings = settings or {}
@@ -53,22 +53,22 @@ def command(place: str, module: str, *words: str, settings: Mapping[str, object]
 
 
 def resume_command(place: str, module: str, folder: Path) -> str:
-    """The command that goes on with the run or sweep in a folder; it names the modules that the folder's settings name.
+    """The command that resumes the run or sweep in a folder, with the modules of its settings.
 
     Args:
         place, module: See :func:`command`.
-        folder: With a ``config.json``; one that cannot be read names no modules.
+        folder: Folder with ``config.json``; without a readable one no modules are added.
     """
     try:
-        found = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
     except ErcfusionError:
-        found = None
-    names = found.get("imports") if isinstance(found, dict) else None
+        config = None
+    names = config.get("imports") if isinstance(config, dict) else None
     return command(place, module, literal_text("resume", str(folder)), *naming(names))
 
 
 def naming(names: object) -> list[str]:
-    """The argument that names modules, as ``imports=[a,b.c]``; none if there are none, or if one is no such name."""
+    """The argument ``imports=[a,b.c]`` in a list; empty without modules, or if a name is invalid."""
     if not isinstance(names, list) or not names:
         return []
     known = all(isinstance(name, str) and all(map(str.isidentifier, name.split("."))) for name in names)

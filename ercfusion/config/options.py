@@ -1,8 +1,7 @@
-"""Options of a constructor: read from its signature and docstring, and the check of their values.
+"""Options of a constructor, read from its signature and docstring, and checks of their values.
 
-A constructor is the one source of its options. Keyword-only parameters are options. The annotation gives type, range
-(:class:`Range` in ``Annotated``) and choices (``Literal``); the entry in the section ``Args`` of the class's docstring
-gives the meaning.
+Options are keyword-only parameters. The annotation gives type, range (:class:`Range` in ``Annotated``) and choices
+(``Literal``); the section ``Args`` of the class's docstring gives the meaning.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from typing import Any, Literal
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 
-# A whole number without a range of its own is not larger than this: no size is.
+# Limit of integers without a range.
 _MOST = (1 << 31) - 1
-_LARGE = 1e8  # ends of ranges beyond it are no news
+_LARGE = 1e8  # larger limits are not shown
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Lowest and highest value of a number, as in ``Annotated[int, Range(1, 8)]``."""
+    """Lowest and highest value of a number, for example ``Annotated[int, Range(1, 8)]``."""
 
     low: float
     high: float
 
 
 class IfGiven:
-    """In ``Annotated``, as in ``Annotated[int | None, IfGiven]``: a configuration has the option only if it is set."""
+    """Marks an option that a configuration omits unless it is set: ``Annotated[int | None, IfGiven]``."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,15 @@ class Option:
     """One option of a constructor.
 
     Args:
-        name: Of the parameter.
-        type: bool, int, float, str or list; None if any value is allowed.
-        default: Value if nothing else is chosen.
-        low: Lowest value of a number; None for other types and if there is no limit.
-        high: Highest value.
-        choices: The allowed values; empty if there is no list of them.
+        name: Parameter name.
+        type: bool, int, float, str or list; None for any value.
+        default: Default value.
+        low: Lowest number, or None without a limit.
+        high: Highest number.
+        choices: Allowed values; empty for any.
         nullable: Whether None is allowed.
-        meaning: One line, from the docstring; empty if it has no entry.
-        if_given: Whether a configuration leaves the option out while it has its default.
+        meaning: One line from the docstring; may be empty.
+        if_given: Whether a configuration omits the option at its default.
     """
 
     name: str
@@ -66,38 +65,40 @@ class Option:
 
     @property
     def written(self) -> Any:
-        """The default as a configuration has it: tuples are lists there."""
+        """The default as in a configuration, with lists instead of tuples."""
         return list(self.default) if isinstance(self.default, tuple) else self.default
 
     def check(self, value: Any, key: str, owner: str = "") -> None:
-        """Raise :class:`ConfigError` unless the option can have ``value``.
+        """Raise :class:`ConfigError` unless ``value`` is allowed.
 
         Args:
-            value: To be checked.
-            key: Name of the setting in messages, ``model.hidden``.
-            owner: End of messages, as in " (model 'cogmen')".
+            value: Value to check.
+            key: Setting name in messages, such as ``model.hidden``.
+            owner: End of messages, such as " (model 'cogmen')".
         """
         if self.type is None or (value is None and self.nullable):
             return
         if self.choices:
             if not any(value == choice and type(value) is type(choice) for choice in self.choices):
-                raise ConfigError(f"{key} must be one of {self.values}; found {_shown(value)}{owner}")
+                raise ConfigError(
+                    f"{key} must be one of {self.values}; found {_shown(value)}{owner}. Choose one of them."
+                )
             return
         kinds = (list, tuple) if self.type is list else self.type
         fits = isinstance(value, kinds) and isinstance(value, bool) == (self.type is bool)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             fits = True
         if not fits:
-            raise ConfigError(f"{key} takes {_KINDS[self.type]}, found {_shown(value)}{owner}")
+            raise ConfigError(f"{key} takes {_KINDS[self.type]}, found {_shown(value)}{owner}. Change the value.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         low, high = (-math.inf, math.inf) if self.low is None or self.high is None else (self.low, self.high)
         if not low <= value <= high or math.isinf(value):
-            raise ConfigError(f"{key} must be from {low:g} to {high:g}, found {value:g}{owner}")
+            raise ConfigError(f"{key} must be from {low:g} to {high:g}, found {value:g}{owner}. Change the value.")
 
     @property
     def values(self) -> str:
-        """The allowed values in words: choices, a range, or the type."""
+        """The allowed values in words: choices, a range or the type."""
         return self._values + (", or null" if self.nullable and self.type is not None else "")
 
     @property
@@ -119,10 +120,9 @@ def _shown(value: Any) -> str:
 
 
 def options_of(constructor: Callable[..., Any]) -> tuple[Option, ...]:
-    """The options of a class or of a function that makes an object: its keyword-only parameters, in order.
+    """The options of a class or factory function: its keyword-only parameters, in order.
 
-    A constructor that takes further keywords (``**options``) passes them to that of its parent, whose options then come
-    first.
+    A constructor with ``**options`` also has the options of its parent class, which come first.
     """
     return _read(constructor)
 
@@ -131,19 +131,19 @@ def options_of(constructor: Callable[..., Any]) -> tuple[Option, ...]:
 def _read(constructor: Any) -> tuple[Option, ...]:
     meanings = _meanings(constructor)
     return tuple(
-        _option(entry.name, entry.annotation, entry.default, meanings.get(entry.name, ""))
-        for entry in _parameters(constructor).values()
+        _option(parameter.name, parameter.annotation, parameter.default, meanings.get(parameter.name, ""))
+        for parameter in _parameters(constructor).values()
     )
 
 
 def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         signature = inspect.signature(constructor, eval_str=True)
-    except NameError:  # a name that only a type checker sees: types come from the defaults then
+    except NameError:  # a name imported only for type checkers: types come from the defaults
         signature = inspect.signature(constructor)
-    entries = signature.parameters.values()
-    own = {entry.name: entry for entry in entries if entry.kind is entry.KEYWORD_ONLY}
-    if not isinstance(constructor, type) or all(entry.kind is not entry.VAR_KEYWORD for entry in entries):
+    parameters = signature.parameters.values()
+    own = {one.name: one for one in parameters if one.kind is one.KEYWORD_ONLY}
+    if not isinstance(constructor, type) or all(one.kind is not one.VAR_KEYWORD for one in parameters):
         return own
     parts = inspect.getmro(constructor)
     parent = parts[1 + next(number for number, part in enumerate(parts) if "__init__" in vars(part))]
@@ -156,11 +156,11 @@ def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_options(owner: str, section: str, options: Sequence[Option], given: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError`, naming the option, if an option is unknown or cannot have its value.
+    """Raise :class:`ConfigError` for an unknown option or a value not allowed.
 
     Args:
-        owner: Whose constructor it is, in messages: ``model 'cogmen'``.
-        section: Of the settings: ``model``.
+        owner: Name in messages, such as ``model 'cogmen'``.
+        section: Section of the settings: ``model``.
         options: All options of the constructor.
         given: Values by name.
     """
@@ -170,15 +170,15 @@ def check_options(owner: str, section: str, options: Sequence[Option], given: Ma
 
 
 def with_defaults(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all options that a configuration has, in the constructor's order.
+    """The values of all options in a configuration, in the constructor's order.
 
     Args:
-        owner: In messages: ``model 'cogmen'``.
+        owner: Name in messages, such as ``model 'cogmen'``.
         options: All options of the constructor.
         given: Values by name.
 
     Raises:
-        ConfigError: an option that the constructor does not have.
+        ConfigError: The constructor does not have an option.
     """
     _known(owner, options, given)
     return {
@@ -189,11 +189,15 @@ def with_defaults(owner: str, options: Sequence[Option], given: Mapping[str, Any
 
 
 def _known(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Option]:
-    """The options by name, among which all of ``given`` must be."""
+    """The options by name.
+
+    Raises:
+        ConfigError: ``given`` contains another name.
+    """
     known = {option.name: option for option in options}
     for name in given:
         if name not in known:
-            hint = did_you_mean(str(name), known) if known else "It has none."
+            hint = did_you_mean(str(name), known) if known else "It has none: remove it."
             raise ConfigError(f"{owner} has no setting {name!r}. {hint}")
     return known
 
@@ -219,7 +223,7 @@ def _option(name: str, annotation: Any, default: Any, meaning: str) -> Option:
 
 
 def _without_notes(annotation: Any) -> tuple[Any, list[Any]]:
-    """The type in ``Annotated``, and the notes on it."""
+    """The type in ``Annotated``, and its notes."""
     if typing.get_origin(annotation) is not typing.Annotated:
         return annotation, []
     annotation, *notes = typing.get_args(annotation)
@@ -227,7 +231,7 @@ def _without_notes(annotation: Any) -> tuple[Any, list[Any]]:
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """The annotation ``X`` of ``X | None``, and whether there was a None."""
+    """The annotation ``X`` of ``X | None``, and whether it contained None."""
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return annotation, False
     others = [part for part in typing.get_args(annotation) if part is not type(None)]
@@ -235,12 +239,12 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
 
 
 def _meanings(constructor: Callable[..., Any]) -> dict[str, str]:
-    """The entries of ``Args`` by name; a class has those of its bases, too."""
-    found: dict[str, str] = {}
+    """The entries of ``Args`` by name; those of base classes included."""
+    meanings: dict[str, str] = {}
     for part in reversed(inspect.getmro(constructor)) if isinstance(constructor, type) else [constructor]:
-        found |= _entries(part.__doc__ or "")
-        found |= _entries(vars(part)["__init__"].__doc__ or "" if "__init__" in vars(part) else "")
-    return found
+        meanings |= _entries(part.__doc__ or "")
+        meanings |= _entries(vars(part)["__init__"].__doc__ or "" if "__init__" in vars(part) else "")
+    return meanings
 
 
 @cache
@@ -250,19 +254,19 @@ def _entries(docstring: str) -> dict[str, str]:
     from docstring_parser import ParseError
     from docstring_parser.google import DEFAULT_SECTIONS, GoogleParser, Section, SectionType
 
-    # A section that the parser does not know would become part of the one before it.
+    # The parser appends unknown sections to the previous one.
     parser = GoogleParser([*DEFAULT_SECTIONS, Section("Shapes", "shapes", SectionType.SINGULAR)])
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     try:
-        entries = parser.parse(docstring).params
-    except ParseError:  # a docstring in another style has no meanings
+        parameters = parser.parse(docstring).params
+    except ParseError:  # a docstring in another style
         return {}
-    for entry in entries:
-        text = re.sub(r"\bNone\b", "null", plain(entry.description or "").removesuffix("."))  # as it is typed
-        found |= dict.fromkeys(re.split(r",\s*", entry.arg_name), text)
-    return found
+    for parameter in parameters:
+        text = re.sub(r"\bNone\b", "null", plain(parameter.description or "").removesuffix("."))  # as it is typed
+        meanings |= dict.fromkeys(re.split(r",\s*", parameter.arg_name), text)
+    return meanings
 
 
 def plain(text: str) -> str:
-    """A text of a docstring in one line, with Markdown's marks of code."""
+    """The text of a docstring in one line, with Markdown code marks."""
     return _ROLE.sub(r"`\1`", " ".join(text.split())).replace("``", "`")

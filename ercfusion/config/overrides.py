@@ -1,4 +1,4 @@
-"""Arguments of the form ``key=value``: read, checked against the configuration, written so that they are read back."""
+"""Arguments of the form ``key=value``: parsed, checked against the configuration, and written."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LONGEST = 100  # letters of an argument in a message
 
 
 class FileEntry(str):
-    """An argument that comes from a file: ``origin`` goes before what is said about it."""
+    """An argument from a file; ``origin`` is the prefix of its messages."""
 
     origin = ""
 
 
 def from_file(text: str, origin: str) -> FileEntry:
-    """An argument with what goes before messages about it."""
-    entry = FileEntry(text)
-    entry.origin = origin
-    return entry
+    """An argument with the prefix of its messages."""
+    argument = FileEntry(text)
+    argument.origin = origin
+    return argument
 
 
 def origin_of(argument: str) -> str:
-    """What goes before messages about an argument: nothing, where it was typed."""
+    """The prefix of messages about an argument; empty if it was typed."""
     return argument.origin if isinstance(argument, FileEntry) else ""
 
 
@@ -43,14 +43,14 @@ def naming(origin: str) -> Iterator[None]:
 
 
 def literal_text(key: str, value: Any) -> str:
-    """As :func:`override_text`, but ``${name}`` in a text means these letters and not another setting."""
+    """Like :func:`override_text`, but ``${name}`` in a text is literal and does not refer to another setting."""
     if isinstance(value, str):
-        value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+        value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
     return override_text(key, value)
 
 
 def override_text(key: str, value: Any) -> str:
-    """``key=value`` as :func:`parse` reads it back; :mod:`ercfusion.config.hints` quotes it for a shell."""
+    """``key=value`` as read by :func:`parse`; :mod:`ercfusion.config.hints` quotes it for a shell."""
     if is_path(key) and isinstance(value, str):
         if value.startswith("~") and not is_name(key):
             value = f"./{value}"  # not the home folder
@@ -60,7 +60,7 @@ def override_text(key: str, value: Any) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    # Whether a path means the same without quotes; a comma separates values with -m.
+    # Whether a path can be written without quotes; with -m a comma separates values.
     return not (text in ("", "null") or _is_quoted(text) or "${" in text or "," in text)
 
 
@@ -101,7 +101,7 @@ def _is_text_or_section(key: str) -> bool:
 
 
 def expand_protocol(argument: str) -> list[str]:
-    """``data=demo/far`` is short for ``data=demo data.protocol=demo/far``."""
+    """Expand ``data=demo/far`` to ``data=demo data.protocol=demo/far``."""
     key, _, value = argument.partition("=")
     if key == "data" and "/" in value:
         return [f"data={value.partition('/')[0]}", f"data.protocol={value}"]
@@ -109,14 +109,14 @@ def expand_protocol(argument: str) -> list[str]:
 
 
 def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
-    """Arguments as Hydra reads them.
+    """Parse arguments with Hydra's grammar.
 
     Args:
         overrides: Of the form ``key=value``.
-        several: Whether a comma in a path separates two of them, as with ``-m``.
+        several: Whether a comma in a path separates values, as with ``-m``.
 
     Raises:
-        ConfigError: one cannot be read.
+        ConfigError: An argument cannot be parsed.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -125,33 +125,34 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
     parsed = []
     for argument in overrides:
         if "=" not in argument and not argument.startswith("~"):
-            raise ConfigError(f"{shown(argument)} is not of the form key=value (see --help)")
+            raise ConfigError(f"{shown(argument)} is not of the form key=value. Use --help for the settings.")
         origin = origin_of(argument)
         key, _, value = argument.partition("=")
         simple = not any(sign in value for sign in "'\"[]{}(),")
         if is_path(key.lstrip("+")):
             argument = f"{key}={_path_text(value, several, home=not is_name(key.lstrip('+')))}"
         elif "=" in value and simple:
-            argument = f"{key}='{value}'"  # Hydra wants it quoted
+            argument = f"{key}='{value}'"  # Hydra requires quotes
         try:
             try:
                 parsed.append(parser.parse_override(argument))
             except HydraException:
                 if not simple or key.startswith("~") or value.isascii():
                     raise
-                parsed.append(parser.parse_override(f"{key}={_quoted(value)}"))  # letters that Hydra does not know
+                parsed.append(parser.parse_override(f"{key}={_quoted(value)}"))  # not ASCII: Hydra requires quotes
         except HydraException as error:
             raise ConfigError(
                 f"{origin}{shown(argument)} cannot be read: {_shortened(str(error).splitlines()[0])}. "
                 "Quote values with spaces or special characters: key='\"value\"'"
             ) from error
-        except ValueError as error:  # Python converts no number of more than 4,300 digits
-            raise setting_error(origin, f"{shown(argument)} cannot be read: a number has too many digits") from error
+        except ValueError as error:  # Python refuses numbers of more than 4,300 digits
+            problem = f"{shown(argument)} cannot be read: a number has too many digits. Shorten it."
+            raise setting_error(origin, problem) from error
     return parsed
 
 
 def _path_text(text: str, several: bool, *, home: bool) -> str:
-    """The value of a path, typed with or without quotes, as Hydra reads it; ``home``: ``~`` is the home folder."""
+    """A path, typed with or without quotes, in Hydra's grammar; with ``home``, ``~`` is the home folder."""
     if text in ("", "null") or "${" in text:
         return text
     if several and "," in text and not os.path.exists(os.path.expanduser(text)):
@@ -161,7 +162,7 @@ def _path_text(text: str, several: bool, *, home: bool) -> str:
 
 
 def unquoted(text: str) -> str:
-    """A text without the quotes that Hydra would take away; without such quotes it stays as it is."""
+    """A text without the quotes that Hydra would remove."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -170,17 +171,17 @@ def unquoted(text: str) -> str:
     try:
         value = OverridesParser.create().parse_override(f"x={text}").value()
     except HydraException:
-        return text  # two quotes that are part of a name
+        return text  # the quotes are part of a name
     return value if isinstance(value, str) else text
 
 
 def typed_path(text: str) -> str:
-    """A path as a user typed it: in quotes or not, and ``~`` for the home folder."""
+    """A path typed with or without quotes, with ``~`` replaced by the home folder."""
     return os.path.expanduser(unquoted(text))
 
 
 def shown(argument: str) -> str:
-    """An argument in quotes for a message, which a long one would make unreadable."""
+    """An argument in quotes, shortened for a message."""
     return repr(_shortened(argument))
 
 
@@ -189,7 +190,7 @@ def _shortened(text: str) -> str:
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves (and the dictionaries on the way) of a configuration by dotted key."""
+    """All nodes of a configuration by dotted key."""
     flat: dict[str, Any] = {}
     for key in node:
         name = f"{prefix}{key}"
@@ -200,14 +201,14 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
-    """The argument as the composer shall get it.
+def checked_value(override: Any, line: str, base: dict[str, Any], groups: dict[str, list[str]]) -> str:
+    """The argument as passed to the composer.
 
     Raises:
-        ConfigError: no such setting, or a value of the wrong type.
+        ConfigError: Unknown setting, or a value of the wrong type.
     """
-    key = entry.key_or_group
-    line, value = line.lstrip("+"), entry.value()
+    key = override.key_or_group
+    line, value = line.lstrip("+"), override.value()
     field = field_of(key)
     plus = ""
     default = base.get(key)
@@ -215,21 +216,22 @@ def checked_value(entry: Any, line: str, base: dict[str, Any], groups: dict[str,
         if field is None or not is_added(key):
             known = [*(name for name in base if name not in groups), *groups]
             raise ConfigError(f"there is no setting {shown(key)}. {_suggestion(key, known, base)}")
-        plus = "++"  # add it, or replace what an earlier argument added
+        plus = "++"  # add it, or replace an earlier argument
     allowed = field.types if field is not None and field.types else _types_of(default)
     if value is None and (field.nullable if field is not None and field.types else default is None):
         return plus + line
     text = line.partition("=")[2]
     if allowed == (list,) and (isinstance(value, str) or hasattr(value, "text")):
-        return f"{key}=[{text}]"  # one entry
+        return f"{key}=[{text}]"  # one element
     if not _fits(allowed, value):
         usual = f" (default: {default})" if default is not None else ""
         raise ConfigError(
-            f"{shown(line)}: {key} takes {_WORDS[str if str in allowed else allowed[-1]]}{usual}, not {_kind(value)}"
+            f"{shown(line)}: {key} takes {_WORDS[str if str in allowed else allowed[-1]]}{usual}, not {_kind(value)}. "
+            "Change the value."
         )
     is_text = str in allowed and not hasattr(value, "keys")
     if isinstance(value, int) and not is_text and abs(value) >= 2**63:
-        raise ConfigError(f"{shown(line)}: the number is too large for {key}")
+        raise ConfigError(f"{shown(line)}: the number is too large for {key}. Give a smaller one.")
     if is_text and isinstance(value, int | float):
         text = f"'{text}'"  # a folder may be called 2024
     return f"{plus}{key}={text}"
@@ -246,7 +248,7 @@ _WORDS: dict[type, str] = {
 
 
 def _types_of(example: Any) -> tuple[type, ...]:
-    """The types of a setting that only its default tells; nothing for null."""
+    """The type of a setting known only by its default; empty for null."""
     if example is None:
         return ()
     if isinstance(example, bool | int | float | str):
@@ -264,11 +266,11 @@ def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
     close = close or [name for name in known if name.rpartition(".")[2] == last][:1]
     if close:
         return f"Did you mean {close[0]!r}?"
-    return "Settings there: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
+    return "Choose from: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
 
 
 def _fits(allowed: tuple[type, ...], value: Any) -> bool:
-    """Whether a value that Hydra read is of one of the types; of no types in particular: whether it may be anything."""
+    """Whether a parsed value has one of the types; without types, any value fits."""
     if not allowed:
         return True
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Options of models and corpora for people, computed from their constructors: ``--help`` and the docs' tables."""
+"""Options of models and corpora from their constructors, for ``--help`` and the pages' tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WIDTH = 118
 
 
 def model_help(composer: Composer, arguments: Sequence[str]) -> str:
-    """What a model is, and each of its options: value, default, allowed values, searched values and meaning.
+    """The description of a model and its options: value, default, allowed and searched values, meaning.
 
     Args:
-        composer: Of the root ``train`` or ``sweep``.
-        arguments: As typed, with ``model=NAME``; only those that choose or change the model or the corpus matter.
+        composer: With root ``train`` or ``sweep``.
+        arguments: As typed, with ``model=NAME``; arguments unrelated to model and corpus are ignored.
 
     Raises:
-        ConfigError: no such model, or an option that it does not have.
+        ConfigError: Unknown model or option.
     """
     names = ("model=", "model.", "data=")
     config = composer.compose(
@@ -38,25 +38,25 @@ def model_help(composer: Composer, arguments: Sequence[str]) -> str:
     if not options:
         return f"{parts[0]}\n\nIt has no options.\n"
     space = space_of(name)
-    parts.append("options: value, allowed values, values that a sweep searches, and meaning")
+    parts.append("Options (value: allowed values; values searched by a sweep):")
     parts += [
         _entry("model", option, config["model"][option.name], space.get(f"model.{option.name}")) for option in options
     ]
-    others = [f"  {key}: {_searched(entry)}" for key, entry in space.items() if not key.startswith("model.")]
+    others = [f"  {key}: {_searched(dimension)}" for key, dimension in space.items() if not key.startswith("model.")]
     if others:
-        parts += ["sweep also searches", *others]
+        parts += ["A sweep also searches:", *others]
     return "\n".join([f"{parts[0]}\n", *parts[1:]]) + "\n"
 
 
 def corpus_help(composer: Composer, arguments: Sequence[str]) -> str:
-    """What a corpus is, and each option of its reader: value, default, allowed values and meaning.
+    """The description of a corpus and its options: value, default, allowed values, meaning.
 
     Args:
-        composer: Of the root ``train`` or ``sweep``.
-        arguments: As typed, with ``data=NAME``; only those that choose or change the corpus matter.
+        composer: With root ``train`` or ``sweep``.
+        arguments: As typed, with ``data=NAME``; arguments unrelated to the corpus are ignored.
 
     Raises:
-        ConfigError: no such corpus, or an option that its reader does not have.
+        ConfigError: Unknown corpus or option.
     """
     chosen = [argument for argument in arguments if argument.startswith(("data=", "data."))]
     config = composer.compose([part for argument in chosen for part in expand_protocol(argument)], options=False)
@@ -66,11 +66,11 @@ def corpus_help(composer: Composer, arguments: Sequence[str]) -> str:
     if not options:
         return f"{head}\n\nIts reader has no options.\n"
     entries = [_entry("data.options", option, given.get(option.name, option.written), None) for option in options]
-    return "\n".join([f"{head}\n", "options: value, allowed values, and meaning", *entries]) + "\n"
+    return "\n".join([f"{head}\n", "Options (value: allowed values):", *entries]) + "\n"
 
 
 def about(described: type) -> str:
-    """What a class is: the first paragraph of its docstring, in one line, without marks."""
+    """The first paragraph of a class's docstring in one line."""
     return plain((inspect.getdoc(described) or "").partition("\n\n")[0]).replace("`", "")
 
 
@@ -85,16 +85,16 @@ def _entry(section: str, option: Option, value: Any, searched: Mapping[str, Any]
 
 def presets_of(composer: Composer) -> dict[str, dict[str, Any]]:
     """The section ``model`` of every preset."""
-    # No settings are tuned for this corpus: these are the preset's own.
+    # No settings are tuned for the corpus custom, so these are the presets' own.
     return {name: composer.compose([f"model={name}", "data=custom"])["model"] for name in composer.groups()["model"]}
 
 
 def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The options of an architecture as a table in Markdown: one row per option, one column per preset that differs.
+    """The options of an architecture as a Markdown table: one row per option, one column per preset that differs.
 
     Args:
-        name: Of the architecture.
-        presets: The section ``model`` by preset; those of other architectures are left out.
+        name: Architecture.
+        presets: The section ``model`` by preset; other architectures are ignored.
     """
     options = options_of(ARCHITECTURES.load(name))
     if not options:
@@ -122,7 +122,7 @@ def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[s
 
 
 def corpora_table() -> list[str]:
-    """The options of all corpora's readers as a table in Markdown."""
+    """The options of all corpora as a Markdown table."""
     rows = ["| corpus | option | default | values | meaning |", "|---|---|---|---|---|"]
     for name in CORPORA:
         for option in corpus_options(name):

@@ -23,7 +23,7 @@ class Preset(Open):
 
 
 class Model(BaseModel):
-    """The group ``model``; the options are checked by the architecture."""
+    """The group ``model``; its options are checked by the architecture."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     __pydantic_extra__: dict[str, Value]
@@ -31,7 +31,7 @@ class Model(BaseModel):
 
 
 class OtherTerm(BaseModel):
-    """Settings of a loss term that only modules of the run's user know."""
+    """Settings of a loss term registered only by another user's module."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     __pydantic_extra__: dict[str, Value]
@@ -47,7 +47,7 @@ class Parts(BaseModel):
 
 
 class Study(Open):
-    """What a sweep's folder says about its study."""
+    """The study of a sweep's folder."""
 
     metric: Name
     synthetic: bool
@@ -61,7 +61,7 @@ def run_config() -> type[BaseModel]:
 
 
 def record_config() -> type[BaseModel]:
-    """The configuration in a record; an archive leaves out where things were."""
+    """The configuration in a record; archives omit paths."""
     return _run_config(tuple(TERMS), False)
 
 
@@ -99,14 +99,14 @@ def _parts(*, local: bool = True) -> dict[str, Any]:
 
 
 def _section(name: str) -> type[BaseModel]:
-    found = _fields(SECTIONS[name], name)
+    fields = _fields(SECTIONS[name], name)
     if name == "objective":
         for part, one in parts().items():
             made = _made(part, _fields(one, f"{name}.{part}"))
-            # A run of another process may have been made without a user's own term.
-            found[part] = (made | None, None) if part in own_terms() else (made, ...)
-        return create_model(name, __base__=Parts, **found)
-    return _made(name, found)
+            # Another process may not have registered a user's term.
+            fields[part] = (made | None, None) if part in own_terms() else (made, ...)
+        return create_model(name, __base__=Parts, **fields)
+    return _made(name, fields)
 
 
 def _made(name: str, fields: dict[str, Any]) -> type[BaseModel]:
@@ -118,7 +118,7 @@ def _fields(section: type, name: str) -> dict[str, Any]:
 
 
 def _choice(section: str) -> Any:
-    """A section whose settings depend on its ``name``: all settings of all choices, then those of the one."""
+    """A section whose settings depend on its ``name``: all settings of all choices, then checked for the chosen one."""
     names = fields_in(section)
     every: dict[str, Any] = {field.key.partition(".")[2]: (_type(field), None) for field in names.values()}
     every["name"] = (_type(names[f"{section}.name"]), ...)
@@ -128,7 +128,7 @@ def _choice(section: str) -> Any:
         own = {"name", *fields_of(choice_of(section, name))}
         given = value.model_fields_set
         if missing := [key for key in every if key in own and key not in given]:
-            raise ValueError(f"{section}={name} needs the key {missing[0]!r}, which is missing")
+            raise ValueError(f"{section}={name}: the key {missing[0]!r} is missing")
         if extra := [key for key in given if key not in own]:
             raise ValueError(f"{section}={name} has no setting {extra[0]!r}")
         return value
@@ -140,23 +140,23 @@ _TYPES: dict[type, Any] = {bool: bool, int: int, float: float, str: Text, object
 
 
 def _type(field: Field) -> Any:
-    found: Any = None
+    union: Any = None
     for one in field.types:
         kind: Any
         if one is list:
-            kind = Annotated[list[_TYPES[field.entry or object]], Limits(max_length=1000)]  # type: ignore[misc]
+            kind = Annotated[list[_TYPES[field.element or object]], Limits(max_length=1000)]  # type: ignore[misc]
         elif one is dict:
-            kind = dict[Name, _TYPES[field.entry or object]]  # type: ignore[misc]
+            kind = dict[Name, _TYPES[field.element or object]]  # type: ignore[misc]
         elif one is int and field.known.high is None:
             kind = Annotated[int, Limits(ge=-MOST, le=MOST)]
         else:
             kind = _TYPES[one]
-        found = kind if found is None else found | kind
+        union = kind if union is None else union | kind
 
     def check(value: Any) -> Any:
         if problem := field.problem(value):
             raise ValueError(problem)
         return value
 
-    found = Annotated[found, AfterValidator(check)]
-    return found | None if field.nullable else found
+    union = Annotated[union, AfterValidator(check)]
+    return union | None if field.nullable else union

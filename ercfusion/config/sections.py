@@ -1,6 +1,6 @@
-"""The sections of a configuration and their settings: the one source of defaults, ranges and meanings.
+"""Sections of the configuration: names, defaults, ranges and meanings of all settings.
 
-Options of an architecture and of a corpus's reader are not here: their constructors are the source.
+Options of models and corpora are not here; they come from the constructors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Root:
 
     seed: int = setting(
         0,
-        "decides initial weights, batches and dropout (not the corpus `demo`: `data.options.seed`)",
+        "seed of initial weights, batches and dropout (of the corpus `demo`: `data.options.seed`)",
         low=-(1 << 63),
         high=(1 << 63) - 1,
         searchable=False,
@@ -30,77 +30,69 @@ class Root:
     )
     imports: tuple[str, ...] = setting(
         (),
-        "modules to import first; they register models, corpora, metrics, task kinds and loss terms of your own: "
-        "`imports=[my_models]`",
+        "your modules with models, corpora, metrics, task kinds or loss terms: `imports=[my_models]`",
         pattern="module",
         searchable=False,
         decides="run",
     )
     run: str | None = setting(
         None,
-        "folder of this run, which must be empty or absent; null makes one below `output`",
+        "folder of the run, empty or absent; null: a new one in `output`",
         path="file",
         searchable=False,
         decides="nothing",
     )
     output: str = setting(
         "outputs",
-        "where run folders are made: `OUTPUT/train/MODEL-DATA/TIME-seedSEED`",
+        "parent of run folders: `OUTPUT/train/MODEL-DATA/TIME-seedSEED`",
         path="file",
         searchable=False,
         decides="nothing",
     )
     resume: str | None = setting(
-        None, "folder of an interrupted run to continue", path="file", searchable=False, decides="nothing"
+        None, "folder of an interrupted run to resume", path="file", searchable=False, decides="nothing"
     )
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained."""
+    """Training of a model."""
 
-    batch_size: int = setting(16, "conversations in a batch, over all processes", low=1, high=_MANY)
-    length_aware: bool = setting(
-        True, "sort by length within pools of 8 batches, so that layers that must pad waste little"
-    )
-    standardize: bool = setting(
-        True, "standardise every feature dimension with the training split's mean and deviation"
-    )
-    max_epochs: int = setting(30, "most epochs", low=1, high=_MANY)
-    patience: int = setting(
-        10, "epochs without a better dev score before training stops; 0 trains all epochs", low=0, high=_MANY
-    )
-    gradient_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip", low=0)
+    batch_size: int = setting(16, "conversations per batch, over all processes", low=1, high=_MANY)
+    length_aware: bool = setting(True, "sort by length within pools of 8 batches, to reduce padding")
+    standardize: bool = setting(True, "standardise feature dimensions with mean and deviation of the training split")
+    max_epochs: int = setting(30, "maximum number of epochs", low=1, high=_MANY)
+    patience: int = setting(10, "epochs without a better dev score before training stops; 0: never", low=0, high=_MANY)
+    gradient_clip: float = setting(1.0, "maximum gradient norm; 0: no clipping", low=0)
     accumulate_grad_batches: int = setting(
         1,
-        "batches whose gradients are averaged for one step of the optimiser; what is left at the end of an epoch makes "
-        "a step too",
+        "batches per optimiser step (gradients are averaged); the rest of an epoch is one step",
         low=1,
         high=_MANY,
     )
     limit_train_batches: int | float | None = setting(
         None,
-        "batches of an epoch, for trials: a share (0.1) or a number (10), other ones in every epoch; null takes all",
+        "batches per epoch: a share (0.1) or a number (10), new ones in each epoch; null: all",
         above=0,
         share=True,
     )
     modality_dropout: float = setting(
         0.0,
-        "probability that a modality of an utterance is hidden in training, with any model; at least one stays",
+        "probability of hiding a modality of an utterance in training; at least one remains",
         low=0,
         high=1,
     )
     metric: str | None = setting(
         None,
-        "dev score that chooses the checkpoint ([names](runs.md#metrics)); null takes the protocol's own",
+        "dev score that selects the checkpoint; null: the protocol's",
         searchable=False,
     )
     keep_every_epoch: bool = setting(
-        False, "keep the model of every epoch, for `evaluate RUN --optimism`", searchable=False, decides="nothing"
+        False, "save the model of every epoch, for `evaluate RUN --optimism`", searchable=False, decides="nothing"
     )
     threads: int | None = setting(
         None,
-        "threads of torch; null leaves torch's own choice",
+        "torch threads; null: torch's default",
         low=1,
         high=4096,
         searchable=False,
@@ -108,13 +100,13 @@ class Training:
     )
     tensorboard: bool = setting(
         False,
-        "also log to TensorBoard, into the run folder (needs the extra `report`)",
+        "log to TensorBoard in the run folder (extra `report`)",
         searchable=False,
         decides="nothing",
     )
     bootstrap: int = setting(
         2000,
-        "resamples of the conversations for the test intervals",
+        "resamples of conversations for the test intervals",
         low=1,
         high=_MANY,
         searchable=False,
@@ -122,7 +114,7 @@ class Training:
     )
     pictures: bool = setting(
         True,
-        "draw curves, confusion matrices and reliability diagrams at the end",
+        "draw curves, confusion matrices and reliability diagrams",
         searchable=False,
         decides="nothing",
     )
@@ -130,33 +122,32 @@ class Training:
 
 @dataclass(frozen=True)
 class Objective:
-    """What training minimises.
+    """The training objective.
 
     Args:
-        parts: Settings of each loss and term, by its name; see :mod:`ercfusion.config.terms`.
+        parts: Settings of each loss and term by name; see :mod:`ercfusion.config.terms`.
     """
 
     weights: Mapping[str, float] = setting(
         {"task": 1.0, "unimodal": 0.0},
-        "weights by term: `task` is the first task's loss, a further task's loss has the task's name, `unimodal` is a "
-        "classifier on each modality (0 does not build them); "
-        "a term on representations without a weight, or with 0, is not built",
+        "weights by term: `task` (loss of the first task), names of further tasks, `unimodal` (a classifier per "
+        "modality), and representation terms; terms with weight 0 are not built",
     )
     class_weights: str | Mapping[str, float] = setting(
         "none",
-        "from the training split: `none`, `balanced` (1 / n_c) or `effective` (effective number of samples); or a "
-        "weight for every label by name, `{anger: 2, joy: 1}`",
+        "`none`, `balanced` (1 / n_c in train), `effective` (effective number of samples), or a weight per label: "
+        "`{anger: 2, joy: 1}`",
     )
-    label_smoothing: float = setting(0.0, "for single-label tasks", low=0, high=1)
+    label_smoothing: float = setting(0.0, "label smoothing of single-label tasks", low=0, high=1)
     regression_loss: str = setting(
         "mse",
-        "for regression tasks; `ccc` is 1 - concordance correlation over the batch",
+        "loss of regression tasks; `ccc`: 1 - concordance correlation over the batch",
         choices=REGRESSION_LOSSES,
     )
-    probe: bool = setting(False, "classifiers send no gradient back: the architecture learns from the other terms only")
+    probe: bool = setting(False, "no gradient from the classifiers: the architecture learns from the other terms")
     loss: str = setting(
         "cross_entropy",
-        "of a single-label task; `cross_entropy` is the usual loss of every task",
+        "loss of single-label tasks; `cross_entropy` keeps the default of other task kinds",
         choices=tuple(TASK_LOSSES),
     )
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -166,61 +157,53 @@ class Objective:
 class Data:
     """Corpus and features."""
 
-    name: str = setting("demo", "registry name of the corpus; set by `data=NAME`", searchable=False)
+    name: str = setting("demo", "corpus; set by `data=NAME`", searchable=False)
     raw: str | None = setting(
         None,
-        "folder with the released files; null looks in `$ERCFUSION_DATA/NAME`",
+        "folder of the released files; null: `$ERCFUSION_DATA/NAME`",
         path="file",
         searchable=False,
         decides="nothing",
     )
-    protocol: str | None = setting(
-        None, "protocol by its id (`meld/3way`, or `3way`); null takes the corpus's first", searchable=False
-    )
+    protocol: str | None = setting(None, "protocol (`meld/3way` or `3way`); null: the corpus's first", searchable=False)
     tasks: tuple[str, ...] | None = setting(
         None,
-        "tasks to learn together, `[emotion,sentiment]`; the first one chooses the checkpoint; null takes the "
-        "protocol's own",
+        "tasks learned together, `[emotion,sentiment]`; the first selects the checkpoint; null: the protocol's",
         searchable=False,
     )
-    modalities: tuple[str, ...] | None = setting(
-        None, "modalities to use, in this order; null takes all that corpus and packs offer"
-    )
+    modalities: tuple[str, ...] | None = setting(None, "modalities in this order; null: all of corpus and packs")
     encoder: str = setting(
         "all-MiniLM-L6-v2",
-        "encoder of text features where the corpus brings none: a name or folder for sentence-transformers",
+        "text encoder for corpora without features: a name or folder for sentence-transformers",
         path="file",
     )
     packs: Mapping[str, str] = setting(
         {},
-        "feature packs by modality: `data.packs.audio=FOLDER`, or the name of a recipe whose pack was made; they "
-        "replace the corpus's own features",
+        "feature packs by modality, instead of the corpus's features: `data.packs.audio=FOLDER_OR_RECIPE`",
         path="file",
         searchable=False,
         decides="nothing",
     )
-    options: Mapping[str, Any] = setting({}, "settings of the corpus's reader", searchable=False)
+    options: Mapping[str, Any] = setting({}, "options of the corpus's reader", searchable=False)
 
 
 # Optimizer
 
 _LR = "learning rate"
-_DECAY = "of matrices only: biases, other vectors and what a layer exempts are not decayed"
-_EPS = "added to the denominator"
-_BETAS = "decays of the running averages"
+_DECAY = "weight decay of matrices (not of biases, other vectors and parameters exempted by a layer)"
+_EPS = "constant added to the denominator"
+_BETAS = "decay rates of the running averages"
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all optimisers have."""
+    """Settings of every optimiser."""
 
     choice: ClassVar[str]
 
     lr: float = setting(1e-3, _LR, low=0)
     weight_decay: float = setting(0.0, _DECAY, low=0)
-    decay_all: bool = setting(
-        False, "decay biases and other vectors too, as optimisers do if nobody tells them otherwise"
-    )
+    decay_all: bool = setting(False, "decay biases and other vectors too, the usual default of optimisers")
 
 
 @dataclass(frozen=True)
@@ -249,7 +232,7 @@ class Adadelta(Optimizer):
 
     choice = "adadelta"
     lr: float = setting(1.0, _LR, low=0)
-    rho: float = setting(0.95, "decay of the running averages", low=0, high=1)
+    rho: float = setting(0.95, "decay rate of the running averages", low=0, high=1)
     eps: float = setting(1e-6, _EPS, low=0)
 
 
@@ -275,24 +258,24 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Cosine(Scheduler):
-    """Rises, then falls to 0 over all steps of ``training.max_epochs``."""
+    """Linear warm-up, then cosine decay to 0 over all steps of ``training.max_epochs``."""
 
     choice = "cosine"
-    warmup: float = setting(0.1, "fraction of all steps over which the rate rises", low=0, high=1)
+    warmup: float = setting(0.1, "share of all steps with a rising rate", low=0, high=1)
 
 
 @dataclass(frozen=True)
 class Plateau(Scheduler):
-    """Falls when the dev score gets no better."""
+    """Lower the rate when the dev score stops improving."""
 
     choice = "plateau"
-    factor: float = setting(0.5, "what the rate is multiplied with", low=0, below=1)
-    patience: int = setting(3, "epochs without a better dev score before the rate falls", low=0, high=_MANY)
+    factor: float = setting(0.5, "factor of each reduction", low=0, below=1)
+    patience: int = setting(3, "epochs without a better dev score before a reduction", low=0, high=_MANY)
 
 
 @dataclass(frozen=True)
 class Constant(Scheduler):
-    """Stays as it is."""
+    """Constant rate."""
 
     choice = "constant"
 
@@ -302,63 +285,58 @@ class Constant(Scheduler):
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Which conversations an epoch uses; this one: all."""
+    """All conversations in every epoch."""
 
     choice: ClassVar[str] = "none"
 
 
 @dataclass(frozen=True)
 class EmotionShift(Curriculum):
-    """Conversations in which labels change rarely come first."""
+    """Conversations with few changes of label first."""
 
     choice = "emotion_shift"
     scope: str = setting(
         "same",
-        "which changes of label count: between a speaker's utterances, between neighbours of different speakers, or "
-        "between all neighbours",
+        "changes of label between utterances of one speaker, between neighbours of different speakers, or both",
         choices=("same", "different", "both"),
     )
-    buckets: int = setting(
-        5, "parts into which the sorted conversations are cut, at most one per conversation", low=1, high=_MANY
-    )
-    pacing: str = setting("baby_step", "how they come into use", choices=("baby_step", "one_pass", "linear", "root"))
-    epochs_per_bucket: int = setting(1, "epochs until the next part comes into use", low=1, high=_MANY)
-    reverse: bool = setting(False, "hard ones first, as a control")
+    buckets: int = setting(5, "number of parts of the sorted conversations", low=1, high=_MANY)
+    pacing: str = setting("baby_step", "schedule of the parts", choices=("baby_step", "one_pass", "linear", "root"))
+    epochs_per_bucket: int = setting(1, "epochs per part", low=1, high=_MANY)
+    reverse: bool = setting(False, "hard conversations first, as a control")
 
 
 @dataclass(frozen=True)
 class WeightedShift(EmotionShift):
-    """As ``emotion_shift``, but a change between similar emotions counts for more."""
+    """Like ``emotion_shift``, with a higher cost for changes between similar emotions."""
 
     choice = "weighted_shift"
-    weight: float = setting(1.0, "a change costs weight * similarity + beta", low=0)
-    beta: float = setting(0.4, "see `weight`", low=0)
+    weight: float = setting(1.0, "cost of a change: weight * similarity + beta", low=0)
+    beta: float = setting(0.4, "constant part of the cost", low=0)
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What computes."""
+    """Hardware and precision."""
 
-    accelerator: str = setting("auto", "`auto` takes a GPU where there is one", searchable=False, decides="nothing")
-    devices: int = setting(
-        1, "devices or processes, on each node", low=1, high=4096, searchable=False, decides="nothing"
-    )
-    num_nodes: int = setting(1, "machines that train together", low=1, high=4096, searchable=False, decides="nothing")
-    strategy: str = setting("auto", "how they share the work", searchable=False, decides="nothing")
-    # Others would have to convert the inputs, which the trainer cannot do with packed batches.
+    accelerator: str = setting("auto", "device type; `auto`: a GPU if available", searchable=False, decides="nothing")
+    devices: int = setting(1, "devices or processes per node", low=1, high=4096, searchable=False, decides="nothing")
+    num_nodes: int = setting(1, "number of machines", low=1, high=4096, searchable=False, decides="nothing")
+    strategy: str = setting("auto", "Lightning strategy, such as `ddp`", searchable=False, decides="nothing")
+    # Other precisions convert the inputs, which the trainer cannot do with packed batches.
     precision: str = setting(
-        "32-true", "of the numbers in training", choices=("32-true", "bf16-mixed", "16-mixed"), searchable=False
+        "32-true", "number format in training", choices=("32-true", "bf16-mixed", "16-mixed"), searchable=False
     )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with the model."""
+    """The purpose of a run."""
 
-    name: str = setting("recognition", "what the run is for; set by `task=NAME`", searchable=False, decides="run")
+    name: str = setting("recognition", "purpose of the run; set by `task=NAME`", searchable=False, decides="run")
     export: bool = setting(
         False,
-        "at the end, write the vectors of every modality as packs, `RUN/packs/MODALITY`",
+        "write the vectors of every modality as feature packs: `RUN/packs/MODALITY`",
         searchable=False,
         decides="run",
     )
@@ -366,14 +344,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How settings are searched."""
+    """The search for settings."""
 
     trials: int = setting(
-        50, "trials in all, over all machines and resumptions", low=1, high=_MANY, searchable=False, decides="nothing"
+        50,
+        "number of trials, over all machines and resumptions",
+        low=1,
+        high=_MANY,
+        searchable=False,
+        decides="nothing",
     )
     workers: int | None = setting(
         None,
-        "processes on this machine, each one trial at a time; null: one per core, as memory allows, or one per GPU",
+        "processes on this machine; null: one per core (as memory allows) or per GPU",
         low=1,
         high=_MANY,
         searchable=False,
@@ -381,67 +364,65 @@ class Sweep:
     )
     metric: str | None = setting(
         None,
-        "dev score to search for, which also chooses each trial's epoch; null takes `training.metric`",
+        "dev score to maximise, also selects each trial's epoch; null: `training.metric`",
         searchable=False,
     )
     sampler: str = setting(
         "tpe",
-        "how settings are chosen: `tpe` learns from the trials so far, `random` does not",
+        "choice of settings: `tpe` learns from earlier trials, `random` does not",
         choices=("tpe", "random"),
         searchable=False,
     )
     pruner: str = setting(
         "median",
-        "what stops trials early: worse than half of the trials at the same epoch, or hyperband",
+        "early end of trials: below the median at the same epoch, or hyperband",
         choices=("median", "hyperband", "none"),
         searchable=False,
     )
-    startup: int = setting(5, "trials before the median pruner begins", low=0, high=_MANY, searchable=False)
+    startup: int = setting(5, "trials before the median pruner starts", low=0, high=_MANY, searchable=False)
     warmup: int | None = setting(
         None,
-        "epochs before a trial may be pruned; null takes a quarter of `training.max_epochs`",
+        "epochs before a trial may be pruned; null: a quarter of `training.max_epochs`",
         low=0,
         high=_MANY,
         searchable=False,
     )
     seed: int = setting(
         0,
-        "decides which settings are tried (all trials train on `seed`)",
+        "seed of the search (trials train with `seed`)",
         low=-(1 << 63),
         high=(1 << 63) - 1,
         searchable=False,
     )
     only: tuple[str, ...] | None = setting(
-        None, "settings of the space to search; null searches all", searchable=False, decides="run"
+        None, "settings to search; null: the whole space", searchable=False, decides="run"
     )
     storage: str | None = setting(
         None,
-        "database URL or `journal:FILE`; null takes `$ERCFUSION_SWEEP_STORAGE`, else `study.db` in the folder",
+        "database URL or `journal:FILE`; null: `$ERCFUSION_SWEEP_STORAGE`, else `study.db` in the folder",
         path="file",
         searchable=False,
         decides="nothing",
     )
     name: str | None = setting(
         None,
-        "name of the study; sweeps of one storage and name search together; null makes one of its own",
+        "name of the study, shared by sweeps with the same storage and name; null: a new one",
         path="name",
         searchable=False,
         decides="run",
     )
     rerun: int = setting(
         5,
-        "fresh seeds on which the winner is trained again; 0 for none",
+        "additional training runs of the best settings with new seeds",
         low=0,
         high=_MANY,
         searchable=False,
         decides="nothing",
     )
     timeout: float | None = setting(
-        None, "hours after which no trial is begun", above=0, searchable=False, decides="nothing"
+        None, "hours after which no trial starts", above=0, searchable=False, decides="nothing"
     )
 
-
-# All of them
 
 SECTIONS: Mapping[str, type] = {
     "training": Training,
@@ -451,11 +432,11 @@ SECTIONS: Mapping[str, type] = {
     "task": Task,
     "sweep": Sweep,
 }
-"""Sections that have one form."""
+"""Sections with fixed settings."""
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
     "optimizer": (AdamW, Adam, Adadelta, Sgd),
     "scheduler": (Cosine, Plateau, Constant),
     "curriculum": (Curriculum, EmotionShift, WeightedShift),
 }
-"""Sections whose settings depend on a choice, which is their setting ``name``; the first is the default."""
+"""Sections whose settings depend on their ``name``; the first choice is the default."""

@@ -1,4 +1,4 @@
-"""Every setting by its dotted key, the defaults of every section, and the typed configuration of a run."""
+"""All settings by dotted key, the defaults of every section, and the typed configuration of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
 
 
 def parts() -> dict[str, type]:
-    """The sections below ``objective``: of the task's losses that have settings, and of the loss terms."""
+    """The sections of ``objective``: task losses with settings, and loss terms."""
     return {**{name: section for name, section in TASK_LOSSES.items() if section is not None}, **TERMS}
 
 
@@ -34,7 +34,7 @@ def choice_of(section: str, name: str) -> type:
     """The class of a choice of ``optimizer``, ``scheduler`` or ``curriculum``.
 
     Raises:
-        ConfigError: no such choice; the message names the nearest.
+        ConfigError: Unknown choice; the message contains the nearest.
     """
     known: dict[str, type] = {one.choice: one for one in CHOICES[section]}  # type: ignore[attr-defined]
     if name not in known:
@@ -48,11 +48,11 @@ def names_of(section: str) -> list[str]:
 
 
 def fields_in(section: str, name: str | None = None) -> dict[str, Field]:
-    """The settings of a section by dotted key, in order; of ``optimizer`` and the like those of the choice ``name``.
+    """The settings of a section by dotted key, in order.
 
     Args:
         section: Empty for the top level.
-        name: None for the settings of all choices.
+        name: Choice of ``optimizer`` and similar sections; None for the settings of all choices.
     """
     if not section:
         return {field.key: field for field in fields_of(Root).values()}
@@ -60,21 +60,21 @@ def fields_in(section: str, name: str | None = None) -> dict[str, Field]:
         classes = CHOICES[section] if name is None else (choice_of(section, name),)
         key = f"{section}.name"
         known = Known(f"set by `{section}=NAME`", choices=tuple(names_of(section)), searchable=False)
-        found = {key: Field(key, (str,), None, False, names_of(section)[0], known)}
+        fields = {key: Field(key, (str,), None, False, names_of(section)[0], known)}
         for one in classes:
-            found |= {field.key: field for field in fields_of(one, section).values() if field.key not in found}
-        return found
-    found = {field.key: field for field in fields_of(SECTIONS[section], section).values()}
+            fields |= {field.key: field for field in fields_of(one, section).values() if field.key not in fields}
+        return fields
+    fields = {field.key: field for field in fields_of(SECTIONS[section], section).values()}
     if section == "objective":
         for part, one in parts().items():
-            found |= {field.key: field for field in fields_of(one, f"objective.{part}").values()}
-    return found
+            fields |= {field.key: field for field in fields_of(one, f"objective.{part}").values()}
+    return fields
 
 
 def field_of(key: str) -> Field | None:
-    """The setting of a dotted key, also of an entry that a user adds to an open one; None if there is none.
+    """The setting with a dotted key, or None; also for a key added by a user to an open setting.
 
-    Options of architectures are not among them.
+    Options of architectures are not included.
     """
     section, dot, rest = key.partition(".")
     if not dot:
@@ -88,17 +88,17 @@ def field_of(key: str) -> Field | None:
     parent = known.get(f"{section}.{name}")
     if parent is None or not parent.is_open or not last:
         return None
-    entry = parent.entry
-    return replace(parent, key=key, types=() if entry in (None, object) else (entry,), entry=None, default=None)
+    element = parent.element
+    return replace(parent, key=key, types=() if element in (None, object) else (element,), element=None, default=None)
 
 
 def is_added(key: str) -> bool:
-    """Whether a setting is an entry that a user may add to an open one, such as ``data.packs.audio``."""
+    """Whether a user adds this key to an open setting, such as ``data.packs.audio``."""
     return field_of(key) is not None and key not in fields_in(key.partition(".")[0] if "." in key else "")
 
 
 def decides(key: str) -> Decides:
-    """What a setting decides (see :func:`ercfusion.config.fields.setting`); options of a model decide the result."""
+    """The effect of a setting (see :func:`ercfusion.config.fields.setting`); model options decide the result."""
     field = field_of(key)
     if field is None:
         return "run" if key.partition(".")[0] == "preset" else "result"
@@ -106,60 +106,60 @@ def decides(key: str) -> Decides:
 
 
 def is_path(key: str) -> bool:
-    """Whether the value of a setting is taken letter by letter."""
+    """Whether the value of a setting is used verbatim."""
     field = field_of(key)
     return field is not None and bool(field.known.path) and not field.is_open
 
 
 def is_name(key: str) -> bool:
-    """Whether that value is not the name of a file: ``~`` is no home folder in it."""
+    """Whether this value is a name and not a file: ``~`` is not the home folder."""
     field = field_of(key)
     return field is not None and field.known.path == "name"
 
 
 def defaults_of(section: str, name: str | None = None) -> dict[str, Any]:
-    """The default settings of a section, as a configuration holds it.
+    """The default settings of a section, as in a configuration.
 
     Args:
         section: Empty for the top level.
-        name: The choice of ``optimizer`` and the like; None for the default one.
+        name: Choice of ``optimizer`` and similar sections; None for the default.
     """
     if section in CHOICES:
         name = names_of(section)[0] if name is None else name
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in fields_in(section, name).values():
-        node, keys = found, field.key.split(".")[1:] if section else [field.key]
+        node, keys = values, field.key.split(".")[1:] if section else [field.key]
         for part in keys[:-1]:
             node = node.setdefault(part, {})
         node[keys[-1]] = plain(field.default)
     if section in CHOICES:
-        found["name"] = name
-    if section == "objective":  # terms without settings have none of their own to list
-        found |= {part: {} for part in parts() if part not in found}
-    return found
+        values["name"] = name
+    if section == "objective":  # also terms without settings
+        values |= {part: {} for part in parts() if part not in values}
+    return values
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Entries by dotted key; an empty mapping counts as an entry."""
-    entries: dict[str, Any] = {}
+    """Values by dotted key; an empty mapping counts as a value."""
+    values: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            entries.update(flat(value, f"{name}."))
+            values.update(flat(value, f"{name}."))
         else:
-            entries[name] = value
-    return entries
+            values[name] = value
+    return values
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` where a setting is out of its range, none of its choices, or not one of its section.
+    """Raise :class:`ConfigError` for unknown settings and values outside the range or choices.
 
     Args:
         config: A configuration whose values have the right types.
     """
     for field, value in _values(config):
         if problem := field.problem(value):
-            raise ConfigError(f"{field.key} {problem}")
+            raise ConfigError(f"{field.key} {problem}. Change the value.")
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
@@ -172,7 +172,7 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             names = [key.partition(".")[2] for key in known]
             hint = did_you_mean(extra[0], names)
             raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {hint}")
-        # A configuration of before a user's own term was registered does not have it.
+        # The configuration may be older than the registration of a user's term.
         absent = tuple(f"objective.{name}." for name in own_terms() if section == "objective" and name not in content)
         for key, field in known.items():
             if absent and key.startswith(absent):
@@ -181,9 +181,6 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             for part in key.split(".")[1:] if section else [key]:
                 value = value[part]
             yield field, value
-
-
-# The typed configuration
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture by its name, and its options."""
+    """The name and options of an architecture."""
 
     name: str
     options: Mapping[str, Any]
@@ -207,7 +204,7 @@ class Config:
     """The configuration of a run: one object per section.
 
     Args:
-        root: The settings of the top level.
+        root: Settings of the top level.
     """
 
     preset: Preset
@@ -224,10 +221,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Config:
-        """The configuration that :meth:`to_dict` wrote, or that was composed.
+        """Create a configuration from plain containers.
 
         Raises:
-            ConfigError: a value is out of its range.
+            ConfigError: A value is out of range.
         """
         check_settings(content)
         options = {key: value for key, value in content["model"].items() if key != "name"}
@@ -239,11 +236,11 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, as ``config.json`` holds them."""
-        found: dict[str, Any] = {"preset": {"model": self.preset.model, "data": self.preset.data}}
-        found |= {name: plain(getattr(self.root, name)) for name in fields_of(Root)}
-        found |= {name: section_to(getattr(self, name)) for name in _TYPED}
-        return found | {"model": {"name": self.model.name, **plain(self.model.options)}}
+        """Plain containers, as in ``config.json``."""
+        content: dict[str, Any] = {"preset": {"model": self.preset.model, "data": self.preset.data}}
+        content |= {name: plain(getattr(self.root, name)) for name in fields_of(Root)}
+        content |= {name: section_to(getattr(self, name)) for name in _TYPED}
+        return content | {"model": {"name": self.model.name, **plain(self.model.options)}}
 
 
 _TYPED = ("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "task")
@@ -266,7 +263,7 @@ def section_from(name: Literal["optimizer"], content: Mapping[str, Any]) -> Opti
 @overload
 def section_from(name: str, content: Mapping[str, Any]) -> Any: ...
 def section_from(name: str, content: Mapping[str, Any]) -> Any:
-    """A section's object from its plain form, whose types and ranges were checked."""
+    """Create a section from plain containers, whose types and ranges were checked."""
     section = choice_of(name, content["name"]) if name in CHOICES else SECTIONS[name]
     made = _made(section, content)
     if isinstance(made, Objective):
@@ -277,10 +274,10 @@ def section_from(name: str, content: Mapping[str, Any]) -> Any:
 
 
 def section_of(name: str, given: Mapping[str, Any]) -> Any:
-    """A section's object from some of its settings, by their names in it; the others have their defaults.
+    """Create a section from some of its settings; others have their defaults.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value out of its range.
+        ConfigError: An unknown setting, or a value out of range.
     """
     content = _updated(defaults_of(name, given.get("name") if name in CHOICES else None), given, name)
     check_settings({name: content})
@@ -288,23 +285,23 @@ def section_of(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _updated(defaults: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found = dict(defaults)
+    values = dict(defaults)
     for key, value in given.items():
         if key not in defaults:
             raise ConfigError(f"{where} has no setting {key!r}. {did_you_mean(key, defaults)}")
         field = field_of(f"{where}.{key}")
         is_section = isinstance(value, Mapping) and (field is None or field.is_open)
         if field is not None and field.is_open:
-            found[key] = {**defaults[key], **value}
+            values[key] = {**defaults[key], **value}
         else:
-            found[key] = _updated(defaults[key], value, f"{where}.{key}") if is_section else value
-    return found
+            values[key] = _updated(defaults[key], value, f"{where}.{key}") if is_section else value
+    return values
 
 
 def section_to(section: Any) -> dict[str, Any]:
-    """The plain form of a section's object."""
-    found: dict[str, Any] = {"name": section.choice} if hasattr(section, "choice") else {}
-    found |= {name: plain(getattr(section, name)) for name in fields_of(type(section))}
+    """The plain containers of a section."""
+    content: dict[str, Any] = {"name": section.choice} if hasattr(section, "choice") else {}
+    content |= {name: plain(getattr(section, name)) for name in fields_of(type(section))}
     if isinstance(section, Objective):
-        found |= {part: section_to(one) for part, one in section.parts.items()}
-    return found
+        content |= {part: section_to(one) for part, one in section.parts.items()}
+    return content

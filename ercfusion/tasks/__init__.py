@@ -1,1 +1,1 @@
-"""Heads, objectives, metrics and decision rules."""
+"""Recognizers: heads, objectives and task kinds on top of an architecture."""

@@ -1,4 +1,4 @@
-"""Heads: from an architecture's vectors to the outputs of a task, and the loss that trains them."""
+"""Heads: from an architecture's vectors to the outputs and the loss of a task."""
 
 from __future__ import annotations
 
@@ -20,39 +20,42 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
     """Check the setting ``objective.class_weights``.
 
     Args:
-        scheme: A name of :data:`CLASS_WEIGHTS`, or a weight for every label by its name.
-        task: Whose labels they are; None checks what can be checked without knowing them.
+        scheme: A name in :data:`CLASS_WEIGHTS`, or a weight per label.
+        task: Task with the labels; None skips checks of labels.
 
     Returns:
-        Weights by the schema's own label names where ``scheme`` gives them, otherwise None.
+        Weights by the schema's label names, or None for a named scheme.
 
     Raises:
-        ConfigError: an unknown name, a label without a weight, or a weight that is not a number of at least 0; one
-            message names all such labels.
+        ConfigError: An unknown name, a label without a weight, or a weight below 0; the message lists all such labels.
     """
     key = "objective.class_weights"
     if isinstance(scheme, str):
         if scheme not in CLASS_WEIGHTS:
             raise ConfigError(
-                f"{key} must be one of {', '.join(CLASS_WEIGHTS)}; found {scheme!r}. It may also give a weight for "
-                "every label by name: {joy: 2, anger: 1}"
+                f"{key} must be one of {', '.join(CLASS_WEIGHTS)}; found {scheme!r}. Choose one, or give a weight "
+                "per label: {joy: 2, anger: 1}"
             )
         return None
     if not isinstance(scheme, Mapping):
-        raise ConfigError(f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label; found {scheme!r}")
+        raise ConfigError(
+            f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label; found {scheme!r}. Change the value."
+        )
     wrong = [
         f"{label}: {weight!r}"
         for label, weight in scheme.items()
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf
     ]
     if wrong:
-        raise ConfigError(f"{key}: weights must be numbers of at least 0; found {', '.join(wrong)}")
+        raise ConfigError(f"{key}: weights must be numbers of at least 0; found {', '.join(wrong)}. Correct them.")
     if not any(weight > 0 for weight in scheme.values()):
-        raise ConfigError(f"{key}: no label has a weight above 0")
+        raise ConfigError(f"{key}: no label has a weight above 0. Give one.")
     if task is None:
         return None
     if task.schema is None:
-        raise ConfigError(f"{key} gives weights by label, but the {task.kind} task {task.name!r} has no labels")
+        raise ConfigError(
+            f"{key} has weights by label, but the {task.kind} task {task.name!r} has no labels. Use {key}=none."
+        )
     named: dict[str, float] = {}
     problems = []
     for spelling, weight in scheme.items():
@@ -68,23 +71,24 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
     if missing:
         problems.append(f"Without a weight: {', '.join(missing)}.")
     if problems:
-        raise ConfigError(f"{key} does not fit the labels {task.schema.name}: {' '.join(problems)}")
+        raise ConfigError(
+            f"{key} does not fit the labels {task.schema.name}: {' '.join(problems)} Give one weight per label."
+        )
     return named
 
 
 def class_weights(targets: TaskTargets, task: TaskSpec, scheme: str | Mapping[str, float]) -> Tensor | None:
-    """Weights of the classes, from the counts of a training split or as given.
+    """Class weights from the counts of a training split, or as given.
 
     Args:
-        targets: Of the training split only.
+        targets: Of the training split.
         task: Single-label, multi-label or distribution.
-        scheme: ``none``; ``balanced``, proportional to 1 / n_c; ``effective``, proportional to (1 - b) / (1 - b ** n_c)
-            with b = (N - 1) / N (Cui et al., CVPR 2019); n_c sums probabilities for a distribution task. Or a weight
-            for every label by its name, taken as it is.
+        scheme: ``none``; ``balanced``: proportional to 1 / n_c; ``effective``: proportional to (1 - b) / (1 - b ** n_c)
+            with b = (N - 1) / N (Cui et al., CVPR 2019), where n_c sums probabilities for a distribution task; or a
+            weight per label, used unchanged.
 
     Returns:
-        (C) weights, or None. Those from counts have mean 1 over the labelled utterances (a class that never occurs gets
-        0).
+        (C) weights, or None. Weights from counts have mean 1 over the labelled utterances, and 0 for absent classes.
     """
     given = check_class_weights(scheme, task)
     if given is not None and task.schema is not None:
@@ -106,10 +110,10 @@ class Head(nn.Module):
     """A linear layer with the output, loss and prior of one task.
 
     Args:
-        task: What is predicted.
-        width: Of the vectors it reads.
+        task: The task.
+        width: Width of the input vectors.
         label_smoothing: For single-label tasks.
-        regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over all labelled utterances of the
+        regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over the labelled utterances of the
             batch, averaged over the dimensions).
 
     Shapes:
@@ -122,7 +126,8 @@ class Head(nn.Module):
         super().__init__()
         if regression_loss not in REGRESSION_LOSSES:
             raise ConfigError(
-                f"objective.regression_loss must be one of {', '.join(REGRESSION_LOSSES)}; found {regression_loss!r}"
+                f"objective.regression_loss must be one of {', '.join(REGRESSION_LOSSES)}; found {regression_loss!r}. "
+                "Choose one of them."
             )
         self.task = task
         self.label_smoothing = label_smoothing
@@ -130,17 +135,17 @@ class Head(nn.Module):
         self.linear = nn.Linear(width, task.rules.num_logits(task))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """See the class."""
+        """(N, L) logits."""
         return self.linear(hidden)
 
     @torch.no_grad()
     def start_from_prior(self, targets: TaskTargets) -> None:
-        """Set the bias so that, without evidence, the head answers with the distribution of the training labels."""
+        """Set the bias so that the output without evidence is the distribution of the training labels."""
         value = targets.value[targets.valid]
         self.linear.bias.copy_(self.task.rules.prior(value, self.task))
 
     def outputs(self, logits: Tensor) -> Tensor:
-        """(N, K) probabilities, or numbers kept within the task's range."""
+        """(N, K) probabilities, or numbers clamped to the task's range."""
         return self.task.rules.outputs(logits, self.task)
 
     def loss(
@@ -148,15 +153,14 @@ class Head(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum of the losses of the labelled utterances, and the sum of their weights.
 
-        The quotient is the batch's loss; the two are kept apart so that a loss over several processes, or several
-        batches, is the loss over all their utterances and not a mean of means.
+        The quotient is the loss of the batch. Separate sums give the exact loss over several processes or batches.
 
         Args:
             logits: (N, L).
-            targets: Of the N utterances; the content of unlabelled ones never matters.
-            weights: (C) from :func:`class_weights`. A single-label utterance weighs as much as its class, a
-                distribution as the mean over its classes; for multi-label tasks they weigh the labels.
-            gamma: Of the focal loss, for single-label tasks only; 0 is cross-entropy.
+            targets: Of the N utterances; values of unlabelled ones are ignored.
+            weights: (C) from :func:`class_weights`: weights of single-label utterances by class, of distributions by
+                the mean over classes, or of the labels of a multi-label task.
+            gamma: Focal loss of single-label tasks; 0 is cross-entropy.
         """
         valid = targets.valid
         return self.task.rules.loss(

@@ -1,4 +1,4 @@
-"""What the folder of a saved model and a file of predictions hold."""
+"""Schemas of a saved model's configuration and of the description in a predictions file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ercfusion._core.schemas.common import FileEntry, Name, Open, Positive, Share, Value
 from ercfusion.batch.task_schema import Task
 
-# More inputs or speakers do not occur, and every one of them takes memory.
+# Limit of memory: every input and speaker has parameters.
 _MOST = 1_000_000
 
 
@@ -50,5 +50,5 @@ class PredictionsHead(Open):
         size = self.task.spec().size
         for split, cut in self.thresholds.items():
             if cut is not None and len(cut) != size:
-                raise ValueError(f"thresholds.{split} has {len(cut)} entries for {size} outputs")
+                raise ValueError(f"thresholds.{split} has {len(cut)} values for {size} outputs")
         return self

@@ -1,4 +1,4 @@
-"""The objective: a weighted sum of named terms."""
+"""The training objective: a weighted sum of named terms."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ from ercfusion.tasks.recognizer import Recognized, Recognizer
 
 
 class Objective(nn.Module):
-    """What training minimises: the task's loss and every auxiliary term, each times its weight.
+    """The task loss and auxiliary terms, each times its weight.
 
-    Terms: ``task`` (the head's loss), the loss of each further task under the task's own name, ``unimodal`` (the sum of
-    the same losses on a head for each modality's representation; that of a further task times the task's weight),
-    whatever auxiliary losses the architecture names, and the representation terms of :mod:`ercfusion.losses.terms` that
-    are given; these read the first task's targets. :func:`build_objective` makes one from a configuration.
+    Terms:
+
+    - ``task``: loss of the first task;
+    - the name of a further task: its loss;
+    - ``unimodal``: sum of these losses on a head per modality (for a further task, times its weight);
+    - auxiliary losses of the architecture;
+    - representation terms of :mod:`ercfusion.losses.terms`, on the first task's targets.
+
+    :func:`build_objective` creates one from a configuration.
 
     Args:
-        weights: By term; a term without a weight counts 1, a weight of 0 switches it off.
+        weights: By term; default 1 per term, 0 turns a term off.
         class_weights: (C) or None, see :func:`ercfusion.tasks.heads.class_weights`; of the first task.
-        others: The same for further tasks by name.
-        gamma: Of the focal loss, for single-label tasks; 0 is cross-entropy.
-        terms: Representation terms, built for the recognizer. Their parameters are trained with the recognizer's and
-            belong to the objective: checkpoints hold them, saved models do not.
+        others: Class weights of further tasks by name.
+        gamma: Focal loss of single-label tasks; 0 is cross-entropy.
+        terms: Representation terms. Their parameters are trained and stored in checkpoints, but not in saved models.
     """
 
     def __init__(
@@ -60,10 +64,10 @@ class Objective(nn.Module):
     def forward(
         self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, a scalar, and the unweighted terms by name.
+        """The total (a scalar), and the unweighted terms by name.
 
-        In distributed training the outputs for the whole batch are collected first, and all that follows is computed
-        as in a single process (see :mod:`ercfusion.ops.processes`): a term need not know about processes.
+        In distributed training the outputs of the whole batch are collected first (see :mod:`ercfusion.ops.processes`),
+        so that terms are computed as in one process.
         """
         shares = Shares(batch.packing, batch.stand_in)
         own = batch.targets[recognizer.task.name]
@@ -74,8 +78,8 @@ class Objective(nn.Module):
             if name == recognizer.task.name:
                 term, labels, weight = "task", targets, 1.0
             else:
-                found = batch.targets[name]
-                term, labels = name, TaskTargets(shares.gather(found.value), shares.gather(found.valid))
+                further = batch.targets[name]
+                term, labels = name, TaskTargets(shares.gather(further.value), shares.gather(further.valid))
                 weight = self.weights.get(name, 1.0)
             terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels)
             own_heads = [
@@ -86,20 +90,20 @@ class Objective(nn.Module):
             terms["unimodal"] = torch.stack(unimodal).sum()
         for name, value in _auxiliary(recognized, shares).items():
             if name in recognized.others:
-                raise ConfigError(f"the architecture names an auxiliary loss {name!r}, which is a task too")
+                raise ConfigError(f"the auxiliary loss {name!r} of the architecture has the name of a task. Rename it.")
             terms[name] = value
         for name, value in self._representation_losses(recognized, batch, targets, shares).items():
             if name in terms:
                 raise ConfigError(
-                    f"the architecture names an auxiliary loss {name!r}, which is a term of the objective too: "
-                    f"set objective.weights.{name}=0 for its own alone, or rename it"
+                    f"the auxiliary loss {name!r} of the architecture has the name of a term. Rename it, or set "
+                    f"objective.weights.{name}=0 to omit the term."
                 )
             terms[name] = value
         off = [name for name in TERMS if name not in terms and self.weights.get(name) == 0]
         unknown = [name for name in self.weights if name not in terms and name not in ("task", "unimodal", *off)]
         if unknown:
             known = dict.fromkeys([*terms, *TERMS])
-            raise ConfigError(f"objective.weights names the term {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+            raise ConfigError(f"objective.weights: no term {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
         total = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return total, terms
 
@@ -133,8 +137,8 @@ def _auxiliary(recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
     for name, loss in recognized.encoded.losses.items():
         if isinstance(loss, Tensor) and shares.size > 1:
             raise ConfigError(
-                f"the architecture's auxiliary loss {name!r} is a number for this process's share of the batch. To "
-                "train in several processes, return an ercfusion.models.base.BatchLoss, or train in one process"
+                f"the auxiliary loss {name!r} of the architecture covers only this process's part of the batch. "
+                "Return an ercfusion.models.base.BatchLoss, or train in one process."
             )
         terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
     return terms
@@ -144,24 +148,21 @@ def _mean(total: Tensor, count: Tensor) -> Tensor:
     return total / count.clamp(min=1e-12)
 
 
-# From a configuration
-
-
 def check_objective(settings: sections.Objective) -> None:
-    """Raise :class:`ConfigError` for settings of the section ``objective`` that do not go together."""
+    """Raise :class:`ConfigError` for contradictory settings of the section ``objective``."""
     check_class_weights(settings.class_weights)
     if settings.loss == "class_balanced" and settings.class_weights != "none":
         raise ConfigError(
-            "objective.loss=class_balanced brings weights of its own: set objective.class_weights=none, or choose "
-            "objective.loss=focal with class weights"
+            "objective.loss=class_balanced has its own class weights. Set objective.class_weights=none, or use "
+            "objective.loss=focal."
         )
     for name in TERMS:
         RepresentationTerm(name, settings.parts[name])
     others = [weight for name, weight in settings.weights.items() if name not in ("task", "unimodal")]
     if settings.probe and not any(others):
         raise ConfigError(
-            "objective.probe=true: the classifier sends no gradient back, and no other term has a weight, so that the "
-            "architecture would learn nothing. Give one, for example objective.weights.triplet=1, or take probe=false."
+            "objective.probe=true: without a weight on another term the architecture learns nothing. Add one, for "
+            "example objective.weights.triplet=1, or set objective.probe=false."
         )
 
 
@@ -172,18 +173,18 @@ def build_objective(
     class_weights: Tensor | None = None,
     others: Mapping[str, TaskTargets] = MappingProxyType({}),
 ) -> Objective:
-    """The objective that a configuration asks for.
+    """Create the objective of a configuration.
 
     Args:
-        settings: The section ``objective``; a representation term without a weight, or with 0, is not built.
-        recognizer: That it will train; asked for widths.
+        settings: The section ``objective``; representation terms with weight 0 are omitted.
+        recognizer: The recognizer to train.
         targets: Of the training split, for the loss ``class_balanced``.
-        class_weights: (C) or None, what :func:`ercfusion.tasks.heads.class_weights` makes of the setting of that name.
-        others: Of the training split, for further tasks. Weights by label are those of the first task's labels, and a
-            loss that a further task does not know is its usual one.
+        class_weights: (C) or None, from :func:`ercfusion.tasks.heads.class_weights`.
+        others: Training targets of further tasks. Weights by label apply to the first task only; a further task without
+            this loss uses its default.
 
     Raises:
-        ConfigError: see :func:`check_objective`; or a loss or term that does not fit the task or the architecture.
+        ConfigError: See :func:`check_objective`; or a loss or term that does not fit the task or architecture.
     """
     check_objective(settings)
     task, weights, loss = recognizer.task, settings.weights, settings.loss
@@ -191,7 +192,7 @@ def build_objective(
         fits = " and ".join(name for name in KINDS if loss in task_kind(name).losses)
         raise ConfigError(
             f"objective.loss={loss} is for {fits} tasks; {task.name!r} is {task.kind}. "
-            "Leave it at cross_entropy, which stands for the usual loss of every task."
+            "Use cross_entropy, the default loss of every task kind."
         )
     if loss == "class_balanced":
         class_weights = _class_balance(targets, task, settings.parts[loss].beta)
@@ -205,12 +206,12 @@ def build_objective(
     gamma = settings.parts[loss].gamma if loss in settings.parts else 0.0
     scheme = settings.class_weights if isinstance(settings.class_weights, str) else "none"
     further: dict[str, Tensor | None] = {}
-    for name, found in others.items():
+    for name, labels in others.items():
         other = recognizer.heads(name).task
         if loss == "class_balanced" and loss in other.rules.losses:
-            further[name] = _class_balance(found, other, settings.parts[loss].beta)
+            further[name] = _class_balance(labels, other, settings.parts[loss].beta)
         else:
-            further[name] = weights_of_classes(found, other, scheme)
+            further[name] = weights_of_classes(labels, other, scheme)
     return Objective(weights, class_weights, gamma=gamma, terms=terms, others=further)
 
 

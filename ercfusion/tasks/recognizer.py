@@ -1,4 +1,4 @@
-"""A recognizer: standardised inputs, an architecture, a head. What is trained, saved, shared and loaded."""
+"""The recognizer: standardised inputs, an architecture and heads. It is trained, saved and loaded as one module."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from ercfusion.tasks.heads import Head
 from ercfusion.tasks.model_schema import ModelConfig
 
 FORMAT = 1
-DAMAGED = "The file was changed or damaged: copy the folder again, or train again."
+DAMAGED = "Copy the folder again, or train again: the file was changed or damaged."
 
 
 @dataclass
 class TaskLogits:
-    """What the heads of one task say of the N utterances of a batch.
+    """Logits of one task for N utterances.
 
     Args:
         logits: (N, L).
-        unimodal: (N, L) of a head on each modality's representation, where such heads exist.
+        unimodal: (N, L) by modality, from the heads on single modalities.
     """
 
     logits: Tensor
@@ -51,12 +51,12 @@ class TaskLogits:
 
 @dataclass
 class Recognized:
-    """Output of a recognizer for the N utterances of a batch.
+    """Output of a recognizer for N utterances.
 
     Args:
         logits: (N, K).
-        encoded: What the architecture made of the batch.
-        unimodal: (N, K) logits of a head on each modality's representation, where such heads exist.
+        encoded: Output of the architecture.
+        unimodal: (N, K) logits by modality, from the heads on single modalities.
         others: Logits of further tasks by name.
     """
 
@@ -74,9 +74,9 @@ class TaskHeads(nn.Module):
     """The heads of a further task.
 
     Args:
-        task: What is predicted.
-        width: Of the architecture's vectors.
-        widths: Of the representations of single modalities that get a head each.
+        task: The task.
+        width: Width of the architecture's vectors.
+        widths: Widths of the modalities with a head.
         settings: See :class:`ercfusion.tasks.heads.Head`.
     """
 
@@ -89,18 +89,20 @@ class TaskHeads(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """An architecture between the standardisation of its inputs and the head of its task.
+    """Standardisation of the inputs, an architecture, and heads for its tasks.
 
     Args:
-        architecture: A registered name, ``"module:Class"`` (the module must be imported), or the class itself.
+        architecture: A registered name, ``"module:Class"`` (of an imported module), or a class.
         inputs: Modalities and widths, from the data.
-        task: What is predicted.
-        others: Further tasks, each with heads of its own on the same architecture.
+        task: The first task.
+        others: Further tasks, each with its own heads.
         options: Options of the architecture.
-        unimodal: Also put a head on each modality's representation (for the objective term ``unimodal``).
+        unimodal: Add a head per modality, for the objective term ``unimodal``.
         label_smoothing, regression_loss: See :class:`ercfusion.tasks.heads.Head`.
-        probe: Let no classifier send a gradient back: the architecture learns from other terms of the objective alone,
-            and the classifiers read what it made.
+        probe: Stop the gradient of the heads, so that the architecture learns from other terms of the objective.
+
+    Raises:
+        ConfigError: Duplicate task names, or options that need unimodal heads without them (or the reverse).
     """
 
     def __init__(
@@ -118,7 +120,8 @@ class Recognizer(nn.Module):
     ) -> None:
         super().__init__()
         if len({task.name, *(other.name for other in others)}) <= len(others):
-            raise ConfigError(f"two tasks have one name: {', '.join([task.name, *(other.name for other in others)])}")
+            names = ", ".join([task.name, *(other.name for other in others)])
+            raise ConfigError(f"two tasks have one name: {names}. Name each task once.")
         self.config = {
             "format": FORMAT,
             "architecture": ARCHITECTURES.name_of(architecture),
@@ -138,8 +141,8 @@ class Recognizer(nn.Module):
         self.architecture = build_architecture(architecture, inputs, options)
         if self.architecture.capabilities.needs_unimodal and not unimodal:
             raise ConfigError(
-                f"with these options parts of {self.config['architecture']} learn from a classifier on every modality "
-                "only: set objective.weights.unimodal=1 (or detach=false)"
+                f"with these options parts of {self.config['architecture']} learn only from a classifier per modality. "
+                "Set objective.weights.unimodal=1 (or model.detach=false)."
             )
 
         def head(width: int) -> Head:
@@ -151,8 +154,8 @@ class Recognizer(nn.Module):
             widths = self.representation_widths()
             if not widths:
                 raise ConfigError(
-                    f"{self.config['architecture']} with these options has no representation of a single modality for "
-                    "objective.weights.unimodal to train: set that weight to 0"
+                    f"{self.config['architecture']} with these options has no representation of single modalities. "
+                    "Set objective.weights.unimodal=0."
                 )
             self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
@@ -164,15 +167,15 @@ class Recognizer(nn.Module):
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
-        """All tasks, the one that chooses the checkpoint first."""
+        """All tasks; the first selects the checkpoint."""
         return (self.task, *(self.heads(name).task for name in self.others))
 
     def heads(self, task: str) -> Recognizer | TaskHeads:
-        """What holds ``head``, ``unimodal_heads`` and ``thresholds`` of a task."""
+        """The owner of ``head``, ``unimodal_heads`` and ``thresholds`` of a task."""
         return self if task == self.task.name else self.others[task]  # type: ignore[return-value]
 
     def representation_widths(self) -> dict[str, int]:
-        """Widths of the per-modality representations, found by encoding one made-up utterance."""
+        """Widths of the representations of single modalities, measured on one generated utterance."""
         probe = ConversationBatch(
             packing=Packing([1]),
             features={name: torch.zeros(1, width) for name, width in self.inputs.widths.items()},
@@ -187,7 +190,7 @@ class Recognizer(nn.Module):
 
     @torch.no_grad()
     def prepare(self, train: Split, *, standardize: bool = True) -> None:
-        """Take the input statistics and the label distribution from the training split."""
+        """Compute the input statistics and the label distribution of the training split."""
         if standardize:
             self.standardize.fit(train.batch(range(len(train))))
         for task in self.tasks:
@@ -197,12 +200,12 @@ class Recognizer(nn.Module):
                 head.start_from_prior(train.targets[task.name])
 
     def forward(self, batch: ConversationBatch) -> Recognized:
-        """Logits for the N utterances of ``batch``."""
+        """Logits of the N utterances of ``batch``."""
         self.architecture.check_inputs(batch)
         batch = self.standardize.forward(batch)
         with standing_in() if batch.stand_in else nullcontext():
             encoded = self.architecture(batch, **self.lent())
-        read = _without_gradient if self.probe else _as_it_is
+        read = _without_gradient if self.probe else _unchanged
 
         def logits(heads: Recognizer | TaskHeads) -> TaskLogits:
             unimodal = {name: head(read(encoded.modalities[name])) for name, head in heads.unimodal_heads.items()}
@@ -213,34 +216,34 @@ class Recognizer(nn.Module):
         return Recognized(own.logits, encoded, own.unimodal, others)
 
     def lent(self) -> dict[str, Any]:
-        """What the architecture asks for beyond the batch, by name: its :attr:`Capabilities.asks`."""
+        """Functions requested by the architecture (:attr:`Capabilities.asks`) by name."""
         lends: dict[Request, Any] = {"outcomes": self.outcomes}
         return {name: lends[name] for name in self.architecture.capabilities.asks}
 
     def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:
-        """The classifier on one modality; see :class:`ercfusion.models.base.Outcomes`.
+        """Logits of the classifier on one modality; see :class:`ercfusion.models.base.Outcomes`.
 
         Returns:
-            See :meth:`ercfusion.batch.kinds.TaskKind.outcomes`: (N, 1, C) if one label is chosen, (N, C, 2) (no, yes)
-            if each is; None if a number comes without a probability.
+            See :meth:`ercfusion.batch.kinds.TaskKind.outcomes`: (N, 1, C) for a single label, (N, C, 2) (no, yes) for
+            label sets, None for numbers.
         """
         logits: Tensor = self.unimodal_heads[modality](representation)
         return self.task.rules.outcomes(logits)
 
     def predict(self, store: Split, *, conversations: int = 64) -> Predictions:
-        """Outputs of the first task for a whole split; see :meth:`predict_all`."""
+        """Predictions of the first task for a split; see :meth:`predict_all`."""
         return self.predict_all(store, conversations=conversations)[self.task.name]
 
     @torch.no_grad()
     def predict_all(self, store: Split, *, conversations: int = 64) -> dict[str, Predictions]:
-        """Outputs of every task by name for a whole split, in eval mode, on the device of the parameters."""
+        """Predictions of every task by name for a split, in eval mode, on the device of the parameters."""
         device = next(self.parameters()).device
         was_training = self.training
         self.eval()
         outputs: dict[str, list[Tensor]] = {task.name: [] for task in self.tasks}
         for batch in store.batches(conversations):
-            for name, found in self(batch.to(device)).of(self).items():
-                outputs[name].append(self.heads(name).head.outputs(found.logits.float()).double().cpu())
+            for name, task_logits in self(batch.to(device)).of(self).items():
+                outputs[name].append(self.heads(name).head.outputs(task_logits.logits.float()).double().cpu())
         self.train(was_training)
         return {task.name: self._predictions(task, torch.cat(outputs[task.name]), store) for task in self.tasks}
 
@@ -259,18 +262,18 @@ class Recognizer(nn.Module):
         )
 
     def set_thresholds(self, thresholds: np.ndarray, task: str | None = None) -> None:
-        """Decision thresholds, (K), for a kind of task that decides by them; of the first task where None."""
+        """Set the (K) decision thresholds of a task; None for the first task."""
         heads = self.heads(task or self.task.name)
         heads.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
 
     def choose_thresholds(self, dev: Predictions) -> Predictions:
-        """Take the decision thresholds that are best on the dev split; nothing changes for a kind without any.
+        """Set the decision thresholds that are best on dev, for task kinds with thresholds.
 
         Args:
-            dev: This recognizer's predictions of the dev split for one of its tasks.
+            dev: Predictions of the dev split for one task.
 
         Returns:
-            The same outputs with these thresholds.
+            The predictions with these thresholds.
         """
         if dev.task.rules.thresholds:
             self.set_thresholds(dev.task.rules.best_thresholds(dev), dev.task.name)
@@ -279,10 +282,8 @@ class Recognizer(nn.Module):
     def _thresholds(self, task: TaskSpec) -> np.ndarray | None:
         return self.heads(task.name).thresholds.double().cpu().numpy() if task.rules.thresholds else None
 
-    # Sharing
-
     def checksum(self) -> str:
-        """SHA-256 of configuration and tensors, but for the thresholds, which are chosen when all is trained."""
+        """SHA-256 of configuration and tensors without thresholds, which are chosen after training."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             if name.rpartition(".")[2] != "thresholds":
@@ -291,9 +292,9 @@ class Recognizer(nn.Module):
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> Path:
-        """Write ``model.safetensors``, ``config.json`` and, if given, the card ``README.md`` into ``folder``.
+        """Write ``model.safetensors``, ``config.json`` and the card ``README.md`` (if given) into ``folder``.
 
-        A model that is there stays loadable until its weights are replaced: ``config.json`` first gets both checksums.
+        An existing model stays loadable: ``config.json`` contains both checksums while the weights are replaced.
         """
         from safetensors.torch import save
 
@@ -307,7 +308,7 @@ class Recognizer(nn.Module):
             with atomic_write(folder / "config.json") as stream:
                 stream.write(json.dumps({**self.config, "files": files, **more}, indent=2) + "\n")
 
-        before = _entry(weights)
+        before = _file_state(weights)
         if before is not None:
             describe(before={weights.name: before})
         with atomic_write(weights, "wb") as stream:
@@ -320,11 +321,11 @@ class Recognizer(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> Recognizer:
-        """The recognizer that :meth:`save_pretrained` wrote, in eval mode.
+        """Load the model saved by :meth:`save_pretrained`, in eval mode.
 
         Raises:
-            RunError: a file is missing, is damaged or of another format, the two do not fit together, or the class of
-                the architecture is in a module that this process has not imported.
+            RunError: A file is missing, damaged or of another format, the files do not fit together, or the module of
+                the architecture is not imported.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -332,12 +333,13 @@ class Recognizer(nn.Module):
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
-                raise RunError(f"{folder} holds no saved model: {name} is missing")
+                raise RunError(f"{folder} is not a saved model: {name} is missing. Give a folder such as RUN/model.")
         where, weights = folder / "config.json", folder / "model.safetensors"
         config = read_json(where, advice=DAMAGED)
-        found = config.get("format") if isinstance(config, dict) else None
-        if found != FORMAT:
-            raise failure(RunError, where, f": format {shown(found)}; this version reads {FORMAT}")
+        version = config.get("format") if isinstance(config, dict) else None
+        if version != FORMAT:
+            advice = "Use the version of ercfusion that wrote it."
+            raise failure(RunError, where, f": format {shown(version)}; this version reads {FORMAT}", advice)
         check(config, ModelConfig, where, advice=DAMAGED)
         tensors = read_header(weights, advice=DAMAGED)
         _check_sum(config, weights)
@@ -345,7 +347,7 @@ class Recognizer(nn.Module):
             architecture = architecture_class(config["architecture"])
         except ConfigError as error:
             raise failure(RunError, where, f": {error}") from error
-        # Every parameter is in the file, so a construction that needs far more memory is of other sizes.
+        # All parameters are in the file, so a construction that needs far more memory has wrong sizes.
         most = 8 * weights.stat().st_size + (512 << 20)
         try:
             with allocation_limit(config["architecture"], most):
@@ -370,20 +372,20 @@ class Recognizer(nn.Module):
         return recognizer.eval()
 
 
-def _entry(path: Path) -> dict[str, Any] | None:
-    """Size and checksum of a file; None if there is none."""
+def _file_state(path: Path) -> dict[str, Any] | None:
+    """Size and checksum of a file, or None."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
 
 
 def _check_sum(config: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`RunError` if the configuration has not this checksum of the tensors."""
-    kept = [config[name][path.name] for name in ("files", "before") if path.name in config.get(name, {})]
-    if _entry(path) not in kept:
+    """Raise :class:`RunError` unless the checksum of the tensors is in the configuration."""
+    known = [config[name][path.name] for name in ("files", "before") if path.name in config.get(name, {})]
+    if _file_state(path) not in known:
         raise failure(RunError, path, " was changed or damaged: config.json has another checksum of it", DAMAGED)
 
 
 def _check_tensors(recognizer: Recognizer, tensors: Mapping[str, Header], path: Path) -> None:
-    """Raise :class:`RunError` unless a file has the tensors of a model, by name and shape."""
+    """Raise :class:`RunError` unless a file contains the tensors of a model, by name and shape."""
     expected = {name: list(value.shape) for name, value in recognizer.state_dict().items()}
     for name in dict.fromkeys([*expected, *tensors]):
         if name not in tensors or name not in expected:
@@ -398,10 +400,10 @@ def _check_tensors(recognizer: Recognizer, tensors: Mapping[str, Header], path: 
 
 
 class _ZeroGradient(torch.autograd.Function):
-    """The identity, with a gradient of zeros.
+    """The identity with a zero gradient.
 
-    Unlike a detached copy it keeps everything before it in the graph: distributed training waits for a gradient of
-    every parameter, also of those that only a classifier would have trained (the vectors for absent modalities).
+    A detached copy would remove parameters from the graph, but distributed training waits for a gradient of every
+    parameter, such as the vectors for absent modalities.
     """
 
     @staticmethod
@@ -417,5 +419,5 @@ def _without_gradient(value: Tensor) -> Tensor:
     return _ZeroGradient.apply(value)
 
 
-def _as_it_is(value: Tensor) -> Tensor:
+def _unchanged(value: Tensor) -> Tensor:
     return value

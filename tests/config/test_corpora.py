@@ -84,7 +84,7 @@ def test_every_option_has_a_meaning() -> None:
         ("demo", "train=0", r"data\.options\.train must be from 1 to .*, found 0 \(corpus 'demo'\)"),
         ("demo", "seed=-1", r"data\.options\.seed must be from 0 to .*, found -1"),
         ("demo", "sede=1", r"corpus 'demo' has no setting 'sede'\. Did you mean 'seed'\?"),
-        ("meld", "sede=1", r"corpus 'meld' has no setting 'sede'\. It has none\."),
+        ("meld", "sede=1", r"corpus 'meld' has no setting 'sede'\. It has none: remove it\."),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_read(name: str, setting: str, message: str) -> None:
@@ -115,7 +115,7 @@ def test_a_corpus_of_ones_own(own: str, capsys: pytest.CaptureFixture[str]) -> N
     assert train([f"data={own}", "data.options.size=7", "--help"]) == 0
     assert capsys.readouterr().out == (
         "data=counted_corpus: Counts.\n\n"
-        "options: value, allowed values, and meaning\n"
+        "Options (value: allowed values):\n"
         "  data.options.size=7 (default: 3): 1 to 8, or null\n      How many; null for all\n"
         "  data.options.kind=a: a, b\n      Which\n"
         "  data.options.words=[x]: a list\n"

@@ -204,7 +204,7 @@ def test_modules_that_a_folder_names(
     assert forgotten()
     # place: modules of a folder
     message = refused(evaluate.main, ["r", "split=dev"], capsys)
-    assert "the settings of this folder import stranger: that runs code" in message
+    assert "the settings of this folder import stranger, which runs code" in message
     with pytest.raises(ConfigError, match="If you trust it: import stranger first"):
         export_packs("r")
     again = printed(message, "evaluate")

@@ -176,7 +176,7 @@ def test_mistakes_take_a_short_line(argument: str, message: str) -> None:
     ("argument", "message"),
     [
         ("optimizer.lr=interval(1e-4,1e-2)", "python -m ercfusion.sweep searches ranges"),
-        ("model=glob(*)", "does not list values"),
+        ("model=glob(*)", "is not a list of values"),
         ("seed=range(0,1000000000000)", "more than 10,000 combinations"),
     ],
 )

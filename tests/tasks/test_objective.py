@@ -92,7 +92,7 @@ def test_class_weights(recognizer: Recognizer, batch: ConversationBatch) -> None
 
 
 def test_unknown_term(recognizer: Recognizer, batch: ConversationBatch) -> None:
-    with pytest.raises(ConfigError, match=r"objective.weights names the term 'smoth'. Did you mean 'smooth'\?"):
+    with pytest.raises(ConfigError, match=r"objective.weights: no term 'smoth'. Did you mean 'smooth'\?"):
         Objective({"smoth": 1.0})(recognizer, recognize(recognizer, batch), batch)
 
 
@@ -278,7 +278,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"loss": "focal", "focal": {"gama": 1.0}}, "objective.focal has no setting 'gama'. Did you mean 'gamma'"),
     ({"loss": "focal", "focal": {"gamma": -1.0}}, "objective.focal.gamma must be at least 0, found -1.0"),
     ({"loss": "class_balanced", "class_balanced": {"beta": 1.0}}, "beta must be at least 0 and below 1, found 1.0"),
-    ({"loss": "class_balanced", "class_weights": "balanced"}, "brings weights of its own"),
+    ({"loss": "class_balanced", "class_weights": "balanced"}, "has its own class weights"),
     ({"supcn": {}}, "objective has no setting 'supcn'. Did you mean 'supcon'"),
     ({"supcon": {"tmperature": 1.0}}, "objective.supcon has no setting 'tmperature'. Did you mean 'temperature'"),
     ({"supcon": {"temperature": 0.0}}, "objective.supcon.temperature must be above 0, found 0.0"),
@@ -309,7 +309,7 @@ def test_an_auxiliary_loss_of_the_name_of_a_term(recognizer: Recognizer, batch: 
     recognized = recognizer(batch)
     recognized.encoded.losses = {"variance": torch.tensor(3.0)}
     assert Objective({})(recognizer, recognized, batch)[1]["variance"] == 3.0  # the architecture's own
-    with pytest.raises(ConfigError, match="names an auxiliary loss 'variance', which is a term of the objective too"):
+    with pytest.raises(ConfigError, match="the auxiliary loss 'variance' of the architecture has the name of a term"):
         built(recognizer, weights={"variance": 0.1})(recognizer, recognized, batch)
 
 
@@ -330,7 +330,7 @@ def test_a_number_as_auxiliary_loss_is_for_one_process(
     recognized = recognizer(batch)
     recognized.encoded.losses = {"apart": torch.tensor(3.0)}
     assert Objective({})(recognizer, recognized, batch)[1]["apart"] == 3.0
-    with pytest.raises(ConfigError, match=r"auxiliary loss 'apart' is a number for this process's share .*BatchLoss"):
+    with pytest.raises(ConfigError, match=r"auxiliary loss 'apart' of the architecture covers only this process's part .*BatchLoss"):
         Threads(monkeypatch, 2).run(lambda rank: Objective({})(recognizer, recognized, batch))
 
 

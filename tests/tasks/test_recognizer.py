@@ -67,7 +67,7 @@ def test_unimodal_heads() -> None:
     for name, logits in recognized.unimodal.items():
         assert torch.equal(logits, recognizer.unimodal_heads[name](recognized.encoded.modalities[name]))
     assert not make(architecture="concat").unimodal_heads
-    with pytest.raises(ConfigError, match="no representation of a single modality"):
+    with pytest.raises(ConfigError, match="no representation of single modalities"):
         make(architecture="bclstm", unimodal=True)  # flat
 
 
@@ -160,7 +160,7 @@ def test_without_a_card_there_is_none(tmp_path: Path) -> None:
 
 
 def test_damaged_folders(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no saved model: config.json is missing"):
+    with pytest.raises(RunError, match=r"is not a saved model: config.json is missing"):
         Recognizer.from_pretrained(tmp_path)
     folder = make().save_pretrained(tmp_path / "model")
     config = folder / "config.json"

@@ -125,7 +125,7 @@ def test_mistakes_name_the_task() -> None:
     with pytest.raises(ConfigError, match="two tasks have one name"):
         build(EMOTION, make_task("regression", "emotion"))
     recognizer, batch = build(EMOTION, SETS), random_batch(tasks=TASKS)
-    with pytest.raises(ConfigError, match=r"objective\.weights names the term 'stes'"):
+    with pytest.raises(ConfigError, match=r"objective\.weights: no term 'stes'"):
         Objective({"stes": 1.0}, others={"sets": None})(recognizer, recognizer(batch), batch)
 
 

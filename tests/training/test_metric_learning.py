@@ -243,7 +243,7 @@ def test_without_export_and_without_anything_to_export(
     assert not (tmp_path / "plain" / "packs").exists()
     assert "packs" not in read(tmp_path / "plain" / "record.json")
     message = refused(main, [*TINY, "model=majority", "task.export=true", f"run={tmp_path / 'no'}"], capsys)
-    assert "majority with these options has no representation of a single modality" in message
+    assert "majority with these options has no representation of single modalities" in message
 
 
 def test_any_model_can_export(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, adv
                 problem = f" is not a safetensors file: a header of {length} bytes does not fit into {size}"
                 raise failure(error, path, problem, advice)
             text = stream.read(length)
-    except OSError as problem:
-        raise failure(error, path, f" cannot be read: {problem.strerror}", advice) from problem
+    except OSError as bad:
+        raise failure(error, path, f" cannot be read: {bad.strerror}", advice) from bad
     content: Any = parse_json(text, path, error=error, advice=advice)
     if isinstance(content, dict):
         content.pop("__metadata__", None)

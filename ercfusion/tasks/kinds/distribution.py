@@ -1,4 +1,4 @@
-"""A probability for each of C labels, from annotators' votes."""
+"""The task kind ``distribution``: probabilities of C labels, from annotators' votes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Distribution(SingleLabel):
-    """As one label, but the cross-entropy is with the target distribution.
+    """Like a single label, with cross-entropy against the target distribution.
 
-    The most probable target label is the right one for scores that need one; where two share the maximum there is none.
+    For scores of single labels, the most probable target label is correct; an utterance with a tie has none.
     """
 
     index_targets: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class Distribution(SingleLabel):
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
     def encode(self, value: Any, task: TaskSpec) -> Sequence[float]:
-        """See the base class."""
+        """(C) probabilities from a mapping of labels to probabilities."""
         assert task.schema is not None
         if not isinstance(value, Mapping):
             raise TypeError("a mapping from label names to probabilities is expected")
@@ -48,19 +48,19 @@ class Distribution(SingleLabel):
         return [float(number) for number in encoded]
 
     def label_mass(self, value: Any) -> Mapping[str, float]:
-        """See the base class."""
+        """Probability per label."""
         if not isinstance(value, Mapping):
             raise TypeError("a mapping from label names to probabilities is expected")
         return {str(label): float(share) for label, share in value.items()}
 
     def count_text(self, count: float, turns: int) -> str:
-        """See the base class: a share of the votes."""
+        """The share of the votes."""
         return f"{count / turns:.1%}"
 
     def right_labels(
         self, value: NDArray[Any], valid: NDArray[Any], task: TaskSpec
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """See the base class."""
+        """The most probable labels, valid if unique."""
         largest = value.max(axis=1, keepdims=True)
         unique = (value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
         return value.argmax(axis=1), np.asarray(valid & unique, dtype=bool)
@@ -68,38 +68,36 @@ class Distribution(SingleLabel):
     def loss(
         self, logits: Tensor, value: Tensor, task: TaskSpec, *, weights: Tensor | None = None, **settings: Any
     ) -> tuple[Tensor, Tensor]:
-        """See the base class. An utterance weighs as much as the mean over its classes."""
+        """Cross-entropy; the weight of an utterance is the mean over its classes."""
         weight = logits.new_ones(len(logits)) if weights is None else value @ weights
         each = -(value * logits.log_softmax(-1)).sum(-1)
         return (weight * each).sum(), weight.sum()
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, C) probabilities."""
         return value
 
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> dict[str, float]:
-        """See the base class: shares or counts of votes, which are divided by their sum."""
+        """Read shares or counts of votes; they are divided by their sum."""
         numbers = [row.number(column) for column in columns]
         for column, value in zip(columns, numbers, strict=True):
             if value < 0:
-                row.fail(column, f"{value:g} is negative, but a share or a count of votes is expected.")
+                row.fail(column, f"{value:g} is negative. Give a share or a count of votes.")
         total = sum(numbers)
         if total == 0:
-            row.fail(
-                columns[0], f"all {len(columns)} shares are 0. Leave the cells empty where the turn is not labelled."
-            )
+            row.fail(columns[0], f"all {len(columns)} shares are 0. Leave the cells empty for turns without labels.")
         return {label: value / total for label, value in zip(task.output_names, numbers, strict=True)}
 
     def write(self, value: Any, task: TaskSpec) -> list[str]:
-        """See the base class."""
+        """One cell per label."""
         return [repr(float(value.get(label, 0.0))) for label in task.output_names]
 
     def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, dict[str, int] | None]:
-        """See the base class: five votes."""
+        """Five random votes."""
         counts = generator.multinomial(5, [1 / task.size] * task.size)
         votes = {name: int(count) for name, count in zip(task.output_names, counts, strict=True) if count}
         return {name: count / 5 for name, count in votes.items()}, votes
 
     def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
-        """See the base class: mean distance of probabilities beyond a twentieth."""
+        """Mean absolute difference of probabilities above 0.05."""
         return max(0.0, float((output - value).abs().mean()) - 0.05)

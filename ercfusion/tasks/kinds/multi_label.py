@@ -1,4 +1,4 @@
-"""Any subset of C labels for every utterance, also none of them."""
+"""The task kind ``multi_label``: any subset of C labels, the empty set included."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEPARATOR = "|"
-"""Between the labels in a cell of a user's table."""
+"""Separator of labels in a cell of a table."""
 NOTHING = "-"
-"""A cell for the empty set; an empty cell is not labelled."""
+"""Cell of the empty set; an empty cell means unlabelled."""
 _EMPTY_SETS = ", ".join(sorted(f"{metric.name} 1" for metric in REGISTERED.values() if metric.empty_sets))
 
 
 class MultiLabel(TaskKind):
-    """A sigmoid and a threshold for every label; the thresholds are chosen on dev."""
+    """A sigmoid and a threshold per label; thresholds are chosen on dev."""
 
     least_labels: ClassVar[int] = 1
     signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
@@ -41,7 +41,7 @@ class MultiLabel(TaskKind):
     )
 
     def encode(self, value: Any, task: TaskSpec) -> list[float]:
-        """See the base class."""
+        """(C) zeros and ones from a set of labels."""
         assert task.schema is not None
         if not isinstance(value, frozenset):
             raise TypeError("a frozenset of label names is expected")
@@ -51,31 +51,31 @@ class MultiLabel(TaskKind):
         return encoded
 
     def label_mass(self, value: Any) -> Mapping[str, float]:
-        """See the base class."""
+        """1 for each label of the set."""
         if not isinstance(value, frozenset):
             raise TypeError("a frozenset of label names is expected")
         return {str(label): 1 for label in value}
 
     def decide(self, output: NDArray[Any], thresholds: NDArray[Any] | None, task: TaskSpec) -> NDArray[Any]:
-        """See the base class: ``probability >= threshold``, which is 0.5 where none is given."""
+        """``probability >= threshold``, by default 0.5."""
         return np.asarray(output >= (0.5 if thresholds is None else thresholds))
 
     def best_thresholds(self, dev: Predictions) -> NDArray[np.float64]:
-        """See the base class."""
+        """(C) thresholds with the best F1 on dev."""
         return best_thresholds(dev)
 
     def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(C) logits of the label frequencies."""
         return value.double().mean(0).clamp(1e-4, 1 - 1e-4).logit()
 
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, C) probabilities."""
         return logits.sigmoid()
 
     def loss(
         self, logits: Tensor, value: Tensor, task: TaskSpec, *, weights: Tensor | None = None, **settings: Any
     ) -> tuple[Tensor, Tensor]:
-        """See the base class. The weights are those of the labels; utterances weigh the same."""
+        """Binary cross-entropy, weighted by label; utterances have equal weights."""
         from torch.nn import functional as F
 
         each = F.binary_cross_entropy_with_logits(logits, value, weight=weights, reduction="none").mean(-1)
@@ -83,44 +83,44 @@ class MultiLabel(TaskKind):
         return (weight * each).sum(), weight.sum()
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, C) zeros and ones."""
         return value
 
     def outcomes(self, logits: Tensor) -> Tensor:
-        """See the base class: (N, C, 2), no and yes."""
+        """(N, C, 2) logits of no and yes."""
         import torch
 
         return torch.stack([torch.zeros_like(logits), logits], dim=-1)
 
     def answer_type(self, task: TaskSpec) -> Any:
-        """See the base class: a list of label names."""
+        """A list of label names."""
         import pyarrow as pa
 
         return pa.list_(pa.string())
 
     def truths(self, part: Predictions) -> list[Any]:
-        """See the base class."""
+        """Lists of true labels."""
         return [list(itertools.compress(part.task.output_names, row)) for row in part.value > 0.5]
 
     def answers(self, part: Predictions) -> list[Any]:
-        """See the base class."""
+        """Lists of predicted labels."""
         return [list(itertools.compress(part.task.output_names, row)) for row in part.decisions()]
 
     def decode(self, truth: Any, task: TaskSpec) -> Sequence[float]:
-        """See the base class."""
+        """(C) zeros and ones from a list of labels."""
         return self.encode(frozenset(truth), task)
 
     def parts(self, cell: str) -> list[str]:
-        """See the base class."""
+        """The labels in a cell."""
         return [part for part in map(str.strip, cell.split(SEPARATOR)) if part not in ("", NOTHING)]
 
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> frozenset[str]:
-        """See the base class: labels between signs, or the sign for none."""
+        """Read labels with separators, or the sign of the empty set."""
         assert task.schema is not None
         cell = row[columns[0]].strip()
         if cell == NOTHING:
             return frozenset()
-        # Each part is read as if it stood alone in the cell, so that a wrong one is reported like any other label.
+        # Each part is read like a cell with one label, for the same messages.
         parts = [part.strip() for part in cell.split(SEPARATOR)]
         if not all(parts):
             problem = f"found {cell!r}: a label is missing next to {SEPARATOR!r}. Write joy|anger, or -."
@@ -128,9 +128,9 @@ class MultiLabel(TaskKind):
         return frozenset(row.label(columns[0], task.schema, part) for part in parts)
 
     def write(self, value: Any, task: TaskSpec) -> list[str]:
-        """See the base class: in the order of the schema."""
+        """One cell, with labels in the schema's order."""
         return [SEPARATOR.join(label for label in task.output_names if label in value) or NOTHING]
 
     def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, None]:
-        """See the base class: every label with probability 0.5."""
+        """Every label with probability 0.5."""
         return frozenset(name for name in task.output_names if generator.random() < 0.5), None

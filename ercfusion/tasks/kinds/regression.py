@@ -1,4 +1,4 @@
-"""Real numbers for every utterance, one for each named dimension."""
+"""The task kind ``regression``: one real number per named dimension."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Regression(TaskKind):
-    """Numbers in the corpus's own unit; outputs are kept within the task's range."""
+    """Numbers in the corpus's unit; outputs are clamped to the task's range."""
 
     has_schema: ClassVar[bool] = False
     default_metric: ClassVar[str] = "mae"
@@ -30,7 +30,7 @@ class Regression(TaskKind):
     pictures: ClassVar[tuple[str, ...]] = ("scatter",)
 
     def encode(self, value: Any, task: TaskSpec) -> list[float]:
-        """See the base class."""
+        """Numbers, one per dimension."""
         numbers = value if isinstance(value, tuple) else (value,)
         if len(numbers) != task.size:
             raise ValueError(f"{task.size} numbers are expected")
@@ -40,21 +40,21 @@ class Regression(TaskKind):
         return values
 
     def constant_output(self, task: TaskSpec) -> float:
-        """See the base class: the middle of the range."""
+        """The middle of the range."""
         return (task.low + task.high) / 2
 
     def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """Means of the training targets."""
         return value.double().mean(0)
 
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, K) numbers within the range."""
         return logits.clamp(task.low, task.high)
 
     def loss(
         self, logits: Tensor, value: Tensor, task: TaskSpec, *, regression_loss: str = "mse", **settings: Any
     ) -> tuple[Tensor, Tensor]:
-        """See the base class: ``mse``, ``mae`` or ``ccc`` (1 - concordance over all utterances of the batch)."""
+        """``mse``, ``mae`` or ``ccc`` (1 - concordance over all utterances of the batch)."""
         from ercfusion.losses import concordance
 
         if regression_loss == "mse":
@@ -67,33 +67,33 @@ class Regression(TaskKind):
         return (weight * each).sum(), weight.sum()
 
     def outcomes(self, logits: Tensor) -> None:
-        """See the base class: a number comes without a probability."""
+        """None: there are no probabilities."""
         return None
 
     def answer_type(self, task: TaskSpec) -> Any:
-        """See the base class: a number, or a list of numbers for several dimensions."""
+        """A number, or a list of numbers for several dimensions."""
         import pyarrow as pa
 
         return pa.float64() if task.size == 1 else pa.list_(pa.float64())
 
     def truths(self, part: Predictions) -> list[Any]:
-        """See the base class."""
+        """True numbers."""
         return _numbers(part.value)
 
     def answers(self, part: Predictions) -> list[Any]:
-        """See the base class."""
+        """Predicted numbers."""
         return _numbers(part.output)
 
     def decode(self, truth: Any, task: TaskSpec) -> Sequence[float]:
-        """See the base class."""
+        """Numbers from a number or list."""
         return self.encode(tuple(truth) if isinstance(truth, list) else truth, task)
 
     def columns(self, name: str, outputs: Sequence[str]) -> list[str]:
-        """See the base class: one for each of several dimensions."""
+        """One column per dimension, if there are several."""
         return [f"{name}.{output}" for output in outputs] if len(outputs) > 1 else [name]
 
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> float | tuple[float, ...]:
-        """See the base class: numbers within the range."""
+        """Read numbers within the range."""
         numbers = tuple(row.number(column) for column in columns)
         for column, value in zip(columns, numbers, strict=True):
             if not task.low <= value <= task.high:
@@ -101,19 +101,19 @@ class Regression(TaskKind):
         return numbers if len(numbers) > 1 else numbers[0]
 
     def write(self, value: Any, task: TaskSpec) -> list[str]:
-        """See the base class."""
-        # repr gives the shortest text that reads back as the same number.
+        """One cell per dimension."""
+        # repr: the shortest text of the same number.
         return [repr(number) for number in (value if isinstance(value, tuple) else (value,))]
 
     def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, None]:
-        """See the base class: uniform over the range."""
+        """Uniform over the range."""
         return tuple(float(number) for number in generator.uniform(task.low, task.high, task.size)), None
 
     def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
-        """See the base class: mean distance beyond a twentieth of the range, as a share of it."""
+        """Mean absolute difference as a share of the range, above 0.05."""
         return max(0.0, float((output - value).abs().mean()) / (task.high - task.low) - 0.05)
 
 
 def _numbers(values: NDArray[Any]) -> list[Any]:
-    found: list[Any] = (values[:, 0] if values.shape[1] == 1 else values).astype(float).tolist()
-    return found
+    numbers: list[Any] = (values[:, 0] if values.shape[1] == 1 else values).astype(float).tolist()
+    return numbers

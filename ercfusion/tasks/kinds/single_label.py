@@ -1,4 +1,4 @@
-"""One of C labels for every utterance."""
+"""The task kind ``single_label``: one of C labels."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ class SingleLabel(TaskKind):
     pictures: ClassVar[tuple[str, ...]] = ("class-f1", "confusion", "reliability")
 
     def encode(self, value: Any, task: TaskSpec) -> int | Sequence[float]:
-        """See the base class."""
+        """The index of a label."""
         assert task.schema is not None
         if not isinstance(value, str):
             raise TypeError("a label name is expected")
         return task.schema.index(value)
 
     def label(self, value: Any, task: TaskSpec) -> str:
-        """See the base class."""
+        """The label's name in the schema."""
         assert task.schema is not None
         return task.schema.canonical(value)
 
     def label_mass(self, value: Any) -> Mapping[str, float]:
-        """See the base class."""
+        """1 for the label."""
         if not isinstance(value, str):
             raise TypeError("a label name is expected")
         return {value: 1}
 
     def decide(self, output: NDArray[Any], thresholds: NDArray[Any] | None, task: TaskSpec) -> NDArray[Any]:
-        """See the base class."""
+        """(N) indices of the most probable labels."""
         return output.argmax(axis=1)
 
     def right_labels(
         self, value: NDArray[Any], valid: NDArray[Any], task: TaskSpec
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """See the base class."""
+        """(N) label indices and their validity."""
         return np.where(valid, value, 0).astype(np.int64), np.asarray(valid, dtype=bool)
 
     def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(C) log frequencies of the labels."""
         return self.class_mass(value, task).double().mean(0).clamp(min=1e-4).log()
 
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, C) probabilities."""
         return logits.softmax(-1)
 
     def loss(
@@ -76,7 +76,7 @@ class SingleLabel(TaskKind):
         label_smoothing: float = 0.0,
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
-        """See the base class. An utterance weighs as much as its class."""
+        """Cross-entropy or focal loss; the weight of an utterance is that of its class."""
         from torch.nn import functional as F
 
         from ercfusion.losses import focal_loss
@@ -88,39 +88,39 @@ class SingleLabel(TaskKind):
         return (weight * each).sum(), weight.sum()
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
-        """See the base class."""
+        """(N, C) one-hot labels."""
         from torch.nn import functional as F
 
         return F.one_hot(value, task.size)
 
     def answer_type(self, task: TaskSpec) -> Any:
-        """See the base class: a label name."""
+        """A label name."""
         import pyarrow as pa
 
         return pa.string()
 
     def truths(self, part: Predictions) -> list[Any]:
-        """See the base class; None if there is no single right label."""
+        """True labels; None without a unique one."""
         names = part.task.output_names
         return [names[index] if known else None for index, known in zip(*part.labels(), strict=True)]
 
     def answers(self, part: Predictions) -> list[Any]:
-        """See the base class."""
+        """Predicted labels."""
         return [part.task.output_names[index] for index in part.decisions()]
 
     def decode(self, truth: Any, task: TaskSpec) -> int | Sequence[float]:
-        """See the base class."""
+        """The index of a label, or probabilities for a distribution."""
         return self.encode(truth, task)
 
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:
-        """See the base class: a label."""
+        """Read a label."""
         assert task.schema is not None
         return row.label(columns[0], task.schema)
 
     def write(self, value: Any, task: TaskSpec) -> list[str]:
-        """See the base class."""
+        """One cell."""
         return [value]
 
     def random_target(self, task: TaskSpec, generator: np.random.Generator) -> tuple[Any, dict[str, int] | None]:
-        """See the base class."""
+        """A label drawn uniformly."""
         return str(generator.choice(task.output_names)), None
