@@ -47,7 +47,7 @@ MISTAKES = [
     ("training.lr=0.9", "Did you mean 'optimizer.lr'?"),
     ("objective.weight.task=1", "Did you mean 'objective.weights.task'?"),
     ("objective.weights.foo=1", "objective.weights: no term 'foo'. Choose from: task"),
-    ("objective.class_weights=balance", "one of none, balanced, effective; found 'balance'. Choose one, or give a weight"),
+    ("objective.class_weights=balance", "one of none, balanced, effective; found 'balance'. Choose one, or give"),
     ("optimizer.name=adan", "optimizer.name='adan' is unknown. Did you mean 'adam'?"),
     ("data.options.trian=8", "no setting 'trian'"),
     # a value of the wrong type

@@ -330,7 +330,9 @@ def test_a_number_as_auxiliary_loss_is_for_one_process(
     recognized = recognizer(batch)
     recognized.encoded.losses = {"apart": torch.tensor(3.0)}
     assert Objective({})(recognizer, recognized, batch)[1]["apart"] == 3.0
-    with pytest.raises(ConfigError, match=r"auxiliary loss 'apart' of the architecture covers only this process's part .*BatchLoss"):
+    with pytest.raises(
+        ConfigError, match=r"auxiliary loss 'apart' of the architecture covers only this process's part .*BatchLoss"
+    ):
         Threads(monkeypatch, 2).run(lambda rank: Objective({})(recognizer, recognized, batch))
 
 
