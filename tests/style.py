@@ -39,7 +39,7 @@ REFUSED = {
     r"\banew\b": "again",
     r"\bbeside\b": "next to, with, compared with",
     r"\balone\b": "only, on its own",
-    r"\b(?:stands?|lies|lie)\b(?! for\b)": "is, is in, is listed in",
+    r"\b(?:stands?|lies|lie)\b(?! for\b|-ins?\b)": "is, is in, is listed in",
     r"\b(?:speaks?|speaking) of\b": "applies to, describes",
     r"\bhears?\b": "attends to, receives from",
     r"\blooks? at\b|\blooking at\b": "attends to, reads, checks",
@@ -132,7 +132,7 @@ def paragraphs(path: Path, line: int, text: str) -> Iterator[Text]:
         if skip >= 0 and (not row.strip() or depth > skip):
             continue
         skip = -1
-        directive = re.match(r"\s*\.\. \w+::", row) or row.rstrip().endswith("::")
+        directive = re.match(r"\s*\.\. [\w-]+::", row) or row.rstrip().endswith("::")
         starts = _ITEM.match(row) or re.match(r"\s*\*{0,2}[\w.]+(?: \(.*?\))?:\s", row) or depth < indent
         if (not row.strip() or _SECTION.match(row) or directive or starts or ">>>" in row) and lines:
             yield Text(path, start, " ".join(lines))

@@ -1,4 +1,4 @@
-"""Operations on packed batches: a readable reference first, fast forms beside it. Needs torch only."""
+"""Operations on packed batches: a readable reference and a fast form of each. Needs torch only."""
 
 from ercfusion.batch.packing import Packing
 from ercfusion.ops.attention import attend, attend_reference

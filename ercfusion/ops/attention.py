@@ -1,4 +1,4 @@
-"""Scaled dot-product attention whose memory grows with the length of a conversation, not with its square."""
+"""Scaled dot-product attention with memory linear in the length of a conversation."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 PAIRS = 2**21
-"""Largest number of scores (heads x queries x keys) of one conversation that are held at once: 8 MiB in single
-precision. With eight heads a conversation of 512 utterances still has all its scores in one block."""
+"""Largest number of scores (heads x queries x keys) of one conversation in memory: 8 MiB in single precision. With
+eight heads, conversations of up to 512 utterances are one block.
+"""
 
 Mask = Callable[[int, int], Tensor | None]
-"""``mask(start, stop)`` gives what restricts or shifts the scores of the queries ``start`` to ``stop``, broadcastable
-to (B, H, stop - start, L): True where a query may attend to a key, or numbers that are added; None for nothing."""
+"""``mask(start, stop)`` restricts or shifts the scores of the queries ``start`` to ``stop``, broadcastable to (B, H,
+stop - start, L): True if a query may attend to a key, or numbers to add; None for no mask.
+"""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
-    r"""Every query's mean of the values, weighted by the softmax of its scores.
+    r"""Mean of the values per query, weighted by the softmax of its scores.
 
     .. math:: y_t = \sum_u \mathrm{drop}(\mathrm{softmax}_u(q_t^\top k_u / \sqrt{d} + m_{tu}))\, v_u
 
     Vaswani et al., "Attention Is All You Need" (2017), eq. 1. Long conversations are divided into blocks of queries
-    (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). Only the inputs of a block are kept for the
-    backward pass, which computes its scores, biases and dropout again: one more forward pass of the attention. The
-    block size depends on H and L only, so that other conversations of a batch do not change it. Nothing is divided
-    inside ``torch.compile``, nor without dropout if all queries have the same keys: torch's own attention then holds no
-    scores.
+    (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). Only the inputs of a block are saved; the
+    backward pass computes its scores, biases and dropout again, which costs one more forward pass. The block size
+    depends only on H and L, hence not on the other conversations. No division inside ``torch.compile``, nor without
+    dropout if all queries have the same keys: torch's own attention then stores no scores.
 
     Args:
         q, k, v: (B, H, L, d).
         mask: See :data:`Mask`. A query needs at least one key.
-        dropout: Probability of dropping a weight. With several blocks the random numbers are drawn block by block.
+        dropout: Dropout probability on weights; with several blocks, random numbers are drawn per block.
 
     Returns:
         (B, H, L, d).
@@ -54,13 +55,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
 
 
 def _same_for_all_queries(mask: Mask) -> bool:
-    """Whether the mask says for each key, not for each pair, if it may be attended to."""
+    """Whether the mask depends on the key only."""
     shift = mask(0, 2)
     return shift is None or (shift.dtype == torch.bool and shift.shape[-2] == 1)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`attend` without dropout, with the mask of all queries, in plain steps: its specification."""
+    """:func:`attend` without dropout, in plain steps, with the mask of all queries: its specification."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask

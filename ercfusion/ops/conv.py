@@ -1,8 +1,8 @@
-"""A short causal convolution along each conversation, channel by channel, in either direction.
+"""A short causal convolution along each conversation, per channel, in either direction.
 
-``y_t = bias + sum_j weight[:, W - 1 - j] * x_{t - j}`` for j from 0 to W - 1, in which utterances before the first one
-of the conversation are zeros; read backwards, ``x_{t + j}``. It is what a Mamba block does before its scan (Gu & Dao,
-"Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, section 3.4).
+``y_t = bias + sum_j weight[:, W - 1 - j] * x_{t - j}`` for j from 0 to W - 1, with zeros before the first utterance of
+the conversation; in reverse ``x_{t + j}``. A Mamba block applies it before its scan (Gu & Dao, "Mamba: Linear-Time
+Sequence Modeling with Selective State Spaces", 2023, section 3.4).
 
 N utterances of the whole batch, B conversations, D channels, W taps, K directions.
 """
@@ -39,7 +39,7 @@ def causal_conv_reference(
     Args:
         x: (N, D).
         weight, bias: (D, W) and (D).
-        lengths: n_b of the B conversations; one conversation of N utterances if None.
+        lengths: n_b of the B conversations; None for one conversation of N utterances.
         reverse, activation, initial: See :func:`causal_conv`.
 
     Returns:
@@ -56,7 +56,7 @@ def causal_conv_reference(
                 if 0 <= source < length:
                     y = y + weight[:, W - 1 - j] * x[first + source]
                 elif initial is not None:
-                    # How far before the first one that was read: 1 is the last of the earlier inputs.
+                    # Distance before the first input: 1 is the last of the earlier inputs.
                     before = source - length + 1 if reverse else -source
                     y = y + weight[:, W - 1 - j] * initial[b, W - 1 - before]
             rows.append(F.silu(y) if activation == "silu" else y)
@@ -74,31 +74,31 @@ def causal_conv(
     activation: str | None = None,
     initial: Tensor | None = None,
 ) -> Tensor:
-    """The causal convolution of every conversation with its own past; nothing crosses from one to another.
+    """Convolve every conversation with its own past.
 
-    Packed input comes with ``offsets``; without, (N, D) is one conversation and three dimensions are a padded batch.
-    With ``reverse="both"`` the two directions, forward first, are computed in one call, and every tensor but
-    ``offsets`` may have a leading axis of 2 or lack it, in which case both directions share it.
+    Packed input has ``offsets``; without them, (N, D) is one conversation and three dimensions are a padded batch. With
+    ``reverse="both"`` one call computes both directions, forward first. Every tensor except ``offsets`` may then have a
+    leading axis of 2; without it both directions share the tensor.
 
-    Sums are made in float32 (float64 where an input is), and gradients flow to x, weight, bias and initial. Gradients
-    of gradients are not implemented. :func:`causal_conv_reference` is the specification.
+    Sums are in float32 (float64 if an input is). Gradients reach x, weight, bias and initial; differentiable once.
+    Specification: :func:`causal_conv_reference`.
 
     Args:
         x: (N, D), or padded (B, L, D).
-        weight: (D, W). The last tap belongs to the utterance itself, as in ``torch.nn.Conv1d`` with causal padding.
+        weight: (D, W). The last tap is that of the utterance itself, as in ``torch.nn.Conv1d`` with causal padding.
         bias: (D).
-        offsets: (B + 1) first rows of the conversations, and N; or a :class:`Packing`, which knows the lengths without
-            asking the device.
-        lengths: (B), of a padded batch; all L if None. Padding is not read, and comes out as zeros.
-        reverse: False reads each conversation from its first utterance, True from its last, ``"both"`` both ways.
+        offsets: (B + 1) first rows of the conversations, then N; or a :class:`Packing`, whose lengths are on the host.
+        lengths: (B), of a padded batch; None if all are L. Padding is not read, and zero in the result.
+        reverse: False reads each conversation from its first utterance, True from its last, ``"both"`` in both
+            directions.
         activation: None or ``silu``, applied to the sum.
-        initial: (B, W - 1, D), the inputs that were read before, in the order of reading; zeros if None.
+        initial: (B, W - 1, D), the earlier inputs in the order of reading; None for zeros.
 
     Returns:
-        As ``x``, in its type; with ``reverse="both"`` (2, N, D) or (2, B, L, D).
+        Like ``x``, in its dtype; with ``reverse="both"`` (2, N, D) or (2, B, L, D).
 
     Raises:
-        ValueError: shapes, lengths or options that do not fit; the message names both sides.
+        ValueError: shapes, lengths or options that do not fit.
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be None or 'silu', found {activation!r}")
@@ -120,38 +120,38 @@ def causal_conv(
     for name, width in (("weight", weight.shape[1]), ("bias", x.shape[2] if bias is None else bias.shape[1])):
         if width != x.shape[2]:
             raise ValueError(f"x has {x.shape[2]} channels, {name} has {width}")
-    way = (False, True) if both else (bool(reverse),)
+    directions = (False, True) if both else (bool(reverse),)
     silu = activation == "silu"
     if initial is None or W == 1:
-        y = _causal_conv(x, weight, bias, starts, sizes, way, silu)
+        y = _causal_conv(x, weight, bias, starts, sizes, directions, silu)
     else:
         sizes = tuple(starts.diff().tolist()) if sizes is None else sizes  # type: ignore[union-attr]
-        # Wide before they are shared: the sum of both directions' gradients is rounded, not they.
+        # Convert before expanding: then the sum of both directions' gradients is rounded, not each of them.
         wide = x.to(_accumulates(x)).expand(K, -1, -1)
         initial = _directions("initial", initial, 3, K).to(wide.dtype).expand(K, -1, -1, -1)
         expected = (K, len(sizes), W - 1, x.shape[2])
         if tuple(initial.shape) != expected:
             raise ValueError(f"initial must be (B, W - 1, D) = {expected[1:]}, found {tuple(initial.shape[1:])}")
-        parts = [_with_initial(*each, sizes) for each in zip(wide, initial, way, strict=True)]
+        parts = [_with_initial(*each, sizes) for each in zip(wide, initial, directions, strict=True)]
         longer = Packing([size + W - 1 for size in sizes], x.device)
         y = _causal_conv(
-            torch.stack([part for part, _ in parts]), weight, bias, longer.offsets, longer.lengths, way, silu
+            torch.stack([part for part, _ in parts]), weight, bias, longer.offsets, longer.lengths, directions, silu
         )
         y = torch.stack([part.index_select(0, rows) for part, (_, rows) in zip(y, parts, strict=True)]).to(x.dtype)
     return y if both else y.squeeze(0)
 
 
 def _bounds(offsets: Packing | Tensor | None, x: Tensor) -> tuple[Tensor | None, Sequence[int] | None]:
-    """What the operator takes: offsets or lengths or both."""
+    """Offsets or lengths or both, as the operator takes them."""
     starts: Tensor | None = None
     if offsets is None:
         sizes: Sequence[int] = [x.shape[-2]]
     elif isinstance(offsets, Packing):
         sizes = offsets.lengths
-        if not torch.compiler.is_compiling():  # The cached tensor is out of reach of a compiler.
+        if not torch.compiler.is_compiling():  # A compiler cannot use the cached tensor.
             starts = offsets.offsets
     elif torch.compiler.is_compiling():
-        return offsets, None  # What they hold is not known before the graph runs.
+        return offsets, None  # Their values are unknown before the graph runs.
     else:
         starts, sizes = offsets.to(x.device), offsets.diff().tolist()
     if sum(sizes) != x.shape[-2]:
@@ -160,7 +160,7 @@ def _bounds(offsets: Packing | Tensor | None, x: Tensor) -> tuple[Tensor | None,
 
 
 def _directions(name: str, value: Tensor, ndim: int, K: int) -> Tensor:
-    """``value`` with a leading axis of K; of 1 if the directions share it."""
+    """``value`` with a leading axis of K, or of 1 if the directions share it."""
     if value.ndim == ndim:
         return value.unsqueeze(0)
     if value.ndim != ndim + 1 or value.shape[0] != K:
@@ -170,7 +170,7 @@ def _directions(name: str, value: Tensor, ndim: int, K: int) -> Tensor:
 
 
 def _with_initial(x: Tensor, initial: Tensor, reverse: bool, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Every conversation with its earlier inputs before it (after it, backwards), and where its own rows went."""
+    """Every conversation with its earlier inputs before it (after it in reverse), and the new rows of its utterances."""
     gap = initial.shape[1]
     new = Packing([size + gap for size in sizes], x.device)
     old = Packing(sizes, x.device)
@@ -207,9 +207,9 @@ def _padded(
     return y.new_zeros(*y.shape[:-2], B * L, D).index_copy(-2, real, y).unflatten(-2, (B, L))
 
 
-# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D); 1 instead of K for what they share, the
-# gradients of which are summed before they are rounded to its dtype.
-
+# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D). A tensor shared by the directions has 1 instead
+# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D). A tensor shared by the directions has 1 instead of
+# K; its gradients are summed before they are rounded to its dtype.
 
 def _expand(x: Tensor, weight: Tensor, bias: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor | None]:
     return (
@@ -220,14 +220,14 @@ def _expand(x: Tensor, weight: Tensor, bias: Tensor | None, K: int) -> tuple[Ten
 
 
 def _gather(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient of an argument from that of its expanded form."""
+    """The gradient of an argument from the gradient of its expanded form."""
     return (gradient if gradient.shape == like.shape else gradient.sum(0, keepdim=True)).to(like.dtype)
 
 
 def _complete(
     offsets: Tensor | None, lengths: Sequence[int] | None, x: Tensor, device: bool
 ) -> tuple[Tensor | None, tuple[int, ...]]:
-    """Lengths on the host, and offsets on the device where kernels need them."""
+    """Lengths on the host, and offsets on the device if kernels need them."""
     sizes = offsets.diff().tolist() if lengths is None else lengths  # type: ignore[union-attr]
     if offsets is None and device:
         offsets = Packing(sizes, x.device).offsets
@@ -249,8 +249,8 @@ def _causal_conv(
     offsets, lengths = _complete(offsets, lengths, x, kernels is not None)
     if kernels is not None:
         shift = None if bias is None else bias.contiguous()
-        way = tuple(bool(each) for each in reverse)
-        out: Tensor = kernels.causal_conv_forward(x, weight.contiguous(), shift, offsets, lengths, way, silu)
+        directions = tuple(bool(each) for each in reverse)
+        out: Tensor = kernels.causal_conv_forward(x, weight.contiguous(), shift, offsets, lengths, directions, silu)
         return out
     y = x.new_empty(x.shape)
     for k, back in enumerate(reverse):
@@ -290,9 +290,9 @@ def _causal_conv_backward(
     dbias: Tensor | None
     if kernels is not None:
         shift = None if bias is None else bias.contiguous()
-        way = tuple(bool(each) for each in reverse)
+        directions = tuple(bool(each) for each in reverse)
         dx, dweight, dbias = kernels.causal_conv_backward(
-            grad, x, weight.contiguous(), shift, offsets, lengths, way, silu
+            grad, x, weight.contiguous(), shift, offsets, lengths, directions, silu
         )
     else:
         dx, dweight, dbias = _gradients(grad, x, weight, bias, lengths, reverse, silu)
@@ -311,17 +311,26 @@ def _gradients(
     reverse: Sequence[bool],
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """In torch, of x, weight and bias, in the dtype in which they are computed."""
+    """Gradients of x, weight and bias by torch, in the dtype of the computation.
+
+    With v_t the sum before the activation and y_t = v_t sigmoid(v_t):
+
+    .. code-block:: text
+
+        g_t = dL/dv_t = dy_t sigmoid(v_t) (1 + v_t (1 - sigmoid(v_t)))      (g_t = dy_t without SiLU)
+        dx_t = sum_j weight[:, W - 1 - j] g_{t+j}:  utterance t is tap j of the outputs t + j of its conversation
+        dweight[:, W - 1 - j] = sum_t g_t x_{t-j},  dbias = sum_t g_t
+    """
     dtype = _accumulates(x, weight, bias)
     dx, dweight = x.new_empty(x.shape, dtype=dtype), x.new_empty(weight.shape, dtype=dtype)
     dbias = None if bias is None else x.new_empty(bias.shape, dtype=dtype)
     for k, back in enumerate(reverse):
         g = grad[k].to(dtype)
-        if silu:  # The sum is cheaper to make again than to keep.
-            total = _sum_of_taps(x[k], weight[k], None if bias is None else bias[k], lengths, bool(back))
-            gate = total.sigmoid()
-            g = g * gate * (1 + total * (1 - gate))
-        # What utterance t gave to t + j comes back from there: the same convolution, read the other way.
+        if silu:  # Computing v_t again is cheaper than saving it.
+            v = _sum_of_taps(x[k], weight[k], None if bias is None else bias[k], lengths, bool(back))
+            gate = v.sigmoid()
+            g = g * gate * (1 + v * (1 - gate))
+        # The same convolution in the opposite direction, without bias.
         dx[k] = _sum_of_taps(g, weight[k], None, lengths, not back)
         dweight[k] = _tap_gradients(g, x[k], weight.shape[2], lengths, bool(back))
         if dbias is not None:
@@ -362,7 +371,7 @@ _causal_conv.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _kernels(x: Tensor) -> Any:
-    """The module with the kernels for the device of ``x``, or None where torch's own operations are to be used."""
+    """The module of kernels for the device of ``x``, or None for torch's operations."""
     return _triton_kernels() if x.is_cuda else None
 
 
@@ -383,7 +392,7 @@ def _accumulates(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _heads(lengths: Sequence[int], count: int, reverse: bool, device: torch.device) -> list[Tensor]:
-    """For s from 0 to ``count`` - 1: the rows with s utterances of their conversation before them, as it is read."""
+    """For s from 0 to ``count`` - 1: the rows with s utterances of their conversation before them in reading direction."""
     rows: list[list[int]] = [[] for _ in range(count)]
     first = 0
     for length in lengths:
@@ -394,16 +403,16 @@ def _heads(lengths: Sequence[int], count: int, reverse: bool, device: torch.devi
 
 
 def _shifted(j: int, reverse: bool) -> tuple[slice, slice]:
-    """All rows that have a row j before them in the packed batch, and those rows."""
+    """All rows with a row j before them in the packed batch, and those earlier rows."""
     later, earlier = slice(j, None), slice(None, -j)
     return (earlier, later) if reverse else (later, earlier)
 
 
 def _sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Sequence[int], reverse: bool) -> Tensor:
-    """(N, D) sums before the activation, in the type in which they are made.
+    """(N, D) sums before the activation, in the dtype of the computation.
 
     Taps are added to all rows as if the batch were one conversation, which needs no copy of x. The first W - 1 rows of
-    every conversation are then made anew from their own conversation alone.
+    every conversation are then computed again from their own conversation only.
     """
     dtype = _accumulates(x, weight, bias)
     x = x.to(dtype)
@@ -415,20 +424,20 @@ def _sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Sequen
         y[later].addcmul_(x[earlier], taps[j])
     for step, rows in enumerate(_heads(lengths, W - 1, reverse, x.device)):
         own = x.index_select(0, rows)
-        anew = own * taps[0] if bias is None else torch.addcmul(bias.to(dtype), own, taps[0])
+        head = own * taps[0] if bias is None else torch.addcmul(bias.to(dtype), own, taps[0])
         for j in range(1, step + 1):
-            anew.addcmul_(x.index_select(0, rows + j if reverse else rows - j), taps[j])
-        y.index_copy_(0, rows, anew)
+            head.addcmul_(x.index_select(0, rows + j if reverse else rows - j), taps[j])
+        y.index_copy_(0, rows, head)
     return y
 
 
 def _tap_gradients(grad: Tensor, x: Tensor, taps: int, lengths: Sequence[int], reverse: bool) -> Tensor:
-    """(D, W): for tap j the sum over t of grad_t * x_{t - j}, where t - j is of the same conversation."""
+    """(D, W): for tap j the sum over t of grad_t * x_{t - j}, with t - j in the same conversation."""
     x = x.to(grad.dtype)
-    found = [(grad * x).sum(0)]
+    sums = [(grad * x).sum(0)]
     grad = grad.clone()
     for j, rows in zip(range(1, taps), _heads(lengths, taps - 1, reverse, x.device)):
-        grad.index_fill_(0, rows, 0.0)  # From here on without the rows that have fewer than j before them.
+        grad.index_fill_(0, rows, 0.0)  # Excludes rows with fewer than j before them, for this tap and all later ones.
         later, earlier = _shifted(j, reverse)
-        found.append((grad[later] * x[earlier]).sum(0))
-    return torch.stack(found[::-1], dim=1)
+        sums.append((grad[later] * x[earlier]).sum(0))
+    return torch.stack(sums[::-1], dim=1)

@@ -1,17 +1,17 @@
 """The recurrence of DAG-ERC along directed acyclic graphs of utterances, for packed conversations.
 
-Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3. An
-utterance hears its predecessors *in its own layer*, so a layer has to run through a conversation from left to right.
-The published program does so layer by layer, and projects all predecessors anew at every step. Here
+Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3. An utterance
+receives from its predecessors *in its own layer*, so a layer runs through a conversation from left to right. The
+published program runs layer after layer and projects all predecessors at every step. Here
 
-- all layers, stacks and conversations advance together, as a wavefront: utterance t of layer l is due at step t + l, so
-  that a conversation of n utterances takes n + L - 1 steps instead of n L;
-- a step is three grouped matrix products (vector, message and relations of every layer at once); predecessors are
-  averaged by speaker *before* they are projected, so none is projected twice;
-- the attention is computed on the edges that exist, not on padded windows. So the sums that make a message have the
-  same terms in the same order whatever comes later or is in the batch besides;
-- the backward pass is written by hand: it walks through the steps once for the gradients of the vectors, and forms each
-  weight's gradient by one matrix product over all steps at the end.
+- all layers, stacks and conversations advance together as a wavefront: utterance t of layer l is computed at step t +
+  l, so a conversation of n utterances takes n + L - 1 steps instead of n L;
+- a step is three grouped matrix products (vector, message and relations of every layer); predecessors are averaged per
+  relation *before* the projection, so none is projected twice;
+- attention is computed on existing edges, not on padded windows. The sums of a message have the same terms in the same
+  order whatever follows or is in the batch;
+- the backward pass is written by hand: one walk through the steps for the gradients of the vectors, then one matrix
+  product over all steps per weight.
 
 N utterances of B conversations, D width, S stacks, L layers.
 """
@@ -41,29 +41,29 @@ from ercfusion.ops.dag_reference import (
 def dag_windows(speaker: Tensor, packing: Packing, window: int) -> Tensor:
     """The first predecessor of every utterance; section 3.2 of the paper.
 
-    The predecessors of utterance i are the utterances from its speaker's ``window``-th last one before i up to i - 1,
-    or all earlier ones of the conversation where the speaker has not spoken so often yet: a contiguous stretch.
+    The predecessors of utterance i are the utterances from the ``window``-th last one of its speaker before i up to i -
+    1, or all earlier ones if the speaker has fewer: a contiguous range.
 
     Args:
-        speaker: (N) integers; they only have to differ within a conversation.
+        speaker: (N) integers, distinct within a conversation.
         packing: The conversations.
         window: How many earlier utterances of its own speaker an utterance reaches back to; at least 1.
 
     Returns:
-        (N) rows of the packed batch: utterance i has the predecessors ``result[i]`` to ``i - 1``. The first utterance
-        of a conversation has its own row, which is to say none.
+        (N) rows of the packed batch: the predecessors of utterance i are ``result[i]`` to ``i - 1``. The first
+        utterance of a conversation has its own row, hence no predecessor.
 
     Raises:
         ValueError: ``window`` is not positive.
     """
     if window < 1:
         raise ValueError(f"a window must be at least 1, found {window}")
-    # Utterances of one speaker of one conversation stand side by side after two stable sorts, in their order.
+    # Two stable sorts place the utterances of one speaker of one conversation next to each other, in their order.
     order = speaker.argsort(stable=True)
     order = order[packing.conversation[order].argsort(stable=True)]
     back = order.roll(window)
     reached = (packing.conversation[back] == packing.conversation[order]) & (speaker[back] == speaker[order])
-    reached &= torch.arange(packing.total, device=order.device) >= window  # not around the end
+    reached &= torch.arange(packing.total, device=order.device) >= window  # roll() is circular
     first = torch.empty_like(order)
     first[order] = torch.where(reached, back, packing.offsets[packing.conversation[order]])
     return first
@@ -74,32 +74,31 @@ def dag_recursion(
 ) -> Tensor:
     r"""S independent stacks of L layers of the DAG-ERC recurrence, from the same input.
 
-    For layer l = 1 .. L and utterance i with the predecessors j in [first_i, i - 1] (eqs. 4 to 9 of the paper; here
+    For layer l = 1 .. L and utterance i with the predecessors j in [first_i, i - 1] (eqs. 4 to 9 of the paper;
     :math:`h_i^0` is ``h``):
 
     .. math::
         m_i = \sum_j \alpha_{ij} W_{r(i, j)} h^l_j, \quad
         h^l_i = \mathrm{GRU}_c(h^{l-1}_i; m_i) + \mathrm{GRU}_p(m_i; h^{l-1}_i)
 
-    with GRU(input; state), a relation r for predecessors of the same speaker and one for all others, and m = 0 without
-    predecessors. The attention is a softmax over the predecessors of
+    with GRU(input; state), one relation r for predecessors of the same speaker and one for others, and m = 0 without
+    predecessors. :math:`\alpha` is a softmax over the predecessors of
 
-    - ``dagerc``: :math:`w^\top h^l_j`. The published score is a linear function of the concatenation
-      :math:`[h^{l-1}_i; h^l_j]`. Its part in :math:`h^{l-1}_i` and its bias are the same for all j and cancel in the
-      softmax, exactly; they do not exist here. So the attention is the same whoever asks.
-    - ``gat``: :math:`w^\top \mathrm{LeakyReLU}(h^{l-1}_i + h^l_j)`, which depends on who asks (as in Brody et al., ICLR
-      2022; not in the paper).
+    - ``dagerc``: :math:`w^\top h^l_j`. The published score is linear in :math:`[h^{l-1}_i; h^l_j]`; its part in
+      :math:`h^{l-1}_i` and its bias are equal for all j and cancel in the softmax, so they are omitted.
+    - ``gat``: :math:`w^\top \mathrm{LeakyReLU}(h^{l-1}_i + h^l_j)`, which depends on the receiver i too (as in Brody et
+      al., ICLR 2022; not in the paper).
 
-    Computed in the precision of the weights, under autocast too. Not differentiable twice. On a GPU the plan of the
-    edges makes the host wait once a call.
+    Computed in the precision of the weights, also under autocast. Differentiable once. On a GPU the host waits once per
+    call, for the plan of the edges.
 
     Args:
         h: (N, D).
         first: (S, N) integers, :func:`dag_windows` of every stack.
         speaker: (N) integers.
         packing: The conversations.
-        weights: Of all stacks and layers.
-        attention: See above.
+        weights: Weights of all stacks and layers.
+        attention: ``dagerc`` or ``gat``.
 
     Returns:
         (S, L, N, D), the vectors of all layers of all stacks.
@@ -116,7 +115,7 @@ def dag_recursion(
             f"({S}, {packing.total}); found {tuple(h.shape)} and {tuple(first.shape)}"
         )
     if torch.compiler.is_compiling():
-        # A compiler would unroll the steps, again for every batch of other lengths. Not at import: it takes seconds.
+        # A compiler would unroll the steps for every combination of lengths. disable() at import would take seconds.
         return torch.compiler.disable(_run)(h, first, speaker, packing, weights, attention)
     return _run(h, first, speaker, packing, weights, attention)
 
@@ -131,7 +130,10 @@ def _run(h: Tensor, first: Tensor, speaker: Tensor, packing: Packing, weights: D
 
 
 def _arrange(weights: DagWeights) -> list[Tensor]:
-    """Weights by group: the last layer's stacks first (see :class:`_Plan`), gates r_c, r_p, z_c, z_p, n_c, n_p."""
+    """Weights by group, last layer first (see :class:`_Plan`), gates in the order r_c, r_p, z_c, z_p, n_c, n_p.
+
+    Equal gates of the two GRUs are neighbours, so one sigmoid covers all resets and updates.
+    """
 
     def gates(weight: Tensor) -> Tensor:
         return weight.unflatten(2, (2, 3, -1)).transpose(2, 3).flatten(2, 4)
@@ -144,15 +146,15 @@ def _arrange(weights: DagWeights) -> list[Tensor]:
 
 @dataclass
 class _Plan:
-    """Who is due when, and who hears whom.
+    """The schedule of the wavefront and the list of edges.
 
-    Step t in [0, T), T = longest + L, holds utterance i of layer l with i + l = t (layer 0 is the input). The vectors
-    of all steps are one tensor (T, (L + 1) S, B, D). Its groups are ordered with the *last* layer first, and its rows
-    with the longest conversation first. So the groups due at a step stand side by side and belong to ascending
-    positions, one after the other, and the conversations that have not ended stand in front.
+    Step t in [0, T), T = longest + L, contains utterance i of layer l with i + l = t (layer 0 is the input). The
+    vectors of all steps are one tensor (T, (L + 1) S, B, D). Groups are ordered with the *last* layer first, rows with
+    the longest conversation first. So the groups computed at a step are a slice with ascending positions, and the
+    conversations that have not ended are the first rows.
 
     Edges are sorted by receiver (position, stack, row), then by relation, then by distance. So the edges of a step are
-    a slice, and the sources' rows in the tensor are ``base + t * stride``.
+    a slice, and the rows of their sources in the tensor are ``base + t * stride``.
     """
 
     S: int
@@ -160,22 +162,24 @@ class _Plan:
     B: int
     longest: int
     nodes: Tensor  # (L + 1, S, N) rows of the tensor, flattened but for D
-    rows: list[int]  # by position: conversations that are longer
-    starts: list[int]  # by position: first edge; and the number of edges
+    rows: list[int]  # per position: number of longer conversations
+    starts: list[int]  # per position: first edge; then the number of edges
     base: Tensor  # (E)
     stride: int
     cell: Tensor  # (E) receiver and relation: 2 * ((position * S + stack) * B + row) + relation
     offsets: Tensor  # (2 * longest * S * B + 1) first edge of each cell
 
     def step(self, t: int) -> tuple[slice, slice, int, int, int]:
-        """Groups due at step t, the groups of the layers below, conversations, first position, positions."""
+        """Groups computed at step t, groups of the layers below, conversations, first position, positions."""
         low, high = max(1, t - self.longest + 1), min(self.L, t)  # layers
         due = slice((self.L - high) * self.S, (self.L - low + 1) * self.S)
         below = slice(due.start + self.S, due.stop + self.S)
         return due, below, self.rows[t - high], t - high, high - low + 1
 
     def edges(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of step t: sources (E_t), cells (E_t), first edge of each cell, and of each receiver and the number."""
+        """Edges of step t: sources (E_t), cells (E_t), first edge of each cell, and first edges of the receivers and
+        E_t.
+        """
         _, _, _, position, count = self.step(t)
         begin, end = self.starts[position], self.starts[position + count]
         cells = 2 * self.S * self.B
@@ -189,7 +193,7 @@ class _Plan:
 
     @property
     def total(self) -> int:
-        """Rows that all steps have together, for one group."""
+        """Rows of all steps, per group."""
         return sum(self.step(t)[2] for t in range(1, self.longest + self.L))
 
 
@@ -230,9 +234,9 @@ def _plan(first: Tensor, speaker: Tensor, packing: Packing, L: int) -> _Plan:
     )
 
 
-def _bags(values: Tensor, index: Tensor, offsets: Tensor, share: Tensor) -> Tensor:
-    """Sums of ``share * values[index]`` over stretches, each added up in its order."""
-    return torch.embedding_bag(values, index, offsets, False, 0, False, share)[0]
+def _bags(values: Tensor, index: Tensor, offsets: Tensor, alpha: Tensor) -> Tensor:
+    """Sums of ``alpha * values[index]`` over ranges of edges, each in the order of its edges."""
+    return torch.embedding_bag(values, index, offsets, False, 0, False, alpha)[0]
 
 
 def _per_receiver(values: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
@@ -245,12 +249,27 @@ class _Saved:
     def __init__(self, plan: _Plan, like: Tensor) -> None:
         G, M, D = plan.L * plan.S, plan.total, like.shape[1]
         self.vectors = like  # replaced
-        self.operands = like.new_zeros(G, M, 2 * D)  # message, input
-        self.means = like.new_zeros(G, M, 2 * D)  # of the predecessors, by relation
-        self.steps: list[tuple[Tensor, ...]] = []  # sigmoids, new gates, gated parts of those, attention
+        self.operands = like.new_zeros(G, M, 2 * D)  # m, x: also the states of GRU_c and GRU_p
+        self.means = like.new_zeros(G, M, 2 * D)  # of the predecessors, per relation
+        self.steps: list[tuple[Tensor, ...]] = []  # r and z, n, the factors of r, alpha
 
 
 def _forward(plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Saved | None) -> Tensor:
+    """All steps of the wavefront.
+
+    For the groups due at step t, with x = h_i^{l-1}, w the query, U, V the input and message weights (biases omitted),
+    and the two GRUs marked c and p:
+
+    .. code-block:: text
+
+        (1) alpha_ij = softmax_j(w . h_j)                       or softmax_j(w . LeakyReLU(x + h_j))
+        (2) mean_r = sum_{j: r(i,j) = r} alpha_ij h_j,          m = sum_r W_r mean_r
+        (3) r_c, z_c = sigmoid(U x + V m),                      n_c = tanh(U x + r_c (V m))
+            r_p, z_p = sigmoid(U x + V m),                      n_p = tanh(V m + r_p (U x))
+        (4) h_i = (1 - z_c) n_c + z_c m + (1 - z_p) n_p + z_p x
+
+    Each gate has its own rows of U and V.
+    """
     h, input_weight, input_bias, message_weight, message_bias, relation, query = tensors
     D, S, L, B, T = h.shape[1], plan.S, plan.L, plan.B, plan.longest + plan.L
     vectors = h.new_zeros(T, (L + 1) * S, B, D)
@@ -258,41 +277,45 @@ def _forward(plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Sav
     for nodes in plan.nodes[0]:
         flat.index_copy_(0, nodes, h)
     score = h.new_zeros(T, (L + 1) * S, B)
-    place = 0
+    first_row = 0
     for t in range(1, T):
         due, below, R, _, _ = plan.step(t)
         x = vectors[t - 1, below, :R]
         index, cell, cells, receivers = plan.edges(t)
         receiver = cell >> 1
+        # (1). For ``dagerc`` the score of an utterance was computed with its vector, once for all receivers.
         if attention == "dagerc":
             scores = score.view(-1).index_select(0, index)
         else:
-            asked = flat.index_select(0, index) + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
-            scores = (F.leaky_relu(asked, SLOPE) * query[due].index_select(0, receiver // B)).sum(1)
+            joint = flat.index_select(0, index) + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
+            scores = (F.leaky_relu(joint, SLOPE) * query[due].index_select(0, receiver // B)).sum(1)
         top = _per_receiver(scores, receivers, "max")
-        share = (scores - top.index_select(0, receiver)).exp()
-        share = share / _per_receiver(share, receivers).index_select(0, receiver)
-        means = _bags(flat, index, cells, share).view(-1, B, 2 * D)[:, :R]
+        alpha = (scores - top.index_select(0, receiver)).exp()
+        alpha = alpha / _per_receiver(alpha, receivers).index_select(0, receiver)
+        # (2): cells are (receiver, relation), so the means of both relations are neighbours, as relation[due] expects.
+        means = _bags(flat, index, cells, alpha).view(-1, B, 2 * D)[:, :R]
 
         message = torch.bmm(means, relation[due].mT)
+        # (3)
         from_input = torch.baddbmm(input_bias[due], x, input_weight[due].mT)
         from_message = torch.baddbmm(message_bias[due], message, message_weight[due].mT)
         sigmoids = (from_input[..., : 4 * D] + from_message[..., : 4 * D]).sigmoid_()
         reset_c, reset_p, update_c, update_p = sigmoids.split(D, 2)
         new_c = torch.addcmul(from_input[..., 4 * D : 5 * D], reset_c, from_message[..., 4 * D : 5 * D]).tanh_()
         new_p = torch.addcmul(from_message[..., 5 * D :], reset_p, from_input[..., 5 * D :]).tanh_()
-        own = torch.lerp(new_c, message, update_c) + torch.lerp(new_p, x, update_p)
-        vectors[t, due, :R] = own
+        # (4)
+        h_l = torch.lerp(new_c, message, update_c) + torch.lerp(new_p, x, update_p)
+        vectors[t, due, :R] = h_l
         if attention == "dagerc":
-            score[t, due, :R] = torch.bmm(own, query[due].unsqueeze(2)).squeeze(2)
+            score[t, due, :R] = torch.bmm(h_l, query[due].unsqueeze(2)).squeeze(2)
         if saved is not None:
-            stretch = slice(place, place + R)
-            saved.operands[due, stretch, :D] = message
-            saved.operands[due, stretch, D:] = x
-            saved.means[due, stretch] = means
+            rows = slice(first_row, first_row + R)
+            saved.operands[due, rows, :D] = message
+            saved.operands[due, rows, D:] = x
+            saved.means[due, rows] = means
             gated = torch.cat([from_message[..., 4 * D : 5 * D], from_input[..., 5 * D :]], 2)
-            saved.steps.append((sigmoids, torch.cat([new_c, new_p], 2), gated, share))
-            place += R
+            saved.steps.append((sigmoids, torch.cat([new_c, new_p], 2), gated, alpha))
+            first_row += R
     if saved is not None:
         saved.vectors = vectors
     return flat.index_select(0, plan.nodes[1:].transpose(0, 1).flatten()).view(S, L, -1, D)
@@ -301,6 +324,25 @@ def _forward(plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Sav
 def _backward(
     plan: _Plan, attention: str, tensors: Sequence[Tensor], saved: _Saved, gradient: Tensor
 ) -> tuple[Tensor, ...]:
+    """Gradients of the tensors; d_x is the gradient of the loss in x. Steps run from the last to the first.
+
+    d_h_i (``d_h_l``) is complete at its step: the output's gradient, the layer above (step t + 1) and later receivers
+    in the same layer. Then, per GRU with state s (m for c, x for p) and g the factor of r (V m for c, U x for p):
+
+    .. code-block:: text
+
+        (4') d_s = d_h z,  d_z = d_h (s - n) z (1 - z),  d_n = d_h (1 - z) (1 - n^2)
+        (3') d_r = d_n g r (1 - r),  d_g = d_n r
+             d(U x) = [d_r, d_z of both; d_n of c, d_g of p],  d(V m) = [d_r, d_z of both; d_g of c, d_n of p]
+             d_m = d_s of c + V^T d(V m),  d_x = d_s of p + U^T d(U x)
+        (2') d_mean_r = W_r^T d_m,  d_h_j = alpha_ij d_mean_r,  d_alpha_ij = d_mean_r . h_j
+        (1') d_score_ij = alpha_ij (d_alpha_ij - sum_k alpha_ik d_alpha_ik)
+             dagerc: d_h_j += d_score_ij w,  d_w += d_score_ij h_j
+             gat, with a = x + h_j: d_w += d_score_ij LeakyReLU(a),  d_a = d_score_ij w LeakyReLU'(a),
+             d_h_j += d_a,  d_x += d_a
+
+    The gradient of U is the sum over all steps of d(U x) x^T, a product after the loop; those of V and W are alike.
+    """
     _, input_weight, _, message_weight, _, relation, query = tensors
     D, S, B, T = gradient.shape[-1], plan.S, plan.B, plan.longest + plan.L
     vectors, flat = saved.vectors, saved.vectors.view(-1, D)
@@ -313,55 +355,60 @@ def _backward(
     d_input = gradient.new_zeros(len(query), M, 6 * D)
     d_message_side = gradient.new_zeros(len(query), M, 6 * D)
     d_messages = gradient.new_zeros(len(query), M, D)
-    place = M
+    first_row = M
     for t in range(T - 1, 0, -1):
         due, below, R, _, _ = plan.step(t)
-        place -= R
-        stretch = slice(place, place + R)
-        sigmoids, new, gated, share = saved.steps[t - 1]
-        d_own = d_vectors[t, due, :R]
+        first_row -= R
+        rows = slice(first_row, first_row + R)
+        sigmoids, new, gated, alpha = saved.steps[t - 1]
+        d_h_l = d_vectors[t, due, :R]
         if attention == "dagerc":
-            d_own = d_own + d_score[t, due, :R, None] * query[due, None]
-        # The two GRUs side by side: (g, R, 2, D), first GRU_c.
+            # (1') of all receivers, whose steps are later: d_score is summed per source, then multiplied by w once.
+            d_h_l = d_h_l + d_score[t, due, :R, None] * query[due, None]
+        # Both GRUs in one tensor (g, R, 2, D), GRU_c first.
         sigmoids, new, gated = (part.unflatten(2, (-1, D)) for part in (sigmoids, new, gated))
-        state = saved.operands[due, stretch].unflatten(2, (2, D))
+        state = saved.operands[due, rows].unflatten(2, (2, D))
         reset, update = sigmoids[:, :, :2], sigmoids[:, :, 2:]
-        d_own = d_own.unsqueeze(2)
-        d_state = d_own * update
-        d_update = torch.ops.aten.sigmoid_backward(d_own * (state - new), update)
-        d_new = torch.ops.aten.tanh_backward(d_own - d_state, new)
+        # (4')
+        d_h_l = d_h_l.unsqueeze(2)
+        d_state = d_h_l * update
+        d_update = torch.ops.aten.sigmoid_backward(d_h_l * (state - new), update)
+        d_new = torch.ops.aten.tanh_backward(d_h_l - d_state, new)
+        # (3')
         d_reset = torch.ops.aten.sigmoid_backward(d_new * gated, reset)
         d_gated = d_new * reset
         shared = [d_reset.flatten(2), d_update.flatten(2)]
-        d_input[due, stretch] = torch.cat([*shared, d_new[:, :, 0], d_gated[:, :, 1]], 2)
-        d_message_side[due, stretch] = torch.cat([*shared, d_gated[:, :, 0], d_new[:, :, 1]], 2)
-        d_message = torch.baddbmm(d_state[:, :, 0], d_message_side[due, stretch], message_weight[due])
-        d_x = torch.baddbmm(d_state[:, :, 1], d_input[due, stretch], input_weight[due])
-        d_messages[due, stretch] = d_message
+        d_input[due, rows] = torch.cat([*shared, d_new[:, :, 0], d_gated[:, :, 1]], 2)
+        d_message_side[due, rows] = torch.cat([*shared, d_gated[:, :, 0], d_new[:, :, 1]], 2)
+        d_message = torch.baddbmm(d_state[:, :, 0], d_message_side[due, rows], message_weight[due])
+        d_x = torch.baddbmm(d_state[:, :, 1], d_input[due, rows], input_weight[due])
+        d_messages[due, rows] = d_message
         d_vectors[t - 1, below, :R] += d_x
 
-        # Edges. No source occurs twice in a step, so the order of these additions cannot matter.
+        # (2') and (1'), on the edges. A source has one receiver per step, so index_add_ has one term per row and its
+        # order does not matter.
         index, cell, _, receivers = plan.edges(t)
         receiver = cell >> 1
         d_means = vectors.new_zeros(len(d_message), B, 2 * D)
         d_means[:, :R] = torch.bmm(d_message, relation[due])
-        heard = d_means.view(-1, D).index_select(0, cell)
+        d_mean = d_means.view(-1, D).index_select(0, cell)
         source = flat.index_select(0, index)
-        d_share = share * (heard * source).sum(1)
-        d_scores = d_share - share * _per_receiver(d_share, receivers).index_select(0, receiver)
-        d_source = heard * share[:, None]
+        alpha_d_alpha = alpha * (d_mean * source).sum(1)
+        d_scores = alpha_d_alpha - alpha * _per_receiver(alpha_d_alpha, receivers).index_select(0, receiver)
+        d_source = d_mean * alpha[:, None]
         if attention == "dagerc":
             d_score.view(-1).index_add_(0, index, d_scores)
         else:
-            asked = source + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
-            by_edge = torch.ops.aten.leaky_relu_backward(d_scores[:, None], asked, SLOPE, False)
-            d_query[due] += _per_receiver(by_edge * asked, receivers).view(-1, B, D).sum(1)
-            by_edge = by_edge * query[due].index_select(0, receiver // B)
-            d_source = d_source + by_edge
-            d_vectors[t - 1, below] += _per_receiver(by_edge, receivers).view(-1, B, D)
+            joint = source + vectors[t - 1, below].flatten(0, 1).index_select(0, receiver)
+            d_joint = torch.ops.aten.leaky_relu_backward(d_scores[:, None], joint, SLOPE, False)
+            # LeakyReLU'(a) a = LeakyReLU(a)
+            d_query[due] += _per_receiver(d_joint * joint, receivers).view(-1, B, D).sum(1)
+            d_joint = d_joint * query[due].index_select(0, receiver // B)
+            d_source = d_source + d_joint
+            d_vectors[t - 1, below] += _per_receiver(d_joint, receivers).view(-1, B, D)
         d_flat.index_add_(0, index, d_source)
 
-    if attention == "dagerc":
+    if attention == "dagerc":  # d_w of all steps; the groups of layer 0, the last ones, have no score
         groups = len(query)
         d_query = torch.einsum("tgb,tgbd->gd", d_score[:, :groups], vectors[:, :groups])
     d_h = d_flat.index_select(0, plan.nodes[0].flatten()).unflatten(0, (S, -1)).sum(0)
@@ -393,15 +440,15 @@ class _Wavefront(torch.autograd.Function):
 
 
 class DagState:
-    """The recurrence for one conversation as it goes on: one utterance at a time, equal to the whole at once.
+    """The recurrence of one conversation, one utterance at a time, with the results of :func:`dag_recursion`.
 
     Args:
-        weights: Of S stacks and L layers.
-        windows: Of each stack; see :func:`dag_windows`.
+        weights: Weights of S stacks and L layers.
+        windows: Window of each stack; see :func:`dag_windows`.
         attention: See :func:`dag_recursion`.
 
     Raises:
-        ValueError: an unknown attention, a window below 1, or another number of windows than of stacks.
+        ValueError: an unknown attention, a window below 1, or not one window per stack.
     """
 
     def __init__(self, weights: DagWeights, windows: Sequence[int], attention: DagAttention = "dagerc") -> None:
@@ -411,12 +458,12 @@ class DagState:
             raise ValueError(f"{len(weights.attention)} stacks need as many windows of at least 1; found {windows}")
         self.weights, self.windows, self.attention = weights, tuple(windows), attention
         self.speakers: list[int] = []
-        """Of the utterances so far. A window may reach back to the first of them, so all vectors are kept."""
+        """Speakers of the utterances so far. A window may reach back to the first, so all vectors are stored."""
         self._past = weights.attention.new_zeros(*weights.attention.shape[:2], 16, weights.attention.shape[2])
 
     @torch.no_grad()
     def step(self, h: Tensor, speaker: int) -> Tensor:
-        """Take the next utterance: h (D) -> (S, L, D), its vectors in all layers. Without gradients."""
+        """Take the next utterance: h (D) -> (S, L, D), its vectors of all layers. Without gradients."""
         t = len(self.speakers)
         _, L, room, _ = self._past.shape
         if t == room:

@@ -18,22 +18,22 @@ DagAttention = Literal["dagerc", "gat"]
 DAG_ATTENTIONS: tuple[DagAttention, ...] = ("dagerc", "gat")
 
 SLOPE = 0.2
-"""Negative slope of the LeakyReLU in the attention ``gat`` (that of Velickovic et al., ICLR 2018)."""
+"""Negative slope of the LeakyReLU in the attention ``gat`` (Velickovic et al., ICLR 2018)."""
 
 
 class DagWeights(NamedTuple):
     """Weights of S stacks of L layers of width D.
 
-    The rows of the first four are those of two GRUs one after the other, each with its reset, update and new gate in
-    the order of :class:`torch.nn.GRUCell`: first GRU_c, whose input is the utterance and whose state is the message,
-    then GRU_p, in which the two change places. So ``input_*`` holds GRU_c's input side and GRU_p's state side.
+    The first axis after the layer of the first four has two GRUs, each with reset, update and new gate in the order of
+    :class:`torch.nn.GRUCell`: GRU_c, whose input is the utterance and whose state is the message, then GRU_p with these
+    exchanged. So ``input_*`` contains GRU_c's input side and GRU_p's state side.
 
     Args:
-        input_weight: (S, L, 6 D, D), applied to the utterance's vector from the layer below.
+        input_weight: (S, L, 6 D, D), applied to the utterance's vector of the layer below.
         input_bias: (S, L, 6 D).
         message_weight: (S, L, 6 D, D), applied to the message.
         message_bias: (S, L, 6 D).
-        relation: (S, L, 2, D, D), applied to a predecessor of the same speaker, and to one of another.
+        relation: (S, L, 2, D, D), applied to predecessors of the same speaker, and of others.
         attention: (S, L, D).
     """
 
@@ -45,7 +45,7 @@ class DagWeights(NamedTuple):
     attention: Tensor
 
     def node(self, stack: int, layer: int) -> DagWeights:
-        """The weights of one layer of one stack, without the two leading dimensions."""
+        """The weights of one layer of one stack."""
         return DagWeights(*(weight[stack, layer] for weight in self))
 
 
@@ -60,11 +60,11 @@ def dag_windows_reference(speaker: Tensor, packing: Packing, window: int) -> Ten
 
 
 def first_predecessor(before: Sequence[int], speaker: int, window: int) -> int:
-    """Position of the first predecessor of an utterance by ``speaker`` that follows the utterances ``before``."""
-    seen = 0
+    """Position of the first predecessor of an utterance by ``speaker`` after the utterances ``before``."""
+    count = 0
     for position in range(len(before) - 1, -1, -1):
-        seen += before[position] == speaker
-        if seen == window:
+        count += before[position] == speaker
+        if count == window:
             return position
     return 0
 
@@ -73,10 +73,10 @@ def dag_node(x: Tensor, past: Tensor, same: Tensor, weights: DagWeights, attenti
     """One utterance in one layer.
 
     Args:
-        x: (D) its vector from the layer below.
-        past: (K, D) its predecessors' vectors in this layer; K may be 0.
-        same: (K) bool, True where a predecessor has its speaker.
-        weights: Of this layer of this stack (:meth:`DagWeights.node`).
+        x: (D) its vector of the layer below.
+        past: (K, D) vectors of its predecessors in this layer; K may be 0.
+        same: (K) bool, True if a predecessor has the same speaker.
+        weights: Weights of this layer and stack (:meth:`DagWeights.node`).
         attention: See :func:`ercfusion.ops.dag.dag_recursion`.
 
     Returns:
@@ -85,16 +85,16 @@ def dag_node(x: Tensor, past: Tensor, same: Tensor, weights: DagWeights, attenti
     message = torch.zeros_like(x)
     if len(past):
         score = (past if attention == "dagerc" else F.leaky_relu(x + past, SLOPE)) @ weights.attention
-        share = score.softmax(0)
+        alpha = score.softmax(0)
         projected = torch.where(same[:, None], past @ weights.relation[0].t(), past @ weights.relation[1].t())
-        message = share @ projected
+        message = alpha @ projected
     from_input = F.linear(x, weights.input_weight, weights.input_bias).unflatten(0, (2, 3, -1))
     from_message = F.linear(message, weights.message_weight, weights.message_bias).unflatten(0, (2, 3, -1))
 
-    def gru(entered: Tensor, kept: Tensor, state: Tensor) -> Tensor:
-        reset = (entered[0] + kept[0]).sigmoid()
-        update = (entered[1] + kept[1]).sigmoid()
-        new = (entered[2] + reset * kept[2]).tanh()
+    def gru(input_side: Tensor, state_side: Tensor, state: Tensor) -> Tensor:
+        reset = (input_side[0] + state_side[0]).sigmoid()
+        update = (input_side[1] + state_side[1]).sigmoid()
+        new = (input_side[2] + reset * state_side[2]).tanh()
         return (1 - update) * new + update * state
 
     return gru(from_input[0], from_message[0], message) + gru(from_message[1], from_input[1], x)

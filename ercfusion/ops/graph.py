@@ -1,8 +1,8 @@
-"""Graphs over the utterances of conversations, built by arithmetic on offsets.
+"""Window graphs over the utterances of conversations, built by arithmetic on offsets.
 
 An edge (s, t) carries a message from utterance s to utterance t of the same conversation. In the window graph of
-DialogueGCN (Ghosal et al., EMNLP 2019) and COGMEN (Joshi et al., NAACL 2022) utterance t hears the ``past`` utterances
-before it, itself, and the ``future`` utterances after it.
+DialogueGCN (Ghosal et al., EMNLP 2019) and COGMEN (Joshi et al., NAACL 2022) utterance t receives from the ``past``
+utterances before it, itself, and the ``future`` utterances after it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def window_edges(packing: Packing, past: int, future: int) -> Tensor:
 
     Args:
         packing: The conversations.
-        past, future: How many utterances before and after itself an utterance hears; -1 hears all of that side.
+        past, future: Number of utterances before and after; -1 for all.
 
     Returns:
-        (2, E) integers, sources in row 0 and targets in row 1, ordered by target and then by source. Every utterance
-        has its self-loop.
+        (2, E) integers, sources in row 0 and targets in row 1, ordered by target, then by source. Every utterance has a
+        self-loop.
     """
     position, length = packing.position, packing.length[packing.conversation]
     low = torch.zeros_like(position) if past < 0 else (position - past).clamp(min=0)
@@ -56,7 +56,7 @@ def window_edges(packing: Packing, past: int, future: int) -> Tensor:
 
 
 def _edge_count(length: int, past: int, future: int) -> int:
-    """Edges of one conversation, counted on the host so that building a graph never waits for the device."""
+    """Edges of one conversation, counted on the host so that the graph does not wait for the device."""
 
     def one_side(window: int) -> int:
         reach = length - 1 if window < 0 else min(window, length - 1)
@@ -66,21 +66,21 @@ def _edge_count(length: int, past: int, future: int) -> int:
 
 
 class WindowGraph:
-    """The window graph of a batch with a relation on every edge, in the two forms that layers need.
+    """The window graph of a batch with a relation per edge, as a list of edges and as blocks.
 
-    The relation of an edge (s, t) has a temporal part ``c``, 0 if s comes before t and 1 otherwise (a self-loop has 1),
-    and a speaker part:
+    The relation of an edge (s, t) combines ``c``, 0 if s is before t and 1 otherwise (also for a self-loop), with the
+    speakers:
 
-    - ``same_other``: ``2 * [speaker_s != speaker_t] + c``. Four relations whatever the number of speakers.
-    - ``speaker_pair``: ``2 * (S * speaker_s + speaker_t) + c``. ``2 * S ** 2`` relations, as in COGMEN. Speakers beyond
+    - ``same_other``: ``2 * [speaker_s != speaker_t] + c``, four relations.
+    - ``speaker_pair``: ``2 * (S * speaker_s + speaker_t) + c``, ``2 * S ** 2`` relations, as in COGMEN. Speakers after
       the S-th share the last number.
 
     Args:
         packing: The conversations.
         speaker: (N) integers, numbered within each conversation.
         past, future: See :func:`window_edges`.
-        relations: The speaker part.
-        num_speakers: S; used by ``speaker_pair`` only.
+        relations: ``same_other`` or ``speaker_pair``.
+        num_speakers: S, for ``speaker_pair``.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class WindowGraph:
 
     @property
     def num_relations(self) -> int:
-        """R."""
+        """R, the number of relations."""
         return 4 if self.relations == "same_other" else 2 * self.num_speakers**2
 
     @cached_property
@@ -114,13 +114,13 @@ class WindowGraph:
 
     @cached_property
     def relation(self) -> Tensor:
-        """(E) relation of every edge, in [0, R)."""
+        """(E) relation per edge, in [0, R)."""
         source, target = self.edges
         return self._relation(self.number[source], self.number[target], source >= target)
 
     @cached_property
     def adjacency(self) -> Tensor:
-        """(B, L, L) bool, True at [b, t, s] where the edge (s, t) exists: a band within each conversation's square."""
+        """(B, L, L) bool, True at [b, t, s] for an edge (s, t)."""
         place = torch.arange(self.packing.longest, device=self.packing.device)
         lag = place[:, None] - place[None, :]  # t - s
         band = torch.ones_like(lag, dtype=torch.bool)
@@ -133,7 +133,7 @@ class WindowGraph:
 
     @cached_property
     def relation_blocks(self) -> Tensor:
-        """(B, L, L) integers: the relation at [b, t, s]; R (one past the last) where there is no edge."""
+        """(B, L, L) integers: the relation at [b, t, s]; R without an edge."""
         place = torch.arange(self.packing.longest, device=self.packing.device)
         speaker = self.packing.pad(self.number)
         backward = place[None, :] >= place[:, None]

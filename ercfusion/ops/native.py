@@ -1,8 +1,8 @@
-"""C compiled on first use, once a machine and user, and loaded without headers of Python or torch.
+"""Compiles C sources on first use, once per machine and user, without headers of Python or torch.
 
-The library of a source file lies in a cache folder of the user (``ERCFUSION_CACHE``, else the platform's) under a name
-that is a hash of the source, the compiler's version, the flags and the processor: another of any of these is another
-file. It is written under a temporary name and renamed, so that processes which build at the same time do no harm.
+The library of a source file is in a cache folder of the user (``ERCFUSION_CACHE``, else the platform's). Its name
+contains a hash of the source, the compiler's version, the flags and the processor. It is written under a temporary name
+and renamed, so processes can build at the same time.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ercfusion._core.files import scratch_folder
 log = logging.getLogger("ercfusion")
 
 FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
-"""Of -ffast-math only what leaves infinities, NaN, signs of zero and the order of sums as written.
+"""The parts of -ffast-math that preserve infinities, NaN, signs of zero and the order of sums.
 
-Products may be fused with sums. Nothing needs sums to be reordered: what is vectorised is independent.
+Products may be fused with sums. No sum needs reordering, because vector elements are independent.
 """
 
 TUNING = (("-march=native",), ("-mcpu=native",), ())
-"""The first that the compiler takes: instructions of this very processor where that is possible."""
+"""Alternatives in order of preference: instructions of this processor if the compiler supports that."""
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``ERCFUSION_CACHE``, else ``ercfusion`` in the user's cache folder."""
+    """Folder of compiled libraries: ``ERCFUSION_CACHE``, else ``ercfusion`` in the user's cache folder."""
     if chosen := os.environ.get("ERCFUSION_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 def find_compiler() -> list[str] | None:
     """The command of a C compiler, or None.
 
-    ``CC`` where it is set (and then nothing else), else the one that Python was built with, cc, gcc or clang.
+    ``CC`` if it is set, else the compiler of this Python, cc, gcc or clang.
     """
     if chosen := os.environ.get("CC"):
         candidates = [chosen]
@@ -64,17 +64,17 @@ def find_compiler() -> list[str] | None:
 
 
 def build(source: Path) -> ctypes.CDLL:
-    """The library of one C file, from the cache or built now.
+    """The library of one C file, from the cache or newly built.
 
     Raises:
-        OSError: there is no compiler, it fails, or its result cannot be stored or loaded; says which.
+        OSError: no compiler, a failed build, or a library that cannot be stored or loaded.
     """
     compiler = find_compiler()
     if compiler is None:
-        asked = os.environ.get("CC")
-        raise OSError(f"no C compiler ({asked!r}, named by CC, not found)" if asked else "no C compiler found")
+        named = os.environ.get("CC")
+        raise OSError(f"no C compiler ({named!r}, named by CC, not found)" if named else "no C compiler found")
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    # Sources are short: a few milliseconds, once a process.
+    # Sources are short: a few milliseconds per process.
     parts = [source.read_text(), shlex.join(compiler), version, " ".join(FLAGS), repr(TUNING), _processor()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     path = cache_folder() / f"{source.stem}-{key}.so"
@@ -82,16 +82,16 @@ def build(source: Path) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(path))
         except OSError:
-            path.unlink(missing_ok=True)  # damaged: build it anew
+            path.unlink(missing_ok=True)  # damaged: build it again
     message = ""
-    # In a folder of its own, which the next process removes where this one is killed. A linker makes the file anew.
+    # In a folder of its own, which the next process removes if this one is killed.
     with scratch_folder(path) as scratch:
         temporary = scratch / path.name
         for tuning in TUNING:
             command = [*compiler, *FLAGS, *tuning, str(source), "-o", str(temporary)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                # Load before others can see it: a library that does not load is never installed.
+                # Load before the rename: a library that does not load is never installed.
                 library = ctypes.CDLL(str(temporary))
                 os.replace(temporary, path)
                 return library
@@ -101,21 +101,21 @@ def build(source: Path) -> ctypes.CDLL:
 
 @cache
 def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
-    """:func:`build` once a process: the library and an empty text, or None and why not, which is logged once."""
+    """:func:`build` once per process: the library and an empty text, or None and the reason, which is logged once."""
     try:
         return build(source), ""
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split())
-        log.info("%s is not compiled (%s); torch does its work, more slowly", source.name, reason)
+        log.info("%s is not compiled (%s); torch replaces it, more slowly", source.name, reason)
         return None, reason
 
 
 def _processor() -> str:
-    """What -march=native depends on: architecture, model and instruction sets."""
+    """The inputs of -march=native: architecture, model and instruction sets."""
     lines = [platform.system(), platform.machine(), platform.processor()]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        wanted = ("model name", "flags", "Features", "CPU part")
-        seen = {line for line in cpuinfo.read_text().splitlines() if line.startswith(wanted)}
+        prefixes = ("model name", "flags", "Features", "CPU part")
+        seen = {line for line in cpuinfo.read_text().splitlines() if line.startswith(prefixes)}
         lines += sorted(seen)
     return "\n".join(lines)

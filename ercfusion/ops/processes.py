@@ -1,14 +1,14 @@
-"""What the processes of distributed training do together, so that they train as one process does.
+"""Exchange between the processes of distributed training, with the gradients of a single process.
 
-Data-parallel training gives each of W processes a share of every batch and averages their gradients. That average is
-the gradient of one process only if the loss is a mean over things of which each process has equally many. A loss over
-pairs, a statistic of the batch, or shares of different size break it.
+Data-parallel training gives each of W processes a share of every batch and averages their gradients. The average equals
+the gradient of one process only if the loss is a mean over items and every process has equally many. A loss over pairs,
+a batch statistic, or shares of different size break it.
 
-So here every process gets the *outputs* for the whole batch (:class:`Shares`) and computes the loss of the whole
-batch, as one process would. Let z_r be the rows of process r, and L the loss of all rows. Process r keeps the path to
-its own rows only: it needs no communication in the backward pass, and finds dL/dz_r * dz_r/dw for a weight w. The sum
-of these over r is dL/dw, but their average is taken: hence the factor W in the backward pass of the collection.
-Weights that are used after the collection get the whole gradient in every process, and the average changes nothing.
+Here every process collects the *outputs* of the whole batch (:class:`Shares`) and computes the loss L of the whole
+batch. Let z_r be the rows of process r and w a weight used before the collection. Then dL/dw = sum_r dL/dz_r dz_r/dw.
+Process r keeps only the path through its own rows, without communication in the backward pass. The average over
+processes divides the sum by W, so the backward pass of the collection multiplies by W. Weights used after the
+collection have the whole gradient in every process, and the average leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _stands_in: ContextVar[bool] = ContextVar("stands_in", default=False)
 
 
 def processes() -> int:
-    """Number of processes that train together; 1 outside of distributed training."""
+    """Number of processes that train together; 1 without distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(torch.distributed.get_world_size())
     return 1
@@ -36,10 +36,10 @@ def processes() -> int:
 
 @contextmanager
 def standing_in() -> Iterator[None]:
-    """While it is open, rows of this process do not count in what processes compute together.
+    """Context in which rows of this process do not count in exchanges.
 
-    A batch of fewer conversations than processes leaves some without one. They run the model on a stand-in, so that
-    all processes take part in the same exchanges.
+    A batch of fewer conversations than processes leaves some processes without any. They run the model on a stand-in to
+    take part in the same exchanges.
     """
     token = _stands_in.set(True)
     try:
@@ -49,19 +49,19 @@ def standing_in() -> Iterator[None]:
 
 
 def stands_in() -> bool:
-    """Whether this process has a stand-in for a share of the batch (see :func:`standing_in`)."""
+    """Whether this process has a stand-in instead of a share of the batch."""
     return _stands_in.get()
 
 
 def sum_over_processes(counts: Tensor) -> Tensor:
-    """Element-wise sum over all processes, in place and without a gradient; ``counts`` itself if there is one."""
+    """Element-wise sum over all processes, in place and without gradient; ``counts`` itself with one process."""
     if processes() > 1:
         torch.distributed.all_reduce(counts)
     return counts
 
 
 def longest_over_processes(packing: Packing) -> int:
-    """Utterances of the longest conversation of the whole batch."""
+    """Number of utterances of the longest conversation of the whole batch."""
     if processes() == 1:
         return packing.longest
     longest = torch.tensor(0 if stands_in() else packing.longest, device=packing.device)
@@ -70,7 +70,7 @@ def longest_over_processes(packing: Packing) -> int:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes. Each of them uses it, so that the gradient is the sum of theirs."""
+    """The sum y = sum_r x_r. Every process uses y, so dL/dx_r is the sum of the processes' gradients of y."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _Sum(torch.autograd.Function):
 
 
 def differentiable_sum(value: Tensor) -> Tensor:
-    """Element-wise sum over all processes, with its gradient; ``value`` itself if there is one process."""
+    """Element-wise sum over all processes, with gradient; ``value`` itself with one process."""
     if processes() == 1:
         return value
     result: Tensor = _Sum.apply(value)
@@ -90,15 +90,15 @@ def differentiable_sum(value: Tensor) -> Tensor:
 
 
 class Shares:
-    """How the conversations of a batch are spread over the processes.
+    """The distribution of the conversations of a batch over the processes.
 
     Args:
-        packing: Of the conversations of this process.
-        stand_in: Whether they stand in for none (see :func:`standing_in`).
+        packing: Packing of the conversations of this process.
+        stand_in: They are a stand-in (see :func:`standing_in`).
 
     Attributes:
-        packing: Of the whole batch. Conversations alternate between processes, as the sampler deals them out, so that
-            their order is that of a single process.
+        packing: Packing of the whole batch. Conversations alternate between processes, as the sampler distributes them,
+            which restores the order of a single process.
     """
 
     def __init__(self, packing: Packing, stand_in: bool = False) -> None:
@@ -115,7 +115,7 @@ class Shares:
         self.rows = [sum(part) for part in lengths]
         dealt = sorted((place, rank) for rank, part in enumerate(lengths) for place in range(len(part)))
         self.packing = Packing([lengths[rank][place] for place, rank in dealt], packing.device)
-        # Rows arrive process by process; ``order`` says which of them is the k-th of the whole batch.
+        # Rows arrive process by process; row k of the whole batch is ``order[k]`` of them.
         firsts: dict[tuple[int, int], int] = {}
         total = 0
         for rank, part in enumerate(lengths):
@@ -129,7 +129,7 @@ class Shares:
         self.own = torch.argsort(self.order).index_select(0, mine)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Rows of the whole batch, with a gradient for those of this process; ``values`` if there is one process.
+        """Rows of the whole batch, differentiable in those of this process; ``values`` with one process.
 
         Shapes:
             (N, ...), the utterances of this process -> (N of the whole batch, ...).
@@ -147,6 +147,8 @@ class Shares:
 
 
 class _Gather(torch.autograd.Function):
+    """The collection; its backward pass multiplies by W (see the module)."""
+
     @staticmethod
     def forward(context: Any, values: Tensor, shares: Shares) -> Tensor:
         context.shares, context.shape = shares, values.shape
@@ -161,8 +163,8 @@ class _Gather(torch.autograd.Function):
 
 
 def _collect(values: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-    """The tensors of all processes, of these numbers of rows, in the order of their ranks."""
-    # As bytes: back ends differ in the types that they exchange.
+    """The tensors of all processes with these numbers of rows, in the order of their ranks."""
+    # As bytes, because back ends differ in the types they support; padded, because gathered parts have equal size.
     row = math.prod(values.shape[1:]) * values.element_size()
     flat = torch.zeros(max(numbers) * row // values.element_size(), dtype=values.dtype, device=values.device)
     flat[: values.numel()] = values.reshape(-1)

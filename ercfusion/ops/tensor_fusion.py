@@ -1,14 +1,21 @@
-"""A linear layer on the outer product of several vectors, which is never formed.
+r"""A linear layer on the outer product of several vectors, computed without forming the product.
 
 N utterances, M modalities of widths d_m, H outputs, K = (d_1 + 1) ... (d_M + 1) elements of the tensor.
 
-A linear layer on the outer product of M vectors is a sum over K products an utterance. Split the modalities into two
-groups, let b (N, G) be the flattened outer products of one group and a (N, R) those of the other, G R = K: then
+Split the modalities into two groups. Let b (N, G) be the flattened outer products of one group and a (N, R) those of
+the other, G R = K. Then
 
-.. math:: y_{nh} = \\sum_r a_{nr} \\sum_g W_{hrg} b_{ng}
+.. math:: y_{nh} = \sum_r a_{nr} \sum_g W_{hrg} b_{ng}
 
-is one matrix product with G terms a sum, as many operations as the layer itself takes, and a short sum over r. Nothing
-of size N K exists, in either direction: the gradient of W is the matrix product of (dy a) and b.
+is one matrix product with G terms per sum, as many operations as the layer itself, and a short sum over r. With
+:math:`s_{nhr} = dy_{nh} a_{nr}` the gradients are
+
+.. math::
+    dW_{hrg} = \sum_n s_{nhr} b_{ng}, \quad
+    db_{ng} = \sum_{hr} s_{nhr} W_{hrg}, \quad
+    da_{nr} = \sum_h dy_{nh} \sum_g W_{hrg} b_{ng}
+
+again matrix products. No tensor of size N K exists in either pass.
 """
 
 from __future__ import annotations
@@ -24,44 +31,45 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TEMPORARY = 2**22
-"""Numbers that a chunk of utterances may put into temporary memory: 16 MiB in single precision."""
+"""Numbers in temporary memory per chunk of utterances: 16 MiB in single precision."""
 
 COPIED = 2**24
-"""Weights up to this size may be rearranged in every call, where that makes the sums longer."""
+"""Largest weight that may be rearranged in every call for longer sums."""
 
 CALL = 1024
-"""Utterances in a call over which the price of rearranging the weight is spread, when groupings are compared."""
+"""Utterances per call assumed for the cost of rearranging the weight."""
 
 MASKED_ROWS = 128
-"""Utterances in a chunk under element dropout."""
+"""Utterances per chunk with element dropout."""
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """How the modalities are split for the contraction.
+    """The split of the modalities for the contraction.
 
     Args:
-        split: The first group holds the modalities before it, the second those from it on. Either may be empty.
-        leading: The long matrix product sums over the first group instead of the second, whose weights lie together.
+        split: The first group contains the modalities before it, the second the others. Either may be empty.
+        leading: Sum over the first group in the long matrix product instead of the second, whose weights are
+            contiguous.
     """
 
     split: int
     leading: bool = False
 
     def sizes(self, factors: Sequence[int]) -> tuple[int, int]:
-        """(R, G): the product of the ``factors`` d_m + 1 of the group that is left, and of the one summed over."""
+        """(R, G): the product of the ``factors`` d_m + 1 of the remaining group, and of the summed group."""
         first, second = math.prod(factors[: self.split]), math.prod(factors[self.split :])
         return (second, first) if self.leading else (first, second)
 
 
 def choose_grouping(factors: Sequence[int], out_features: int) -> Grouping:
-    """The grouping that writes the fewest temporary numbers an utterance.
+    """The grouping with the fewest temporary numbers per utterance.
 
-    That is G + R + H R, or K where everything is in the group summed over (the tensor itself, a chunk at a time), and
-    for a rearranged weight its copies, shared by :data:`CALL` utterances.
+    These are G + R + H R, or K if every modality is summed over (the tensor itself, a chunk at a time); for a
+    rearranged weight also its copies, divided by :data:`CALL` utterances.
 
     Args:
-        factors: d_m + 1, by modality.
+        factors: d_m + 1 per modality.
         out_features: H.
     """
     total = math.prod(factors)
@@ -88,7 +96,7 @@ def with_one(z: Tensor) -> Tensor:
 def outer_rows(factors: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Flattened outer product of each row of the factors (n, D_m) -> (n, D_1 D_2 ...), the last index fastest.
 
-    Of no factors it is 1. ``rows`` (n, anything) tells n, type and device.
+    Without factors it is 1, with n, dtype and device of ``rows`` (n, ...).
     """
     product = factors[0] if factors else rows.new_ones(len(rows), 1)
     for factor in factors[1:]:
@@ -97,7 +105,11 @@ def outer_rows(factors: Sequence[Tensor], rows: Tensor) -> Tensor:
 
 
 def outer_rows_backward(gradient: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients (n, D_m) of the factors from that of :func:`outer_rows`."""
+    """Gradients (n, D_m) of the factors from the gradient of :func:`outer_rows`.
+
+    The product is built as p_m = p_{m-1} x f_m (outer product). From the last factor to the second: d_f_m = sum_i
+    p_{m-1,i} d_p_m[i, :] and d_p_{m-1}[i] = sum_j d_p_m[i, j] f_m,j. The remaining d_p_1 is d_f_1.
+    """
     gradients: list[Tensor] = []
     for m in range(len(factors) - 1, 0, -1):
         before = outer_rows(factors[:m], gradient)
@@ -110,11 +122,11 @@ def outer_rows_backward(gradient: Tensor, factors: Sequence[Tensor]) -> list[Ten
 def tensor_fusion_reference(
     z: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, keep: Tensor | None = None
 ) -> Tensor:
-    """A linear layer on the flattened tensor, one utterance at a time: specification of :func:`tensor_fusion`.
+    """A linear layer on the flattened tensor, one utterance at a time: the specification of :func:`tensor_fusion`.
 
     Args:
-        z: (N, d_m) by modality.
-        weight: (H, K); the index of the last modality changes fastest, and 0 is the constant's in each.
+        z: (N, d_m) per modality.
+        weight: (H, K); the index of the last modality changes fastest, and index 0 is the constant of each.
         bias: (H).
         keep: (N, K) factors of the elements, for dropout.
 
@@ -136,12 +148,12 @@ def tensor_fusion_reference(
 
 
 def _signed(number: int) -> int:
-    """The integer of 32 bits that a tensor of int32 takes for ``number``."""
+    """The int32 value with the lowest 32 bits of ``number``."""
     return (number & 0xFFFFFFFF) - ((number & 0x80000000) << 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scatter integers of 32 bits, in place and one to one (the finaliser of MurmurHash3, A. Appleby)."""
+    """Scramble 32-bit integers in place, one to one (the finaliser of MurmurHash3, A. Appleby)."""
     x ^= (x >> 16) & 0xFFFF
     x *= _signed(0x85EBCA6B)
     x ^= (x >> 13) & 0x7FFFF
@@ -151,18 +163,18 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def element_keep(seed: int, rows: range, columns: range, p: float, device: torch.device | str = "cpu") -> Tensor:
-    """Which elements of the tensors dropout keeps: a function of the seed and of an element's place, nothing else.
+    """The dropout mask of the tensors, a function of the seed and of an element's position only.
 
-    So any part of the mask can be computed at any time, in the same way on every device.
+    Any part of the mask can therefore be computed in either pass, with the same result on every device.
 
     Args:
-        seed: Its lowest 64 bits count.
+        seed: Its lowest 64 bits are used.
         rows, columns: Utterances and elements.
-        p: Probability that an element is dropped, in [0, 1).
-        device: Where the mask lives.
+        p: Dropout probability of an element, in [0, 1).
+        device: Device of the mask.
 
     Returns:
-        (len(rows), len(columns)) bool, True where kept.
+        (len(rows), len(columns)) bool, True if kept.
     """
     low, high = _signed(seed), _signed(seed >> 32)
     row = torch.arange(rows.start, rows.stop, dtype=torch.int32, device=device)
@@ -176,21 +188,21 @@ def element_keep(seed: int, rows: range, columns: range, p: float, device: torch
 
 
 def _groups(z: Sequence[Tensor], rows: slice, split: int, leading: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """[1; z_m] of a chunk: the group that is left, and the one that is summed over."""
+    """[1; z_m] of a chunk: the remaining group and the summed group."""
     factors = [with_one(vector[rows]) for vector in z]
     first, second = factors[:split], factors[split:]
     return (second, first) if leading else (first, second)
 
 
 def _arranged(weight: Tensor, R: int, G: int, leading: bool) -> Tensor:
-    """The weight (H, K) as (H R, G); a copy where the first group is summed over."""
+    """The weight (H, K) as (H R, G); a copy if the first group is summed over."""
     if leading:
         return weight.view(-1, G, R).transpose(1, 2).reshape(-1, G)
     return weight.view(-1, G)
 
 
 class _Contraction(torch.autograd.Function):
-    """The two-group contraction by chunks; keeps nothing but its inputs and computes the rest again."""
+    """The two-group contraction by chunks; saves only its inputs and computes the rest again."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, grouping: Grouping, temporary: int, *z: Tensor) -> Tensor:
@@ -202,6 +214,7 @@ class _Contraction(torch.autograd.Function):
         for start in range(0, N, step):
             rows = slice(start, start + step)
             left, summed = _groups(z, rows, grouping.split, grouping.leading)
+            # sum_g W_hrg b_ng, then the sum over r with a; R = 1 means a = 1.
             product = outer_rows(summed, z[0][rows]) @ arranged.t()  # (n, H R)
             if R > 1:
                 a = outer_rows(left, product)
@@ -219,37 +232,49 @@ class _Contraction(torch.autograd.Function):
         N, H = gradient.shape
         R, G = ctx.grouping.sizes([vector.shape[1] + 1 for vector in z])
         arranged = _arranged(weight, R, G, leading)
-        weight_gradient = torch.zeros_like(arranged) if ctx.needs_input_grad[0] else None
-        wanted = any(ctx.needs_input_grad[3:])
-        z_gradients = [torch.empty_like(vector) for vector in z]
+        d_weight = torch.zeros_like(arranged) if ctx.needs_input_grad[0] else None
+        need_z = any(ctx.needs_input_grad[3:])
+        d_z = [torch.empty_like(vector) for vector in z]
         for start in range(0, N, ctx.step):
             rows = slice(start, start + ctx.step)
-            part = gradient[rows].contiguous()
+            d_y = gradient[rows].contiguous()
             left, summed = _groups(z, rows, split, leading)
-            a, b = outer_rows(left, part), outer_rows(summed, part)
-            spread = (part[:, :, None] * a[:, None, :]).flatten(1)  # (n, H R)
-            if weight_gradient is not None:
-                weight_gradient.addmm_(spread.t(), b)
-            if not wanted:
+            a, b = outer_rows(left, d_y), outer_rows(summed, d_y)
+            s = (d_y[:, :, None] * a[:, None, :]).flatten(1)  # (n, H R), s_nhr
+            if d_weight is not None:
+                d_weight.addmm_(s.t(), b)  # dW_hrg
+            if not need_z:
                 continue
-            to_summed = outer_rows_backward(spread @ arranged, summed)
-            del spread
-            to_left: list[Tensor] = []
+            d_summed = outer_rows_backward(s @ arranged, summed)  # from db_ng
+            del s
+            d_left: list[Tensor] = []
             if left:
-                product = (b @ arranged.t()).view(-1, H, R)
-                to_left = outer_rows_backward(torch.bmm(part[:, None], product).squeeze(1), left)
-            ordered = (*to_summed, *to_left) if leading else (*to_left, *to_summed)
-            for target, source in zip(z_gradients, ordered, strict=True):
-                target[rows] = source[:, 1:]
-        if weight_gradient is not None:
+                product = (b @ arranged.t()).view(-1, H, R)  # da_nr is its product with dy over h
+                d_left = outer_rows_backward(torch.bmm(d_y[:, None], product).squeeze(1), left)
+            ordered = (*d_summed, *d_left) if leading else (*d_left, *d_summed)
+            for target, source in zip(d_z, ordered, strict=True):
+                target[rows] = source[:, 1:]  # the constant has no gradient
+        if d_weight is not None:
             if leading:
-                weight_gradient = weight_gradient.view(H, R, G).transpose(1, 2)
-            weight_gradient = weight_gradient.reshape(H, -1)
-        return weight_gradient, None, None, *(z_gradients if wanted else [None] * len(z))
+                d_weight = d_weight.view(H, R, G).transpose(1, 2)
+            d_weight = d_weight.reshape(H, -1)
+        return d_weight, None, None, *(d_z if need_z else [None] * len(z))
 
 
 class _MaskedContraction(torch.autograd.Function):
-    """The same with dropout of single elements: no product of groups then, so the tensor passes by tile after tile."""
+    """The contraction with dropout of single elements.
+
+    A mask k of elements does not factor into groups, so the tensor k_n,rg a_nr b_ng is formed tile by tile (ranges of
+    r):
+
+    .. code-block:: text
+
+        y_nh = sum_rg W_hrg k_n,rg a_nr b_ng / (1 - p)
+        dW_hrg = sum_n dy_nh k_n,rg a_nr b_ng,  c_n,rg = k_n,rg sum_h dy_nh W_hrg   (dy divided by 1 - p)
+        da_nr = sum_g c_n,rg b_ng,  db_ng = sum_r c_n,rg a_nr
+
+    The backward pass computes the same mask again from the seed.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, p: float, seed: int, temporary: int, *z: Tensor) -> Tensor:
@@ -267,35 +292,35 @@ class _MaskedContraction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, *z = ctx.saved_tensors
         gradient = gradient / (1 - ctx.p)
-        weight_gradient = torch.zeros_like(weight)
-        z_gradients = [torch.empty_like(vector) for vector in z]
+        d_weight = torch.zeros_like(weight)
+        d_z = [torch.empty_like(vector) for vector in z]
         for chunk in _masked_chunks(z, ctx.temporary):
-            part = gradient[chunk.slice]
-            to_first, to_second = torch.zeros_like(chunk.a), torch.zeros_like(chunk.b)
+            d_y = gradient[chunk.slice]
+            d_a, d_b = torch.zeros_like(chunk.a), torch.zeros_like(chunk.b)
             for left, columns in chunk.tiles:
-                across = slice(columns.start, columns.stop)
+                elements = slice(columns.start, columns.stop)
                 keep = element_keep(ctx.seed, chunk.rows, columns, ctx.p, weight.device)
                 tile = chunk.tile(left, keep)
-                weight_gradient[:, across].addmm_(part.t(), tile)
-                block = (torch.mm(part, weight[:, across], out=tile) * keep).unflatten(1, (len(left), -1))
+                d_weight[:, elements].addmm_(d_y.t(), tile)
+                c = (torch.mm(d_y, weight[:, elements], out=tile) * keep).unflatten(1, (len(left), -1))
                 inside = slice(left.start, left.stop)
-                to_first[:, inside] = torch.bmm(block, chunk.b[:, :, None]).squeeze(2)
-                to_second += torch.bmm(chunk.a[:, None, inside], block).squeeze(1)
-            found = (*outer_rows_backward(to_first, chunk.first), *outer_rows_backward(to_second, chunk.second))
-            for target, source in zip(z_gradients, found, strict=True):
+                d_a[:, inside] = torch.bmm(c, chunk.b[:, :, None]).squeeze(2)
+                d_b += torch.bmm(chunk.a[:, None, inside], c).squeeze(1)
+            d_factors = (*outer_rows_backward(d_a, chunk.first), *outer_rows_backward(d_b, chunk.second))
+            for target, source in zip(d_z, d_factors, strict=True):
                 target[chunk.slice] = source[:, 1:]
-        return weight_gradient, None, None, None, *z_gradients
+        return d_weight, None, None, None, *d_z
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some utterances under element dropout, and how their tensors are cut into tiles along the elements.
+    """Some utterances with element dropout; their tensors are cut into tiles along the elements.
 
     Args:
         rows: The utterances.
         first, second: [1; z_m] of the two groups of modalities.
         a, b: Their flattened outer products, (n, R) and (n, G).
-        width: How many of the R belong to a tile.
+        width: How many of the R are in a tile.
     """
 
     rows: range
@@ -311,14 +336,14 @@ class _Chunk:
 
     @property
     def tiles(self) -> Iterator[tuple[range, range]]:
-        """Ranges of the R, and the ranges of the K = R G elements that they stand for."""
+        """Ranges of the R, and the matching ranges of the K = R G elements."""
         R, G = self.a.shape[1], self.b.shape[1]
         for start in range(0, R, self.width):
             stop = min(start + self.width, R)
             yield range(start, stop), range(start * G, stop * G)
 
     def tile(self, left: range, keep: Tensor) -> Tensor:
-        """(n, len(left) G) elements of the tensors, zero where not kept."""
+        """(n, len(left) G) elements of the tensors, zero if dropped."""
         product = (self.a[:, left.start : left.stop, None] * self.b[:, None, :]).flatten(1)
         return product.mul_(keep)
 
@@ -326,7 +351,7 @@ class _Chunk:
 def _masked_chunks(z: Sequence[Tensor], temporary: int) -> Iterator[_Chunk]:
     sizes = [vector.shape[1] + 1 for vector in z]
     N = len(z[0])
-    # The longest stretch of elements in which only the last modalities change, as long as it is not too long.
+    # The longest run of elements, up to the limit, in which only the last modalities change.
     limit = temporary // MASKED_ROWS
     split = next((m for m in range(len(z)) if math.prod(sizes[m:]) <= limit), len(z) - 1)
     G = math.prod(sizes[split:])
@@ -347,18 +372,18 @@ def tensor_fusion(
     seed: int = 0,
     temporary: int = TEMPORARY,
 ) -> Tensor:
-    """A linear layer, without bias, on the flattened outer product of the [1; z_m], which is never formed.
+    """A linear layer without bias on the flattened outer product of the [1; z_m], without forming the product.
 
-    Equal to :func:`tensor_fusion_reference`. What is kept for the backward pass are the z and the weight. Once
-    differentiable.
+    Equal to :func:`tensor_fusion_reference`. Only the z and the weight are saved for the backward pass. Differentiable
+    once.
 
     Args:
-        z: (N, d_m) by modality, of the weight's type.
-        weight: (H, K); the index of the last modality changes fastest, and 0 is the constant's in each.
-        grouping: :func:`choose_grouping` if not given; changes speed and rounding only.
-        element_dropout: Probability that an element of an utterance's tensor is dropped, by :func:`element_keep`.
-        seed: Of the dropped elements.
-        temporary: Numbers in temporary memory at once, about.
+        z: (N, d_m) per modality, of the weight's dtype.
+        weight: (H, K); the index of the last modality changes fastest, and index 0 is the constant of each.
+        grouping: :func:`choose_grouping` by default; affects speed and rounding only.
+        element_dropout: Dropout probability of an element of an utterance's tensor, by :func:`element_keep`.
+        seed: Seed of the dropout mask.
+        temporary: Approximate number of temporary numbers in memory.
 
     Returns:
         (N, H).

@@ -389,7 +389,7 @@ def test_without_a_library(fault: str, tmp_path: Path, monkeypatch: pytest.Monke
         lines = [record for record in caplog.records if "selective_scan.c" in record.getMessage()]
         assert len(lines) == 1
         assert lines[0].levelno == logging.INFO
-        assert "torch does its work" in lines[0].getMessage()
+        assert "torch replaces it" in lines[0].getMessage()
         assert torch.equal(found, selective_scan(**arguments, backend="torch"))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="backend 'native' declines: "):
             selective_scan(**arguments, backend="native")
