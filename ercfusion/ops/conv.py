@@ -170,7 +170,7 @@ def _directions(name: str, value: Tensor, ndim: int, K: int) -> Tensor:
 
 
 def _with_initial(x: Tensor, initial: Tensor, reverse: bool, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Every conversation with its earlier inputs before it (after it in reverse), and the new rows of its utterances."""
+    """Conversations with their earlier inputs before them (after them in reverse), and the new rows of utterances."""
     gap = initial.shape[1]
     new = Packing([size + gap for size in sizes], x.device)
     old = Packing(sizes, x.device)
@@ -207,9 +207,9 @@ def _padded(
     return y.new_zeros(*y.shape[:-2], B * L, D).index_copy(-2, real, y).unflatten(-2, (B, L))
 
 
-# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D). A tensor shared by the directions has 1 instead
-# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D). A tensor shared by the directions has 1 instead of
-# K; its gradients are summed before they are rounded to its dtype.
+# The operator: K directions, x (K, N, D), weight (K, D, W), bias (K, D). Shared tensors have 1 instead of K; their
+# gradients of both directions are summed before they are rounded.
+
 
 def _expand(x: Tensor, weight: Tensor, bias: Tensor | None, K: int) -> tuple[Tensor, Tensor, Tensor | None]:
     return (
@@ -392,7 +392,7 @@ def _accumulates(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _heads(lengths: Sequence[int], count: int, reverse: bool, device: torch.device) -> list[Tensor]:
-    """For s from 0 to ``count`` - 1: the rows with s utterances of their conversation before them in reading direction."""
+    """For s from 0 to ``count`` - 1: rows with s utterances of their conversation before them in reading direction."""
     rows: list[list[int]] = [[] for _ in range(count)]
     first = 0
     for length in lengths:
