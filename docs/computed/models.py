@@ -10,6 +10,11 @@ import torch
 
 from docs.computed.registry import register
 from ercfusion.config.architectures import ARCHITECTURES
+from ercfusion.config.fields import typed_text
+from ercfusion.config.options import Option, options_of
+
+SHARED = {"lmf": "tfn"}
+"""Models whose options from a common base are listed on the page of another one."""
 
 
 @cache
@@ -22,13 +27,13 @@ def model_presets() -> dict[str, dict[str, Any]]:
 
 
 def capability_matrix() -> list[str]:
-    """One row a preset: what its architecture says of itself."""
+    """One row per preset with the capabilities of its architecture."""
     from ercfusion.data import InputSpec
     from ercfusion.models import build_architecture
 
     rows = [
-        "| preset | architecture | learns | contextual | causal | missing-aware | speakers | requires | compiles |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| preset | context | causal | missing | speakers | compiles |",
+        "|---|:-:|:-:|:-:|---|:-:|",
     ]
     presets = model_presets()
     assert {settings["name"] for settings in presets.values()} == set(ARCHITECTURES)
@@ -37,24 +42,73 @@ def capability_matrix() -> list[str]:
         options = {key: value for key, value in settings.items() if key != "name"}
         with torch.random.fork_rng(devices=[]):
             can = build_architecture(name, InputSpec({"text": 4, "audio": 4, "visual": 4}), options).capabilities
-        flags = ["yes" if flag else "no" for flag in (can.learns, can.contextual, can.causal, can.missing_aware)]
-        cells = [f"`{preset}`", f"[{name}](models/{name}.md)", *flags, can.speakers.replace("_", " or ")]
-        cells += [", ".join(can.requires) or "any", "yes" if can.compiles else "no"]
-        rows.append(f"| {' | '.join(cells)} |")
+        marks = ["✓" if flag else "" for flag in (can.contextual, can.causal, can.missing_aware)]
+        label = f"[`{preset}`](models/{name}.md)" + (f" (needs {', '.join(can.requires)})" if can.requires else "")
+        speakers = "" if can.speakers == "none" else can.speakers
+        rows.append(f"| {label} | {' | '.join(marks)} | {speakers} | {'✓' if can.compiles else ''} |")
     return rows
 
 
 def model_list() -> list[str]:
     """A sentence with all models, for the main page."""
     links = [f"[`{name}`](docs/models/{name}.md)" for name in ARCHITECTURES]
-    return textwrap.wrap(f"The models: {', '.join(links)}.", 120, break_on_hyphens=False)
+    return wrapped(f"The models: {', '.join(links)}.")
+
+
+def allowed(option: Option) -> str:
+    """Choices or range of an option, as one word if possible; empty for sizes, switches and texts."""
+    if option.choices:
+        return ", ".join(map(str, option.choices))
+    if option.type is float and option.low is not None and option.high is not None:
+        if (option.low, option.high) == (0, 1):
+            return "0–1"
+        return "" if option.low < -1 else ">0" if option.low > 0 else "≥0"
+    return ""
+
+
+def wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(sentence, 120, break_on_hyphens=False, break_long_words=False)
+
+
+def preset_options(name: str) -> list[str]:
+    """One line per preset of an architecture: the options that differ from the constructor's defaults."""
+    options = options_of(ARCHITECTURES.load(name))
+    lines = []
+    for preset, model in model_presets().items():
+        if model["name"] == name:
+            changed = [
+                f"`{option.name}={typed_text(model[option.name])}`"
+                for option in options
+                if model[option.name] != option.default
+            ]
+            if changed:
+                lines += ["", *wrapped(f"`model={preset}` sets {' '.join(changed)}.")]
+    return lines
 
 
 def model_options(name: str) -> list[str]:
-    """One row an option of an architecture, from its constructor."""
-    from ercfusion.config.reference import options_table
-
-    return options_table(name, model_presets())
+    """One row per option of an architecture, from its constructor; then the options of its presets."""
+    options = options_of(ARCHITECTURES.load(name))
+    if not options:
+        return ["No options."]
+    inherited: list[str] = []
+    if name in SHARED:
+        other = {option.name: option for option in options_of(ARCHITECTURES.load(SHARED[name]))}
+        base = {option.name for option in options_of(ARCHITECTURES.load(name).__mro__[1])}
+        differing = [f"`{o.name}={typed_text(o.default)}`" for o in options if o.name in base and o != other[o.name]]
+        sentence = f"Other options: as for [{SHARED[name]}]({SHARED[name]}.md), with {' '.join(differing)}."
+        inherited = ["", *wrapped(sentence)]
+        options = tuple(option for option in options if option.name not in base)
+    ranges = any(allowed(option) for option in options)
+    rows = [
+        f"| option | default |{' values |' if ranges else ''} meaning |",
+        f"|---|---|{'---|' if ranges else ''}---|",
+    ]
+    for option in options:
+        meaning = option.meaning.replace("|", "\\|")
+        values = f" {allowed(option)} |" if ranges else ""
+        rows.append(f"| `{option.name}` | {typed_text(option.default)} |{values} {meaning} |")
+    return rows + inherited + preset_options(name)
 
 
 register("capabilities", "docs/choose-a-model.md", capability_matrix)
