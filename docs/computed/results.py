@@ -115,25 +115,6 @@ def result_curriculum() -> list[str]:
     return textwrap.wrap(text, 120, break_on_hyphens=False)
 
 
-def weak_modalities() -> list[str]:
-    """Dev and test accuracy of `concat` on single modalities, from the records of ``mosi-fusion``."""
-    from ercfusion.tables.render import markdown_table, number
-
-    lines = {line.row.name: line for line in table("mosi-fusion").lines}
-    rows = [["modality", "dev", "test"]]
-    for name in ("text", "audio", "visual"):
-        line = lines[f"concat, {name}"]
-        rows.append([name, number("accuracy", line.dev.mean), number("accuracy", line.test["accuracy"].mean)])
-    floor = lines["majority"]
-    rows.append(
-        [
-            "none: the majority class",
-            *(number("accuracy", value) for value in (floor.dev.mean, floor.test["accuracy"].mean)),
-        ]
-    )
-    return markdown_table(rows).splitlines()
-
-
 def result_subsets(preset: str, metric: str) -> list[str]:
     """A line a model, a column a subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
     from ercfusion.tables.render import markdown_table, metric_name, spread
@@ -157,7 +138,6 @@ register("main shares", "README.md", partial(result_shares, "meld"), "meld")
 register("scores meld-curriculum", "docs/curricula.md", partial(result_scores, "meld-curriculum"), "meld-curriculum")
 register("notes meld-curriculum", "docs/curricula.md", partial(result_notes, "meld-curriculum"), "meld-curriculum")
 register("curriculum effect", "docs/curricula.md", result_curriculum, "meld-curriculum")
-register("weak modalities", "docs/models/m2fnet.md", weak_modalities, "mosi-fusion")
 for _preset, _metrics in (
     ("mosi-fusion", ("accuracy", "weighted_f1")),
     ("mosi-fusion-score", ("mae", "pearson", "acc7")),

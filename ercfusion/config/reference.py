@@ -89,38 +89,6 @@ def presets_of(composer: Composer) -> dict[str, dict[str, Any]]:
     return {name: composer.compose([f"model={name}", "data=custom"])["model"] for name in composer.groups()["model"]}
 
 
-def options_table(name: str, presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The options of an architecture as a Markdown table: one row per option, one column per preset that differs.
-
-    Args:
-        name: Architecture.
-        presets: The section ``model`` by preset; other architectures are ignored.
-    """
-    options = options_of(ARCHITECTURES.load(name))
-    if not options:
-        return ["It has none."]
-    presets = {
-        preset: model
-        for preset, model in presets.items()
-        if model["name"] == name and any(model[option.name] != option.default for option in options)
-    }
-    columns = ["option", "default", *(f"`{preset}`" for preset in presets), "values", "meaning"]
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for option in options:
-        own = [
-            "" if model[option.name] == option.default else typed_text(model[option.name]) for model in presets.values()
-        ]
-        cells = [
-            f"`{option.name}`",
-            typed_text(option.default),
-            *own,
-            option.values,
-            option.meaning.replace("|", "\\|"),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
 def corpora_table() -> list[str]:
     """The options of all corpora as a Markdown table."""
     rows = ["| corpus | option | default | values | meaning |", "|---|---|---|---|---|"]

@@ -33,7 +33,6 @@ class M2FNet(Architecture):
       each Enc ends in a normalisation and X + Enc(X) would double. A learned bias encodes distance and speaker
       (``lags``). Absent utterances are not keys of the fusion. Fusion starts as a small correction of text
       (``residual``). Modalities are dropped at random in training (``modality_dropout``), against reliance on one.
-      ``docs/models/m2fnet.md`` has measurements with weak modalities.
 
     Any modalities can be used; a single one is not fused. The preset ``model=m2fnet_released`` is the published form.
 

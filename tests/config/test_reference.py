@@ -9,7 +9,7 @@ import pytest
 from ercfusion._core.errors import ConfigError
 from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.config.compose import Composer
-from ercfusion.config.reference import model_help, options_table, presets_of
+from ercfusion.config.reference import model_help, presets_of
 from ercfusion.sweep import main as sweep
 from ercfusion.train import main as train
 
@@ -49,12 +49,6 @@ def test_a_model_of_ones_own(
         text = capsys.readouterr().out
         assert text.startswith("model=counted: Counts.\n")
         assert "  model.hidden=3: 1 to 1,024; searched: 64, 128, 256, 512\n      How many\n" in text
-        presets = {"counted": {"name": "counted", "hidden": 3}, "more": {"name": "counted", "hidden": 9}}
-        assert options_table("counted", presets) == [
-            "| option | default | `more` | values | meaning |",
-            "|---|---|---|---|---|",
-            "| `hidden` | 3 | 9 | 1 to 1,024 | How many |",
-        ]
     finally:
         ARCHITECTURES.pop("counted", None)
 
