@@ -1,7 +1,7 @@
 """Conversation-level models for emotion recognition in conversation from text, audio and visual features.
 
-In Python, :func:`fit` trains a model and returns a :class:`Run`, and :func:`load` opens one. Both load on first use, so
-that importing this package, or one of its parts, loads nothing else.
+:func:`fit` trains a model and returns a :class:`Run`; :func:`load` opens one. Both load on first use: importing this
+package or one of its parts loads nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ __all__ = ["ErcfusionError", "Run", "__version__", "fit", "load"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ercfusion' has no attribute {name!r}")
-    found = getattr(importlib.import_module("ercfusion.fitting"), name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module("ercfusion.fitting"), name)
+    globals()[name] = value
+    return value

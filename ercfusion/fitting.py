@@ -1,7 +1,6 @@
-"""The Python entry: train a model and get a run, as ``ercfusion train`` does; open a run again.
+"""The Python entry: train a model and get a run, or open a finished run.
 
-``ercfusion train`` composes a configuration from what was typed and calls :func:`begin`; so does :func:`fit` with its
-arguments.
+``ercfusion train`` and :func:`fit` both compose a configuration and call :func:`begin`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ercfusion.config.compose import Composer
 from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, resume_command
 from ercfusion.config.overrides import expand_protocol
-from ercfusion.training.processes import said_once
+from ercfusion.training.processes import from_first_process
 
 if TYPE_CHECKING:
     import pandas
@@ -45,23 +44,24 @@ def fit(
     targets: Mapping[str, Mapping[str, Any]] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a model on a corpus, choose the epoch on dev, open test once.
+    """Train a model on a corpus, choose the epoch on dev, score once on test.
 
     Args:
-        model: A name that ``ercfusion train --help`` lists, ``"module:Class"``, or a class.
-        data: A corpus by name (``"meld"``, ``"demo/far"``). Or the utterances themselves: conversations (80 % of them
-            train, 10 % dev, 10 % test), conversations by split, or a data frame with the columns of ``utterances.csv``.
-        seed: Decides about initial weights, batches and dropout.
+        model: A name listed by ``ercfusion train --help``, ``"module:Class"``, or a class.
+        data: Name of a corpus (``"meld"``, ``"demo/far"``). Or utterances: conversations (80 % train, 10 % dev,
+            10 % test), conversations by split, or a data frame with the columns of ``utterances.csv``.
+        seed: Of initial weights, batches and dropout.
         options: Options of the model, by name.
-        features: Of the utterances in ``data``: tables of one modality each, or (N, D) numbers by modality, in the
-            order of ``data``.
-        targets: What the targets of these utterances are, as the key ``targets`` of ``corpus.yaml``.
-        settings: All other settings, as in a file of settings: a section as a mapping (``optimizer={"lr": 1e-3}``), the
-            choice of a group as a text (``scheduler="plateau"``), a setting by its name (``**{"data.raw": folder}``).
+        features: Of the utterances in ``data``, in their order: tables of one modality each, or (N, D) numbers by
+            modality.
+        targets: Targets of these utterances, as the key ``targets`` of ``corpus.yaml``.
+        settings: All other settings, as in a settings file: a section as a mapping (``optimizer={"lr": 1e-3}``), the
+            choice of a group as a text (``scheduler="plateau"``), a single setting by name (``**{"data.raw":
+            folder}``).
 
     Raises:
-        ConfigError: a setting that does not exist (the nearest is named), or a value that does not fit.
-        ErcfusionError: whatever else ``ercfusion train`` refuses, with the same message.
+        ConfigError: an unknown setting (the nearest is named), or an invalid value.
+        ErcfusionError: any other error of ``ercfusion train``, with the same message.
     """
     imports = [*settings.pop("imports", ())]
     import_modules(imports)
@@ -73,22 +73,22 @@ def fit(
     known = [*ARCHITECTURES.users_modules(model), *CORPORA.users_modules(corpus)]
     imports = list(dict.fromkeys([*imports, *known]))
     composer = Composer("train", settings.pop("config_dir", None))
-    given: dict[str, Any] = {"model": model, **({"imports": imports} if imports else {})}
+    arguments: dict[str, Any] = {"model": model, **({"imports": imports} if imports else {})}
     if isinstance(data, str):
         if features or targets:
-            raise ConfigError("features= and targets= belong to utterances given in data=, not to a corpus by name")
-        given["data"] = data
+            raise ConfigError(f"data={data!r} has its own features and targets. Omit features= and targets=.")
+        arguments["data"] = data
     else:
         from ercfusion.data.corpora.given import write_given
 
-        place = expanded(str(settings.get("output", "outputs"))) / "corpora"
-        given |= {"data": "custom", "data.raw": str(write_given(place, data, features, targets).resolve())}
-    given |= {f"model.{name}": value for name, value in (options or {}).items()}
-    entries = composer.entries({**given, "seed": seed, **settings})
-    typed = [part for entry in entries for part in expand_protocol(entry)]
+        folder = expanded(str(settings.get("output", "outputs"))) / "corpora"
+        arguments |= {"data": "custom", "data.raw": str(write_given(folder, data, features, targets).resolve())}
+    arguments |= {f"model.{name}": value for name, value in (options or {}).items()}
+    entries = composer.entries({**arguments, "seed": seed, **settings})
+    typed = [part for assignment in entries for part in expand_protocol(assignment)]
     record, folder = begin(entries, composer.compose(typed), command("python entry", "train", *entries))
     if record is None:
-        raise RunError("fit trains in one process: use ercfusion train for distributed training")
+        raise RunError("fit trains in one process. Use ercfusion train for distributed training.")
     return Run(folder, record)
 
 
@@ -99,7 +99,7 @@ def load(run: str | os.PathLike[str]) -> Run:
         run: Its folder.
 
     Raises:
-        RunError: the folder holds no finished run, or a damaged one.
+        RunError: the folder has no finished run, or it is damaged.
     """
     from ercfusion.records.record import read_record
 
@@ -111,7 +111,7 @@ class Run:
     """A finished run.
 
     Args:
-        folder: Where everything is written.
+        folder: The run folder.
         record: The content of ``record.json``.
     """
 
@@ -121,16 +121,16 @@ class Run:
         self.further: str | None = None
 
     def task(self, name: str) -> Run:
-        """The run as one of its tasks has it: scores, predictions and figures are those of the task.
+        """View of one of the run's tasks: its scores, predictions and figures.
 
         Raises:
             RunError: the run has no such task.
         """
         from ercfusion.records.record import task_record
 
-        found = Run(self.folder, task_record(self.record, name))
-        found.further = None if name == self.record["task"]["name"] else name
-        return found
+        view = Run(self.folder, task_record(self.record, name))
+        view.further = None if name == self.record["task"]["name"] else name
+        return view
 
     @property
     def _predicted(self) -> Path:
@@ -148,13 +148,13 @@ class Run:
 
     @property
     def scores(self) -> pandas.DataFrame:
-        """One row per score: ``dev``, ``test``, and ``low`` and ``high``, the test score's 95 % interval."""
+        """One row per score: ``dev``, ``test``, and the test score's 95 % interval, ``low`` and ``high``."""
         import pandas
 
         metrics, intervals = self.record["metrics"], self.record["intervals"].get("test", {})
         columns = {split: pandas.Series(metrics[split], dtype=float) for split in ("dev", "test")}
-        for place, end in enumerate(("low", "high")):
-            columns[end] = pandas.Series({name: pair[place] for name, pair in intervals.items()}, dtype=float)
+        for position, end in enumerate(("low", "high")):
+            columns[end] = pandas.Series({name: pair[position] for name, pair in intervals.items()}, dtype=float)
         order = list(dict.fromkeys([*metrics["test"], *metrics["dev"]]))
         return pandas.DataFrame(columns).reindex(order)
 
@@ -168,7 +168,7 @@ class Run:
         return pandas.DataFrame(read_history(self.folder / HISTORY)).astype({"epoch": int}).set_index("epoch")
 
     def predictions(self, split: str = "test") -> pandas.DataFrame:
-        """One row per utterance of dev or test: ids, truth, prediction, probabilities.
+        """One row per utterance of a split: ids, truth, prediction, probabilities.
 
         Raises:
             ConfigError: another split.
@@ -182,12 +182,12 @@ class Run:
         path = self._predicted
         check_recorded(path)
         with path.open("rb") as stream:  # given a path, pyarrow would take "split=.." in a folder's name for a column
-            found: pandas.DataFrame = pq.read_table(stream).to_pandas()
-        return found[found["split"] == split].drop(columns="split").reset_index(drop=True)
+            table: pandas.DataFrame = pq.read_table(stream).to_pandas()
+        return table[table["split"] == split].drop(columns="split").reset_index(drop=True)
 
     @property
     def figures(self) -> Figures:
-        """Pictures of the run, as matplotlib figures: ``run.figures.confusion()``."""
+        """Figures of the run (matplotlib): ``run.figures.confusion()``."""
         return Figures(self)
 
     @cached_property
@@ -195,7 +195,7 @@ class Run:
         """The chosen model.
 
         Raises:
-            ConfigError: the settings of the run name modules that are not imported.
+            ConfigError: the run's settings name modules not imported.
         """
         from ercfusion.tasks.recognizer import Recognizer
         from ercfusion.training.callbacks import MODEL
@@ -205,19 +205,19 @@ class Run:
         return Recognizer.from_pretrained(self.folder / MODEL)
 
     def summary(self) -> str:
-        """What ``ercfusion train`` prints at the end."""
+        """The text printed by ``ercfusion train`` at the end."""
         from ercfusion.tables.report import summary
 
         return summary(self.record).strip("\n")
 
     def _require_split(self, split: str) -> None:
-        known = list(self.record["splits"])
-        if split not in known:
-            raise ConfigError(f"the run has no predictions for {split!r}. {did_you_mean(split, known)}")
+        splits = list(self.record["splits"])
+        if split not in splits:
+            raise ConfigError(f"the run has no predictions for {split!r}. {did_you_mean(split, splits)}")
 
 
 class Figures:
-    """The pictures of a run: ``training``, and those that the kind of its task has, for a split.
+    """Figures of a run: ``training``, and those of its kind of task, for a split.
 
     >>> run.figures.confusion("dev")  # doctest: +SKIP
     """
@@ -253,7 +253,7 @@ class Figures:
             task = TaskSpec.from_dict(record["task"])
             part = read_predictions(self._run._predicted, task)[split]
             if not part.valid.any():
-                raise RunError(f"the {split} split has no labels to compare with")
+                raise RunError(f"{split} split: no labels to compare with. Choose a labelled split.")
             title = plot_title(record["protocol"], record["config"]["preset"]["model"], split)
             return PICTURES[wanted](part, None, title, record["corpus"]["synthetic"])
 
@@ -266,21 +266,21 @@ class Figures:
 def begin(
     overrides: Sequence[str], config: dict[str, Any], typed: str | None = None
 ) -> tuple[dict[str, Any] | None, Path]:
-    """Begin or resume one run; returns its record and folder.
+    """Start or resume one run.
 
     Args:
-        overrides: What was typed.
-        config: Composed of it.
-        typed: The command line that is recorded; None for that of this process.
+        overrides: As typed.
+        config: Composed from them.
+        typed: The recorded command line; None for that of this process.
 
     Returns:
-        The record, None in the additional processes of distributed training; and the folder.
+        The record (None in the additional processes of distributed training) and the folder.
     """
     from ercfusion.training import run
 
-    fresh = config["resume"] is None
-    if not fresh:
-        folder, config = _reopened(overrides, config)
+    is_new = config["resume"] is None
+    if not is_new:
+        folder, config = _reopen(overrides, config)
     else:
         folder = run.new_run_folder(config, overrides, typed)
     try:
@@ -293,17 +293,17 @@ def begin(
     except ErcfusionError as error:
         if (folder / run.LAST).is_file() and str(folder) not in str(error):
             raise type(error)(f"{error}\nThe run folder is {folder}") from error
-        if fresh:
+        if is_new:
             run.discard_if_empty(folder)
         raise
     except OSError as error:
         if error.errno is None or not run.is_first_process():
             raise
-        # A full disk, a folder that was removed: what was saved before is still good.
+        # A full disk or a removed folder: the files saved before are still good.
         if (folder / run.LAST).is_file():
-            again = continue_command(folder)
-            raise RunError(f"{system_words(error)}\nOnce that is mended, go on with: {again}") from error
-        if fresh:
+            resume = continue_command(folder)
+            raise RunError(f"{system_words(error)}\nFree space or restore access, then run: {resume}") from error
+        if is_new:
             run.discard_if_empty(folder)
         raise
 
@@ -313,18 +313,18 @@ def continue_command(folder: Path) -> str:
     return resume_command("interrupted run", "train", folder)
 
 
-def _reopened(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder that ``resume=`` names, and its configuration, whose modules must have been named again."""
+def _reopen(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder and configuration of ``resume=``; the run's modules must be named again."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.folder import check_config
 
-    others = [entry for entry in overrides if not entry.startswith(("resume=", "imports="))]
-    if others:
-        raise ConfigError(f"resume= goes on with the settings of the run; {others[0]!r} cannot be changed now")
+    extra = [argument for argument in overrides if not argument.startswith(("resume=", "imports="))]
+    if extra:
+        raise ConfigError(f"resume= uses the settings of the run; {extra[0]!r} cannot be changed now. Omit it.")
     folder, config = run.open_run_folder(typed["resume"])
-    with said_once():
-        named = typed["imports"] if any(entry.startswith("imports=") for entry in overrides) else []
+    with from_first_process():
+        named = typed["imports"] if any(argument.startswith("imports=") for argument in overrides) else []
         import_again(named, config["imports"], "run")
         if not (folder / RECORD).is_file():
             require_trusted(config["imports"], resume_command("modules of a folder", "train", folder))

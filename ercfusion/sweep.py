@@ -14,7 +14,7 @@ from ercfusion.config.settings import fields_in
 from ercfusion.grammar import Command, Flag, Key, Typed, columns
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.storage import VARIABLE, has_password
-from ercfusion.training.processes import stand_alone
+from ercfusion.training.processes import leave_launcher
 
 
 def _tables(composer: Composer) -> list[tuple[str, list[str]]]:
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 
 def _act(typed: Typed) -> int:
-    stand_alone()  # srun may start several sweeps: they search together through the study
+    leave_launcher()  # srun may start several sweeps: they search together through the study
     composer = typed.composer
     if "cfg" not in typed.flags and any(argument.startswith("resume=") for argument in typed.settings):
         return _resume(typed)
@@ -105,10 +105,10 @@ def _resume(typed: Typed) -> int:
 
 def _carry_on(plan: Any, *, rerun_asked: bool = False) -> int:
     from ercfusion.search.results import report
-    from ercfusion.search.run import carry_on
+    from ercfusion.search.run import run_sweep
 
     try:
-        summary = carry_on(plan, rerun_asked=rerun_asked)
+        summary = run_sweep(plan, rerun_asked=rerun_asked)
     except KeyboardInterrupt:
         again = resume_command("interrupted sweep", "sweep", plan.folder)
         needs = f" (with {VARIABLE}=URL)" if plan.storage is not None and has_password(plan.storage) else ""

@@ -119,7 +119,7 @@ def test_folders_that_hold_no_finished_run(run_folder: Path, capsys: pytest.Capt
     message = refused(main, [str(run_folder)], capsys)
     assert f"the run is not finished. Finish it with: python -m ercfusion.train resume={run_folder}" in message
     (run_folder / "config.json").unlink()
-    assert "no config.json either, so it is no run folder" in refused(main, [str(run_folder)], capsys)
+    assert "no config.json either: not a run folder" in refused(main, [str(run_folder)], capsys)
 
 
 def test_a_damaged_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from ercfusion.search import worker
 from ercfusion.sweep import main
 from ercfusion.train import main as train_main
 from ercfusion.training.callbacks import LAST, Selection
-from ercfusion.training.origin import sealed
+from ercfusion.training.origin import seal
 
 __all__ = ["in_process"]  # a fixture
 
@@ -78,7 +78,7 @@ MISTAKES = [
     ("model.dropout=interval(0,2)", "model.dropout must be from 0 to 1, found 2"),
     ("model.hidden=8,abc", "model.hidden takes a whole number"),
     ("optimizer.lr=interval(-1,1)", "the space reaches optimizer.lr=-1.0"),
-    ("model=concat,bclstm", "a sweep searches settings, not model: start one sweep for each"),
+    ("model=concat,bclstm", "a sweep searches settings, not model. Start one sweep for each"),
     ("sweep.only=[model.dropuot]", "not searched: Did you mean 'model.dropout'?"),
     ("sweep.trials=0", "sweep.trials must be from 1 to 1000000, found 0"),
     ("sweep.pruner=mean", "one of median, hyperband, none; found 'mean'"),
@@ -86,7 +86,7 @@ MISTAKES = [
     ("sweep.metric=mae", "'mae' is not a metric"),
     ("sweep.storage=here", "a database URL"),
     ("sweep.storage=abc://x/y", "abc://x/y"),
-    ("trainer=ddp", "trainer.devices and trainer.num_nodes must be 1"),
+    ("trainer=ddp", "Set trainer.devices=1 and trainer.num_nodes=1"),
     ("resume=/nowhere", "cannot be changed now"),
     ("settings=/nowhere.yaml", "/nowhere.yaml is missing"),
 ]
@@ -109,7 +109,7 @@ def test_mistakes_are_named_and_leave_nothing(
 
 def test_everything_fixed_leaves_nothing_to_search(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL, "optimizer.lr=0.1", "sweep.only=[optimizer.lr]"]
-    assert "which is not searched: it was given a value" in refused(main, arguments, capsys)
+    assert "which is not searched: it has a fixed value" in refused(main, arguments, capsys)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -378,7 +378,7 @@ def test_a_sweep_notices_what_has_changed(
     loaded["ercfusion"]["run"] = "0" * 16
     rest = {key: value for key, value in loaded["ercfusion"].items() if key != "sha256"}
     loaded.pop("ercfusion")
-    torch.save(sealed(loaded, rest), last)
+    torch.save(seal(loaded, rest), last)
     assert "it is of another run" in refused(main, again, capsys)
     assert [row["state"] for row in table(folder)] == ["running"]  # and has not failed: its settings are not at fault
     last.write_bytes(state)
@@ -414,7 +414,7 @@ def test_a_password_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.Monke
             assert b"hu/sh" not in path.read_bytes(), path
     monkeypatch.delenv("ERCFUSION_SWEEP_STORAGE")
     message = refused(main, [f"resume={folder}", "sweep.trials=2"], capsys)
-    assert "whose password is kept nowhere: give the whole address again, in the environment variable" in message
+    assert "its password is not stored. Give the whole address again, in the environment variable" in message
     monkeypatch.setenv("ERCFUSION_SWEEP_STORAGE", url)
     more(folder, "sweep.trials=2")
     assert len(table(folder)) == 2
@@ -455,7 +455,7 @@ def test_a_sweep_that_was_stopped_before_it_had_a_study_can_be_resumed(
     shared = f"sweep.storage=journal:{tmp_path / 'shared.journal'}"
     with monkeypatch.context() as patch:
         patch.setattr(module, "create_or_join", lambda *arguments: True)
-        patch.setattr(module, "carry_on", lambda plan, **options: plans.append(plan) or {})
+        patch.setattr(module, "run_sweep", lambda plan, **options: plans.append(plan) or {})
         patch.setattr("ercfusion.search.results.report", lambda summary: "")
         assert main([*SMALL, "sweep.trials=1", shared, f"run={folder}"]) == 0
     assert len(plans) == 1

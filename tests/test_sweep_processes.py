@@ -165,5 +165,5 @@ def test_pictures_and_the_default_folder(tmp_path: Path, capsys: pytest.CaptureF
     folder = Path(out.splitlines()[-1])
     assert folder.parent == tmp_path / "out/sweep/concat-demo"
     assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "settings.png", "importance.png"}
-    assert "what mattered: " in out
+    assert "importance of settings: " in out
     shutil.rmtree(folder)

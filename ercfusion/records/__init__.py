@@ -1,1 +1,1 @@
-"""Run records, archives and predictions."""
+"""Run records, archives, predictions."""

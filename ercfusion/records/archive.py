@@ -1,10 +1,9 @@
-"""Archives: the records of some runs in one small file that can be committed and shared.
+"""Archives: the records of several runs in one small file to commit and share.
 
-An archive holds no text, no weights, no path of a machine and nothing of the dev split but its scores. What all runs
-have in common stands in it once (``shared``), then comes one line a run (``runs``). The counts of the test
-conversations, from which every statistic follows, are written as short texts in the order of ``conversations``:
-``"0,0,3 0,4"`` is a confusion matrix with 3 in row 0, column 0 and 1 in row 0, column 4. The moments of a regression
-stand column by column, so that those of the truth, which all runs have in common, stand there once.
+An archive has no text, no weights, no paths, and of the dev split only scores. Content common to all runs is stored
+once (``shared``), followed by one line per run (``runs``). The sums of the test conversations are short texts in the
+order of ``conversations``: ``"0,0,3 0,4"`` is a confusion matrix with 3 in row 0, column 0, and 1 in row 0, column 4.
+Moments of a regression are stored column by column, so that the columns of the truth are in ``shared``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ercfusion.records.run_schema import Archive
 
 FORMAT = 2
 
-# Where a run lay and where its inputs lay says nothing about its scores, and may say something about its owner.
+# Paths of runs and inputs do not matter to scores and may identify people.
 _LOCAL: dict[str, Any] = {
     field.key: {} if field.is_open else None
     for field in (*fields_in("").values(), *fields_in("data").values())
@@ -38,13 +37,13 @@ _LOCAL: dict[str, Any] = {
 
 
 def write_archive(path: str | Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Write records (as :func:`ercfusion.records.record.read_record` gives them) in the order of their seeds.
+    """Write records (from :func:`ercfusion.records.record.read_record`) in the order of their seeds.
 
     Raises:
         ValueError: no record.
     """
     if not records:
-        raise ValueError("an archive of no records says nothing")
+        raise ValueError("an archive needs at least one record")
     compacted = sorted((_compact(record) for record in records), key=lambda record: record["seed"])
     shared = _common(compacted)
     head = {"archive": FORMAT, "shared": shared}
@@ -60,21 +59,22 @@ def write_archive(path: str | Path, records: Sequence[Mapping[str, Any]]) -> Pat
 
 
 def read_archive(path: str | Path) -> list[dict[str, Any]]:
-    """The records of an archive, each in the form of ``record.json`` (without what an archive leaves out).
+    """Read the records of an archive, in the form of ``record.json`` without the omitted parts.
 
     Raises:
         RunError: no such file, damaged, or of another format.
     """
     path = Path(path)
-    found = read_json(path, advice=DAMAGED)
-    version = found.get("archive") if isinstance(found, dict) else None
+    content = read_json(path, advice=DAMAGED)
+    version = content.get("archive") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise failure(RunError, path, f": archive format {shown(version)}; this version reads {FORMAT}")
-    check(found, Archive, path, advice=DAMAGED)
+        problem = f": archive format {shown(version)}; this version reads {FORMAT}"
+        raise failure(RunError, path, problem, "Install a matching version of ercfusion, or do the runs again.")
+    check(content, Archive, path, advice=DAMAGED)
     records = []
-    for number, own in enumerate(found["runs"]):
+    for number, own in enumerate(content["runs"]):
         try:
-            record = _expand(_merged(found["shared"], own))
+            record = _expand(_merged(content["shared"], own))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, MemoryError) as error:
             words = f": runs[{number}] is damaged: {type(error).__name__} {shown(str(error))}"
             raise failure(RunError, path, words, DAMAGED) from error
@@ -90,9 +90,9 @@ def _line(value: Any) -> str:
 
 
 def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
-    compact = json.loads(json.dumps(record))  # a copy of plain containers
-    compact.pop("command", None)  # what it says beyond the configuration is where things lay
-    compact.pop("files", None)  # an archive is not next to them
+    compact = json.loads(json.dumps(record))  # a copy in plain containers
+    compact.pop("command", None)  # beyond the configuration it has only paths
+    compact.pop("files", None)  # they are not next to an archive
     config = compact["config"]
     for key, value in _LOCAL.items():
         section, _, name = key.rpartition(".")
@@ -107,7 +107,7 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
     if "confusion" in split:
-        split.pop("per_class", None)  # follows from the confusion
+        split.pop("per_class", None)  # follows from the confusion matrices
     for key, write in _WRITERS.items():
         if key in split:
             counts = split[key]
@@ -133,7 +133,7 @@ def _expand_split(split: dict[str, Any], task: Mapping[str, Any]) -> None:
     for key, read in _READERS.items():
         if key in split:
             if len(split[key]) != len(ids):
-                raise ValueError(f"{len(split[key])} entries in {key} for {len(ids)} conversations")
+                raise ValueError(f"{len(split[key])} values in {key} for {len(ids)} conversations")
             split[key] = {name: read(value) for name, value in zip(ids, split[key], strict=True)}
     if "confusion" in split and "per_class" not in split:
         spec = TaskSpec.from_dict(dict(task))
@@ -158,12 +158,12 @@ def _read_numbers(text: str) -> list[int]:
     return [int(number) for number in text.split()]
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 def _write_columns(moments: Sequence[Sequence[Sequence[float]]]) -> dict[str, str]:
-    """By dimension and number of the sum ("0.3") its values of all conversations: sums of the truth are then shared."""
+    """Values of all conversations by dimension and index of the sum (``"0.3"``): runs share sums of the truth."""
     table = np.asarray(moments, dtype=np.float64)
     return {
         f"{dimension}.{number}": " ".join(f"{value:.9g}" for value in table[:, dimension, number])
@@ -173,62 +173,62 @@ def _write_columns(moments: Sequence[Sequence[Sequence[float]]]) -> dict[str, st
 
 
 def _read_columns(columns: Mapping[str, str]) -> list[list[list[float]]]:
-    places = [tuple(map(int, name.split("."))) for name in columns]
+    indices = [tuple(map(int, name.split("."))) for name in columns]
     values = [[float(number) for number in text.split()] for text in columns.values()]
-    table = np.empty((len(values[0]), *(max(place) + 1 for place in zip(*places, strict=True))))
+    table = np.empty((len(values[0]), *(max(index) + 1 for index in zip(*indices, strict=True))))
     if table[0].size != len(columns):
-        raise ValueError(f"{len(columns)} columns of moments for {table[0].size}")
-    for (dimension, number), column in zip(places, values, strict=True):
+        raise ValueError(f"{len(columns)} columns of moments instead of {table[0].size}")
+    for (dimension, number), column in zip(indices, values, strict=True):
         table[:, dimension, number] = column
-    found: list[list[list[float]]] = table.tolist()
-    return found
+    moments: list[list[list[float]]] = table.tolist()
+    return moments
 
 
 _WRITERS: dict[str, Callable[[Any], Any]] = {
     "confusion": _write_cells,
     "shift": _write_numbers,
-    "counts": _as_it_is,
-    "moments": _as_it_is,
+    "counts": _unchanged,
+    "moments": _unchanged,
 }
 _READERS: dict[str, Callable[[Any], Any]] = {
     "confusion": _read_cells,
     "shift": _read_numbers,
-    "counts": _as_it_is,
-    "moments": _as_it_is,
+    "counts": _unchanged,
+    "moments": _unchanged,
 }
 
 
-# What records share
+# Parts shared by records
 
 
 def _common(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Keys with equal values in all of ``values``; mappings are compared entry by entry."""
+    """Keys with equal values in all of ``values``, recursively in mappings."""
     first = values[0]
     shared: dict[str, Any] = {}
     for key in first:
         if not all(key in value for value in values):
             continue
-        found = [value[key] for value in values]
-        if all(isinstance(entry, dict) for entry in found):
-            shared[key] = _common(found)
-        elif all(entry == found[0] for entry in found):
-            shared[key] = found[0]
+        items = [value[key] for value in values]
+        if all(isinstance(item, dict) for item in items):
+            shared[key] = _common(items)
+        elif all(item == items[0] for item in items):
+            shared[key] = items[0]
     return shared
 
 
 def _without(value: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
-    for key, entry in value.items():
-        if isinstance(entry, dict) and isinstance(shared.get(key), dict):
-            if rest := _without(entry, shared[key]):
+    for key, item in value.items():
+        if isinstance(item, dict) and isinstance(shared.get(key), dict):
+            if rest := _without(item, shared[key]):
                 own[key] = rest
         elif key not in shared:
-            own[key] = entry
+            own[key] = item
     return own
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = json.loads(json.dumps(shared))
-    for key, entry in own.items():
-        merged[key] = _merged(merged.get(key, {}), entry) if isinstance(entry, dict) else entry
+    for key, item in own.items():
+        merged[key] = _merged(merged.get(key, {}), item) if isinstance(item, dict) else item
     return merged

@@ -1,4 +1,4 @@
-"""Groups of runs that differ in nothing but their seed, and what two runs or groups differ in."""
+"""Groups of runs that differ only in their seed, and differences between runs or groups."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ercfusion.records.archive import read_archive
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
 PROCESSOR = ("processor", "instructions that torch uses")
-"""Entries of :func:`environment_of` that are left out where the system does not tell them."""
+"""Keys of :func:`environment_of` that are missing if the system does not report them."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one model with the same settings on the same data, one a seed.
+    """Runs of one model with the same settings on the same data, one per seed.
 
     Args:
         name: For people.
-        records: At least one, by seed.
+        records: At least one, sorted by seed.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Group:
 
     @cached_property
     def task(self) -> TaskSpec:
-        """What was predicted."""
+        """The predicted task."""
         return TaskSpec.from_dict(dict(self.records[0]["task"]))
 
     @property
@@ -50,11 +50,11 @@ class Group:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """In order."""
+        """Sorted."""
         return tuple(int(record["seed"]) for record in self.records)
 
     def values(self, metric: str, split: str = "test") -> NDArray[np.float64]:
-        """(S) scores; NaN where a run has none."""
+        """(S) scores; NaN for a run without the score."""
         return np.array([record["metrics"][split].get(metric, np.nan) for record in self.records], dtype=np.float64)
 
     @cached_property
@@ -62,12 +62,16 @@ class Group:
         parts = [record_sums(record, "test") for record in self.records]
         ids = parts[0][0]
         if any(other != ids for other, _ in parts[1:]):
-            raise RunError(f"the runs of {self.name} were tested on different conversations")
+            raise RunError(
+                f"the runs of {self.name} were tested on different conversations. Repeat them on the same corpus files."
+            )
         keys = [key for key in parts[0][1] if all(key in sums for _, sums in parts)]
-        found = {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
-        if any(_unlike(SUMS[key].truth(sums), SUMS[key].truth(sums[:1])).any() for key, sums in found.items()):
-            raise RunError(f"the runs of {self.name} were tested on different labels")
-        return ids, found
+        stacked = {key: np.stack([sums[key] for _, sums in parts]) for key in keys}
+        if any(_unlike(SUMS[key].truth(sums), SUMS[key].truth(sums[:1])).any() for key, sums in stacked.items()):
+            raise RunError(
+                f"the runs of {self.name} were tested on different labels. Repeat them on the same corpus files."
+            )
+        return ids, stacked
 
     @property
     def conversations(self) -> list[str]:
@@ -79,11 +83,11 @@ class Group:
         return self._sums[1].get(key)
 
     def unlike_truth(self, other: Group) -> list[str]:
-        """Ids of the test conversations whose labels are others in the other group; both have the same ids."""
+        """Ids of the test conversations with other labels in the other group; both groups have the same ids."""
         unlike = np.zeros(len(self.conversations), dtype=bool)
         for key, sums in self._sums[1].items():
-            if (theirs := other.sums(key)) is not None:
-                unlike |= _unlike(SUMS[key].truth(sums[:1]), SUMS[key].truth(theirs[:1]))
+            if (others := other.sums(key)) is not None:
+                unlike |= _unlike(SUMS[key].truth(sums[:1]), SUMS[key].truth(others[:1]))
         return [name for name, differs in zip(self.conversations, unlike, strict=True) if differs]
 
 
@@ -97,12 +101,12 @@ def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted key that make an experiment: not those of a single run, a place or a machine."""
+    """The settings by dotted key that decide results, without those of a single run, folder or machine."""
     return {key: value for key, value in flat(config).items() if decides(key) == "result"}
 
 
 def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which a run must not be resumed and two configurations differ, as (first's, second's)."""
+    """The settings that prevent a resume and differ between two configurations, as (first's, second's)."""
 
     def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in flat(config).items() if decides(key) != "nothing"}
@@ -111,13 +115,13 @@ def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Entries that are not equal, as (first's, second's); an entry that a side lacks is None there."""
+    """Unequal values as (first's, second's); a missing one is None."""
     keys = dict.fromkeys([*first, *second])
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the data of a run: protocol, corpus and features, by a name for people."""
+    """Identity of a run's data: protocol, corpus and features, by readable names."""
     entries: dict[str, Any] = {
         "protocol": record["protocol"],
         "corpus": record["corpus"]["name"],
@@ -130,44 +134,44 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def other_packs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Packs of two runs with other values, by modality: name, checksum and, if known, processor of either side.
+    """Packs of two runs with different values, by modality: name, checksum and, if known, processor of both.
 
-    Features that one of the runs lacks, and those without a checksum, are left out.
+    Without features missing in one of the runs and those without a checksum.
     """
     tables = [{table["modality"]: table["source"] for table in record["features"]} for record in (first, second)]
-    found = {}
+    packs = {}
     for modality, source in tables[0].items():
         sources = (source, tables[1].get(modality, {}))
         checksums = [one.get("sha256") for one in sources]
         if None not in checksums and checksums[0] != checksums[1]:
-            here, there = (_pack_in_words(one) for one in sources)
-            found[modality] = (here, there)
-    return found
+            own, others = (_pack_in_words(one) for one in sources)
+            packs[modality] = (own, others)
+    return packs
 
 
 def _pack_in_words(source: Mapping[str, Any]) -> str:
-    where = source.get("machine") or {}
-    made = ", ".join(str(where[key]) for key in ("processor", "instructions") if where.get(key))
+    machine = source.get("machine") or {}
+    made = ", ".join(str(machine[key]) for key in ("processor", "instructions") if machine.get(key))
     name = Path(str(source.get("pack", ""))).name
     return (f"{name} " if name else "") + str(source["sha256"]) + (f" (made on {made})" if made else "")
 
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Processor, versions and machine of a run, by a name for people; what is not known is left out."""
-    found = record["environment"]
-    revision = found.get("revision") or {}
-    known = zip(PROCESSOR, (found["processor"], found["instructions"]), strict=True)
+    """Processor, versions and machine of a run by readable names, without unknown ones."""
+    environment = record["environment"]
+    revision = environment.get("revision") or {}
+    processor = zip(PROCESSOR, (environment["processor"], environment["instructions"]), strict=True)
     return {
-        **{key: value for key, value in known if value is not None},
-        "ercfusion": found["ercfusion"],
+        **{key: value for key, value in processor if value is not None},
+        "ercfusion": environment["ercfusion"],
         "ercfusion commit": (revision.get("commit") or "unknown")[:12],
         "ercfusion sources changed since": revision.get("dirty", "unknown"),
-        "python": found["python"],
-        "system": found["system"],
-        "processor cores": found["cpus"],
+        "python": environment["python"],
+        "system": environment["system"],
+        "processor cores": environment["cpus"],
         "device": record["device"],
         "threads": record["config"]["training"]["threads"],
-        **found["versions"],
+        **environment["versions"],
     }
 
 
@@ -175,20 +179,20 @@ def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Records of run folders, of folders of run folders, and of archives, in this order.
+    """Read the records of run folders, of folders of run folders, and of archives, in this order.
 
     Raises:
-        RunError: nothing of the kind is there, or a run is not finished, or has no test scores.
+        RunError: there is none, a run is not finished, or it has no test scores.
     """
     records: list[dict[str, Any]] = []
-    for entry in paths:
-        path = expanded(entry)
+    for name in paths:
+        path = expanded(name)
         if path.is_file():
             records += read_archive(path)
         elif path.is_dir() and not (path / "config.json").is_file():
-            inside = sorted(found.parent for found in path.glob("**/record.json"))
+            inside = sorted(file.parent for file in path.glob("**/record.json"))
             if not inside:
-                raise RunError(f"{path} holds no finished run (no record.json in it or below it)")
+                raise RunError(f"{path}: no finished run (no record.json in it or below it). Give the folder of a run.")
             records += [read_record(folder) for folder in inside]
         else:
             records.append(read_record(path))
@@ -197,20 +201,20 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """Put runs that differ in nothing but the seed together; groups come in the order of their first run.
+    """Group runs that differ only in the seed, in the order of their first run.
 
-    A group is named by its model and, where that is not enough to tell it from the others, by the settings in which it
-    differs from them. Two runs with one seed are one run that was made twice: the later one is taken.
+    A group's name is its model, plus the settings that distinguish it from other groups of that model. Of two runs with
+    one seed, the later one counts.
     """
-    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    by_identity: dict[str, dict[int, Mapping[str, Any]]] = {}
     for record in records:
         identity = [record["config"]["preset"]["model"], settings_of(record["config"]), data_of(record)]
-        key = json.dumps(identity, sort_keys=True)  # whatever order a file has its entries in
-        runs = found.setdefault(key, {})
-        known = runs.get(record["seed"])
-        if known is None or known["finished"] <= record["finished"]:
+        key = json.dumps(identity, sort_keys=True)  # independent of the order of keys in a file
+        runs = by_identity.setdefault(key, {})
+        earlier = runs.get(record["seed"])
+        if earlier is None or earlier["finished"] <= record["finished"]:
             runs[record["seed"]] = record
-    members = [tuple(runs[seed] for seed in sorted(runs)) for runs in found.values()]
+    members = [tuple(runs[seed] for seed in sorted(runs)) for runs in by_identity.values()]
     return [Group(name, group) for name, group in zip(_names(members), members, strict=True)]
 
 
@@ -225,10 +229,10 @@ def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
         changed: dict[str, Any] = {}
         for rival in rivals:
             other = {**settings_of(rival["config"]), **_shown_data(rival)}
-            found = {key: value for key, (value, _) in differences(own, other).items()}
-            # That a modality is used or not is among the settings.
+            differing = {key: value for key, (value, _) in differences(own, other).items()}
+            # Use of a modality is among the settings already.
             both = own.keys() & other.keys()
-            changed.update({k: v for k, v in found.items() if k in both or not k.startswith("features ")})
+            changed.update({k: v for k, v in differing.items() if k in both or not k.startswith("features ")})
         names.append(" ".join([model, *(f"{key}={typed_text(value)}" for key, value in changed.items())]))
     return names
 
@@ -242,7 +246,7 @@ def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies features, wherever and whenever they were made."""
+    """Identity of features, without folder, time and machine of their making."""
     return {
         "width": table["width"],
         **{key: value for key, value in table["source"].items() if key not in ("pack", "created", "machine")},
@@ -255,57 +259,58 @@ def _digest(table: Mapping[str, Any]) -> str:
 
 
 def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
-    """What each group was trained on, in words; None if that is the same for all.
+    """Description of each group's features; None if they are the same for all.
 
-    A modality of which the groups have different features is named with width, tool or encoder, and checksum.
+    A modality with different features gets width, tool or encoder, and checksum.
     """
-    tables = [{entry["modality"]: entry for entry in group.records[0]["features"]} for group in groups]
+    tables = [{table["modality"]: table for table in group.records[0]["features"]} for group in groups]
     forms: dict[str, set[str]] = {}
     for of_group in tables:
-        for name, entry in of_group.items():
-            forms.setdefault(name, set()).add(json.dumps(_identity(entry), sort_keys=True))
-    found = []
+        for name, table in of_group.items():
+            forms.setdefault(name, set()).add(json.dumps(_identity(table), sort_keys=True))
+    texts = []
     for of_group in tables:
         words = []
-        for name, entry in of_group.items():
-            source = entry["source"]
+        for name, table in of_group.items():
+            source = table["source"]
             made = source.get("settings", {}).get("encoder") or source.get("tool")
-            known = [f"{entry['width']}-d", *([str(made)] if made else []), _digest(entry)]
-            words.append(name if len(forms[name]) == 1 else f"{name} ({' '.join(known)})")
-        found.append(", ".join(words))
-    return found if len(set(found)) > 1 else None
+            details = [f"{table['width']}-d", *([str(made)] if made else []), _digest(table)]
+            words.append(name if len(forms[name]) == 1 else f"{name} ({' '.join(details)})")
+        texts.append(", ".join(words))
+    return texts if len(set(texts)) > 1 else None
 
 
 def check_comparable(groups: Sequence[Group]) -> None:
-    """Refuse a paired comparison of runs that were not tested on the same data.
+    """Raise an error unless a paired comparison of the runs is valid.
 
-    Equal conversation ids are not enough: two generated corpora share them, and so do two releases of a corpus. Task,
-    protocol, fingerprint of the corpus and the labels of every test conversation (which the sums of a record hold) must
-    be equal for every run of every group.
+    Equal conversation ids are not enough: generated corpora share them, and so do releases of a corpus. Task, protocol,
+    corpus fingerprint and the labels of every test conversation must be equal for all runs of all groups.
 
     Raises:
-        RunError: which two runs differ, and in what.
+        RunError: two runs differ; the message names them and the difference.
     """
     first = groups[0]
     protocols = {record["protocol"]: group.name for group in groups for record in group.records}
     if len(protocols) > 1:
         shown = ", ".join(f"{protocol} ({name})" for protocol, name in protocols.items())
-        raise RunError(f"the runs follow different protocols, and their scores cannot be compared: {shown}")
+        raise RunError(
+            f"the runs follow different protocols, so their scores cannot be compared: {shown}. Choose runs of one."
+        )
     for group in groups:
         for record in group.records:
             _check_same_data(first.name, first.records[0], group.name, record)
     for other in groups:
         if other.conversations != first.conversations:
-            here, there = set(first.conversations), set(other.conversations)
-            order = ", in another order" if here == there else ""
+            own, others = set(first.conversations), set(other.conversations)
+            order = ", in another order" if own == others else ""
             raise RunError(
-                f"{first.name} and {other.name} were tested on different conversations ({len(here - there)} only in "
-                f"the first, {len(there - here)} only in the second{order}): a paired comparison needs the same ones"
+                f"{first.name} and {other.name} were tested on different conversations ({len(own - others)} only in "
+                f"the first, {len(others - own)} only in the second{order}). Give runs on the same test data."
             )
         if unlike := first.unlike_truth(other):
             raise RunError(
                 f"{first.name} and {other.name} were tested on different labels: those of {len(unlike)} conversations "
-                f"differ, for example of {unlike[0]!r}. A paired comparison needs the same test data"
+                f"differ, for example of {unlike[0]!r}. Give runs on the same test data."
             )
 
 
@@ -316,12 +321,13 @@ def _check_same_data(first: str, one: Mapping[str, Any], second: str, other: Map
     if task(one) != task(other):
         raise RunError(
             f"{first} predicts {one['task']['name']!r} ({one['task']['kind']}), {second} predicts "
-            f"{other['task']['name']!r} ({other['task']['kind']}): their scores cannot be compared"
+            f"{other['task']['name']!r} ({other['task']['kind']}): their scores cannot be compared. Give "
+            "runs of one task."
         )
     prints = [str(record["corpus"]["fingerprint"])[:12] for record in (one, other)]
     if one["corpus"]["fingerprint"] != other["corpus"]["fingerprint"]:
         raise RunError(
             f"{first} (seed {one['seed']}) and {second} (seed {other['seed']}) were tested on different versions of "
-            f"{one['corpus']['name']!r} (corpus fingerprints {prints[0]} and {prints[1]}; the conversation ids may be "
-            "equal all the same): a paired comparison needs the same data"
+            f"{one['corpus']['name']!r} (corpus fingerprints {prints[0]} and {prints[1]}), even if the conversation "
+            "ids are equal. Give runs on the same test data."
         )

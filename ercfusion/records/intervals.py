@@ -1,4 +1,4 @@
-"""Intervals of the test scores of one run, and the cautions against them."""
+"""Intervals of one run's test scores, and cautions about them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ercfusion.records.record import record_sums
 
 
 def record_intervals(predictions: Predictions, names: Iterable[str], resamples: int) -> dict[str, Any]:
-    """``intervals`` of a record: of the test scores by name; under ``none`` why a score has no interval."""
-    found: dict[str, Any] = {"level": 0.95, "resampled": "conversations", "test": {}}
+    """``intervals`` of a record: of the test scores by name; ``none`` has the reason for a missing interval."""
+    intervals: dict[str, Any] = {"level": 0.95, "resampled": "conversations", "test": {}}
     for name in names:
         ends = interval_for(predictions, name, resamples)
         if np.isnan(ends).any():
             valid = np.asarray(predictions.valid, dtype=bool)
-            found.setdefault("none", {})[name] = why_none(len(np.unique(predictions.conversation[valid])))
+            intervals.setdefault("none", {})[name] = why_none(len(np.unique(predictions.conversation[valid])))
         else:
-            found["test"][name] = [round(end, 6) for end in ends]
-    return found
+            intervals["test"][name] = [round(end, 6) for end in ends]
+    return intervals
 
 
 def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    """:func:`cautions` for the test score of one run, from its record; none if the record lacks the sums."""
+    """:func:`cautions` for a test score of one run, from its record; empty if the record has no sums."""
     task = TaskSpec.from_dict(dict(record["task"]))
     source = score_source(task, metric)
     try:
@@ -43,6 +43,6 @@ def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
 
 
 def known_interval(record: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """The recorded test interval of a score, or None. Older records have one without width where there is none."""
+    """The recorded test interval of a score, or None; older records store a missing one with zero width."""
     low, high = record["intervals"]["test"].get(metric, (0.0, 0.0))
     return (low, high) if low < high else None

@@ -1,4 +1,4 @@
-"""How much better a run would look if its epoch were chosen on test: a diagnostic, never a result."""
+"""Optimism of choosing the epoch on test: a diagnostic, not a result."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ EPOCHS = "checkpoints/epoch-*"
 def measure_optimism(
     folder: Path, record: Mapping[str, Any], data: LoadedData, metric: str | None = None
 ) -> dict[str, Any]:
-    """Score the models of all epochs on test, and write what comes out to ``evaluation/optimism.json``.
+    """Score the models of all epochs on test and write ``evaluation/optimism.json``.
 
     Args:
-        folder: A finished run that kept its epochs (``training.keep_every_epoch=true``).
+        folder: A finished run with all epochs' models (``training.keep_every_epoch=true``).
         record: Of the run.
         data: Of the run.
-        metric: The score that is looked at; the one that chose the run's checkpoint where None.
+        metric: The score; None for the one that chose the run's checkpoint.
 
     Returns:
         ``metric``, the test scores ``dev_selected``, ``last_epoch`` and ``test_selected``, ``test_selected_epoch``, and
-        ``optimism``, the third minus the first.
+        ``optimism``, which is ``test_selected - dev_selected``.
 
     Raises:
-        RunError: the run kept no epochs, or its test split has no labels.
+        RunError: epochs' models are missing, or the test split has no labels.
     """
     epochs = sorted(folder.glob(EPOCHS))
     if not epochs:
-        raise RunError(f"{folder} kept no model of every epoch: train with training.keep_every_epoch=true")
+        raise RunError(f"{folder} has no models of its epochs. Train with training.keep_every_epoch=true.")
     trained = record["selection"]["epochs"]
     if len(epochs) != trained:
         raise RunError(
-            f"{folder} has models of {len(epochs)} of its {trained} epochs: training.keep_every_epoch was changed when "
-            "the run was resumed, or some were removed. Train again with training.keep_every_epoch=true"
+            f"{folder} has models of {len(epochs)} of its {trained} epochs: training.keep_every_epoch was changed by a "
+            "resume, or models were removed. Train again with training.keep_every_epoch=true."
         )
     require_test_scores([record])
     metric = metric or str(record["selection"]["metric"])
     if metric not in record["metrics"]["test"]:
-        raise RunError(f"{metric} is not defined on the test split of {folder}: it says nothing about the epochs")
+        raise RunError(f"{metric} is not defined on the test split of {folder}. Choose another metric.")
     store, dev_store, test = data.store("test"), data.store("dev"), {}
     for path in track(epochs, "scoring epochs"):
         recognizer = Recognizer.from_pretrained(path)
         check_metric(recognizer.task, metric)
-        if recognizer.task.rules.thresholds:  # as the chosen model: thresholds are part of what dev decides
+        if recognizer.task.rules.thresholds:  # chosen on dev, as for the chosen model
             recognizer.choose_thresholds(recognizer.predict(dev_store))
-        found = scores(recognizer.predict(store))[metric]
-        test[int(path.name.removeprefix("epoch-"))] = round(float(found), 6)
+        score = scores(recognizer.predict(store))[metric]
+        test[int(path.name.removeprefix("epoch-"))] = round(float(score), 6)
     best = (max if get_metric(metric).higher_is_better else min)(test, key=lambda epoch: test[epoch])
     chosen = record["metrics"]["test"][metric]
     report = {
@@ -75,10 +75,10 @@ def measure_optimism(
 
 
 def optimism_text(report: Mapping[str, Any]) -> str:
-    """The report of :func:`measure_optimism` for a terminal."""
+    """The report of :func:`measure_optimism` as text."""
     return "\n".join(
         [
-            f"optimism diagnostic (test {report['metric']}; never a result)",
+            f"optimism diagnostic (test {report['metric']}; not a result)",
             f"  dev-selected epoch     {report['dev_selected']:.4f}",
             f"  last epoch             {report['last_epoch']:.4f}",
             f"  best test epoch ({report['test_selected_epoch']})   {report['test_selected']:.4f}",

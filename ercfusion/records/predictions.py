@@ -1,17 +1,16 @@
-"""Predictions as a Parquet file that any data-frame library opens, and back without loss.
+"""Predictions as a Parquet file readable by any data-frame library, lossless.
 
 One row is one utterance, with the columns
 
-* ``split``, ``conversation``, ``turn``: names; ``position``: place within the conversation, from 0; ``speaker``: number
-  within the conversation; ``valid``: whether the utterance is labelled;
-* ``truth`` and ``prediction``: what the kind of task makes of them: a label name (for a distribution the most probable
-  one; the truth is null if two share the maximum), a list of names (multi-label), a number, or a list of numbers
-  (several regressed dimensions). ``truth`` is null if the utterance is not labelled;
+* ``split``, ``conversation``, ``turn``: names; ``position``: in the conversation, from 0; ``speaker``: number in the
+  conversation; ``valid``: whether the utterance is labelled;
+* ``truth`` and ``prediction``: a label name (of a distribution the most probable; null if two share the maximum), a
+  list of names (multi-label), a number, or a list of numbers (several dimensions). ``truth`` is null without a label;
 * ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
-* ``t/<label>``: target probabilities, for distribution tasks only.
+* ``t/<label>``: target probabilities, only for distributions.
 
-No text is stored, so that the file may be shared where the corpus may not. The task and the decision thresholds are in
-the file's metadata under the key ``ercfusion``.
+The file has no text of the corpus, so it may be shared even if the corpus may not. Task and decision thresholds are in
+its metadata, key ``ercfusion``.
 """
 
 from __future__ import annotations
@@ -40,20 +39,20 @@ _KEYS = ("split", "conversation", "turn", "position", "speaker", "valid", "truth
 
 
 def prediction_file(record: Mapping[str, Any], task: str) -> str:
-    """Name of the file in a run folder that holds a task's predictions."""
+    """Name of the file with a task's predictions in a run folder."""
     return FILE if task == record["task"]["name"] else further_file(task)
 
 
 def further_file(task: str) -> str:
-    """Name of the file of a task that is not the first one of its run."""
+    """Name of the file of a task other than the run's first."""
     return f"predictions-{task}.parquet"
 
 
 def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> Path:
-    """Write the predictions of some splits of one task into one file, which appears complete or not at all.
+    """Write the predictions of some splits of one task into one file, atomically.
 
     Args:
-        path: The file, by custom ``predictions.parquet`` in the run folder.
+        path: The file, usually ``predictions.parquet`` in the run folder.
         predictions: By split name, at least one.
 
     Returns:
@@ -67,7 +66,7 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
 
     tasks = [part.task.to_dict() for part in predictions.values()]
     if not tasks or any(task != tasks[0] for task in tasks):
-        raise ValueError("predictions of at least one split, all of the same task, are expected")
+        raise ValueError("at least one split is needed, and all splits must be of one task")
     task = TaskSpec.from_dict(tasks[0])
     metadata = {
         "format": FORMAT,
@@ -87,11 +86,11 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
 
 
 def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]:
-    """The predictions by split, exactly as they were given to :func:`write_predictions`.
+    """Read the predictions by split, exactly as passed to :func:`write_predictions`.
 
     Args:
         path: The file.
-        task: The task whose predictions are expected.
+        task: The expected task.
 
     Raises:
         RunError: the file is missing, damaged, of another format, or holds another task's predictions.
@@ -101,39 +100,39 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
 
     path = Path(path)
     if not path.is_file():
-        raise RunError(f"no predictions at {path}: the file is missing")
+        raise RunError(f"{path}: the file is missing. Evaluate the run again, or copy the file back.")
     check_recorded(path)
     try:
-        # Opened by hand: given a path, pyarrow would take "split=.." in a folder's name for a column.
+        # Given a path, pyarrow would take "split=.." in a folder's name for a column.
         with path.open("rb") as stream:
             table = pq.ParquetFile(stream, page_checksum_verification=True).read(use_threads=False)
         text = (table.schema.metadata or {}).get(_KEY, b"null").decode("utf-8")
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        problem = f" cannot be read; it is damaged or no Parquet file: {error}"
+        problem = f" cannot be read; it is damaged or not a Parquet file: {error}"
         raise failure(RunError, path, problem, DAMAGED) from error
     metadata = parse_json(text, path, advice=DAMAGED)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         problem = f" was not written by this version of ercfusion (predictions, format {FORMAT})"
-        raise failure(RunError, path, problem)
+        raise failure(RunError, path, problem, "Evaluate the run again.")
     check(metadata, PredictionsHead, path, advice=DAMAGED)
     stored = metadata["task"]
     if (stored["name"], stored["kind"]) != (task.name, task.kind):
         problem = (
-            f" holds predictions of the {stored['kind']} task {stored['name']!r}; those of the {task.kind} task "
-            f"{task.name!r} were asked for"
+            f" holds predictions of the {stored['kind']} task {stored['name']!r}, not of the {task.kind} task "
+            f"{task.name!r}"
         )
-        raise failure(RunError, path, problem)
+        raise failure(RunError, path, problem, "Give the file of that task.")
     names = TaskSpec.from_dict(stored).output_names
     if names != task.output_names:
         problem = f" has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
-        raise failure(RunError, path, problem)
+        raise failure(RunError, path, problem, "Evaluate the run again.")
     for column in _schema(task):
         if column.name not in table.column_names:
-            raise failure(RunError, path, f" is damaged: it has no column {column.name!r}", DAMAGED)
-        found = table.schema.field(column.name)
-        if found.type != column.type or (column.name != "truth" and table[column.name].null_count):
-            problem = f" is damaged: the column {column.name!r} is {found.type}, or has gaps"
-            raise failure(RunError, path, f"{problem}; {column.type} without gaps is expected", DAMAGED)
+            raise failure(RunError, path, f" is damaged: column {column.name!r} is missing", DAMAGED)
+        field = table.schema.field(column.name)
+        if field.type != column.type or (column.name != "truth" and table[column.name].null_count):
+            problem = f" is damaged: column {column.name!r} is {field.type} or has gaps, not {column.type} without gaps"
+            raise failure(RunError, path, problem, DAMAGED)
     try:
         return _splits(table, task, metadata["thresholds"])
     except (CorpusFormatError, ValueError, TypeError, LookupError, AssertionError, pa.ArrowException) as error:
@@ -142,16 +141,16 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
 
 
 def check_recorded(path: Path) -> None:
-    """Raise :class:`RunError` if the record next to a file has another size or checksum of it, or none.
+    """Raise :class:`RunError` if the record next to a file has another size or checksum for it, or none.
 
-    A record that cannot be read is not an error of the file.
+    Without a record nothing is checked.
     """
     record = path.parent / RECORD
     if not record.is_file():
         return
     expected = read_record(path.parent).get("files", {}).get(path.name)
     if expected is None or path.stat().st_size != expected["bytes"] or sha256_of(path) != expected["sha256"]:
-        raise failure(RunError, path, f" was changed or damaged: {RECORD} has not this checksum of it", DAMAGED)
+        raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum for it", DAMAGED)
 
 
 def _schema(task: TaskSpec) -> Any:
@@ -182,7 +181,7 @@ def _columns(split: str, part: Predictions) -> dict[str, Any]:
         "position": np.concatenate([np.arange(length) for length in part.lengths] or [np.zeros(0, dtype=int)]),
         "speaker": np.asarray(part.speaker),
         "valid": np.asarray(part.valid, dtype=bool),
-        "truth": [truth if there else None for truth, there in zip(task.rules.truths(part), part.valid, strict=True)],
+        "truth": [truth if valid else None for truth, valid in zip(task.rules.truths(part), part.valid, strict=True)],
         "prediction": task.rules.answers(part),
     }
     columns |= {name: part.output[:, place].astype(float) for place, name in enumerate(_outputs(task))}
@@ -195,7 +194,7 @@ def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | N
     result = {}
     for split in dict.fromkeys(names):
         part = table.filter(names == split)
-        # A conversation starts where the position is 0, so that one that is there twice stays two.
+        # A conversation starts at position 0, so a repeated conversation stays two.
         position = part["position"].to_numpy()
         starts = np.flatnonzero(position == 0)
         lengths = np.diff(np.append(starts, len(part)))
@@ -223,7 +222,7 @@ def _matrix(table: Any, columns: list[str]) -> NDArray[np.float64]:
 
 
 def _values(table: Any, task: TaskSpec, valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """Targets as :class:`Predictions` has them, 0 where there is none."""
+    """Targets in the form of :class:`Predictions`; 0 for missing ones."""
     rules = task.rules
     if rules.keeps_targets:
         return np.where(valid[:, None], _matrix(table, _targets(task)), 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The run record: one JSON file from which every table is made, and which holds no restricted text."""
+"""The run record: one JSON file, the source of every table, without restricted text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ercfusion.metrics.sums import SUMS
 
 FORMAT = 2
 RECORD = "record.json"
-DAMAGED = "The file was changed or damaged: copy it again, or do the run again."
+DAMAGED = "The file was changed or damaged. Copy it again, or do the run again."
 
 PACKAGES = (
     "torch", "pytorch-lightning", "hydra-core", "numpy", "safetensors", "pyarrow", "scipy",
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions of everything that may change a number, and the machine in words."""
+    """Versions of everything that may change a number, and a description of the machine."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        **{name: value for name, value in machine().items() if name != "threads"},  # those follow from the settings
+        **{name: value for name, value in machine().items() if name != "threads"},  # threads follow from the settings
         "versions": versions,
     }
 
@@ -64,8 +64,8 @@ def revision() -> dict[str, Any] | None:
         return None
 
     def git(*arguments: str) -> str:
-        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return result.stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "ercfusion"))}
@@ -74,7 +74,7 @@ def revision() -> dict[str, Any] | None:
 
 
 def command_line() -> str:
-    """The command as a user would type it again."""
+    """The command to type again."""
     import shlex
 
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
@@ -83,70 +83,69 @@ def command_line() -> str:
 
 
 def split_record(predictions: Predictions) -> dict[str, Any]:
-    """What the record keeps of one split: labels' scores, and sums of every conversation for later statistics.
+    """A record's part about one split: scores per label, and sums per conversation for later statistics.
 
-    The sums are those of :func:`ercfusion.metrics.inputs.conversation_sums`, by conversation id: ids are unique within
-    a split (no feature table takes a turn twice, and ``ercfusion.doctor`` reports an id that occurs twice as a fault).
+    The sums (:func:`ercfusion.metrics.inputs.conversation_sums`) are stored by conversation id, unique within a split.
     """
     ids = predictions.conversation_ids
-    kept: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
+    split: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
     if classes := per_class(predictions):
-        kept["per_class"] = classes
+        split["per_class"] = classes
     for key, sums in conversation_sums(predictions).items():
-        kept[key] = {name: SUMS[key].write(row) for name, row in zip(ids, sums, strict=True)}
-    return kept
+        split[key] = {name: SUMS[key].write(row) for name, row in zip(ids, sums, strict=True)}
+    return split
 
 
 def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[str], dict[str, NDArray[Any]]]:
-    """The sums of every conversation that a record keeps of a split: inverse of :func:`split_record`.
+    """The sums per conversation of a split: inverse of :func:`split_record`.
 
     Args:
-        record: As :func:`read_record` gives it.
+        record: From :func:`read_record`.
         split: ``dev`` or ``test``.
 
     Returns:
-        Ids of the B conversations, in the order of the split, and the arrays of
-        :func:`ercfusion.metrics.inputs.conversation_sums` that the record has.
+        Ids of the B conversations in the split's order, and the recorded arrays of
+        :func:`ercfusion.metrics.inputs.conversation_sums`.
 
     Raises:
         RunError: the record has no such split, or its sums do not fit the task.
     """
     if split not in record["splits"]:
-        raise RunError(f"the record has no split {split!r}, only {', '.join(record['splits'])}")
-    kept, task = record["splits"][split], TaskSpec.from_dict(record["task"])
+        raise RunError(f"the record has no split {split!r}. Choose from: {', '.join(record['splits'])}.")
+    content, task = record["splits"][split], TaskSpec.from_dict(record["task"])
     ids: list[str] = []
     sums: dict[str, NDArray[Any]] = {}
     for key in task.rules.inputs:
-        if key in SUMS and key in kept:
+        if key in SUMS and key in content:
             # By id: the same conversations in the same order for every key.
-            ids = ids or list(kept[key])
-            sums[key] = SUMS[key].read([kept[key][name] for name in ids], task)
+            ids = ids or list(content[key])
+            sums[key] = SUMS[key].read([content[key][name] for name in ids], task)
             if sums[key].shape[1:] != SUMS[key].shape(task):
                 raise RunError(
-                    f"splits.{split}.{key} of the record has sums of shape {sums[key].shape[1:]} per conversation; "
-                    f"{SUMS[key].shape(task)} is expected for this task. {DAMAGED}"
+                    f"splits.{split}.{key} of the record has sums of shape {sums[key].shape[1:]} per conversation "
+                    f"instead of {SUMS[key].shape(task)}. Copy the record again, or do the run again."
                 )
     return ids, sums
 
 
 def rounded_scores(predictions: Predictions) -> dict[str, float]:
-    """All scores of a split, to six decimals (more would be noise and hide equality); none if nothing is labelled."""
+    """All scores of a split, to six decimals (more would be noise and hide equality); empty without labels."""
     if not np.any(predictions.valid):
         return {}
     return {name: round(float(value), 6) for name, value in scores(predictions).items()}
 
 
 def tasks_of(record: Mapping[str, Any]) -> list[str]:
-    """Names of the tasks of a run, the one that chose the checkpoint first."""
+    """Names of a run's tasks, the one that chose the checkpoint first."""
     return [record["task"]["name"], *record.get("others", {})]
 
 
 def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """The record as one of a run's tasks has it.
+    """The record from the view of one of the run's tasks.
 
     Args:
         record: Of a run.
-        task: Name of the task; the one that chose the checkpoint if None.
+        task: Name of the task; None for the one that chose the checkpoint.
 
     Raises:
         RunError: the run has no such task.
@@ -156,30 +155,30 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
             f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has no "
             f"task {shown(task)}. {did_you_mean(task, tasks_of(record))}"
         )
-    found = dict(record)
+    view = dict(record)
     if task is not None and task != record["task"]["name"]:
         own = record["others"][task]
-        # What belongs to one task must not be that of another.
+        # Parts of one task must not be taken for another's.
         for key in ("others", "conventions", "unlabelled", "optimism"):
-            found.pop(key, None)
-        found.update(own)
-        found["corpus"] = {key: value for key, value in record["corpus"].items() if not key.startswith("reachable")}
-    return found
+            view.pop(key, None)
+        view.update(own)
+        view["corpus"] = {key: value for key, value in record["corpus"].items() if not key.startswith("reachable")}
+    return view
 
 
 def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise :class:`RunError` for the first record of a run whose test split had no labels."""
+    """Raise :class:`RunError` for the first record without test scores (its test split has no labels)."""
     for record in records:
         if not record["metrics"].get("test"):
             raise RunError(
                 f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has "
-                "no test scores: its test split has no labels. Its predictions are in predictions.parquet of its "
-                "folder; its dev scores are in record.json."
+                "no test scores: its test split has no labels. Use its predictions.parquet, or the dev scores in its "
+                "record.json."
             )
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write ``record.json`` atomically: a run folder that has one is complete."""
+    """Write ``record.json`` atomically: a run folder with one is complete."""
     with atomic_write(folder / RECORD) as stream:
         stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
     return folder / RECORD
@@ -194,21 +193,21 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RECORD
     if not path.parent.is_dir():
-        raise RunError(f"{folder} is not a folder: a run folder is expected, as training makes one")
+        raise RunError(f"{folder} is not a folder. Give the folder of a run.")
     if not path.is_file():
         hint = f"Finish it with: {resume_command('unfinished run', 'train', path.parent)}"
         if not (path.parent / "config.json").is_file():
-            hint = "It has no config.json either, so it is no run folder."
+            hint = "It has no config.json either: not a run folder. Give the folder of a run."
         raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")
     return checked_record(read_json(path, advice=DAMAGED), path)
 
 
 def checked_record(record: Any, path: Path) -> dict[str, Any]:
-    """``record`` itself, if it is a record of this format.
+    """``record`` itself, if it is a valid record of this format.
 
     Args:
-        record: Of a run folder, or an expanded entry of an archive.
-        path: The file that it is from.
+        record: Of a run folder, or expanded from an archive.
+        path: Its file.
 
     Raises:
         RunError: it is not; the message names file and key.
@@ -216,9 +215,10 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
     from ercfusion.config.schema import record_config
     from ercfusion.records.run_schema import Record
 
-    found = record.get("format") if isinstance(record, dict) else type(record).__name__
-    if found != FORMAT:
-        raise failure(RunError, path, f": record format {shown(found)}; this version reads {FORMAT}")
+    version = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if version != FORMAT:
+        problem = f": record format {shown(version)}; this version reads {FORMAT}"
+        raise failure(RunError, path, problem, "Install a matching version of ercfusion, or do the run again.")
     check(record, Record, path, advice=DAMAGED)
     check(record["config"], record_config(), path, advice=DAMAGED, prefix="config.")
     checked: dict[str, Any] = record

@@ -1,4 +1,4 @@
-"""What a run folder, a sweep's folder, and the records of runs hold next to their settings."""
+"""Schema of the files in the folders of runs and sweeps, and of records; settings have their own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ercfusion.batch.task_schema import Task
 
 
 class Typed(Open):
-    """What was typed."""
+    """Typed arguments."""
 
     overrides: Annotated[list[Text], Field(max_length=10_000)]
     command: Text
 
 
 class Overrides(Typed):
-    """``overrides.json``: what was typed, and which run it is."""
+    """``overrides.json``: typed arguments and the run's identity."""
 
     run: Text
 
@@ -67,7 +67,7 @@ class Winner(Open):
 
 
 class Amount(Open):
-    """Of a split."""
+    """Size of a split."""
 
     conversations: Count
     utterances: Count
@@ -94,7 +94,7 @@ class Feature(Open):
 
 
 class Selection(Open):
-    """Which epoch was chosen."""
+    """The chosen epoch."""
 
     split: Name
     metric: Name
@@ -115,7 +115,7 @@ class Intervals(Open):
 
 
 class Cost(Open):
-    """What the run cost."""
+    """Cost of the run."""
 
     parameters: Annotated[int, Field(ge=0, lt=1 << 62)]
     seconds: Duration
@@ -125,7 +125,7 @@ class Cost(Open):
 
 
 class Optimism(Open):
-    """How far scores rise if the epoch is chosen on test."""
+    """Rise of scores if the epoch is chosen on test."""
 
     metric: Name
     dev_selected: float
@@ -138,7 +138,7 @@ Cells = Annotated[list[Annotated[list[Count], Field(min_length=3, max_length=3)]
 
 
 class Split(Open):
-    """Scores and sums of a split; see :func:`ercfusion.records.record.split_record`."""
+    """Scores and sums of a split (:func:`ercfusion.records.record.split_record`)."""
 
     conversations: Count
     utterances: Count
@@ -157,7 +157,7 @@ class File(Open):
 
 
 class TaskResult(Open):
-    """What a run found for one of its tasks."""
+    """Results for one of a run's tasks."""
 
     protocol: Name
     task: Task
@@ -181,7 +181,7 @@ class TaskResult(Open):
 
 
 class Record(TaskResult):
-    """``record.json``, and an entry of an archive once it is expanded; at the top is the task that chose the epoch."""
+    """``record.json``, also expanded from an archive; the top level has the task that chose the epoch."""
 
     format: Literal[2]
     finished: Name
@@ -200,20 +200,20 @@ class Record(TaskResult):
 
 
 def _check_split(where: str, split: Split, size: int) -> None:
-    """Raise ValueError unless the sums of a split fit the outputs of its task and each other."""
+    """Raise ValueError unless the sums of a split fit the task's outputs and each other."""
     first: list[str] | None = None
     for key in ("confusion", "shift", "counts", "moments"):
-        kept = getattr(split, key)
-        if kept is None:
+        sums = getattr(split, key)
+        if sums is None:
             continue
-        if first is not None and kept.keys() != set(first):
-            raise ValueError(f"{where}.{key} has other conversations than the sums before it")
-        first = list(kept)
-        if len(kept) > split.conversations:  # fewer where two conversations have the same id
-            raise ValueError(f"{where}.{key} has {len(kept)} conversations, but {where}.conversations says otherwise")
+        if first is not None and sums.keys() != set(first):
+            raise ValueError(f"{where}.{key} has other conversations than the sums before")
+        first = list(sums)
+        if len(sums) > split.conversations:  # fewer if two conversations have the same id
+            raise ValueError(f"{where}.{key} has {len(sums)} conversations, more than {where}.conversations")
     for conversation, cells in (split.confusion or {}).items():
-        places = [(row, column) for row, column, _ in cells]
-        if any(max(place) >= size for place in places) or len(set(places)) < len(places):
+        positions = [(row, column) for row, column, _ in cells]
+        if any(max(position) >= size for position in positions) or len(set(positions)) < len(positions):
             raise ValueError(f"{where}.confusion of {conversation[:40]!r} does not fit {size} labels")
     if split.confusion is not None:
         total = sum(count for cells in split.confusion.values() for _, _, count in cells)
@@ -228,7 +228,7 @@ def _check_split(where: str, split: Split, size: int) -> None:
 
 
 class Archive(Closed):
-    """An archive before its entries are expanded."""
+    """An archive before its runs are expanded."""
 
     archive: Literal[2]
     shared: dict[Name, Any]

@@ -1,1 +1,1 @@
-"""Searching settings: what ``python -m ercfusion.sweep`` does."""
+"""Hyperparameter search with Optuna."""

@@ -1,7 +1,7 @@
-"""From what a user typed to the configuration of a sweep.
+"""The configuration of a sweep, composed from what a user typed.
 
-It is that of a run, with ``sweep`` (how to search), ``space`` (what is searched) and ``typed`` (what was typed: the
-part of a run's settings that ``best.yaml`` repeats).
+A run's configuration plus ``sweep`` (how to search), ``space`` (what is searched) and ``typed`` (the typed settings of
+a run, repeated in ``best.yaml``).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
-# Of one sweep or one place: not repeated in best.yaml.
+# Keys of one sweep or machine: not repeated in best.yaml.
 _PASSING = ("run", "output", "resume", "space")
 
 
 def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a sweep.
+    """Compose the configuration of a sweep.
 
     Args:
         composer: Of the root ``sweep``.
-        file_entries: From ``settings=``: where the search begins; they are searched all the same.
-        arguments: As typed; ordinary values leave the space, Hydra's sweep syntax puts settings into it.
+        file_entries: From ``settings=``: start values of settings that stay in the space.
+        arguments: As typed: a plain value takes its setting out of the space, Hydra's sweep syntax adds one.
 
     Raises:
         ConfigError: a mistake in any of them.
@@ -52,18 +52,18 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
     for key, parsed in ranges.items():
         line = f"{str(parsed.input_line)!r}: "
         if key in groups:
-            raise ConfigError(f"{line}a sweep searches settings, not {key}: start one sweep for each")
+            raise ConfigError(f"{line}a sweep searches settings, not {key}. Start one sweep for each.")
         check_searchable(key, line)
     config = composer.compose([*file_entries, *plain])
     check_settings(config)
-    fixed = {entry.partition("=")[0].lstrip("+") for entry in plain} - set(groups)
+    fixed = {argument.partition("=")[0].lstrip("+") for argument in plain} - set(groups)
     space = _own_space(composer, config, groups.get("space", []), bool(ranges))
     for key, parsed in ranges.items():
         try:
             default = setting(config, key)
         except KeyError:
-            # Where settings may be added, such as the weight of a term, it is one that was off until now; elsewhere the
-            # composer has the words for it, and the nearest right name.
+            # A setting that may be added, such as the weight of a term, is off by default. For any other unknown key
+            # the composer raises an error with the nearest right name.
             plain.append(f"{key}=0.0")
             config = composer.compose([*file_entries, *plain])
             default = setting(config, key)
@@ -75,17 +75,17 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         space.pop(key, None)
     config["space"] = _restricted(space, section_from("sweep", config["sweep"]).only, fixed)
     if not config["space"]:
-        raise ConfigError("nothing is left to search: every setting of the space was given a value")
+        raise ConfigError("nothing is left to search: every setting of the space has a fixed value. Omit one of them.")
     config["typed"] = _typed(composer, [*file_entries, *plain], config)
     return config
 
 
 def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[str], typed: bool) -> Space:
-    """The space that was chosen or that goes with the architecture, such that it holds the settings composed."""
+    """The chosen space or that of the architecture, widened to hold the composed settings."""
     name = config["model"]["name"]
     entries = config.get("space")
     if name == "majority":
-        raise ConfigError("model=majority always gives the same answer: there is nothing to search")
+        raise ConfigError("model=majority: there is nothing to search, it has no settings. Choose another model.")
     where = "space: "
     if entries is None:
         entries, where = composer.choice("space", name) if name in known else {}, f"space {name}: "
@@ -93,20 +93,20 @@ def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[st
         if typed:
             return {}
         raise ConfigError(
-            f"the architecture {name!r} has no space of its own. Type the settings to search, as in "
-            f"'optimizer.lr=interval(1e-4,1e-2)', or put DIR/space/{name}.yaml below config_dir=DIR."
+            f"model={name}: the architecture has no search space. Name the settings to search, as in "
+            f"'optimizer.lr=interval(1e-4,1e-2)', or add DIR/space/{name}.yaml and config_dir=DIR."
         )
     space: Space = {}
-    for key, entry in entries.items():
-        dimension = read_dimension(key, entry, where)
+    for key, item in entries.items():
+        dimension = read_dimension(key, item, where)
         try:
             default = setting(config, key)
         except KeyError:
-            logger.info("%s is not searched: there is no such setting here", key)
+            logger.info("%s is not searched: these presets have no such setting", key)
             continue
         fitting = stretched(dimension, default)
         if fitting is None:
-            logger.info("%s is not searched: its range does not go with %s", key, default)
+            logger.info("%s is not searched: its range does not fit the value %s", key, default)
             continue
         space[key] = fitting
     return space
@@ -117,7 +117,7 @@ def _restricted(space: Space, only: Sequence[str] | None, fixed: set[str]) -> Sp
         return space
     for key in only:
         if key not in space:
-            reason = "it was given a value" if key in fixed else did_you_mean(key, space)
+            reason = "it has a fixed value. Remove one of the two." if key in fixed else did_you_mean(key, space)
             raise ConfigError(f"sweep.only names {key!r}, which is not searched: {reason}")
     return {key: dimension for key, dimension in space.items() if key in only}
 
@@ -130,29 +130,29 @@ def _typed(composer: Composer, entries: Sequence[str], config: Mapping[str, Any]
     return typed
 
 
-# Once the data are there
+# With the data at hand
 
 
 def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[str, Any]:
-    """The configuration, after a look at what it is about.
+    """The configuration, adapted to the data.
 
-    Label smoothing is not searched where it has no effect; the threads of each training are fixed; both ends of every
-    range are tried on the model and on the optimiser.
+    Label smoothing is not searched if it has no effect; the number of threads is fixed; both ends of every range are
+    tried on the model and the optimiser.
 
     Raises:
-        ConfigError: a value that does not fit; or several devices.
+        ConfigError: a value does not fit, or several devices.
     """
     settings = Config.from_dict(config)
     if settings.trainer.devices * settings.trainer.num_nodes != 1:
-        raise ConfigError("a sweep trains every trial on one device: trainer.devices and trainer.num_nodes must be 1")
+        raise ConfigError("a sweep trains every trial on one device. Set trainer.devices=1 and trainer.num_nodes=1.")
     space = dict(config["space"])
     if not data.protocol.task.rules.label_smoothing:
         space.pop("objective.label_smoothing", None)
     if not space:
-        raise ConfigError(f"nothing is left to search for a {data.protocol.task.kind} task")
+        raise ConfigError(f"nothing is left to search for a {data.protocol.task.kind} task. Add settings to the space.")
     config = {**config, "space": space}
     if settings.training.threads is None:
-        # The score must not depend on how many workers, or which machine's cores, a trial happened to have.
+        # Scores must not depend on the number of workers or the cores of a machine.
         config = with_settings(config, {"training.threads": 1})
         config["typed"]["training.threads"] = 1
     check_candidate(settings, inputs)
@@ -163,12 +163,14 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
             try:
                 check_candidate(Config.from_dict(with_settings(config, {key: value})), inputs)
             except ConfigError as error:
-                raise ConfigError(f"the space reaches {key}={value}, which cannot be used: {error}") from error
+                raise ConfigError(
+                    f"the space reaches {key}={value}, which cannot be used: {error}. Give {key} another range."
+                ) from error
     return config
 
 
 def check_candidate(config: Config, inputs: InputSpec) -> None:
-    """Raise :class:`ConfigError` where a model or its optimiser cannot be made with these settings."""
+    """Raise :class:`ConfigError` if these settings make no valid model or optimiser."""
     import torch
 
     from ercfusion.models import build_architecture

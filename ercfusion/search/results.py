@@ -1,4 +1,4 @@
-"""What comes of a sweep: a table, pictures, the best settings as a file, and the winner trained on fresh seeds."""
+"""Results of a sweep: a table, figures, the best settings as a file, and the winner trained on fresh seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ercfusion.plots.sweep import plot_importance, plot_search, plot_settings
 from ercfusion.records.record import RECORD, read_record
 from ercfusion.records.run_schema import Winner
 from ercfusion.search.space import setting
-from ercfusion.search.status import described
+from ercfusion.search.status import settings_text
 from ercfusion.search.storage import damaged
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
@@ -39,15 +39,15 @@ BEST = "best.yaml"
 SUMMARY = "summary.json"
 RERUN = "rerun"
 WINNER = "winner.json"
-# Complete trials below which importances would be noise.
+# With fewer complete trials, importances are noise.
 _ENOUGH = 10
 
 
 def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
-    """Write down what came of the trials, train the winner again, and write the summary.
+    """Write the results of the trials, train the winner again, write the summary.
 
     Args:
-        study: With all trials over, as far as this machine knows.
+        study: After all trials of this machine.
         plan: Of the sweep.
         rerun: Train the winner on fresh seeds here.
 
@@ -57,12 +57,15 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
     tidy(study, plan)
     trials = study.get_trials(deepcopy=False)
     best = best_trial(trials, plan.metric)
-    found = tally(study, trials)
+    counts = tally(study, trials)
     if best is None:
-        raise RunError(f"no trial is complete ({found.pruned} pruned, {found.failed} failed): there is no best one")
+        raise RunError(
+            f"{plan.folder}: no trial is complete ({counts.pruned} pruned, {counts.failed} failed). Check the column "
+            f"'reason' of {TABLE}, and raise sweep.trials."
+        )
     if not best.user_attrs.get("result", {}).keys() >= {"epoch", "settings"}:
         raise damaged(plan.storage, plan.folder, f"trial {best.number} is complete without epoch and settings")
-    write_best(plan, best, found.over)
+    write_best(plan, best, counts.over)
     importance = importances(study)
     draw(plan, trials, best, importance)
     seeds = fresh_seeds(plan) if rerun else []
@@ -72,12 +75,12 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
         "study": plan.name,
         "folder": str(plan.folder),
         "model": plan.run.preset.model,
-        "protocol": plan.begun.identity["protocol"],
-        "synthetic": plan.begun.synthetic,
+        "protocol": plan.origin.identity["protocol"],
+        "synthetic": plan.origin.synthetic,
         "metric": plan.metric,
         "trials": {
-            "asked": found.total,
-            **{name: getattr(found, name) for name in ("over", "complete", "pruned", "failed", "running")},
+            "asked": counts.total,
+            **{name: getattr(counts, name) for name in ("over", "complete", "pruned", "failed", "running")},
         },
         "first": {"trial": first.number, "state": first.state.name.lower(), "dev": first.value},
         "best": {
@@ -85,7 +88,7 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
             "dev": best.value,
             "epoch": best.user_attrs["result"]["epoch"],
             "settings": best.user_attrs["result"]["settings"],
-            "differs": described(plan, best),
+            "differs": settings_text(plan, best),
         },
         "importance": importance,
         "rerun": _rerun_summary(plan, records),
@@ -98,7 +101,7 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
 
 
 def rows(plan: Plan, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """One mapping a trial that counts."""
+    """One mapping per trial that counts."""
     table = []
     for trial in counting(trials):
         result = trial.user_attrs.get("result", {})
@@ -116,7 +119,7 @@ def rows(plan: Plan, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
 
 
 def write_table(study: Study, plan: Plan) -> Path:
-    """All trials as ``trials.csv``."""
+    """Write all trials to ``trials.csv``."""
     table = rows(plan, study.get_trials(deepcopy=False))
     with atomic_write(plan.folder / TABLE) as stream:
         if table:
@@ -127,7 +130,7 @@ def write_table(study: Study, plan: Plan) -> Path:
 
 
 def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
-    """The settings of the best trial as ``best.yaml``, for ``settings=``: what was typed, and what was found."""
+    """Write the typed settings and those of the best trial to ``best.yaml``, for ``settings=``."""
     import yaml
 
     settings = {**plan.typed, **best.user_attrs["result"]["settings"]}
@@ -137,24 +140,24 @@ def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
     lines = [
         f"# The best of {over} trials of the sweep {plan.name} ({model} on {data}): trial {best.number},",
         f"# dev {plan.metric} {best.value:.6f} at epoch {best.user_attrs['result']['epoch']}, seed {settings['seed']}.",
-        f"# That score is optimistic: it is the best of {over} on one seed and one dev split. Read the fresh seeds.",
-        f"# To use, in this folder: {command('best settings', 'train', f'settings={BEST}', 'seed=1')}",
+        f"# Optimistic: the best of {over} trials on one seed and one dev split. Report the fresh seeds instead.",
+        f"# Use it in this folder: {command('best settings', 'train', f'settings={BEST}', 'seed=1')}",
     ]
     with atomic_write(plan.folder / BEST) as stream:
         stream.write("\n".join(lines) + "\n")
         for key, value in settings.items():
-            # Without a style of its own a list stays on its line.
+            # A block style would break a list over several lines.
             flow = None if isinstance(value, list | dict) else False
             text = yaml.safe_dump({key: value}, default_flow_style=flow, allow_unicode=True, width=10**6)
             stream.write(text)
     return plan.folder / BEST
 
 
-# Pictures
+# Figures
 
 
 def importances(study: Study) -> dict[str, float]:
-    """How much each setting decides about belonging to the best tenth (PED-ANOVA); empty where trials are few."""
+    """Share of each setting in reaching the best tenth (PED-ANOVA); empty with few trials."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -162,22 +165,22 @@ def importances(study: Study) -> dict[str, float]:
     varied = {key for key in study.best_trial.params if len({trial.params.get(key) for trial in complete}) > 1}
     if len(complete) < _ENOUGH or len(varied) < 2:
         return {}
-    # At least five trials among the best, which the estimate needs to be more than noise.
+    # With fewer than five trials among the best, the estimate is noise.
     quantile = min(0.5, max(0.1, 5 / len(complete)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = get_param_importances(
+        shares = get_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile), params=sorted(varied)
         )
-    return {key: round(float(value), 4) for key, value in found.items() if math.isfinite(value)}
+    return {key: round(float(value), 4) for key, value in shares.items() if math.isfinite(value)}
 
 
 def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importance: Mapping[str, float]) -> None:
-    """History, settings and importances as pictures."""
+    """Draw the history, the settings and their importances."""
     folder, table = plan.folder / "plots", rows(plan, trials)
     folder.mkdir(exist_ok=True)
-    title = f"Sweep of {plan.run.preset.model} on {plan.begun.identity['protocol']}"
-    look: dict[str, Any] = {"title": title, "synthetic": plan.begun.synthetic}
+    title = f"Sweep of {plan.run.preset.model} on {plan.origin.identity['protocol']}"
+    look: dict[str, Any] = {"title": title, "synthetic": plan.origin.synthetic}
     score = f"dev/{plan.metric}"
     points = [
         {"trial": row["trial"], "state": row["state"], "score": row[score], **{key: row[key] for key in plan.space}}
@@ -198,16 +201,16 @@ def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importanc
 
 
 def fresh_seeds(plan: Plan) -> list[int]:
-    """Seeds of the re-run: the first whole numbers, without that of the sweep."""
+    """Seeds of the re-run: the first whole numbers, without the sweep's own."""
     wanted = plan.sweep.rerun
     return [seed for seed in range(wanted + 1) if seed != plan.run.root.seed][:wanted]
 
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Complete runs of the best settings on fresh seeds, side by side; returns the records of those that succeed."""
+    """Train the best settings on fresh seeds, several runs at a time; returns the records of the successful ones."""
     parent = plan.folder / RERUN
-    _make_room(parent, best.number)
-    # Before the folders, so that those of an earlier winner are known as such, however little of them there is.
+    _move_earlier_winner(parent, best.number)
+    # Written before the folders: it marks them as this winner's, however incomplete they are.
     write_json(parent / WINNER, {"trial": best.number, "settings": best.user_attrs["result"]["settings"]})
     jobs = []
     for seed in seeds:
@@ -215,9 +218,9 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
         config = trial_config(plan, {**best.user_attrs["result"]["settings"], "seed": seed}, folder)
         if not is_described(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            typed = [entry for entry in typed_arguments(plan, config) if not entry.startswith("seed=")]
+            typed = [argument for argument in typed_arguments(plan, config) if not argument.startswith("seed=")]
             describe(folder, config, [*typed, f"seed={seed}"], plan.command)
-        jobs.append(RunJob(f"the winner again, seed {seed}", config, folder))
+        jobs.append(RunJob(f"winner, seed {seed}", config, folder))
     left = [job for job in jobs if not (job.folder / RECORD).is_file()]
 
     def ended(outcome: Outcome[RunJob, Any]) -> None:
@@ -229,12 +232,12 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
     return [read_record(job.folder) for job in jobs if (job.folder / RECORD).is_file()]
 
 
-def _make_room(parent: Path, trial: int) -> None:
-    """Nothing is overwritten: runs of an earlier winner are moved aside."""
+def _move_earlier_winner(parent: Path, trial: int) -> None:
+    """Rename the folder with the runs of an earlier winner."""
     note = parent / WINNER
     if not note.is_file():
         return
-    earlier = read_json(note, Winner, advice="Move the folder away; it is made again.")["trial"]
+    earlier = read_json(note, Winner, advice="Move the folder away: the runs are made again.")["trial"]
     if earlier != trial:
         parent.rename(parent.with_name(f"{RERUN}-of-trial-{earlier:04d}"))
 
@@ -248,34 +251,34 @@ def _rerun_summary(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str
             record["metrics"][split][plan.metric] for record in records if plan.metric in record["metrics"][split]
         ]
         if len(values) < len(records):
-            continue  # test without labels, or without one on which the score is defined
-        found = seed_summary(values)
-        spread = found["std"] if len(values) > 1 else None
-        summary[split] = {"mean": round(found["mean"], 6), "std": spread and round(spread, 6), "values": values}
+            continue  # a test split without labels, or without any on which the score is defined
+        statistics = seed_summary(values)
+        spread = statistics["std"] if len(values) > 1 else None
+        summary[split] = {"mean": round(statistics["mean"], 6), "std": spread and round(spread, 6), "values": values}
     return summary
 
 
-# In words
+# Text
 
 
 def report(summary: Mapping[str, Any]) -> str:
-    """The lines that the command prints at the end, but for the folder."""
+    """The lines printed at the end of a sweep, without the folder."""
     trials, best, first, rerun = summary["trials"], summary["best"], summary["first"], summary["rerun"]
     synthetic = " (synthetic corpus)" if summary["synthetic"] else ""
     counts = ", ".join(f"{trials[name]} {name}" for name in ("complete", "pruned", "failed", "running") if trials[name])
     metric = summary["metric"]
     lines = [
         "",
-        f"{summary['model']} on {summary['protocol']}{synthetic}, {trials['over']} of {trials['asked']} trials over: "
-        f"{counts}",
+        f"{summary['model']} on {summary['protocol']}{synthetic}, {trials['over']} of {trials['asked']} trials "
+        f"finished: {counts}",
         f"best settings (trial {best['trial']}): {best['differs']}",
     ]
     if summary["importance"]:
         shares = [f"{key} {value:.0%}" for key, value in list(summary["importance"].items())[:5]]
-        lines.append(f"what mattered: {', '.join(shares)}")
+        lines.append(f"importance of settings: {', '.join(shares)}")
     parts = [f"best trial dev {metric} {best['dev']:.4f} (optimistic: best of {trials['over']})"]
     if first["state"] == "complete" and best["trial"] != first["trial"]:
-        parts.insert(0, f"first settings dev {metric} {first['dev']:.4f}")
+        parts.insert(0, f"first trial dev {metric} {first['dev']:.4f}")
     if rerun is not None:
         count = len(rerun["seeds"])
         parts.append(f"fresh seeds dev {_spread(rerun['dev'])}")
@@ -283,7 +286,7 @@ def report(summary: Mapping[str, Any]) -> str:
         parts.append(f"test {test} with {count} seed{'s' if count > 1 else ''}")
     lines.append(" | ".join(parts))
     if trials["running"]:
-        lines.append(f"{trials['running']} trials are still running elsewhere; resume this folder for the final result")
+        lines.append(f"{trials['running']} trials are running on other machines; resume this folder when they end")
     return "\n".join(lines)
 
 

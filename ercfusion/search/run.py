@@ -1,10 +1,10 @@
-"""A sweep on this machine: its folder, its worker processes, and what comes at the end.
+"""A sweep on this machine: its folder, its worker processes, its results.
 
-Layout of a sweep's folder::
+Content of a sweep's folder::
 
     config.json      the resolved configuration, with the space    overrides.json, environment.json, sweep.log
-    study.db         the trials (SQLite), unless sweep.storage says otherwise
-    trials/0000/     a folder a trial: config.json, metrics.csv, train.log; the best one has its model
+    study.db         the trials (SQLite), unless sweep.storage names another storage
+    trials/0000/     one folder per trial: config.json, metrics.csv, train.log; the best one has its model
     trials.csv       all trials in a table                         plots/*.png
     best.yaml        the best settings, for settings=              rerun/seed-N/   complete runs of the winner
     summary.json     written last: the sweep is complete
@@ -38,18 +38,18 @@ from ercfusion.search.space import data_settings
 from ercfusion.search.status import SweepProgress
 from ercfusion.search.storage import (
     chosen_storage,
-    kept_storage,
     masked,
     named_failures,
     require_optuna,
+    resumed_storage,
     without_secrets,
 )
 from ercfusion.search.study import (
-    Begun,
     Plan,
+    StudyOrigin,
     Watcher,
     adopt,
-    check_hope,
+    check_failures,
     create_or_join,
     open_study,
     set_up,
@@ -76,19 +76,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ercfusion")
 
 LOG = "sweep.log"
-# Seconds without a sign of life after which another machine's trial is given up (it beats every 30 s).
+# Seconds of silence after which another machine's trial is given up (a signal is sent every 30 s).
 SILENCE = 300.0
-# Rounds of worker processes that die without ending a single trial.
+# Rounds of worker processes in which all die without ending a trial.
 _ROUNDS = 3
 CHANGEABLE = tuple(key.partition(".")[2] for key in fields_in("sweep") if decides(key) == "nothing")
-"""What may change when a sweep is resumed."""
+"""Settings of a sweep that may change when it is resumed."""
 
 
 # Beginning
 
 
 def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> Plan:
-    """Make the folder of a new sweep, and its study or a place in one that exists.
+    """Create the folder of a new sweep, and its study, or join an existing study.
 
     Args:
         config: From :func:`ercfusion.search.config.compose_sweep`.
@@ -96,41 +96,41 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
         argv: The whole command line.
 
     Raises:
-        ErcfusionError: anything that can be found out before the first trial; no folder is left behind then.
+        ErcfusionError: any mistake visible before the first trial; the folder is then removed.
     """
     require_optuna()
     import_modules(config["imports"])
     storage = chosen_storage(config["sweep"]["storage"])
-    found = _prepared(config)
-    config = fitted(config, found.data, found.train.inputs)
-    task = found.data.protocol.task
+    loaded = _prepared(config)
+    config = fitted(config, loaded.data, loaded.train.inputs)
+    task = loaded.data.protocol.task
     settings, sweep = Config.from_dict(config), section_from("sweep", config["sweep"])
     metric = sweep.metric or settings.training.metric or task.metric
     check_metric(task, metric)
     folder = empty_folder(settings, "sweep")
     config["place"] = secrets.token_hex(4)
-    # Made from the time and the place: searching together has to be meant.
+    # Time and place make the name unique: machines join a study only by its name.
     stem = f"{settings.preset.model}-{settings.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     name = f"{stem}-{config['place']}" if sweep.name is None else sweep.name
     shown_storage = masked(storage) if storage is not None else None
     config["sweep"] = section_to(replace(sweep, name=name, storage=shown_storage))
-    # One by one: quoting for the shell would change a password that has quotes in it.
+    # One by one: quoting the whole line would change a password containing quotes.
     shown = [shlex.quote(masked(without_secrets(argument, storage))) for argument in argv]
     config["command"] = " ".join(["python -m ercfusion.sweep", *shown])
     config["study"] = {
         "metric": metric,
-        "synthetic": found.data.corpus.card.synthetic,
-        "identity": _identity(config, found, metric),
+        "synthetic": loaded.data.corpus.card.synthetic,
+        "identity": _identity(config, loaded, metric),
         "data": _data(config),
     }
     plan = Plan(folder, config, storage, name, config["place"], metric)
     try:
-        typed = [masked(without_secrets(entry, storage)) for entry in overrides]
+        typed = [masked(without_secrets(argument, storage)) for argument in overrides]
         describe(folder, config, typed, plan.command)
         with named_failures(storage):
-            founder = create_or_join(plan, plan.begun.identity)
+            founder = create_or_join(plan, plan.origin.identity)
     except BaseException:
-        discard(folder)  # nothing has come of it
+        discard(folder)  # it holds no trial
         raise
     if not founder:
         logger.info("joining the study %s", plan.name)
@@ -138,9 +138,10 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
 
 
 def _prepared(config: Mapping[str, Any]) -> DevData:
-    """The data that the search begins with.
+    """Load all data that trials may use, so that text features are extracted once and with visible progress.
 
-    Whatever data trials may use are loaded here, so that text features are extracted once and where it is seen.
+    Returns:
+        The data of the first trial.
     """
     settings = Config.from_dict(config)
     check = before_features(settings, LABELLED, section_from("sweep", config["sweep"]).metric)
@@ -149,12 +150,12 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
     return dev_data(settings.data, check)
 
 
-def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[str, Any]:
-    """What must be equal for machines to search together, flat, so that the first difference can be named."""
-    corpus = found.data.corpus
-    flat: dict[str, Any] = {"corpus": corpus.name, "protocol": found.data.protocol.id}
+def _identity(config: Mapping[str, Any], loaded: DevData, metric: str) -> dict[str, Any]:
+    """What must be equal for machines to search together, flat, so that a message can name the first difference."""
+    corpus = loaded.data.corpus
+    flat: dict[str, Any] = {"corpus": corpus.name, "protocol": loaded.data.protocol.id}
     flat["the corpus's fingerprint"] = corpus.fingerprint()
-    flat |= {f"the width of {name}": width for name, width in found.train.inputs.widths.items()}
+    flat |= {f"the width of {name}": width for name, width in loaded.train.inputs.widths.items()}
     for key, dimension in config["space"].items():
         flat[f"space.{key}"] = dimension
 
@@ -167,32 +168,32 @@ def _identity(config: Mapping[str, Any], found: DevData, metric: str) -> dict[st
                 flat[name] = value
 
     add({key: value for key, value in config.items() if key not in (*OWN_KEYS, "preset") or key == "sweep"}, "")
-    # The number of threads decides the last digits of a score, and so which trial wins.
+    # The number of threads changes the last digits of scores, and so the winner.
     settings = Config.from_dict(config)
     flat["training.threads"] = settings.training.threads
-    flat["data.encoder"] = Path(settings.data.encoder).name  # a folder may lie elsewhere
+    flat["data.encoder"] = Path(settings.data.encoder).name  # the path may differ between machines
     flat["the metric"] = metric
     return flat
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:
-    """What identifies the data that trials may use, as they were read in this process."""
+    """Identities of the data that trials may use, as read in this process."""
     several = list(data_settings(config, config["space"]))
-    found: dict[str, str] = {}
+    identity: dict[str, str] = {}
     for number, settings in enumerate(several, start=1):
         prefix = f"data {number}: " if len(several) > 1 else ""
-        found |= {f"{prefix}{key}": value for key, value in dev_data(settings).data.identity.items()}
-    return found
+        identity |= {f"{prefix}{key}": value for key, value in dev_data(settings).data.identity.items()}
+    return identity
 
 
 def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise :class:`ResumeError` if settings or data are not those with which the sweep was begun."""
-    begun, found = Begun.from_dict(config["study"]), _prepared(config)
-    was = begun.identity
-    now = json.loads(json.dumps(_identity(config, found, begun.metric)))
+    """Raise :class:`ResumeError` if settings or data differ from those at the start of the sweep."""
+    origin, loaded = StudyOrigin.from_dict(config["study"]), _prepared(config)
+    was = origin.identity
+    now = json.loads(json.dumps(_identity(config, loaded, origin.metric)))
     pairs = [(key, was.get(key), now.get(key)) for key in dict.fromkeys([*was, *now])]
     changes = [f"{key}: {shown(old)} -> {shown(new)}" for key, old, new in pairs if old != new]
-    changes += data_changes(begun.data, _data(config), {})
+    changes += data_changes(origin.data, _data(config), {})
     if changes:
         more = f"; {len(changes) - 1} more" if len(changes) > 1 else ""
         problem = f": changed since the sweep was begun: {changes[0]}{more}"
@@ -200,41 +201,41 @@ def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str] = ()) -> Plan:
-    """A sweep that was begun before, with other values for some of :data:`CHANGEABLE`.
+    """Open an existing sweep, with new values for some of :data:`CHANGEABLE`.
 
     Args:
         folder: Of the sweep.
-        changes: By the key.
-        imports: The modules of the sweep, which must be named again unless this process has imported them.
+        changes: New values by key.
+        imports: The sweep's modules; required unless this process has imported them.
 
     Raises:
-        RunError: no folder of a sweep, or its study is gone.
-        ResumeError: other settings, or the data, have changed since.
+        RunError: not a sweep's folder, or its study is gone.
+        ResumeError: other settings, or the data, have changed.
         ConfigError: a value out of its range.
     """
     path, config = read_config(folder)
     if "sweep" not in config or "study" not in config:
-        again = resume_command("run, not sweep", "train", path)
-        raise RunError(f"{folder} is no folder of a sweep but one of a run, which goes on with: {again}")
+        command = resume_command("run, not sweep", "train", path)
+        raise RunError(f"{folder} is the folder of a run, not of a sweep. Resume it with: {command}")
     require_optuna()
     import_again(imports, config["imports"], "sweep")
     require_trusted(config["imports"], resume_command("modules of a folder", "sweep", path))
     check_config(config, path)
-    storage = kept_storage(changes.get("storage"), config["sweep"]["storage"])
+    storage = resumed_storage(changes.get("storage"), config["sweep"]["storage"])
     config["sweep"] |= {**changes, "storage": masked(storage) if storage is not None else None}
     check_settings(config)
     _check_unchanged(path, config)
     name, metric = config["sweep"]["name"], config["study"]["metric"]
     plan = Plan(path, config, storage, name, config["place"], metric)
     with named_failures(storage):
-        # The log is opened when all is set up: without it the command was stopped before there was a study.
+        # The log is opened after the setup: without it the command was stopped before the study existed.
         if (storage is None or not (path / LOG).is_file()) and not _has_study(plan):
-            create_or_join(plan, plan.begun.identity)
+            create_or_join(plan, plan.origin.identity)
         study = open_study(plan)
         if study.user_attrs.get("founder") in (plan.place, None):
             study.set_user_attr("founder", plan.place)
             study.set_user_attr("format", study.user_attrs.get("format", 1))
-            set_up(study, plan, plan.begun.identity)
+            set_up(study, plan, plan.origin.identity)
         if "trials" in changes:
             study.set_user_attr("trials", changes["trials"])
     return plan
@@ -248,32 +249,32 @@ def _has_study(plan: Plan) -> bool:
     return True
 
 
-# Searching
+# Search
 
 
-def carry_on(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
-    """Do what is left of a sweep: trials, tables and pictures, the winner on fresh seeds; returns the summary.
+def run_sweep(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
+    """Train the missing trials, write tables and figures, train the winner on fresh seeds; returns the summary.
 
     Args:
         plan: From :func:`begin` or :func:`reopen`.
-        rerun_asked: Train the winner again here even though the sweep was begun elsewhere.
+        rerun_asked: Train the winner here although another machine founded the study.
     """
     with one_at_a_time(plan.folder, "the sweep"), log_file(plan.folder / LOG), named_failures(plan.storage):
         remove_leftovers(plan.folder, deep=True)
-        # What was changed by resuming; a process that is stopped now shall find it.
+        # The changes made by resuming, for a later resume.
         write_json(plan.folder / "config.json", plan.config)
-        _prepared(plan.config)  # before the workers: they find the features in the cache
+        _prepared(plan.config)  # fills the cache before the workers start
         study = open_study(plan)
         try:
-            search(study, plan)
+            run_trials(study, plan)
         finally:
             write_table(study, plan)
         founder = study.user_attrs["founder"] == plan.place
         return finish(study, plan, rerun=founder or rerun_asked)
 
 
-def search(study: Study, plan: Plan) -> None:
-    """Let workers train trials until the study has enough; then wait for those of other machines."""
+def run_trials(study: Study, plan: Plan) -> None:
+    """Let workers train trials until the study has enough, then wait for those of other machines."""
     hours, since = plan.sweep.timeout, time.time()
     deadline = since + 3600 * hours if hours is not None else None
     watcher = Watcher(plan, SILENCE)
@@ -283,21 +284,21 @@ def search(study: Study, plan: Plan) -> None:
 
         def tick() -> None:
             if progress.due():
-                watched = watcher.look(study) if plan.storage is not None else []
+                watched = watcher.check(study) if plan.storage is not None else []
                 for number in watched:
-                    logger.warning("trial %d is given up: its machine has been silent for %.0f s", number, SILENCE)
+                    logger.warning("trial %d is given up: its machine was silent for %.0f s", number, SILENCE)
                 progress.tick()
 
         while True:
             tidy(study, plan)
-            found = tally(study)
+            counts = tally(study)
             left = len(unfinished(study.get_trials(deepcopy=False), plan.place))
             if plan.storage is None:
-                left = found.running
+                left = counts.running
             late = deadline is not None and time.time() > deadline
-            todo = left + (0 if late else found.missing)
+            todo = left + (0 if late else counts.missing)
             if not todo:
-                elsewhere = found.running - left
+                elsewhere = counts.running - left
                 if not elsewhere or not founder or late:
                     break
                 tick()
@@ -315,18 +316,18 @@ def search(study: Study, plan: Plan) -> None:
                 on_tick=tick,
             )
             errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-            fruitless = fruitless + 1 if errors and tally(study).over == found.over else 0
-            check_hope(study.get_trials(deepcopy=False), plan.place, since)
-            _judge([without_secrets(error, plan.storage) for error in errors], fruitless)
+            fruitless = fruitless + 1 if errors and tally(study).over == counts.over else 0
+            check_failures(study.get_trials(deepcopy=False), plan.place, since)
+            _raise_errors([without_secrets(error, plan.storage) for error in errors], fruitless)
         progress.tick()
 
 
-def _judge(errors: Sequence[str], fruitless: int) -> None:
-    """Stop for what workers failed with, unless it was a death after which others can go on."""
+def _raise_errors(errors: Sequence[str], fruitless: int) -> None:
+    """Raise the errors of workers, except the death of processes that others can replace."""
     for error in errors:
         if error.startswith("unexpected error"):
             raise RuntimeError(error)
         if "its process died" not in error:
             raise RunError(error)
     if fruitless >= _ROUNDS:
-        raise TrainingError(f"the worker processes die without ending a trial: {errors[0]}. Try sweep.workers=1")
+        raise TrainingError(f"the worker processes die without ending a trial: {errors[0]}. Set sweep.workers=1.")

@@ -1,10 +1,10 @@
-"""What is searched: settings by dotted name, each with a range or a list of choices.
+"""Search spaces: settings by dotted key, each with a range or a list of choices.
 
-A dimension is a plain mapping, as ``search_space`` of an architecture has it and ``config.json`` keeps it::
+A dimension is a plain mapping, in an architecture's ``search_space`` and in ``config.json``::
 
-    optimizer.lr: {low: 1e-4, high: 1e-2, log: true}     numbers from low to high, evenly over the logarithm
+    optimizer.lr: {low: 1e-4, high: 1e-2, log: true}     numbers, uniform in the logarithm
     model.dropout: {low: 0.1, high: 0.6, step: 0.05}     low, low + step, ...
-    model.layers: {low: 1, high: 3}                      whole numbers, where both ends are
+    model.layers: {low: 1, high: 3}                      whole numbers, if both ends are
     model.hidden: {choices: [32, 64, 128]}               any values
 """
 
@@ -31,13 +31,13 @@ _KEYS = ("low", "high", "log", "step", "choices")
 
 
 def check_searchable(key: str, where: str = "") -> None:
-    """Raise :class:`ConfigError` for a setting that cannot or must not be searched."""
+    """Raise :class:`ConfigError` for a setting that cannot be searched."""
     if key == "seed":
-        raise ConfigError(f"{where}seed is not searched: the winner is trained again on fresh seeds (sweep.rerun)")
+        raise ConfigError(f"{where}seed is not searched. Set sweep.rerun=N to train the winner on N fresh seeds.")
     whole, single = _searchable()
     section, field = key.partition(".")[0], field_of(key)
-    known = field.known.searchable if field is not None else section in whole
-    if not known or key == "model.name" or "." not in key:
+    searchable = field.searchable.searchable if field is not None else section in whole
+    if not searchable or key == "model.name" or "." not in key:
         raise ConfigError(
             f"{where}{key} cannot be searched: a sweep searches single settings of {', '.join(whole)}, "
             f"and {' and '.join(single)}. Give it one value, and start one sweep for each."
@@ -45,7 +45,7 @@ def check_searchable(key: str, where: str = "") -> None:
 
 
 def _searchable() -> tuple[list[str], list[str]]:
-    """Sections most of whose settings can be searched, and single settings of other sections."""
+    """Sections with mostly searchable settings, and single settings of other sections."""
     whole, single = ["model"], []
     for section in (*CHOICES, *SECTIONS):
         keys = [key for key, field in fields_in(section).items() if field.known.searchable]
@@ -56,47 +56,48 @@ def _searchable() -> tuple[list[str], list[str]]:
     return whole, single
 
 
-def read_dimension(key: str, entry: Any, where: str) -> Dimension:
-    """A dimension as a file has it, checked and in one form.
+def read_dimension(key: str, definition: Any, where: str) -> Dimension:
+    """A dimension from a file, checked and normalised.
 
     Args:
         key: The setting.
-        entry: ``{low, high, log, step}`` or ``{choices}``.
-        where: Goes before messages.
+        definition: ``{low, high, log, step}`` or ``{choices}``.
+        where: Prefix of messages.
 
     Raises:
-        ConfigError: another form, or ends that make no range.
+        ConfigError: another form, or an invalid range.
     """
     check_searchable(key, where)
-    form = f"{where}{key} must be {{low: .., high: ..}}, with log: true or step: .. if wanted, or {{choices: [..]}}"
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"{form}; found {entry!r}")
-    for name in entry:
+    if not isinstance(definition, Mapping):
+        raise ConfigError(f"{where}{key}: found {definition!r}. Write {{low: .., high: ..}} or {{choices: [..]}}.")
+    for name in definition:
         if name not in _KEYS:
-            raise ConfigError(f"{where}{key}: unknown entry {name!r}. {did_you_mean(str(name), _KEYS)}")
-    if "choices" in entry:
-        if len(entry) > 1 or not isinstance(entry["choices"], list) or not entry["choices"]:
-            raise ConfigError(f"{form}; found {dict(entry)}")
-        return {"choices": [value for place, value in enumerate(entry["choices"]) if not _in(value, entry, place)]}
-    low, high, step, log = entry.get("low"), entry.get("high"), entry.get("step"), entry.get("log", False)
+            raise ConfigError(f"{where}{key}: unknown key {name!r}. {did_you_mean(str(name), _KEYS)}")
+    if "choices" in definition:
+        if len(definition) > 1 or not isinstance(definition["choices"], list) or not definition["choices"]:
+            raise ConfigError(f"{where}{key}: found {dict(definition)}. Write {{choices: [..]}}, with one or more.")
+        choices = definition["choices"]
+        return {"choices": [value for place, value in enumerate(choices) if not _in(value, definition, place)]}
+    low, high, step = definition.get("low"), definition.get("high"), definition.get("step")
+    log = definition.get("log", False)
     if not _number(low) or not _number(high) or not (step is None or _number(step)) or not isinstance(log, bool):
-        raise ConfigError(f"{form}; found {dict(entry)}")
-    assert low is not None  # what _number says, in words that the type checker knows
+        raise ConfigError(f"{where}{key}: found {dict(definition)}. Write {{low: NUMBER, high: NUMBER, log: true}}.")
+    assert low is not None  # follows from _number; for the type checker
     assert high is not None
     if not low <= high:
-        raise ConfigError(f"{where}{key}: low ({low}) is above high ({high})")
+        raise ConfigError(f"{where}{key}: low ({low}) is above high ({high}). Correct the range.")
     if log and low <= 0:
-        raise ConfigError(f"{where}{key}: a logarithmic range begins above 0, found {low}")
+        raise ConfigError(f"{where}{key}: a logarithmic range cannot start at {low}. Set low above 0.")
     if log and step is not None:
-        raise ConfigError(f"{where}{key}: a range has log or step, not both")
+        raise ConfigError(f"{where}{key}: a range has log or step, not both. Remove one of them.")
     if step is not None and step <= 0:
-        raise ConfigError(f"{where}{key}: step must be above 0, found {step}")
-    whole = all(isinstance(value, int) for value in (low, high, step if step is not None else 1))
-    if not whole:
+        raise ConfigError(f"{where}{key}: step is {step}. Set it above 0.")
+    integral = all(isinstance(value, int) for value in (low, high, step if step is not None else 1))
+    if not integral:
         low, high, step = float(low), float(high), None if step is None else float(step)
     if step is not None:
         high = low + math.floor((high - low) / step + 1e-9) * step
-        high = high if whole else float(f"{high:.12g}")
+        high = high if integral else float(f"{high:.12g}")
     return {"low": low, "high": high, **({"log": True} if log else {}), **({} if step is None else {"step": step})}
 
 
@@ -104,8 +105,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _in(value: Any, entry: Mapping[str, Any], place: int) -> bool:
-    return any(_same(value, other) for other in entry["choices"][:place])
+def _in(value: Any, definition: Mapping[str, Any], place: int) -> bool:
+    return any(_same(value, other) for other in definition["choices"][:place])
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -113,12 +114,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def typed_dimension(key: str, parsed: Any, default: Any) -> Dimension:
-    """A dimension from what was typed in Hydra's sweep syntax.
+    """A dimension typed in Hydra's sweep syntax.
 
     Args:
         key: The setting.
         parsed: Hydra's override.
-        default: The setting's value otherwise; where it is a whole number, an ``interval`` is of whole numbers.
+        default: The setting's default; if it is a whole number, so are the values of an ``interval``.
 
     Raises:
         ConfigError: see :func:`read_dimension`; ``glob`` and unknown tags.
@@ -127,36 +128,36 @@ def typed_dimension(key: str, parsed: Any, default: Any) -> Dimension:
     where = f"{line!r}: "
     tags = sorted(getattr(sweep, "tags", ()))
     if tags not in ([], ["log"]):
-        raise ConfigError(f"{where}the only tag is log, found {', '.join(tags)}")
+        raise ConfigError(f"{where}unknown tag {', '.join(tags)}. Use the only tag, log.")
     kind = type(sweep).__name__
     if kind == "ChoiceSweep":
         if tags:
-            raise ConfigError(f"{where}log goes with a range of numbers, not with choices")
+            raise ConfigError(f"{where}log is for ranges of numbers, not for choices. Remove the tag.")
         values = [getattr(value, "text", value) for value in sweep.list]
         return read_dimension(key, {"choices": values}, where)
     if kind == "IntervalSweep":
         low, high = sweep.start, sweep.end
         if isinstance(default, int) and not isinstance(default, bool):
             if low != int(low) or high != int(high):
-                raise ConfigError(f"{where}{key} takes whole numbers (default: {default})")
+                raise ConfigError(f"{where}{key} takes whole numbers (default: {default}). Give whole numbers as ends.")
             low, high = int(low), int(high)
         return read_dimension(key, {"low": low, "high": high, "log": bool(tags)}, where)
     if kind == "RangeSweep":
         values = list(sweep.range())
         if not values:
-            raise ConfigError(f"{where}the range is empty")
+            raise ConfigError(f"{where}the range is empty. Give range(LOW,HIGH) with LOW below HIGH.")
         if tags:
-            raise ConfigError(f"{where}log goes with interval(LOW,HIGH), not with the steps of range()")
+            raise ConfigError(f"{where}range() cannot be logarithmic. Use tag(log,interval(LOW,HIGH)).")
         low, high = min(values), max(values)
         return read_dimension(key, {"low": low, "high": high, "step": abs(sweep.step)}, where)
-    raise ConfigError(f"{where}use a,b,c or choice(..), range(..), interval(..), tag(log,interval(..))")
+    raise ConfigError(f"{where}unknown form. Use a,b,c or choice(..), range(..), interval(..), tag(log,interval(..)).")
 
 
-# A dimension and single values
+# Values of a dimension
 
 
 def holds(dimension: Dimension, value: Any) -> bool:
-    """Whether a value belongs to a dimension."""
+    """Whether a dimension holds a value."""
     if "choices" in dimension:
         return any(_same(value, choice) for choice in dimension["choices"])
     if not _number(value) or not dimension["low"] <= value <= dimension["high"]:
@@ -170,10 +171,10 @@ def holds(dimension: Dimension, value: Any) -> bool:
 
 
 def stretched(dimension: Dimension, value: Any) -> Dimension | None:
-    """The dimension, changed so that it holds ``value``; None where it cannot.
+    """The dimension, changed to hold ``value``; None if that is impossible.
 
-    Choices get one more; a range is widened and, where the value lies between its steps, loses them; a logarithmic
-    range is moved as it is, with the value in its middle (another optimiser has rates of another size).
+    Choices get one more. A range is widened; it loses its steps if the value is between them. A logarithmic range is
+    centred on the value, keeping its ratio: another optimiser has rates of another magnitude.
     """
     if holds(dimension, value):
         return dimension
@@ -199,7 +200,7 @@ def stretched(dimension: Dimension, value: Any) -> Dimension | None:
 
 
 def clipped(dimension: Dimension, value: Any) -> Any:
-    """The nearest value that a dimension holds (the first choice where there is no nearness)."""
+    """The nearest value of a dimension (the first choice if there is no order)."""
     if holds(dimension, value):
         return value
     if "choices" in dimension:
@@ -218,11 +219,11 @@ def clipped(dimension: Dimension, value: Any) -> Any:
 
 
 def ends(dimension: Dimension) -> list[Any]:
-    """The values that stand for all where a dimension is checked: both ends, or every choice."""
+    """The values tried when a dimension is checked: both ends, or every choice."""
     return list(dimension["choices"]) if "choices" in dimension else [dimension["low"], dimension["high"]]
 
 
-# Between a space and a configuration
+# Spaces and configurations
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:
@@ -250,17 +251,17 @@ def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
 
 
 def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[Data]:
-    """The sections ``data`` that trials may use: one, unless settings of ``data`` are searched."""
+    """The sections ``data`` used by trials: one, unless settings of ``data`` are searched."""
     keys = [key for key in space if key.startswith("data.")]
     for values in itertools.product(*(ends(space[key]) for key in keys)):
         yield section_from("data", with_settings(config, dict(zip(keys, values, strict=True)))["data"])
 
 
-# Optuna's side
+# Spaces and Optuna's trials
 
 
 def suggest(trial: Trial, key: str, dimension: Dimension) -> None:
-    """Have a trial choose its value of a dimension; one that it has already it keeps."""
+    """Let a trial choose its value of a dimension; an existing value stays."""
     if "choices" in dimension:
         trial.suggest_categorical(key, [encoded(choice) for choice in dimension["choices"]])
         return
@@ -272,14 +273,14 @@ def suggest(trial: Trial, key: str, dimension: Dimension) -> None:
 
 
 def encoded(value: Any) -> Any:
-    """A value as Optuna keeps it: lists, which it does not take among choices, as JSON."""
+    """A value as stored by Optuna: lists as JSON, because its choices cannot be lists."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def trial_settings(space: Space, params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Optuna's parameters of a trial as the configuration takes them.
+    """The settings of a trial from Optuna's parameters.
 
-    Numbers are rounded to six digits, which people can copy, unless they are what ``config`` has already.
+    Numbers are rounded to six digits, easy to copy, unless they equal the value in ``config``.
     """
     values = {}
     for key, dimension in space.items():

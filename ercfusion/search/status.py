@@ -1,4 +1,4 @@
-"""How far a sweep is, and the best settings so far: a bar on a terminal, lines in a log."""
+"""Progress of a sweep and its best settings so far: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,38 +16,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
-# Seconds between two looks into the storage, and between two plain lines.
-_LOOK = 1.0
+# Seconds between two readings of the storage, and between two plain lines.
+_PAUSE = 1.0
 _INTERVAL = 20.0
 
 
 def differences(plan: Plan, trial: FrozenTrial) -> list[str]:
-    """What a trial has other than the defaults, as arguments."""
+    """A trial's settings other than the defaults, as arguments."""
     settings = trial.user_attrs.get("result", {}).get("settings", trial.params)
     changed = {key: value for key, value in settings.items() if value != setting(plan.config, key)}
     return [f"{key}={value}" for key, value in changed.items()]
 
 
-def described(plan: Plan, trial: FrozenTrial) -> str:
-    """A trial's settings in words."""
+def settings_text(plan: Plan, trial: FrozenTrial) -> str:
+    """A trial's settings as text."""
     return " ".join(differences(plan, trial)) or "the defaults"
 
 
 class SweepProgress:
-    """Shows a sweep while other processes work on it.
-
-    Args:
-        study: Of the sweep.
-        plan: Of the sweep.
-    """
+    """Progress of a sweep trained by other processes."""
 
     def __init__(self, study: Study, plan: Plan) -> None:
         self.study = study
         self.plan = plan
         self.tally: Tally = tally(study)
         self.best: FrozenTrial | None = None
-        self._begun = self._said = time.monotonic()
-        self._looked = 0.0
+        self._begun = self._reported = time.monotonic()
+        self._read = 0.0
         self._before = self.tally.over
         self._view = progress.LiveView(self._picture)
         self._first = True
@@ -60,37 +55,37 @@ class SweepProgress:
         self._view.stop()
 
     def started(self, workers: int) -> None:
-        """Say what is about to begin."""
-        found = tally(self.study)
+        """Report the start."""
+        counts = tally(self.study)
         if self._first:
             self._first = False
             logger.info(
-                "sweep %s: %d of %d trials over, %d worker%s, searching %s",
+                "sweep %s: %d of %d trials finished, %d worker%s, searching %s",
                 self.plan.name,
-                found.over,
-                found.total,
+                counts.over,
+                counts.total,
                 workers,
                 "" if workers == 1 else "s",
                 ", ".join(self.plan.space),
             )
 
     def due(self) -> bool:
-        """Whether it is time for the next look."""
-        return time.monotonic() - self._looked >= _LOOK
+        """Whether the next reading is due."""
+        return time.monotonic() - self._read >= _PAUSE
 
     def tick(self) -> None:
-        """Look into the study, and show what has changed."""
-        now = self._looked = time.monotonic()
+        """Read the study and show changes."""
+        now = self._read = time.monotonic()
         trials = self.study.get_trials(deepcopy=False)
         self.tally = tally(self.study, trials)
         best = best_trial(trials, self.plan.metric)
         if best is not None and (self.best is None or best.number != self.best.number):
             known = self.best is None and self._before > 0
             self.best = best
-            logger.info("%s: %s%s", self._best_words(), described(self.plan, best), " (known before)" if known else "")
+            logger.info("%s: %s%s", self._best_words(), settings_text(self.plan, best), " (earlier)" if known else "")
         self._view.refresh()
-        if not self._view.shown and now - self._said >= _INTERVAL:
-            self._said = now
+        if not self._view.shown and now - self._reported >= _INTERVAL:
+            self._reported = now
             logger.info("trials: %s", ", ".join(self.facts()))
 
     def _best_words(self) -> str:
@@ -98,15 +93,16 @@ class SweepProgress:
         return f"best so far: trial {self.best.number}, dev {self.plan.metric} {self.best.value:.4f}"
 
     def facts(self) -> list[str]:
-        """How many are over, how they ended, how fast it goes, and how long yet."""
-        found, passed = self.tally, time.monotonic() - self._begun
-        facts = [f"{found.over} of {found.total} over", f"{found.running} running"]
-        facts += [f"{count} {word}" for word, count in (("pruned", found.pruned), ("failed", found.failed)) if count]
-        fresh = found.over - self._before
-        if fresh > 0 and passed > 0:
-            facts.append(f"{60 * fresh / passed:.2g}/min")
-            if found.total > found.over:
-                facts.append(f"about {progress.duration((found.total - found.over) * passed / fresh)} left")
+        """Number of finished trials and their states, speed, estimated time left."""
+        counts, elapsed = self.tally, time.monotonic() - self._begun
+        facts = [f"{counts.over} of {counts.total} finished", f"{counts.running} running"]
+        facts += [f"{count} {word}" for word, count in (("pruned", counts.pruned), ("failed", counts.failed)) if count]
+        fresh = counts.over - self._before
+        if fresh > 0 and elapsed > 0:
+            facts.append(f"{60 * fresh / elapsed:.2g}/min")
+            if counts.total > counts.over:
+                left = (counts.total - counts.over) * elapsed / fresh
+                facts.append(f"estimated time left: {progress.duration(left)}")
         return facts
 
     def _picture(self) -> Any:
@@ -120,5 +116,5 @@ class SweepProgress:
         head.add_row("trials", ProgressBar(total=total, completed=self.tally.over, width=24), ", ".join(self.facts()))
         if self.best is None:
             return head
-        text = f"  {self._best_words()}: {described(self.plan, self.best)}"
+        text = f"  {self._best_words()}: {settings_text(self.plan, self.best)}"
         return Group(head, Text(text, no_wrap=True, overflow="ellipsis"))

@@ -1,6 +1,6 @@
-"""Where the trials of a sweep are written down: SQLite in its folder, a database server, or a journal file.
+"""Storage of a sweep's trials: SQLite in its folder, a database server, or a journal file.
 
-Passwords stay out of files, logs and messages: what is kept of an address is :func:`masked`.
+Passwords stay out of files, logs and messages: only :func:`masked` addresses are written.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ercfusion._core.schemas.reading import MAX_CHARACTERS, failure
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-# Holds the address of a database whose password nobody should see on a command line.
+# Address of a database, for passwords that must not be on a command line.
 VARIABLE = "ERCFUSION_SWEEP_STORAGE"
 STUDY_FILE = "study.db"
 HIDDEN = "***"
 
-# Seconds that a process waits for another one's transaction, in SQLite.
+# Seconds of waiting for another process's transaction in SQLite.
 _PATIENCE = 120
-# Tries to make the tables of an empty database, and what SQLite says if another process is making them.
+# Attempts to create the tables of an empty database, and SQLite's messages if another process is creating them.
 _ATTEMPTS = 10
 _MEANWHILE = re.compile("already exists|database is locked")
 _DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
 
 
 def require_optuna() -> None:
-    """Raise :class:`MissingExtraError` where Optuna is not installed; quiet it where it is."""
+    """Raise :class:`MissingExtraError` if Optuna is not installed; else silence its log."""
     require_extra("optuna", "sweep", "ercfusion.sweep")
     import warnings
 
@@ -47,7 +47,7 @@ def require_optuna() -> None:
 
 
 def normalized(storage: str) -> str:
-    """The address in one form: ``journal:PATH`` with an absolute path, or a URL with a driver that is installed.
+    """The address in one form: ``journal:PATH`` with an absolute path, or a URL with an installed driver.
 
     Raises:
         ConfigError: neither a URL nor a journal.
@@ -57,8 +57,8 @@ def normalized(storage: str) -> str:
     kind, colon, rest = storage.partition("://")
     if not colon:
         raise ConfigError(
-            f"sweep.storage={storage}: a database URL (postgresql://USER@HOST/NAME, mysql://.., sqlite:///FILE) or "
-            "journal:FILE is expected"
+            f"sweep.storage={storage} is not an address. Give a database URL (postgresql://USER@HOST/NAME, mysql://.., "
+            "sqlite:///FILE) or journal:FILE."
         )
     kind = {"postgres": "postgresql"}.get(kind, kind)
     driver = _DRIVERS.get(kind)
@@ -74,28 +74,28 @@ def masked(storage: str) -> str:
 
 
 def has_password(storage: str) -> bool:
-    """Whether an address holds, or held before it was masked, a password."""
+    """Whether an address has a password, masked or not."""
     return masked(storage) != storage or HIDDEN in storage
 
 
 def secrets_of(storage: str) -> list[str]:
-    """The passwords in an address, as written and decoded."""
+    """The passwords in an address, verbatim and decoded."""
     from urllib.parse import unquote
 
-    found = re.findall(r"://[^/@:]*:(.*)@", storage)
-    found += re.findall(r"[?&](?:password|passwd|pwd|sslpassword)=([^&]*)", storage, flags=re.IGNORECASE)
-    return sorted({form for text in found for form in (text, unquote(text)) if form}, key=len, reverse=True)
+    passwords = re.findall(r"://[^/@:]*:(.*)@", storage)
+    passwords += re.findall(r"[?&](?:password|passwd|pwd|sslpassword)=([^&]*)", storage, flags=re.IGNORECASE)
+    return sorted({form for text in passwords for form in (text, unquote(text)) if form}, key=len, reverse=True)
 
 
 def without_secrets(text: str, storage: str | None) -> str:
-    """A message in which no password of the storage occurs."""
+    """A text without the storage's passwords."""
     for secret in secrets_of(storage or ""):
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def open_storage(storage: str | None, folder: Path) -> BaseStorage:
-    """The storage of a sweep.
+    """Open the storage of a sweep.
 
     Args:
         storage: :func:`normalized`; None for SQLite in ``folder``.
@@ -122,15 +122,15 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
                 f"sweep.storage={shown} needs a driver that is not installed. Install it with: pip install '{driver}'"
             ) from error
         except Exception as error:
-            raise RunError(bounded(f"the storage {shown} cannot be opened: {_words(error)[:120]}")) from error
+            message = f"the storage {shown} cannot be opened: {_words(error)[:120]}. Check its address and its server."
+            raise RunError(bounded(message)) from error
 
 
 def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
-    """The error about a storage that holds other things than a sweep writes.
+    """The error about a storage with content that no sweep writes.
 
     Args:
-        storage: See :func:`open_storage`.
-        folder: Of the sweep.
+        storage, folder: See :func:`open_storage`.
         problem: What is wrong.
     """
     shown = folder / STUDY_FILE if storage is None else masked(storage)
@@ -151,12 +151,14 @@ def named_failures(storage: str | None) -> Iterator[None]:
         if not is_storage_failure(error) and not isinstance(error, json.JSONDecodeError):  # a line of a journal
             raise
         shown = masked(storage) if storage is not None else STUDY_FILE
-        message = without_secrets(f"the storage {shown} failed: {_words(error)}", storage)
-        raise RunError(message if len(message) <= MAX_CHARACTERS else message[: MAX_CHARACTERS - 3] + "...") from None
+        advice = " Check the database, then resume the sweep."
+        message = without_secrets(f"the storage {shown} failed: {_words(error)}.", storage)
+        most = MAX_CHARACTERS - len(advice)
+        raise RunError((message if len(message) <= most else message[: most - 3] + "...") + advice) from None
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Whether an exception is the storage's, and not the trial's."""
+    """Whether an exception is the storage's, not the trial's."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -166,13 +168,13 @@ def is_storage_failure(error: BaseException) -> bool:
 def _words(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and cause.__cause__ is not None:
-        cause = cause.__cause__  # the driver's own words are the most telling
+        cause = cause.__cause__  # the driver's own message is the clearest
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return lines[0].strip()
 
 
 def sqlite_url(path: Path) -> str:
-    """The address of a SQLite file. Optuna reads braces in an address as a template."""
+    """The address of a SQLite file. Braces are doubled: Optuna reads them as a template."""
     return f"sqlite:///{str(path).replace('{', '{{').replace('}', '}}')}"
 
 
@@ -190,54 +192,56 @@ def _database(url: str) -> BaseStorage:
     from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, ProgrammingError
 
     sqlite = url.startswith("sqlite")
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a server may have been restarted meanwhile
+    options: dict[str, Any] = {"pool_pre_ping": True}  # the server may have been restarted
     if sqlite:
         options["connect_args"] = {"timeout": _PATIENCE}
     elif "psycopg" in url:
-        # Old databases without an encoding would otherwise give bytes for texts.
+        # Old databases without an encoding would return bytes instead of texts.
         options["connect_args"] = {"connect_timeout": 20, "client_encoding": "utf8"}
     for attempt in range(_ATTEMPTS):
         try:
             storage = RDBStorage(url, engine_kwargs=options)
             break
         except (ArgumentError, NoSuchModuleError) as error:
-            raise ConfigError(f"sweep.storage={masked(url)} is no database URL: {_words(error)}") from None
+            raise ConfigError(
+                f"sweep.storage={masked(url)} is not a database URL: {_words(error)}. Correct the address."
+            ) from None
         except (IntegrityError, OperationalError, ProgrammingError) as error:
-            # Processes that make the tables of an empty database at the same moment: the slower ones fail at a table
-            # that a quicker one has just made. SQLite has one kind of error for this and for a disk that fails.
+            # Processes creating the tables of an empty database at the same moment: the slower ones fail at an existing
+            # table. SQLite raises the same type of error for this and for a failing disk.
             if attempt == _ATTEMPTS - 1 or (isinstance(error, OperationalError) and not _MEANWHILE.search(str(error))):
                 raise
             time.sleep(min(0.1 * 2**attempt, 2.0))
     if sqlite:
-        # A transaction that begins by reading fails at once, whatever the timeout, where another process has written
-        # before it comes to write. One that takes the lock at its beginning waits.
+        # A transaction that starts by reading fails at once, whatever the timeout, if another process writes before it
+        # does. A transaction that takes the lock at its start waits.
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
 
 
 def chosen_storage(typed: str | None) -> str | None:
-    """The storage of a new sweep: what was typed, else :data:`VARIABLE`, else None for a file in its folder."""
-    given = typed or os.environ.get(VARIABLE) or None
-    return normalized(given) if given is not None else None
+    """The storage of a new sweep: as typed, else from :data:`VARIABLE`, else None for a file in its folder."""
+    address = typed or os.environ.get(VARIABLE) or None
+    return normalized(address) if address is not None else None
 
 
-def kept_storage(typed: str | None, kept: str | None) -> str | None:
-    """The storage of a sweep that is resumed.
+def resumed_storage(typed: str | None, stored: str | None) -> str | None:
+    """The storage of a resumed sweep.
 
     Args:
         typed: ``sweep.storage`` as typed now; a database may have moved.
-        kept: As the folder has it, :func:`masked`.
+        stored: From the folder, :func:`masked`.
 
     Raises:
-        ConfigError: the address had a password, which is not kept, and nothing gives it again.
+        ConfigError: the address had a password, which is not stored, and it is not given again.
     """
     if typed is not None:
         return normalized(typed)
-    if kept is None or not has_password(kept):
-        return kept
+    if stored is None or not has_password(stored):
+        return stored
     if not os.environ.get(VARIABLE):
         raise ConfigError(
-            f"the trials of this sweep are in {kept}, whose password is kept nowhere: give the whole address again, in "
-            f"the environment variable {VARIABLE} or as sweep.storage=URL"
+            f"sweep.storage: the trials are in {stored}, and its password is not stored. Give the whole address again, "
+            f"in the environment variable {VARIABLE} or as sweep.storage=URL."
         )
     return normalized(os.environ[VARIABLE])

@@ -1,9 +1,13 @@
-"""The study: what all processes of a sweep, on one machine or several, know of each other.
+"""The study: the state shared by all processes and machines of a sweep.
 
-Trials in the storage carry these attributes: ``owner`` (the folder's id and the worker's number), ``starts`` (epochs
-done at each start), ``beat`` (rises while somebody works on it), ``result`` (see :mod:`ercfusion.search.worker`),
-``lost`` (it does not count: nobody finishes it) and ``continues`` (folder's id and number of the lost trial whose
-settings it has).
+Trials have these attributes in the storage:
+
+- ``owner``: the folder's id and the worker's number;
+- ``starts``: epochs done at each start;
+- ``beat``: rises while a process works on the trial;
+- ``result``: see :mod:`ercfusion.search.worker`;
+- ``lost``: nobody finishes the trial, and it does not count;
+- ``continues``: folder's id and number of the lost trial with the same settings.
 """
 
 from __future__ import annotations
@@ -32,24 +36,24 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FORMAT = 1
-# Failures in a row before the sweep gives up: where no trial has ever succeeded, and where one has.
+# Consecutive failures that end the sweep: without any success so far, and after one.
 HOPELESS = 3
 BROKEN = 10
-# Times that a trial is begun at one epoch before it counts as what kills its process.
+# Starts at one epoch before a trial counts as the cause of its process's death.
 STARTS = 3
-# Seconds that a machine waits for another one that makes the study.
+# Seconds of waiting for another machine to create the study.
 _WAIT = 60
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What a search is about, as found when it was begun.
+class StudyOrigin:
+    """What a search is about, as recorded at its start.
 
     Args:
-        metric: The dev score that is searched for.
-        synthetic: Whether the corpus is.
+        metric: The dev score to optimise.
+        synthetic: Whether the corpus is synthetic.
         identity: What must be equal for machines to search together.
-        data: What identifies the data that trials may use.
+        data: Identity of the data that trials may use.
     """
 
     metric: str
@@ -58,22 +62,22 @@ class Begun:
     data: dict[str, str]
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Begun:
-        """From ``config.json``, which may say more."""
+    def from_dict(cls, content: Mapping[str, Any]) -> StudyOrigin:
+        """Read from ``config.json``, ignoring other keys."""
         return cls(content["metric"], content["synthetic"], content["identity"], content["data"])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every process of a sweep needs to know.
+    """The description of a sweep for each of its processes.
 
     Args:
         folder: Of the sweep on this machine.
-        config: Resolved, as ``config.json`` holds it: settings that are searched are taken from it by dotted key.
+        config: Resolved, as in ``config.json``.
         storage: Address with password; None for SQLite in the folder.
         name: Of the study.
-        place: Names the folder among those that work on one study.
-        metric: The dev score that is searched for.
+        place: Id of the folder among those working on one study.
+        metric: The dev score to optimise.
     """
 
     folder: Path
@@ -86,8 +90,8 @@ class Plan:
     @property
     def space(self) -> Space:
         """The dimensions."""
-        found: Space = self.config["space"]
-        return found
+        space: Space = self.config["space"]
+        return space
 
     @property
     def sweep(self) -> Sweep:
@@ -96,27 +100,27 @@ class Plan:
 
     @property
     def run(self) -> Config:
-        """The settings that trials begin with; the modules that they name have been imported."""
+        """The settings that trials start from; their modules must have been imported."""
         return Config.from_dict(self.config)
 
     @property
-    def begun(self) -> Begun:
-        """What the search was begun with."""
-        return Begun.from_dict(self.config["study"])
+    def origin(self) -> StudyOrigin:
+        """The record of the search's start."""
+        return StudyOrigin.from_dict(self.config["study"])
 
     @property
     def typed(self) -> dict[str, Any]:
-        """What was typed, by dotted key."""
-        found: dict[str, Any] = self.config["typed"]
-        return found
+        """The typed settings by dotted key."""
+        typed: dict[str, Any] = self.config["typed"]
+        return typed
 
     @property
     def command(self) -> str:
-        """The command line that began the search."""
+        """The command line that started the search."""
         return str(self.config["command"])
 
     def trial_folder(self, number: int) -> Path:
-        """Where the trial is trained."""
+        """The trial's folder."""
         return self.folder / "trials" / f"{number:04d}"
 
 
@@ -124,7 +128,7 @@ class Plan:
 
 
 def make_pruner(plan: Plan) -> BasePruner:
-    """What stops trials early."""
+    """Optuna's pruner of trials."""
     from optuna import pruners
 
     epochs, settings = plan.run.training.max_epochs, plan.sweep
@@ -133,27 +137,27 @@ def make_pruner(plan: Plan) -> BasePruner:
         return pruners.NopPruner()
     if settings.pruner == "hyperband":
         return pruners.HyperbandPruner(min_resource=max(1, min(warmup, epochs)), max_resource=epochs)
-    # Epochs count from 1, and the pruner's warm-up is the first step that it looks at.
+    # Epochs count from 1, and the pruner's warm-up is its first active step.
     return pruners.MedianPruner(n_startup_trials=settings.startup, n_warmup_steps=warmup + 1, n_min_trials=2)
 
 
 def make_sampler(plan: Plan, *numbers: int) -> BaseSampler:
-    """What chooses the next settings; ``numbers`` make its seed, so that no two processes try the same."""
+    """Optuna's sampler; ``numbers`` enter its seed, so no two processes try the same settings."""
     from optuna import samplers
 
     seed = mix_seed(plan.sweep.seed, *numbers) % 2**32
     if plan.sweep.sampler == "random":
         return samplers.RandomSampler(seed=seed)
-    # Other workers' unfinished trials count as bad ones, so that the next is not tried right beside them.
+    # Unfinished trials of other workers count as bad ones: the next trial keeps a distance from them.
     return samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def open_study(plan: Plan, *, compared: bool = True) -> Study:
-    """The study of a sweep.
+    """Load the study of a sweep.
 
     Args:
         plan: Of the sweep.
-        compared: The study is known to search what the plan searches, so that a trial with another setting is damage.
+        compared: Also check that the trials have the plan's settings.
 
     Raises:
         RunError: the storage cannot be reached, or has no such study.
@@ -166,7 +170,9 @@ def open_study(plan: Plan, *, compared: bool = True) -> Study:
             study_name=plan.name, storage=storage, sampler=make_sampler(plan), pruner=make_pruner(plan)
         )
     except KeyError:
-        raise RunError(f"the storage has no study {plan.name!r}: was it deleted, or is it another storage?") from None
+        raise RunError(
+            f"the storage has no study {plan.name!r}. Check sweep.storage and sweep.name, or begin a new sweep."
+        ) from None
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         raise damaged(plan.storage, plan.folder, f"{type(error).__name__}: {error}") from error
     check_study(study, plan, compared=compared)
@@ -174,10 +180,10 @@ def open_study(plan: Plan, *, compared: bool = True) -> Study:
 
 
 def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
-    """Raise :class:`RunError` unless a study holds what a sweep of ours writes into it.
+    """Raise :class:`RunError` unless the content of a study is that of a sweep.
 
     Args:
-        study: As the storage has it.
+        study: From the storage.
         plan: Of the sweep.
         compared: See :func:`open_study`.
     """
@@ -185,21 +191,21 @@ def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
         trials = study.get_trials(deepcopy=False)
         problem = study_problem(study.user_attrs, trials, plan.space if compared else None)
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
-        # What Optuna raises depends on which cell of its tables is damaged.
+        # The type depends on the damaged cell of Optuna's tables.
         problem = f"{type(error).__name__}: {error}"
     if problem:
         raise damaged(plan.storage, plan.folder, problem)
 
 
 def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
-    """Make the study, or make sure that the one of this name searches for the same.
+    """Create the study, or check that the existing one of this name has the same search.
 
     Args:
         plan: Of the sweep.
         identity: What must be equal, by name.
 
     Returns:
-        Whether it is this folder that founded it.
+        Whether this folder founded the study.
 
     Raises:
         RunError: the study of this name is another one; the message names the first difference.
@@ -225,7 +231,7 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
 
 
 def set_up(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
-    """What the founder does first; once more does no harm."""
+    """First steps of the founder; repeating them is harmless."""
     if study.user_attrs.get("ready"):
         return
     study.set_user_attr("identity", dict(identity))
@@ -236,7 +242,7 @@ def set_up(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
 
 
 def first_params(plan: Plan) -> dict[str, Any]:
-    """The first trial: the settings that a run without a sweep would have, as far as the space holds them."""
+    """The first trial: the settings of a run without a sweep, moved into the space if necessary."""
     return {key: encoded(clipped(dimension, setting(plan.config, key))) for key, dimension in plan.space.items()}
 
 
@@ -244,30 +250,32 @@ def _wait_until_ready(study: Study, plan: Plan) -> None:
     deadline = time.monotonic() + _WAIT
     while not study.user_attrs.get("ready"):
         if study.user_attrs.get("founder") == plan.place:
-            return  # this folder was stopped while it made the study
+            return  # this folder was stopped while it created the study
         if time.monotonic() > deadline:
             raise RunError(
-                f"the study {plan.name!r} was begun but never set up (was it stopped right then?): "
-                "choose another sweep.name"
+                f"the study {plan.name!r} was created but not set up: its founder was probably stopped. "
+                "Choose another sweep.name."
             )
         time.sleep(0.5)
 
 
 def _check_identity(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
     if study.user_attrs.get("format") != FORMAT:
-        raise RunError(f"the study {plan.name!r} is none that this version of ercfusion made: choose another name")
-    # Through JSON, as the other one went: tuples are lists there, keys are texts.
-    theirs, ours = study.user_attrs["identity"], json.loads(json.dumps(identity))
-    for key in dict.fromkeys([*theirs, *ours]):
-        if theirs.get(key) != ours.get(key):
+        raise RunError(
+            f"the study {plan.name!r} was not created by this version of ercfusion. Choose another sweep.name."
+        )
+    # JSON turns tuples into lists and keys into texts, as in the stored one.
+    founders, own = study.user_attrs["identity"], json.loads(json.dumps(identity))
+    for key in dict.fromkeys([*founders, *own]):
+        if founders.get(key) != own.get(key):
             raise RunError(
-                f"the study {plan.name!r} in this storage was begun with {key} = {_shown(theirs.get(key))}, here it is "
-                f"{_shown(ours.get(key))}. Give the same settings to search together, or another sweep.name."
+                f"the study {plan.name!r} in this storage was begun with {key} = {_shown(founders.get(key))}, "
+                f"here it is {_shown(own.get(key))}. Give the same settings to search together, or another sweep.name."
             )
 
 
 def _shown(value: Any) -> str:
-    return "(not there)" if value is None else shown(value)
+    return "(missing)" if value is None else shown(value)
 
 
 # Trials
@@ -275,7 +283,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Tally:
-    """How far a study is. ``over`` and ``running`` count towards ``total``, lost trials do not."""
+    """Number of trials by state. ``over`` and ``running`` count towards ``total``, lost trials do not."""
 
     total: int
     complete: int
@@ -286,12 +294,12 @@ class Tally:
 
     @property
     def over(self) -> int:
-        """Trials that have ended."""
+        """Finished trials."""
         return self.complete + self.pruned + self.failed
 
     @property
     def missing(self) -> int:
-        """Trials that nobody has begun."""
+        """Trials not started yet."""
         return max(0, self.total - self.over - self.running)
 
 
@@ -311,14 +319,14 @@ def tally(study: Study, trials: Sequence[FrozenTrial] | None = None) -> Tally:
 
 
 def best_trial(trials: Sequence[FrozenTrial], metric: str) -> FrozenTrial | None:
-    """The complete trial with the best score (the earliest of equals)."""
+    """The complete trial with the best score (the earliest if equal)."""
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     sign = 1 if get_metric(metric).higher_is_better else -1
     return max(complete, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
 
 
 def unfinished(trials: Sequence[FrozenTrial], place: str, number: int | None = None) -> list[FrozenTrial]:
-    """Trials that a folder (or one of its workers) has begun and not ended."""
+    """Trials started but not finished by a folder or by one of its workers."""
     owners = [trial.user_attrs.get("owner") or [None, None] for trial in trials]
     return [
         trial
@@ -327,13 +335,13 @@ def unfinished(trials: Sequence[FrozenTrial], place: str, number: int | None = N
     ]
 
 
-def check_hope(trials: Sequence[FrozenTrial], place: str, since: float) -> None:
-    """Raise :class:`TrainingError` where trials fail one after the other: there is something wrong with them all.
+def check_failures(trials: Sequence[FrozenTrial], place: str, since: float) -> None:
+    """Raise :class:`TrainingError` if consecutive trials fail: the cause is probably common to all.
 
     Args:
         trials: Of the study.
-        place: Of this folder: another machine's troubles are its own.
-        since: Time of the clock when the sweep was begun or resumed: it may have been put right before.
+        place: Of this folder; failures of other machines do not count.
+        since: Unix time of the sweep's start or resumption; earlier failures do not count.
     """
     trials = counting(trials)
     hopeful = any(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
@@ -350,25 +358,27 @@ def check_hope(trials: Sequence[FrozenTrial], place: str, since: float) -> None:
         return
     reason = last[-1].user_attrs.get("result", {}).get("reason", "for an unknown reason")
     which = "last" if hopeful else "first"
-    raise TrainingError(f"the {which} {len(last)} trials have all failed, the latest with: {reason}")
+    raise TrainingError(
+        f"the {which} {len(last)} trials have all failed, the latest with: {reason}. Correct the cause, then resume."
+    )
 
 
 def next_trial(
     study: Study, plan: Plan, worker: int, deadline: float | None = None, since: float = 0.0
 ) -> Trial | None:
-    """The next trial for a worker: one that it left unfinished, one that waits, or a new one.
+    """The next trial for a worker: one of its unfinished ones, a queued one, or a new one.
 
     Args:
         study, plan: Of the sweep.
         worker: Its number.
-        deadline: Time of the clock after which none is begun.
-        since: See :func:`check_hope`.
+        deadline: Unix time after which no trial starts.
+        since: See :func:`check_failures`.
 
     Returns:
-        None where nothing is left to begin.
+        None if no trial is left.
 
     Raises:
-        TrainingError: trials fail one after the other.
+        TrainingError: consecutive trials fail.
     """
     from optuna import trial as optuna_trial
 
@@ -377,24 +387,24 @@ def next_trial(
         left = unfinished(trials, plan.place, worker)
         founder = study.user_attrs["founder"] == plan.place
         if left:
-            # With the seed that it was begun with: what it has not chosen yet, it chooses as it would have.
+            # The seed of its first start: it chooses missing values as it would have.
             study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, left[0].number)
             return _with_params(optuna_trial.Trial(study, left[0]._trial_id), plan)
-        check_hope(trials, plan.place, since)
-        found = tally(study, trials)
+        check_failures(trials, plan.place, since)
+        counts = tally(study, trials)
         if deadline is not None and time.time() > deadline:
             return None
-        if not found.waiting and not found.missing:
+        if not counts.waiting and not counts.missing:
             return None
-        # A seed of its own for every trial: a sweep that is resumed goes on as if it had not been stopped, and never
-        # begins anew with the same random settings.
+        # One seed per trial: a resumed sweep goes on as if it had not been stopped, and does not repeat its first
+        # random settings.
         study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, len(trials))
         trial = study.ask()
         trial.set_user_attr("owner", [plan.place, worker])
-        before = [other for other in counting(study.get_trials(deepcopy=False)) if other.number < trial.number]
-        if len(before) < study.user_attrs["trials"]:
+        earlier = [other for other in counting(study.get_trials(deepcopy=False)) if other.number < trial.number]
+        if len(earlier) < study.user_attrs["trials"]:
             return _with_params(trial, plan)
-        # Several processes asked for the last one at the same moment. Those with the lower numbers have it.
+        # Several processes asked for the last trial at the same moment: those with the lower numbers get it.
         give_up(study, trial.number, "surplus")
 
 
@@ -405,7 +415,7 @@ def _with_params(trial: Trial, plan: Plan) -> Trial:
 
 
 def give_up(study: Study, number: int, reason: str) -> bool:
-    """End a trial that shall not count; False where somebody else has ended it."""
+    """End a trial without counting it; False if another process has ended it."""
     import optuna
 
     frozen = study.get_trials(deepcopy=False)[number]
@@ -416,14 +426,14 @@ def give_up(study: Study, number: int, reason: str) -> bool:
 
 
 def end(study: Study, number: int, state: str, value: float | None = None) -> bool:
-    """Tell the study how a trial ended; False where somebody else has ended it."""
+    """Store the end of a trial; False if another process has ended it."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     try:
         study.tell(number, value, state=TrialState[state])
     except (ValueError, UpdateFinishedTrialError):
-        # Another machine took it for dead, and has given its settings to another trial.
+        # Another machine gave it up and queued its settings.
         if study.get_trials(deepcopy=False)[number].state.is_finished():
             return False
         raise
@@ -431,9 +441,9 @@ def end(study: Study, number: int, state: str, value: float | None = None) -> bo
 
 
 class Watcher:
-    """Finds trials of other machines that nobody works on any more, by their silence.
+    """Gives up trials of other machines that send no signal any more.
 
-    Their beat is compared over this process's own clock: machines whose clocks differ do not matter.
+    Silence is measured on this process's clock, so the machines' clocks may differ.
 
     Args:
         plan: Of the sweep.
@@ -443,21 +453,21 @@ class Watcher:
     def __init__(self, plan: Plan, patience: float) -> None:
         self.plan = plan
         self.patience = patience
-        self._seen: dict[int, tuple[tuple[Any, ...], float]] = {}
+        self._signs: dict[int, tuple[tuple[Any, ...], float]] = {}
 
-    def look(self, study: Study, now: float | None = None) -> list[int]:
-        """Give up silent trials, and put their settings back in the queue; returns their numbers."""
+    def check(self, study: Study, now: float | None = None) -> list[int]:
+        """Give up silent trials and queue their settings again; returns their numbers."""
         now = time.monotonic() if now is None else now
         given_up = []
         for trial in study.get_trials(deepcopy=False):
             owner = (trial.user_attrs.get("owner") or [None])[0]
             if trial.state.name != "RUNNING" or owner == self.plan.place:
-                self._seen.pop(trial.number, None)
+                self._signs.pop(trial.number, None)
                 continue
             sign = (owner, trial.user_attrs.get("beat"), len(trial.intermediate_values), len(trial.params))
-            before, since = self._seen.get(trial.number, (None, now))
-            if sign != before:
-                self._seen[trial.number] = (sign, now)
+            earlier, since = self._signs.get(trial.number, (None, now))
+            if sign != earlier:
+                self._signs[trial.number] = (sign, now)
             elif now - since > self.patience and give_up(study, trial.number, "silent"):
                 given_up.append(trial.number)
                 if len(trial.params) == len(self.plan.space):
@@ -466,20 +476,20 @@ class Watcher:
 
 
 def adopt(study: Study, plan: Plan, workers: int, *, forgive: bool) -> int:
-    """Give the trials that this folder's dead processes left to the workers that begin now; returns their number.
+    """Give the trials of this folder's dead processes to the workers about to start; returns their number.
 
-    With ``forgive`` it was the user who stopped them, and not what the trials do.
+    ``forgive``: the user stopped the processes, so their starts do not count.
     """
     from optuna.trial import Trial
 
     trials = study.get_trials(deepcopy=False)
     own = unfinished(trials, plan.place)
     if plan.storage is None:
-        # Stopped between the storage's note that it exists and ours whose it is: nobody else can have begun it.
+        # Stopped after the storage created the trial and before it got an owner: no other machine can have started it.
         own += [trial for trial in trials if trial.state.name == "RUNNING" and not trial.user_attrs.get("owner")]
-    for place, frozen in enumerate(own):
+    for position, frozen in enumerate(own):
         trial = Trial(study, frozen._trial_id)
-        trial.set_user_attr("owner", [plan.place, place % workers])
+        trial.set_user_attr("owner", [plan.position, position % workers])
         if forgive:
             trial.set_user_attr("starts", [])
     return len(own)

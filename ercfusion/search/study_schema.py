@@ -1,4 +1,4 @@
-"""What the storage of a sweep holds: attributes of the study and its trials."""
+"""Schema of a sweep's storage: attributes of the study and its trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Number = Annotated[int, Field(ge=-MOST, le=MOST)] | float
 
 
 class StudyAttributes(Open):
-    """Of the study; it lacks what its founder has not written yet."""
+    """Of the study; missing ones are not written yet."""
 
     format: Positive | None = None
     founder: Name | None = None
@@ -27,7 +27,7 @@ class StudyAttributes(Open):
 
 
 class Result(Open):
-    """How a trial ended; see :mod:`ercfusion.search.worker`."""
+    """The end of a trial (:mod:`ercfusion.search.worker`)."""
 
     value: float | None = None
     epoch: Count | None = None
@@ -56,12 +56,12 @@ class TrialAttributes(Open):
 
 
 def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: Mapping[str, Any] | None) -> str:
-    """What is wrong with a study; empty if nothing is.
+    """The first problem of a study; empty if there is none.
 
     Args:
         attributes: Of the study.
         trials: Optuna's frozen trials.
-        space: The dimensions that the sweep searches; None if another sweep may have made the study.
+        space: The sweep's dimensions; None if the study may be another sweep's.
     """
     try:
         StudyAttributes.model_validate(attributes, strict=True)
@@ -71,15 +71,15 @@ def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: M
         return f"the study has no {lacking[0]!r}"
     for place, trial in enumerate(trials):
         if trial.number != place:
-            return f"the trial {trial.number} is where {place} is expected"
+            return f"trial {trial.number} is in position {place}"
         try:
             TrialAttributes.model_validate(trial.user_attrs, strict=True)
         except ValidationError as error:
             return f"trial {place}{described_problem(error, TrialAttributes)}"
         if space is not None and (unknown := [name for name in trial.params if name not in space]):
-            return f"trial {place} has a setting {unknown[0][:60]!r} that is not searched"
+            return f"trial {place} has a setting {unknown[0][:60]!r} outside the search space"
         if trial.state.name == "COMPLETE" and (trial.value is None or not isfinite(trial.value)):
             return f"trial {place} is complete without a score"
         if any(type(step) is not int or step < 0 for step in trial.intermediate_values):
-            return f"trial {place} has a score of no epoch"
+            return f"trial {place} has a score without an epoch"
     return ""

@@ -1,7 +1,7 @@
-"""One process of a sweep: it takes trials, trains them, and tells the study how they went.
+"""A worker process of a sweep: it takes trials, trains them, and reports their results to the study.
 
-A trial is trained as ``python -m ercfusion.train`` trains, on the same seed, in a folder that is a run folder but for
-its end: dev alone is scored, the test split is not even built.
+A trial is trained like a run, on the same seed, in a folder like a run's, but only dev is scored; the test split is not
+loaded.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
-# Seconds between two signs of life, where another machine may look for them.
+# Seconds between two signals for other machines.
 BEAT = 30.0
 CHECKPOINTS = "checkpoints"
-# What the configuration of a sweep has and that of a run has not.
+# Keys in the configuration of a sweep and not in that of a run.
 OWN_KEYS = ("sweep", "space", "typed", "command", "place", "study")
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker process is started with.
+    """The task of a worker process.
 
     Args:
         plan: Of the sweep.
         number: Of the worker, from 0.
-        deadline: Time of the clock after which no trial is begun; None for none.
-        since: Time of the clock when the sweep was begun or resumed.
+        deadline: Unix time after which no trial starts; None for none.
+        since: Unix time of the sweep's start or resumption.
     """
 
     plan: Plan
@@ -67,11 +67,11 @@ class WorkerJob:
 
 
 def work(job: WorkerJob) -> int:
-    """Take trials until none is left to begin; returns how many were trained here.
+    """Train trials until none is left; returns the number trained here.
 
     Raises:
-        TrainingError: trials fail one after the other.
-        RunError: the storage failed, or the disk.
+        TrainingError: consecutive trials fail.
+        RunError: the storage or the disk failed.
     """
     prepare_logging()
     require_optuna()
@@ -86,12 +86,12 @@ def work(job: WorkerJob) -> int:
         except OSError as error:
             if error.filename is None:
                 raise
-            raise RunError(f"{error.filename}: {error.strerror}") from error
+            raise RunError(f"{error.filename}: {error.strerror}. Check the disk, then resume the sweep.") from error
     return done
 
 
 def trial_config(plan: Plan, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of one trial, as that of a run."""
+    """The configuration of one trial, in the form of a run's."""
     config = with_settings(plan.config, {**settings, "run": str(folder), "training.metric": plan.metric})
     for key in OWN_KEYS:
         config.pop(key, None)
@@ -99,7 +99,7 @@ def trial_config(plan: Plan, settings: dict[str, Any], folder: Path) -> dict[str
 
 
 def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
-    """Train one trial, or go on with it, and tell the study how it ended."""
+    """Train or resume one trial and report its end to the study."""
     from optuna import TrialPruned
 
     folder = plan.trial_folder(trial.number)
@@ -120,9 +120,9 @@ def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
                 state = "PRUNED"
             except Exception as error:
                 if is_storage_failure(error) or isinstance(error, OSError | ResumeError):
-                    # A server that is away, a full disk, a checkpoint of other data: no fault of the trial's settings.
+                    # Server, disk and changed data are not faults of the trial's settings.
                     raise
-                # Settings that diverge, or that do not go together, or need too much memory: the next may be better.
+                # Divergence, contradicting settings or lack of memory: other settings may work.
                 state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
     result = _result(folder, plan.metric, reason)
     if state == "COMPLETE" and "value" not in result:
@@ -137,11 +137,11 @@ def _frozen(study: Study, number: int) -> FrozenTrial:
 
 
 def _take_over(frozen: FrozenTrial, plan: Plan, folder: Path) -> None:
-    """Where this folder has begun the lost trial whose settings this one has, go on from there."""
+    """Continue in the folder of the lost trial with the same settings, if it is on this machine."""
     place, number = frozen.user_attrs.get("continues") or (None, 0)
-    begun = plan.trial_folder(number)
-    if place == plan.place and begun.is_dir() and not folder.exists():
-        begun.rename(folder)
+    earlier = plan.trial_folder(number)
+    if place == plan.place and earlier.is_dir() and not folder.exists():
+        earlier.rename(folder)
 
 
 def _result(folder: Path, metric: str, reason: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _result(folder: Path, metric: str, reason: str) -> dict[str, Any]:
 
 
 def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Callable[[int, float], None]:
-    """What is called after every epoch: it reports the best score so far, which is what the trial would be worth."""
+    """The callback after every epoch: it reports the best score so far, which is the trial's value."""
     from optuna import TrialPruned
 
     reported = set(frozen.intermediate_values)
@@ -170,12 +170,12 @@ def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Ca
 
     def on_epoch(epoch: int, score: float) -> None:
         report(epoch, score)
-        # The first trial is what everything else is compared with.
+        # The first trial is the baseline of all comparisons: it is not pruned.
         if trial.number > 0 and trial.should_prune():
             raise TrialPruned
 
     if (folder / HISTORY).is_file():
-        # The last row may be of an epoch that had no checkpoint yet; it will be trained again.
+        # The last row may be of an epoch without a checkpoint, which is trained again.
         rows = read_history(folder / HISTORY, plan.metric) if (folder / LAST).is_file() else []
         for row in rows:
             report(int(row["epoch"]), row[f"dev/{plan.metric}"])
@@ -184,19 +184,19 @@ def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Ca
 
 @dataclass(frozen=True)
 class DevData:
-    """A corpus as trials see it: without the test split."""
+    """A corpus without its test split."""
 
     data: LoadedData
     train: ConversationStore
     dev: ConversationStore
 
 
-# By the settings: trials of one process share it.
+# By settings, shared by the trials of one process.
 _loaded: dict[str, DevData] = {}
 
 
 def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None = None) -> DevData:
-    """The train and dev splits, which is all that a trial sees; ``check`` as for ``load_data``."""
+    """The train and dev splits, cached; ``check`` as for ``load_data``."""
     key = json.dumps(section_to(settings), sort_keys=True)
     if key not in _loaded:
         data = load_data(settings, check)
@@ -207,24 +207,24 @@ def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None 
 def train_trial(
     config: Mapping[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
 ) -> None:
-    """Train in ``folder``, from its checkpoint where it has one; the test split is not opened."""
+    """Train in ``folder``, from its checkpoint if there is one; the test split is not opened."""
     import torch
 
     if not is_described(folder):
         folder.mkdir(parents=True, exist_ok=True)
         describe(folder, config, typed_arguments(plan, config), plan.command)
     settings = Config.from_dict(config)
-    assert settings.training.threads is not None  # fixed by ``fitted``
+    assert settings.training.threads is not None  # set by ``fitted``
     torch.set_num_threads(settings.training.threads)
     log = folder / "train.log"
-    # The terminal belongs to the parent: nothing may draw or print into it from here.
+    # Only the parent writes to the terminal.
     with log_file(log), log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         data = dev_data(settings.data)
         fit(settings, folder, data.train, data.dev, plan.metric, make_origin(config, folder, data.data), on_epoch)
 
 
 def typed_arguments(plan: Plan, config: Mapping[str, Any]) -> list[str]:
-    """The arguments of ``train`` that would make the run of one trial."""
+    """The arguments of ``train`` for the run of one trial."""
     values = {**plan.typed, **{key: setting(config, key) for key in plan.space}}
     return [
         f"{key}={value}" if "." not in key and isinstance(value, str) else override_text(key, value)
@@ -234,33 +234,33 @@ def typed_arguments(plan: Plan, config: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _alive(trial: Trial, plan: Plan) -> Iterator[None]:
-    """Give signs of life meanwhile, where other machines may work on the study."""
+    """Send signals for other machines meanwhile."""
     if plan.storage is None:
         yield
         return
-    over = threading.Event()
+    finished = threading.Event()
 
     def beat() -> None:
         count = int(trial.user_attrs.get("beat", 0))
-        while not over.wait(BEAT):
+        while not finished.wait(BEAT):
             count += 1
             try:
                 trial.set_user_attr("beat", count)
             except Exception as error:
-                # The storage may be away for a moment; the training will find out whether it comes back.
-                logger.debug("no sign of life: %s", error)
+                # The storage may be away for a moment; training fails if it does not come back.
+                logger.debug("no signal sent: %s", error)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 def tidy(study: Study, plan: Plan) -> None:
-    """Remove the weights of trials that are over, but for the best one's model: small files remain of each."""
+    """Remove the weights of finished trials, except the best model; small files stay."""
     trials = study.get_trials(deepcopy=False)
     best = best_trial(trials, plan.metric)
     for folder in (plan.folder / "trials").glob("[0-9]*"):
@@ -272,7 +272,7 @@ def tidy(study: Study, plan: Plan) -> None:
 
 
 def _continued(trials: list[FrozenTrial], plan: Plan, number: int) -> bool:
-    """Whether another trial shall go on from this one's checkpoint."""
+    """Whether another trial is to continue from this one's checkpoint."""
     return any(
         trial.user_attrs.get("continues") == [plan.place, number] and not trial.state.is_finished() for trial in trials
     )

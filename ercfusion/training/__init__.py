@@ -1,1 +1,1 @@
-"""Training: the one LightningModule, its data, its callbacks, and run folders."""
+"""Train models: the LightningModule, its data and callbacks, and run folders."""

@@ -1,4 +1,4 @@
-"""What happens around an epoch: seeding, dev scores, selection, early stopping, checkpoints, progress."""
+"""Callbacks around an epoch: seeding, dev scores, selection, early stopping, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.metrics.registry import get_metric, scores
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.checkpoint_schema import ADVICE, SelectionState, read_checkpoint
-from ercfusion.training.origin import check_origin, sealed
+from ercfusion.training.origin import check_origin, seal
 from ercfusion.training.processes import is_first_process
 
 logger = logging.getLogger("ercfusion")
@@ -37,11 +37,11 @@ MODEL = "model"
 
 
 class RestrictedCheckpointIO(CheckpointIO):
-    """Checkpoints that are complete or absent, and hold plain containers only (torch's restricted loading).
+    """Checkpoints of plain containers, written completely or not at all, read with torch's restricted loading.
 
     Args:
-        origin: Of the run (:func:`ercfusion.training.origin.make_origin`): every checkpoint says it, and one that says
-            something else is refused. None leaves it out.
+        origin: Description of the run (:func:`ercfusion.training.origin.make_origin`), written into every checkpoint; a
+            checkpoint with another origin is refused. None: neither written nor checked.
     """
 
     def __init__(self, origin: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class RestrictedCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write to a temporary name, then rename."""
         if self.origin is not None:
-            checkpoint = sealed(checkpoint, self.origin)
+            checkpoint = seal(checkpoint, self.origin)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -58,16 +58,16 @@ class RestrictedCheckpointIO(CheckpointIO):
             stream.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Load without ever unpickling objects.
+        """Load without unpickling objects.
 
         Raises:
-            RunError: the file is damaged or holds something else than containers and tensors.
-            ResumeError: a part is missing, it is of another run, or what it was made with has changed.
+            RunError: the file is damaged or holds something other than containers and tensors.
+            ResumeError: a part is missing, or the run, its settings or its data differ from the checkpoint's.
         """
-        found = read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
         if self.origin is not None:
-            check_origin(found, self.origin, Path(path))
-        return found
+            check_origin(checkpoint, self.origin, Path(path))
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint if it exists."""
@@ -77,10 +77,9 @@ class RestrictedCheckpointIO(CheckpointIO):
 class BatchSeed(pl.Callback):
     """Seeds torch from (seed, epoch, batch, process) before every batch.
 
-    Dropout then differs from batch to batch but does not depend on how the run got there, so a resumed run repeats the
-    uninterrupted one to the last bit on a CPU, with no generator state to keep. Seeding once an epoch would not do: the
-    loader's iterator draws from the generator when it is made, which in a resumed run's first epoch the trainer does
-    at another moment.
+    A resumed run then repeats the uninterrupted one bit by bit on a CPU, without storing generator states. Seeding once
+    per epoch is not enough: creating the loader's iterator draws from the generator, and a resumed run creates it at
+    another moment.
     """
 
     def __init__(self, seed: int) -> None:
@@ -94,27 +93,25 @@ class BatchSeed(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Scores the dev split after every epoch, keeps the best model, stops early, and writes what a resume needs.
+    """Scores the dev split after every epoch, saves the best model, stops early, and writes the checkpoint.
 
-    After every epoch, in this order: the dev scores are computed and logged; ``metrics.csv`` is rewritten; if the score
-    is the best so far, the model is saved to ``model/``; at last ``checkpoints/last.ckpt`` is written. A run killed in
-    between resumes from the last complete checkpoint and, being deterministic, writes the same files again.
+    Order after every epoch: compute and log the dev scores, rewrite ``metrics.csv``, save ``model/`` if the score is
+    the best so far, write ``checkpoints/last.ckpt``. A run killed in between resumes from the last complete
+    checkpoint and writes the same files again.
 
-    Under a curriculum, patience counts epochs in which all conversations are in use, and no others: training does not
-    stop because the easy ones have been learnt.
+    Under a curriculum, patience counts only epochs with all conversations in use.
 
     Args:
         folder: The run folder.
         dev: The dev split.
-        metric: The score that decides.
+        metric: The score choosing the epoch.
         max_epochs: For the progress lines.
         patience: Epochs without improvement before training stops; 0 never stops early.
-        curriculum: Which conversations each epoch uses; all of them where None. A checkpoint made under another one is
-            refused.
+        curriculum: Which conversations each epoch uses; None for all. A checkpoint made under another one is refused.
         keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
-        talk: Print a line an epoch.
-        on_epoch: Called last, with the epoch (from 1) and its score, when all of it is on disk; what it raises ends the
-            training.
+        verbose: Print one line per epoch.
+        on_epoch: Called last, with the epoch (from 1) and its score, when all files are written; an exception from it
+            ends the training.
     """
 
     def __init__(
@@ -127,7 +124,7 @@ class Selection(pl.Callback):
         patience: int = 0,
         curriculum: Curriculum | None = None,
         keep_every_epoch: bool = False,
-        talk: bool = True,
+        verbose: bool = True,
         on_epoch: Callable[[int, float], None] | None = None,
     ) -> None:
         self.folder = folder
@@ -137,14 +134,14 @@ class Selection(pl.Callback):
         self.patience = patience
         self.curriculum = curriculum
         self.keep_every_epoch = keep_every_epoch
-        self.talk = talk
+        self.verbose = verbose
         self.on_epoch = on_epoch
         self.history: list[dict[str, float]] = []
         self.saved = ""
         self.began = False
         self._started = 0.0
 
-    # Best epoch and patience follow from the history. The checksum of the best model says whether it is still there.
+    # Best epoch and patience follow from the history. The checksum shows whether model/ still holds the best model.
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers for the checkpoint."""
@@ -155,13 +152,13 @@ class Selection(pl.Callback):
 
         Raises:
             RunError: it was made under another curriculum, or is damaged.
-            ResumeError: ``metrics.csv`` or ``model/`` is not what the checkpoint was written with.
+            ResumeError: ``metrics.csv`` or ``model/`` differs from what the checkpoint was written with.
         """
         check(state_dict, SelectionState, self.folder / LAST, advice=ADVICE, prefix="callbacks.Selection.")
         if state_dict.get("curriculum") != self._digest:
             raise RunError(
-                "the checkpoint was made under another curriculum: its settings, the seed or the conversations of the "
-                "training split have changed since. Undo that, or begin a new run."
+                f"{self.folder / LAST}: the checkpoint was made under another curriculum: the curriculum's settings, "
+                "the seed or the training conversations have changed since. Restore them, or begin a new run."
             )
         self.history = list(state_dict["history"])
         self.saved = state_dict["model"]
@@ -174,7 +171,7 @@ class Selection(pl.Callback):
         count = len(self.history)
         if [_exact(row) for row in rows[:count]] != [_exact(row) for row in self.history]:
             raise failure(ResumeError, path, f": its first {count} epochs are not those of {LAST}", ADVICE)
-        # A process that was killed after it saved the best model, and before the checkpoint, leaves one more row.
+        # A process killed after saving the best model and before the checkpoint leaves one more row.
         if not (len(rows) == count + 1 and best_row(rows, self.metric) is rows[-1]):
             self.check_model()
 
@@ -192,7 +189,7 @@ class Selection(pl.Callback):
 
     @property
     def best(self) -> Mapping[str, float] | None:
-        """The history's row with the best dev score (the earliest of equals)."""
+        """The history's row with the best dev score (the earliest if equal)."""
         return best_row(self.history, self.metric) if self.history else None
 
     @property
@@ -201,12 +198,12 @@ class Selection(pl.Callback):
         best = self.best
         if not self.patience or best is None:
             return False
-        # Epochs are numbered from 1 here, and from 0 by the curriculum: this is the last one without all conversations.
+        # Epochs count from 1 here and from 0 in the curriculum: this is the last epoch without all conversations.
         learning = 0 if self.curriculum is None else self.curriculum.full_from
         return bool(self.history[-1]["epoch"] - max(best["epoch"], learning) >= self.patience)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that was killed right after its last epoch has nothing more to train."""
+        """Train no further if the run was killed right after its last epoch."""
         self.began = True
         if self.exhausted:
             trainer.should_stop = True
@@ -216,24 +213,30 @@ class Selection(pl.Callback):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Called by the trainer; see the class."""
+        """Called by the trainer; the order of its steps is in the class's description."""
         train_seconds = time.perf_counter() - self._started
         predictions = pl_module.recognizer.predict_all(self.dev)
         epoch = trainer.current_epoch + 1
         if not all(np.isfinite(part.output).all() for part in predictions.values()):
-            raise TrainingError(f"the outputs on the dev split are not finite after epoch {epoch}")
-        found = scores(predictions.pop(pl_module.recognizer.task.name))
-        if self.metric not in found:
-            raise ConfigError(f"the dev split has no utterance on which training.metric={self.metric} is defined")
+            raise TrainingError(
+                f"dev split: the outputs on the dev split are not finite after epoch {epoch}. Lower optimizer.lr, set "
+                "training.gradient_clip, or check the features."
+            )
+        dev_scores = scores(predictions.pop(pl_module.recognizer.task.name))
+        if self.metric not in dev_scores:
+            raise ConfigError(
+                f"training.metric={self.metric}: the dev split has no utterance on which "
+                f"training.metric={self.metric} is defined. Choose another metric or dev split."
+            )
         row = {"epoch": float(epoch), "seconds": train_seconds, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row.update({name: float(value) for name, value in trainer.callback_metrics.items() if "train/" in name})
-        row.update({f"dev/{name}": value for name, value in found.items()})
+        row.update({f"dev/{name}": value for name, value in dev_scores.items()})
         for task, part in predictions.items():
             if part.valid.any():
                 row.update({f"dev/{task}:{name}": value for name, value in scores(part).items()})
         self.history.append(row)
-        pl_module.log("dev/score", found[self.metric])
-        pl_module.epoch_scored(found[self.metric])
+        pl_module.log("dev/score", dev_scores[self.metric])
+        pl_module.epoch_scored(dev_scores[self.metric])
         for sink in trainer.loggers:
             sink.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
 
@@ -244,13 +247,13 @@ class Selection(pl.Callback):
                 self.saved = pl_module.recognizer.checksum()
             if self.keep_every_epoch:
                 pl_module.recognizer.save_pretrained(self.folder / f"checkpoints/epoch-{epoch:03d}")
-            if self.talk:
+            if self.verbose:
                 self._report(row)
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         if self.exhausted:
             trainer.should_stop = True
         if self.on_epoch is not None:
-            self.on_epoch(epoch, float(found[self.metric]))
+            self.on_epoch(epoch, float(dev_scores[self.metric]))
 
     def _report(self, row: Mapping[str, float]) -> None:
         best = self.best
@@ -275,7 +278,7 @@ class Selection(pl.Callback):
 
 
 class TrainingBar(pl.Callback):
-    """One bar over all batches of all epochs; the lines that :class:`Selection` logs appear above it."""
+    """Progress bar over all batches of all epochs, below the lines logged by :class:`Selection`."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -311,7 +314,7 @@ class TrainingBar(pl.Callback):
         self._bar.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._bar.stop()
 
 
@@ -320,13 +323,13 @@ def _exact(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def best_row(history: list[dict[str, float]], metric: str) -> dict[str, float]:
-    """The row with the best dev score (the earliest of equals)."""
+    """The row with the best dev score (the earliest if equal)."""
     sign = 1 if get_metric(metric).higher_is_better else -1
     return max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Metrics of every epoch as CSV, replaced as a whole so that a reader never sees half a line."""
+    """Write the metrics of every epoch as CSV, atomically: a reader never sees half a line."""
     names = list(dict.fromkeys(name for row in history for name in row))
     with atomic_write(path) as stream:
         writer = csv.DictWriter(stream, names, lineterminator="\n")
@@ -335,16 +338,16 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def read_history(path: Path, metric: str | None = None) -> list[dict[str, float]]:
-    """Inverse of :func:`write_history`: one row per epoch, from 1 on, at least one.
+    """Inverse of :func:`write_history`: one row per epoch, counted from 1, at least one.
 
     Args:
         path: The file.
-        metric: A score of the dev split that every row must have; None does not check.
+        metric: A dev score required in every row; None: not checked.
 
     Raises:
         RunError: missing or damaged; the message names line and column.
     """
-    advice = "The file was changed or damaged: restore it, or begin a new run."
+    advice = "The file was changed or damaged. Restore it, or begin a new run."
     history = []
     for number, row in enumerate(read_rows(path, advice=advice), start=1):
         line: dict[str, float] = {}
@@ -353,17 +356,16 @@ def read_history(path: Path, metric: str | None = None) -> list[dict[str, float]
                 if cell:
                     line[name] = float(cell)
             except ValueError:
-                problem = f", line {number + 1}, column {shown(name)}: found {shown(cell)}, but a number is expected"
+                problem = f", line {number + 1}, column {shown(name)}: {shown(cell)} is not a number"
                 raise failure(RunError, path, problem, advice) from None
         score = None if metric is None else f"dev/{metric}"
         for name in ("epoch", "seconds", *([] if score is None else [score])):
             if not math.isfinite(line.get(name, math.nan)):
-                raise failure(RunError, path, f", line {number + 1}: the column {name!r} has no number", advice)
+                raise failure(RunError, path, f", line {number + 1}: column {name!r} has no number", advice)
         if line["epoch"] != number:
-            raise failure(
-                RunError, path, f", line {number + 1}: epoch {number} is expected, found {line['epoch']:g}", advice
-            )
+            problem = f", line {number + 1}: epoch {line['epoch']:g} instead of {number}"
+            raise failure(RunError, path, problem, advice)
         history.append(line)
     if not history:
-        raise failure(RunError, path, ": it holds no epoch", advice)
+        raise failure(RunError, path, ": the file has no epoch", advice)
     return history

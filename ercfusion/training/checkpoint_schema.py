@@ -1,4 +1,4 @@
-"""What a checkpoint of the trainer holds, checked before the trainer takes it over."""
+"""Schema of a checkpoint, checked before the trainer loads it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 ADVICE = "Restore the file, or begin a new run."
 
 
-# Values in a checkpoint, besides those in tensors: a run of 10,000 epochs has 200,000.
+# Values outside tensors; a run of 10,000 epochs has 200,000.
 _MOST = 2_000_000
 
 
 class Origin(Open):
-    """The run that made a checkpoint; see :mod:`ercfusion.training.origin`."""
+    """The run behind a checkpoint (:mod:`ercfusion.training.origin`)."""
 
     format: Literal[1]
     run: Text
@@ -37,7 +37,7 @@ class Origin(Open):
 
 
 class Checkpoint(Open):
-    """The parts that the trainer and our callbacks read."""
+    """The parts read by the trainer and our callbacks."""
 
     epoch: Count
     global_step: Count
@@ -46,7 +46,7 @@ class Checkpoint(Open):
     loops: dict[Name, dict[str, Any]]
     optimizer_states: Annotated[list[dict[str, Any]], Field(max_length=100)]
     lr_schedulers: Annotated[list[dict[str, Any]], Field(max_length=100)]
-    ercfusion: Origin | None = None  # what a copied checkpoint of another program lacks
+    ercfusion: Origin | None = None  # a checkpoint of another program has none
 
 
 class SelectionState(Open):
@@ -58,7 +58,7 @@ class SelectionState(Open):
 
 
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
-    """A checkpoint of plain containers and tensors; nothing in the file can run.
+    """Read a checkpoint of plain containers and tensors; no code in the file can run.
 
     Raises:
         RunError: missing, damaged, or with other content.
@@ -70,22 +70,22 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
         raise failure(RunError, path, " is missing", ADVICE)
     try:
         with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-            total = sum(entry.file_size for entry in archive.infolist())
-        if not stored or total > path.stat().st_size:  # a few bytes must not become many
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
+            total = sum(part.file_size for part in archive.infolist())
+        if not stored or total > path.stat().st_size:  # refuse a small file that would unpack to a huge one
             raise failure(RunError, path, " is not a checkpoint: its parts are compressed", ADVICE)
         with zipfile.ZipFile(path) as archive:
-            if (changed := archive.testzip()) is not None:  # torch does not compare the checksums
+            if (changed := archive.testzip()) is not None:  # torch does not check the checksums
                 raise failure(RunError, path, f" is damaged: {shown(changed)} has another checksum", ADVICE)
         loaded = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except RunError:
         raise
     except Exception as error:
-        # torch raises various types here, among them bare RuntimeError and pickle's own. Its words advise to load
-        # without restriction, which would let the file run code.
+        # torch raises many types here, among them bare RuntimeError and pickle's own. Its text recommends loading
+        # without restriction, which would let the file run code, so it is not shown.
         reason = "it is damaged"
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
-            reason = "it holds other things than numbers, texts and tensors, or is damaged; nothing in it was run"
+            reason = "it is damaged or holds more than numbers, texts and tensors; no code in it was run"
         raise failure(RunError, path, f" cannot be read as a checkpoint: {reason}", ADVICE) from error
     check(loaded, Checkpoint, path, advice=ADVICE)
     checked: dict[str, Any] = loaded
@@ -93,73 +93,73 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
 
 
 def content_checksum(value: Any, most: float = float("inf")) -> str:
-    """SHA-256 of plain containers, numbers, texts and tensors, in their order.
+    """SHA-256 of nested plain containers, numbers, texts and tensors, in their order.
 
     Args:
-        value: As it is saved, or as it was read.
-        most: Bytes that its tensors may have together.
+        value: A checkpoint or a part of one.
+        most: Maximum bytes of all tensors.
 
     Raises:
-        ValueError: it has larger tensors, or more than 2,000,000 other values.
+        ValueError: the tensors are larger, or there are more than 2,000,000 other values.
     """
     import torch
 
     digest = hashlib.sha256()
     size, count, waiting = 0, 0, [value]
     while waiting:
-        entry = waiting.pop()
+        item = waiting.pop()
         count += 1
         if count + len(waiting) > _MOST:
             raise ValueError("it holds too many values")
-        if isinstance(entry, torch.Tensor):
-            size += entry.numel() * entry.element_size()
-            if size > most:  # a view of a few bytes can have any shape
+        if isinstance(item, torch.Tensor):
+            size += item.numel() * item.element_size()
+            if size > most:  # a view of a few bytes can claim any shape
                 raise ValueError("its tensors are larger than the file")
-            digest.update(f"tensor {entry.dtype} {list(entry.shape)}\n".encode())
-            digest.update(tensor_bytes(entry))
-        elif isinstance(entry, Mapping):
-            digest.update(f"mapping {len(entry)}\n".encode())
-            for pair in entry.items():
+            digest.update(f"tensor {item.dtype} {list(item.shape)}\n".encode())
+            digest.update(tensor_bytes(item))
+        elif isinstance(item, Mapping):
+            digest.update(f"mapping {len(item)}\n".encode())
+            for pair in item.items():
                 waiting += pair
-        elif isinstance(entry, list | tuple):
-            digest.update(f"list {len(entry)}\n".encode())
-            waiting += entry
+        elif isinstance(item, list | tuple):
+            digest.update(f"list {len(item)}\n".encode())
+            waiting += item
         else:
-            text = repr(entry).encode("utf-8", "surrogatepass")
-            digest.update(f"{type(entry).__name__} {len(text)}\n".encode() + text)
+            text = repr(item).encode("utf-8", "surrogatepass")
+            digest.update(f"{type(item).__name__} {len(text)}\n".encode() + text)
     return digest.hexdigest()
 
 
-def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path, what: str) -> None:
-    """Raise :class:`RunError` unless ``found`` has the tensors of ``expected``, by name and shape."""
+def check_tensors(tensors: Mapping[str, Any], expected: Mapping[str, Any], path: str | Path, what: str) -> None:
+    """Raise :class:`RunError` unless ``tensors`` has the names and shapes of ``expected``."""
     import torch
 
-    for name in dict.fromkeys([*expected, *found]):
-        if name not in found or name not in expected:
-            problem = f"{shown(name)} is {'missing' if name not in found else 'unknown'}"
-        elif not isinstance(found[name], torch.Tensor):
-            problem = f"{shown(name)} is no tensor"
-        elif found[name].shape != expected[name].shape or found[name].is_floating_point() != (
+    for name in dict.fromkeys([*expected, *tensors]):
+        if name not in tensors or name not in expected:
+            problem = f"{shown(name)} is {'missing' if name not in tensors else 'unknown'}"
+        elif not isinstance(tensors[name], torch.Tensor):
+            problem = f"{shown(name)} is not a tensor"
+        elif tensors[name].shape != expected[name].shape or tensors[name].is_floating_point() != (
             expected[name].is_floating_point()
         ):
-            shape, wanted = list(found[name].shape), list(expected[name].shape)
-            problem = f"{shown(name)} is {shown(shape)}, but {shown(wanted)} is expected"
+            shape, wanted = list(tensors[name].shape), list(expected[name].shape)
+            problem = f"{shown(name)} has the shape {shown(shape)} instead of {shown(wanted)}"
         else:
             continue
-        raise failure(RunError, path, f": {what}: {problem}. It is of another model or damaged", ADVICE)
+        raise failure(RunError, path, f": {what}: {problem}. The file is of another model or damaged", ADVICE)
 
 
 def check_optimizer(state: Mapping[str, Any], parameters: Sequence[Any], path: str | Path) -> None:
     """Raise :class:`RunError` unless an optimiser's state fits the parameters, in the optimiser's order."""
     import torch
 
-    kept = state.get("state")
-    if not isinstance(kept, dict):
+    moments = state.get("state")
+    if not isinstance(moments, dict):
         raise failure(RunError, path, ": the optimiser has no state", ADVICE)
-    for number, entries in kept.items():
+    for number, entries in moments.items():
         known = isinstance(number, int) and 0 <= number < len(parameters)
         if not known or not isinstance(entries, dict):
-            raise failure(RunError, path, f": the optimiser has a state of {shown(number)}", ADVICE)
+            raise failure(RunError, path, f": the optimiser has a state for parameter {shown(number)}", ADVICE)
         for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameters[number].shape:
                 problem = f": the optimiser's {shown(name)} of parameter {number} has the shape {list(value.shape)}"

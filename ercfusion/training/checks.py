@@ -1,4 +1,4 @@
-"""Checks of a run: what can be known before the first epoch ends no run after its training; outputs are finite."""
+"""Checks of a run before its first epoch, and of its outputs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ercfusion.tasks.heads import check_class_weights
 logger = logging.getLogger("ercfusion")
 
 SPLITS = ("train", "dev", "test")
-# Logs, predictions, pictures and the record of a run together.
+# Logs, predictions, figures and the record of a run together.
 _SMALL_FILES = 16 * 2**20
 
 
 def before_features(
     config: Config, needed: Sequence[str] = SPLITS, metric: str | None = None
 ) -> Callable[[Protocol, Splits], None]:
-    """The checks of a run that need no features, for :func:`ercfusion.features.loading.load_data`.
+    """Checks of a run without features, for :func:`ercfusion.features.loading.load_data`.
 
     Args:
         config: Of the run.
-        needed: Splits that will be used; a sweep does without test.
-        metric: The score that will choose the checkpoint; that of the configuration or of the protocol where None.
+        needed: Splits in use.
+        metric: The score choosing the checkpoint; None for the configured or the protocol's one.
     """
 
     def check(protocol: Protocol, splits: Splits) -> None:
@@ -47,8 +47,7 @@ def before_features(
         check_lengths(config.model, splits, needed)
         if check_splits(protocol, splits, needed):
             logger.warning(
-                "the test split has no labels for the task %r: the run will end with predictions for it, but without "
-                "test scores",
+                "the test split has no labels for the task %r: the run will predict it, but record no test scores",
                 protocol.task.name,
             )
 
@@ -60,18 +59,18 @@ def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) 
     longest = architecture_limits(model.name, model.options).longest
     if longest is None:
         return
-    too_long = [(split, one) for split in needed for one in splits.get(split, []) if len(one) > longest]
+    too_long = [(split, item) for split in needed for item in splits.get(split, []) if len(item) > longest]
     if too_long:
-        split, first = max(too_long, key=lambda entry: len(entry[1]))
+        split, first = max(too_long, key=lambda pair: len(pair[1]))
         raise ConfigError(
-            f"model {model.name!r} with these options takes conversations of up to {longest} utterances; "
+            f"model={model.name}: these options take conversations of up to {longest} utterances; "
             f"{len(too_long)} are longer, the longest is {first.id!r} of the {split} split with "
-            f"{len(first)}. Take other options of the model (docs/models), another model, or cut the conversations."
+            f"{len(first)}. Change the model's options, choose another model, or split the conversations."
         )
 
 
 def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> None:
-    """Raise :class:`ConfigError` unless ``metric`` is defined on the dev split, whatever a model will answer there."""
+    """Raise :class:`ConfigError` unless ``metric`` is defined on the dev split, whatever the model's answers."""
     if metric not in scores(constant_answers(dev, task)):
         raise ConfigError(
             f"training.metric={metric} is not defined on the dev split: none of its {dev.num_utterances} utterances "
@@ -80,7 +79,7 @@ def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> Non
 
 
 def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
-    """Predictions that say the same of every utterance: the middle of the range, or all labels alike."""
+    """The same prediction for every utterance: the middle of the range, or all labels equally probable."""
     targets = store.targets[task.name]
     return Predictions(
         task=task,
@@ -95,26 +94,22 @@ def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
 
 
 def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:
-    """Raise :class:`RunError` if the disk of the run folder has clearly too little room for the run.
+    """Raise :class:`RunError` if the disk of the run folder clearly has too little space for the run.
 
-    Args:
-        folder: Of the run.
-        module: What is trained; the size of checkpoints follows from its parameters.
-        settings: The section ``training``.
+    The size of checkpoints follows from the parameters of ``module``.
     """
     weights = sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
-    # The checkpoint holds the weights and the two moments of Adam. It is replaced by a complete new one, so that two
-    # exist for a moment; so do two models.
+    # A checkpoint holds the weights and Adam's two moments. The old file goes after the new one: room for both.
     needed = 2 * 3 * weights + 2 * weights + _SMALL_FILES
     if settings.keep_every_epoch:
         needed += settings.max_epochs * weights
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
-    if free < needed - there:
-        kept = ", with training.keep_every_epoch=true," if settings.keep_every_epoch else ""
+    if free < needed - existing:
+        option = ", with training.keep_every_epoch=true," if settings.keep_every_epoch else ""
         raise RunError(
-            f"{folder}: the run{kept} needs about {_mebibytes(needed - there)} MiB on this disk, which has "
-            f"{_mebibytes(free, up=False)} MiB free. Make room, or choose a folder on another disk with output=DIR."
+            f"{folder}: the run{option} needs about {_mebibytes(needed - existing)} MiB on this disk, which has "
+            f"{_mebibytes(free, up=False)} MiB free. Free some space, or set output=DIR to a folder on another disk."
         )
 
 
@@ -129,6 +124,6 @@ def check_finite(predictions: Predictions, split: str) -> None:
         row = int(np.flatnonzero(wrong)[0])
         where = f"{predictions.conversation_ids[predictions.conversation[row]]}/{predictions.turn_ids[row]}"
         raise TrainingError(
-            f"the outputs for {int(wrong.sum())} utterances of the {split} split are not finite (first: {where}): "
-            "look at the features of these utterances"
+            f"{split} split: the outputs for {int(wrong.sum())} utterances of the {split} split are not finite (first: "
+            f"{where}). Check the features of these utterances."
         )

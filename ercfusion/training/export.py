@@ -1,4 +1,4 @@
-"""The vectors that a trained model makes of every modality, as feature packs for other models."""
+"""Feature packs from a trained model's representations of each modality."""
 
 from __future__ import annotations
 
@@ -33,44 +33,43 @@ logger = logging.getLogger("ercfusion")
 
 TOOL = "ercfusion-run"
 PACKS = "packs"
-"""Folder of a run's packs, below that of the run."""
+"""Folder of a run's packs, inside the run folder."""
 
 
 def check_exportable(recognizer: Recognizer) -> None:
-    """Raise :class:`ConfigError` where a model has nothing to export."""
+    """Raise :class:`ConfigError` if a model has nothing to export."""
     if not set(recognizer.representation_widths()) & set(recognizer.inputs.modalities):
         raise ConfigError(
             f"task.export=true: {recognizer.config['architecture']} with these options has no representation of a "
-            "single modality that could become a feature pack. Take model=utterance_encoder, or set task.export=false."
+            "single modality to write as a feature pack. Use model=utterance_encoder, or set task.export=false."
         )
 
 
 def export_packs(
     run: StrPath, *, data: Data | None = None, out: StrPath | None = None, overwrite: bool = False
 ) -> dict[str, Path]:
-    """Export the vectors that the chosen model of a finished run makes, also for another corpus.
+    """Export the vectors computed by the chosen model of a finished run, also for another corpus.
 
-    The vectors have length 1 and are float32. Of every split of the protocol each turn that has the modality gets one.
+    The vectors are float32 and have length 1. Every turn of the protocol's splits with the modality gets one.
 
     Args:
         run: Its folder.
-        data: The section ``data`` of another corpus, whose features must be of the kind that the run was
-            trained on; None for the run's own.
-        out: Below which a folder a modality is made; ``RUN/packs`` where None and ``data`` is None.
-        overwrite: Replace packs that are there.
+        data: The section ``data`` of another corpus with features of the same kind; None for the run's own.
+        out: Folder for the packs, one subfolder per modality; None for ``RUN/packs``, allowed only without ``data``.
+        overwrite: Replace existing packs.
 
     Returns:
         The pack's folder by modality.
 
     Raises:
-        RunError: no run, or it has no model.
+        RunError: not a run, or it has no model.
         ConfigError: the model has no representation of a single modality, ``out`` is missing, or the run's settings
-            name modules that have not been imported.
+            name modules not imported.
         BatchError: the features have other widths than the model was trained on.
-        PackError: a pack is in the way.
+        PackError: a pack exists already.
     """
     if data is not None and out is None:
-        raise ConfigError("out= is missing: where the packs of another corpus shall lie")
+        raise ConfigError("out= is missing. Set out=DIR to the output folder for the packs of another corpus.")
     folder, config = read_config(Path(run))
     require_trusted(config["imports"], f"import {', '.join(config['imports'])} first")
     record = read_record(folder)
@@ -80,15 +79,15 @@ def export_packs(
     loaded = load_data(own if data is None else data, refuse_changed=data is not None)
     corpus = open_corpus(own.name, own.raw, **own.options)
     protocol = corpus.protocol(own.protocol)
-    found = corpus.fingerprint()
-    if found != record["corpus"]["fingerprint"]:
+    fingerprint = corpus.fingerprint()
+    if fingerprint != record["corpus"]["fingerprint"]:
         raise RunError(
             f"{folder}: the run was trained on another version of {corpus.name} ({record['corpus']['fingerprint'][:12]}"
-            f", here is {found[:12]}): which turns it was trained on cannot be told. Restore those corpus files."
+            f", now {fingerprint[:12]}), so its training turns are unknown. Restore those corpus files."
         )
     splits = corpus.conversations(protocol)
     bound = bound_protocol(corpus, protocol, splits)
-    learned = trained_on(corpus.name, found, bound.id, "train", splits["train"])
+    learned = trained_on(corpus.name, fingerprint, bound.id, "train", splits["train"])
     target = expanded(out) if out is not None else folder / PACKS
     return write_packs(recognizer, loaded, target, folder, learned, overwrite=overwrite)
 
@@ -102,15 +101,15 @@ def write_packs(
     *,
     overwrite: bool = True,
 ) -> dict[str, Path]:
-    """Write a pack for every modality that ``recognizer`` has vectors of; see :func:`export_packs`.
+    """Write a pack for every modality of which ``recognizer`` has representations (:func:`export_packs`).
 
     Args:
         recognizer: In eval mode.
-        data: What it is applied to.
-        target: A folder a modality is made below it.
+        data: The input data.
+        target: Folder for the packs, one subfolder per modality.
         run: Folder of the run, with ``model`` and ``environment.json``.
-        learned: What it was trained on (:func:`ercfusion.data.provenance.trained_on`).
-        overwrite: Replace packs that are there: a run that was stopped here writes all of them again.
+        learned: The training data (:func:`ercfusion.data.provenance.trained_on`).
+        overwrite: Replace existing packs: a run stopped in this function writes all of them again.
     """
     keys: dict[str, list[Key]] = {}
     parts: dict[str, list[NDArray[np.float32]]] = {}
@@ -118,22 +117,22 @@ def write_packs(
     for split in data.splits:
         store = data.store(split)
         turns += [key for conversation in store.conversations for key in conversation.keys()]  # noqa: SIM118
-        for name, (held, values) in vectors(recognizer, store).items():
-            keys.setdefault(name, []).extend(held)
+        for name, (split_keys, values) in vectors(recognizer, store).items():
+            keys.setdefault(name, []).extend(split_keys)
             parts.setdefault(name, []).append(values)
     revision = read_environment(run).get("revision") or {}
     model = {name: sha256_of(run / "model" / name) for name in ("model.safetensors", "config.json")}
-    # What trained the vectors that were fed in has trained these, too.
-    inherited = [entry for table in data.tables for entry in _of_pack(table)]
-    fed = {
+    # The training data of the input vectors is also training data of these vectors.
+    inherited = [item for table in data.tables for item in _of_pack(table)]
+    inputs = {
         f"{table.modality} features": str(table.source["sha256"]) for table in data.tables if "sha256" in table.source
     }
     written = {}
-    for name, held in keys.items():
-        there = set(held)
+    for name, pack_keys in keys.items():
+        covered = set(pack_keys)
         written[name] = write_pack(
             target / name,
-            FeatureTable(name, held, np.concatenate(parts[name])),
+            FeatureTable(name, pack_keys, np.concatenate(parts[name])),
             tool=TOOL,
             tool_version=__version__,
             settings={
@@ -147,19 +146,19 @@ def write_packs(
             corpus=data.corpus.name,
             fingerprint=data.corpus.source_fingerprint(),
             licence=f"Made from features of: {data.corpus.card.title}. {data.corpus.card.licence}",
-            sources={**model, **fed},
+            sources={**model, **inputs},
             torch_used=True,
-            missing={key: f"without {name} features" for key in turns if key not in there},
+            missing={key: f"without {name} features" for key in turns if key not in covered},
             trained_on=[learned, *inherited],
             overwrite=overwrite and has_pack(target / name),
         )
-        logger.info("vectors of %s: %s (data.packs.%s=%s)", name, f"{len(held):,}", name, written[name])
+        logger.info("vectors of %s: %s (data.packs.%s=%s)", name, f"{len(pack_keys):,}", name, written[name])
     return written
 
 
 @torch.no_grad()
 def vectors(recognizer: Recognizer, store: ConversationStore) -> dict[str, tuple[list[Key], NDArray[np.float32]]]:
-    """Keys and unit vectors (n, D) float32 of every modality, for the turns of a split that have it."""
+    """Keys and unit vectors (n, D) float32 by modality, for the turns of a split with the modality."""
     device = next(recognizer.parameters()).device
     order = [key for conversation in store.conversations for key in conversation.keys()]  # noqa: SIM118
     keys: dict[str, list[Key]] = {}
@@ -168,15 +167,15 @@ def vectors(recognizer: Recognizer, store: ConversationStore) -> dict[str, tuple
     for batch in store.batches(64):
         encoded = recognizer(batch.to(device)).encoded.modalities
         for name in (name for name in recognizer.inputs.modalities if name in encoded):
-            here = batch.present[:, batch.column(name)]
+            available = batch.present[:, batch.column(name)]
             if name in batch.sequences:
-                here = here & (batch.sequences[name].offsets.diff() > 0)
-            rows = here.nonzero().flatten().tolist()
+                available = available & (batch.sequences[name].offsets.diff() > 0)
+            rows = available.nonzero().flatten().tolist()
             keys.setdefault(name, []).extend(order[first + row] for row in rows)
             unit = F.normalize(encoded[name].float(), dim=1).cpu()
-            parts.setdefault(name, []).append(unit[here].numpy())
+            parts.setdefault(name, []).append(unit[available].numpy())
         first += batch.num_utterances
-    return {name: (held, np.concatenate(parts[name])) for name, held in keys.items()}
+    return {name: (all_keys, np.concatenate(parts[name])) for name, all_keys in keys.items()}
 
 
 def _of_pack(table: FeatureTable) -> list[Mapping[str, Any]]:

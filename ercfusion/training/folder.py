@@ -1,4 +1,4 @@
-"""Run folders: made, opened, and thrown away where nothing came of them; see :mod:`ercfusion.training.run`."""
+"""Create, open and discard run folders. Their content: :mod:`ercfusion.training.run`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ercfusion.config.settings import Config, section_from
 from ercfusion.data.curriculum import TABLE
 from ercfusion.records.record import command_line, environment
 from ercfusion.records.run_schema import Environment, Overrides
-from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
+from ercfusion.training.processes import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
+from ercfusion.training.processes import from_first_process, shared_folder
 from ercfusion.training.processes import is_first_process as is_first_process
-from ercfusion.training.processes import said_once, shared_folder
 
 logger = logging.getLogger("ercfusion")
 
-DAMAGED = "The file was changed or damaged: restore it, or begin a new run."
+DAMAGED = "The file was changed or damaged. Restore it, or begin a new run."
 
 
 def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> Path:
-    """Make the folder of a new run and write down what it is; see :func:`describe`.
+    """Create the folder of a new run with its description (:func:`describe`).
 
     Raises:
-        RunError: ``run=`` names a folder that is not empty.
+        RunError: ``run=`` names a folder with content.
         ConfigError: a number is out of its range, or the launcher started another number of processes.
     """
-    with said_once():
+    with from_first_process():
         settings = Config.from_dict(config)
     made: list[Path] = []
 
@@ -57,33 +57,32 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command:
 
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.json", "environment.json"
 DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
-"""What says what a folder will hold, in the order in which it is written."""
+"""Files describing a folder, in the order of writing."""
 
 
 def is_described(folder: Path) -> bool:
-    """Whether a folder can be resumed: what :func:`describe` writes is all there."""
+    """Whether a folder can be resumed: it has all files of :func:`describe`."""
     return all((folder / name).is_file() for name in DESCRIPTION)
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder holds nothing, or no more than a process that was killed while it described it has left."""
+    """Whether a folder is empty or holds only what an interrupted :func:`describe` left."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    # The log and the table may be there where discarding a run was interrupted.
+    # The log and the curriculum's table remain if discarding a run was interrupted.
     return names <= {*DESCRIPTION, "train.log", TABLE} and not names.issuperset(DESCRIPTION)
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
-    """Write down what a folder will hold: its configuration, what was typed, and the environment.
+    """Write the description of a folder: configuration, typed arguments, environment.
 
-    What was typed comes with the run's identity, a random number that its checkpoints repeat.
-
-    ``config.json`` comes last: a folder that has it can be resumed, and one that has it not is as good as empty.
+    ``overrides.json`` also holds the run's identity, a random number repeated in its checkpoints. ``config.json`` is
+    written last: a folder with it can be resumed, a folder without it counts as empty.
 
     Args:
         folder: Of the run.
         config: Resolved.
         overrides: As typed.
-        command: The command line; None for that of this process.
+        command: None for the command line of this process.
     """
     remove_leftovers(folder)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -94,10 +93,10 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
 
 
 def empty_folder(config: Config, command: str, ending: str = "") -> Path:
-    """The folder that ``run=`` names, or a new one (see :func:`free_folder`).
+    """The folder named by ``run=``, or a new one (:func:`free_folder`).
 
     Raises:
-        RunError: ``run=`` names a folder that is not empty.
+        RunError: ``run=`` names a folder with content.
     """
     if config.root.run is None:
         return free_folder(config, command, ending).resolve()
@@ -110,21 +109,21 @@ def empty_folder(config: Config, command: str, ending: str = "") -> Path:
     return folder.resolve()
 
 
-# The folders above a run folder that were made for it: they go with it where nothing comes of the run.
+# Parent folders created for a run folder: removed with it if the run is discarded.
 _parents_of: dict[Path, list[Path]] = {}
 
 
 def _make(folder: Path) -> None:
-    """Make a folder and those above it, and remember which were made."""
+    """Create a folder and its parents, and remember which were missing."""
     missing = [path for path in folder.absolute().parents if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     _parents_of[folder.resolve()] = missing
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder with its content, and the folders above it that were made for it and are empty now."""
-    # What describes it last, and of that its configuration first: whenever this is interrupted, the folder can be
-    # resumed, or is as good as new.
+    """Remove a folder with its content, and its created parents if they are empty."""
+    # The description goes last, its configuration first: after an interruption the folder can be resumed or counts as
+    # empty.
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in DESCRIPTION:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -139,7 +138,7 @@ def discard(folder: Path) -> None:
 
 
 def _what_is_there(folder: Path) -> str:
-    """How to go on with a run or a sweep in ``folder``; a full stop where there is none."""
+    """How to resume the run or sweep in ``folder``; only a full stop if there is none."""
     if not is_described(folder):
         return "."
     try:
@@ -147,43 +146,43 @@ def _what_is_there(folder: Path) -> str:
     except (OSError, ValueError, RecursionError):
         return "."
     module = "sweep" if isinstance(config, dict) and "study" in config else "train"
-    again = resume_command("occupied run", module, folder)
-    return f", or go on with what is there: {again}"
+    command = resume_command("occupied run", module, folder)
+    return f", or resume the existing run: {command}"
 
 
 def free_folder(config: Config, command: str, ending: str = "") -> Path:
-    """A new folder ``OUTPUT/COMMAND/MODEL-DATA/TIME`` and ``ending``."""
+    """Create ``OUTPUT/COMMAND/MODEL-DATA/TIME`` + ``ending``."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S") + ending
-    model = config.preset.model.replace(":", ".")  # module:Class is no name of a folder on every system
+    model = config.preset.model.replace(":", ".")  # some file systems refuse the colon of module:Class
     parent = expanded(config.root.output) / command / f"{model}-{config.data.name}"
-    above = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
+    missing_parents = [path for path in (parent.absolute(), *parent.absolute().parents) if not path.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
             (parent / (stem + suffix)).mkdir()
         except FileExistsError:
             continue  # another run started in the same second
-        _parents_of[(parent / (stem + suffix)).resolve()] = above
+        _parents_of[(parent / (stem + suffix)).resolve()] = missing_parents
         return parent / (stem + suffix)
-    raise RunError(f"{parent} is full of runs that began at {stem}")
+    raise RunError(f"{parent}: all folder names that start with {stem} are taken. Set run=DIR to a new folder.")
 
 
 def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """An existing run folder and its configuration.
+    """Open an existing run folder; returns its path and configuration.
 
     Raises:
         RunError: not a folder, without a readable ``config.json``, or a part of its description is missing.
     """
-    with said_once():
+    with from_first_process():
         path, config = read_config(folder)
         for name in DESCRIPTION:
             if not (path / name).is_file():
                 remedy = (
-                    f"nothing was trained there yet: begin anew in it with run={folder} and the settings of the run"
+                    f"Start the run again with run={folder} and its settings: nothing was trained there yet."
                     if is_unused(path)
-                    else "copy it back from where it was moved to, or begin anew in another folder"
+                    else "Copy the file back, or begin a new run in another folder."
                 )
-                raise RunError(f"{folder} has no {name}, so it cannot be resumed; {remedy}")
+                raise RunError(f"{folder} has no {name}, so it cannot be resumed. {remedy}")
 
     def tidied() -> Path:
         remove_leftovers(path, deep=True)
@@ -193,27 +192,31 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A folder's absolute path and its ``config.json``, of a run or a sweep; see :func:`open_run_folder`."""
+    """A folder's absolute path and its ``config.json``, of a run or a sweep.
+
+    Raises:
+        RunError: not a folder, or without a readable ``config.json``.
+    """
     path = expanded(folder).resolve()
     if not path.is_dir():
-        raise RunError(f"{folder} is not a folder")
+        raise RunError(f"{folder} is not a folder. Give the folder of a run or a sweep.")
     if not (path / CONFIG).exists():
         if is_unused(path) and any(path.iterdir()):
             raise RunError(
-                f"{folder} has no {CONFIG}: its process was stopped before anything was done there. Begin in it with "
-                f"run={folder} and the settings that were meant"
+                f"{folder} has no {CONFIG}: its process was stopped before training. Start the run again with "
+                f"run={folder} and its settings."
             )
-        raise RunError(f"{folder} has no {CONFIG}: it is no run folder of ercfusion")
+        raise RunError(f"{folder} has no {CONFIG}: not a run folder. Give the folder of a run or a sweep.")
     config: dict[str, Any] = read_json(path / "config.json", advice=DAMAGED)
     check_config(config, path)
     return path, config
 
 
 def check_config(config: dict[str, Any], folder: Path) -> None:
-    """Check a configuration; once more when its modules are imported, whose loss terms have settings of their own.
+    """Check a configuration; call it again after importing its modules, whose loss terms have settings of their own.
 
     Raises:
-        RunError: an entry that does not fit; the message names it.
+        RunError: a value does not fit; the message names its key.
     """
     is_sweep = isinstance(config, dict) and "sweep" in config
     check(config, sweep_config() if is_sweep else run_config(), folder / CONFIG, advice=DAMAGED)
@@ -225,8 +228,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: missing or damaged.
     """
-    found: dict[str, Any] = read_json(folder / "environment.json", Environment, advice=DAMAGED)
-    return found
+    content: dict[str, Any] = read_json(folder / "environment.json", Environment, advice=DAMAGED)
+    return content
 
 
 def read_overrides(folder: Path) -> dict[str, Any]:
@@ -235,12 +238,12 @@ def read_overrides(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: missing or damaged.
     """
-    found: dict[str, Any] = read_json(folder / "overrides.json", Overrides, advice=DAMAGED)
-    return found
+    content: dict[str, Any] = read_json(folder / "overrides.json", Overrides, advice=DAMAGED)
+    return content
 
 
 def run_identity(folder: Path) -> str:
-    """The identity of the run in a folder; empty if nothing describes the folder.
+    """The identity of the run in a folder; empty if the folder is not described.
 
     Raises:
         RunError: ``overrides.json`` is damaged.
@@ -249,30 +252,30 @@ def run_identity(folder: Path) -> str:
 
 
 def discard_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that failed before its first epoch: it holds nothing but its own description."""
+    """Remove the folder of a run if it holds only its description: it failed before its first epoch."""
     own = {*DESCRIPTION, "train.log", TABLE}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, complete or absent."""
+    """Write a JSON file completely or not at all."""
     with atomic_write(path) as stream:
         stream.write(json.dumps(value, indent=2) + "\n")
 
 
 class _LogFile(logging.FileHandler):
-    """A log that cannot be written, as on a full disk, ends no run and prints nothing: other files of the run will."""
+    """Log file ignoring failed writes (full disk): the run fails at its other files, with a message."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """As in the class's first line; other errors are shown as usual."""
+        """Ignore errors of the operating system; report others as usual."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Also write what is logged to ``path``, appending, so that a resumed run keeps what was said before."""
+    """Also append log messages to ``path``: a resumed run keeps the earlier ones."""
     if not is_first_process():
         yield
         return

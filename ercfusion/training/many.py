@@ -1,6 +1,6 @@
-"""Many runs on one machine: several at a time, each in a process of its own on one thread.
+"""Many runs on one machine: several at a time, each in its own process on one thread.
 
-Why in this way: ``benchmarks/README.md``, "Many runs on one machine".
+Measurements behind this choice: ``benchmarks/README.md``, "Many runs on one machine".
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ logger = logging.getLogger("ercfusion")
 
 @dataclass(frozen=True)
 class RunJob:
-    """A run to be done.
+    """A run to train.
 
     Args:
-        name: For people: ``cogmen, seed 3``. Runs whose names differ in the seed only are taken to last alike.
-        config: Resolved, as ``config.json`` holds it.
-        folder: Made by :func:`ercfusion.training.run.new_run_folder`; the run may be new, interrupted or complete.
+        name: For people: ``cogmen, seed 3``. Names differing only in the seed share one estimate of time.
+        config: Resolved, as in ``config.json``.
+        folder: From :func:`ercfusion.training.run.new_run_folder`; the run may be new, interrupted or complete.
     """
 
     name: str
@@ -46,19 +46,19 @@ class RunJob:
 
 
 def train_run(job: RunJob) -> dict[str, Any]:
-    """Train (or go on training) one run in this process, which shall be a worker's; returns the record.
+    """Train or resume one run in this process, a worker; returns the record.
 
-    Where the configuration does not say how many threads to use it is one, however many processes there are, so that
-    their number changes nothing in the result. Whatever is printed meanwhile goes to the run's log.
+    Without ``training.threads`` it uses one thread: the number of workers changes no result. Output of
+    libraries goes to the run's log.
     """
     import torch
 
     prepare_logging()
     torch.set_num_threads(1)
-    # The terminal belongs to the parent: no bar may be drawn here, and no library may print into it.
+    # Only the parent writes to the terminal: no progress bar here, no output of libraries.
     with (job.folder / "train.log").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         record = run.train(job.config, job.folder)
-    assert record is not None  # only the additional processes of distributed training have none
+    assert record is not None  # None only in the additional processes of distributed training
     return record
 
 
@@ -70,20 +70,20 @@ def train_many(
     on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
     description: str = "runs",
 ) -> list[Outcome[RunJob, Any]]:
-    """Train all runs, several at a time, and show how far they are.
+    """Train all runs, several at a time, with progress.
 
-    A run that fails does not stop the others; its outcome says why. Ctrl-C stops all processes and raises
-    KeyboardInterrupt; every folder can then be resumed, those of runs that had not begun too.
+    A failed run does not stop the others; its outcome has the reason. Ctrl-C stops all processes and raises
+    KeyboardInterrupt; every folder can then be resumed.
 
     Args:
-        jobs: Begun in this order.
-        workers: Processes; None takes :func:`ercfusion._core.pool.default_workers`.
-        work: What is done for each run, a function of a module; it shall train in the run's folder.
-        on_done: Called in this process when a run is over; it may print.
-        description: What the runs are, for the progress.
+        jobs: Started in this order.
+        workers: Processes; None for :func:`ercfusion._core.pool.default_workers`.
+        work: Function of a module called for each job; it must train in the job's folder.
+        on_done: Called in this process when a run has ended; it may print.
+        description: Name of the runs in the progress lines.
 
     Returns:
-        One outcome a run, in the order of ``jobs``.
+        One outcome per run, in the order of ``jobs``.
     """
     jobs = list(jobs)
     workers = default_workers(len(jobs)) if workers is None else workers
@@ -107,10 +107,9 @@ def _watched(job: RunJob) -> WatchedRun:
 
 
 def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Build the text features that runs of these configurations would build, once and where its progress is seen.
+    """Build the text features needed by several runs once, with visible progress.
 
-    A corpus with features of its own is left to the runs (reading it could take long for nothing), and so is whatever
-    fails: the run says what it needs.
+    Skipped for a corpus with features of its own, and on errors: the run itself reports what is missing.
     """
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:

@@ -1,4 +1,4 @@
-"""The one LightningModule: it trains any architecture on any task."""
+"""The LightningModule training any architecture on any task, and its batches."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class ConversationModule(pl.LightningModule):
 
     Args:
         recognizer: Prepared with the training split.
-        objective: What is minimised.
-        optimizer: ``name`` and the arguments of the torch optimiser. Biases, normalisations and other vectors are not
-            decayed, nor is a parameter with a true attribute ``_no_weight_decay``; with a true ``decay_all`` all are.
-        scheduler: ``name`` (``constant``; ``cosine`` with ``warmup``, the fraction of all steps over which the rate
-            rises; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score) and its arguments.
-        maximize: Whether the dev score is better when higher.
-        steps: Of the optimiser in all epochs together, over which ``cosine`` falls; the trainer's estimate where None,
-            which takes all epochs to be as long as the first.
-        modality_dropout: Probability with which each modality of an utterance is hidden in training, whatever the
-            architecture (:class:`ercfusion.layers.ModalityDropout`).
+        objective: The loss.
+        optimizer: ``name`` and the arguments of the torch optimiser. Weight decay applies to matrices without a true
+            attribute ``_no_weight_decay``; with ``decay_all`` to all parameters.
+        scheduler: ``name`` and its arguments: ``constant``; ``cosine`` with ``warmup``, the fraction of all steps with
+            a rising rate; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score.
+        maximize: Whether a higher dev score is better.
+        steps: Optimiser steps of all epochs, over which ``cosine`` falls; None for the trainer's estimate, which
+            assumes epochs of equal length.
+        modality_dropout: Probability of hiding each modality of an utterance in training, for every architecture
+            (:class:`ercfusion.layers.ModalityDropout`).
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class ConversationModule(pl.LightningModule):
         """Loss of one batch.
 
         Raises:
-            TrainingError: the loss is not finite; the message says which batch.
+            TrainingError: the loss is not finite; the message names the batch.
         """
         if self.hide.dropout_rate > 0:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
-        # Over all processes: each weighs its terms alike in the epoch's means, and all stop where one has to.
+        # Summed over all processes: the epoch's means are weighted alike everywhere, and all processes stop together.
         labelled = batch.targets[self.recognizer.task.name].valid.sum() * (not batch.stand_in)
         counts = sum_over_processes(torch.stack([labelled, (~torch.isfinite(total)).long()]))
         if counts[1] > 0:
@@ -96,7 +96,7 @@ class ConversationModule(pl.LightningModule):
         return total
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The parameters as the optimiser gets them: matrices decay, the others only with ``decay_all``."""
+        """Parameter groups of the optimiser: matrices decay, the others only with ``decay_all``."""
         everything = self.optimizer_settings.decay_all
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         decayed = [p for p in parameters if everything or (p.ndim > 1 and not getattr(p, "_no_weight_decay", False))]
@@ -108,12 +108,12 @@ class ConversationModule(pl.LightningModule):
         return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and, where asked for, a learning-rate schedule."""
+        """The optimiser and the learning-rate schedule."""
         chosen, schedule = self.optimizer_settings, self.scheduler_settings
         own = {key: getattr(chosen, key) for key in fields_of(type(chosen)) if key not in ("weight_decay", "decay_all")}
-        optimizer = _made("optimizer", OPTIMIZERS[chosen.choice], self._groups(), **own)
+        optimizer = _create("optimizer", OPTIMIZERS[chosen.choice], self._groups(), **own)
         if isinstance(schedule, Plateau):
-            plateau = _made(
+            plateau = _create(
                 "scheduler",
                 torch.optim.lr_scheduler.ReduceLROnPlateau,
                 optimizer,
@@ -121,7 +121,7 @@ class ConversationModule(pl.LightningModule):
                 factor=schedule.factor,
                 patience=schedule.patience,
             )
-            # Known to the trainer, so that checkpoints hold its state, but stepped by epoch_scored alone.
+            # The trainer stores the scheduler's state in checkpoints; only epoch_scored steps it.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
         if not isinstance(schedule, Cosine):
             return optimizer
@@ -130,7 +130,7 @@ class ConversationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Called by the trainer before it takes a checkpoint over.
+        """Check a checkpoint before the trainer loads it.
 
         Raises:
             RunError: it is of another model.
@@ -142,19 +142,19 @@ class ConversationModule(pl.LightningModule):
             check_optimizer(state, ordered, path)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Called by the trainer, for a plateau too late: the epoch's checkpoint has been written by then."""
+        """Step a schedule, except a plateau: at this point the epoch's checkpoint is written already."""
         if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler.step()
 
     def epoch_scored(self, score: float) -> None:
-        """Tell a plateau schedule the dev score; to be called once an epoch, before its checkpoint is written."""
-        for entry in self.trainer.lr_scheduler_configs:
-            if isinstance(entry.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                entry.scheduler.step(score)
+        """Step a plateau schedule with the dev score; call once per epoch, before writing its checkpoint."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                config.scheduler.step(score)
 
 
-def _made(section: str, maker: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    """``maker(...)``, where settings that it refuses are the user's mistake."""
+def _create(section: str, maker: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """``maker(...)``; settings refused by torch become a :class:`ConfigError`."""
     try:
         return maker(*arguments, **settings)
     except (TypeError, ValueError) as error:
@@ -162,7 +162,7 @@ def _made(section: str, maker: Callable[..., Any], *arguments: Any, **settings: 
 
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
-    """The learning rate of step s as a fraction of its peak: a linear rise, then half a cosine down to zero."""
+    """The learning rate of a step as a fraction of its peak: linear rise, then half a cosine down to 0."""
     rise = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
@@ -188,16 +188,16 @@ class _Batches(Dataset[ConversationBatch]):
 
 
 def train_loader(store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> DataLoader[Any]:
-    """A loader that cuts the sampler's batches out of the store (in this process: cutting is index arithmetic)."""
+    """A loader of the sampler's batches, in this process: slicing the store is index arithmetic."""
     return DataLoader(_Batches(store), sampler=sampler, batch_size=None, pin_memory=pin_memory)
 
 
 class TrainingBatches(pl.LightningDataModule):
-    """The training split's batches, for a trainer whose epochs may differ in length.
+    """The training split's batches, for epochs of different lengths.
 
-    The trainer takes the number of batches from a loader when it gets it, and never looks again: later epochs would be
-    cut at the length of the first. With ``reload_dataloaders_every_n_epochs=1`` it asks for a loader before each epoch,
-    and gets one that knows which epoch is meant. (The trainer's own ``set_epoch`` comes after that.)
+    The trainer reads a loader's length only once, so later epochs would be cut at the length of the first. With
+    ``reload_dataloaders_every_n_epochs=1`` it asks for a loader before each epoch. The sampler's epoch is set here
+    because the trainer's own ``set_epoch`` comes later.
 
     Args:
         store: The training split.
@@ -212,7 +212,7 @@ class TrainingBatches(pl.LightningDataModule):
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The loader of the epoch that comes next."""
+        """The loader of the next epoch."""
         assert self.trainer is not None
         self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
         self.sampler.set_epoch(self.trainer.current_epoch)

@@ -1,7 +1,7 @@
-"""Which process of a distributed run this is, whatever started it, and how the processes agree before they train.
+"""The rank of this process in a distributed run, and agreement between processes before training.
 
-Lightning knows the launchers (``lightning_fabric.plugins.environments``). It has no means to exchange anything before
-training, so the processes meet at a store of torch.distributed: at the address and port at which they train later.
+Lightning detects the launcher (``lightning_fabric.plugins.environments``) but exchanges nothing before training. The
+processes therefore meet at a store of torch.distributed, at the address and port of the later training.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ercfusion.config.sections import Trainer
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
-# Tells the processes that Lightning starts which folder the first one made.
+# Passes the folder made by the first process to the processes started by Lightning.
 FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
-# Variables without which no launcher has started this process together with others.
+# Without any of these variables, no launcher started this process.
 _SIGNS = (*RANKS, "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# Seconds for which a process waits for the others. On a cluster, importing alone may take minutes.
+# Seconds of waiting for the other processes. On a cluster, imports may take minutes.
 PATIENCE = 300.0
 
 
 def launcher() -> ClusterEnvironment | None:
-    """The launcher that started this process together with others, as Lightning detects it; None if none did."""
+    """The launcher that started this process with others, as detected by Lightning; None if there is none."""
     if not any(name in os.environ for name in _SIGNS):
-        return None  # and nothing is imported for it
+        return None  # saves the imports below
     from lightning_fabric.plugins.environments import (
         LightningEnvironment,
         LSFEnvironment,
@@ -45,7 +45,7 @@ def launcher() -> ClusterEnvironment | None:
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    # Inside of an allocation, a process that was not started by srun has the variables of the allocation.
+    # In an allocation, a process not started by srun also has the variables of the allocation.
     if "SLURM_PROCID" in os.environ and SLURMEnvironment.detect() and _slurm_tasks() > 1:
         return _slurm_environment()(auto_requeue=False)
     for kind in (LSFEnvironment, MPIEnvironment):
@@ -63,7 +63,7 @@ def _slurm_environment() -> type[Any]:
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
     class Slurm(SLURMEnvironment):
-        """Lightning's own, but not refusing ``--ntasks`` without ``--ntasks-per-node`` (see :func:`check_launch`)."""
+        """Lightning's class, but ``--ntasks-per-node`` may be missing (:func:`check_launch` checks instead)."""
 
         @staticmethod
         def _validate_srun_variables() -> None:
@@ -76,7 +76,7 @@ def _slurm_environment() -> type[Any]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of a distributed run, or the only one."""
+    """Whether this is the first or only process of a run."""
     return _rank(launcher(), 1) == 0
 
 
@@ -84,23 +84,19 @@ def _rank(environment: ClusterEnvironment | None, devices: int) -> int:
     from_lightning = environment is not None and type(environment).__name__ == "LightningEnvironment"
     if environment is None:
         return 0
-    if from_lightning:  # it learns its rank from the trainer
+    if from_lightning:  # the trainer sets its rank later
         return environment.node_rank() * devices + environment.local_rank()
     return environment.global_rank()
 
 
-def stand_alone() -> None:
-    """Make this process one that works by itself, whatever started it or its parent together with others."""
+def leave_launcher() -> None:
+    """Make this process independent of the launcher that started it or its parent."""
     for name in RANKS:
         os.environ.pop(name, None)
 
 
 def trainer_environment(trainer: Trainer) -> ClusterEnvironment:
-    """What the trainer shall take as its launcher; a run on one device is one process, also in an allocation of many.
-
-    Args:
-        trainer: The section ``trainer`` of a configuration.
-    """
+    """The trainer's launcher; a run on one device is one process, also in an allocation of several."""
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     return (launcher() if _size(trainer) > 1 else None) or LightningEnvironment()
@@ -111,11 +107,7 @@ def _size(trainer: Trainer) -> int:
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Raise :class:`ConfigError` unless a launcher started as many processes as the run asks for.
-
-    Args:
-        trainer: The section ``trainer`` of a configuration.
-    """
+    """Raise :class:`ConfigError` unless the launcher started as many processes as configured."""
     environment, wanted = launcher(), _size(trainer)
     devices, nodes = trainer.devices, trainer.num_nodes
     asked = f"trainer.devices={devices} and trainer.num_nodes={nodes}"
@@ -125,7 +117,7 @@ def check_launch(trainer: Trainer) -> None:
         if nodes > 1 and missing:
             raise ConfigError(
                 f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set. Start the run with torchrun or srun, "
-                "or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node"
+                "or set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node."
             )
         return
     started = environment.world_size()
@@ -134,21 +126,21 @@ def check_launch(trainer: Trainer) -> None:
         if environment.local_rank() >= devices:
             raise ConfigError(
                 f"{name} started more than {devices} processes on {socket.gethostname()}, but trainer.devices={devices}"
-                " is the number for every node (srun: --ntasks-per-node)"
+                " is the number per node. Start as many on every node (srun: --ntasks-per-node)."
             )
         return
-    alone = "SLURM_STEP_NUM_TASKS" not in os.environ and environment.global_rank() == 0
-    if kind == "Slurm" and wanted == 1 and alone:
-        return  # the number of tasks is that of the allocation: this process may well be the only one
-    what = f"{name} started {started} processes, but the run asks for {wanted} ({asked}). "
+    may_be_single = "SLURM_STEP_NUM_TASKS" not in os.environ and environment.global_rank() == 0
+    if kind == "Slurm" and wanted == 1 and may_be_single:
+        return  # the number of tasks is that of the allocation: this may be the only process
+    message = f"{name} started {started} processes, but the run asks for {wanted} ({asked}). "
     if wanted == 1:
-        what += (
+        message += (
             "Start one process, or train in all of them: trainer=ddp trainer.devices=N trainer.num_nodes=M, "
-            f"N x M = {started}"
+            f"N x M = {started}."
         )
     else:
-        what += f"Start {wanted} processes, or change these settings"
-    raise ConfigError(what)
+        message += f"Start {wanted} processes, or change these settings."
+    raise ConfigError(message)
 
 
 # Agreeing
@@ -171,12 +163,12 @@ class _Meeting:
             return [self.store.get(key).decode() for key in names]
         except (DistError, RuntimeError) as error:
             raise RunError(
-                f"process {self.rank + 1} of {self.size}: not all processes have come as far as {name!r} within "
-                f"{PATIENCE:.0f} s, or the first one has ended: {str(error).splitlines()[0]}"
+                f"process {self.rank + 1} of {self.size}: not all processes reached {name!r} within {PATIENCE:.0f} s, "
+                f"or the first one has ended: {str(error).splitlines()[0]}. Check the logs of the other processes."
             ) from error
 
     def leave(self, name: str) -> None:
-        """Wait until all have read what was exchanged: the store is gone when the first process ends."""
+        """Wait until all processes have read: the store disappears with the first process."""
         self.store.add(f"{name}/left", 1)
         if self.rank == 0:
             for _ in range(int(10 * PATIENCE)):
@@ -192,7 +184,7 @@ def _pause() -> None:
 
 
 _meeting: _Meeting | None = None
-"""Of the processes of the present run; None if it has one, or if Lightning starts the others."""
+"""Of the processes of this run; None for a single process, or if Lightning starts the others."""
 
 
 def _meet(trainer: Trainer) -> _Meeting | None:
@@ -200,7 +192,7 @@ def _meet(trainer: Trainer) -> _Meeting | None:
     nodes = size // devices
     rank = _rank(environment, devices)
     if environment is None or not environment.creates_processes_externally:
-        # Lightning starts the other processes of a node, when the first one has the folder: the nodes meet.
+        # Lightning starts the other processes of a node after the first one has the folder: only the nodes meet.
         rank, size = rank // devices, nodes
     if size == 1:
         return None
@@ -214,24 +206,24 @@ def _meet(trainer: Trainer) -> _Meeting | None:
     except (DistError, RuntimeError) as error:
         raise RunError(
             f"process {rank + 1} of {size}: the processes did not meet at {environment.main_address}:"
-            f"{environment.main_port} within {PATIENCE:.0f} s: {str(error).splitlines()[0]}. Were all of them started "
-            "(srun, not only sbatch)? Is the port free (MASTER_PORT=N chooses another one)?"
+            f"{environment.main_port} within {PATIENCE:.0f} s: {str(error).splitlines()[0]}. Start all of them "
+            "(srun, not only sbatch), or set MASTER_PORT=N to a free port."
         ) from error
     return _Meeting(PrefixStore("ercfusion", store), rank, size)
 
 
 @contextmanager
-def agreed(name: str) -> Iterator[None]:
-    """What fails inside, in one process or in all, ends all of them; the first one says why."""
+def joint_step(name: str) -> Iterator[None]:
+    """A step of all processes: a failure in one ends all of them; the first one reports it."""
     error: ErcfusionError | OSError | None = None
     text = ""
     try:
         yield
-    except (ErcfusionError, OSError) as found:
+    except (ErcfusionError, OSError) as caught:
         if _meeting is None:
             raise
-        error = found
-        text = f"{found.filename}: {found.strerror}" if isinstance(found, OSError) else str(found)
+        error = caught
+        text = f"{caught.filename}: {caught.strerror}" if isinstance(caught, OSError) else str(caught)
     if _meeting is None:
         return
     texts = _meeting.exchange(name, text)
@@ -246,19 +238,19 @@ def agreed(name: str) -> Iterator[None]:
     raise RunError(f"process {failed[0] + 1} of {_meeting.size}: {texts[failed[0]]}")
 
 
-def part() -> None:
-    """End what the processes of a run have in common: each goes on, or ends, by itself."""
+def end_meeting() -> None:
+    """End the meeting: from now on each process continues or ends on its own."""
     global _meeting
     _meeting = None
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads would abort a process that ends first
+        torch.distributed.destroy_process_group()  # its threads would abort the process that ends first
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """What every process finds wrong is said by the first one only."""
+def from_first_process() -> Iterator[None]:
+    """Only the first process reports an error of all processes."""
     try:
         yield
     except ErcfusionError:
@@ -268,21 +260,21 @@ def said_once() -> Iterator[None]:
 
 
 def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
-    """The folder in which all processes of a run work: the first one makes it and tells the others.
+    """The folder of a run for all its processes: the first one creates it and passes its name on.
 
     Args:
-        trainer: The section ``trainer`` of the configuration.
-        make: Called in the first process; what it raises ends all of them.
+        trainer: The section of the configuration.
+        make: Called in the first process; an exception from it ends all processes.
 
     Raises:
         ConfigError: see :func:`check_launch`.
-        RunError: the processes do not meet, or one does not see the folder.
+        RunError: the processes do not meet, or one cannot read the folder.
     """
     global _meeting
     _meeting = None
-    # In an allocation without srun's own variables the first process may be alone and well: then the others speak.
+    # In an allocation without srun's variables the first process may be a single, valid one: then the others report.
     unsure = "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" not in os.environ
-    with nullcontext() if unsure else said_once():
+    with nullcontext() if unsure else from_first_process():
         check_launch(trainer)
     environment = launcher()
     of_lightning = type(environment).__name__ == "LightningEnvironment" and _size(trainer) > 1
@@ -290,16 +282,16 @@ def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
         return Path(os.environ[FOLDER_VARIABLE])
     _meeting = _meet(trainer)
     folder: Path | None = None
-    with agreed("the folder"):
+    with joint_step("the folder"):
         if _meeting is None or _meeting.rank == 0:
             folder = make()
     if _meeting is not None:
         folder = Path(_meeting.exchange("its name", str(folder or ""))[0])
-        with agreed("its place"):
+        with joint_step("its place"):
             if not folder.is_dir():
                 raise RunError(
-                    f"{folder} is not seen on {socket.gethostname()}: all nodes need a file system in common "
-                    "(output=DIR or run=DIR chooses the place)"
+                    f"{folder} is not visible on {socket.gethostname()}. Set output=DIR or run=DIR to a folder on a "
+                    "file system shared by all nodes."
                 )
     assert folder is not None
     os.environ[FOLDER_VARIABLE] = str(folder)

@@ -1,16 +1,14 @@
-"""A run: from a configuration to a folder with a trained, dev-selected model and its record.
+"""A run: from a configuration to a folder with a dev-selected model and its record.
 
-Under a curriculum the folder also has ``curriculum.csv``, which says of every conversation how hard it is and when it
-comes into use; with ``task.export`` it has ``packs``, a feature pack for every modality.
-
-Layout of a run folder::
+A run folder has the files below; with a curriculum also ``curriculum.csv`` (difficulty and first epoch of every
+conversation), with ``task.export`` also ``packs`` (one feature pack per modality)::
 
     config.json          the resolved configuration      overrides.json   what the user typed
-    environment.json     versions and machine            train.log        what was said
-    metrics.csv          a row an epoch                  checkpoints/     last.ckpt, to resume from
+    environment.json     versions and machine            train.log        the log
+    metrics.csv          one row per epoch               checkpoints/     last.ckpt, to resume from
     model/               the chosen model (save_pretrained)
     predictions.parquet  dev and test                    plots/*.png
-    record.json          written last: a folder that has it is complete
+    record.json          written last: a folder with it is complete
 """
 
 from __future__ import annotations
@@ -77,7 +75,7 @@ from ercfusion.training.checkpoint_schema import ADVICE
 from ercfusion.training.checks import before_features, check_disk, check_finite, check_selectable
 from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.export import PACKS, check_exportable, write_packs
-from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # what users of this module also need
+from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
 from ercfusion.training.folder import is_first_process, log_file, read_environment, read_overrides
@@ -85,11 +83,11 @@ from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
 from ercfusion.training.origin import make_origin, other_versions
-from ercfusion.training.processes import agreed, part, said_once, trainer_environment
+from ercfusion.training.processes import end_meeting, from_first_process, joint_step, trainer_environment
 
 logger = logging.getLogger("ercfusion")
 
-# Lightning announces hardware, tips and stops at INFO, and sets that level when it is imported.
+# Lightning logs hardware, tips and stops at INFO, and sets that level on import.
 for _chatty in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
@@ -97,20 +95,20 @@ for _chatty in ("pytorch_lightning", "lightning_fabric"):
 
 
 def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Train (or go on training) in ``folder``, then open the test split once, on the chosen model.
+    """Train or resume in ``folder``, then score the chosen model once on the test split.
 
     Args:
-        config: As ``config.json`` holds it.
-        folder: Made by :func:`new_run_folder` or opened by :func:`open_run_folder`.
+        config: As in ``config.json``.
+        folder: From :func:`new_run_folder` or :func:`open_run_folder`.
 
     Returns:
         The record; None in the additional processes of distributed training.
     """
     if (folder / RECORD).is_file():
-        logger.info("this run is complete already")
+        logger.info("%s: this run is complete already", folder)
         return read_record(folder) if is_first_process() else None
-    with agreed("the folder and the imports"):
-        if is_first_process():  # the record will need them: damage is found now rather than when all is trained
+    with joint_step("the folder and the imports"):
+        if is_first_process():  # the record needs them: find damage before training
             read_overrides(folder)
             read_environment(folder)
         import_modules(config["imports"])
@@ -118,17 +116,17 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     with log_file(folder / "train.log"):
         if settings.training.threads is not None:
             torch.set_num_threads(settings.training.threads)
-        with agreed("the data"):
+        with joint_step("the data"):
             begun = (folder / LAST).is_file()
             if begun and is_first_process() and (versions := other_versions(folder)):
-                logger.warning("resuming with other versions than the record will name: %s", ", ".join(versions))
+                logger.warning("resuming with other versions than at the start: %s", ", ".join(versions))
             data = load_data(settings.data, before_features(settings), refuse_changed=not begun)
             train_store, dev_store = data.store("train"), data.store("dev")
             metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)
         reset_peak_memory()
         started = time.perf_counter()
-        with said_once():
+        with from_first_process():
             device = fit(settings, folder, train_store, dev_store, metric, origin)
         if not is_first_process():
             return None
@@ -136,7 +134,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
-    """An untrained recognizer whose initial weights depend on the seed alone."""
+    """An untrained recognizer; its initial weights depend only on the seed."""
     torch.manual_seed(mix_seed(config.root.seed, 0))
     objective = config.objective
     recognizer = Recognizer(
@@ -155,24 +153,24 @@ def build_recognizer(config: Config, train_store: ConversationStore) -> Recogniz
 
 
 def batch_dependence(model: Model) -> str:
-    """Why scores depend on how conversations are put into batches; empty where they do not."""
+    """Why scores depend on the composition of batches; empty if they do not."""
     return architecture_limits(model.name, model.options).batch_dependence
 
 
 def curriculum_of(config: Config, train_store: ConversationStore) -> Curriculum | None:
-    """The curriculum that ``config`` asks for; None where all conversations are in use from the beginning."""
+    """The curriculum of ``config``; None if all conversations are in use from the start."""
     return build_curriculum(config.curriculum, train_store.conversations, train_store.tasks[0], config.root.seed)
 
 
 def announce(config: Config, folder: Path, curriculum: Curriculum) -> None:
-    """Write down which conversation comes into use when, and say what will happen."""
+    """Write the curriculum's table and log its schedule."""
     settings, full = config.curriculum, curriculum.full_from + 1
     assert isinstance(settings, EmotionShift)
-    if not (folder / LAST).is_file():  # a checkpoint made under another curriculum is refused, and its table kept
+    if not (folder / LAST).is_file():  # a checkpoint of another curriculum is refused later; keep its table
         write_table(folder / TABLE, curriculum)
     lowered = f" ({settings.buckets} were asked for)" if settings.buckets > curriculum.buckets else ""
     logger.info(
-        "curriculum %s, %s: buckets: %d%s; all conversations are in use from epoch %d on",
+        "curriculum %s, %s: %d buckets%s; all conversations are in use from epoch %d",
         settings.choice + (" reversed" if settings.reverse else ""),
         curriculum.pacing,
         curriculum.buckets,
@@ -180,7 +178,7 @@ def announce(config: Config, folder: Path, curriculum: Curriculum) -> None:
         full,
     )
     if config.training.max_epochs < full:
-        logger.warning("training.max_epochs=%d ends before that", config.training.max_epochs)
+        logger.warning("training.max_epochs=%d: training ends before all are in use", config.training.max_epochs)
 
 
 def fit(
@@ -192,23 +190,23 @@ def fit(
     origin: Mapping[str, Any],
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> str:
-    """Run the trainer; returns the device in words. The chosen model is in ``folder/model`` afterwards.
+    """Run the trainer; ``folder/model`` then holds the chosen model. Returns the device's name.
 
     Args:
         config: Of the run.
-        folder: Of the run; if it has a checkpoint, training goes on from there.
+        folder: Of the run; with a checkpoint, training is resumed.
         train_store, dev_store: The data.
-        metric: The score that chooses the epoch.
-        origin: What a checkpoint must say about its run (:func:`ercfusion.training.origin.make_origin`).
-        on_epoch: Gets every epoch's number and dev score (see :class:`ercfusion.training.callbacks.Selection`).
+        metric: The score choosing the epoch.
+        origin: The run's description for checkpoints (:func:`ercfusion.training.origin.make_origin`).
+        on_epoch: See :class:`ercfusion.training.callbacks.Selection`.
 
     Raises:
-        ResumeError: the checkpoint is of another run, or what it was made with has changed.
+        ResumeError: the checkpoint is of another run, or its settings or data have changed.
     """
     settings, machine = config.training, config.trainer
     recognizer = build_recognizer(config, train_store)
     if config.task.export:
-        check_exportable(recognizer)  # rather now than when all is done
+        check_exportable(recognizer)  # fail before training
     task = recognizer.task
     check_selectable(dev_store, task, metric)
     if is_first_process():
@@ -227,7 +225,7 @@ def fit(
         patience=settings.patience,
         curriculum=curriculum,
         keep_every_epoch=settings.keep_every_epoch,
-        talk=is_first_process(),
+        verbose=is_first_process(),
         on_epoch=on_epoch,
     )
     callbacks: list[pl.Callback] = [BatchSeed(config.root.seed), selection]
@@ -258,7 +256,10 @@ def fit(
         )
     except (MisconfigurationException, ValueError) as error:
         shown = ", ".join(f"{name}={value}" for name, value in asdict(machine).items())
-        raise ConfigError(f"a trainer with {shown} cannot be had here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"cannot create a trainer with {shown} on this machine: {str(error).splitlines()[0]}. Set "
+            "trainer.accelerator and trainer.devices to what the machine has."
+        ) from error
     try:
         sampler = ConversationSampler(
             train_store.lengths,
@@ -271,7 +272,10 @@ def fit(
             limit=settings.limit_train_batches,
         )
     except ValueError as error:
-        raise ConfigError(f"training.batch_size or trainer.devices does not fit: {error}") from error
+        raise ConfigError(
+            f"training.batch_size={settings.batch_size} with {trainer.world_size} processes: {error}. Change "
+            "training.batch_size or trainer.devices."
+        ) from error
     module = ConversationModule(
         recognizer,
         objective,
@@ -301,7 +305,7 @@ def fit(
         trainer.fit(module, datamodule=batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except ErcfusionError as error:
         if not is_first_process():
-            raise SystemExit(0) from None  # every process stops for the same reason; the first one says so
+            raise SystemExit(0) from None  # every process stops for the same reason; the first one reports it
         if isinstance(error, TrainingError) and last.is_file():
             raise TrainingError(
                 f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}."
@@ -314,12 +318,12 @@ def fit(
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         if selection.began or not last.is_file():
             raise
-        # What the trainer stumbles over while it takes over its own part of a checkpoint that was changed.
-        problem = f" cannot be taken over by the trainer: {type(error).__name__}: {error}"
+        # The trainer fails on its own part of a checkpoint only if the file was changed.
+        problem = f" cannot be loaded by the trainer: {type(error).__name__}: {error}"
         raise failure(RunError, last, problem, ADVICE) from error
     finally:
         if trainer.world_size > 1:
-            part()
+            end_meeting()
     if trainer.interrupted:
         raise KeyboardInterrupt
     if is_first_process():
@@ -348,24 +352,24 @@ def finish(
     device: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score the chosen model on dev and, for the first and only time, on test; write everything down.
+    """Score the chosen model on dev and, for the only time, on test; write all results.
 
-    Without labels test is predicted only: the record then has no scores of it, and says so under ``unlabelled``.
+    Without test labels the test split is predicted only; the record says so under ``unlabelled``.
 
     Raises:
-        TrainingError: an output for the test split is not a finite number.
+        TrainingError: an output for the test split is not finite.
     """
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
     dev = {name: recognizer.choose_thresholds(part) for name, part in recognizer.predict_all(dev_store).items()}
     test = recognizer.predict_all(data.store("test"))
-    found = {name: {"dev": dev[name], "test": test[name]} for name in dev}
+    predictions = {name: {"dev": dev[name], "test": test[name]} for name in dev}
     for outputs in test.values():
         check_finite(outputs, "test")
-    metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in found.items()}
+    metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in predictions.items()}
     scored = {
         name: scored_splits(parts, train_store, metrics[name], config.training.bootstrap)
-        for name, parts in found.items()
+        for name, parts in predictions.items()
     }
     history = read_history(folder / HISTORY, metric)
     best = best_row(history, metric)
@@ -408,11 +412,11 @@ def finish(
         record["others"] = {
             name: {
                 "protocol": data.protocol_of(name),
-                "task": found[name]["dev"].task.to_dict(),
-                "selection": {**record["selection"], "metric": found[name]["dev"].task.metric},
-                **more,
+                "task": predictions[name]["dev"].task.to_dict(),
+                "selection": {**record["selection"], "metric": predictions[name]["dev"].task.metric},
+                **sections,
             }
-            for name, more in scored.items()
+            for name, sections in scored.items()
         }
     if dependence := batch_dependence(config.model):
         record["batch_dependence"] = dependence
@@ -420,14 +424,14 @@ def finish(
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
     record["files"] = {}
-    for name, parts in found.items():
-        kept = write_predictions(folder / prediction_file(record, name), parts)
-        record["files"][kept.name] = {"bytes": kept.stat().st_size, "sha256": sha256_of(kept)}
+    for name, parts in predictions.items():
+        file = write_predictions(folder / prediction_file(record, name), parts)
+        record["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     if config.training.pictures:
-        draw_pictures(folder / "plots", history, found[task.name], record)
+        draw_pictures(folder / "plots", history, predictions[task.name], record)
         for name in recognizer.others:
             own_history, view = task_history(history, name), task_record(record, name)
-            draw_pictures(folder / "plots" / name, own_history, found[name], view)
+            draw_pictures(folder / "plots" / name, own_history, predictions[name], view)
         curriculum = curriculum_of(config, train_store)
         if curriculum is not None:
             (folder / "plots").mkdir(exist_ok=True)
@@ -447,12 +451,12 @@ def finish(
 def scored_splits(
     predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
 ) -> dict[str, Any]:
-    """What a record keeps of dev and test for one task, and of the majority floor for comparison.
+    """The record's parts about dev and test for one task, with the majority floor.
 
     Args:
         predictions: Of both splits.
-        train_store: Its labels make the floor.
-        metric: Of the task; always among the scores that get an interval.
+        train_store: Its labels define the floor.
+        metric: Of the task; always among the scores with an interval.
         resamples: Of the conversations, for the intervals.
     """
     floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
@@ -474,24 +478,24 @@ def scored_splits(
 
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
-    """Write the packs of a run; returns what its record says of them, by modality."""
+    """Write the packs of a run; returns the record's part about them, by modality."""
     corpus, protocol = data.corpus, data.protocol
     learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
-    found = {}
+    packs = {}
     for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
         manifest = read_manifest(pack)
         checksum = manifest["files"]["values.safetensors"]["sha256"]
-        found[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
-        found[name]["sha256"] = checksum
-    return found
+        packs[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
+        packs[name]["sha256"] = checksum
+    return packs
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """What the majority floor would have said: the training labels' distribution, for every utterance."""
+    """Predictions of the majority floor: the training labels' distribution for every utterance."""
     from dataclasses import replace
 
     head = Head(predictions.task, 1)
     head.start_from_prior(train_store.targets[predictions.task.name])
     with torch.no_grad():
-        row = head.outputs(head(torch.zeros(1, 1))).double().numpy()
-    return replace(predictions, output=np.repeat(row, len(predictions.valid), axis=0), thresholds=None)
+        constant = head.outputs(head(torch.zeros(1, 1))).double().numpy()
+    return replace(predictions, output=np.repeat(constant, len(predictions.valid), axis=0), thresholds=None)

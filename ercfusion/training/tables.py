@@ -1,4 +1,4 @@
-"""The runs of a table: which are missing, doing them, and keeping their records."""
+"""The runs of a table: find the missing ones, train them, archive their records."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ logger = logging.getLogger("ercfusion")
 
 RECORDS = "records"
 Records = dict[str, dict[int, dict[str, Any]]]
-"""Records by the row's name and seed."""
+"""Records by row name and seed."""
 
 
 # Records
 
 
 def archive_path(folder: Path, row: Row) -> Path:
-    """Where the records of a row are kept."""
+    """The archive of a row's records."""
     return folder / RECORDS / f"{row.slug}.json"
 
 
 def read_table_records(preset: TablePreset, folders: Sequence[Path]) -> Records:
-    """The records that there are; those of later folders count before those of earlier ones.
+    """The existing records; those of later folders replace those of earlier ones.
 
     Raises:
         RunError: an archive is damaged.
     """
-    found: Records = {row.name: {} for row in preset.rows}
+    records: Records = {row.name: {} for row in preset.rows}
     for folder in folders:
         for row in preset.rows:
             if archive_path(folder, row).is_file():
-                found[row.name].update({record["seed"]: record for record in read_archive(archive_path(folder, row))})
-    return found
+                records[row.name].update({record["seed"]: record for record in read_archive(archive_path(folder, row))})
+    return records
 
 
 def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int], dict[str, tuple[Any, Any]]]:
-    """Records made with other settings than the preset asks for now, as {(row, seed): {setting: (was, is)}}."""
+    """Records made with settings other than the preset's, as {(row, seed): {setting: (was, is)}}."""
     stale = {}
     for row in preset.rows:
         wanted = settings_of(preset.config(row, row.seeds[0]))
@@ -72,7 +72,7 @@ def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int]
 
 
 def wanted_records(preset: TablePreset, records: Records) -> dict[str, list[dict[str, Any]]]:
-    """Of every row the records of the seeds that it asks for, in their order."""
+    """Per row, the existing records of its seeds, in their order."""
     return {
         row.name: [records[row.name][seed] for seed in row.seeds if seed in records[row.name]] for row in preset.rows
     }
@@ -87,7 +87,7 @@ class TableJob(RunJob):
 
     Args:
         row: Name of its row.
-        metric: The headline, for the optimism diagnostic; the protocol's own where None.
+        metric: The table's headline, for the optimism diagnostic; None for the protocol's own.
     """
 
     row: str = ""
@@ -95,7 +95,7 @@ class TableJob(RunJob):
 
 
 def table_run(job: TableJob) -> dict[str, Any]:
-    """Train one run, measure its optimism, and remove the models of its epochs; returns the record with both."""
+    """Train one run, measure its optimism, remove its epochs' models; returns the record with the optimism."""
     check_testable(job.config)
     record = train_run(job)
     path = job.folder / OPTIMISM
@@ -103,7 +103,7 @@ def table_run(job: TableJob) -> dict[str, Any]:
         data = load_data(section_from("data", job.config["data"]), refuse_changed=False)
         # Not the run's own score: a row may choose its epochs by another one than the table shows.
         measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
-    report = read_json(path, OptimismFile, advice="Remove the file; it is made again.")
+    report = read_json(path, OptimismFile, advice="Delete the file: it is measured again.")
     for folder in job.folder.glob(EPOCHS):
         shutil.rmtree(folder)
     names = ("metric", "dev_selected", "last_epoch", "test_selected", "test_selected_epoch")
@@ -111,13 +111,15 @@ def table_run(job: TableJob) -> dict[str, Any]:
 
 
 def check_testable(config: Mapping[str, Any]) -> None:
-    """Raise :class:`RunError` if the test split of a run has no labels: a table would have nothing to show for it."""
+    """Raise :class:`RunError` if the test split of a run has no labels, so that a table could show no score."""
     import_modules(config["imports"])
     data = section_from("data", config["data"])
     corpus = open_corpus(data.name, data.raw, **data.options)
     protocol = corpus.with_tasks(corpus.protocol(data.protocol), data.tasks)
     if check_splits(protocol, corpus.conversations(protocol)):
-        raise RunError(f"{protocol.id}: the test split has no labels, so that a table has no scores to show")
+        raise RunError(
+            f"{protocol.id}: the test split has no labels, so a table has no scores to show. Choose another protocol."
+        )
 
 
 def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | None = None) -> list[tuple[Row, int]]:
@@ -125,17 +127,17 @@ def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | No
 
     Args:
         preset: The table.
-        records: Those that there are.
-        only: Names of the rows to look at (or of their files, which hold no commas); None for all.
+        records: The existing ones.
+        only: Names of rows, or of their files (without commas); None for all.
 
     Raises:
         ConfigError: no such row.
     """
-    known = {name: row.slug for row in preset.rows for name in (row.slug, row.name)}
+    slugs = {name: row.slug for row in preset.rows for name in (row.slug, row.name)}
     for name in only or ():
-        if name not in known:
-            raise ConfigError(f"{preset.path} has no row {name!r}. {did_you_mean(name, known)}")
-    wanted = known.values() if only is None else [known[name] for name in only]
+        if name not in slugs:
+            raise ConfigError(f"{preset.path}: no row {name!r}. {did_you_mean(name, slugs)}")
+    wanted = slugs.values() if only is None else [slugs[name] for name in only]
     return [
         (row, seed) for row in preset.rows for seed in row.seeds if row.slug in wanted and seed not in records[row.name]
     ]
@@ -144,13 +146,13 @@ def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | No
 def make_jobs(
     preset: TablePreset, missing: Sequence[tuple[Row, int]], runs: Path, extra: Sequence[str]
 ) -> list[TableJob]:
-    """The jobs that make missing records, with their run folders made, or found where an earlier call began them.
+    """The jobs for missing records, with their run folders: new ones, or those of an earlier call.
 
     Args:
         preset: The table.
         missing: Rows and seeds.
-        runs: Below it lie the run folders, ``ROW/seed-N``.
-        extra: Arguments for all runs that change no result, such as ``data.raw=DIR``.
+        runs: Folder of the run folders ``ROW/seed-N``.
+        extra: Arguments for all runs without influence on results, such as ``data.raw=DIR``.
 
     Raises:
         ConfigError: a wrong argument.
@@ -160,21 +162,21 @@ def make_jobs(
     for row, seed in missing:
         folder = (runs / row.slug / f"seed-{seed}").absolute()
         config = preset.config(row, seed, (*arguments, literal_text("run", str(folder))))
-        _ready(folder, config, [*preset.arguments(row, seed), *arguments])
+        _prepare_folder(folder, config, [*preset.arguments(row, seed), *arguments])
         metric = preset.metric if preset.task is None else None  # optimism is about the task that chose the epoch
         jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, metric))
     return jobs
 
 
-def _ready(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+def _prepare_folder(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     if is_described(folder):
-        _, begun = open_run_folder(folder)
-        if not changed_settings(begun, config):
+        _, earlier = open_run_folder(folder)
+        if not changed_settings(earlier, config):
             return
     if folder.is_dir() and not is_unused(folder):
-        aside = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
-        folder.rename(aside)
-        logger.info("%s was begun with other settings; it is kept as %s", folder, aside.name)
+        backup = folder.with_name(f"{folder.name}-until-{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(backup)
+        logger.info("%s was started with other settings; kept as %s", folder, backup.name)
     new_run_folder(config, overrides)
 
 
@@ -186,10 +188,7 @@ def do_runs(
     workers: int | None,
     on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
 ) -> list[Outcome[RunJob, Any]]:
-    """Do the runs; every record is kept in the row's archive below ``out`` as soon as it is there.
-
-    ``records`` is filled on the way.
-    """
+    """Train the runs; each record is archived below ``out`` and added to ``records`` as soon as it exists."""
     rows = {row.name: row for row in preset.rows}
 
     def keep(outcome: Outcome[RunJob, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is known from outside about runs that other processes train, from their folders: how far, how long yet."""
+"""Progress of runs trained by other processes, read from their folders, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ logger = logging.getLogger("ercfusion")
 
 # Seconds between two plain lines about all runs.
 _INTERVAL = 20.0
-# Running runs that are shown one by one; a machine of many cores would fill the terminal.
+# Running runs shown one by one; a machine of many cores would fill the terminal.
 _LINES = 8
 
 
 class WatchedRun:
-    """One run, as its folder shows it.
+    """One run, observed through its folder.
 
     Args:
         name: For people.
-        training: How it is trained.
-        model: The preset of its model.
+        training: The section of its configuration.
+        model: The model's preset.
         folder: Of the run.
     """
 
@@ -49,13 +49,13 @@ class WatchedRun:
         self.ended: float | None = None
         self.rows: list[dict[str, float]] = []
         self._stamp = 0.0
-        self._first: tuple[int, float] | None = None  # epochs done and the time of it, when first seen
+        self._first: tuple[int, float] | None = None  # number of epochs at the first reading, and its time
         self.read()
         self.before = len(self.rows)
         self._first = None
 
     def read(self) -> None:
-        """Look for epochs that have been done since."""
+        """Read the epochs done since the last call."""
         path = self.folder / HISTORY
         try:
             stamp = path.stat().st_mtime
@@ -68,12 +68,12 @@ class WatchedRun:
 
     @property
     def epochs(self) -> int:
-        """Done so far."""
+        """Number of epochs done."""
         return len(self.rows)
 
     @property
     def pace(self) -> float | None:
-        """Seconds an epoch, its scoring and saving included; None before the first."""
+        """Seconds per epoch, scoring and saving included; None before the first."""
         if not self.rows:
             return None
         if self._first is not None and self.epochs > self._first[0]:
@@ -82,7 +82,7 @@ class WatchedRun:
 
     @property
     def overhead(self) -> float | None:
-        """Seconds beside the epochs (loading, scoring, drawing); known of runs that have been watched to the end."""
+        """Seconds outside the epochs (loading, scoring, drawing) of a run observed to its end; else None."""
         if self.complete or self.begun is None or self.ended is None or self.pace is None:
             return None
         return max(0.0, self.ended - self.begun - self.pace * (self.epochs - self.before))
@@ -90,7 +90,7 @@ class WatchedRun:
     def state(self) -> str:
         """``cogmen, seed 3: epoch 4/12, dev weighted_f1 0.5512 (best 0.5600 at 3)``."""
         shown = f"{self.name}: epoch {self.epochs}/{self.max_epochs}"
-        usual = (task_kind(name).default_metric for name in KINDS)  # what chooses if the settings name nothing
+        usual = (task_kind(name).default_metric for name in KINDS)  # the settings may name none
         for metric in (self.metric, *usual):
             if metric is not None and self.rows and f"dev/{metric}" in self.rows[-1]:
                 best = best_row(self.rows, metric)
@@ -100,10 +100,10 @@ class WatchedRun:
 
 
 def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float | None:
-    """Seconds until all runs are over, if none stops early; None before the first epoch of any.
+    """Seconds until all runs end, if none stops early; None before the first epoch of any.
 
-    A run that has not begun is taken to be like the others of its name (but for the seed), else of its model, else
-    like all.
+    A run not yet started is assumed to take as long as those with the same name (without the seed), else of the same
+    model, else as all.
     """
     paces: dict[str | None, list[float]] = {}
     for run in runs:
@@ -119,31 +119,31 @@ def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float 
     for run in runs:
         if run.complete or run.ended is not None:
             continue
-        known = next(paces[kind] for kind in (*run.kinds, None) if kind in paces)
-        pace = run.pace if run.pace is not None else sum(known) / len(known)
-        whole = (run.max_epochs - run.before) * pace + overhead
+        similar = next(paces[kind] for kind in (*run.kinds, None) if kind in paces)
+        pace = run.pace if run.pace is not None else sum(similar) / len(similar)
+        duration = (run.max_epochs - run.before) * pace + overhead
         if run.begun is None:
-            waiting.append(whole)
+            waiting.append(duration)
         else:
-            busy.append(max(whole - (now - run.begun), (run.max_epochs - run.epochs) * pace))
+            busy.append(max(duration - (now - run.begun), (run.max_epochs - run.epochs) * pace))
     # Every process takes the next run as soon as it is free.
     free = busy + [0.0] * (workers - len(busy))
     heapq.heapify(free)
-    for whole in waiting:
-        heapq.heappush(free, heapq.heappop(free) + whole)
+    for duration in waiting:
+        heapq.heappush(free, heapq.heappop(free) + duration)
     return max(free)
 
 
 class RunsProgress:
-    """Shows how far many runs are: a bar and a line for each that is running, or plain lines.
+    """Progress of many runs: a bar and one line per running run, or plain lines without a terminal.
 
-    Without a terminal there is a line about all runs at most every 20 s. In either case a run that ends gets a line.
+    The plain lines appear at most every 20 s. A finished run always gets a line.
 
     Args:
-        runs: In the order in which they are begun.
-        workers: How many are worked on at a time.
-        description: What they are, as in "runs".
-        clock: Seconds since the epoch, as files have them.
+        runs: In the order of their start.
+        workers: Number of runs at a time.
+        description: Name of the runs in the lines.
+        clock: Seconds since the Unix epoch.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class RunsProgress:
         self.workers = workers
         self.description = description
         self._clock = clock
-        self._over = 0
-        self._started = self._said = clock()
+        self._finished = 0
+        self._started = self._reported = clock()
         self._view = progress.LiveView(self._picture)
 
     def __enter__(self) -> RunsProgress:
@@ -169,57 +169,57 @@ class RunsProgress:
         self._view.stop()
 
     def hidden(self) -> AbstractContextManager[None]:
-        """No bar meanwhile, so that something can be printed."""
+        """Hide the bar while something is printed."""
         return self._view.hidden()
 
     def tick(self) -> None:
-        """Look at the folders, and show what has changed."""
+        """Read the folders and show changes."""
         now = self._clock()
         begun = 0
         for run in self.runs:
-            # Runs are begun in order, the next whenever one ends.
+            # Runs are started in order, the next one whenever one ends.
             if run.ended is None and begun < self.workers:
                 begun += 1
                 if run.begun is None:
                     run.begun = now
                 run.read()
         self._view.refresh()
-        if not self._view.shown and now - self._said >= _INTERVAL:
-            self._said = now
+        if not self._view.shown and now - self._reported >= _INTERVAL:
+            self._reported = now
             logger.info("%s: %s", self.description, ", ".join(self.facts()))
 
     def ended(self, number: int, error: str | None) -> None:
-        """Tell of the end of one run, by its number in ``runs``."""
+        """Report the end of a run, given its index in ``runs``."""
         run, now = self.runs[number], self._clock()
         run.read()
         run.begun = now if run.begun is None else run.begun
         run.ended = now
-        self._over += 1
+        self._finished += 1
         facts = [f"{run.name}: {'failed' if error else 'done'}"]
         record = None if error else _record(run.folder)
         if record is not None:
             metric, scores = record["selection"]["metric"], record["metrics"]
             facts = [f"{run.name}: epoch {record['selection']['epoch']} of {record['selection']['epochs']}"]
-            found = {split: scores[split].get(metric) for split in ("dev", "test") if split in scores}
-            # Test has no scores without labels.
-            facts += [f"{split} {metric} {value:.4f}" for split, value in found.items() if value is not None]
+            by_split = {split: scores[split].get(metric) for split in ("dev", "test") if split in scores}
+            # Without labels, test has no scores.
+            facts += [f"{split} {metric} {value:.4f}" for split, value in by_split.items() if value is not None]
         took = "complete already" if run.complete else progress.duration(now - run.begun)
-        logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._over, len(self.runs))
+        logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._finished, len(self.runs))
 
     def facts(self) -> list[str]:
-        """How many are done, how fast it goes, and how long yet."""
+        """Number of finished runs and epochs, speed, estimated time left."""
         now = self._clock()
         done = sum(run.epochs for run in self.runs)
         total = sum(run.epochs if run.ended is not None or run.complete else run.max_epochs for run in self.runs)
-        found = [f"{self._over} of {len(self.runs)} over", f"{done} of {total} epochs"]
+        texts = [f"{self._finished} of {len(self.runs)} finished", f"{done} of {total} epochs"]
         fresh = done - sum(run.before for run in self.runs)
         if fresh and now > self._started:
-            found.append(f"{progress.rate(fresh / (now - self._started))} epochs/s")
+            texts.append(f"{progress.rate(fresh / (now - self._started))} epochs/s")
         left = seconds_left(self.runs, self.workers, now)
-        if left is not None and self._over < len(self.runs):
-            limit = "at most" if any(run.may_stop_early for run in self.runs if run.ended is None) else "about"
-            found.append(f"{limit} {progress.duration(left)} left")
-        return found
+        if left is not None and self._finished < len(self.runs):
+            limit = "at most " if any(run.may_stop_early for run in self.runs if run.ended is None) else ""
+            texts.append(f"estimated time left: {limit}{progress.duration(left)}")
+        return texts
 
     def _picture(self) -> Any:
         from rich.console import Group
@@ -242,4 +242,4 @@ def _record(folder: Path) -> dict[str, Any] | None:
     try:
         return read_record(folder)
     except RunError:
-        return None  # work of another kind, which writes no record
+        return None  # a job other than training writes no record

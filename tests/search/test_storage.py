@@ -49,16 +49,16 @@ def test_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_resumed_sweep_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(storage.VARIABLE, raising=False)
-    assert storage.kept_storage(None, None) is None
-    assert storage.kept_storage(None, "journal:/a") == "journal:/a"
-    assert storage.kept_storage("journal:/b", "journal:/a") == "journal:/b"
+    assert storage.resumed_storage(None, None) is None
+    assert storage.resumed_storage(None, "journal:/a") == "journal:/a"
+    assert storage.resumed_storage("journal:/b", "journal:/a") == "journal:/b"
     assert storage.chosen_storage(None) is None
-    with pytest.raises(ConfigError, match=r"kept nowhere.*ERCFUSION_SWEEP_STORAGE"):
-        storage.kept_storage(None, "postgresql://me:***@h/b")
+    with pytest.raises(ConfigError, match=r"password is not stored.*ERCFUSION_SWEEP_STORAGE"):
+        storage.resumed_storage(None, "postgresql://me:***@h/b")
     monkeypatch.setenv(storage.VARIABLE, "sqlite:///other.db")
     assert storage.chosen_storage(None) == "sqlite:///other.db"
-    assert storage.kept_storage(None, None) is None  # the file in the folder
-    assert storage.kept_storage(None, "postgresql://me:***@h/b") == "sqlite:///other.db"
+    assert storage.resumed_storage(None, None) is None  # the file in the folder
+    assert storage.resumed_storage(None, "postgresql://me:***@h/b") == "sqlite:///other.db"
 
 
 def test_addresses_need_no_quotes() -> None:
@@ -77,7 +77,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("this is no database, whatever its name says" * 100)
     for url, message in (
         (None, "study.db cannot be opened: file is not a database"),
-        ("abc://x:pw@y/z", r"abc://x:\*\*\*@y/z is no database URL"),
+        ("abc://x:pw@y/z", r"abc://x:\*\*\*@y/z is not a database URL"),
         ("sqlite:////nowhere/at/all.db", "unable to open database file"),
     ):
         with pytest.raises(ErcfusionError, match=message) as caught:

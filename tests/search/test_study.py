@@ -144,7 +144,7 @@ def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     begun(tmp_path, storage=storage)
     with pytest.raises(RunError, match=r"'study' in this storage was begun with a = 1, here it is 2"):
         studies.create_or_join(plan(tmp_path, "00000002", storage), {"a": 2})
-    with pytest.raises(RunError, match=r"begun with b = \(not there\), here it is 3"):
+    with pytest.raises(RunError, match=r"begun with b = \(missing\), here it is 3"):
         studies.create_or_join(plan(tmp_path, "00000002", storage), {"a": 1, "b": 3})
     # More trials are for all; fewer change nothing.
     studies.create_or_join(plan(tmp_path, "00000003", storage, trials=9), {"a": 1})
@@ -162,11 +162,11 @@ def test_a_silent_machines_trial_is_done_again(tmp_path: Path) -> None:
     assert alive is not None
     assert own is not None
     watcher = studies.Watcher(made, 300)
-    assert watcher.look(study, 0.0) == []
-    assert watcher.look(study, 200.0) == []
+    assert watcher.check(study, 0.0) == []
+    assert watcher.check(study, 200.0) == []
     alive.set_user_attr("beat", 1)
-    assert watcher.look(study, 301.0) == [lost.number]
-    assert watcher.look(study, 302.0) == []
+    assert watcher.check(study, 301.0) == [lost.number]
+    assert watcher.check(study, 302.0) == []
     states = {trial.number: trial.state.name for trial in study.trials}
     assert states == {0: "FAIL", 1: "RUNNING", 2: "RUNNING", 3: "WAITING"}
     # It does not count, its settings come again, and whoever has its folder knows where to go on.
@@ -212,22 +212,22 @@ def test_failures_in_a_row(tmp_path: Path) -> None:
             studies.end(study, trial.number, state, 0.5 if state == "COMPLETE" else None)
 
     ended("FAIL", 2)
-    studies.check_hope(study.trials, made.place, began)
+    studies.check_failures(study.trials, made.place, began)
     with pytest.raises(TrainingError, match="the first 3 trials have all failed, the latest with: it is broken"):
         ended("FAIL", 3)
     # Put right, and resumed; or another machine's.
-    studies.check_hope(study.trials, made.place, time.time() + 1)
-    studies.check_hope(study.trials, "another", began)
+    studies.check_failures(study.trials, made.place, time.time() + 1)
+    studies.check_failures(study.trials, "another", began)
     later = time.time() + 0.01
     time.sleep(0.02)
     trial = studies.next_trial(study, made, 0, None, later)
     assert trial is not None
     studies.end(study, trial.number, "COMPLETE", 0.5)
     ended("FAIL", 9)
-    studies.check_hope(study.trials, made.place, began)
+    studies.check_failures(study.trials, made.place, began)
     ended("FAIL", 1)
     with pytest.raises(TrainingError, match="the last 10 trials have all failed"):
-        studies.check_hope(study.trials, made.place, began)
+        studies.check_failures(study.trials, made.place, began)
 
 
 def test_a_study_that_is_gone(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_study_that_is_gone(tmp_path: Path) -> None:
         ("UPDATE trial_user_attributes SET value_json='[' WHERE key='owner'", "JSONDecodeError"),
         ("DELETE FROM study_user_attributes WHERE key='trials'", "the study has no 'trials'"),
         ("UPDATE study_user_attributes SET value_json='-3' WHERE key='trials'", "the study, key 'trials': found -3"),
-        ("UPDATE trials SET number=7", "the trial 7 is where 0 is expected"),
+        ("UPDATE trials SET number=7", "trial 7 is in position 0"),
         ("UPDATE trial_values SET value=NULL", "complete without a score|is damaged"),
         ("UPDATE trial_values SET value_type='{}'", "is damaged"),
         ("UPDATE trial_params SET param_name='x.other' WHERE param_name='x.lr'", "a setting 'x.other'"),

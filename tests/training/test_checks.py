@@ -262,7 +262,7 @@ def test_a_multirun_without_test_labels_is_summed_up(tmp_path: Path, capsys: pyt
 
 def test_a_table_is_not_begun_without_test_labels(tmp_path: Path) -> None:
     config = Composer("train").compose(arguments(tmp_path, unlabelled=["test"]))
-    with pytest.raises(RunError, match="custom/emotion: the test split has no labels, so that a table has no scores"):
+    with pytest.raises(RunError, match="custom/emotion: the test split has no labels, so a table has no scores"):
         check_testable(config)
 
 

@@ -97,7 +97,7 @@ def test_what_the_folder_says(tmp_path: Path) -> None:
     hardness = [float(row["difficulty"]) for row in rows]
     assert hardness == sorted(hardness)
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "curriculum weighted_shift, baby_step: buckets: 4; all conversations are in use from epoch 4 on" in log
+    assert "curriculum weighted_shift, baby_step: 4 buckets; all conversations are in use from epoch 4" in log
     assert re.findall(r"epoch (\d)/5 .* s  (\d+) of 11 conversations\n", log) == [("1", "3"), ("2", "6"), ("3", "9")]
     assert len(re.findall(r"epoch \d/5 ", log)) == 5
     assert (tmp_path / "run" / "plots" / "curriculum.png").stat().st_size > 10_000
@@ -109,8 +109,8 @@ def test_more_buckets_than_conversations_and_fewer_epochs(tmp_path: Path) -> Non
     settings = ["model=concat", "curriculum=emotion_shift", "curriculum.buckets=50", "training.max_epochs=2"]
     train(tmp_path / "run", *settings)
     log = (tmp_path / "run" / "train.log").read_text()
-    assert log.count("buckets: 6 (50 were asked for); all conversations are in use from epoch 6 on") == 1
-    assert log.count("training.max_epochs=2 ends before that") == 1
+    assert log.count("6 buckets (50 were asked for); all conversations are in use from epoch 6") == 1
+    assert log.count("training.max_epochs=2: training ends before") == 1
     assert re.findall(r"(\d) of 6 conversations", log) == ["1", "2"]
 
 

@@ -16,7 +16,7 @@ from shared_batches import assert_equal_steps, averaged, model_cases, objective_
 
 from ercfusion.config.terms import TERMS
 from ercfusion.models import ARCHITECTURES
-from ercfusion.training.origin import sealed
+from ercfusion.training.origin import seal
 
 # Five conversations in batches of four: the last batch has one, for two processes. (Not Adam: it blows up the rounding
 # errors of gradients that are zero, such as those of the attention's key bias.)
@@ -89,7 +89,7 @@ def test_resume_with_two_processes(tmp_path: Path) -> None:
     last = two / "checkpoints/last.ckpt"
     state = torch.load(last, weights_only=True)
     origin = {key: value for key, value in state.pop("ercfusion").items() if key != "sha256"}
-    torch.save(sealed(state, {**origin, "config": config}), last)
+    torch.save(seal(state, {**origin, "config": config}), last)
     assert distributed(f"resume={two}")[-1] == str(two)
     train(one, *settings, "training.max_epochs=4")
     assert len(history(two)) == 4

@@ -80,7 +80,7 @@ def test_what_a_folder_lacks_is_named(config: dict[str, Any], tmp_path: Path, mi
         open_run_folder(folder)
     (folder / "metrics.csv").touch()
     assert not is_unused(folder)
-    with pytest.raises(RunError, match=rf"has no {missing}.*(copy it back|no run folder)"):
+    with pytest.raises(RunError, match=rf"has no {missing}.*(Copy the file back|not a run folder)"):
         open_run_folder(folder)
     config["run"] = str(folder)
     with pytest.raises(RunError, match=r"not empty, and nothing is overwritten\. Choose another folder\.$"):

@@ -150,7 +150,7 @@ def test_time_left(tmp_path: Path, clock: Clock) -> None:
     assert runs[0].pace == 3.0
     # 18 s for the first, and then the third; 30 s for the second, which has no epoch yet, and then cogmen.
     assert seconds_left(runs, 2, clock.now) == 30 + 30
-    assert "4 of 40 epochs, 0.25 epochs/s, about 60 s left" in ", ".join(shown.facts())
+    assert "4 of 40 epochs, 0.25 epochs/s, estimated time left: 60 s" in ", ".join(shown.facts())
     # It took 39 s, 9 more than its epochs: so will the others.
     clock.now = 1039.0
     epochs_done(runs[0], 10, 1034.0)
@@ -187,7 +187,7 @@ def test_epochs_before_an_interruption_are_not_counted_again(tmp_path: Path, clo
     run = watched(tmp_path / "a", "a", patience=5)
     shown = RunsProgress([run], 1, clock=clock)
     shown.tick()
-    assert ", ".join(shown.facts()) == "0 of 1 over, 8 of 10 epochs, at most 2 s left"
+    assert ", ".join(shown.facts()) == "0 of 1 finished, 8 of 10 epochs, estimated time left: at most 2 s"
 
 
 def test_a_run_without_test_scores_ends_like_others(
@@ -212,8 +212,8 @@ def test_plain_lines_are_few(tmp_path: Path, clock: Clock, caplog: pytest.LogCap
             shown.tick()
         shown.ended(0, None)
     assert [record.getMessage() for record in caplog.records] == [
-        "trials: 0 of 1 over, 21 of 100 epochs, 1.1 epochs/s, about 80 s left",
-        "trials: 0 of 1 over, 41 of 100 epochs, 1 epochs/s, about 60 s left",
+        "trials: 0 of 1 finished, 21 of 100 epochs, 1.1 epochs/s, estimated time left: 80 s",
+        "trials: 0 of 1 finished, 41 of 100 epochs, 1 epochs/s, estimated time left: 60 s",
         "a: done, 49 s (1 of 1)",
     ]
 
@@ -237,7 +237,7 @@ def test_on_a_terminal(tmp_path: Path, clock: Clock, terminal: io.StringIO) -> N
         clock.now = 1002.0
         shown.tick()
         assert "concat, seed 0: epoch 4/10, dev weighted_f1 0.1000 (best 0.2000 at 2)" in terminal.getvalue()
-        assert "0 of 12 over, 4 of 120 epochs, 2 epochs/s, at most 20 s left" in terminal.getvalue()
+        assert "0 of 12 finished, 4 of 120 epochs, 2 epochs/s" in terminal.getvalue()
         assert "concat, seed 7: epoch 0/10" in terminal.getvalue()
         assert "concat, seed 8" not in terminal.getvalue()
         assert "and 2 more" in terminal.getvalue()

@@ -26,7 +26,7 @@ from ercfusion.records.groups import changed_settings
 from ercfusion.train import main
 from ercfusion.training.callbacks import LAST, RestrictedCheckpointIO, Selection
 from ercfusion.training.checkpoint_schema import content_checksum
-from ercfusion.training.origin import KEY, again_command, data_changes, other_versions, sealed
+from ercfusion.training.origin import KEY, again_command, data_changes, other_versions, seal
 
 EPOCHS = 3
 
@@ -162,7 +162,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "state_dict": lambda state: state.pop("state_dict"),
     "checksum": lambda state: state["optimizer_states"][0]["state"].popitem(),
     "its content": lambda state: next(iter(state["state_dict"].values())).add_(1e-3),
-    "does not say with which settings": lambda state: state.pop(KEY),
+    "does not name its settings": lambda state: state.pop(KEY),
 }
 
 
@@ -257,7 +257,7 @@ def test_other_versions_are_said(copy: Path) -> None:
     resume(folder)
     said = (folder / "train.log").read_text()
     assert f"torch 1.0 -> {torch.__version__}" in said
-    assert "resuming with other versions than the record will name: commit ffffffffffff -> " in said
+    assert "resuming with other versions than at the start: commit ffffffffffff -> " in said
 
 
 def test_settings_by_what_they_may_do(place: Path) -> None:
@@ -286,8 +286,8 @@ def test_data_by_its_parts(place: Path) -> None:
     del now["features audio"]
     assert data_changes(identity, identity, {}) == []
     assert data_changes(identity, now, {"text": "/x/mine"}) == [
-        f"features audio: {identity['features audio'][:12]} -> not there",
-        "features text (pack 'mine'): not there -> bbbbbbbbbbbb",
+        f"features audio: {identity['features audio'][:12]} -> missing",
+        "features text (pack 'mine'): missing -> bbbbbbbbbbbb",
     ]
 
 
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_a_plugin_without_a_run(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     RestrictedCheckpointIO(origin).save_checkpoint(content, path)
     loaded = RestrictedCheckpointIO(origin).load_checkpoint(path)
-    assert loaded[KEY] == sealed(content, origin)[KEY]
+    assert loaded[KEY] == seal(content, origin)[KEY]
     assert {**content, KEY: loaded[KEY]}.keys() == loaded.keys()
     with pytest.raises(ResumeError, match="it is of another run"):
         RestrictedCheckpointIO({**origin, "run": "b"}).load_checkpoint(path)

@@ -18,12 +18,12 @@ from ercfusion.training import processes
 from ercfusion.training.folder import new_run_folder, open_run_folder
 from ercfusion.training.processes import (
     FOLDER_VARIABLE,
-    agreed,
     check_launch,
     is_first_process,
+    joint_step,
     launcher,
+    leave_launcher,
     shared_folder,
-    stand_alone,
     trainer_environment,
 )
 
@@ -147,7 +147,7 @@ def test_standing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for variables in (srun(1), torchrun(1), lightning(1)):
         start(monkeypatch, variables)
         assert not is_first_process()
-        stand_alone()
+        leave_launcher()
         assert is_first_process()
 
 
@@ -182,7 +182,7 @@ def test_processes_exchange_texts() -> None:
 
 def test_a_process_that_does_not_come_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 0.1)
-    with pytest.raises(RunError, match="process 1 of 2: not all processes have come as far as 'the data'"):
+    with pytest.raises(RunError, match="process 1 of 2: not all processes reached 'the data'"):
         meetings(2)[0].exchange("the data", "")
 
 
@@ -207,25 +207,25 @@ def test_what_fails_in_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> 
         return heard
 
     heard = meet(0, {})
-    with agreed("the data"):
+    with joint_step("the data"):
         pass
     assert heard.said == [("the data", "")]
     heard = meet(0, {2: "no file"})
-    with pytest.raises(RunError, match="process 3 of 3: no file"), agreed("the data"):
+    with pytest.raises(RunError, match="process 3 of 3: no file"), joint_step("the data"):
         pass
     assert heard.said[-1] == ("the data", "left")  # the store lives as long as the first process
     meet(0, {1: "no file"})
-    with pytest.raises(ConfigError, match="my own"), agreed("the data"):
+    with pytest.raises(ConfigError, match="my own"), joint_step("the data"):
         raise ConfigError("my own")
     heard = meet(1, {})
-    with pytest.raises(SystemExit), agreed("the data"):
+    with pytest.raises(SystemExit), joint_step("the data"):
         raise PermissionError(13, "Permission denied", "/data")
     assert heard.said[0] == ("the data", "/data: Permission denied")
     meet(1, {0: "no file"})
-    with pytest.raises(SystemExit), agreed("the data"):
+    with pytest.raises(SystemExit), joint_step("the data"):
         pass
     monkeypatch.setattr(processes, "_meeting", None)
-    with pytest.raises(PermissionError), agreed("the data"):
+    with pytest.raises(PermissionError), joint_step("the data"):
         raise PermissionError(13, "Permission denied", "/data")
 
 

@@ -121,7 +121,7 @@ def test_resume_of_a_complete_run_changes_nothing(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     status, out, err = command(main, [f"resume={tmp_path / 'run'}"], capsys)
     assert status == 0
-    assert err == "this run is complete already\n"
+    assert err == f"{tmp_path / 'run'}: this run is complete already\n"
     assert out.splitlines()[-1] == str(tmp_path / "run")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 

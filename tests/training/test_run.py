@@ -441,7 +441,7 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "has no config.json: it is no run folder"), ('{"seed": 1,\n}', "config.json, line 2: not valid JSON")],
+    [(None, "has no config.json: not a run folder"), ('{"seed": 1,\n}', "config.json, line 2: not valid JSON")],
 )
 def test_a_folder_that_is_no_run(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
