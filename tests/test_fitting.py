@@ -208,7 +208,7 @@ def test_utterances_that_cannot_be_used(data: Any, features: Any, message: str, 
 
 
 def test_features_belong_to_utterances() -> None:
-    with pytest.raises(ConfigError, match="not to a corpus by name"):
+    with pytest.raises(ConfigError, match="Omit features= and targets="):
         ercfusion.fit("concat", "demo", features={"audio": np.zeros((1, 1))})
 
 

@@ -79,7 +79,7 @@ MISTAKES = [
     ("model.hidden=8,abc", "model.hidden takes a whole number"),
     ("optimizer.lr=interval(-1,1)", "the space reaches optimizer.lr=-1.0"),
     ("model=concat,bclstm", "a sweep searches settings, not model. Start one sweep for each"),
-    ("sweep.only=[model.dropuot]", "not searched: Did you mean 'model.dropout'?"),
+    ("sweep.only=[model.dropuot]", "not searched. Did you mean 'model.dropout'?"),
     ("sweep.trials=0", "sweep.trials must be from 1 to 1000000, found 0"),
     ("sweep.pruner=mean", "one of median, hyperband, none; found 'mean'"),
     ("sweep.triels=3", "Did you mean 'sweep.trials'?"),
@@ -109,7 +109,7 @@ def test_mistakes_are_named_and_leave_nothing(
 
 def test_everything_fixed_leaves_nothing_to_search(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL, "optimizer.lr=0.1", "sweep.only=[optimizer.lr]"]
-    assert "which is not searched: it has a fixed value" in refused(main, arguments, capsys)
+    assert "which has a fixed value" in refused(main, arguments, capsys)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -248,7 +248,7 @@ def test_what_cannot_change_when_a_sweep_is_resumed(tmp_path: Path, capsys: pyte
     ):
         assert message in refused(main, [f"resume={folder}", argument], capsys)
     train(tmp_path / "run", "model=majority", "training.max_epochs=1")
-    assert "no folder of a sweep" in refused(main, [f"resume={tmp_path / 'run'}"], capsys)
+    assert "is the folder of a run, not of a sweep" in refused(main, [f"resume={tmp_path / 'run'}"], capsys)
     assert "is not empty, and nothing is overwritten" in refused(main, [*SMALL, f"run={folder}"], capsys)
     assert len(table(folder)) == 1
 
@@ -311,9 +311,9 @@ def test_a_new_winner_leaves_the_old_ones_runs(tmp_path: Path) -> None:
 
     (tmp_path / "rerun/seed-1").mkdir(parents=True)
     (tmp_path / "rerun/winner.json").write_text(json.dumps({"trial": 7, "settings": {}}))
-    results._make_room(tmp_path / "rerun", 7)
+    results._move_earlier_winner(tmp_path / "rerun", 7)
     assert (tmp_path / "rerun/seed-1").is_dir()
-    results._make_room(tmp_path / "rerun", 9)
+    results._move_earlier_winner(tmp_path / "rerun", 9)
     assert (tmp_path / "rerun-of-trial-0007/seed-1").is_dir()
     assert not (tmp_path / "rerun").exists()
 

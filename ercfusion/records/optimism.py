@@ -78,7 +78,7 @@ def optimism_text(report: Mapping[str, Any]) -> str:
     """The report of :func:`measure_optimism` as text."""
     return "\n".join(
         [
-            f"optimism diagnostic (test {report['metric']}; not a result)",
+            f"optimism diagnostic (test {report['metric']}; never a result)",
             f"  dev-selected epoch     {report['dev_selected']:.4f}",
             f"  last epoch             {report['last_epoch']:.4f}",
             f"  best test epoch ({report['test_selected_epoch']})   {report['test_selected']:.4f}",

@@ -117,8 +117,9 @@ def _restricted(space: Space, only: Sequence[str] | None, fixed: set[str]) -> Sp
         return space
     for key in only:
         if key not in space:
-            reason = "it has a fixed value. Remove one of the two." if key in fixed else did_you_mean(key, space)
-            raise ConfigError(f"sweep.only names {key!r}, which is not searched: {reason}")
+            if key in fixed:
+                raise ConfigError(f"sweep.only names {key!r}, which has a fixed value. Remove one of the two.")
+            raise ConfigError(f"sweep.only names {key!r}, which is not searched. {did_you_mean(key, space)}")
     return {key: dimension for key, dimension in space.items() if key in only}
 
 

@@ -36,7 +36,7 @@ def check_searchable(key: str, where: str = "") -> None:
         raise ConfigError(f"{where}seed is not searched. Set sweep.rerun=N to train the winner on N fresh seeds.")
     whole, single = _searchable()
     section, field = key.partition(".")[0], field_of(key)
-    searchable = field.searchable.searchable if field is not None else section in whole
+    searchable = field.known.searchable if field is not None else section in whole
     if not searchable or key == "model.name" or "." not in key:
         raise ConfigError(
             f"{where}{key} cannot be searched: a sweep searches single settings of {', '.join(whole)}, "

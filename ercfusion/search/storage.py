@@ -122,8 +122,9 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
                 f"sweep.storage={shown} needs a driver that is not installed. Install it with: pip install '{driver}'"
             ) from error
         except Exception as error:
-            message = f"the storage {shown} cannot be opened: {_words(error)[:120]}. Check its address and its server."
-            raise RunError(bounded(message)) from error
+            raise RunError(
+                bounded(f"the storage {shown} cannot be opened: {_words(error)[:120]}. Check its address and server.")
+            ) from error
 
 
 def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:

@@ -489,7 +489,7 @@ def adopt(study: Study, plan: Plan, workers: int, *, forgive: bool) -> int:
         own += [trial for trial in trials if trial.state.name == "RUNNING" and not trial.user_attrs.get("owner")]
     for position, frozen in enumerate(own):
         trial = Trial(study, frozen._trial_id)
-        trial.set_user_attr("owner", [plan.position, position % workers])
+        trial.set_user_attr("owner", [plan.place, position % workers])
         if forgive:
             trial.set_user_attr("starts", [])
     return len(own)

@@ -176,13 +176,16 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     with from_first_process():
         path, config = read_config(folder)
         for name in DESCRIPTION:
-            if not (path / name).is_file():
-                remedy = (
-                    f"Start the run again with run={folder} and its settings: nothing was trained there yet."
-                    if is_unused(path)
-                    else "Copy the file back, or begin a new run in another folder."
+            if (path / name).is_file():
+                continue
+            if is_unused(path):
+                raise RunError(
+                    f"{folder} has no {name}: nothing was trained there yet. Start the run again with run={folder} and "
+                    "its settings."
                 )
-                raise RunError(f"{folder} has no {name}, so it cannot be resumed. {remedy}")
+            raise RunError(
+                f"{folder} has no {name}, so it cannot be resumed. Copy the file back, or begin a new run elsewhere."
+            )
 
     def tidied() -> Path:
         remove_leftovers(path, deep=True)

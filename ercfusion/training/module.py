@@ -89,7 +89,7 @@ class ConversationModule(pl.LightningModule):
             shown = ", ".join(batch.ids[:4]) + (f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else "")
             raise TrainingError(
                 f"the loss is not finite ({values}) at epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
-                f"(conversations {shown})"
+                f"(conversations {shown}). Lower optimizer.lr, set training.gradient_clip, or check their features."
             )
         logged = {"train/loss": total.detach(), **{f"train/{name}": value.detach() for name, value in terms.items()}}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=max(int(counts[0]), 1))
@@ -158,7 +158,7 @@ def _create(section: str, maker: Callable[..., Any], *arguments: Any, **settings
     try:
         return maker(*arguments, **settings)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{section} settings {settings} are refused: {error}") from error
+        raise ConfigError(f"{section}: torch refuses {settings}: {error}. Correct the setting.") from error
 
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:

@@ -132,15 +132,15 @@ def check_launch(trainer: Trainer) -> None:
     may_be_single = "SLURM_STEP_NUM_TASKS" not in os.environ and environment.global_rank() == 0
     if kind == "Slurm" and wanted == 1 and may_be_single:
         return  # the number of tasks is that of the allocation: this may be the only process
-    message = f"{name} started {started} processes, but the run asks for {wanted} ({asked}). "
     if wanted == 1:
-        message += (
-            "Start one process, or train in all of them: trainer=ddp trainer.devices=N trainer.num_nodes=M, "
-            f"N x M = {started}."
+        raise ConfigError(
+            f"{name} started {started} processes, but the run asks for 1 ({asked}). Start one process, or train in all "
+            f"of them: trainer=ddp trainer.devices=N trainer.num_nodes=M, N x M = {started}."
         )
-    else:
-        message += f"Start {wanted} processes, or change these settings."
-    raise ConfigError(message)
+    raise ConfigError(
+        f"{name} started {started} processes, but the run asks for {wanted} ({asked}). Start {wanted} processes, or "
+        "change these settings."
+    )
 
 
 # Agreeing

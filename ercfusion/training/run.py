@@ -308,7 +308,7 @@ def fit(
             raise SystemExit(0) from None  # every process stops for the same reason; the first one reports it
         if isinstance(error, TrainingError) and last.is_file():
             raise TrainingError(
-                f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}."
+                f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}. Begin a new run."
             ) from error
         raise
     except SystemExit:

@@ -75,7 +75,7 @@ def test_seeds_alone_differ_or_everything_does(tmp_path):
 
 
 def test_mistakes(tmp_path, records):
-    with pytest.raises(ValueError, match="no records"):
+    with pytest.raises(ValueError, match="at least one record"):
         write_archive(tmp_path / "none.json", [])
     with pytest.raises(RunError, match="is missing"):
         read_archive(tmp_path / "absent.json")

@@ -118,5 +118,5 @@ def test_records_without_sums_and_errors() -> None:
         record_sums(record)
     del record["splits"]["test"]["moments"]
     assert record_sums(record) == ([], {})
-    with pytest.raises(RunError, match="no split 'dev', only test"):
+    with pytest.raises(RunError, match=r"no split 'dev'\. Choose from: test"):
         record_sums(record, "dev")

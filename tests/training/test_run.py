@@ -396,7 +396,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     message = refused(main, arguments, capsys)
     assert re.search(r"not finite \(task = nan\) at epoch 3, batch 2 \(conversations demo-train-\d{4}, demo", message)
-    assert f"The last good checkpoint, of epoch 2, is {folder / 'checkpoints/last.ckpt'}." in message
+    assert f"The last good checkpoint, of epoch 2, is {folder / 'checkpoints/last.ckpt'}" in message
     assert str(folder) in message
     loaded = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in loaded["state_dict"].values())
