@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,12 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             if block.language != "sh":
                 continue
             for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    del words[0]
-                if words[:2] == ["python", "-m"] and words[2].startswith("ercfusion."):
-                    yield page.name, words[2:]
+                words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
+                # After variables of the environment, python or a launcher: torchrun, srun.
+                for place, (word, module) in enumerate(pairwise(words), start=1):
+                    if word == "-m" and module.startswith("ercfusion."):
+                        yield page.name, words[place:]
+                        break
 
 
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

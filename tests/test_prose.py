@@ -218,7 +218,6 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"in 10\.0 % \(standard error 1\.9\) with two runs and a deviation of 0\.026, as an audit measured",
     ),
     "docs/missing-modalities.md": (r"\(below 0: the first is better\)", r"seven models that take any subset"),
-    "docs/curricula.md": (r"instead of 1 % of the data", r"\(five buckets, one more an epoch\)"),
     "docs/models/dialoguernn.md": (r"at 0\.1, after 20 utterances 12 % of a state's numbers have never been dropped",),
 }
 # Pages that show what a program printed: a number of its prose may be one of the output, rounded or not.

@@ -85,36 +85,6 @@ def result_pair_sentences(preset: str) -> list[str]:
     return lines
 
 
-def result_curriculum() -> list[str]:
-    """What a curriculum changes in the table ``meld-curriculum``."""
-    found = table("meld-curriculum")
-    lines = {line.row.name: line for line in found.lines}
-    models = [name for name in lines if f"{name}, curriculum" in lines]
-    pairs = {frozenset(entry.names): entry for entry in found.comparisons}
-    own = {name: pairs[frozenset((name, f"{name}, curriculum"))] for name in models}
-
-    def gain(name: str, metric: str) -> float:
-        return round(100 * (lines[f"{name}, curriculum"].test[metric].mean - lines[name].test[metric].mean), 2)
-
-    gains = {name: gain(name, found.metric) for name in models}
-    shift = {name: gain(name, "shift_accuracy") for name in models}
-    worst, best = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
-    spread = {name: [100 * lines[each].test[found.metric].std for each in (f"{name}, curriculum", name)]
-              for name in models}  # fmt: skip
-    wider = max(spread, key=lambda name: spread[name][0] - spread[name][1])
-    text = (
-        f"With the curriculum {sum(value > 0 for value in gains.values())} of the {len(models)} models are higher and "
-        f"{sum(value < 0 for value in gains.values())} lower, between {gains[best]:+.2f} (`{best}`) and "
-        f"{gains[worst]:+.2f} (`{worst}`) points of weighted F1. {sum(entry.shown for entry in own.values())} of these "
-        f"differences are shown; the smallest p after Holm's correction for all pairs of the table is "
-        f"{min(entry.p_holm for entry in own.values()):.2f}. At the utterances at which a speaker's emotion shifts, "
-        f"{sum(value > 0 for value in shift.values())} models are higher and "
-        f"{sum(value < 0 for value in shift.values())} lower. The standard deviation over the seeds grows most with "
-        f"`{wider}`: {spread[wider][0]:.2f} points with the curriculum, {spread[wider][1]:.2f} without."
-    )
-    return textwrap.wrap(text, 120, break_on_hyphens=False)
-
-
 def result_subsets(preset: str, metric: str) -> list[str]:
     """A line a model, a column a subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
     from ercfusion.tables.render import markdown_table, metric_name, spread
@@ -135,9 +105,6 @@ register("main scores", "README.md", partial(result_scores, "meld"), "meld")
 register("main notes", "README.md", partial(result_notes, "meld"), "meld")
 register("main verdicts", "README.md", partial(result_verdicts, "meld"), "meld")
 register("main shares", "README.md", partial(result_shares, "meld"), "meld")
-register("scores meld-curriculum", "docs/curricula.md", partial(result_scores, "meld-curriculum"), "meld-curriculum")
-register("notes meld-curriculum", "docs/curricula.md", partial(result_notes, "meld-curriculum"), "meld-curriculum")
-register("curriculum effect", "docs/curricula.md", result_curriculum, "meld-curriculum")
 for _preset, _metrics in (
     ("mosi-fusion", ("accuracy", "weighted_f1")),
     ("mosi-fusion-score", ("mae", "pearson", "acc7")),
