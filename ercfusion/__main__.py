@@ -12,13 +12,13 @@ from ercfusion.config.overrides import shown
 from ercfusion.grammar import Command, columns
 
 NAMES = ("train", "evaluate", "sweep", "compare", "reproduce", "verify", "extract", "doctor", "completion")
-"""The commands, each the module of its name, with a ``COMMAND`` and a ``main``."""
+"""The commands; each is a module with a ``COMMAND`` and a ``main``."""
 
 
 def declared(name: str) -> Command:
-    """What a command declares."""
-    found: Command = importlib.import_module(f"ercfusion.{name}").COMMAND
-    return found
+    """The declaration of a command."""
+    command: Command = importlib.import_module(f"ercfusion.{name}").COMMAND
+    return command
 
 
 def overview() -> str:
@@ -26,21 +26,22 @@ def overview() -> str:
     table = columns([(name, declared(name).about) for name in NAMES])
     return (
         "Emotion recognition in conversation from text, audio and visual features.\n\n"
-        f"usage: ercfusion COMMAND [argument ...] [key=value ...] [--flag ...]\n\ncommands\n{table}\n\n"
-        "ercfusion COMMAND --help shows what a command takes.\n"
+        f"usage: ercfusion COMMAND [argument ...] [key=value ...] [--flag ...]\n\nCommands:\n{table}\n\n"
+        "Start with: ercfusion train\n"
+        "ercfusion COMMAND --help lists examples, keys and flags of a command.\n"
     )
 
 
 def main(argv: list[str]) -> int:
-    """Run the command that the first argument names; list the commands if there is none."""
+    """Run the command in the first argument, or list the commands."""
     if not argv or argv[0] in ("--help", "-h"):
         print(overview(), end="")
         return 0 if argv else 2
     name, *rest = argv
     if name not in NAMES:
         raise ConfigError(f"no command {shown(name)}. {did_you_mean(name, NAMES)}")
-    entry: Callable[[Sequence[str]], int] = importlib.import_module(f"ercfusion.{name}").main
-    return entry(rest)
+    run: Callable[[Sequence[str]], int] = importlib.import_module(f"ercfusion.{name}").main
+    return run(rest)
 
 
 def console() -> int:

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.compare``: two or more runs side by side, with tests of their differences."""
+"""``python -m ercfusion.compare``: compare two or more runs, with tests of their differences."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ercfusion.tables.preset import Row, TablePreset
 
 COMMAND = Command(
     "compare",
-    "Compare runs: scores with intervals, paired tests, F1 by class, and the settings in which they differ",
+    "Compare runs: scores with intervals, paired tests, F1 by class, different settings",
     (
         ("outputs/train/concat-demo/A outputs/train/cogmen-demo/B", "two runs"),
-        ("outputs/train/concat-meld outputs/train/cogmen-meld", "all runs below the folders"),
-        ("RUN experiments/meld/records/cogmen.json", "a run with recorded ones"),
+        ("outputs/train/concat-meld outputs/train/cogmen-meld", "all runs in two folders"),
+        ("RUN experiments/meld/records/cogmen.json", "a run with recorded runs"),
     ),
     positional=(Positional("RUN", most=None),),
     keys=(
-        Key("metric", "compare by this score (default: the one that chose the checkpoints)"),
-        Key("task", "of runs with several tasks, the one to compare (default: the one that chose the checkpoints)"),
+        Key("metric", "score to compare (default: the one that selected the checkpoints)"),
+        Key("task", "task to compare, for runs with several (default: the first)"),
     ),
     flags=(Flag("markdown", "print Markdown tables"),),
     details="""
-A RUN is a run folder, a folder with run folders below it, or an archive of records. Runs that differ in nothing but the
-seed are taken together. All must have been tested on the same data.
+A RUN is a run folder, a folder with run folders, or an archive of records. Runs that differ only in the seed are one
+group. All runs must have the same test data.
 """,
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, _act)
 
 
@@ -47,11 +47,11 @@ def _act(typed: Typed) -> int:
 def comparison_text(
     paths: Sequence[str], metric: str | None = None, task: str | None = None, *, markdown: bool = False
 ) -> str:
-    """What the command prints.
+    """The output of the command.
 
     Raises:
-        RunError: a path holds no finished run, there is only one run, or the runs cannot be compared.
-        ConfigError: the task has no such metric.
+        RunError: A path without a finished run, fewer than two runs, or runs on different data.
+        ConfigError: The task has no such metric.
     """
     from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
@@ -63,10 +63,10 @@ def comparison_text(
 
     records = [task_record(record, task) for record in read_records(paths)]
     groups = group_records(records)
-    if len(groups) == 1:  # nothing but seeds: then these are what the user wants to see
+    if len(groups) == 1:  # only seeds differ: compare the seeds
         groups = [Group(f"seed {record['seed']}", (record,)) for record in groups[0].records]
     if len(groups) < 2:
-        raise RunError("one run cannot be compared: name two or more, or a folder that holds several")
+        raise RunError("one run cannot be compared. Give two or more, or a folder with several.")
     check_comparable(groups)
     metric = metric or groups[0].metric
     check_metric(groups[0].task, metric)
@@ -86,12 +86,12 @@ def comparison_text(
         tuning_note(table),
         show(class_cells(table)) if class_cells(table) else "",
         show(comparison_cells(table)) if comparison_cells(table) else "",
-        "shown: p (Holm) below 0.05 and an interval, over other seeds and conversations, that leaves out 0",
+        "shown: p (Holm) below 0.05 and an interval (over seeds and conversations) without 0",
         monte_carlo_note(table.comparisons) if table.comparisons else "",
         *_what_differs(groups, show),
     ]
     if any(len(group.seeds) == 1 for group in groups):
-        parts.append("A model with one run says nothing about other seeds: train more with -m seed=0,1,2,3,4.")
+        parts.append("One run says nothing about other seeds: train more with -m seed=0,1,2,3,4.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -102,7 +102,7 @@ def _with_runs(cells: list[list[str]], groups: Sequence[Any]) -> list[list[str]]
 
 
 def _typed(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was typed for a run; nothing is known of archived ones."""
+    """The arguments of a run; archives do not contain them."""
     return tuple(record.get("command", {}).get("overrides", ()))
 
 
@@ -115,21 +115,21 @@ def _what_differs(groups: Sequence[Any], show: Any) -> list[str]:
         ("data", data_of),
         ("environment", environment_of),
     ):
-        entries: list[Mapping[str, Any]] = [of(group.records[0]) for group in groups]
+        values: list[Mapping[str, Any]] = [of(group.records[0]) for group in groups]
         keys = [
             key
-            for key in dict.fromkeys(key for entry in entries for key in entry)
-            if any(entry.get(key) != entries[0].get(key) for entry in entries)
+            for key in dict.fromkeys(key for one in values for key in one)
+            if any(one.get(key) != values[0].get(key) for one in values)
         ]
         if keys:
             rows = [[title, *(group.name for group in groups)]]
-            rows += [[key, *(_cell(entry, key) for entry in entries)] for key in keys]
+            rows += [[key, *(_cell(one, key) for one in values)] for key in keys]
             parts.append(show(rows))
     return parts
 
 
-def _cell(entry: Mapping[str, Any], key: str) -> str:
-    return str(entry[key])[:40] if key in entry else "-"
+def _cell(values: Mapping[str, Any], key: str) -> str:
+    return str(values[key])[:40] if key in values else "-"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``ercfusion completion SHELL``: what a shell needs to complete commands, keys, values and flags.
+"""``ercfusion completion SHELL``: completion of commands, keys, values and flags.
 
-The script asks this program for what may follow (``ercfusion completion candidates WORD ...``), so that it knows every
-command, setting and preset of the version that runs.
+The script calls ``ercfusion completion candidates WORD ...``, so that it knows the commands, settings and presets of
+the installed version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ercfusion() {
     read -r -a words <<< "$line"
     [[ "$line" == *[[:space:]] ]] && words+=("")
     current="${words[${#words[@]}-1]}"
-    # Bash takes what follows the last of its word breaks for the word that is completed.
+    # Bash completes only the part after the last word break.
     [[ "$COMP_WORDBREAKS" == *=* ]] && prefix="${current%"${current##*[=:]}"}"
     COMPREPLY=()
     while IFS= read -r reply; do
@@ -41,9 +41,9 @@ ZSH = """\
 #compdef ercfusion
 _ercfusion() {
     local reply
-    local -a found unfinished complete
-    found=("${(@f)$("${words[1]}" completion candidates "${(@)words[2,CURRENT]}" 2> /dev/null)}")
-    for reply in "${found[@]}"; do
+    local -a replies unfinished complete
+    replies=("${(@f)$("${words[1]}" completion candidates "${(@)words[2,CURRENT]}" 2> /dev/null)}")
+    for reply in "${replies[@]}"; do
         if [[ "$reply" == *[=./] ]]; then unfinished+=("$reply"); elif [[ -n "$reply" ]]; then complete+=("$reply"); fi
     done
     (( ${#unfinished} )) && compadd -Q -S '' -a unfinished
@@ -57,14 +57,17 @@ ASK = "candidates"
 
 COMMAND = Command(
     "completion",
-    "Print the completion script of a shell: commands, keys, values and flags",
-    (("bash", "for ~/.bashrc: source <(ercfusion completion bash)"), ("zsh", "for ~/.zshrc, after compinit")),
+    "Print a script with which a shell completes commands, keys, values and flags",
+    (
+        ("bash", "write in ~/.bashrc: source <(ercfusion completion bash)"),
+        ("zsh", "write in ~/.zshrc, after compinit: source <(ercfusion completion zsh)"),
+    ),
     positional=(Positional("SHELL", choices=tuple(SHELLS)),),
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     if argv[:1] == [ASK]:
         for word in candidates(argv[1:]):
             print(word)
@@ -78,10 +81,10 @@ def _act(typed: Typed) -> int:
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last word may become.
+    """Completions of the last word.
 
     Args:
-        words: Those after ``ercfusion``, the last one (perhaps empty) as far as it is typed.
+        words: The words after ``ercfusion``; the last one is incomplete and may be empty.
     """
     *typed, current = words or [""]
     if not typed:
@@ -95,9 +98,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     name, equals, text = current.partition("=")
     if not equals:
         choices = [choice for argument in command.positional for choice in argument.choices]
-        found = [*choices, *(f"{key.stem}=" if key.stem == key.name else key.stem for key in command.all_keys)]
-        found += _settings(command, rest, current)
-        return [*_beginning(found, current), *(_files(current) if command.positional and not choices else [])]
+        results = [*choices, *(f"{key.stem}=" if key.stem == key.name else key.stem for key in command.all_keys)]
+        results += _settings(command, rest, current)
+        return [*_beginning(results, current), *(_files(current) if command.positional and not choices else [])]
     for key in command.all_keys:
         if key.names(name):
             values = key.known()
@@ -107,7 +110,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     composer = _composer(command, rest)
     groups = composer.groups()
     if name in groups:
-        before, comma, last = text.rpartition(",")  # several of them, with --multirun
+        before, comma, last = text.rpartition(",")  # several values, with --multirun
         return _values(name, [before + comma + choice for choice in _beginning(groups[name], last)], text)
     if is_path(name):
         return _values(name, _files(text), text)
@@ -129,33 +132,33 @@ def _composer(command: Command, typed: Sequence[str]) -> Composer:
 
 
 def _composed(command: Command, typed: Sequence[str]) -> dict[str, Any]:
-    """All settings by dotted key, under the groups that were chosen so far."""
+    """All settings by dotted key, with the groups chosen so far."""
     composer = _composer(command, typed)
     groups = composer.groups()
     chosen = [part for word in typed if word.partition("=")[0] in groups for part in expand_protocol(word)]
     try:
         return flatten(composer.compose(chosen))
-    except ErcfusionError:  # several values, or a slip: the defaults still tell the names
+    except ErcfusionError:  # several values, or an error: use the default groups
         return flatten(composer.compose([]))
 
 
 def _settings(command: Command, typed: Sequence[str], current: str) -> list[str]:
-    """The settings one level below what is typed: ``model.`` after ``mod``, ``model.dropout=`` after ``model.dr``."""
+    """Settings one level below the typed text: ``model.`` after ``mod``, ``model.dropout=`` after ``model.dr``."""
     if command.config is None:
         return []
-    depth, found = current.count("."), []
+    depth, results = current.count("."), []
     groups = _composer(command, typed).groups()
     if not depth:
-        found += [f"{name}=" for name in groups if command.takes(name)]
+        results += [f"{name}=" for name in groups if command.takes(name)]
     flat = _composed(command, typed)
     for key, value in flat.items():
         if key.count(".") == depth and command.takes(key) and not key.startswith("preset"):
-            found.append(f"{key}." if isinstance(value, dict) else f"{key}=")
-    return found
+            results.append(f"{key}." if isinstance(value, dict) else f"{key}=")
+    return results
 
 
 def _files(text: str) -> list[str]:
-    """Files and folders that begin with what is typed; folders end with a slash."""
+    """Files and folders beginning with the typed text; folders end with a slash."""
     folder, name = os.path.split(text)
     place = os.path.expanduser(folder) or "."
     try:

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.doctor``: is everything as it should be, before training starts?"""
+"""``python -m ercfusion.doctor``: check the installation, a corpus and its features."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "doctor",
-    "Look over the installation, and over a corpus and its features, before training starts",
+    "Check the installation, or a corpus and its features, before training",
     (
-        ("", "what is installed, and where corpora are looked for"),
-        ("data=meld data.raw=DIR", "counts, labels, speakers, shifts, oddities of the release"),
-        ("data=mosi data.raw=DIR", "also the features that come with a corpus"),
-        ("data=meld data.raw=DIR data.packs.audio=PACK", "also a feature pack"),
-        ("data=custom data.raw=DIR", "also recordings: absent, empty, equal, too long for their words"),
+        ("", "installed packages, GPU, folders of corpora and packs"),
+        ("data=meld data.raw=DIR", "splits, labels, speakers and known errors of a corpus"),
+        ("data=mosi data.raw=DIR", "a corpus with features of its own: these too"),
+        ("data=meld data.raw=DIR data.packs.audio=PACK", "a feature pack too"),
+        ("data=custom data.raw=DIR", "your own corpus, with its recordings"),
     ),
     usage=("[data=NAME] [data.key=value ...]",),
     config="train",
@@ -36,12 +36,11 @@ COMMAND = Command(
     groups=("data",),
     bare=True,
     details="""
-Settings are those of the group data of the command train. Text features are not built for a look; give a pack with
-data.packs.text=DIR to have it checked. Of recordings only names, sizes and headers are read (and the content of files
-of equal size).
+Corpus settings are those of train: data.KEY=VALUE. Text features are checked only in a pack: data.packs.text=DIR. Of
+recordings, names, sizes and headers are read, and the content of files of equal size.
 """,
     notes="""
-Exit status: 0, or 1 if a fault was found.
+Exit status: 1 if there is a FAULT, else 0.
 """,
 )
 
@@ -59,7 +58,7 @@ MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, _act)
 
 
@@ -73,7 +72,7 @@ def _act(typed: Typed) -> int:
 
 
 def installation() -> str:
-    """Versions, extras, devices and raw folders, as text."""
+    """Versions, extras, devices and corpus folders, as text."""
     import os
 
     import torch
@@ -84,7 +83,7 @@ def installation() -> str:
 
     here = environment()
     lines = [f"ercfusion {here['ercfusion']}, Python {here['python']}, {here['system']}, {here['cpus']} processors"]
-    lines.append(f"processor: {here['processor']}, instructions that torch uses: {here['instructions']}")
+    lines.append(f"processor: {here['processor']}, torch instructions: {here['instructions']}")
     lines += [f"  {name} {number}" for name, number in here["versions"].items()]
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     lines += [f"GPU: {gpu}", "extras"]
@@ -93,7 +92,7 @@ def installation() -> str:
         lines.append(f"  {extra:<8}" + (f"not installed: pip install 'ercfusion[{extra}]'" if absent else "installed"))
     lines.append(f"corpora (ERCFUSION_DATA={os.environ.get('ERCFUSION_DATA', 'not set')})")
     for name in CORPORA:
-        # The card of the class: that of a corpus of one's own would be read from its folder.
+        # The card of the class, because the corpus custom reads its card from its folder.
         if not corpus_class(name).card.layout:
             lines.append(f"  {name:<14}needs no files")
             continue
@@ -104,7 +103,7 @@ def installation() -> str:
     try:
         packs = str(default_pack_folder("CORPUS", "RECIPE", settings={}, fingerprint="").parent.parent)
     except ErcfusionError as error:
-        packs = f"no place for them ({error})"
+        packs = f"no folder ({error})"
     lines.append(f"feature packs: {packs}")
     return "\n".join(lines)
 
@@ -131,13 +130,14 @@ def examine(settings: Data) -> int:
     remarks: list[Finding] = []
     splits = corpus.conversations(protocol) if settings.packs else {}
     for name, place in settings.packs.items():
-        # As in training, a pack that is given replaces what the corpus has.
+        # As in training, a pack replaces the corpus's own features.
         folder = pack_folder(corpus, splits, name, place)
         tables[name] = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints(), verify="full")
         if tables[name].modality != name:
-            raise ConfigError(f"data.packs.{name}: {place} holds the modality {tables[name].modality!r}")
-        found, text = known_labels(tables[name], corpus, protocol, splits)
-        if found:
+            own = tables[name].modality
+            raise ConfigError(f"data.packs.{name}: {place} has the modality {own!r}. Use data.packs.{own}=")
+        leak, text = known_labels(tables[name], corpus, protocol, splits)
+        if leak:
             remarks.append(Finding("fault", f"pack {name}", text))
     names: dict[str, list[str]] = {}
     for table in tables.values():
@@ -151,9 +151,7 @@ def examine(settings: Data) -> int:
                 names[table.modality] = manifest["dimensions"]
     read = splits or corpus.conversations(protocol)
     if (bound := bound_protocol(corpus, protocol, read)) is not protocol:
-        text = (
-            f"not the release's files: runs are recorded under {bound.id}, which tables do not mix with {protocol.id}"
-        )
+        text = f"files differ from the release: runs are recorded as {bound.id}, separate from {protocol.id} in tables"
         remarks.append(Finding("note", "protocol", text))
     findings = remarks + check_corpus(corpus, protocol, list(tables.values()), names=names)
     topic = ""
@@ -169,20 +167,20 @@ def examine(settings: Data) -> int:
 
 
 def pack_remarks(manifest: Mapping[str, Any]) -> list[Finding]:
-    """What was noted when a pack was made: turns without features, and questionable ones, by reason."""
+    """Turns without features and questionable turns of a pack, by reason."""
     from ercfusion.data.corpus import Finding
 
-    found = []
+    findings = []
     for name, what in (("missing", "had no features"), ("notes", "are questionable")):
         reasons: dict[str, list[str]] = {}
-        for entry in manifest.get(name, []):
-            # Numbers in a reason (a duration) differ from clip to clip.
-            kind = re.sub(r"\d+(\.\d+)?", "...", entry["reason"])
-            reasons.setdefault(kind, []).append(f"{entry['conversation']}/{entry['turn']}")
+        for remark in manifest.get(name, []):
+            # Numbers in a reason, such as a duration, differ between clips.
+            kind = re.sub(r"\d+(\.\d+)?", "...", remark["reason"])
+            reasons.setdefault(kind, []).append(f"{remark['conversation']}/{remark['turn']}")
         for kind, turns in sorted(reasons.items(), key=lambda item: -len(item[1])):
             text = f"{len(turns)} utterances {what} when the pack was made: {kind} (first: {turns[0]})"
-            found.append(Finding("note", f"pack {manifest['modality']}", text))
-    return found
+            findings.append(Finding("note", f"pack {manifest['modality']}", text))
+    return findings
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.evaluate RUN``: score a finished run again, on any split."""
+"""``python -m ercfusion.evaluate RUN``: score a finished run on a split."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "evaluate",
-    "Score a finished run again, on any split, and write its predictions",
+    "Score a finished run on any split and write its predictions",
     (
         ("outputs/train/cogmen-meld/20260101-120000-seed0", "the test split"),
         ("RUN split=dev", "another split"),
-        ("RUN data.raw=DIR", "the corpus has moved since"),
-        ("RUN hide=audio,visual", "what is left without sound and faces"),
-        ("RUN --optimism", "dev-selected against test-selected (a diagnostic)"),
-        ("RUN imports=my_models", "a run whose settings name modules of your own"),
+        ("RUN data.raw=DIR", "the corpus is in another folder now"),
+        ("RUN hide=audio,visual", "score with text only"),
+        ("RUN --optimism", "measure the effect of selecting on test"),
+        ("RUN imports=my_models", "a run that uses your modules"),
     ),
     positional=(Positional("RUN"),),
     keys=(
-        Key("split", "the split to score", default="test", choices=("train", "dev", "test")),
-        Key("data.raw", "raw folder of the corpus, if it has moved", "path"),
-        Key("data.packs.MODALITY", "feature pack of a modality, likewise", "path"),
-        Key("hide", "modalities that every utterance lacks; their features are not read", "names"),
+        Key("split", "split to score: train, dev or test", default="test", choices=("train", "dev", "test")),
+        Key("data.raw", "folder of the corpus files, if it has moved", "path"),
+        Key("data.packs.MODALITY", "feature pack of a modality, if it has moved", "path"),
+        Key("hide", "modalities to hide in every utterance", "names"),
     ),
     flags=(
         Flag(
             "optimism",
-            "score every epoch on test and say how much choosing on test would flatter; never a result (the run must "
-            "have been trained with training.keep_every_epoch=true)",
+            "score every epoch on test: by how much would selecting on test raise the score? Not a result. Needs a "
+            "run with training.keep_every_epoch=true",
         ),
     ),
     notes="""
-A run whose settings name modules needs them in imports=: importing runs their code, so a command must name them.
-Writes RUN/evaluation/SPLIT.json (scores) and RUN/evaluation/SPLIT.parquet (predictions); with hide=audio these are
-SPLIT-without-audio.json and SPLIT-without-audio.parquet. A split without labels has predictions only.
+Writes RUN/evaluation/SPLIT.json (scores) and SPLIT.parquet (predictions); with hide=audio SPLIT-without-audio.json and
+.parquet. A split without labels has predictions only. If the run uses your modules, add them with imports=, because
+importing runs their code.
 """,
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, evaluate)
 
 
 def evaluate(typed: Typed) -> int:
-    """Score a run as the command line says; returns the exit status."""
+    """Score a run; returns the exit status."""
     from ercfusion.data.corpora import open_corpus
     from ercfusion.features.loading import load_data
     from ercfusion.records.optimism import measure_optimism, optimism_text
@@ -77,13 +77,13 @@ def evaluate(typed: Typed) -> int:
     split, optimism = typed.keys.get("split", "test"), "optimism" in typed.flags
     hidden = hidden_modalities(typed.keys.get("hide", []), record)
     if hidden and optimism:
-        raise ConfigError("--optimism looks at the epochs of the run as they were: leave out hide=")
+        raise ConfigError("--optimism scores the run unchanged. Remove hide=, or --optimism.")
     settings = _with_paths(section_from("data", record["config"]["data"]), typed)
-    # Before anything is loaded: text features of another version would be built for nothing.
+    # Before text features are computed for another version of the corpus.
     _check_same_data(record, open_corpus(settings.name, settings.raw, **settings.options))
     if hidden:
-        seen = (entry["modality"] for entry in record["features"] if entry["modality"] not in hidden)
-        settings = replace(settings, modalities=tuple(seen))
+        visible = (one["modality"] for one in record["features"] if one["modality"] not in hidden)
+        settings = replace(settings, modalities=tuple(visible))
     data = load_data(settings, refuse_changed=False)
     data.tables = with_hidden(data.tables, hidden, record)
     store = data.store(split)
@@ -96,35 +96,35 @@ def evaluate(typed: Typed) -> int:
     without = f", without {', '.join(hidden)}" if hidden else ""
     for task, predictions in recognizer.predict_all(store).items():
         check_finite(predictions, split)
-        found, own = rounded_scores(predictions), task_record(record, task)
-        apart = [] if task == recognizer.task.name else [task]
-        name = "-".join([split, *(["without", *hidden] if hidden else []), *apart])
+        scores, own = rounded_scores(predictions), task_record(record, task)
+        suffix = [] if task == recognizer.task.name else [task]
+        name = "-".join([split, *(["without", *hidden] if hidden else []), *suffix])
         write_predictions(target / f"{name}.parquet", {split: predictions})
         with atomic_write(target / f"{name}.json") as stream:
-            report = {"split": split, "protocol": own["protocol"], "hidden": hidden, "metrics": found}
+            report = {"split": split, "protocol": own["protocol"], "hidden": hidden, "metrics": scores}
             stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
         print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{without}")
-        print(_comparison(found, own, split, hidden))
+        print(_comparison(scores, own, split, hidden))
         print(target / f"{name}.parquet")
     return 0
 
 
-def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> str:
-    """The scores, and how they are to those of the record."""
-    if not found:
-        return "  the split has no labels: no scores, predictions only"
+def _comparison(scores: Mapping[str, float], record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> str:
+    """The scores, compared with the record."""
+    if not scores:
+        return "  no labels in this split: predictions only"
     recorded = record["metrics"].get(split, {})
     if hidden and recorded:
         lines = [f"  {'':<28}{'hidden':>8}{'recorded':>10}"]
         lines += [
             f"  {name:<28}{value:>8.4f}" + (f"{recorded[name]:>10.4f}" if name in recorded else "")
-            for name, value in found.items()
+            for name, value in scores.items()
         ]
         return "\n".join(lines)
-    lines = [f"  {name:<28}{value:.4f}" for name, value in found.items()]
+    lines = [f"  {name:<28}{value:.4f}" for name, value in scores.items()]
     if recorded:
-        common = [name for name in recorded if name in found]
-        worst = max((abs(found[name] - recorded[name]) for name in common), default=0.0)
+        common = [name for name in recorded if name in scores]
+        worst = max((abs(scores[name] - recorded[name]) for name in common), default=0.0)
         lines.append(
             "equal to the run's record" if worst < 1e-5 else f"differs from the run's record by up to {worst:.2g}"
         )
@@ -132,35 +132,35 @@ def _comparison(found: Mapping[str, float], record: Mapping[str, Any], split: st
 
 
 def hidden_modalities(names: Sequence[str], record: Mapping[str, Any]) -> list[str]:
-    """The modalities named by ``hide=``, in the order of the model.
+    """The modalities in ``hide=``, in the order of the model.
 
     Raises:
-        ConfigError: the run has no such modality, or none would be left.
+        ConfigError: The run lacks a modality, or none would remain.
     """
-    known = [entry["modality"] for entry in record["features"]]
+    known = [one["modality"] for one in record["features"]]
     for name in names:
         if name not in known:
             raise ConfigError(f"hide: the run has no modality {name!r}. {did_you_mean(name, known)}")
     if set(names) == set(known):
-        raise ConfigError(f"hide={','.join(names)} leaves no modality: the run has {', '.join(known)}")
+        raise ConfigError(f"hide={','.join(names)} leaves no modality of {', '.join(known)}. Keep at least one.")
     return [name for name in known if name in names]
 
 
 def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[str, Any]) -> list[Any]:
-    """The feature tables in the order of the run, those of ``hidden`` without any turn."""
+    """The feature tables in the order of the run; those of ``hidden`` are empty."""
     import numpy as np
 
     from ercfusion.data.features import FeatureTable
 
     loaded = {table.modality: table for table in tables}
     result = []
-    for entry in record["features"]:
-        name = entry["modality"]
+    for feature in record["features"]:
+        name = feature["modality"]
         if name not in hidden:
             result.append(loaded[name])
             continue
-        offsets = np.zeros(1, dtype=np.int64) if entry["level"] == "sequence" else None
-        result.append(FeatureTable(name, [], np.zeros((0, entry["width"]), dtype=np.float32), offsets))
+        offsets = np.zeros(1, dtype=np.int64) if feature["level"] == "sequence" else None
+        result.append(FeatureTable(name, [], np.zeros((0, feature["width"]), dtype=np.float32), offsets))
     return result
 
 
@@ -170,11 +170,11 @@ def _with_paths(data: Data, typed: Typed) -> Data:
 
 
 def _check_same_data(record: Mapping[str, Any], corpus: Corpus) -> None:
-    found, recorded = corpus.fingerprint(), record["corpus"]["fingerprint"]
-    if found != recorded:
+    current, recorded = corpus.fingerprint(), record["corpus"]["fingerprint"]
+    if current != recorded:
         raise RunError(
-            f"the run was trained on another version of {record['corpus']['name']} (fingerprint {recorded[:12]}; the "
-            f"files now give {found[:12]}): its scores could not be compared"
+            f"the run was trained on another version of {record['corpus']['name']} (fingerprint {recorded[:12]}, the "
+            f"files now have {current[:12]}). Use the files of that version: data.raw=DIR"
         )
 
 

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.extract``: features from recordings and texts, and from the feature files that circulate."""
+"""``python -m ercfusion.extract``: features from recordings and texts, and from published feature files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def _layouts() -> list[str]:
 
 COMMAND = Command(
     "extract",
-    "Make a feature pack: the vectors of one modality for every utterance of a corpus",
+    "Compute a feature pack: the vectors of one modality for all utterances of a corpus",
     (
         ("data=emodb features=egemaps data.raw=DIR", "88 acoustic functionals per recording"),
         ("data=meld features=compare data.raw=DIR workers=8", "from the sound tracks of MELD's clips"),
-        ("data=meld features=roberta-cls data.raw=DIR", "text vectors from the model hub"),
-        ("data=custom features=egemaps data.raw=MY_CORPUS", "a corpus of your own"),
-        ("data=emodb features=egemaps features.feature_set=IS10 data.raw=DIR", "a setting of the recipe"),
-        ("import=IEMOCAP_features_raw.pkl layout=dialoguernn-iemocap out=iemocap", "a pickle that circulates"),
-        ("--list", "all recipes and layouts"),
+        ("data=meld features=roberta-cls data.raw=DIR", "text vectors, with a model from the hub"),
+        ("data=custom features=egemaps data.raw=MY_CORPUS", "your own corpus"),
+        ("data=emodb features=egemaps features.feature_set=IS10 data.raw=DIR", "change a setting of the recipe"),
+        ("import=IEMOCAP_features_raw.pkl layout=dialoguernn-iemocap out=iemocap", "import a published pickle"),
+        ("--list", "list recipes and layouts"),
     ),
     usage=(
         "data=NAME features=RECIPE [data.raw=DIR] [out=PACK] [key=value ...] [flags]",
@@ -50,50 +50,45 @@ COMMAND = Command(
     keys=(
         Key(
             "features",
-            "a recipe by name, or the path of a YAML file of your own",
+            "recipe: a name from --list, or your own YAML file",
             choices=_recipes,
             free=True,
             value="RECIPE",
         ),
-        Key("features.KEY", "change a setting of the recipe", value="VALUE"),
-        Key("out", "the pack's folder", "path"),
-        Key("workers", "processes (default: one per core); the values do not depend on it", "whole"),
+        Key("features.KEY", "a setting of the recipe", value="VALUE"),
+        Key("out", "folder of the pack (default: in the cache, by recipe)", "path"),
+        Key("workers", "parallel processes (default: one per core); no effect on the values", "whole"),
         Key(
             "executor",
-            "local: processes here; dask: a dask.distributed cluster",
+            "local: processes on this machine; dask: a dask.distributed cluster",
             default="local",
             choices=("local", "dask"),
         ),
-        Key("executor.address", "the scheduler of the cluster (default: a cluster of local processes)", value="URL"),
-        Key("import", "read a feature pickle of another project; nothing in it can run", "file"),
-        Key("layout", "how the pickle is laid out", choices=_layouts, free=True),
+        Key("executor.address", "scheduler of the cluster (default: a local cluster)", value="URL"),
+        Key("import", "feature pickle of another project; its code is never run", "file"),
+        Key("layout", "layout of the pickle, from --list", choices=_layouts, free=True),
     ),
     flags=(
-        Flag("fresh", "begin again, and replace a pack that exists"),
-        Flag(
-            "retry",
-            "try again what is missing in a pack that exists, and compare the content of all its recordings instead of "
-            "size and time",
-        ),
-        Flag("strict", "stop at the first recording that gives nothing"),
-        Flag("list", "recipes and layouts, one per line"),
+        Flag("fresh", "start again, replacing an existing pack"),
+        Flag("retry", "retry missing recordings of an existing pack, and compare recordings by content"),
+        Flag("strict", "stop at the first recording without features"),
+        Flag("list", "list recipes and layouts"),
     ),
     config="train",
     sections=("data",),
     groups=("data",),
     details="""
-Without out=, a pack is where training finds it by the recipe's name: data.packs.audio=egemaps. An extraction that is
-stopped, by Ctrl-C or otherwise, goes on with the same command; nothing is done twice. A recording that cannot be read
-is recorded in the pack as missing, with the reason. If a pack exists, recordings that have changed since it was made
-are extracted again. The corpus is data=NAME with settings data.KEY=VALUE, as in train.
+Train with the pack by the recipe's name: data.packs.audio=egemaps (or data.packs.audio=DIR after out=DIR). After an
+interruption, repeat the command: it continues. An unreadable recording is listed as missing in the pack, with the
+reason. If a pack exists, only changed recordings are extracted. Corpus settings are those of train: data.KEY=VALUE.
 """,
 )
 
-_FOLDERS = ("folder", "encoder")  # settings of recipes that name a place, taken letter by letter
+_FOLDERS = ("folder", "encoder")  # settings of recipes with a path, used verbatim
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, _act)
 
 
@@ -105,12 +100,12 @@ def _act(typed: Typed) -> int:
 
 
 def changes_of(typed: Typed) -> dict[str, Any]:
-    """What the command line changes in the recipe."""
+    """Recipe settings on the command line."""
     return {key: _value(f"features.{key}", text) for key, text in typed.below("features.").items()}
 
 
 def extract(typed: Typed) -> int:
-    """Make one pack, and print its folder; returns the exit status."""
+    """Create a pack and print its folder; returns the exit status."""
     from ercfusion.data.pack import read_manifest
     from ercfusion.features.extraction import extract_pack
     from ercfusion.features.loading import pack_folder
@@ -118,11 +113,11 @@ def extract(typed: Typed) -> int:
 
     keys = typed.keys
     if not any(argument.startswith("data=") for argument in typed.settings):
-        raise ConfigError("data=NAME is missing (see --help)")
+        raise ConfigError("data=NAME is missing. Add it, for example data=meld.")
     if "features" not in keys:
-        raise ConfigError("features=NAME is missing (see --help)")
+        raise ConfigError("features=NAME is missing. Choose a recipe from --list.")
     if "layout" in keys:
-        raise ConfigError("layout= goes with import=FILE")
+        raise ConfigError("layout= goes with import=FILE. Remove one, or add the other.")
     corpus, protocol = _corpus(typed)
     changes = changes_of(typed)
     recipe = read_recipe(keys["features"]).with_settings(changes)
@@ -140,18 +135,18 @@ def extract(typed: Typed) -> int:
             strict="strict" in typed.flags,
         )
     except KeyboardInterrupt:
-        print("interrupted; go on with the same command", file=sys.stderr)
+        print("interrupted. Repeat the command to continue.", file=sys.stderr)
         return 130
     for line in report(made, recipe.name):
         print(line, file=sys.stderr)
     modality = read_manifest(made.folder)["modality"]
-    # The name of a recipe means its own settings, at their default place; everything else is named by its folder.
+    # A recipe's name means a pack with its default settings in the default folder; other packs need their folder.
     named = "out" not in keys and not changes and keys["features"] in recipe_names()
     if named:
         try:
-            found = pack_folder(corpus, corpus.conversations(protocol), modality, keys["features"])
-            named = Path(found).resolve() == made.folder.resolve()
-        except PackError:  # there are several, or training does not look there
+            default = pack_folder(corpus, corpus.conversations(protocol), modality, keys["features"])
+            named = Path(default).resolve() == made.folder.resolve()
+        except PackError:  # several packs, or not in the default folder
             named = False
     place = keys["features"] if named else str(made.folder)
     words = [*typed.common(), *typed.settings]
@@ -162,7 +157,7 @@ def extract(typed: Typed) -> int:
 
 
 def report(made: Any, recipe: str) -> list[str]:
-    """What is said at the end: how much there is, and what is missing."""
+    """The messages at the end: the amount of features, and what is missing."""
     from ercfusion.data.pack import read_manifest
 
     manifest = read_manifest(made.folder)
@@ -179,13 +174,13 @@ def report(made: Any, recipe: str) -> list[str]:
 
 
 def import_file(typed: Typed) -> int:
-    """Read a pickle of another project, and print the folder that was made of it."""
+    """Import a pickle of another project, and print the folder of the pack."""
     from ercfusion.features.imports import import_pickle
 
     own = [key.name for key in COMMON_KEYS]
     for key in typed.keys:
         if key not in ("import", "layout", "out", *own):
-            raise ConfigError(f"{key}= does not go with import=FILE")
+            raise ConfigError(f"{key}= does not go with import=FILE. Remove it.")
     path = expanded(typed.keys["import"])
     out = expanded(typed.keys.get("out", path.stem))
     corpus, protocol = _corpus(typed) if typed.settings else (None, None)
@@ -198,7 +193,7 @@ def import_file(typed: Typed) -> int:
 
 
 def listing() -> str:
-    """Recipes and layouts, a line each."""
+    """Recipes and layouts, one per line."""
     from ercfusion.features.imports import LAYOUTS
     from ercfusion.features.recipe import read_recipe, recipe_names
 
@@ -223,7 +218,8 @@ def _value(key: str, text: str) -> Any:
         return typed_path(text)
     value, problem = parse_yaml(text)
     if problem:
-        raise ConfigError(f"{shown(f'{key}={text}')}: {problem.removeprefix(', line 1').removeprefix(': ')}")
+        problem = problem.removeprefix(", line 1").removeprefix(": ")
+        raise ConfigError(f"{shown(f'{key}={text}')}: {problem}. Correct the value.")
     return value
 
 

@@ -1,13 +1,13 @@
-"""The grammar of the commands: what may be typed, declared once per command.
+"""The grammar of the commands, declared once per command.
 
-A command line has three kinds of words, the same in every command:
+A command line has three kinds of words:
 
-- a *positional* argument names a place or a preset (``RUN``);
-- a *key* gives a value: ``name=value``, without dashes;
-- a *flag* switches something on: ``--name``, without a value.
+- a *positional* argument is a folder or a preset (``RUN``);
+- a *key* has a value: ``name=value``, without dashes;
+- a *flag* has no value: ``--name``.
 
-Every command also takes the keys ``imports=`` and ``config_dir=`` and the flag ``--help``. Parsing, messages with
-suggestions, help, shell completion and the tables of the documentation are computed from the declaration.
+Every command also has the keys ``imports=`` and ``config_dir=`` and the flag ``--help``. Parsing, messages, help, shell
+completion and the pages' tables are computed from the declaration.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion._core.registry import import_modules
 from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
+from ercfusion.config.fields import typed_text
 from ercfusion.config.overrides import LONGEST, shown, typed_path
 from ercfusion.config.reference import corpus_help, model_help
+from ercfusion.config.settings import field_of
 
 WIDTH = 118
 Choices = Sequence[str] | Callable[[], Iterable[str]]
@@ -34,13 +36,13 @@ Choices = Sequence[str] | Callable[[], Iterable[str]]
 
 def _path(key: str, text: str) -> str:
     if not text:
-        raise ConfigError(f"{key} needs a value")
+        raise ConfigError(f"{key} needs a value. Write {key}=VALUE.")
     return typed_path(text)
 
 
 def _whole(key: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1):
-        raise ConfigError(f"{key} takes a whole number of at least 1, not {shown(text)}")
+        raise ConfigError(f"{key} takes a whole number of at least 1, not {shown(text)}. Change the value.")
     return int(text)
 
 
@@ -56,7 +58,7 @@ KINDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "whole": ("N", _whole),
     "names": ("A,B", _names),
 }
-"""Kind of a key: what stands for its value in the help, and how the typed text is read."""
+"""Kind of a key: the placeholder of its value in the help, and its parser."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ class Key:
     """``name=value``.
 
     Args:
-        name: What is typed. A last part in capitals stands for any name: ``data.packs.MODALITY``.
-        about: What it means, in a line.
-        kind: An entry of :data:`KINDS`.
-        default: The value without it; ``None``: ``about`` says what happens then.
-        choices: The values that exist, or a function that lists them.
-        free: Whether other values than ``choices`` are taken, too.
-        value: What stands for the value in the help; that of the kind if empty.
+        name: As typed; a last part in capitals is a placeholder: ``data.packs.MODALITY``.
+        about: One line for the help.
+        kind: A key of :data:`KINDS`.
+        default: Default value; ``None`` if ``about`` describes it.
+        choices: Existing values, or a function that lists them.
+        free: Whether other values are allowed.
+        value: Placeholder in the help; default that of the kind.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Key:
 
     @property
     def stem(self) -> str:
-        """The part of the name that is typed as it is: ``data.packs.`` of ``data.packs.MODALITY``."""
+        """The name without the placeholder: ``data.packs.`` of ``data.packs.MODALITY``."""
         head, dot, last = self.name.rpartition(".")
         return head + dot if last.isupper() else self.name
 
@@ -94,14 +96,14 @@ class Key:
         return typed.startswith(self.stem) and len(typed) > len(self.stem)
 
     def known(self) -> list[str]:
-        """The values that exist."""
+        """The existing values."""
         return list(self.choices() if callable(self.choices) else self.choices)
 
     def read(self, typed: str, text: str) -> Any:
-        """The value.
+        """Parse a value.
 
         Raises:
-            ConfigError: it is of another kind, or none of the choices.
+            ConfigError: The value has the wrong kind or is not a choice.
         """
         if self.choices and not self.free and text not in self.known():
             raise ConfigError(f"{shown(f'{typed}={text}')}: no such value. {did_you_mean(text, self.known())}")
@@ -109,13 +111,13 @@ class Key:
 
     @property
     def sign(self) -> str:
-        """``name=value`` as the help shows it."""
+        """``name=value`` for the help."""
         return f"{self.name}={self.default or self.value or KINDS[self.kind][0]}"
 
 
 @dataclass(frozen=True)
 class Flag:
-    """``--name``; ``short`` is another, of one letter: ``-m``."""
+    """``--name``, optionally with a one-letter form such as ``-m``."""
 
     name: str
     about: str
@@ -123,22 +125,22 @@ class Flag:
 
     @property
     def sign(self) -> str:
-        """``--name, -n`` as the help shows it."""
+        """``--name, -n`` for the help."""
         return f"--{self.name}" + (f", -{self.short}" if self.short else "")
 
 
 COMMON_KEYS = (
-    Key("imports", "modules to import first: they register corpora and models of your own", "names", value="MODULE"),
-    Key("config_dir", "configuration groups of your own: DIR/model/mine.yaml makes model=mine", "path"),
+    Key("imports", "import your modules, which register models, corpora or metrics", "names", value="MODULE"),
+    Key("config_dir", "folder of your presets: DIR/model/mine.yaml is model=mine", "path"),
 )
-COMMON_FLAGS = (Flag("help", "this text", "h"),)
+COMMON_FLAGS = (Flag("help", "print this text", "h"),)
 
 
 @dataclass(frozen=True)
 class Positional:
-    """An argument without a name: what the help calls it, and the fewest and most of them (``None``: any number).
+    """An argument without a name, with the minimum and maximum number (``None``: unlimited).
 
-    ``choices``: The words that it can be; empty for a place.
+    ``choices``: Allowed words; empty for a path.
     """
 
     name: str
@@ -148,21 +150,21 @@ class Positional:
 
     @property
     def sign(self) -> str:
-        """``RUN [RUN ...]`` as the help shows it."""
+        """``RUN [RUN ...]`` for the help."""
         return " ".join([self.name] * self.least + ([f"[{self.name} ...]"] if self.most is None else []))
 
 
 @dataclass(frozen=True)
 class Typed:
-    """A command line that was understood.
+    """A parsed command line.
 
     Args:
-        words: All of it.
-        positional: The positional arguments.
-        flags: Names of the flags, without dashes.
-        keys: Values of the command's own keys that were typed.
+        words: All words.
+        positional: Positional arguments.
+        flags: Flags, without dashes.
+        keys: Values of the command's own keys.
         settings: ``key=value`` of the configuration, as typed.
-        composer: Composes configurations of the command's root, with the user's own groups.
+        composer: Composer of the command's configuration, with the user's presets.
     """
 
     words: tuple[str, ...]
@@ -173,34 +175,34 @@ class Typed:
     composer: Composer
 
     def below(self, stem: str) -> dict[str, Any]:
-        """The values of keys that begin with ``stem``, by the rest of their names."""
+        """Values of keys that begin with ``stem``, by the rest of the name."""
         return {key.removeprefix(stem): value for key, value in self.keys.items() if key.startswith(stem)}
 
     def common(self) -> list[str]:
-        """The keys that every command takes, as they were typed: for commands that messages print."""
+        """The typed keys common to all commands, for commands in messages."""
         stems = tuple(f"{key.name}=" for key in COMMON_KEYS)
         return [word for word in self.words if word.startswith(stems)]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command is called, what may be typed, and what its help says.
+    """A command: its name, grammar and help.
 
     Args:
         name: As in ``ercfusion NAME``.
-        about: What it does: one sentence, without its full stop.
-        examples: What may follow the name, as in a shell, and what it does.
-        usage: What may follow the name, one form per entry; computed if empty.
+        about: One sentence without its full stop.
+        examples: Arguments and what they do.
+        usage: Forms of the arguments; computed if empty.
         positional: Positional arguments, in order.
-        keys, flags: Those of this command only.
-        config: The root of the configuration whose settings may be typed.
-        sections: Settings of these sections only (``data``); of all, if it is empty and there is a ``config``.
-        groups: Groups of the configuration whose choices the help lists.
-        bare: Whether it does something if nothing is typed. Otherwise it shows its help.
+        keys, flags: Of this command only.
+        config: Root of the configuration whose settings may be typed, or None.
+        sections: Sections of these settings; empty for all.
+        groups: Groups whose choices the help lists.
+        bare: Whether the command runs without arguments; otherwise it prints its help.
         details: Text after the examples.
-        tables: Further tables of the help: titles and lines. A function, because they take time.
+        tables: Function returning further tables of the help (title and lines).
         notes: Text at the end.
-        advice: What the message about an unknown key adds.
+        advice: End of the message about an unknown key.
     """
 
     name: str
@@ -221,16 +223,16 @@ class Command:
 
     @property
     def all_keys(self) -> tuple[Key, ...]:
-        """The keys, with those of every command."""
+        """The keys, including those of every command."""
         return (*self.keys, *COMMON_KEYS)
 
     @property
     def all_flags(self) -> tuple[Flag, ...]:
-        """The flags, with those of every command."""
+        """The flags, including those of every command."""
         return (*self.flags, *COMMON_FLAGS)
 
     def takes(self, name: str) -> bool:
-        """Whether ``name`` is a setting of the configuration that this command reads."""
+        """Whether ``name`` is a setting read by this command."""
         if self.config is None:
             return False
         own = any(key.names(name) for key in self.all_keys)
@@ -238,10 +240,10 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Show the help (with ``model=NAME`` or ``data=NAME`` that of it) if it is asked for, else ``act``.
+        """Print the help if requested (of a model or corpus with ``model=NAME`` or ``data=NAME``), else call ``act``.
 
         Returns:
-            The status.
+            The exit status.
         """
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
@@ -258,24 +260,23 @@ class Command:
         return act(self.parse(argv))
 
     def parse(self, argv: Sequence[str]) -> Typed:
-        """Understand a command line, and import the modules that it names.
+        """Parse a command line and import its modules.
 
-        With ``resume=`` the command itself imports them, after it has compared them with those of the folder.
+        With ``resume=`` the command imports them itself, after comparing them with the folder's.
 
         Raises:
-            ConfigError: a word that the command does not have (the nearest is named), a wrong value, a module that
-                cannot be imported.
+            ConfigError: An unknown word (the message contains the nearest), a wrong value, or a failed import.
         """
         flags, positional, keys, settings = set(), [], dict[str, Any](), []
         for place, word in enumerate(argv):
             name, equals, text = word.partition("=")
             if word.startswith("-"):
                 flags.add(self._flag(word, *argv[place + 1 : place + 2]))
-            # The name of a folder may hold a "=": what exists is a path.
+            # A folder name may contain "=", so an existing path is positional.
             elif self.positional and (not equals or os.path.exists(os.path.expanduser(word))):
                 positional.append(word)
             elif not equals and not word.startswith("~"):
-                raise ConfigError(f"{shown(word)} is not of the form key=value (see --help)")
+                raise ConfigError(f"{shown(word)} is not of the form key=value. Use --help for the keys.")
             else:
                 own = next((key for key in self.all_keys if key.names(name)), None)
                 if own is not None:
@@ -289,7 +290,8 @@ class Command:
         endless = any(argument.most is None for argument in self.positional)
         if len(positional) < least or (len(positional) > least and not endless):
             wanted = " ".join(argument.sign for argument in self.positional)
-            raise ConfigError(f"{self.name} takes {wanted}, found {len(positional)}: {shown(' '.join(positional))}")
+            typed = shown(" ".join(positional))
+            raise ConfigError(f"{self.name} takes {wanted}, found {len(positional)}: {typed}. Use --help for examples.")
         for argument, word in zip(self.positional, positional, strict=False):
             if argument.choices and word not in argument.choices:
                 raise ConfigError(f"no {argument.name} {shown(word)}. {did_you_mean(word, argument.choices)}")
@@ -297,7 +299,7 @@ class Command:
             import_modules(keys.get("imports", ()))
             if names := {target: add_class(target) for target in _classes(settings)}:
                 settings = [_named(word, names) for word in settings]
-                # As if their modules had been named: the run needs them again.
+                # A resumed run needs these modules too.
                 modules = [module for name in names.values() for module in ARCHITECTURES.users_modules(name)]
                 keys["imports"] = list(dict.fromkeys([*keys.get("imports", ()), *modules]))
                 settings = [word for word in settings if not word.startswith("imports=")]
@@ -308,7 +310,7 @@ class Command:
         return Composer(self.config or "train", keys.get("config_dir"))
 
     def _flag(self, word: str, following: str = "") -> str:
-        """The name of the flag that was typed."""
+        """The name of a typed flag."""
         for flag in self.all_flags:
             if word in (f"--{flag.name}", f"-{flag.short}"):
                 return flag.name
@@ -318,19 +320,19 @@ class Command:
         key = name.lstrip("-").replace("-", "_") if name.startswith("--") else ""
         own = any(each.names(key) for each in self.all_keys)
         if equals and name in known:
-            raise ConfigError(f"{shown(word)}: a flag has no value. Write {name}, or leave it out")
+            raise ConfigError(f"{shown(word)}: a flag has no value. Write {name}, or omit it.")
         if not own and nearest(name, known, 1):
             raise ConfigError(problem + did_you_mean(name, known))
         value = text if equals else "VALUE" if following.startswith("-") or "=" in following else following
         if key and (own or value not in ("", "VALUE")) and len(word) < LONGEST:
             instead = shlex.quote(f"{key}={value or 'VALUE'}")
-            raise ConfigError(f"{problem}What has a value has no dashes: write {instead}")
+            raise ConfigError(f"{problem}A key with a value has no dashes. Write {instead}")
         raise ConfigError(problem + did_you_mean(name, known))
 
     def _check(self, name: str) -> None:
-        """Raise :class:`ConfigError` if a key is none of this command's, nor a setting that it reads."""
+        """Raise :class:`ConfigError` unless the command has this key or setting."""
         if name.replace("_", "-") in [flag.name for flag in self.all_flags]:
-            raise ConfigError(f"{name} is a flag, without a value: write --{name}, or leave it out")
+            raise ConfigError(f"{name} is a flag without a value. Write --{name}, or omit it.")
         own = [key.name for key in self.all_keys]
         if not self.takes(name):
             known = [*own, *self.sections, *(f"{section}.raw" for section in self.sections)]
@@ -342,8 +344,6 @@ class Command:
             if name not in groups and name not in self._composer({}).compose([], options=False):
                 raise ConfigError(f"{self.name} has no setting {shown(name)}. {did_you_mean(name, [*own, *groups])}")
 
-    # Help
-
     def help(self, composer: Composer) -> str:
         """The text of ``--help``."""
         program = program_name(self.name)
@@ -351,39 +351,48 @@ class Command:
         parts = [f"{self.about}."]
         parts.append("\n".join(f"{'usage: ' if not i else ' ' * 7}{program} {form}" for i, form in enumerate(usage)))
         examples = [(f"{program} {typed}".rstrip(), about) for typed, about in self.examples]
-        parts += ["examples\n" + columns(examples), self.details.strip("\n")]
+        parts += ["Examples:\n" + columns(examples), self.details.strip("\n")]
         if self.groups:
             groups = composer.groups()
-            parts.append("groups\n" + columns([(f"{name}=", ", ".join(groups[name])) for name in self.groups]))
+            described = " or ".join(f"{name}=NAME" for name in self.groups if name in ("model", "data"))
+            title = f"Presets (add --help to {described} for its description and options):\n"
+            parts.append(title + columns([(f"{name}=", ", ".join(groups[name])) for name in self.groups]))
         for title, lines in self.tables(composer) if self.tables else ():
             parts.append("\n".join([title, *lines]))
-        parts.append("keys\n" + columns([(key.sign, key.about) for key in self.all_keys]))
-        parts.append("flags\n" + columns([(flag.sign, flag.about) for flag in self.all_flags]))
+        parts.append("Keys (typed as name=value):\n" + columns([(key.sign, key.about) for key in self.all_keys]))
+        parts.append("Flags:\n" + columns([(flag.sign, flag.about) for flag in self.all_flags]))
         parts.append(self.notes.strip("\n"))
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _classes(settings: Sequence[str]) -> list[str]:
-    """The models that are given as ``"module:Class"``."""
+    """Models given as ``"module:Class"``."""
     values = [value for name, _, value in (word.partition("=") for word in settings) if name == "model"]
     return [one for value in values for one in value.split(",") if ":" in one]
 
 
 def _named(word: str, names: Mapping[str, str]) -> str:
-    """A setting with the names of its models for their classes."""
+    """A setting with model classes replaced by their registered names."""
     key, _, value = word.partition("=")
     return f"model={','.join(names.get(one, one) for one in value.split(','))}" if key == "model" else word
 
 
 def program_name(command: str) -> str:
-    """How the running program was asked for a command: ``ercfusion train`` or ``python -m ercfusion.train``."""
+    """The command as it was started: ``ercfusion train`` or ``python -m ercfusion.train``."""
     started = Path(sys.argv[0])
     short = started.stem == "ercfusion" or (started.name, started.parent.name) == ("__main__.py", "ercfusion")
     return f"ercfusion {command}" if short else f"python -m ercfusion.{command}"
 
 
+def settings_lines(keys: Iterable[str]) -> list[str]:
+    """Settings of the configuration with defaults and meanings, in columns."""
+    fields = [field for key in keys if (field := field_of(key)) is not None]
+    rows = [(f"{one.key}={typed_text(one.default)}", one.known.meaning.replace("`", "")) for one in fields]
+    return [columns(rows)]
+
+
 def columns(rows: Iterable[tuple[str, str]], indent: int = 2) -> str:
-    """Two columns, the second one wrapped; next to a long first cell it starts on a line of its own."""
+    """Two columns, the second wrapped; after a long first cell it starts on a new line."""
     rows = list(rows)
     fitting = [len(left) for left, _ in rows if len(left) <= 64]
     start = max(fitting, default=0) + indent + 2

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.reproduce``: compute a table of models from records, doing the runs that are missing."""
+"""``python -m ercfusion.reproduce``: compute a table of models from records, and do the missing runs."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ logger = logging.getLogger("ercfusion")
 
 
 def _presets(composer: Composer) -> list[tuple[str, list[str]]]:
-    return [("presets", [f"  {', '.join(known_presets())}"])]
+    return [("Tables of the library:", [f"  {', '.join(known_presets())}"])]
 
 
 COMMAND = Command(
     "reproduce",
-    "Compute a table: do the runs that have no record yet, then write it as Markdown, LaTeX, CSV and an HTML page",
+    "Compute a table of models: do the missing runs, write Markdown, LaTeX, CSV and HTML",
     (
-        ("experiments/demo.yaml", "what is missing is run, several at a time"),
-        ("meld data.raw=DIR", "a preset of the library, by its name"),
-        ("meld data.raw=DIR --fresh out=mine", "all runs again, in a folder next to the recorded ones"),
-        ("experiments/meld.yaml --check", "do the files still say what the records say?"),
+        ("experiments/demo.yaml", "a table by its preset file"),
+        ("meld data.raw=DIR", "a table of the library, by name"),
+        ("meld data.raw=DIR --fresh out=mine", "repeat all runs, in another folder"),
+        ("experiments/meld.yaml --check", "check that all files match the records"),
     ),
     positional=(Positional("PRESET"),),
     keys=(
-        Key("data.raw", "raw folder of the corpus (or ERCFUSION_DATA=DIR in the environment)", "path"),
+        Key("data.raw", "folder of the corpus files (or the environment variable ERCFUSION_DATA)", "path"),
         Key("data.packs.MODALITY", "feature pack of a modality", "path"),
-        Key("out", "folder for records and tables (default: one with the preset's name, next to it)", "path"),
-        Key("runs", "folder for the run folders (default: outputs/reproduce/NAME)", "path"),
-        Key("rows", "do the runs of these rows only (names with a comma: as their files are called)", "names"),
-        Key("workers", "processes (default: one per core)", "whole"),
+        Key("out", "folder of records and tables (default: next to the preset, with its name)", "path"),
+        Key("runs", "folder of the run folders (default: outputs/reproduce/NAME)", "path"),
+        Key("rows", "only the runs of these rows (for a name with a comma: its file name)", "names"),
+        Key("workers", "parallel processes (default: one per core)", "whole"),
     ),
     flags=(
-        Flag("fresh", "do not count the records that come with the preset"),
-        Flag("renew", "run again what was made with other settings than the preset now has"),
-        Flag("tables", "do no run: write the files from the existing records"),
-        Flag("check", "do and write nothing; status 1 if a record is missing or stale or a file is not up to date"),
+        Flag("fresh", "ignore the recorded runs of the preset"),
+        Flag("renew", "repeat recorded runs whose settings differ from the preset"),
+        Flag("tables", "write the files from existing records, without runs"),
+        Flag("check", "write nothing; exit status 1 if a record or file is missing or out of date"),
     ),
     tables=_presets,
-    advice="What is run is written in the preset.",
+    advice="Edit the preset to change the runs.",
     notes="""
-Stopped by Ctrl-C or killed, it goes on when the same command is given again. Every number comes from run records, which
-are kept in OUT/records, without texts or weights.
+After an interruption, repeat the command: finished runs are kept. Every number comes from the run records in
+OUT/records, which contain no texts and no weights.
 """,
 )
 
@@ -60,23 +60,25 @@ FILES = ("README.md", "table.tex", "table.csv", "page.html")
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, reproduce)
 
 
 def reproduce(typed: Typed) -> int:
-    """Compute the table of a preset as the command line says; returns the exit status."""
+    """Compute the table of a preset; returns the exit status."""
     from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
     keys, flags = typed.keys, typed.flags
     preset = read_preset(typed.positional[0], typed.composer.config_dir)
-    beside = preset.path.parent / preset.name
-    default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else beside
+    shipped = preset.path.parent / preset.name
+    default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else shipped
     out = Path(keys["out"]) if "out" in keys else default
     fresh = "fresh" in flags
-    if fresh and out.resolve() == beside.resolve():
-        raise ConfigError("--fresh does all runs again; choose another folder for them with out=DIR")
-    records = read_table_records(preset, [out] if fresh else [beside, out])
+    if fresh and out.resolve() == shipped.resolve():
+        raise ConfigError(
+            "--fresh repeats all runs and must not overwrite the recorded ones. Give a folder with out=DIR."
+        )
+    records = read_table_records(preset, [out] if fresh else [shipped, out])
     stale = stale_records(preset, records)
     if "check" in flags:
         return _check(preset, records, stale, out, typed)
@@ -94,21 +96,21 @@ def reproduce(typed: Typed) -> int:
                 remove_leftovers(runs, deep=True)
                 started = time.monotonic()
                 extra = [override_text(key, value) for key, value in keys.items() if key.startswith("data.")]
-                extra += naming(keys.get("imports"))  # the processes that train need them too
+                extra += naming(keys.get("imports"))  # for the training processes
                 try:
                     outcomes = do_runs(
                         preset, make_jobs(preset, missing, runs, extra), records, out, keys.get("workers")
                     )
                 except KeyboardInterrupt:
-                    print("\nwhat is done is kept: give the same command again to go on", file=sys.stderr)
+                    print("\nfinished runs are kept. Repeat the command to continue.", file=sys.stderr)
                     raise
                 failed = [outcome for outcome in outcomes if outcome.error is not None]
                 minutes = (time.monotonic() - started) / 60
             logger.info("%d runs in %.1f minutes", len(outcomes) - len(failed), minutes)
     if not any(records.values()):
         if failed:
-            raise RunError(f"all runs failed. {failed[0].job.name}: {failed[0].error}")
-        raise RunError(f"no row of {preset.path} has a record yet: leave out --tables to do the runs")
+            raise RunError(f"all runs failed. Correct the first error: {failed[0].job.name}: {failed[0].error}")
+        raise RunError(f"{preset.path}: no row has a record. Remove --tables to do the runs.")
     for path in _write(preset, records, out):
         print(path)
     for outcome in failed:
@@ -117,7 +119,7 @@ def reproduce(typed: Typed) -> int:
 
 
 def rendered(preset: Any, records: Any) -> dict[str, str]:
-    """The files of a table by their names."""
+    """The files of a table by name."""
     from ercfusion.plots.page import as_page
     from ercfusion.tables.exports import as_csv, as_latex
     from ercfusion.tables.render import as_markdown
@@ -138,7 +140,7 @@ def _write(preset: Any, records: Any, out: Path) -> list[Path]:
 
 
 def _check(preset: Any, records: Any, stale: Any, out: Path, typed: Typed) -> int:
-    """Say what is not as it should be; 0 where nothing is."""
+    """Print all faults; returns the exit status."""
     faults = []
     for row in preset.rows:
         missing = [str(seed) for seed in row.seeds if seed not in records[row.name]]
@@ -152,13 +154,13 @@ def _check(preset: Any, records: Any, stale: Any, out: Path, typed: Typed) -> in
             if not path.is_file():
                 faults.append(f"{path} is missing")
             elif path.read_text(encoding="utf-8", errors="replace") != text:
-                faults.append(f"{path} does not say what the records say")
+                faults.append(f"{path} does not match the records")
     for fault in faults:
         print(fault)
     if faults:
         words = [word for word in typed.words if word not in ("--check", typed.positional[0])]
         again = command("table not up to date", "reproduce", str(preset.path), *words, *(["--renew"] if stale else []))
-        print(f"bring it up to date with: {again}")
+        print(f"update with: {again}")
         return 1
     print(f"{preset.title}: {_asked(preset)} records, all files up to date")
     return 0
@@ -168,9 +170,8 @@ def _stale_text(preset: Any, stale: Any) -> str:
     (row, seed), changed = next(iter(stale.items()))
     key, (was, now) = next(iter(changed.items()))
     return (
-        f"{len(stale)} records of {preset.name} were made with other settings than the preset now asks for; for "
-        f"example {row}, seed {seed}: {key} was {was!r} and is {now!r}. Run them again with --renew, or put the "
-        "setting back."
+        f"the settings of {len(stale)} records of {preset.name} differ from the preset, for example {row}, seed "
+        f"{seed}: {key} was {was!r} and is {now!r}. Repeat them with --renew, or restore the setting."
     )
 
 

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.sweep``: search the settings of a model on dev, and train the winner on fresh seeds."""
+"""``python -m ercfusion.sweep``: search a model's settings on dev, and train the best ones with new seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ercfusion.config.compose import Composer
 from ercfusion.config.hints import resume_command
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.settings import fields_in
-from ercfusion.grammar import Command, Flag, Key, Typed, columns
+from ercfusion.grammar import Command, Flag, Key, Typed, settings_lines
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.storage import VARIABLE, has_password
 from ercfusion.training.processes import leave_launcher
@@ -19,59 +19,52 @@ from ercfusion.training.processes import leave_launcher
 
 def _tables(composer: Composer) -> list[tuple[str, list[str]]]:
     """The settings of the section ``sweep``, for the help."""
-    rows = [
-        (f"{key}={'null' if field.default is None else field.default}", field.known.meaning.replace("`", ""))
-        for key, field in fields_in("sweep").items()
-    ]
-    return [("the section sweep (in addition to all settings of train)", [columns(rows)])]
+    return [("Settings of the search (all settings of train are accepted too):", settings_lines(fields_in("sweep")))]
 
 
 COMMAND = Command(
     "sweep",
-    "Search the settings of a model: many trials, scored on dev only; then train the winner on fresh seeds",
+    "Search the settings of a model on dev, then train the best ones with new seeds",
     (
-        ("model=concat data=demo sweep.trials=8", "a first try, on the embedded corpus"),
-        ("model=cogmen data=meld data.raw=DIR", "50 trials in as many processes as cores"),
+        ("model=concat data=demo sweep.trials=8", "8 trials on the generated corpus demo"),
+        ("model=cogmen data=meld data.raw=DIR", "50 trials, in parallel on all cores"),
         ("model=cogmen model.dropout=0.3", "a setting with a value is not searched"),
-        ("'optimizer.lr=tag(log,interval(1e-4,1e-2))'", "a range of your own (quotes for the shell)"),
-        ("model.layers=0,1,2 'model.past=range(1,9,2)'", "choices, and steps: 1, 3, 5, 7"),
-        ("'sweep.only=[optimizer.lr,model.dropout]'", "search these two and leave the others"),
-        ("resume=DIR", "go on with an interrupted sweep"),
-        ("resume=DIR sweep.trials=80", "30 more"),
-        ("sweep.name=NAME sweep.storage=URL", "the same on every machine: search together"),
+        ("'optimizer.lr=tag(log,interval(1e-4,1e-2))'", "your own range, logarithmic"),
+        ("model.layers=0,1,2 'model.past=range(1,9,2)'", "your own choices, and steps 1, 3, 5, 7"),
+        ("'sweep.only=[optimizer.lr,model.dropout]'", "search only these two"),
+        ("resume=DIR", "resume an interrupted sweep"),
+        ("resume=DIR sweep.trials=80", "increase the number of trials to 80"),
+        ("sweep.name=NAME sweep.storage=URL", "on several machines: one search together"),
     ),
     usage=("[model=NAME] [data=NAME] [sweep.key=value ...] [key=value ...] [flags]",),
-    keys=(Key("settings", "settings to begin with, as in best.yaml; they are searched nevertheless", "file"),),
-    flags=(Flag("cfg", "print the configuration and the space that would be used, and stop"),),
+    keys=(Key("settings", "read settings from a YAML file, such as best.yaml; they are searched too", "file"),),
+    flags=(Flag("cfg", "print all settings and the search space, and stop"),),
     config="sweep",
     groups=("model", "data", "space"),
     bare=True,
     tables=_tables,
     notes="""
-The space is that of the model's architecture; space=NAME takes another. Train with what was found:
+The last line printed is the sweep's folder, a new one in outputs/sweep: trials, table, pictures, best.yaml and the runs
+with new seeds. Report these runs: the score of the best trial is optimistic. Train with the best settings:
 train settings=DIR/best.yaml seed=1.
-
-A sweep writes a folder below outputs/sweep/ (output=DIR, or run=DIR for exactly that one): the trials, a table and
-pictures of them, best.yaml, and complete runs of the winner. Its path is the last line printed. The score of the best
-trial is optimistic, as the best of many always is; the fresh seeds are what to report.
 """,
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, _act)
 
 
 def _act(typed: Typed) -> int:
-    leave_launcher()  # srun may start several sweeps: they search together through the study
+    leave_launcher()  # several sweeps started by srun share the study, not a process group
     composer = typed.composer
     if "cfg" not in typed.flags and any(argument.startswith("resume=") for argument in typed.settings):
         return _resume(typed)
 
-    entries = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
+    file = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
     arguments = [part for argument in typed.settings for part in expand_protocol(argument)]
-    config = compose_sweep(composer, entries, arguments)
+    config = compose_sweep(composer, file, arguments)
     if "cfg" in typed.flags:
         from omegaconf import OmegaConf
 
@@ -80,7 +73,7 @@ def _act(typed: Typed) -> int:
         return 0
     from ercfusion.search.run import begin
 
-    return _carry_on(begin(config, [*entries, *arguments], list(typed.words)))
+    return _carry_on(begin(config, [*file, *arguments], list(typed.words)))
 
 
 def _resume(typed: Typed) -> int:
@@ -88,14 +81,14 @@ def _resume(typed: Typed) -> int:
 
     arguments = typed.settings
     if others := [key for key in typed.keys if key != "imports"]:
-        raise ConfigError(f"resume= goes on with the settings of the sweep; {others[0]}= does not go with it")
+        raise ConfigError(f"resume= continues with the settings of the sweep. Remove {others[0]}=")
     known = [f"sweep.{key}" for key in CHANGEABLE]
     for argument in arguments:
         key = argument.partition("=")[0]
         if key not in (*known, "resume", "imports"):
-            hint = did_you_mean(key, known) if key.startswith("sweep.") else f"Only {', '.join(known)} can be."
+            hint = did_you_mean(key, known) if key.startswith("sweep.") else f"Change only {', '.join(known)}."
             raise ConfigError(
-                f"resume= goes on with the settings of the sweep; {argument!r} cannot be changed now. {hint}"
+                f"resume= continues with the settings of the sweep; {argument!r} cannot be changed now. {hint}"
             )
     config = typed.composer.compose(arguments)
     given = {argument.partition("=")[0].removeprefix("sweep.") for argument in arguments}

@@ -1,4 +1,4 @@
-"""``python -m ercfusion.train``: train a model on a corpus, choose it on dev, open test once."""
+"""``python -m ercfusion.train``: train a model, select the epoch on dev, test once."""
 
 from __future__ import annotations
 
@@ -14,58 +14,61 @@ from ercfusion._core.pool import Outcome, default_workers
 from ercfusion.cli import run_command, system_words
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.fitting import begin, continue_command
-from ercfusion.grammar import Command, Flag, Key, Typed
+from ercfusion.grammar import Command, Flag, Key, Typed, settings_lines
 
 logger = logging.getLogger("ercfusion")
 
+_FREQUENT = (
+    *("seed", "training.max_epochs", "training.patience", "training.batch_size", "training.threads"),
+    *("data.raw", "data.protocol", "data.modalities", "output"),
+)
+
 COMMAND = Command(
     "train",
-    "Train a conversation model, choose it on the dev split, open the test split once",
+    "Train a model, select the epoch on dev and score it on test",
     (
-        ("", "COGMEN on the embedded, generated corpus"),
-        ("model=bclstm data=demo/speaker", "another model, a variant of the corpus"),
-        ("model=cogmen data=meld data.raw=DIR", "MELD's dialogues; DIR holds the released CSV files"),
+        ("", "COGMEN on the generated corpus demo, which needs no files"),
+        ("model=bclstm data=demo/speaker", "another model, another variant of demo"),
+        ("model=cogmen data=meld data.raw=DIR", "MELD; DIR contains the released CSV files"),
         ("data=meld data.protocol=meld/3way", "three sentiments instead of seven emotions"),
-        ("data=mosi data.modalities=[text]", "one modality of three"),
-        ("optimizer.lr=1e-3 model.dropout=0.5", "any setting by its name"),
+        ("data=mosi data.modalities=[text]", "text only"),
+        ("optimizer.lr=1e-3 model.dropout=0.5", "change settings"),
         (
             "task=metric_learning data=emodb data.raw=DIR data.packs.audio=logmel",
-            "train vectors of sound, and export them as a pack",
+            "learn audio vectors and export them as a feature pack",
         ),
-        ("-m seed=0,1,2 model=concat,bclstm", "every combination, as many at a time as there are cores"),
-        ("resume=RUN", "go on with an interrupted run"),
+        ("-m seed=0,1,2 model=concat,bclstm", "six runs, in parallel on all cores"),
+        ("resume=RUN", "resume an interrupted run"),
     ),
     usage=("[model=NAME] [data=NAME] [key=value ...] [flags]",),
     keys=(
         Key(
             "workers",
-            "with --multirun: processes, each on one thread (default: one per core, or one per GPU, each with its "
-            "own); 1 runs one combination after the other in this process",
+            "parallel processes of --multirun (default: one per core, or one per GPU)",
             "whole",
         ),
-        Key(
-            "settings", "settings from a YAML file (the best.yaml of a sweep, for example); what is typed wins", "file"
-        ),
+        Key("settings", "read settings from a YAML file, such as best.yaml of a sweep; typed settings win", "file"),
     ),
     flags=(
-        Flag("cfg", "print the configuration that would be used, and stop"),
-        Flag("multirun", "run every combination of the values given as key=a,b,c", "m"),
+        Flag("cfg", "print all settings and stop"),
+        Flag("multirun", "run every combination of values typed as key=a,b,c", "m"),
     ),
     config="train",
     groups=("model", "data", "task", "objective", "optimizer", "scheduler", "curriculum", "trainer"),
     bare=True,
     details="""
-The raw folder of a corpus is data.raw=DIR, or the environment variable ERCFUSION_DATA=DIR with DIR/CORPUS below it.
+The files of a corpus are in data.raw=DIR, or in ERCFUSION_DATA/CORPUS (an environment variable).
 """,
+    tables=lambda composer: [("Frequent settings and defaults (--cfg prints all):", settings_lines(_FREQUENT))],
     notes="""
-A run writes a folder below outputs/ (output=DIR, or run=DIR for exactly that one): configuration, log, metrics per
-epoch, checkpoints, the model, predictions, pictures and record.json. Its path is the last line printed.
+The last line printed is the run folder, a new one in outputs/train: settings, log, scores per epoch, checkpoints,
+model, predictions, pictures and record.json.
 """,
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, _act)
 
 
@@ -73,10 +76,10 @@ def _act(typed: Typed) -> int:
     composer, multirun = typed.composer, "multirun" in typed.flags
     workers = typed.keys.get("workers")
     if workers is not None and not multirun:
-        raise ConfigError("workers= goes with --multirun only: a single run is one process")
-    # What is typed comes later, and wins.
-    entries = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
-    combinations = [[*entries, *each] for each in (composer.expand(typed.settings) if multirun else [typed.settings])]
+        raise ConfigError("workers= applies to --multirun only. Remove it, or add -m.")
+    # Typed settings come last and win.
+    file = composer.settings(typed.keys["settings"]) if "settings" in typed.keys else []
+    combinations = [[*file, *each] for each in (composer.expand(typed.settings) if multirun else [typed.settings])]
     jobs = []
     for combination in combinations:
         overrides = [part for argument in combination for part in expand_protocol(argument)]
@@ -85,9 +88,9 @@ def _act(typed: Typed) -> int:
         print(_yaml(jobs[0][1]), end="")
         return 0
     if multirun and any(config["resume"] or config["run"] for _, config in jobs):
-        raise ConfigError("run= and resume= name one folder and do not go with -m; use output=DIR")
+        raise ConfigError("run= and resume= are one folder and do not go with -m. Use output=DIR.")
     if multirun and any(config["trainer"]["devices"] * config["trainer"]["num_nodes"] != 1 for _, config in jobs):
-        raise ConfigError("-m does not go with several devices: start one distributed run at a time")
+        raise ConfigError("-m does not go with several devices. Start one distributed run at a time.")
     if not multirun:
         return _run_one(*jobs[0])
     if workers is None:
@@ -111,7 +114,7 @@ Combinations = Sequence[tuple[Sequence[str], dict[str, Any]]]
 
 
 def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
-    """Run all combinations in this process; returns the records and how many failed."""
+    """Run all combinations in this process; returns the records and the number of failures."""
     records, failed = [], 0
     for number, (overrides, config) in enumerate(jobs, start=1):
         logger.info("run %d of %d: %s", number, len(jobs), " ".join(overrides))
@@ -120,7 +123,7 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
         except (ErcfusionError, OSError) as error:
             if isinstance(error, OSError) and error.errno is None:
                 raise
-            # The other combinations are still worth running; the status tells that one failed.
+            # The other combinations run; the exit status reports the failure.
             print(f"error: {system_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
             failed += 1
             continue
@@ -131,7 +134,7 @@ def _one_by_one(jobs: Combinations) -> tuple[list[dict[str, Any]], int]:
 
 
 def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]], int]:
-    """Run all combinations, ``workers`` at a time; returns the records and how many failed."""
+    """Run all combinations in ``workers`` processes; returns the records and the number of failures."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.many import RunJob, train_many
@@ -139,15 +142,15 @@ def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]
     shared = set(jobs[0][0]).intersection(*(overrides for overrides, _ in jobs))
     runs: list[RunJob] = []
     for overrides, config in jobs:
-        name = ", ".join(entry for entry in overrides if entry not in shared) or " ".join(overrides)
+        name = ", ".join(text for text in overrides if text not in shared) or " ".join(overrides)
         if config["training"]["threads"] is None:
-            # Written down, so that the run says on how many threads it was made, and is resumed on as many.
+            # Recorded, so that a resumed run has the same number.
             config["training"]["threads"] = 1
         try:
             runs.append(RunJob(name, config, run.new_run_folder(config, overrides)))
         except ErcfusionError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
-    os.environ.pop(run.FOLDER_VARIABLE, None)  # it names one folder
+    os.environ.pop(run.FOLDER_VARIABLE, None)  # it is one folder, not several
     logger.info("%d runs, %d at a time", len(runs), min(workers, len(runs)))
 
     def ended(outcome: Outcome[RunJob, Any]) -> None:
@@ -165,7 +168,7 @@ def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]
         outcomes = train_many(runs, workers=workers, on_done=ended)
     except KeyboardInterrupt:
         left = [job.folder for job in runs if job.folder.is_dir() and not (job.folder / RECORD).is_file()]
-        print(f"\ninterrupted; {len(left)} of {len(runs)} runs are not complete; continue with:", file=sys.stderr)
+        print(f"\ninterrupted; {len(left)} of {len(runs)} runs are not complete. Continue with:", file=sys.stderr)
         for folder in left:
             print(f"  {continue_command(folder)}", file=sys.stderr)
         raise

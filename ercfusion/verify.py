@@ -1,4 +1,4 @@
-"""``python -m ercfusion.verify``: is a re-run inside the recorded band of seeds? If not, what may explain it."""
+"""``python -m ercfusion.verify``: compare a repeated run with the spread of recorded seeds."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "verify",
-    "Is a run inside the band of the recorded seeds? If not: which settings, features and versions differ",
+    "Check that a run agrees with the recorded seeds; else list different settings, features and versions",
     (
-        ("outputs/train/cogmen-meld/A experiments/meld.yaml", "one run, by a preset"),
-        ("outputs/train/cogmen-meld meld", "all runs below the folder, a preset by its name"),
-        ("RUN other/records/cogmen.json", "records of your own"),
+        ("outputs/train/cogmen-meld/A experiments/meld.yaml", "one run with a recorded table"),
+        ("outputs/train/cogmen-meld meld", "all runs in a folder, with a table by name"),
+        ("RUN other/records/cogmen.json", "your own records"),
     ),
     positional=(Positional("RUN", most=None), Positional("PRESET")),
     keys=(
-        Key("row", "the row of the table (default: the one with the same model and the fewest other settings)"),
-        Key("metric", "the score (default: the one that chose the checkpoints)"),
+        Key("row", "row of the table (default: the same model with the fewest different settings)"),
+        Key("metric", "score to check (default: the one that selected the checkpoints)"),
     ),
     details="""
-The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds. It describes seeds on
-the recorded test split, so it is narrower than an interval over conversations. One run of twenty falls outside by
-chance; for several runs their mean is judged too.
+The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds on the same test split.
+One run in twenty is outside by chance; for several runs, their mean is checked too.
 """,
     notes="""
-Exit status: 0 when all runs (and their mean) are inside, 1 when not, 2 for a mistake.
+Exit status: 0 if all runs and their mean are inside, else 1; 2 after an error.
 """,
 )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see :data:`COMMAND`."""
+    """Run the command; see :data:`COMMAND`."""
     return COMMAND.main(argv, verify)
 
 
 def verify(typed: Typed) -> int:
-    """Judge runs by recorded ones as the command line says; returns the exit status."""
+    """Compare runs with recorded ones; returns the exit status."""
     from ercfusion.records.groups import read_records
     from ercfusion.tables.band import judge, nearest_group, prediction_band
     from ercfusion.tables.render import number
@@ -62,10 +61,10 @@ def verify(typed: Typed) -> int:
         verdicts.setdefault(group.name, []).append(verdict)
         print(verdict_text(record, verdict))
         worst = max(worst, int(verdict.place != "inside"))
-    for name, found in verdicts.items():
-        if len(found) > 1:
-            metric, values = found[0].metric, [verdict.value for verdict in found]
-            band = prediction_band(found[0].group.values(metric).tolist(), len(values))
+    for name, group_verdicts in verdicts.items():
+        if len(group_verdicts) > 1:
+            metric, values = group_verdicts[0].metric, [verdict.value for verdict in group_verdicts]
+            band = prediction_band(group_verdicts[0].group.values(metric).tolist(), len(values))
             mean = sum(values) / len(values)
             place = band.place(mean)
             print(
@@ -80,7 +79,7 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
     """The recorded rows of a preset, or the groups in an archive.
 
     Raises:
-        RunError: nothing is recorded.
+        RunError: There is no record.
     """
     from ercfusion.records.groups import Group, group_records, read_records
     from ercfusion.training.tables import read_table_records, wanted_records
@@ -90,16 +89,16 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
         return group_records(read_records([path]))
     preset = read_preset(find_preset(name), config_dir)
     records = wanted_records(preset, read_table_records(preset, [preset.path.parent / preset.name]))
-    groups = [Group(row, tuple(found)) for row, found in records.items() if found]
+    groups = [Group(row, tuple(row_records)) for row, row_records in records.items() if row_records]
     if not groups:
         raise RunError(
-            f"{preset.path} has no recorded run yet. Make them: {command('no recorded run', 'reproduce', name)}"
+            f"{preset.path} has no recorded run. Create them with: {command('no recorded run', 'reproduce', name)}"
         )
     return groups
 
 
 def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
-    """What is said of one run."""
+    """The result for one run."""
     from ercfusion.records.groups import PROCESSOR
     from ercfusion.tables.render import metric_name, number
 
@@ -116,25 +115,25 @@ def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
         gap = number(metric, verdict.value - verdict.same_seed, sign=True)
         lines.append(f"  the recorded run of this seed has {number(metric, verdict.same_seed)} (difference {gap})")
     if verdict.packs:
-        lines.append("  the features differ (recorded -> this run): scores can differ for this reason alone")
+        lines.append("  the features differ (recorded -> this run), which alters scores:")
         lines += [f"    {modality}: {was} -> {now}" for modality, (was, now) in verdict.packs.items()]
-    # With other features nobody can tell what a processor or a version changes.
+    # With other features the effect of processor and versions is unknown.
     environment = {} if verdict.packs else verdict.environment
-    told = {f"features {modality}: sha256" for modality in verdict.packs}
+    features = {f"features {modality}: sha256" for modality in verdict.packs}
     parts = (
         ("other settings: this is not the recorded experiment", verdict.settings),
-        ("other data or features", {key: pair for key, pair in verdict.data.items() if key not in told}),
+        ("other data or features", {key: pair for key, pair in verdict.data.items() if key not in features}),
         ("another processor", {key: environment[key] for key in PROCESSOR if key in environment}),
         ("another environment", {key: pair for key, pair in environment.items() if key not in PROCESSOR}),
     )
-    for title, found in parts:
-        # Of equal numbers only what makes them numbers of something else is worth a word.
-        if found and not (verdict.identical and title in ("another processor", "another environment")):
+    for title, differences in parts:
+        # With equal scores, processor and versions need no explanation.
+        if differences and not (verdict.identical and title in ("another processor", "another environment")):
             lines.append(f"  {title} (recorded -> this run):")
-            lines += [f"    {key}: {was} -> {now}" for key, (was, now) in found.items()]
+            lines += [f"    {key}: {was} -> {now}" for key, (was, now) in differences.items()]
     if verdict.packs and verdict.environment and not verdict.identical:
-        lines.append("  processor and versions are not compared: train on the recorded packs to see what they change")
-    if not verdict.identical and not verdict.packs and not any(found for _, found in parts):
+        lines.append("  processor and versions are not compared: train on the recorded packs to see their effect")
+    if not verdict.identical and not verdict.packs and not any(differences for _, differences in parts):
         lines.append("  no setting, feature or version differs")
     return "\n".join(lines)
 

@@ -101,7 +101,7 @@ MISTAKES = [
     ("optimizer.lr=interval(1e-4,1e-2)", "python -m ercfusion.sweep searches ranges"),
     ("--mulitrun", "unknown flag '--mulitrun'. Did you mean '--multirun'?"),
     ("--model", "unknown flag '--model'. Choose from: --cfg, --multirun, --help."),
-    ("--optimizer.lr=1e-3", "unknown flag '--optimizer.lr'. What has a value has no dashes: write optimizer.lr=1e-3"),
+    ("--optimizer.lr=1e-3", "unknown flag '--optimizer.lr'. A key with a value has no dashes. Write optimizer.lr=1e-3"),
     ("config_dir=", "config_dir needs a value"),
     ("config_dir=/nowhere", "config_dir=/nowhere is not a folder"),
     ("resume=/nowhere", "'data.options.train=6' cannot be changed now"),

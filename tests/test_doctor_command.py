@@ -167,7 +167,7 @@ def test_a_pack_that_is_given_replaces_that_of_the_folder(tmp_path: Path, capsys
     assert "7 dimensions" in out
     assert "5 dimensions" not in out
     mistaken = f"data.packs.text={tmp_path / 'other'}"
-    assert "holds the modality 'audio'" in refused_with_output([*arguments, mistaken], capsys)
+    assert "has the modality 'audio'" in refused_with_output([*arguments, mistaken], capsys)
 
 
 def test_a_broken_corpus_of_ones_own_does_not_hide_the_installation(

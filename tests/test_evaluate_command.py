@@ -93,7 +93,7 @@ def test_optimism(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["split=tets"], "'split=tets': no such value. Did you mean 'test'?"),
         (["spilt=dev"], "evaluate has no setting 'spilt' and there is no such path. Did you mean 'split'?"),
         (["data.modalities=[text]"], "evaluate has no setting 'data.modalities'"),
-        (["optimism=perhaps"], "write --optimism"),
+        (["optimism=perhaps"], "Write --optimism"),
         (["--splitt"], "unknown flag"),
         (["another"], "evaluate takes RUN, found 2"),
         (["data.packs.text=/nowhere"], "/nowhere: there is no such folder"),

@@ -110,7 +110,7 @@ def test_settings_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["data=emodb", "features=egemaps", "workers=0"], "workers takes a whole number of at least 1, not '0'"),
         (["data=emodb", "features=egemaps", "data.rw=x"], "data.rw"),
         (["data=emodb", "features=egemaps", "executor=slurm"], "'executor=slurm': no such value"),
-        (["data=emodb", "features=egemaps", "fresh=yes"], "write --fresh"),
+        (["data=emodb", "features=egemaps", "fresh=yes"], "Write --fresh"),
         (["data=emodb", "features=egemaps", "layout=mmsa"], "layout= goes with import=FILE"),
         (["data=demo", "features=egemaps"], "has no audio recordings"),
         (["data=emodb", "features=egemaps", "workers=" + "9" * 5000], "workers takes a whole number"),

@@ -126,7 +126,7 @@ def test_check_tells_what_has_drifted(copy, capsys):
     (folder / "page.html").unlink()
     status, out, _ = command(module.main, [str(preset), "--check"], capsys)
     assert status == 1
-    assert f"{folder / 'README.md'} does not say what the records say" in out
+    assert f"{folder / 'README.md'} does not match the records" in out
     assert f"{folder / 'page.html'} is missing" in out
     assert "table.csv" not in out
     assert command(module.main, [str(preset), "--tables"], capsys)[0] == 0
@@ -258,12 +258,12 @@ def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
         (["melt"], "Did you mean 'meld'"),
         (["demo", "meld"], "reproduce takes PRESET, found 2"),
         (["demo", "worker=2"], "Did you mean 'workers'"),
-        (["demo", "model.layers=2"], "What is run is written in the preset"),
+        (["demo", "model.layers=2"], "Edit the preset to change the runs."),
         (["demo", "workers=none"], "a whole number of at least 1"),
-        (["demo", "fresh=maybe"], "write --fresh"),
+        (["demo", "fresh=maybe"], "Write --fresh"),
         (["demo", "rows=nothing", "--fresh", "out=x"], "no row 'nothing'"),
         (["demo", "--tabels"], "Did you mean '--tables'"),
-        (["demo", "--fresh", "out=nowhere", "--tables"], "leave out --tables"),
+        (["demo", "--fresh", "out=nowhere", "--tables"], "Remove --tables"),
     ],
 )
 def test_mistakes(arguments, message, capsys, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_a_stopped_table_goes_on(straight, tmp_path, ending):
     assert "Traceback" not in err
     if ending is signal.SIGINT:
         assert process.returncode == 130
-        assert "give the same command again" in err
+        assert "Repeat the command to continue" in err
     unfinished = [folder for folder in (tmp_path / "runs").glob("*/seed-*") if not (folder / "record.json").is_file()]
     assert unfinished, "nothing was left to do: the test says nothing"
     again = subprocess.run(arguments, timeout=300, **options)

@@ -97,7 +97,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     state = {"path": "/x", "mtime_ns": 0}
     assert not is_remembered(state)
     remember(state)
-    assert "no place for them (this user has no home folder" in installation()
+    assert "no folder (this user has no home folder" in installation()
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert user_cache() == Path("/cache/ercfusion")
 
@@ -114,7 +114,7 @@ def test_a_current_folder_that_was_deleted(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(os, "getcwd", gone)
     message = refused(module.main, [*ARGUMENTS], capsys)
     assert message == (
-        "error: the current folder cannot be used (No such file or directory): change to another with cd\n"
+        "error: the current folder cannot be used (No such file or directory). Change to another with cd.\n"
     )
 
 

@@ -220,7 +220,7 @@ def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: P
     assert "Traceback" not in err
     if ending == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; 2 of 2 runs are not complete; continue with:" in err
+        assert "interrupted; 2 of 2 runs are not complete. Continue with:" in err
         for folder in folders:
             assert f"  python -m ercfusion.train resume={folder}\n" in err
         assert not list(tmp_path.rglob("*.partial"))
@@ -234,13 +234,13 @@ def test_stopped_combinations_can_be_resumed(ending: signal.Signals, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "seed=0,1", "run=x"], "do not go with -m; use output=DIR"),
-        (["-m", "seed=0,1", "resume=x"], "do not go with -m; use output=DIR"),
+        (["-m", "seed=0,1", "run=x"], "do not go with -m. Use output=DIR."),
+        (["-m", "seed=0,1", "resume=x"], "do not go with -m. Use output=DIR."),
         (["-m", "seed=0,1", "trainer=ddp"], "-m does not go with several devices"),
         (["-m", "model=concat,cogmem"], "Did you mean 'cogmen'?"),
         (["-m", "seed=0,1", "workers=0"], "workers takes a whole number of at least 1, not '0'"),
         (["-m", "seed=0,1", "workers=two"], "workers takes a whole number of at least 1, not 'two'"),
-        (["seed=0", "workers=2"], "workers= goes with --multirun only"),
+        (["seed=0", "workers=2"], "workers= applies to --multirun only"),
         (["resume=/nowhere"], "/nowhere is not a folder"),
         (["resume=x", "optimizer.lr=0.1"], "'optimizer.lr=0.1' cannot be changed now"),
     ],

@@ -217,7 +217,7 @@ def test_a_run_without_test_labels_ends_with_predictions(tmp_path: Path, capsys:
 
     status, out, err = command(evaluate.main, [str(folder)], capsys)
     assert status == 0, err
-    assert "the split has no labels: no scores, predictions only" in out
+    assert "no labels in this split: predictions only" in out
     assert json.loads((folder / "evaluation" / "test.json").read_text())["metrics"] == {}
     assert len(read_predictions(folder / "evaluation" / "test.parquet", predictions["test"].task)["test"]) == 6
     status, out, err = command(evaluate.main, [str(folder), "split=dev"], capsys)
@@ -369,7 +369,7 @@ def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys
         ("hide=text,audio,visual", "leaves no modality"),
     ):
         assert message in refused(evaluate.main, [str(folder), wrong], capsys)
-    assert "leave out hide=" in refused(evaluate.main, [str(folder), "hide=text", "--optimism"], capsys)
+    assert "Remove hide=" in refused(evaluate.main, [str(folder), "hide=text", "--optimism"], capsys)
 
 
 def test_a_multi_label_run_says_how_empty_sets_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
