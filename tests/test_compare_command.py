@@ -191,7 +191,7 @@ def test_mistakes_of_verify(places, capsys):
     assert "no row 'plane'" in refused(verify.main, [run, preset, "row=plane"], capsys)
     assert "Did you mean 'metric'" in refused(verify.main, [run, preset, "metrik=x"], capsys)
     other = run_folder(places, "other", record("bclstm", 0))
-    assert "the table has no such row" in refused(verify.main, [other, preset], capsys)
+    assert "Choose another table" in refused(verify.main, [other, preset], capsys)
     (places / "new.yaml").write_text(PRESET)
     assert "no recorded run yet" in refused(verify.main, [run, str(places / "new.yaml")], capsys)
 
