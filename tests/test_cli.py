@@ -135,9 +135,9 @@ def test_a_corpus_without_its_files(
     ):
         message = refused(main, arguments, capsys)
         assert place in message
-        assert "How to get it: " in message
+        assert "How to get them: " in message
         assert "Licence: " in message
-        assert "Expected there: " in message
+        assert "Expected files: " in message
     monkeypatch.setenv("ERCFUSION_DATA", str(tmp_path))
     assert f"{tmp_path}/emorynlp (from the environment variable ERCFUSION_DATA)" in refused(
         main, ["data=emorynlp"], capsys

@@ -117,7 +117,7 @@ def test_recordings_and_packs_of_a_corpus_of_ones_own(tmp_path: Path, capsys: py
     assert out.startswith("Twin of a corpus of one's own")
     assert "protocols  custom/emotion, custom/emotions, custom/affect, custom/votes" in out
     assert "audio recordings" in out
-    assert "all there" in out
+    assert "none absent" in out
     # A dead detector: two columns of zeros, one constant, and three turns without features.
     corpus = open_corpus("custom", raw)
     splits = corpus.conversations(corpus.protocol())
@@ -141,7 +141,7 @@ def test_recordings_and_packs_of_a_corpus_of_ones_own(tmp_path: Path, capsys: py
     assert "3 of 4 columns are constant: 2 always 0 (column 0, 1), 1 with another value (column 3)" in out
     assert f"2 of {len(keys)} utterances have the same values as another" in out
     assert "3 lack audio, and 0 lack all" in out
-    assert re.search(r"note  dev: 1 of \d files are not there \(first: .*dev01\.wav\)", out)
+    assert re.search(r"note  dev: 1 of \d files are absent \(first: .*dev01\.wav\)", out)
 
 
 def test_a_pack_that_is_given_replaces_that_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def test_the_same_utterances_have_the_same_folder(tmp_path: Path) -> None:
         (
             [Conversation("c", (Turn("1", "a", targets={"votes": Target({"joy": 0.5, "anger": 0.5})}),))],
             {},
-            "turn '1': the target 'votes' is {'joy': 0.5, 'anger': 0.5}: a label, a frozenset of labels or a number",
+            "turn '1': the target 'votes' is {'joy': 0.5, 'anger': 0.5}; a label, a frozenset of labels or a number",
         ),
     ],
 )

@@ -1,7 +1,6 @@
 """Corpora, conversations and packed batches.
 
-Importing this package loads numpy only; torch follows with the first batch or store that is asked for, because the
-processes that extract features have no use for it.
+Importing this package loads numpy only; the first batch or store loads torch. Feature extraction needs no torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,6 @@
-"""What the doctor looks at in every corpus: counts, labels, speakers, leaks between splits, and features.
+"""Checks of ``doctor`` for every corpus: counts, labels, speakers, leaks between splits, features.
 
-The functions here compute and return; printing is the command's business. Recordings are the business of
-:mod:`ercfusion.data.check_media`.
+The functions return findings; the command prints them. :mod:`ercfusion.data.check_media` checks recordings.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 
 _BLOCK = 4096
-"""Rows of a feature table looked at together: tables may be memory-mapped and larger than memory."""
+"""Rows of a feature table checked at a time; tables may be memory-mapped and larger than memory."""
 _LEAK_WORDS = 8
-"""Words that a conversation needs for its repetition to be no chance."""
+"""Words from which on a repeated conversation is not chance."""
 _PROMPTED = 4
-"""Conversations to each different text from which on a corpus consists of given sentences, which repeat."""
+"""Conversations per different text from which on a corpus consists of prompted, repeating sentences."""
 
 
 def check_corpus(
@@ -36,14 +35,14 @@ def check_corpus(
     names: Mapping[str, Sequence[str]] | None = None,
     media: bool = True,
 ) -> list[Finding]:
-    """All checks of a corpus under a protocol, and those that the corpus makes itself.
+    """All checks of a corpus under a protocol, including those of the corpus itself.
 
     Args:
-        corpus: Is read once for the checks here, and once more for its own.
-        protocol: Decides on the splits and on the targets that are looked at.
-        tables: Features to be checked against the conversations, if any.
-        names: Modality to the names of its dimensions, where they are known.
-        media: Whether recordings are looked at, where the corpus has any.
+        corpus: The corpus; read once here and once for its own checks.
+        protocol: Defines the splits and the targets.
+        tables: Features to check.
+        names: Modality to the names of its dimensions.
+        media: Check recordings, if the corpus has any.
     """
     splits = corpus.conversations(protocol)
     findings = check_counts(splits, corpus.card, default=protocol.id == corpus.protocol().id)
@@ -62,30 +61,30 @@ def check_corpus(
 
 
 def check_counts(splits: Splits, card: CorpusCard, *, default: bool = True) -> list[Finding]:
-    """Conversations and utterances of every split, against the card where it states them.
+    """Conversations and utterances of every split, compared with the card if it states them.
 
     Args:
-        splits: What was read.
-        card: Its counts are those of the corpus's default protocol.
-        default: Whether that is the protocol at hand. Another one may divide the same conversations in another way;
-            then their total alone must be that of the card.
+        splits: Conversations by split.
+        card: Card with the counts of the corpus's default protocol.
+        default: ``splits`` are those of the default protocol. Another protocol may split the same conversations
+            differently: then only the total is compared.
     """
-    found = {split: _sizes(splits.get(split, [])) for split in dict.fromkeys([*splits, *card.counts])}
-    expected = {split: {**found[split], **card.counts.get(split, {})} for split in found}
+    sizes = {split: _sizes(splits.get(split, [])) for split in dict.fromkeys([*splits, *card.counts])}
+    expected = {split: {**sizes[split], **card.counts.get(split, {})} for split in sizes}
     findings = []
-    if not default and card.counts and found != expected:
-        total, stated = _added(found), _added(expected)
-        for split, sizes in found.items():
-            findings.append(Finding("ok", "counts", f"{split}: {_counted(sizes)}"))
+    if not default and card.counts and sizes != expected:
+        total, stated = _added(sizes), _added(expected)
+        for split, counts in sizes.items():
+            findings.append(Finding("ok", "counts", f"{split}: {_counted(counts)}"))
         text = f"all splits: {_counted(total)}"
         if total == stated:
             return [*findings, Finding("ok", "counts", f"{text}, as many as the release has")]
         return [*findings, Finding("fault", "counts", f"{text}, {_unlike(stated)}")]
-    for split, sizes in found.items():
-        text = f"{split}: {_counted(sizes)}"
+    for split, counts in sizes.items():
+        text = f"{split}: {_counted(counts)}"
         if split not in card.counts:
-            findings.append(Finding("note", "counts", f"{text} (the card does not say how many there should be)"))
-        elif sizes == expected[split]:
+            findings.append(Finding("note", "counts", f"{text} (the card states no counts)"))
+        elif counts == expected[split]:
             findings.append(Finding("ok", "counts", text))
         else:
             findings.append(Finding("fault", "counts", f"{text}, {_unlike(expected[split])}"))
@@ -104,22 +103,25 @@ def _added(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def _unlike(expected: Mapping[str, int]) -> str:
-    return f"but the release has {_counted(expected)}: files are cut off, edited, or of another release"
+    return (
+        f"but the release has {_counted(expected)}: files are cut off, edited, or of another release. Get the files "
+        "again."
+    )
 
 
 def check_label_counts(splits: Splits, card: CorpusCard, protocol: Protocol) -> list[Finding]:
-    """How often each label occurs in every split, against the card where it says so for this protocol."""
+    """Number of utterances per label and split, compared with the card if it states them for this protocol."""
     findings = []
     for split, expected in card.labels.get(protocol.id, {}).items():
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for value in _values([turn for one in splits.get(split, []) for turn in one.turns], protocol.task):
-            found.update(_mass(value, protocol.task))
-        wrong = [label for label in dict.fromkeys([*expected, *found]) if found[label] != expected.get(label, 0)]
+            counts.update(_mass(value, protocol.task))
+        wrong = [label for label in dict.fromkeys([*expected, *counts]) if counts[label] != expected.get(label, 0)]
         if not wrong:
             findings.append(Finding("ok", "label counts", f"{split}: those of the release"))
             continue
-        shown = [f"{label} {found[label]:g} (the release has {expected.get(label, 0):g})" for label in wrong]
-        text = f"{split}: the counts of {len(wrong)} labels differ: {some(shown)}"
+        shown = [f"{label} {counts[label]:g} (the release has {expected.get(label, 0):g})" for label in wrong]
+        text = f"{split}: the counts of {len(wrong)} labels differ: {some(shown)}. Get the files again."
         findings.append(Finding("fault", "label counts", text))
     return findings
 
@@ -136,22 +138,20 @@ def check_split(split: str, conversations: Sequence[Conversation], task: TaskSpe
         Finding(
             "ok",
             "lengths",
-            f"{split}: {np.mean(lengths):.1f} utterances a conversation, at most {max(lengths)}; "
+            f"{split}: {np.mean(lengths):.1f} utterances per conversation, at most {max(lengths)}; "
             f"{lengths.count(1)} conversations have one utterance",
         ),
         Finding(
             "ok",
             "speakers",
-            f"{split}: {len({turn.speaker for turn in turns})} names; at most {max(speakers)} speakers a conversation, "
-            f"{sum(number > 2 for number in speakers)} have more than two",
+            f"{split}: {len({turn.speaker for turn in turns})} names; at most {max(speakers)} speakers per "
+            f"conversation, {sum(number > 2 for number in speakers)} have more than two",
         ),
     ]
     if task.rules.changes:
         own = count_label_shifts(conversations, task.name, same_speaker=True)
         adjacent = count_label_shifts(conversations, task.name, same_speaker=False)
-        text = (
-            f"{split}: {own} changes from a speaker's utterance to the next of the same, {adjacent} between neighbours"
-        )
+        text = f"{split}: {own} changes between consecutive utterances of a speaker, {adjacent} between neighbours"
         findings.append(Finding("ok", "label shifts", text))
     silent = sum(turn.text is None for turn in turns)
     empty = sum(turn.text is not None and not turn.text.strip() for turn in turns)
@@ -167,7 +167,8 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
     findings = []
     missing = len(turns) - len(values)
     if not values:
-        return [Finding("fault", "labels", f"{split}: no utterance is labelled for the task {task.name!r}")]
+        text = f"{split}: no utterance is labelled for the task {task.name!r}. Check the column of the labels."
+        return [Finding("fault", "labels", text)]
     if missing:
         text = f"{split}: {missing} of {len(turns)} utterances are not labelled; they serve as context only"
         findings.append(Finding("note", "unlabelled", text))
@@ -178,7 +179,7 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
             inside = bool(task.low <= low <= high <= task.high)
             text = f"{split}: {name} from {low:g} to {high:g}, mean {numbers[:, column].mean():.3f}"
             if not inside:
-                text += f"; the task allows {task.low:g} to {task.high:g}"
+                text += f"; the task allows {task.low:g} to {task.high:g}. Correct the values, or low and high."
             findings.append(Finding("ok" if inside else "fault", "labels", text))
         return findings
     mass: Counter[str] = Counter()
@@ -189,13 +190,13 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
     shown = ", ".join(f"{label} {task.rules.count_text(number, len(values))}" for label, number in counted.items())
     findings.append(Finding("ok", "labels", f"{split}: {shown}"))
     if foreign:
-        text = f"{split}: values that are no labels of {task.schema.name}: {some(foreign)}"
+        text = f"{split}: values which are not labels of {task.schema.name}: {some(foreign)}. Correct them."
         findings.append(Finding("fault", "labels", text))
     return findings
 
 
 def _values(turns: Sequence[Turn], task: TaskSpec) -> list[TargetValue]:
-    # What the labelled ones of the turns are labelled as.
+    # Target values of the labelled turns.
     targets = (turn.targets.get(task.name) for turn in turns)
     return [target.value for target in targets if target is not None and target.value is not None]
 
@@ -204,14 +205,16 @@ def _mass(value: object, task: TaskSpec) -> Mapping[str, float]:
     try:
         return task.rules.label_mass(value)
     except TypeError as error:
-        raise CorpusFormatError(f"{value!r} is no target of the {task.kind} task {task.name!r}: {error}") from error
+        raise CorpusFormatError(
+            f"{value!r} is not a target of the {task.kind} task {task.name!r}: {error}. Correct the value."
+        ) from error
 
 
 def check_unseen_labels(splits: Splits, task: TaskSpec) -> list[Finding]:
-    """Labels of the schema that the training split has no example of."""
+    """Labels of the schema without an example in the training split."""
     if task.schema is None or "train" not in splits:
         return []
-    seen = {
+    trained = {
         task.schema.canonical(label)
         for conversation in splits["train"]
         for turn in conversation.turns
@@ -219,18 +222,17 @@ def check_unseen_labels(splits: Splits, task: TaskSpec) -> list[Finding]:
         for label, share in _mass(target.value, task).items()
         if share > 0 and label in task.schema
     }
-    unseen = [label for label in task.schema.labels if label not in seen]
+    unseen = [label for label in task.schema.labels if label not in trained]
     if not unseen:
         return []
     return [Finding("note", "labels", f"train: no example of {', '.join(unseen)}: no model can learn it")]
 
 
 def check_overlap(splits: Splits) -> list[Finding]:
-    """Conversations and speakers that more than one split has.
+    """Conversations and speakers in more than one split.
 
-    The same sequence of texts in two splits is a leak. A few words ("Hey!", "Hi!") may repeat by chance, so that is
-    only noted; and where a corpus has a few given sentences that all speakers say, repetition is its plan. Sharing
-    speakers is usual, but decides on what may be claimed.
+    The same sequence of texts in two splits is a leak. Short texts ("Hey!", "Hi!") repeat by chance and are only
+    noted; in a corpus of prompted sentences repetition is intended. Shared speakers are usual, but limit the claims.
     """
     texts: dict[tuple[str, ...], dict[str, str]] = {}
     speakers: dict[str, set[str]] = {}
@@ -241,25 +243,25 @@ def check_overlap(splits: Splits) -> list[Finding]:
             occurrences[conversation.id] += 1
             speakers.setdefault(split, set()).update(conversation.speakers)
             words = tuple((turn.text or "").strip() for turn in conversation.turns)
-            if any(words) and not conversation.synthetic:  # placeholder texts repeat and mean nothing
+            if any(words) and not conversation.synthetic:  # placeholder texts repeat without meaning
                 texts.setdefault(words, {}).setdefault(split, conversation.id)
                 with_words += 1
     findings = []
     if twice := [identifier for identifier, number in occurrences.items() if number > 1]:
-        text = f"{len(twice)} conversation ids occur more than once: {some(twice)}"
+        text = f"{len(twice)} conversation ids occur more than once: {some(twice)}. Rename or remove them."
         findings.append(Finding("fault", "overlap", text))
     leaked: list[str] = []
     chance: list[str] = []
     prompted = bool(texts) and with_words >= _PROMPTED * len(texts)
     if prompted:
-        text = f"{with_words} conversations have only {len(texts)} different texts: given sentences, and no leak"
+        text = f"{with_words} conversations have only {len(texts)} different texts: prompted sentences, not a leak"
         findings.append(Finding("note", "leakage", text))
     for words, places in texts.items():
         if len(places) > 1 and not prompted:
             long = len(" ".join(words).split()) >= _LEAK_WORDS
             (leaked if long else chance).append(" = ".join(places.values()))
     if leaked:
-        text = f"{len(leaked)} conversations have the same texts in two splits: {some(leaked)}"
+        text = f"{len(leaked)} conversations have the same texts in two splits: {some(leaked)}. Remove them from one."
         findings.append(Finding("fault", "leakage", text))
     elif not prompted:
         text = f"no conversation of {_LEAK_WORDS} or more words is in two splits"
@@ -277,12 +279,12 @@ def check_overlap(splits: Splits) -> list[Finding]:
 
 
 def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None = None) -> list[Finding]:
-    """Missing turns, numbers that are not finite, and constant columns of one modality.
+    """Missing turns, values that are not finite, and constant columns of one modality.
 
     Args:
-        splits: What was read.
+        splits: Conversations by split.
         table: The features.
-        names: Of their dimensions; without them columns are numbered from 0.
+        names: Names of the dimensions; without them columns are numbered from 0.
     """
     topic = f"features {table.modality}"
     findings = []
@@ -307,10 +309,11 @@ def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None
         if bad:
             first = "/".join(keys[bad[0]])
             text = f"{split}: {len(set(bad))} utterances have values that are not finite (first: {first})"
+            text += ". Correct the extraction."
             findings.append(Finding("fault", topic, text))
-        held = int((groups >= 0).sum())
-        # A single utterance makes every column constant; that says nothing.
-        if split == "train" and held > 1 and (low >= high).any():
+        present = int((groups >= 0).sum())
+        # A single utterance makes every column constant.
+        if split == "train" and present > 1 and (low >= high).any():
             findings.append(_constant(topic, split, low, high, names))
     return findings
 
@@ -318,7 +321,7 @@ def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None
 def _constant(
     topic: str, split: str, low: NDArray[np.float64], high: NDArray[np.float64], names: Sequence[str] | None
 ) -> Finding:
-    # Zeros throughout are the sign of a detector that found nothing; another constant is that of a setting.
+    # Zeros are typical of a detector without detections; other constants, of a setting.
     same = low >= high
     kinds = {
         "always 0": same & (low == 0) & (high == 0),
@@ -326,22 +329,22 @@ def _constant(
         "without a finite value": low > high,
     }
     parts = []
-    for what, columns in kinds.items():
-        if where := [int(column) for column in np.flatnonzero(columns)]:
-            shown = some([str(column) if names is None else names[column] for column in where])
-            parts.append(f"{len(where)} {what} ({'column ' if names is None else ''}{shown})")
+    for kind, columns in kinds.items():
+        if constant := [int(column) for column in np.flatnonzero(columns)]:
+            shown = some([str(column) if names is None else names[column] for column in constant])
+            parts.append(f"{len(constant)} {kind} ({'column ' if names is None else ''}{shown})")
     number = int(same.sum())
     text = f"{split}: {number} of {len(same)} columns are constant: {', '.join(parts)}"
     return Finding("fault" if number == len(same) else "note", topic, text)
 
 
 def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
-    """Different utterances with the very same values; a fault where that is over half of those with features.
+    """Different utterances with equal values; a fault if they are more than half of those with features.
 
-    Utterances with the same text have the same text vectors and are not counted for the modality ``text``.
+    For the modality ``text``, utterances with the same text are not counted.
     """
     groups: dict[bytes, list[tuple[str, str, bool]]] = {}
-    held = 0
+    present = 0
     for split, conversations in splits.items():
         turns = [turn for conversation in conversations for turn in conversation.turns]
         keys = _keys(conversations)
@@ -350,9 +353,9 @@ def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
                 continue
             first, last = (row, row + 1) if table.offsets is None else table.offsets[row : row + 2]
             values = np.ascontiguousarray(table.values[first:last])
-            held += 1
+            present += 1
             if len(values):
-                # Encoders mostly ignore capitals and the width of spaces.
+                # Most encoders ignore case and the width of spaces.
                 words = " ".join((turn.text or "").casefold().split()) if table.modality == "text" else ""
                 digest = hashlib.blake2b(values.tobytes(), digest_size=16).digest()
                 place = f"{split} {'/'.join(key)}"
@@ -366,12 +369,12 @@ def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
     if not same:
         return []
     zeros = f", {zero} of them zeros only" if zero else ""
-    text = f"{same} of {held} utterances have the same values as another{zeros}: {some(examples)}"
-    return [Finding("fault" if 2 * same > held else "note", f"features {table.modality}", text)]
+    text = f"{same} of {present} utterances have the same values as another{zeros}: {some(examples)}"
+    return [Finding("fault" if 2 * same > present else "note", f"features {table.modality}", text)]
 
 
 def check_modalities(splits: Splits, tables: Sequence[FeatureTable]) -> list[Finding]:
-    """Utterances that lack a modality, and those that lack all, over all tables together (from two on)."""
+    """Utterances without one of the modalities, or without all of them; for two or more tables."""
     if len(tables) < 2:
         return []
     findings = []
@@ -396,10 +399,10 @@ def _keys(conversations: Sequence[Conversation]) -> list[Key]:
 
 
 def _blocks(table: FeatureTable, groups: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    # For at most _BLOCK utterances at a time: their rows of values, and for each row the position in `groups`.
-    held = np.flatnonzero(groups >= 0)
-    for start in range(0, len(held), _BLOCK):
-        owner = held[start : start + _BLOCK]
+    # Blocks of at most _BLOCK utterances: for each row of values the position in `groups`, and the values.
+    present = np.flatnonzero(groups >= 0)
+    for start in range(0, len(present), _BLOCK):
+        owner = present[start : start + _BLOCK]
         rows = groups[owner]
         if table.offsets is not None:
             first, last = np.asarray(table.offsets[rows]), np.asarray(table.offsets[rows + 1])
@@ -410,4 +413,4 @@ def _blocks(table: FeatureTable, groups: NDArray[np.int64]) -> Iterator[tuple[ND
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {what}" for what, number in counts.items())
+    return ", ".join(f"{number} {unit}" for unit, number in counts.items())

@@ -1,6 +1,6 @@
-"""What the doctor looks at in recordings: what is absent, empty, there twice, or does not fit its transcript.
+"""Checks of ``doctor`` for recordings: absent, empty, damaged or equal files, and lengths unlike the transcript.
 
-Files are not decoded: names, sizes and headers are read, and the content only of files that have the same size.
+Files are not decoded: names, sizes and headers are read, and the contents of files of equal size.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from ercfusion.data.features import Key
 from ercfusion.data.media import BEYOND, MEDIA_KINDS, RATES, Clip, MediaKind, has_av, sampling_rate, track_rate
 
 LONG = 10.0
-"""Seconds that no clip of a usual utterance exceeds..."""
+"""Seconds not exceeded by a clip of a usual utterance..."""
 LONG_BASE, LONG_PER_WORD = 5.0, 4.0
 """...unless its words, spoken very slowly and with a pause, need more."""
 SHORT_PER_WORD = 0.05
-"""Seconds in which nobody says a word."""
+"""Seconds too short to speak a word."""
 RULE = (
-    f"longer than {LONG:g} s and than {LONG_BASE:g} s + {LONG_PER_WORD:g} s a word, "
-    f"or shorter than {SHORT_PER_WORD:g} s a word"
+    f"longer than {LONG:g} s and than {LONG_BASE:g} s + {LONG_PER_WORD:g} s per word, "
+    f"or shorter than {SHORT_PER_WORD:g} s per word"
 )
 _SHOWN = 3
-"""Examples named in one finding."""
+"""Number of examples in one finding."""
 _LISTED = 50
-"""Absent files named in one finding."""
+"""Number of absent files listed in one finding."""
 _MANY = 20
-"""Recordings of one length from which on that length is no chance."""
+"""Recordings of one length from which on this is not chance."""
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
 
 
 class _UnreadableError(Exception):
-    # A header that says nothing; never leaves this module.
+    # A header without usable information; raised and caught in this module only.
     pass
 
 
 @dataclass
 class _File:
-    # What is known of one file: seconds and rate are None if its header cannot be judged here.
+    # Facts of one file; seconds and rate are None if its header does not give them.
     size: int
     seconds: float | None = None
     rate: int | None = None
@@ -53,18 +53,18 @@ class _File:
 
 
 def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Finding]:
-    """Recordings of a corpus: absent, empty or damaged files, equal files, and clips that do not fit their words.
+    """Check recordings: absent, empty or damaged files, equal files, and clips with an unlikely length.
 
-    A corpus without recordings, or whose recordings are not there, is passed over, unless its own table names them.
+    A corpus without recordings, or with none of its files present, has no findings, unless its own table names them.
 
     Args:
-        corpus: Its :meth:`~ercfusion.data.corpus.Corpus.clips` are looked at, for sound and for pictures.
-        protocol: Handed on to it.
-        splits: Its conversations under the protocol.
+        corpus: Its :meth:`~ercfusion.data.corpus.Corpus.clips` are checked, for sound and for pictures.
+        protocol: Protocol for these.
+        splits: Conversations under the protocol.
     """
     findings: list[Finding] = []
     files: dict[Path, _File] = {}
-    seen: set[tuple[Key, Clip]] = set()
+    judged: set[tuple[Key, Clip]] = set()
     for kind in MEDIA_KINDS:
         topic = f"{kind} recordings"
         try:
@@ -79,41 +79,41 @@ def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Find
             continue
         if not clips:
             continue
-        fresh = _look(clips, kind, files)
+        fresh = _read_headers(clips, kind, files)
         findings += _presence(topic, splits, clips, files)
         findings += _damage(topic, fresh, files)
         findings += _equal(topic, splits, clips, fresh, files)
         findings += _one_length(topic, fresh, files)
         if kind == "audio":
             findings += _rates(topic, files)
-        # A video that also serves as sound is judged once.
-        new = {key: clip for key, clip in clips.items() if (key, clip) not in seen}
-        seen.update(new.items())
+        # A video that also serves as sound is checked once.
+        new = {key: clip for key, clip in clips.items() if (key, clip) not in judged}
+        judged.update(new.items())
         findings += _fit(topic, splits, new, files)
     return findings
 
 
-def _look(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) -> list[Path]:
-    # Size and header of every file that is there; returns those that were not known before.
+def _read_headers(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) -> list[Path]:
+    # Adds size and header of every existing file; returns the added paths.
     fresh = []
     paths = dict.fromkeys(clip.path for clip in clips.values())
-    for path in track([path for path in paths if path not in files], f"looking at {kind} recordings"):
+    for path in track([path for path in paths if path not in files], f"reading headers of {kind} recordings"):
         if not path.is_file():
             continue
         fresh.append(path)
-        files[path] = found = _File(path.stat().st_size)
-        if found.size and path.suffix.lower() not in _PICTURES:
+        files[path] = file = _File(path.stat().st_size)
+        if file.size and path.suffix.lower() not in _PICTURES:
             try:
-                found.seconds, found.rate = header(path)
+                file.seconds, file.rate = header(path)
             except _UnreadableError as error:
-                found.fault = str(error)
+                file.fault = str(error)
     return fresh
 
 
 def header(path: Path) -> tuple[float | None, int | None]:
-    """Seconds that a file lasts and samples of sound per second, according to its header, which is read once.
+    """Duration in seconds and sampling rate in Hz of a file, from its header.
 
-    Either is None where the header does not say it, or where reading it needs a package that is not installed.
+    Each is None if the header does not state it, or if reading it needs a package that is not installed.
 
     Raises:
         Exception: the header cannot be read.
@@ -122,7 +122,7 @@ def header(path: Path) -> tuple[float | None, int | None]:
         try:
             return _wave_header(path)
         except (wave.Error, EOFError, RuntimeError) as error:
-            # The standard library knows plain samples only; whatever else a WAV file holds, PyAV can tell.
+            # The standard library reads plain samples only; PyAV also reads the other formats of WAV files.
             if not has_av():
                 if "unknown format" in str(error):
                     return None, sampling_rate(path)
@@ -138,9 +138,9 @@ def _wave_header(path: Path) -> tuple[float, int]:
         rate = stream.getframerate()
     if not RATES[0] <= rate <= RATES[1]:
         raise _UnreadableError(f"a sampling rate of {rate} Hz: {RATES[0]} to {RATES[1]} are read")
-    held = path.stat().st_size
-    if frames * width > held:
-        raise _UnreadableError(f"cut off: {frames * width} bytes of sound are announced, the file has {held}")
+    size = path.stat().st_size
+    if frames * width > size:
+        raise _UnreadableError(f"cut off: {frames * width} bytes of sound are announced, the file has {size}")
     return frames / rate, rate
 
 
@@ -169,13 +169,14 @@ def _presence(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapp
         absent = [path for path in dict.fromkeys(named.values()) if path not in files]
         number = len(set(named.values()))
         if absent:
-            text = f"{split}: {len(absent)} of {number} files are not there (first: {absent[0]})"
+            text = f"{split}: {len(absent)} of {number} files are absent (first: {absent[0]})"
             if len(absent) > 1:
                 more = f", and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
                 text += f": {', '.join(path.name for path in absent[:_LISTED])}{more}"
+            text += ". Correct the paths, or copy the files."
             findings.append(Finding("fault" if len(absent) == number else "note", topic, text))
         elif number:
-            text = f"{split}: {number} files for {len(named)} of {len(turns)} utterances, all there"
+            text = f"{split}: {number} files for {len(named)} of {len(turns)} utterances, none absent"
             findings.append(Finding("ok", topic, text))
         else:
             findings.append(Finding("note", topic, f"{split}: no utterance names a recording"))
@@ -185,10 +186,12 @@ def _presence(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapp
 def _damage(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) -> list[Finding]:
     findings = []
     if empty := [path.name for path in fresh if not files[path].size]:
-        findings.append(Finding("fault", topic, f"{len(empty)} files are empty (0 bytes): {some(empty)}"))
+        text = f"{len(empty)} files are empty (0 bytes): {some(empty)}. Copy them again."
+        findings.append(Finding("fault", topic, text))
     if damaged := [path for path in fresh if files[path].fault]:
         first = damaged[0]
         text = f"{len(damaged)} files cannot be read: {some([path.name for path in damaged])} ({files[first].fault})"
+        text += ". Copy them again, or convert them."
         findings.append(Finding("fault", topic, text))
     return findings
 
@@ -196,7 +199,7 @@ def _damage(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) -> l
 def _equal(
     topic: str, splits: Splits, clips: Mapping[Key, Clip], fresh: Sequence[Path], files: Mapping[Path, _File]
 ) -> list[Finding]:
-    # Files of different sizes differ: the content of the others alone has to be read.
+    # Only files of equal size can be equal.
     sizes = Counter(files[path].size for path in fresh)
     alike: dict[tuple[int, str], list[Path]] = {}
     for path in track([path for path in fresh if files[path].size and sizes[files[path].size] > 1], "comparing files"):
@@ -223,29 +226,31 @@ def _one_length(topic: str, fresh: Sequence[Path], files: Mapping[Path, _File]) 
 
 def _rates(topic: str, files: Mapping[Path, _File]) -> list[Finding]:
     by_rate: dict[int, list[Path]] = {}
-    for path, entry in files.items():
-        if entry.rate is not None:
-            by_rate.setdefault(entry.rate, []).append(path)
+    for path, file in files.items():
+        if file.rate is not None:
+            by_rate.setdefault(file.rate, []).append(path)
     if len(by_rate) < 2:
         return []
     shown = ", ".join(f"{rate} Hz ({len(by_rate[rate])}, first {by_rate[rate][0].name})" for rate in sorted(by_rate))
-    text = f"several sampling rates: {shown}. Features of sound depend on the rate: bring all to one for an extraction"
-    return [Finding("note", topic, f"{text} (features.resample=all features.rate=16000)")]
+    text = (
+        f"several sampling rates: {shown}. Features of sound depend on the rate. Convert all to one during extraction"
+    )
+    return [Finding("note", topic, f"{text}: features.resample=all features.rate=16000")]
 
 
 def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:
-    # Each kind of misfit with the clips that it concerns.
+    # Clips far too long, far too short, or ending after their recording.
     long, short, beyond = [], [], []
     for split, turns in _turns(splits).items():
         for key, turn in turns.items():
             clip = clips.get(key)
             if clip is None or clip.path not in files or clip.path.suffix.lower() in _PICTURES:
                 continue
-            whole = files[clip.path].seconds
+            duration = files[clip.path].seconds
             name = f"{split} {'/'.join(key)}"
-            if clip.end is not None and whole is not None and clip.end > whole + BEYOND:
-                beyond.append(f"{name} ends at {clip.end:.1f} s of {whole:.1f} s")
-            seconds = _seconds(clip, turn, whole)
+            if clip.end is not None and duration is not None and clip.end > duration + BEYOND:
+                beyond.append(f"{name} ends at {clip.end:.1f} s of {duration:.1f} s")
+            seconds = _seconds(clip, turn, duration)
             if seconds is None or turn.text is None:
                 continue
             words = len(turn.text.split())
@@ -255,21 +260,22 @@ def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[P
             elif seconds < SHORT_PER_WORD * words:
                 short.append(text)
     findings = []
-    for what, found in (("far longer", long), ("far shorter", short)):
-        if found:
-            text = f"{len(found)} clips are {what} than their words take: {some(found)}. Rule: {RULE}"
-            findings.append(Finding("note", topic, text))
+    for comparison, clips_concerned in (("far longer", long), ("far shorter", short)):
+        if clips_concerned:
+            text = f"{len(clips_concerned)} clips are {comparison} than their words take: {some(clips_concerned)}. "
+            findings.append(Finding("note", topic, f"{text}Rule: {RULE}"))
     if beyond:
-        findings.append(Finding("note", topic, f"{len(beyond)} turns end after their recording: {some(beyond)}"))
+        text = f"{len(beyond)} turns end after their recording: {some(beyond)}. Correct the times."
+        findings.append(Finding("note", topic, text))
     return findings
 
 
-def _seconds(clip: Clip, turn: Turn, whole: float | None) -> float | None:
-    # The length of a part is that of its times; of a whole file that of its header, or else that of the turn's times.
+def _seconds(clip: Clip, turn: Turn, duration: float | None) -> float | None:
+    # Of a part from its times; of a whole file from its header, or else from the turn's times.
     if clip.end is not None:
         return clip.end - clip.start
-    if whole is not None:
-        return whole - clip.start
+    if duration is not None:
+        return duration - clip.start
     return None if turn.start is None or turn.end is None else turn.end - turn.start
 
 

@@ -1,4 +1,4 @@
-"""Conversations as corpora deliver them: turns with speakers, texts, times and targets, before any tensor."""
+"""Conversations of corpora: turns with speakers, texts, times and targets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TargetValue = str | float | tuple[float, ...] | frozenset[str] | Mapping[str, fl
 
 @dataclass(frozen=True)
 class Target:
-    """What is known about one task at one turn.
+    """Target of one task at one turn.
 
     Args:
         value: A label name (single-label), a frozenset of names (multi-label), a map from name to probability
-            (distribution), or a number or tuple of numbers (regression). ``None`` means that the turn is not labelled:
-            it stays in the conversation as context and no loss or metric sees it.
-        votes: Raw annotators' counts by label name, where the corpus gives them.
+            (distribution), or a number or tuple of numbers (regression). ``None``: the turn is not labelled and serves
+            as context, without loss and metrics.
+        votes: Raw counts of annotators by label name, if the corpus has them.
     """
 
     value: TargetValue | None
@@ -31,7 +31,7 @@ class Target:
         return self.value is not None
 
     def mapped(self, label_map: LabelMap) -> Target:
-        """The same single-label target in another schema (invalid where the map says ``None``)."""
+        """The single-label target in another schema; the value is None if the map returns ``None``."""
         if not isinstance(self.value, str):
             raise TypeError("only single-label targets can be mapped between schemas")
         return Target(label_map(self.value))
@@ -43,10 +43,10 @@ class Turn:
 
     Args:
         id: Unique within its conversation.
-        speaker: The speaker's name; only sameness within the conversation matters to models.
+        speaker: Name of the speaker; models use only its identity within the conversation.
         text: The words, if known.
         start, end: Seconds from the beginning of the recording, if known.
-        targets: By task name.
+        targets: Targets by task name.
     """
 
     id: str
@@ -62,9 +62,9 @@ class Conversation:
     """Turns in order of speech.
 
     Args:
-        id: Unique within the corpus, over all splits. Features are found by the key (conversation id, turn id).
+        id: Unique within the corpus, over all splits. Features have the key (conversation id, turn id).
         turns: At least one.
-        synthetic: True for generated conversations, so that nothing made from them is taken for human speech.
+        synthetic: Generated, not recorded; marks all results made from it.
     """
 
     id: str
@@ -73,12 +73,14 @@ class Conversation:
 
     def __post_init__(self) -> None:
         if not self.turns:
-            raise CorpusFormatError(f"conversation {self.id!r} has no turns")
-        seen: set[str] = set()
+            raise CorpusFormatError(f"conversation {self.id!r} has no turns. Remove it, or add its turns.")
+        ids: set[str] = set()
         for turn in self.turns:
-            if turn.id in seen:
-                raise CorpusFormatError(f"conversation {self.id!r} has two turns with the id {turn.id!r}")
-            seen.add(turn.id)
+            if turn.id in ids:
+                raise CorpusFormatError(
+                    f"conversation {self.id!r} has two turns with the id {turn.id!r}. Rename or remove one."
+                )
+            ids.add(turn.id)
 
     def __len__(self) -> int:
         return len(self.turns)
@@ -94,15 +96,15 @@ class Conversation:
         return [number[turn.speaker] for turn in self.turns]
 
     def keys(self) -> list[tuple[str, str]]:
-        """(conversation id, turn id) of every turn: the key under which features are stored."""
+        """(conversation id, turn id) of every turn: the keys of features."""
         return [(self.id, turn.id) for turn in self.turns]
 
 
 def count_label_shifts(conversations: Sequence[Conversation], task: str, *, same_speaker: bool) -> int:
     """Number of label changes between consecutive utterances.
 
-    With ``same_speaker`` the previous utterance is that of the same speaker in the same conversation (the published
-    MELD shift counts are these); otherwise it is the adjacent one, whoever speaks. Unlabelled turns are passed over.
+    With ``same_speaker``, between consecutive utterances of a speaker within a conversation (as in the published counts
+    for MELD); otherwise between neighbours. Unlabelled turns are skipped.
     """
     shifts = 0
     for conversation in conversations:
@@ -111,7 +113,7 @@ def count_label_shifts(conversations: Sequence[Conversation], task: str, *, same
             target = turn.targets.get(task)
             if target is None or target.value is None:
                 continue
-            who = turn.speaker if same_speaker else ""
-            shifts += who in last and last[who] != target.value
-            last[who] = target.value
+            chain = turn.speaker if same_speaker else ""
+            shifts += chain in last and last[chain] != target.value
+            last[chain] = target.value
     return shifts

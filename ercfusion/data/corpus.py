@@ -1,4 +1,4 @@
-"""What a corpus is: a card, named protocols, and a reader of the official release's layout."""
+"""A corpus: its card, its named protocols, and a reader of the files of its official release."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ SPLITS = ("train", "dev", "test")
 EXACT_LEVEL = "exact posterior"
 EXACT_NOTE = (
     "the score of the most probable label of every turn under the exact posterior (of a set of labels: of those above "
-    "0.5); it is optimal for accuracy and close to optimal, not optimal, for F1"
+    "0.5). It is optimal for accuracy and close to optimal for F1"
 )
-"""What :meth:`Corpus.reachable` is: the one wording for tables, pictures and pages."""
+"""Describes :meth:`Corpus.reachable` in tables, pictures and pages."""
 Splits = dict[str, list[Conversation]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way of using a corpus, so that two numbers with the same protocol id can be compared.
+    """A named use of a corpus; two scores can be compared if their protocol ids are equal.
 
     Args:
         id: ``corpus/name``, for example ``meld/7way``.
-        task: What is predicted and on which score a checkpoint is chosen.
+        task: What is predicted; its metric chooses the checkpoint.
         description: One line.
-        dev_source: Where the dev split comes from: the release, or which part of the training split by which seed.
-        modalities: Those the corpus has under this protocol; the default input of a model.
-        others: Further tasks that its turns have targets for; ``data.tasks`` selects among them.
+        dev_source: Origin of the dev split: the release, or a part of the training split drawn by a seed.
+        modalities: Modalities of the corpus under this protocol; the default inputs of a model.
+        others: Further tasks with targets on the turns; ``data.tasks`` selects among them.
     """
 
     id: str
@@ -53,24 +53,24 @@ class Protocol:
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
-        """All tasks, the one that chooses the checkpoint first."""
+        """All tasks; the first one chooses the checkpoint."""
         return (self.task, *self.others)
 
 
 @dataclass(frozen=True)
 class CorpusCard:
-    """What a user must know before using a corpus.
+    """Facts to know before using a corpus.
 
     Args:
         name: Registry name.
         title: Full name.
-        licence: The terms in a sentence.
+        licence: The terms in one sentence.
         obtain: How to get the raw data.
         citation: Paper to cite.
-        layout: The files that the reader expects below the raw folder.
-        counts: Split to ``{"conversations": .., "utterances": ..}`` of the release, checked by the doctor.
-        labels: Protocol id to split to ``{label: utterances}`` of the release, checked by the doctor.
-        known_issues: Oddities of the release that the reader reproduces rather than repairs.
+        layout: Files expected in the raw folder.
+        counts: Split to ``{"conversations": .., "utterances": ..}`` of the release; ``doctor`` compares them.
+        labels: Protocol id to split to ``{label: utterances}`` of the release; ``doctor`` compares them.
+        known_issues: Oddities of the release; the reader reproduces them.
         synthetic: Generated, not recorded.
     """
 
@@ -88,12 +88,12 @@ class CorpusCard:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a doctor's report.
+    """One line of the report of ``doctor``.
 
     Args:
-        level: ``ok`` (as the card says), ``note`` (odd but known or harmless) or ``fault`` (do not train on this).
-        topic: What was looked at, in a few words.
-        text: What was found.
+        level: ``ok`` (as the card states), ``note`` (odd but known or harmless) or ``fault`` (do not train on this).
+        topic: What was checked, in a few words.
+        text: The result.
     """
 
     level: Literal["ok", "note", "fault"]
@@ -102,24 +102,24 @@ class Finding:
 
 
 def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
-    """80 % train, 10 % dev and 10 % test of a release that has no splits, drawn by conversation.
+    """80 % train, 10 % dev and 10 % test, drawn by conversation, for a release without splits.
 
-    The order of :func:`~ercfusion.data.permute.seeded_permutation` is cut, so the split depends on the seed and the
-    ids alone; within a split the conversations keep their order.
+    The split depends only on the seed and the ids (:func:`~ercfusion.data.permute.seeded_permutation`). Conversations
+    keep their order within a split.
     """
     order = seeded_permutation((conversation.id for conversation in conversations), seed)
     dev, test = round(0.8 * len(order)), round(0.9 * len(order))
     parts = (order[:dev], order[dev:test], order[test:])
     part = {name: split for split, names in zip(SPLITS, parts, strict=True) for name in names}
-    return {split: [entry for entry in conversations if part[entry.id] == split] for split in SPLITS}
+    return {split: [one for one in conversations if part[one.id] == split] for split in SPLITS}
 
 
 def check_unique_ids(corpus: str, splits: Splits) -> None:
-    """Check that no id is that of two conversations, in two splits or in one.
+    """Check that ids of conversations are unique, within a split and across splits.
 
     Args:
-        corpus: Its title, for the message.
-        splits: As its reader gives them.
+        corpus: Title of the corpus, for the message.
+        splits: Conversations as the reader returned them.
 
     Raises:
         CorpusFormatError: two conversations have the same id.
@@ -133,10 +133,10 @@ def check_unique_ids(corpus: str, splits: Splits) -> None:
             else:
                 places[conversation.id] = split
     if twice:
-        name, where = next(iter(twice.items()))
+        name, parts = next(iter(twice.items()))
         raise CorpusFormatError(
             f"{corpus}: {len(twice)} conversations are there more than once (first: {shown(name)}, in "
-            f"{' and in '.join(where[:3])}). A conversation belongs to one split: remove it from the others."
+            f"{' and in '.join(parts[:3])}). A conversation belongs to one split: remove it from the others."
         )
 
 
@@ -154,17 +154,17 @@ _TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".txt", ".csv", ".parquet", ".json",
 
 
 def _similar(root: Path, missing: Sequence[str]) -> str:
-    # Files that may be the missing ones in another format or under a name with other capitals or a second ending.
+    # Advice if a missing file exists in another format, with other capitals or with a second file name extension.
     for name in missing:
         wanted = Path(name)
         folder = root / wanted.parent
-        entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        tables = [entry for entry in entries if entry.lower().endswith(_TABLES) and not entry.startswith((".", "~"))]
+        names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        tables = [file for file in names if file.lower().endswith(_TABLES) and not file.startswith((".", "~"))]
         stem = wanted.stem.casefold()
-        near = [entry for entry in tables if entry.casefold().partition(".")[0] == stem]
+        near = [file for file in tables if file.casefold().partition(".")[0] == stem]
         if not near and len(missing) == 1 and wanted.suffix == ".csv":
-            # A folder with one table holds the one that is meant.
-            near = [entry for entry in tables if entry.lower().endswith(_TABLES[:3])]
+            # The only table of a folder is probably the missing one.
+            near = [file for file in tables if file.lower().endswith(_TABLES[:3])]
         if near:
             if near[0].lower().endswith(_TABLES[:3]):
                 kind = wanted.suffix[1:].upper()
@@ -177,17 +177,17 @@ class Corpus(ABC):
     """Base of all corpora.
 
     Args:
-        raw: Folder with the released files. Where it is None, the folder ``$ERCFUSION_DATA/<name>`` is used.
+        raw: Folder with the released files; None uses ``$ERCFUSION_DATA/<name>``.
 
-    A reader with options takes them as keyword-only arguments of its constructor, see
-    :func:`ercfusion.config.options.options_of`: they are ``data.options.NAME`` of a configuration.
+    Options of a reader are keyword-only arguments of its constructor (:func:`ercfusion.config.options.options_of`);
+    in a configuration they are ``data.options.NAME``.
     """
 
     card: ClassVar[CorpusCard]
     protocols: ClassVar[Mapping[str, Protocol]]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # Whatever a reader makes of its files, no conversation is trained on and tested.
+        # Every reader is checked: a conversation in two splits would be trained on and tested.
         super().__init_subclass__(**options)
         if "conversations" in vars(cls):
             cls.conversations = _with_unique_ids(cls.conversations)  # type: ignore[assignment, method-assign]
@@ -202,63 +202,65 @@ class Corpus(ABC):
 
     @abstractmethod
     def conversations(self, protocol: Protocol) -> Splits:
-        """Train, dev and test conversations under ``protocol``.
+        """Conversations of train, dev and test under ``protocol``.
 
         Raises:
-            CorpusNotFoundError: the raw files are not there.
-            CorpusFormatError: a file is not as released; the message names file, line and column. Also raised, for
-                every subclass, where two conversations have one id.
+            CorpusNotFoundError: raw files are missing.
+            CorpusFormatError: a file differs from the release (the message names file, line and column), or two
+                conversations have the same id.
         """
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
-        """Features that come with the corpus, by modality (none by default: they are extracted into packs)."""
+        """Features shipped with the corpus, by modality; none by default."""
         return {}
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         """The recording of every turn that has one, by (conversation, turn), in the order of the conversations.
 
-        A file that the release should hold is named whether it is there or not; extraction records what is missing.
+        Files of the release are included even if they do not exist; extraction records them as missing.
 
         Raises:
-            ConfigError: the corpus, as this reader knows it, has no such recordings.
-            CorpusNotFoundError: none of the recordings is there; the message says where they were looked for and how
+            ConfigError: the corpus has no such recordings.
+            CorpusNotFoundError: none of the recordings exists; the message names the folders searched.
                 to get them.
         """
-        raise ConfigError(f"{self.card.title} has no {kind} recordings that could be read here (corpus {self.name!r}).")
+        raise ConfigError(
+            f"corpus {self.name!r}: {self.card.title} has no {kind} recordings. Choose another modality or corpus."
+        )
 
     def named_clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """The recordings that the corpus's own files name, for a corpus of which none may be there (none by default).
+        """Recordings named by the corpus's own files; none by default.
 
-        The doctor asks where :meth:`clips` finds no file: what is named and absent is a fault, and what a release
-        offers besides its texts is not.
+        ``doctor`` calls this if :meth:`clips` finds no file: a file that is named and absent is a fault, but the
+        optional recordings of a release are not.
         """
         return {}
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """What the reader decided where the files leave it open; training logs it, and the doctor reports it."""
+        """Decisions of the reader not settled by the files; training logs them and ``doctor`` reports them."""
         return []
 
     def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
-        """Counts of the release that the card cannot state by split, compared (none by default).
+        """Comparisons with further counts of the release, which are not per split; none by default.
 
-        As with the card's counts, a fault means that the files are not the release's.
+        A fault means different files from the release.
         """
         return []
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """What the doctor reports beyond the checks that it makes for every corpus."""
+        """Further checks of this corpus for ``doctor``."""
         return []
 
     def reachable(self, protocol: Protocol, split: str) -> dict[str, float]:
-        """Scores of :data:`EXACT_LEVEL` on a split, known only for generated corpora."""
+        """Scores of :data:`EXACT_LEVEL` on a split; empty for recorded corpora."""
         return {}
 
     def files(self) -> list[Path]:
-        """The raw files that the conversations depend on (their content makes the fingerprint)."""
+        """Raw files behind the conversations and the fingerprint."""
         return []
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and contents of :meth:`files`: tells one version of a corpus from another."""
+        """SHA-256 of names and contents of :meth:`files`; identifies the version of a corpus."""
         digest = hashlib.sha256(self.card.name.encode())
         for path in self.files():
             digest.update(path.name.encode())
@@ -267,10 +269,9 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def source_fingerprint(self, source: str | None = None) -> str:
-        """What a feature pack is bound to: the parts of the corpus that features are made of.
+        """Fingerprint of the sources of features in the corpus; feature packs are bound to it.
 
-        Of a release it is :meth:`fingerprint`, because its files never change. A corpus of one's own leaves out what
-        features do not depend on.
+        By default :meth:`fingerprint`, because the files of a release do not change.
 
         Args:
             source: ``text``, ``audio`` or ``visual``; None for all of them.
@@ -278,14 +279,14 @@ class Corpus(ABC):
         return self.fingerprint()
 
     def pack_fingerprints(self) -> tuple[str, ...]:
-        """The fingerprints that a pack made from this version of the corpus may have."""
+        """Fingerprints accepted in a pack made from this version of the corpus."""
         return (self.fingerprint(),)
 
     def protocol(self, identifier: str | None = None) -> Protocol:
-        """The protocol called ``identifier`` (with or without the corpus's name before it); the first one by default.
+        """The protocol called ``identifier`` (with or without the corpus's name); None returns the first one.
 
         Raises:
-            ConfigError: no such protocol; the message names the nearest.
+            ConfigError: unknown protocol; the message names the nearest.
         """
         if identifier is None:
             return next(iter(self.protocols.values()))
@@ -297,27 +298,29 @@ class Corpus(ABC):
         return self.protocols[full]
 
     def with_tasks(self, protocol: Protocol, names: Sequence[str] | None) -> Protocol:
-        """The protocol with the tasks that a run learns.
+        """The protocol restricted to the tasks of a run.
 
         Args:
-            protocol: Of this corpus.
-            names: Tasks of the protocol; the first one chooses the checkpoint. None takes the protocol's own task.
+            protocol: A protocol of this corpus.
+            names: Names of tasks; the first one chooses the checkpoint. None selects the protocol's own task.
 
         Returns:
-            If the first task is not the protocol's own, the id is that of the protocol whose own task it is.
+            The protocol; if the first task is the own task of another protocol, it has that protocol's id.
 
         Raises:
-            ConfigError: no name, an unknown one, or one twice.
+            ConfigError: ``names`` is empty, or a name is unknown or repeated.
         """
         if names is None:
             return replace(protocol, others=()) if protocol.others else protocol
-        known = {task.name: task for task in protocol.tasks}
+        tasks = {task.name: task for task in protocol.tasks}
         for name in names:
-            if name not in known:
-                raise ConfigError(f"data.tasks: {protocol.id} has no task {shown(name)}. {did_you_mean(name, known)}")
+            if name not in tasks:
+                raise ConfigError(f"data.tasks: {protocol.id} has no task {shown(name)}. {did_you_mean(name, tasks)}")
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"data.tasks must name each task once: {', '.join(known)}; found {shown(list(names))}")
-        first, *others = (known[name] for name in names)
+            raise ConfigError(
+                f"data.tasks: found {shown(list(names))}. Name each task once, out of {', '.join(tasks)}."
+            )
+        first, *others = (tasks[name] for name in names)
         return replace(protocol, id=self._protocol_of(protocol, first), task=first, others=tuple(others))
 
     def _protocol_of(self, protocol: Protocol, task: TaskSpec) -> str:
@@ -330,40 +333,42 @@ class Corpus(ABC):
         """The raw folder.
 
         Raises:
-            CorpusNotFoundError: neither ``data.raw`` nor ``ERCFUSION_DATA`` leads to an existing folder.
+            CorpusNotFoundError: neither ``data.raw`` nor ``ERCFUSION_DATA`` names an existing folder.
         """
         if self.raw is not None:
             folder = self.raw
-            looked = f"data.raw={self.raw}"
+            place = f"data.raw={self.raw}"
         elif "ERCFUSION_DATA" in os.environ:
             folder = expanded(os.environ["ERCFUSION_DATA"]) / self.card.name
-            looked = f"{folder} (from the environment variable ERCFUSION_DATA)"
+            place = f"{folder} (from the environment variable ERCFUSION_DATA)"
         else:
             raise CorpusNotFoundError(
-                f"{self.card.title}: no raw folder was given. Set data.raw=FOLDER, or set the environment variable "
-                f"ERCFUSION_DATA to a folder that holds {self.card.name!r}.\n{self._how_to_get()}"
+                f"{self.card.title}: no raw folder was given. Set data.raw=FOLDER, or the environment variable "
+                f"ERCFUSION_DATA to a folder with a subfolder {self.card.name!r}.\n{self._how_to_get()}"
             )
         if not folder.is_dir():
-            raise CorpusNotFoundError(f"{self.card.title}: {looked} is not a folder.\n{self._how_to_get()}")
+            raise CorpusNotFoundError(
+                f"{self.card.title}: {place} is not a folder. Correct the path, or get the files.\n{self._how_to_get()}"
+            )
         return folder
 
     def require(self, names: Sequence[str]) -> list[Path]:
         """Paths of the named files below :meth:`root`.
 
         Raises:
-            CorpusNotFoundError: one is missing; the message says which, where, how to get it and its licence.
+            CorpusNotFoundError: a file is missing; the message has its path, how to get it and the licence.
         """
         root = self.root()
         missing = [name for name in names if not (root / name).is_file()]
         if missing:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {', '.join(missing)} not found in {root}.{_similar(root, missing)}\n"
-                f"{self._how_to_get()}"
+                f"{self.card.title}: {', '.join(missing)} not found in {root}.{_similar(root, missing)}\nAdd the "
+                f"files, or correct the path. {self._how_to_get()}"
             )
         return [root / name for name in names]
 
     def _how_to_get(self) -> str:
         return (
-            f"Expected there: {', '.join(self.card.layout)}.\n"
-            f"How to get it: {self.card.obtain}\nLicence: {self.card.licence}"
+            f"Expected files: {', '.join(self.card.layout)}.\n"
+            f"How to get them: {self.card.obtain}\nLicence: {self.card.licence}"
         )

@@ -1,23 +1,22 @@
-"""Curricula: which conversations of the training split an epoch may use, the easy ones first.
+"""Curricula: epochs use a part of the training conversations, the easy ones first.
 
-A conversation is the harder, the more often the emotion changes in it (Yang, Shen, Mao, Cai: "Hybrid Curriculum
-Learning for Emotion Recognition in Conversation", AAAI 2022)::
+Difficulty of a conversation (Yang, Shen, Mao, Cai: "Hybrid Curriculum Learning for Emotion Recognition in
+Conversation", AAAI 2022)::
 
     DIF = (N_shift + N_spk) / (N_utt + N_spk)
 
-with N_shift changes of label, N_spk speakers and N_utt utterances. Li, Xu and Qiao (LSDGNN with improved curriculum
-learning, ECAI 2025) let every change a -> b count ``weight * S(a, b) + beta`` instead of 1, where S is a similarity
-from an emotion wheel: changes between similar emotions are the hard ones.
+with N_shift changes of label, N_spk speakers and N_utt utterances. In Li, Xu and Qiao (LSDGNN with improved curriculum
+learning, ECAI 2025) a change a -> b counts ``weight * S(a, b) + beta`` instead of 1. S is a similarity from an emotion
+wheel: changes between similar emotions are the hard ones.
 
-Sorted by difficulty and cut into buckets, the conversations come into use at a pace, until all are in use. What an
-epoch uses is a function of the settings, the seed and the epoch; nothing is remembered, so a run can be resumed at any
-epoch. Where papers and released code differ:
+Conversations are sorted by difficulty, cut into buckets and introduced at a pace. The part used by an epoch depends
+only on settings, seed and epoch: a run can be resumed at any epoch. Differences from papers or released code:
 
 - An unlabelled utterance breaks the chain: no change is counted to it or from it. (One released program counts "no
-  label" as a label of its own, which makes sparsely labelled conversations hard.)
-- Buckets differ by one conversation at most. (Released programs cut off ``ceil(n / K)`` at a time, which may give fewer
+  label" as a label: sparsely labelled conversations become hard.)
+- Sizes of buckets differ by at most one. (Released programs cut off ``ceil(n / K)`` at a time, which may give fewer
   than K buckets and then fails.)
-- Equally hard conversations are ordered by a hash of seed and id, not by their place in a file.
+- Equally hard conversations are ordered by a hash of seed and id, not by position in a file.
 
 Loads no torch.
 """
@@ -53,23 +52,23 @@ TABLE = "curriculum.csv"
 
 
 def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same") -> list[tuple[str, str]]:
-    """The changes of label in a conversation, in order, as (label before, label after).
+    """Changes of label in a conversation, in order, as (label before, label after).
 
     Args:
         conversation: With targets of ``task``; an unlabelled utterance breaks the chain.
-        task: Single-label.
-        scope: ``same``: from one utterance of a speaker to the next of the same speaker, whatever is said between;
-            ``different``: between neighbouring utterances of different speakers; ``both``: between any neighbours.
+        task: A single-label task.
+        scope: ``same``: between consecutive utterances of a speaker; ``different``: between neighbouring utterances of
+            different speakers; ``both``: between any neighbours.
 
     Raises:
-        ValueError: another scope, or a task that is not single-label.
+        ValueError: unknown scope, or a task that is not single-label.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}; found {scope!r}")
     if not task.rules.changes:
         raise ValueError(f"task {task.name!r} is {task.kind}: only single labels change from one to another")
     changes: list[tuple[str, str]] = []
-    chains: dict[str, tuple[str, str | None]] = {}  # by chain, the last utterance: speaker and label
+    chains: dict[str, tuple[str, str | None]] = {}  # speaker and label of the last utterance, by chain
     for turn in conversation.turns:
         target = turn.targets.get(task.name)
         label = None
@@ -92,16 +91,15 @@ def shift_difficulty(
     scope: str = "same",
     cost: Callable[[str, str], float] | None = None,
 ) -> float:
-    """DIF of a conversation, above 0; at most 1 where no change costs more than 1.
+    """DIF of a conversation, above 0; at most 1 if no change costs more than 1.
 
-    All utterances count into N_utt, labelled or not. The sum of the costs is rounded once, so that it does not depend
-    on their order.
+    N_utt includes unlabelled utterances. The sum of the costs is rounded once and does not depend on their order.
 
     Args:
         conversation: See :func:`label_changes`.
-        task: Single-label.
+        task: A single-label task.
         scope: See :func:`label_changes`.
-        cost: Of a change from one label to another; 1 each where None.
+        cost: Cost of a change between two labels; None: 1 each.
     """
     changes = label_changes(conversation, task, scope)
     shifts = float(len(changes)) if cost is None else math.fsum(cost(before, after) for before, after in changes)
@@ -112,36 +110,36 @@ def shift_difficulty(
 def wheel_similarity(schema: LabelSchema) -> NDArray[np.float64]:
     """(C, C) similarities S of the labels in the schema's order, from 0 to 1, symmetric.
 
-    0 between labels of opposite valence; 1 / C between neutral and any other; otherwise the cosine of the angle between
-    the two on the wheel, or 0 where it is negative (Yang et al. 2022). 1 on the diagonal.
+    0 between labels of opposite valence; 1 / C between neutral and any other; otherwise the cosine of their angle on
+    the wheel, at least 0 (Yang et al. 2022). 1 on the diagonal.
 
     Raises:
-        ConfigError: a label has no place on the wheel.
+        ConfigError: a label is not on the wheel.
     """
     angles = list(wheel_angles(schema).values())
-    found = np.eye(len(angles))
-    for row, one in enumerate(angles):
-        for column, other in enumerate(angles):
+    similarity = np.eye(len(angles))
+    for row, first in enumerate(angles):
+        for column, second in enumerate(angles):
             if row == column:
                 continue
-            if one is None or other is None:
-                found[row, column] = 1 / len(angles)
+            if first is None or second is None:
+                similarity[row, column] = 1 / len(angles)
                 continue
-            # Whole numbers of pi / 20 decide what is opposite or at right angles: no rounding takes part.
-            apart = _folded(one - other)
-            if (_folded(one) - 10) * (_folded(other) - 10) >= 0 and apart < 10:
-                found[row, column] = math.cos(apart * math.pi / 20)
-    return found
+            # In whole units of pi / 20, opposite and right angles are exact.
+            angle = _folded(first - second)
+            if (_folded(first) - 10) * (_folded(second) - 10) >= 0 and angle < 10:
+                similarity[row, column] = math.cos(angle * math.pi / 20)
+    return similarity
 
 
 def _folded(angle: int) -> int:
-    """The angle from the positive axis, 0 to 20, of one from 0 to 39 (in units of pi / 20)."""
+    """The angle from the positive axis, 0 to 20, of an angle from 0 to 39 (in units of pi / 20)."""
     angle %= 40
     return min(angle, 40 - angle)
 
 
 def change_cost(schema: LabelSchema, weight: float = 1.0, beta: float = 0.4) -> Callable[[str, str], float]:
-    """The cost of a change a -> b, ``weight * S(a, b) + beta`` (Li et al. 2025); see :func:`wheel_similarity`."""
+    """Cost of a change a -> b, ``weight * S(a, b) + beta`` (Li et al. 2025); see :func:`wheel_similarity`."""
     similarity = wheel_similarity(schema)
     return lambda before, after: weight * float(similarity[schema.index(before), schema.index(after)]) + beta
 
@@ -151,29 +149,28 @@ def change_cost(schema: LabelSchema, weight: float = 1.0, beta: float = 0.4) -> 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Conversations in the order in which they come into use, and the pace. Epochs are counted from 0.
+    """Conversations in the order of their introduction, and the pace. Epochs are counted from 0.
 
-    With K buckets, p epochs each, and t the epoch:
+    With K buckets of p epochs each, and t the epoch:
 
     - ``baby_step``: buckets 1 to t // p + 1, then all (Yang et al. 2022, with p = 1).
-    - ``one_pass``: bucket t // p + 1 alone, one after the other, then all.
-    - ``linear``: the first share c(t) = c0 + (1 - c0) t / T of the conversations (Platanios et al., NAACL 2019), where
-      c0 = 1 / K, the first bucket, and T = (K - 1) p, so that all are in use when baby steps would have all in use.
-    - ``root``: c(t) = sqrt(c0^2 + (1 - c0^2) t / T): the more conversations are in use, the more slowly new ones come
-      (there, too).
+    - ``one_pass``: only bucket t // p + 1, one after the other, then all.
+    - ``linear``: the first share c(t) = c0 + (1 - c0) t / T of the conversations (Platanios et al., NAACL 2019). The
+      first bucket is c0 = 1 / K, and T = (K - 1) p: all are in use at the same epoch as with baby steps.
+    - ``root``: c(t) = sqrt(c0^2 + (1 - c0^2) t / T), slower with more conversations in use (same source).
 
     Shares are rounded up to whole conversations, in integer arithmetic.
 
     Args:
-        ids: Of the n conversations, as they lie in the split.
-        difficulty: Of each.
-        order: Their positions in the split, first the first to come into use.
+        ids: Ids of the n conversations, in the order of the split.
+        difficulty: Their difficulties.
+        order: Their positions in the split, in the order of introduction.
         buckets: K, from 1 to n.
         pacing: One of :data:`PACINGS`.
         epochs_per_bucket: p, at least 1.
 
     Raises:
-        ValueError: anything else.
+        ValueError: an argument out of range.
     """
 
     ids: tuple[str, ...]
@@ -185,7 +182,7 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         if sorted(self.order) != list(range(len(self.ids))) or len(self.difficulty) != len(self.ids):
-            raise ValueError("order and difficulty must say something of every conversation, once")
+            raise ValueError("order and difficulty must have every conversation, once")
         if not 1 <= self.buckets <= len(self.ids):
             raise ValueError(f"buckets must be from 1 to the {len(self.ids)} conversations, found {self.buckets}")
         if self.pacing not in PACINGS:
@@ -198,18 +195,18 @@ class Curriculum:
 
     @property
     def full_from(self) -> int:
-        """The first epoch from which on all conversations are in use."""
+        """First epoch with all conversations in use."""
         if self.buckets == 1:
             return 0
         steps = self.buckets if self.pacing == "one_pass" else self.buckets - 1
         return steps * self.epochs_per_bucket
 
     def _bound(self, bucket: int) -> int:
-        """How many conversations the first ``bucket`` buckets hold: ceil(bucket n / K)."""
+        """Number of conversations in the first ``bucket`` buckets: ceil(bucket n / K)."""
         return -(-bucket * len(self) // self.buckets)
 
     def part(self, epoch: int) -> slice:
-        """Which stretch of ``order`` an epoch uses; never an empty one."""
+        """Slice of ``order`` used by an epoch; never empty."""
         n, k, p = len(self), self.buckets, self.epochs_per_bucket
         if epoch >= self.full_from:
             return slice(0, n)
@@ -225,31 +222,31 @@ class Curriculum:
         return slice(0, math.isqrt(square - 1) + 1)
 
     def count(self, epoch: int) -> int:
-        """How many conversations an epoch uses."""
+        """Number of conversations of an epoch."""
         part = self.part(epoch)
         return int(part.stop - part.start)
 
     def conversations(self, epoch: int) -> list[int]:
-        """Positions in the split of the conversations that an epoch uses, ascending."""
+        """Positions in the split of the conversations of an epoch, ascending."""
         return sorted(self.order[self.part(epoch)])
 
     @property
     def fewest(self) -> int:
-        """The smallest number of conversations that any epoch uses."""
+        """Smallest number of conversations of any epoch."""
         return min(self.count(epoch) for epoch in range(self.full_from + 1))
 
     @cached_property
     def bucket_of(self) -> tuple[int, ...]:
-        """The bucket, from 1, of every conversation of the split."""
-        found = [0] * len(self)
+        """Bucket, from 1, of every conversation of the split."""
+        buckets = [0] * len(self)
         for bucket in range(1, self.buckets + 1):
             for index in self.order[self._bound(bucket - 1) : self._bound(bucket)]:
-                found[index] = bucket
-        return tuple(found)
+                buckets[index] = bucket
+        return tuple(buckets)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies order, buckets and pace: under another digest an epoch may use other conversations."""
+        """Checksum of order, buckets and pace: with another digest an epoch may use other conversations."""
         content = [[self.ids[index] for index in self.order], self.buckets, self.pacing, self.epochs_per_bucket]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -259,13 +256,13 @@ def build_curriculum(
 ) -> Curriculum | None:
     """The curriculum of the configuration group ``curriculum``; None for ``curriculum=none``.
 
-    More buckets than conversations are lowered to one conversation per bucket.
+    The number of buckets is limited to the number of conversations.
 
     Args:
         settings: The section.
-        conversations: Of the training split.
-        task: Whose labels change.
-        seed: Of the run; decides the order of equally hard conversations.
+        conversations: Conversations of the training split.
+        task: Task of the labels.
+        seed: Seed of the run; orders equally hard conversations.
 
     Raises:
         ConfigError: a task that is not single-label, or labels without an emotion wheel.
@@ -276,23 +273,23 @@ def build_curriculum(
     if not task.rules.changes or task.schema is None:
         raise ConfigError(
             f"curriculum={name} counts changes of a single label; {task.name!r} is a {task.kind} task. Use "
-            "curriculum=none"
+            "curriculum=none."
         )
     cost = None
     if isinstance(settings, sections.WeightedShift):
         try:
             cost = change_cost(task.schema, settings.weight, settings.beta)
         except ConfigError as error:
-            raise ConfigError(f"curriculum={name} cannot be had: {error}") from error
-    found = [shift_difficulty(one, task, scope=settings.scope, cost=cost) for one in conversations]
+            raise ConfigError(f"curriculum={name}: {error}.") from error
+    difficulties = [shift_difficulty(one, task, scope=settings.scope, cost=cost) for one in conversations]
     sign = -1 if settings.reverse else 1
     keys = [
         (sign * difficulty, hashlib.sha256(f"{seed}/{one.id}".encode()).digest())
-        for difficulty, one in zip(found, conversations, strict=True)
+        for difficulty, one in zip(difficulties, conversations, strict=True)
     ]
     return Curriculum(
         ids=tuple(one.id for one in conversations),
-        difficulty=tuple(found),
+        difficulty=tuple(difficulties),
         order=tuple(sorted(range(len(keys)), key=keys.__getitem__)),
         buckets=min(settings.buckets, len(keys)),
         pacing=settings.pacing,
@@ -301,7 +298,7 @@ def build_curriculum(
 
 
 def write_table(path: Path, curriculum: Curriculum) -> None:
-    """Conversation, difficulty and bucket (from 1) as CSV, in the order in which they come into use."""
+    """Conversation, difficulty and bucket (from 1) as CSV, in the order of introduction."""
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["conversation", "difficulty", "bucket"])

@@ -18,11 +18,11 @@ class FeatureTable:
     """All vectors of one modality of one corpus.
 
     Args:
-        modality: Free name: ``text``, ``audio``, ``visual``, ``mocap``, ...
-        keys: One (conversation id, turn id) a row group; a turn that is absent here has no such modality.
+        modality: Any name: ``text``, ``audio``, ``visual``, ``mocap``, ...
+        keys: One (conversation id, turn id) per group of rows; absent turns lack the modality.
         values: (R, D) numbers; may be memory-mapped. At level ``utterance`` R equals ``len(keys)``.
         offsets: At level ``sequence``, shape (len(keys) + 1): key k owns the rows ``offsets[k]`` to ``offsets[k + 1]``.
-        source: Where the values came from, for the run record (a pack's folder and checksum, or a corpus reader).
+        source: Origin of the values for the run record (a pack's folder and checksum, or a corpus reader).
     """
 
     def __init__(
@@ -34,12 +34,19 @@ class FeatureTable:
         source: Mapping[str, Any] | None = None,
     ) -> None:
         if values.ndim != 2:
-            raise BatchError(f"features {modality!r}: values must be a matrix, found shape {values.shape}")
+            raise BatchError(
+                f"features {modality!r}: values must be a matrix, found shape {values.shape}. Give one row per key."
+            )
         rows = len(keys) if offsets is None else int(offsets[-1])
         if rows != len(values):
-            raise BatchError(f"features {modality!r}: {rows} rows are named by the keys, but there are {len(values)}")
+            raise BatchError(
+                f"features {modality!r}: {rows} rows are named by the keys, but there are {len(values)}. Give one row "
+                "per key, or correct the offsets."
+            )
         if offsets is not None and (len(offsets) != len(keys) + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any()):
-            raise BatchError(f"features {modality!r}: offsets must rise from 0 and be one longer than the keys")
+            raise BatchError(
+                f"features {modality!r}: offsets must rise from 0 and be one longer than the keys. Correct them."
+            )
         self.modality = modality
         self.values = values
         self.offsets = offsets
@@ -47,7 +54,7 @@ class FeatureTable:
         self.keys = list(keys)
         self._row = {key: row for row, key in enumerate(self.keys)}
         if len(self._row) != len(self.keys):
-            raise BatchError(f"features {modality!r}: a (conversation, turn) key occurs twice")
+            raise BatchError(f"features {modality!r}: a (conversation, turn) key occurs twice. Remove one.")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,5 +78,5 @@ class FeatureTable:
         return "utterance" if self.offsets is None else "sequence"
 
     def rows(self, keys: Sequence[Key]) -> NDArray[np.int64]:
-        """Row group of every key, -1 where the table does not have it."""
+        """Row group of every key, -1 for absent keys."""
         return np.fromiter((self._row.get(key, -1) for key in keys), dtype=np.int64, count=len(keys))

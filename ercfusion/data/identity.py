@@ -1,4 +1,4 @@
-"""What identifies the data of a run, part by part, so that a change can be named."""
+"""Checksums identifying the data of a run, part by part: a message can name the changed part."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from ercfusion.data.corpus import Corpus, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 
 FEATURES = "features "
-"""Begins the names of the checksums of feature values."""
+"""Prefix of the names of checksums of feature values."""
 
 
 def data_identity(
     corpus: Corpus, protocol: Protocol, splits: Splits, tables: Iterable[FeatureTable], fingerprint: str
 ) -> dict[str, str]:
-    """Names and checksums by what they are of, in the order in which a change is told.
+    """Checksums by name of the part, in the order of reports about changes.
+
+    Checksums of features are those of ``values.safetensors`` in their ``pack.json``; without a pack they are computed.
 
     Args:
         corpus: The reader.
-        protocol: Its task says which labels count.
+        protocol: Its tasks determine the labels.
         splits: Conversations of the splits.
         tables: Features of the modalities.
-        fingerprint: Of the files of the corpus.
-
-    The checksum of features is the one that their pack's ``pack.json`` has for ``values.safetensors``; the features of
-    a corpus without packs are read for it.
+        fingerprint: Fingerprint of the files of the corpus.
     """
-    found = {
+    identity = {
         "corpus": corpus.name,
         "protocol": protocol.id,
         "task": _digest(task.to_dict() for task in protocol.tasks),
     }
     for split, conversations in splits.items():
         labels = (_labels(conversations, task.name) for task in protocol.tasks)
-        found[f"labels of the {split} split"] = _digest(itertools.chain.from_iterable(labels))
-        found[f"utterances of the {split} split"] = _digest(_utterances(conversations))
+        identity[f"labels of the {split} split"] = _digest(itertools.chain.from_iterable(labels))
+        identity[f"utterances of the {split} split"] = _digest(_utterances(conversations))
     for table in tables:
-        found[f"{FEATURES}{table.modality}"] = str(table.source.get("sha256") or _values(table))
-        found[f"keys of the features {table.modality}"] = _digest(table.keys)
-    found[f"files of {corpus.name}"] = fingerprint
-    return found
+        identity[f"{FEATURES}{table.modality}"] = str(table.source.get("sha256") or _values(table))
+        identity[f"keys of the features {table.modality}"] = _digest(table.keys)
+    identity[f"files of {corpus.name}"] = fingerprint
+    return identity
 
 
 def _labels(conversations: Sequence[Conversation], task: str) -> Iterable[Any]:
@@ -69,10 +68,10 @@ def _plain(value: TargetValue | Mapping[str, int] | None) -> Any:
     return sorted(value.items()) if isinstance(value, Mapping) else value
 
 
-def _digest(entries: Iterable[Any]) -> str:
+def _digest(items: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
+    for item in items:
+        digest.update(json.dumps(item, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Where the recording of a turn is, and what the header of a sound file says."""
+"""Recordings of turns, and headers of sound files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Clip:
     """The recording of one turn: a file, or a part of one.
 
     Args:
-        path: A file of sound, video or, for ``visual``, a picture. It need not exist: what is missing or damaged is
-            found when it is read, and recorded.
-        start: Seconds into the file at which the turn begins.
-        end: Seconds at which it ends; None for the end of the file.
+        path: A file of sound, video or, for ``visual``, a picture. It need not exist: missing or damaged files are
+            recorded when read.
+        start: Start of the turn, in seconds of the file.
+        end: End of the turn, in seconds of the file; None for the end of the file.
     """
 
     path: Path
@@ -29,25 +29,25 @@ class Clip:
 
 
 BEYOND = 0.5
-"""Seconds that a turn may end after its recording without a note: times are rounded, and tracks end a little early."""
+"""Seconds by which a turn may end after its recording without a note: times are rounded, tracks end a little early."""
 RATES = (1000, 192_000)
-"""Sampling rates that are read, in Hz. What a header says beyond them is damage: 1 Hz would make hours of a second."""
+"""Range of accepted sampling rates in Hz; others mean a damaged header: 1 Hz would make hours of a second."""
 
 
 def sampling_rate(path: Path) -> int | None:
-    """Samples per second according to the header; None if it cannot be read with what is installed here."""
+    """Samples per second according to the header; None if it cannot be read with the installed packages."""
     header = _wave_header(path)
     return header[0] if header is not None else _plain_rate(path) or _track_rate(path)
 
 
 def announced_frames(path: Path) -> int | None:
-    """Frames of sound that the header of a WAV file announces; None for other files and unknown lengths."""
+    """Frames of sound according to the header of a WAV file; None for other files and unknown lengths."""
     header = _wave_header(path)
     return None if header is None else header[1]
 
 
 def _wave_header(path: Path) -> tuple[int, int | None] | None:
-    # Rate and frames. Programs that write into a pipe do not know the length, and announce the largest.
+    # Rate and frames. Programs writing into a pipe do not know the length, and announce the largest.
     if path.suffix.lower() != ".wav":
         return None
     try:

@@ -1,23 +1,20 @@
-"""Feature packs: the vectors of one modality of one corpus version, in a folder that says how they were made.
+"""Feature packs: the vectors of one modality of one corpus version, in a folder with their provenance.
 
-A pack holds these files::
+Files of a pack::
 
-    pack.json             what it is: tool, version, settings, corpus and its fingerprint, licence, checksums, and
-                          which turns are missing, with the reasons
+    pack.json             tool, version, settings, corpus and its fingerprint, licence, checksums, missing turns
     utterances.parquet    columns ``conversation`` and ``turn``: the keys, in the order of the rows
     values.safetensors    ``values`` (R, D) float32 or float16; at level ``sequence`` also ``offsets`` (keys + 1) int64
-    recordings.json       of packs made from recordings: path, size, modification time and checksum of each
+    recordings.json       path, size, modification time and checksum of each recording, if made from recordings
 
-Nothing in it can run code when it is read. The values are memory-mapped: opening a pack costs the same whatever its
-size, and only the rows that are used are read from disk.
+Reading a pack runs no code. Values are memory-mapped: opening time does not depend on the size.
 
-How a pack is verified (argument ``verify`` of :func:`read_pack`):
+Verification (argument ``verify`` of :func:`read_pack`):
 
-- Always: the fields of ``pack.json``, the sizes of both files, and that keys, offsets and values agree.
-- ``auto``: also the checksum of the keys, every time, and of the values, with a search for NaN and infinity, the
-  first time. That this was done is remembered in the user's cache for the same path, size, modification time and
-  checksum, so a pack that nobody touched is read through once and a pack in a read-only folder works too.
-- ``full``: checksums and the search for NaN and infinity, every time. It alone notices a disk that changes bits.
+- Always: the fields of ``pack.json``, the sizes of both files, and agreement of keys, offsets and values.
+- ``auto``: also the checksum of the keys; and at the first reading the checksum of the values and a search for NaN and
+  infinity. The user's cache remembers path, size, modification time and checksum of verified packs.
+- ``full``: checksums and the search every time. Only this detects a disk with changing bits.
 - ``none``: nothing more.
 """
 
@@ -78,10 +75,10 @@ Verify = Literal["auto", "full", "none"]
 
 
 def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str, Any], fingerprint: str) -> Path:
-    """Where the pack of a recipe lies: ``ROOT/corpus/recipe-HASH``.
+    """Default folder of a recipe's pack: ``ROOT/corpus/recipe-HASH``.
 
-    ROOT is ``$ERCFUSION_PACKS``, or ``packs`` in the user's cache. HASH is short and covers settings and the corpus's
-    fingerprint, so that packs of two corpus versions lie side by side.
+    ROOT is ``$ERCFUSION_PACKS``, or ``packs`` in the user's cache. HASH covers the settings and the corpus's
+    fingerprint: every corpus version has its own folder.
     """
     root = os.environ.get("ERCFUSION_PACKS")
     identity = json.dumps([dict(settings), fingerprint], sort_keys=True, allow_nan=False)
@@ -90,12 +87,12 @@ def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str,
 
 
 def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, Any], source: str) -> Path:
-    """Where the pack that a recipe makes of a corpus lies: the name covers what it is made of, and nothing else.
+    """Folder of a recipe's pack of a corpus.
 
     Args:
-        corpus: At hand.
-        recipe_name, settings: Of the recipe.
-        source: What the pack is made of; see :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint`.
+        corpus: The corpus.
+        recipe_name, settings: Name and settings of the recipe.
+        source: ``text``, ``audio`` or ``visual``; see :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint`.
     """
     return default_pack_folder(
         corpus.name, recipe_name, settings=settings, fingerprint=corpus.source_fingerprint(source)
@@ -103,7 +100,7 @@ def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, A
 
 
 def has_pack(folder: StrPath) -> bool:
-    """Whether a pack lies in ``folder`` (complete if :func:`write_pack` wrote it; nothing is verified)."""
+    """Whether ``folder`` is a pack; nothing is verified, but :func:`write_pack` writes complete packs only."""
     folder = Path(folder)
     if not folder.is_dir():
         tidy_packs(folder.parent)
@@ -111,7 +108,7 @@ def has_pack(folder: StrPath) -> bool:
 
 
 def tidy_packs(parent: StrPath) -> None:
-    """Remove what killed writers left among the packs in ``parent``, and put back a pack that one was replacing."""
+    """Remove files of killed writers among the packs in ``parent``, and restore a pack that was being replaced."""
     remove_leftovers(parent, discard=_discard)
 
 
@@ -138,46 +135,48 @@ def write_pack(
     """Write ``table`` as a pack. The folder appears complete or not at all.
 
     Args:
-        folder: The pack's folder, which should not exist yet.
-        table: Values (R, D); float16 is kept, any other type is stored as float32.
-        tool, tool_version: What computed the values.
-        settings: Its settings; anything that JSON can hold.
-        corpus, fingerprint: Name of the corpus, and its
-            :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint` for what the values were made of.
-        licence: A note on what may be done with the values.
-        dimension_names: D names, where the tool names its dimensions.
-        sources: Name to SHA-256 of what the values depend on besides the corpus (media files, model weights).
-        missing: Turns that have no features, with the reason.
-        notes: Turns whose features are there but questionable, with what is odd.
-        remarks: The last part of a note, where that compares the turn with the others of the pack.
-        recordings: The files that the values were made from (see :mod:`ercfusion.data.recordings`).
-        trained_on: Whose labels the values were trained with, if any's (see :mod:`ercfusion.data.provenance`).
-        torch_used: Whether torch computed the values in this process: the pack then names its instruction set and
-            threads, too.
-        overwrite: Replace an existing pack, once the new one is complete. Only files that its ``pack.json`` lists are
-            deleted; a folder that holds anything else, hidden files too, is refused.
+        folder: Folder of the pack; created.
+        table: Values (R, D); float16 is kept, other types are stored as float32.
+        tool, tool_version: Program that computed the values.
+        settings: Its settings; JSON values.
+        corpus, fingerprint: Name of the corpus, and its :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint` for
+            the source of the values.
+        licence: Terms of use of the values.
+        dimension_names: D names.
+        sources: Name to SHA-256 of further sources (media files, model weights).
+        missing: Turns without features, with the reason.
+        notes: Turns with questionable features, with the reason.
+        remarks: Last part of a note, if it compares the turn with the others of the pack.
+        recordings: Source files of the values (:mod:`ercfusion.data.recordings`).
+        trained_on: Labels behind the values, if they were trained (:mod:`ercfusion.data.provenance`).
+        torch_used: The pack records torch's instruction set and threads.
+        overwrite: Replace an existing pack after the new one is complete. Only files listed in its ``pack.json`` are
+            deleted; a folder with other files, also hidden ones, is refused.
 
     Returns:
         The folder.
 
     Raises:
-        PackError: a value is NaN or infinite (the first key is named), the number of names is not D, a pack or
-            anything else is in the way, or the disk refuses.
+        PackError: a value is NaN or infinite (the first key is named), the number of names is not D, the folder is in
+            use, or the disk is full.
     """
     import safetensors
 
     folder = Path(folder)
     if dimension_names is not None and len(dimension_names) != table.width:
-        raise PackError(f"{folder}: {len(dimension_names)} dimension names were given for {table.width} dimensions")
+        raise PackError(
+            f"{folder}: {len(dimension_names)} dimension names were given for {table.width} dimensions. Give one name "
+            "per dimension, or none."
+        )
     refuse_if_in_the_way(folder, overwrite)
     dtype = np.float16 if table.values.dtype == np.float16 else np.float32
-    with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
         values = table.values.astype(dtype, copy=False)
     fault = first_not_finite(values, table.keys, table.offsets, dimension_names)
     if fault:
         raise PackError(
-            f"{folder}: features {table.modality!r} were not written: {fault}. Repair the extraction, or leave "
-            "the turn out of the table: a turn without a row counts as lacking the modality."
+            f"{folder}: features {table.modality!r} were not written: {fault}. Correct the extraction, or remove "
+            "the turn from the table: a turn without a row has no such modality."
         )
     offsets = None if table.offsets is None else table.offsets.astype(np.int64, copy=False)
     manifest: dict[str, Any] = {
@@ -204,8 +203,8 @@ def write_pack(
         "notes": _by_turn(notes, remarks),
     }
     if trained_on is not None:
-        manifest["trained_on"] = [dict(entry) for entry in trained_on]
-    json.dumps(manifest, allow_nan=False)  # settings that JSON cannot hold fail here, before the large file is written
+        manifest["trained_on"] = [dict(record) for record in trained_on]
+    json.dumps(manifest, allow_nan=False)  # refuses settings outside JSON before the large file is written
     try:
         with atomic_folder(folder, overwrite=overwrite, discard=_discard) as building:
             write_keys(building / KEYS, table.keys)
@@ -220,20 +219,22 @@ def write_pack(
                 json.dump(manifest, stream, indent=2, ensure_ascii=False, allow_nan=False)
                 stream.write("\n")
     except FileExistsError as error:
-        raise PackError(f"{folder}: another process wrote this pack in the meantime; it was left as it is.") from error
-    except (OSError, safetensors.SafetensorError) as error:  # the second where the disk is full
         raise PackError(
-            f"{folder}: the pack could not be written: {error}. Make room, or choose another folder, for example with "
-            "the environment variable ERCFUSION_PACKS."
+            f"{folder}: another process wrote this pack in the meantime. Use that pack, or choose another folder."
+        ) from error
+    except (OSError, safetensors.SafetensorError) as error:  # SafetensorError: the disk is full
+        raise PackError(
+            f"{folder}: the pack could not be written: {error}. Free disk space, or choose another folder, for example "
+            "with the environment variable ERCFUSION_PACKS."
         ) from error
     return folder
 
 
 def read_manifest(folder: StrPath) -> dict[str, Any]:
-    """The content of ``pack.json``, with the fields that this version of the format has.
+    """Content of ``pack.json``, checked for the fields of this format version.
 
     Raises:
-        PackError: no such folder or file, not JSON, another format or version, or a field is missing.
+        PackError: the folder or file is missing, is not JSON, has another format or version, or lacks a field.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -242,16 +243,16 @@ def read_manifest(folder: StrPath) -> dict[str, Any]:
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder. Build the pack, or correct the path.")
     if not path.exists():
-        raise PackError(f"{folder} has no {MANIFEST}: it is no feature pack, or not all was copied. {AGAIN}")
+        raise PackError(f"{folder} has no {MANIFEST}: it is not a feature pack, or was copied in part. {AGAIN}")
     manifest = read_json(path, error=PackError, advice=AGAIN)
     if not isinstance(manifest, dict) or manifest.get("format") != "ercfusion-pack":
-        problem = " does not describe a feature pack (its field 'format' is not 'ercfusion-pack')"
+        problem = " does not describe a feature pack (its field 'format' is not 'ercfusion-pack'). Correct the path"
         raise failure(PackError, path, problem)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         problem = (
             f" has the format version {shown(version)}; ercfusion {__version__} reads version {FORMAT_VERSION}. Use "
-            f"the ercfusion that wrote it ({shown(manifest.get('ercfusion', 'unknown'))}), or build it again"
+            f"the ercfusion that wrote it ({shown(manifest.get('ercfusion', 'unknown'))}), or build the pack again"
         )
         raise failure(PackError, path, problem)
     check(manifest, Manifest, path, error=PackError, advice=AGAIN)
@@ -266,21 +267,21 @@ def read_pack(
     width: int | None = None,
     verify: Verify = "auto",
 ) -> FeatureTable:
-    """Open a pack with its values (R, D) memory-mapped, read-only.
+    """Open a pack with its values (R, D) memory-mapped and read-only.
 
     Args:
-        folder: The pack's folder.
-        corpus, fingerprint: The corpus at hand, and its fingerprint or those of which the pack must have one
+        folder: Folder of the pack.
+        corpus, fingerprint: Expected name of the corpus, and its accepted fingerprints
             (:meth:`~ercfusion.data.corpus.Corpus.pack_fingerprints`); None does not check.
-        width: The D that a model expects; None does not check.
-        verify: See the top of this module.
+        width: Expected D; None does not check.
+        verify: See :mod:`ercfusion.data.pack`.
 
     Returns:
-        The table; its ``source`` holds folder, checksum of the values, tool, settings and corpus, for the run record.
+        The table; its ``source`` has folder, checksum of the values, tool, settings and corpus for the run record.
 
     Raises:
-        PackError: the pack is damaged or belongs to something else; the message names file, fault and remedy.
-        ConfigError: ``verify`` is none of the three words.
+        PackError: the pack is damaged, or belongs to another corpus or model.
+        ConfigError: unknown value of ``verify``.
     """
     if verify not in get_args(Verify):
         raise ConfigError(f"verify={verify!r} is unknown. {did_you_mean(str(verify), get_args(Verify))}")
@@ -303,7 +304,7 @@ def read_pack(
         check_checksum(folder / VALUES, checksum)
         fault = first_not_finite(values, keys, offsets, manifest["dimensions"])
         if fault:
-            raise PackError(f"{folder / VALUES}: {fault}. Repair the extraction and build the pack again.")
+            raise PackError(f"{folder / VALUES}: {fault}. Correct the extraction and build the pack again.")
         remember(state)
     source = {"pack": str(folder), "sha256": checksum, "corpus_fingerprint": manifest["corpus_fingerprint"]}
     source |= {name: manifest[name] for name in ("tool", "tool_version", "settings", "corpus", "created")}
@@ -318,11 +319,11 @@ def read_pack(
         raise PackError(f"{folder}: {error}. {AGAIN}") from error
 
 
-def _by_turn(entries: Mapping[Key, str] | None, remarks: Mapping[Key, str] | None = None) -> list[dict[str, str]]:
+def _by_turn(reasons: Mapping[Key, str] | None, remarks: Mapping[Key, str] | None = None) -> list[dict[str, str]]:
     return [
         {"conversation": key[0], "turn": key[1], "reason": reason}
         | ({"remark": remarks[key]} if remarks and remarks.get(key) else {})
-        for key, reason in (entries or {}).items()
+        for key, reason in (reasons or {}).items()
     ]
 
 
@@ -330,15 +331,15 @@ def _by_turn(entries: Mapping[Key, str] | None, remarks: Mapping[Key, str] | Non
 
 
 def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
-    """Raise :class:`PackError` where a pack cannot be written to ``folder`` because of what is there."""
+    """Raise :class:`PackError` if the content of ``folder`` prevents writing a pack there."""
     if folder.exists() and not folder.is_dir():
         raise PackError(f"{folder} is a file. Choose another folder for the pack.")
-    inside = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    inside = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if not inside:
         return
     listed = _listed(folder)
     if others := inside - (listed or {MANIFEST, KEYS, VALUES, RECORDINGS}):
-        # Even with overwrite: what is no pack is never deleted.
+        # Also with overwrite: files outside a pack are never deleted.
         raise PackError(
             f"{folder} holds other files, for example {min(others)}. Move them away, or choose another folder for the "
             "pack."
@@ -347,13 +348,13 @@ def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
         raise PackError(f"{folder} exists already. Choose another folder, or pass overwrite=True to replace the pack.")
     if not listed:
         raise PackError(
-            f"{folder} holds {min(inside)}, but no {MANIFEST} of ours that lists it, and only what one lists is "
-            "replaced. Move it away, or choose another folder for the pack."
+            f"{folder} holds {min(inside)}, but no {MANIFEST} of ours lists it; only listed files are replaced. "
+            "Move it away, or choose another folder for the pack."
         )
 
 
 def _listed(folder: Path) -> set[str]:
-    # The files of a pack of ours, whatever its version; none where there is no manifest that can be read.
+    # Files of one of our packs, of any version; empty without a readable manifest.
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
@@ -361,18 +362,18 @@ def _listed(folder: Path) -> set[str]:
     if not isinstance(manifest, dict) or manifest.get("format") != "ercfusion-pack":
         return set()
     files = manifest.get("files")
-    # Names only: a manifest that points out of its folder lists nothing there.
+    # Names only: paths leading out of the folder are ignored.
     return {MANIFEST, *(name for name in (files if isinstance(files, dict) else ()) if Path(name).name == name)}
 
 
 def _discard(old: Path) -> None:
-    # What is listed, the list last: whoever is killed here leaves a folder from which the next one can go on.
+    # The manifest is deleted last: after a kill, the next writer can continue.
     try:
         for name in (*sorted(_listed(old) - {MANIFEST}), MANIFEST):
             (old / name).unlink(missing_ok=True)
         old.rmdir()
     except OSError:
-        logger.warning("%s holds files that belong to no pack: they were kept", old)
+        logger.warning("%s: kept, because it holds files of no pack. Remove it by hand.", old)
 
 
 def _check_identity(
@@ -385,7 +386,7 @@ def _check_identity(
     if corpus is not None and corpus != manifest["corpus"]:
         raise PackError(
             f"{folder} holds features of the corpus {manifest['corpus']!r}, but the corpus at hand is {corpus!r}. "
-            "Give the folder of a pack that was made from it."
+            "Give the folder of a pack made from it."
         )
     made = manifest["corpus_fingerprint"]
     allowed = [fingerprint] if isinstance(fingerprint, str) else fingerprint

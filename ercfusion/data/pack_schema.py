@@ -1,4 +1,4 @@
-"""What a feature pack and an extraction that is not finished hold."""
+"""Schemas of the files of feature packs and of unfinished extractions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Remark(Open):
 
 
 class Recording(Open):
-    """A file that values of a pack were made from."""
+    """A source file of the values of a pack."""
 
     path: Name
     bytes: Bytes
@@ -43,7 +43,7 @@ class Recordings(Open):
 
 
 class TrainedOn(Open):
-    """Whose labels the values were trained with."""
+    """Labels behind trained values."""
 
     corpus: Name
     corpus_fingerprint: Text = ""
@@ -89,7 +89,7 @@ class Manifest(Open):
 
 
 class Work(Open):
-    """``work.json`` of an extraction: what its results were made with."""
+    """``work.json`` of an extraction: origin of its results."""
 
     tool_version: Text
     corpus: Name

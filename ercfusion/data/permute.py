@@ -1,4 +1,4 @@
-"""Seeded orders that are the same on every machine and under every version of every library."""
+"""Seeded orders which are equal on every machine and with every version of every library."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 def seeded_permutation(names: Iterable[str], seed: int) -> list[str]:
-    """The names in an order that depends on the seed and on the names alone.
+    """The names in an order depending only on the seed and the names.
 
-    They are sorted by the SHA-256 of seed and name. A random number generator would promise less: numpy reserves the
-    right to change its streams, and a split drawn today must be the same in ten years.
+    They are sorted by the SHA-256 of seed and name. Random number generators promise less: numpy may change its
+    streams, but a split must stay the same.
 
     Args:
-        names: Different from each other; their given order does not matter.
+        names: Distinct names, in any order.
         seed: Any whole number.
     """
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())

@@ -1,7 +1,6 @@
-"""Which labels the vectors of a pack were trained with, and whether these are now to be predicted.
+"""Labels behind the vectors of a pack, and detection of leaks into dev and test.
 
-Vectors that were trained with the labels of an utterance know its label. Where it lies in dev or test of the protocol
-at hand, scores there say nothing.
+Vectors trained with the label of an utterance reveal it. If the utterance is in dev or test, scores there mean nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from ercfusion.data.conversation import Conversation
 from ercfusion.data.corpus import Splits
 
 TrainedOn = Sequence[Mapping[str, Any]]
-"""Entries with ``corpus``, ``corpus_fingerprint``, ``protocol``, ``split`` and ``conversations``: the turns by
-conversation."""
+"""Items with ``corpus``, ``corpus_fingerprint``, ``protocol``, ``split`` and ``conversations`` (id to turn ids)."""
 
 JUDGED = ("dev", "test")
-"""The splits whose scores are looked at."""
+"""Splits with scores."""
 
 
 def trained_on(
     corpus: str, fingerprint: str, protocol: str, split: str, conversations: Sequence[Conversation]
 ) -> dict[str, Any]:
-    """An entry of :data:`TrainedOn` for the turns of ``conversations``."""
+    """An item of :data:`TrainedOn` for the turns of ``conversations``."""
     return {
         "corpus": corpus,
         "corpus_fingerprint": fingerprint,
@@ -34,68 +32,67 @@ def trained_on(
     }
 
 
-def checked(entries: Any, where: str) -> TrainedOn:
-    """``entries`` of a pack's description, of which a pack may have none (None).
+def checked(items: Any, where: str) -> TrainedOn:
+    """``items`` of a pack's description; None is empty.
 
     Raises:
-        PackError: they are not of the form of :data:`TrainedOn`.
+        PackError: they do not have the form of :data:`TrainedOn`.
     """
-    if entries is None:
+    if items is None:
         return ()
-    if isinstance(entries, list) and all(
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(name), str) for name in ("corpus", "protocol", "split"))
-        and isinstance(entry.get("conversations"), dict)
-        and all(isinstance(turns, list) for turns in entry["conversations"].values())
-        for entry in entries
+    if isinstance(items, list) and all(
+        isinstance(item, dict)
+        and all(isinstance(item.get(name), str) for name in ("corpus", "protocol", "split"))
+        and isinstance(item.get("conversations"), dict)
+        and all(isinstance(turns, list) for turns in item["conversations"].values())
+        for item in items
     ):
-        return entries
+        return items
     raise PackError(
-        f"{where}: the field 'trained_on', which says whose labels the values were trained with, cannot be read. "
-        "Export the pack again, or copy it again from where it came."
+        f"{where}: the field 'trained_on' (labels behind the values) cannot be read. Export the pack again, or copy it "
+        "again from its source."
     )
 
 
-def summary(entries: TrainedOn) -> list[dict[str, Any]]:
-    """The same with the number of turns in the place of their names, for records of runs."""
+def summary(items: TrainedOn) -> list[dict[str, Any]]:
+    """``items`` with numbers of turns instead of their ids, for records of runs."""
     return [
         {
-            **{name: entry[name] for name in ("corpus", "protocol", "split")},
-            "turns": sum(len(turns) for turns in entry["conversations"].values()),
+            **{name: item[name] for name in ("corpus", "protocol", "split")},
+            "turns": sum(len(turns) for turns in item["conversations"].values()),
         }
-        for entry in entries
+        for item in items
     ]
 
 
-def leaks(entries: TrainedOn, corpus: str, splits: Splits) -> dict[str, int]:
-    """Turns of dev and of test that the values were trained with, by split; empty where there is none.
+def leaks(items: TrainedOn, corpus: str, splits: Splits) -> dict[str, int]:
+    """Number of turns of dev and of test that the values were trained with, by split; empty if there are none.
 
     Args:
-        entries: Of a pack.
-        corpus: Name of the corpus at hand. Its version does not matter: a label that was learned is known.
-        splits: Of the protocol at hand.
+        items: Items of a pack.
+        corpus: Name of the corpus, of any version.
+        splits: Conversations of the protocol.
     """
-    known = {
+    trained = {
         (conversation, turn)
-        for entry in entries
-        if entry["corpus"] == corpus
-        for conversation, turns in entry["conversations"].items()
+        for item in items
+        if item["corpus"] == corpus
+        for conversation, turns in item["conversations"].items()
         for turn in turns
     }
-    found = {}
+    leaked = {}
     for split in JUDGED:
-        number = sum((one.id, turn.id) in known for one in splits.get(split, ()) for turn in one.turns)
+        number = sum((one.id, turn.id) in trained for one in splits.get(split, ()) for turn in one.turns)
         if number:
-            found[split] = number
-    return found
+            leaked[split] = number
+    return leaked
 
 
-def leak_text(entries: TrainedOn, found: Mapping[str, int], protocol: str) -> str:
-    """What :func:`leaks` found, in words, and what to do."""
-    counts = " and ".join(f"{number:,} of {split}" for split, number in found.items())
-    origins = ", ".join(dict.fromkeys(f"the {entry['split']} split of {entry['protocol']}" for entry in entries))
+def leak_text(items: TrainedOn, leaked: Mapping[str, int], protocol: str) -> str:
+    """The result of :func:`leaks` in words, with advice."""
+    counts = " and ".join(f"{number:,} of {split}" for split, number in leaked.items())
+    origins = ", ".join(dict.fromkeys(f"the {item['split']} split of {item['protocol']}" for item in items))
     return (
-        f"its vectors were trained with the labels of utterances that are to be predicted under {protocol}: {counts} "
-        f"(they were trained on {origins}). Scores there say nothing about new utterances; take vectors that were "
-        f"trained under {protocol}"
+        f"its vectors were trained with the labels of utterances to be predicted under {protocol}: {counts} "
+        f"(trained on {origins}). Scores there say nothing about new utterances. Use vectors trained under {protocol}"
     )

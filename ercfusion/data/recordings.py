@@ -1,9 +1,8 @@
-"""Which recordings the values of a pack were made from, and whether these have changed since.
+"""Recordings behind the values of a pack, and detection of their changes.
 
-A pack lists its recordings in ``recordings.json``, a line each: path relative to the corpus, size, modification time
-and SHA-256. Where size and time are as listed, a recording is taken for the same; where only the time differs, its
-checksum is compared, and an equal one is remembered in the user's cache. A recording that is not there tells nothing:
-packs are used where the recordings are not.
+A pack lists its recordings in ``recordings.json``, one per line: path relative to the corpus, size, modification time
+and SHA-256. Equal size and time mean an unchanged recording. If only the time differs, the checksum is compared, and
+an equal one is remembered in the user's cache. Absent recordings do not count as changed.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _MOST = 512 * MIB
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """A file that an item was read from, as it was then.
+    """A file behind an item, as it was when read.
 
     Args:
         name: Path relative to the corpus.
-        sha256: Checksum of the content; empty if the file was not there or could not be read.
-        size: Bytes; -1 if this was not noted.
-        modified: Modification time in nanoseconds; 0 if the file was not there.
-        used: Whether a turn has values that were made from it.
+        sha256: Checksum of the content; empty if the file was absent or unreadable.
+        size: Bytes; -1 if unknown.
+        modified: Modification time in nanoseconds; 0 if the file was absent.
+        used: A turn has values made from it.
     """
 
     name: str
@@ -62,7 +61,7 @@ class State(Enum):
 
 
 def recorded_name(path: Path, root: Path | None) -> str:
-    """``path`` as seen from ``root``; above it begins with ``..``."""
+    """``path`` relative to ``root``; above it begins with ``..``."""
     if root is None:
         return path.name
     try:
@@ -72,7 +71,7 @@ def recorded_name(path: Path, root: Path | None) -> str:
 
 
 def source_of(path: Path, root: Path | None) -> Source:
-    """The state of a file, which need not be there."""
+    """State of a file, which may be absent."""
     name = recorded_name(path, root)
     try:
         status = path.stat()
@@ -84,13 +83,13 @@ def source_of(path: Path, root: Path | None) -> Source:
 def compare(
     source: Source, path: Path, *, trusted: Mapping[str, Any] | None = None, doubt: bool = False
 ) -> tuple[State, Source]:
-    """Whether a file is still the one that was recorded, and its record with the size and time of now if so.
+    """Compare a file with its record; returns the state, and if unchanged the record with the present size and time.
 
     Args:
-        source: What was recorded.
+        source: The record.
         path: The file.
-        trusted: Name to [size, modification time] of files whose content was compared before.
-        doubt: Compare the content even where size and time are those recorded.
+        trusted: Name to [size, modification time] of files with verified content.
+        doubt: Compare the content even if size and time are equal.
     """
     try:
         status = path.stat()
@@ -108,24 +107,24 @@ def compare(
 def compare_all(
     pairs: Iterable[tuple[Source, Path]], *, memory: Path | None = None, doubt: bool = False
 ) -> dict[Source, tuple[State, Source]]:
-    """:func:`compare` for many, each once; what is compared by content is shown, and remembered in ``memory``."""
+    """:func:`compare` for many, each once; comparisons of content show progress and are remembered in ``memory``."""
     trusted = _remembered(memory)
-    found: dict[Source, tuple[State, Source]] = {}
+    results: dict[Source, tuple[State, Source]] = {}
     slow: dict[Source, Path] = {}
     for source, path in dict(pairs).items():
         if doubt or _is_doubtful(source, path, trusted):
             slow[source] = path
         else:
-            found[source] = compare(source, path, trusted=trusted)
+            results[source] = compare(source, path, trusted=trusted)
     for source, path in track(list(slow.items()), "comparing recordings") if slow else ():
-        found[source] = compare(source, path, doubt=True)
+        results[source] = compare(source, path, doubt=True)
     if memory is not None:
-        _remember(memory, trusted, [found[source][1] for source in slow if found[source][0] is State.SAME])
-    return found
+        _remember(memory, trusted, [results[source][1] for source in slow if results[source][0] is State.SAME])
+    return results
 
 
 def digest_of(sources: Iterable[Source]) -> dict[str, str]:
-    """Number and joint checksum of the recordings that values were made from, as ``pack.json`` has them."""
+    """Number and joint checksum of the recordings, for ``pack.json``."""
     files = {(Path(one.name).name if one.name.startswith("..") else one.name, one.sha256) for one in sources}
     digest = hashlib.sha256()
     for name, checksum in sorted(files):
@@ -134,7 +133,7 @@ def digest_of(sources: Iterable[Source]) -> dict[str, str]:
 
 
 def write_recordings(path: Path, sources: Iterable[Source]) -> None:
-    """Write the list of a pack, sorted by name."""
+    """Write ``recordings.json``, sorted by name."""
     lines = [
         json.dumps(
             {"path": one.name, "bytes": one.size, "modified": one.modified, "sha256": one.sha256}
@@ -146,26 +145,26 @@ def write_recordings(path: Path, sources: Iterable[Source]) -> None:
 
 
 def read_recordings(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Source] | None:
-    """The recordings of a pack by name; None if it does not list them.
+    """Recordings of a pack by name; None if it does not list them.
 
     Raises:
-        PackError: the list is missing, damaged or not the one that ``manifest`` names.
+        PackError: the list is missing, damaged or not the one named in ``manifest``.
     """
-    entry = manifest["files"].get(RECORDINGS)
-    if entry is None:
+    file = manifest["files"].get(RECORDINGS)
+    if file is None:
         return None
     path = folder / RECORDINGS
-    check_size(path, entry["bytes"])
-    check_checksum(path, entry["sha256"])
-    found = read_json(path, Recordings, error=PackError, advice=AGAIN, most=_MOST)
+    check_size(path, file["bytes"])
+    check_checksum(path, file["sha256"])
+    content = read_json(path, Recordings, error=PackError, advice=AGAIN, most=_MOST)
     return {
         one["path"]: Source(one["path"], one["sha256"], one["bytes"], one["modified"], one.get("used", True))
-        for one in found["recordings"]
+        for one in content["recordings"]
     }
 
 
 def memory_of(manifest: Mapping[str, Any], root: Path) -> Path | None:
-    """Where it is remembered which recordings of a pack were compared by content."""
+    """File for remembering verified recordings of a pack."""
     identity = json.dumps([manifest["files"][RECORDINGS]["sha256"], str(root.resolve())])
     try:
         return user_cache() / "verified" / f"recordings-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
@@ -186,7 +185,7 @@ def _is_doubtful(source: Source, path: Path, trusted: Mapping[str, Any]) -> bool
 
 
 def _content(path: Path, status: os.stat_result) -> str:
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
         return ""
     try:
         return _checksum(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -196,21 +195,20 @@ def _content(path: Path, status: os.stat_result) -> str:
 
 @lru_cache(maxsize=64)
 def _checksum(path: str, *state: int) -> str:
-    # Many turns may be parts of one long recording: it is read once. A program can set the time of modification, but
-    # not that of the last change.
+    # Many turns may share one long recording. A program can set the modification time, but not the change time.
     return sha256_of(path)
 
 
 def _remembered(memory: Path | None) -> dict[str, Any]:
     try:
-        found = {} if memory is None else json.loads(memory.read_text(encoding="utf-8"))
+        content = {} if memory is None else json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _remember(memory: Path, before: Mapping[str, Any], equal: Iterable[Source]) -> None:
-    # What was modified this recently could change once more without a visible change of its time.
+    # A file modified this recently could change again without a visible change of its time.
     settled = [one for one in equal if time.time_ns() - one.modified > CLOCK_GRAIN_NS]
     if not settled:
         return
@@ -218,4 +216,4 @@ def _remember(memory: Path, before: Mapping[str, Any], equal: Iterable[Source]) 
         with atomic_write(memory) as stream:
             json.dump({**before, **{one.name: [one.size, one.modified] for one in settled}}, stream)
     except OSError as error:
-        logger.debug("that recordings were compared could not be noted: %s", error)
+        logger.debug("compared recordings could not be remembered: %s", error)

@@ -1,4 +1,4 @@
-"""Which conversations make up each batch."""
+"""Sampling of conversations into batches."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from torch.utils.data import Sampler
 from ercfusion.data.curriculum import Curriculum
 
 POOL = 8
-"""Batches over which conversations are sorted by length: enough to save padding, few enough to stay random."""
+"""Batches per pool of conversations sorted by length: enough to save padding, few enough to stay random."""
 
 
 class ConversationSampler(Sampler[list[int]]):
-    """Batches of conversation indices, in an order that depends on (seed, epoch) alone.
+    """Batches of conversation indices, in an order depending only on (seed, epoch).
 
-    Because nothing is remembered from one epoch to the next, a run that is resumed at any epoch sees the batches that
-    the uninterrupted run would have seen.
+    A run resumed at any epoch has the same batches as the uninterrupted run.
 
-    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches before
-    they are cut into batches, and the batches are shuffled again: conversations of one batch are then of similar
-    length, so that layers which have to pad waste little.
+    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches and cut
+    into batches, which are shuffled again. Conversations of one batch then have similar lengths, and layers with
+    padding waste little.
 
-    In distributed training the batches are those of a single process, and every process gets a share of each. A last
-    batch of fewer conversations than processes leaves some with an empty share.
+    In distributed training the batches are those of a single process; every process gets a share of each. In a last
+    batch with fewer conversations than processes some shares are empty.
 
-    With a curriculum an epoch uses a part of the conversations, so that the number of batches depends on the epoch. An
-    epoch that uses all of them has the very batches that it would have without a curriculum.
+    With a curriculum each epoch uses a part of the conversations: the number of batches depends on the epoch. An epoch
+    with all conversations has the same batches as without a curriculum.
 
     Args:
         lengths: Utterances of each conversation.
-        batch_size: Conversations in a batch, over all processes.
-        seed: Of the run.
+        batch_size: Conversations per batch, over all processes.
+        seed: Seed of the run.
         length_aware: See above.
         rank, world_size: This process and the number of processes.
-        curriculum: Which conversations each epoch uses; all of them where None.
-        limit: Most batches of an epoch, at least 1, or, as a float up to 1.0, the share of them that is used (rounded
-            down, but at least one); None for all. Batches come in random order, so that each epoch has others.
+        curriculum: Conversations by epoch; None uses all.
+        limit: Maximum number of batches per epoch, at least 1; or, as a float up to 1.0, their share (rounded down, at
+            least one); None for all. Batches are in random order: each epoch has others.
 
     Raises:
         ValueError: more processes than conversations in a batch, or another split's curriculum.
@@ -72,7 +71,7 @@ class ConversationSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0 (the trainer calls this)."""
+        """Choose the epoch, from 0 (called by the trainer)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -80,9 +79,9 @@ class ConversationSampler(Sampler[list[int]]):
         return self._used(self._count(self.epoch))
 
     def steps(self, epochs: int, batches: int = 1) -> int:
-        """Steps of the optimiser in the first ``epochs`` epochs, if it makes one for every so many batches.
+        """Optimiser steps in the first ``epochs`` epochs, with one step per ``batches`` batches.
 
-        What is left at the end of an epoch makes a step, too.
+        The remaining batches of an epoch also make a step.
         """
         return sum(-(-self._used(self._count(epoch)) // batches) for epoch in range(epochs))
 
@@ -97,7 +96,7 @@ class ConversationSampler(Sampler[list[int]]):
         return len(self.lengths) if self.curriculum is None else self.curriculum.count(epoch)
 
     def _cuts(self, count: int) -> list[slice]:
-        """Where the shuffled conversations are cut, whatever the number of processes."""
+        """Slices of the shuffled conversations, independent of the number of processes."""
         return [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -119,7 +118,7 @@ class ConversationSampler(Sampler[list[int]]):
 
 
 def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers; near-by inputs give unrelated seeds (a SplitMix64 step for each part)."""
+    """One 63-bit seed from several integers; similar inputs give unrelated seeds (one SplitMix64 step per part)."""
     state = 0
     for part in parts:
         state = (state + part + 0x9E3779B97F4A7C15) % 2**64

@@ -1,6 +1,6 @@
-"""The files inside a feature pack: keys, values, checksums, and what was verified before.
+"""The files of a feature pack: keys, values, checksums, and the memory of verified files.
 
-:mod:`ercfusion.data.pack` says what they mean; nothing here is meant to be used from elsewhere.
+:mod:`ercfusion.data.pack` describes them and is the only user of this module.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ercfusion.data.features import Key
 
 MANIFEST, KEYS, VALUES = "pack.json", "utterances.parquet", "values.safetensors"
 RECORDINGS = "recordings.json"
-AGAIN = "Build the pack again, or copy it again from where it came."
+AGAIN = "Build the pack again, or copy it again from its source."
 
 _DTYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
-# Numbers looked at in one go when searching for NaN: 16 MB of float32.
+# Numbers per block in the search for NaN: 16 MB of float32.
 _BLOCK = 1 << 22
-# A file that was modified this recently could change once more without a visible change of its modification time.
+# A file modified this recently could change again without a visible change of its modification time.
 CLOCK_GRAIN_NS = 2_000_000_000
 
 
@@ -46,7 +46,7 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys in order.
+    """Keys in order.
 
     Raises:
         PackError: damaged, or without the two columns of strings.
@@ -70,15 +70,15 @@ def read_keys(path: Path) -> list[Key]:
 def write_values(path: Path, values: NDArray[Any], offsets: NDArray[Any] | None) -> None:
     """Write ``values`` (R, D) and ``offsets`` as a safetensors file, block by block.
 
-    The bytes are those that the safetensors package writes; it would need a second copy of the values in memory, which
-    a memory-mapped matrix of a whole corpus does not allow.
+    The bytes equal those of the safetensors package, which would need a second copy of the values in memory: too much
+    for the memory-mapped matrix of a corpus.
     """
     import safetensors
 
     tensors = {"values": values} if offsets is None else {"offsets": offsets, "values": values}
     header: dict[str, Any] = {}
     position = 0
-    for name, tensor in tensors.items():  # the widest numbers first, so that all are aligned
+    for name, tensor in tensors.items():  # the widest numbers first: all are aligned
         dtype = next(code for code, numpy in _DTYPES.items() if np.dtype(numpy) == tensor.dtype.newbyteorder("<"))
         header[name] = {
             "dtype": dtype,
@@ -93,17 +93,16 @@ def write_values(path: Path, values: NDArray[Any], offsets: NDArray[Any] | None)
         for tensor in tensors.values():
             for _, block in _blocks(tensor):
                 stream.write(np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<")).tobytes())
-    # The header is read back by the package itself: what it cannot open is never given a pack's name.
+    # The package reads the header back: an unreadable file never becomes a pack.
     with safetensors.safe_open(path, framework="numpy") as opened:
         if set(opened.keys()) != set(tensors):
             raise OSError(f"{path} was not written as intended")
 
 
 def map_values(path: Path, manifest: Mapping[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """``values`` (R, D), memory-mapped, and ``offsets``, in memory, as the header of the safetensors file places them.
+    """``values`` (R, D), memory-mapped, and ``offsets``, in memory.
 
-    The header is read here because the safetensors package hands out copies of slices; a numpy map of the same bytes
-    is an array like any other.
+    The header is read here, because the safetensors package returns copies of slices; a numpy map is an array.
 
     Raises:
         PackError: not a safetensors file, or without the tensors of a pack.
@@ -113,19 +112,19 @@ def map_values(path: Path, manifest: Mapping[str, Any]) -> tuple[NDArray[Any], N
     for name in names:
         if name not in header:
             raise failure(PackError, path, f": the tensor '{name}' is missing", AGAIN)
-        found, (kinds, rank) = header[name], (("F32", "F16"), 2) if name == "values" else (("I64",), 1)
-        if found.dtype not in kinds or len(found.shape) != rank:
-            problem = f": the tensor '{name}' is {shown(found.dtype)} of shape {shown(found.shape)}"
-            raise failure(PackError, path, f"{problem}, which is not what a pack holds", AGAIN)
+        tensor, (kinds, rank) = header[name], (("F32", "F16"), 2) if name == "values" else (("I64",), 1)
+        if tensor.dtype not in kinds or len(tensor.shape) != rank:
+            problem = f": the tensor '{name}' is {shown(tensor.dtype)} of shape {shown(tensor.shape)}"
+            raise failure(PackError, path, f"{problem}, unlike a pack's", AGAIN)
     values = _map_tensor(path, header["values"])
     return values, np.array(_map_tensor(path, header["offsets"])) if "offsets" in names else None
 
 
-def _map_tensor(path: Path, entry: Header) -> NDArray[Any]:
-    dtype, shape = np.dtype(_DTYPES[entry.dtype]), tuple(entry.shape)
+def _map_tensor(path: Path, tensor: Header) -> NDArray[Any]:
+    dtype, shape = np.dtype(_DTYPES[tensor.dtype]), tuple(tensor.shape)
     if 0 in shape:
         return np.empty(shape, dtype)  # an empty range cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r", offset=entry.first, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=tensor.first, shape=shape)
 
 
 # Checks
@@ -135,25 +134,26 @@ def check_size(path: Path, expected: int) -> None:
     """Raise :class:`PackError` unless the file has ``expected`` bytes."""
     if not path.is_file():
         raise PackError(f"{path} is missing. {AGAIN}")
-    found = path.stat().st_size
-    if found != expected:
-        fault = "truncated" if found < expected else "too long"
-        raise PackError(f"{path} is {fault}: {found} bytes where {MANIFEST} says {expected}. {AGAIN}")
+    size = path.stat().st_size
+    if size != expected:
+        fault = "truncated" if size < expected else "too long"
+        raise PackError(f"{path} is {fault}: {size} bytes, but {MANIFEST} says {expected}. {AGAIN}")
 
 
 def check_checksum(path: Path, expected: str) -> None:
     """Raise :class:`PackError` unless the file has the SHA-256 ``expected``."""
-    found = sha256_of(path)
-    if found != expected:
+    checksum = sha256_of(path)
+    if checksum != expected:
         raise PackError(
-            f"{path} was changed or damaged: its SHA-256 is {found[:12]}, {MANIFEST} says {str(expected)[:12]}. {AGAIN}"
+            f"{path} was changed or damaged: its SHA-256 is {checksum[:12]}, {MANIFEST} says {str(expected)[:12]}. "
+            f"{AGAIN}"
         )
 
 
 def first_not_finite(
     values: NDArray[Any], keys: Sequence[Key], offsets: NDArray[Any] | None, names: Sequence[str] | None
 ) -> str:
-    """Key and place of the first NaN or infinite value in words; empty where all (R, D) values are finite."""
+    """Key and place of the first NaN or infinite value of (R, D) values in words; empty if all are finite."""
     for start, block in _blocks(values):
         finite = np.isfinite(block)
         if finite.all():
@@ -169,7 +169,7 @@ def first_not_finite(
 
 
 def _blocks(tensor: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    # Position and rows of a block; what a mapped file put into memory for it is given back afterwards.
+    # Start and rows of each block; the memory of a mapped block is released afterwards.
     mapped = getattr(tensor, "_mmap", None)
     step = max(1, _BLOCK // max(1, int(np.prod(tensor.shape[1:]))))
     for start in range(0, len(tensor), step):
@@ -178,17 +178,17 @@ def _blocks(tensor: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-# What was verified before
+# Verified files
 
 
 def state_of(path: Path, checksum: str) -> dict[str, Any]:
-    """What must be the same for a verification of ``path`` to be believed a second time. Take it before verifying."""
+    """Facts that must be unchanged for a verification of ``path`` to stay valid. Take them before verifying."""
     status = path.stat()
     return {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": checksum}
 
 
 def is_remembered(state: Mapping[str, Any]) -> bool:
-    """Whether a file in this state was verified before by this user."""
+    """Whether this user has verified a file in this state."""
     try:
         return bool(json.loads(_memory_of(state).read_text(encoding="utf-8")) == state)
     except (OSError, ValueError, RecursionError, RunError):
@@ -196,14 +196,14 @@ def is_remembered(state: Mapping[str, Any]) -> bool:
 
 
 def remember(state: Mapping[str, Any]) -> None:
-    """Note that a file in this state was verified."""
+    """Note a verified file."""
     if time.time_ns() - state["mtime_ns"] < CLOCK_GRAIN_NS:
         return
     try:
         with atomic_write(_memory_of(state)) as stream:
             json.dump(state, stream)
     except (OSError, RunError):
-        pass  # a cache that cannot be written costs the next reader a second look, nothing else
+        pass  # without the cache, the next reader verifies again
 
 
 def _memory_of(state: Mapping[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""A split as a few large tensors, from which batches are cut by index arithmetic."""
+"""A split as a few large tensors; batches are cut from it by index arithmetic."""
 
 from __future__ import annotations
 
@@ -43,33 +43,33 @@ def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> Tas
                     votes[row, task.schema.index(label)] = number
         except (CorpusFormatError, TypeError, ValueError) as error:
             raise CorpusFormatError(
-                f"conversation {conversation.id!r}, turn {turn.id!r}: {target.value!r} is no target of the "
-                f"{task.kind} task {task.name!r}: {error}"
+                f"conversation {conversation.id!r}, turn {turn.id!r}: {target.value!r} is not a target of the "
+                f"{task.kind} task {task.name!r}: {error}. Correct the value."
             ) from error
         valid[row] = True
     return TaskTargets(value, valid, votes)
 
 
 class ConversationStore:
-    """One split, ready to be cut into batches.
+    """One split, from which batches are cut.
 
     Args:
         conversations: At least one.
-        tables: The features in the order in which models shall see them.
-        tasks: The tasks whose targets are encoded.
+        tables: Features in the order in which models receive them.
+        tasks: Tasks whose targets are encoded.
 
     Raises:
-        BatchError: no feature table, or no table has any of the split's turns. Turns that one of several tables lacks
-            lack that modality, even if these are all turns of the split.
+        BatchError: there is no feature table, or no table has any turn of the split. One of several tables may lack
+            all of them: the turns then lack its modality.
     """
 
     def __init__(
         self, conversations: Sequence[Conversation], tables: Sequence[FeatureTable], tasks: Sequence[TaskSpec]
     ) -> None:
         if not conversations:
-            raise BatchError("the split has no conversations")
+            raise BatchError("the split has no conversations. Check the corpus with ercfusion.doctor.")
         if not tables:
-            raise BatchError("no features were given: a model needs at least one modality")
+            raise BatchError("no features were given. Give at least one feature table.")
         self.conversations = list(conversations)
         self.tasks = list(tasks)
         self.lengths = [len(conversation) for conversation in self.conversations]
@@ -94,10 +94,10 @@ class ConversationStore:
                 self.features[table.modality] = _sequence_means(stored)
         self.available = torch.stack(columns, dim=1)
         if not bool(self.available.any()):
-            held = "; ".join(f"{table.modality}: {table.keys[0] if table.keys else 'none'}" for table in tables)
+            first = "; ".join(f"{table.modality}: {table.keys[0] if table.keys else 'none'}" for table in tables)
             raise BatchError(
                 f"none of the {len(keys)} turns of this split has any features (first looked for: {keys[0]}; first "
-                f"held: {held}): the features are those of another corpus or of other splits."
+                f"held: {first}): they belong to another corpus or other splits. Use the features of this split."
             )
         self.targets = {task.name: encode_targets(self.conversations, task) for task in tasks}
 
@@ -105,9 +105,11 @@ class ConversationStore:
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        held = "; ".join(f"{name} {width} ({self.inputs.levels[name]})" for name, width in self.inputs.widths.items())
+        widths = "; ".join(f"{name} {width} ({self.inputs.levels[name]})" for name, width in self.inputs.widths.items())
         tasks = ", ".join(task.name for task in self.tasks)
-        return f"ConversationStore({len(self)} conversations, {self.num_utterances} utterances; {held}; tasks {tasks})"
+        return (
+            f"ConversationStore({len(self)} conversations, {self.num_utterances} utterances; {widths}; tasks {tasks})"
+        )
 
     @property
     def conversation_ids(self) -> tuple[str, ...]:
@@ -121,7 +123,7 @@ class ConversationStore:
 
     @property
     def num_utterances(self) -> int:
-        """Utterances in the whole split."""
+        """Number of utterances of the split."""
         return int(self._starts[-1])
 
     @property
@@ -150,15 +152,15 @@ class ConversationStore:
         )
 
     def batches(self, conversations: int) -> Iterator[ConversationBatch]:
-        """The whole split in order, ``conversations`` at a time."""
+        """The split in order, as batches of ``conversations`` conversations (the last one may be smaller)."""
         for start in range(0, len(self), conversations):
             yield self.batch(range(start, min(start + conversations, len(self))))
 
 
 def _gather(values: np.ndarray, rows: np.ndarray) -> Tensor:
     gathered = np.zeros((len(rows), values.shape[1]), dtype=np.float32)
-    held = rows >= 0
-    gathered[held] = values[rows[held]]
+    present = rows >= 0
+    gathered[present] = values[rows[present]]
     return torch.from_numpy(gathered)
 
 

@@ -1,8 +1,7 @@
-"""Reading released CSV and JSON files strictly, with errors that name file, line, column and remedy.
+"""Strict reading of released CSV and JSON files; errors name file, line, column and remedy.
 
-Every reader goes through this module, so that a damaged or re-saved file is reported in the same way whichever corpus
-it belongs to. Nothing is repaired silently: a byte order mark and Windows line ends are the only differences from the
-release that are accepted without a word. A table of one's own may have another separator and another encoding.
+All readers use this module. The only accepted differences from a release are a byte order mark and Windows line ends.
+A user's own table may also have another separator and another encoding.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 _DIGITS = 9
-"""Of the longest whole number that a cell may hold; no release counts further."""
+"""Maximum number of digits of a whole number in a cell; no release counts further."""
 _TIME = re.compile(r"(\d{1,2}):([0-5]?\d):([0-5]?\d)(?:[.,](\d{1,6}))?")
 _WIDE = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -36,9 +35,9 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 RELEASED = "Get the file again from the release, or save it as UTF-8."
-"""What to do with a file of a release that is not UTF-8."""
+"""Advice for a file of a release in another encoding than UTF-8."""
 SEPARATORS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
-"""Between the cells of a table of one's own, with their names; the first is that of releases."""
+"""Separators of cells in a user's own table, with their names; releases use the first."""
 _BINARY = (
     (b"PK\x03\x04", "an Excel workbook (.xlsx) or another zip file"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
@@ -49,14 +48,14 @@ _BINARY = (
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a CSV file, which remembers where it stands.
+    """One record of a CSV file with its position.
 
     Args:
         path: The file.
-        line: Line on which the record starts, counted from 1 (a quoted cell may run over several lines).
+        line: First line of the record, from 1 (a quoted cell may contain line breaks).
         cells: Text by column name, as stored.
-        decimal: What stands before the decimals of numbers.
-        own: The file is a table of one's own and not of a release.
+        decimal: Decimal separator of numbers.
+        own: The file is a user's own table, not part of a release.
     """
 
     path: Path
@@ -83,7 +82,7 @@ class Row:
     def integer(self, column: str) -> int:
         """The cell as a whole number that is not negative."""
         value = self.cells[column].strip()
-        # int() would also take "1_000", "+3" and digits of other scripts, none of which a release holds.
+        # int() would also take "1_000", "+3" and digits of other scripts; releases have none of them.
         if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS):
             self.fail(
                 column,
@@ -103,7 +102,7 @@ class Row:
                 f"or get the file again from the release (spreadsheet programs rewrite times).",
             )
         hours, minutes, seconds, fraction = match.groups()
-        # Whole milliseconds first: every time is then the float nearest to its decimal value.
+        # Via whole microseconds: the result is the float nearest to the decimal value.
         micro = ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 10**6 + int((fraction or "0").ljust(6, "0"))
         return micro / 10**6
 
@@ -116,43 +115,41 @@ class Row:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            self.fail(column, f"found {cell!r}, but a number such as 0.25 is expected (a point, no comma).")
+            self.fail(column, f"found {cell!r}, but a number is expected. Write it like 0.25: with a point, no comma.")
         return value
 
     def label(self, column: str, schema: LabelSchema, text: str | None = None) -> str:
-        """The cell, or ``text`` of it, as the schema's own spelling of a label.
-
-        Capital letters and the Unicode form do not matter.
-        """
+        """The cell, or its part ``text``, as a label in the schema's spelling; case and Unicode form are ignored."""
         value = self.cells[column].strip() if text is None else text
         label = schema.find(value)
         if label is None:
-            self.fail(column, f"{value!r} is no label of {schema.name}. {did_you_mean(value.lower(), schema.labels)}")
+            self.fail(
+                column, f"{value!r} is not a label of {schema.name}. {did_you_mean(value.lower(), schema.labels)}"
+            )
         return label
 
 
 def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED) -> str:
-    """The content of a text file, with or without a byte order mark, line ends as stored.
+    """Content of a text file without its byte order mark, line ends as stored.
 
     Args:
         path: The file.
         encoding: Its encoding; None for UTF-8.
-        remedy: What the user shall do where the file has another encoding. ``{encoding}`` in it is replaced by the
-            encoding that the file probably has.
+        remedy: Advice if the file has another encoding; ``{encoding}`` in it is replaced by the probable one.
 
     Raises:
-        CorpusFormatError: the file is empty or not in the encoding; the message names the line and the byte.
+        CorpusFormatError: the file is empty or has another encoding; the message names line and byte.
     """
     data = path.read_bytes()
     if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise CorpusFormatError(
-            f"{path} is empty ({len(data)} bytes). The download or copy was cut off: get the file again."
+            f"{path} is empty ({len(data)} bytes): the download or copy was cut off. Get the file again."
         )
-    for mark, what in _BINARY:
+    for mark, format_name in _BINARY:
         if data.startswith(mark):
             raise CorpusFormatError(
-                f"{path} is {what}, whatever its name says. Open it in the program that wrote it and save it as CSV "
-                f"(UTF-8) under this name."
+                f"{path} is {format_name}, in spite of its name. Open it in the program that wrote it and save it as "
+                f"CSV (UTF-8) under this name."
             )
     if encoding is None:
         for mark, name in _WIDE:
@@ -162,7 +159,7 @@ def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED
     try:
         text = data.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        # For a file that begins with a mark, the error counts from behind it.
+        # The position in the error does not count the byte order mark.
         skipped = len(codecs.BOM_UTF8) if encoding is None and data.startswith(codecs.BOM_UTF8) else 0
         position = error.start + skipped
         line = data.count(b"\n", 0, position) + 1
@@ -187,7 +184,7 @@ def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED
 
 
 def _probable_encoding(data: bytes) -> tuple[str, str]:
-    # A name for Python, and what is probable in words. In text of a Western language few bytes are beyond ASCII.
+    # A name for Python, and a description. Text of a Western language has few bytes beyond ASCII.
     beyond = sum(byte >= 0x80 for byte in data)
     try:
         data.decode("cp1252")
@@ -202,15 +199,15 @@ def _probable_encoding(data: bytes) -> tuple[str, str]:
 def read_records(
     path: Path, *, encoding: str | None = None, separator: str = ",", remedy: str = RELEASED
 ) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, each with the line on which it starts; blank lines are passed over.
+    """Records of a CSV file, each with its first line number; blank lines are skipped.
 
     Args:
         path: The file.
-        encoding, remedy: As in :func:`read_text`.
-        separator: What stands between cells.
+        encoding, remedy: See :func:`read_text`.
+        separator: Separator of cells.
 
     Raises:
-        CorpusFormatError: as in :func:`read_text`, or the quotation marks do not close.
+        CorpusFormatError: see :func:`read_text`; or a quotation mark is missing.
     """
     return _records(path, read_text(path, encoding, remedy=remedy), separator)
 
@@ -225,10 +222,10 @@ def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[
             return
         except csv.Error as error:
             raise CorpusFormatError(
-                f"{path}, line {start}: the record that starts there is no CSV ({error}). A quotation mark is probably "
-                f"missing, or stands alone where two are needed."
+                f"{path}, line {start}: the record from there on is not CSV ({error}). Add the missing quotation mark, "
+                f"or double a single one inside a cell."
             ) from error
-        # What Excel puts in front of a table to name its separator is no record.
+        # Excel's first line "sep=;" is not a record.
         if any(cell.strip() for cell in cells) and not (start == 1 and _names_separator(cells)):
             yield start, cells
         start = reader.line_num + 1
@@ -239,23 +236,23 @@ def _names_separator(cells: Sequence[str]) -> bool:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The records of a CSV file of a release, which has a header line.
+    """Records of a CSV file of a release, which has a header line.
 
     Args:
         path: The file.
-        columns: Names that the header must have; others are kept too, and their order is free.
+        columns: Required columns, in any order; other columns are kept.
 
     Raises:
-        CorpusFormatError: as in :func:`read_records`, or a column is missing, a name occurs twice, a record has more or
-            fewer cells than the header, or there are no records.
+        CorpusFormatError: see :func:`read_records`; or a column is missing or repeated, a record has more or fewer
+            cells than the header, or there are no records.
     """
     text = read_text(path)
-    advice = f"The release has the columns {', '.join(columns)}; restore the header line."
-    found = _separator(path, text, columns)
-    if found != ",":
+    advice = f"The release has the columns {', '.join(columns)}. Restore the header line."
+    separator = _separator(path, text, columns)
+    if separator != ",":
         advice = (
-            f"The cells are separated by {SEPARATORS[found]}, as spreadsheet programs save them. Get the file again "
-            f"from the release, or save it with commas."
+            f"The cells are separated by {SEPARATORS[separator]}, as spreadsheet programs save them. Get the file "
+            f"again from the release, or save it with commas."
         )
     return _rows(path, text, columns, ",", advice)
 
@@ -263,27 +260,27 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 def read_own_table(
     path: Path, columns: Sequence[str], *, encoding: str | None = None, remedy: str = RELEASED
 ) -> tuple[list[Row], str]:
-    """The records of a table of one's own and the separator of its cells, one of :data:`SEPARATORS`.
+    """Records of a user's own table, and its separator, one of :data:`SEPARATORS`.
 
-    The separator is the one with which the header has the columns that are needed. Where it is not the comma, numbers
-    may have a decimal comma (``Row.decimal``). Names of columns are in Unicode's composed form (NFC).
+    The separator is the one that yields the required columns. With another separator than the comma, numbers may have
+    a decimal comma (``Row.decimal``). Names of columns are in composed Unicode (NFC).
 
     Args:
         path: The file.
-        columns: Names that the header must have.
-        encoding, remedy: As in :func:`read_text`.
+        columns: Required columns.
+        encoding, remedy: See :func:`read_text`.
 
     Raises:
-        CorpusFormatError: as in :func:`read_table`.
+        CorpusFormatError: see :func:`read_table`.
     """
     text = read_text(path, encoding, remedy=remedy)
     separator = _separator(path, text, columns)
-    advice = f"The columns {' and '.join(columns)} are required: rename or add them."
+    advice = f"The columns {' and '.join(columns)} are required. Rename or add them."
     return _rows(path, text, columns, separator, advice, own=True), separator
 
 
 def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
-    # The first with which the header has all columns; else the one with which it has most cells.
+    # The first separator giving all columns; otherwise the one giving most columns.
     headers = {}
     for separator in SEPARATORS:
         try:
@@ -319,22 +316,22 @@ def _rows(
         if len(cells) != len(header):
             mark = SEPARATORS[separator].removesuffix("s")
             raise CorpusFormatError(
-                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}. A {mark} or a quotation "
-                f"mark is missing or too many; cells with {SEPARATORS[separator]} must be quoted."
+                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}. Check it for a {mark} "
+                f"or quotation mark too many or too few; quote cells with {SEPARATORS[separator]}."
             )
         rows.append(Row(path, line, dict(zip(header, cells, strict=True)), decimal, own))
     if not rows:
         raise CorpusFormatError(
-            f"{path} holds a header line and no records. "
-            f"{'Add a row per utterance.' if own else 'The download or copy was cut off: get the file again.'}"
+            f"{path} has a header line and no records. "
+            f"{'Add a row per utterance.' if own else 'The download or copy was cut off. Get the file again.'}"
         )
     return rows
 
 
 def _found_columns(column: str, header: Sequence[str]) -> str:
-    # The nearest of the *found* names: it is that one which has to be renamed.
+    # The nearest of the names in the header: it has to be renamed.
     near = nearest(column, header, count=1)
-    hint = f" Is it the one called {near[0]!r} there?" if near else ""
+    hint = f" Is it {near[0]!r}?" if near else ""
     return f"Found: {', '.join(map(repr, header)) or 'nothing but commas'}.{hint}"
 
 
@@ -347,12 +344,12 @@ def group_rows(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row
 
 
 def check_unique(rows: Iterable[Row], key: Callable[[Row], Hashable], columns: Sequence[str]) -> None:
-    """Raise :class:`CorpusFormatError`, naming both lines, where two rows have the same key.
+    """Raise :class:`CorpusFormatError` with both lines if two rows have the same key.
 
     Args:
         rows: Rows of one file.
-        key: What must differ from row to row.
-        columns: The columns that ``key`` reads, for the message.
+        key: Key of a row.
+        columns: Columns of the key, for the message.
     """
     seen: dict[Hashable, Row] = {}
     for row in rows:
@@ -360,60 +357,62 @@ def check_unique(rows: Iterable[Row], key: Callable[[Row], Hashable], columns: S
         if first is not row:
             named = ", ".join(f"{column} {row[column].strip()}" for column in columns)
             raise CorpusFormatError(
-                f"{row.path}, line {row.line}: {named} stands already on line {first.line}. Each utterance has its own "
-                f"number: remove one of the lines, or correct its numbers."
+                f"{row.path}, line {row.line}: {named} is also on line {first.line}; an utterance has its own number. "
+                f"Remove one of the lines, or correct its numbers."
             )
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Content of a JSON file.
 
     Raises:
-        CorpusFormatError: as in :func:`read_text`, or the text is no JSON; the message names line and column.
+        CorpusFormatError: see :func:`read_text`; or it is not JSON (the message names line and column).
     """
     text = read_text(path)
     try:
-        found = load_json(text)
+        content = load_json(text)
     except json.JSONDecodeError as error:
         raise CorpusFormatError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file was edited or "
-            f"cut off: correct it there, or get it again from the release."
+            f"cut off. Correct it, or get it again from the release."
         ) from error
     except (ValueError, RecursionError) as error:
         reason = "too many levels" if isinstance(error, RecursionError) else str(error)
         raise CorpusFormatError(f"{path}: not valid JSON ({reason}). Get the file again from the release.") from error
-    check_plain(found, path, error=CorpusFormatError, advice="Get the file again from the release.")
-    return found
+    check_plain(content, path, error=CorpusFormatError, advice="Get the file again from the release.")
+    return content
 
 
-def pick(entry: Any, key: str, kind: type[T], path: Path, where: str) -> T:
-    """``entry[key]`` of a JSON object, checked.
+def pick(value: Any, key: str, kind: type[T], path: Path, where: str) -> T:
+    """``value[key]`` of a JSON object, checked.
 
     Args:
-        entry: What should be an object.
-        key: The key that it should have.
-        kind: The type that the value should have (``float`` also takes whole numbers).
+        value: Should be an object.
+        key: Its required key.
+        kind: Required type of the item (``float`` accepts whole numbers).
         path: The file, for the message.
-        where: Where in the file the entry stands, for the message.
+        where: Position of the object in the file, for the message.
 
     Raises:
-        CorpusFormatError: no object, no such key, or a value of another type.
+        CorpusFormatError: not an object, no such key, or an item of another type.
     """
-    if not isinstance(entry, dict):
+    if not isinstance(value, dict):
         raise CorpusFormatError(
-            f"{path}, {where}: found {shown(entry)}, but an object with the key {key!r} is expected."
+            f"{path}, {where}: found {shown(value)}, but an object with the key {key!r} is expected. Correct the file, "
+            f"or get it again from the release."
         )
-    if key not in entry:
+    if key not in value:
         raise CorpusFormatError(
-            f"{path}, {where}: no key {key!r}. Found: {', '.join(map(repr, entry)) or 'nothing'}. "
+            f"{path}, {where}: no key {key!r}. Found: {', '.join(map(repr, value)) or 'nothing'}. "
             f"Get the file again from the release, or rename the key."
         )
-    value = entry[key]
-    # A JSON true is an int to Python, and a score of 2 is an int although it is meant as 2.0.
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    item = value[key]
+    # In Python, JSON's true is an int, and a score of 2 is an int although 2.0 is meant.
+    if kind is float and isinstance(item, int) and not isinstance(item, bool):
+        item = float(item)
+    if not isinstance(item, kind) or isinstance(item, bool):
         raise CorpusFormatError(
-            f"{path}, {where}, key {key!r}: found {shown(value)}, but a value of type {kind.__name__} is expected."
+            f"{path}, {where}, key {key!r}: found {shown(item)}, but a value of type {kind.__name__} is expected. "
+            f"Correct the file, or get it again from the release."
         )
-    return value
+    return item

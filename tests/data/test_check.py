@@ -77,12 +77,12 @@ def test_label_counts():
     }
     findings = check_label_counts(splits, CorpusCard("x", "X", "", "", "", labels=labels), protocol)
     assert [finding.level for finding in findings] == ["ok", "fault"]
-    assert findings[1].text == "dev: the counts of 1 labels differ: joy 1 (the release has 2)"
+    assert findings[1].text == "dev: the counts of 1 labels differ: joy 1 (the release has 2). Get the files again."
     assert check_label_counts(splits, CorpusCard("x", "X", "", "", ""), protocol) == []
     # A label that the card does not name is none of the release's.
     labels = {"x/7way": {"train": {"joy": 2}}}
     findings = check_label_counts(splits, CorpusCard("x", "X", "", "", "", labels=labels), protocol)
-    assert findings[0].text.endswith("anger 1 (the release has 0)")
+    assert findings[0].text.endswith("anger 1 (the release has 0). Get the files again.")
 
 
 def test_split():

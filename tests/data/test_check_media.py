@@ -62,8 +62,8 @@ def test_all_in_order(tmp_path):
     paths = [wav(tmp_path, f"{n}.wav", seed=n) for n in range(3)]
     findings = look(paths, split=lambda n: "test" if n == 2 else "train")
     assert texts_of(findings, "ok") == [
-        "train: 2 files for 2 of 2 utterances, all there",
-        "test: 1 files for 1 of 1 utterances, all there",
+        "train: 2 files for 2 of 2 utterances, none absent",
+        "test: 1 files for 1 of 1 utterances, none absent",
     ]
     assert len(findings) == 2
 
@@ -100,7 +100,7 @@ def test_absent_files(tmp_path):
         ("fault", AUDIO),
         ("note", AUDIO),
     ]
-    assert texts_of(findings)[0] == f"train: 1 of 2 files are not there (first: {gone})"
+    assert texts_of(findings)[0].startswith(f"train: 1 of 2 files are absent (first: {gone}). Correct the paths")
     assert texts_of(findings)[2] == "test: no utterance names a recording"
 
 
@@ -112,7 +112,7 @@ def test_empty_and_damaged_files(tmp_path, without_av):
     cut = wav(tmp_path, "cut.wav")
     cut.write_bytes(cut.read_bytes()[:2000])
     faults = texts_of(look([empty, noise, cut]), "fault")
-    assert faults[0] == "1 files are empty (0 bytes): empty.wav"
+    assert faults[0] == "1 files are empty (0 bytes): empty.wav. Copy them again."
     assert faults[1].startswith("2 files cannot be read: noise.wav, cut.wav (")
     assert "cut off: 16000 bytes of sound are announced" in texts_of(look([cut]), "fault")[0]
 
@@ -157,8 +157,8 @@ def test_clips_that_do_not_fit_their_words(tmp_path):
     assert notes[0] == f"1 clips are far longer than their words take: train c0/0 12.00 s for 1 words. Rule: {RULE}"
     assert notes[1] == f"1 clips are far shorter than their words take: train c3/0 0.19 s for 4 words. Rule: {RULE}"
     assert "10 s" in RULE
-    assert "5 s + 4 s a word" in RULE
-    assert "0.05 s a word" in RULE
+    assert "5 s + 4 s per word" in RULE
+    assert "0.05 s per word" in RULE
 
 
 def test_whole_files_are_measured_by_their_header(tmp_path):
@@ -179,7 +179,7 @@ def test_without_a_readable_header_the_times_count(tmp_path, without_av):
 def test_turns_that_end_after_their_recording(tmp_path):
     path = wav(tmp_path, "a.wav", seconds=2)
     (note,) = texts_of(look([(path, 0, 2.4), (path, 1, 2.6)]), "note")
-    assert note == "1 turns end after their recording: train c1/0 ends at 2.6 s of 2.0 s"
+    assert note == "1 turns end after their recording: train c1/0 ends at 2.6 s of 2.0 s. Correct the times."
 
 
 def test_durations(tmp_path, without_av):
@@ -248,7 +248,7 @@ def test_twin_of_a_corpus_with_recordings(tmp_path):
     assert [finding.level for finding in found] == ["ok", "ok", "ok"]
     (folder / "recordings" / "train00_0.wav").write_bytes(b"")
     found = [finding for finding in check_corpus(corpus, protocol) if finding.topic == AUDIO]
-    assert "1 files are empty (0 bytes): train00_0.wav" in texts_of(found, "fault")
+    assert "1 files are empty (0 bytes): train00_0.wav. Copy them again." in texts_of(found, "fault")
     assert not [f for f in check_corpus(corpus, protocol, media=False) if f.topic == AUDIO]
 
 

@@ -328,7 +328,7 @@ def test_what_comes_into_a_pack_while_it_is_replaced_is_kept(tmp_path, caplog, m
     assert read_pack(folder).modality == "frames"
     kept = next(tmp_path.glob(".pack.*.replaced"))
     assert names(kept) == ["notes.txt"]
-    assert f"{kept} holds files that belong to no pack" in caplog.text
+    assert f"{kept}: kept, because it holds files of no pack" in caplog.text
 
 
 # Faults when reading
@@ -381,7 +381,7 @@ def test_missing_or_truncated_files(tmp_path, name, verify):
     folder = write(tmp_path / "pack")
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-5])
-    with pytest.raises(PackError, match=rf"{name} is truncated: {len(data) - 5} bytes .* {len(data)}"):
+    with pytest.raises(PackError, match=rf"{name} is truncated: {len(data) - 5} bytes, .* {len(data)}"):
         read_pack(folder, verify=verify)
     (folder / name).write_bytes(data + b"x")
     with pytest.raises(PackError, match="too long"):

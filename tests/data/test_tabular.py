@@ -51,7 +51,7 @@ def test_quoted_commas_and_doubled_quotes(write):
 def test_missing_column_names_the_nearest_found(write):
     message = problem(read_table, write("Emotions,x\njoy,1\n"), ["Emotion"])
     assert "a.csv, line 1: no column 'Emotion'" in message
-    assert "'Emotions' there?" in message
+    assert "Is it 'Emotions'?" in message
 
 
 def test_doubled_column(write):
@@ -113,8 +113,8 @@ def test_a_release_with_another_separator_is_refused_by_name(write, separator, n
 
 
 def test_cells_that_are_too_many_name_the_separator(write):
-    assert "A semicolon or a quotation mark" in problem(read_own_table, write("a;b\n1;2;3\n"), ["a"])
-    assert "A comma or a quotation mark" in problem(read_table, write("a,b\n1,2,3\n"), ["a"])
+    assert "a semicolon or quotation mark" in problem(read_own_table, write("a;b\n1;2;3\n"), ["a"])
+    assert "a comma or quotation mark" in problem(read_table, write("a,b\n1,2,3\n"), ["a"])
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_labels_ignore_capital_letters_and_wrong_ones_name_the_nearest(write):
     schema = get_schema("meld7")
     assert rows[0].label("e", schema) == "joy"
     message = problem(rows[1].label, "e", schema)
-    assert "line 3, column 'e': 'joyy' is no label of meld7. Did you mean 'joy'?" in message
+    assert "line 3, column 'e': 'joyy' is not a label of meld7. Did you mean 'joy'?" in message
     assert "Choose from: neutral" in problem(rows[2].label, "e", schema)
 
 

@@ -190,8 +190,8 @@ def test_emotion_and_sentiment_of_meld_are_learnt_together(tmp_path: Path, monke
     ("names", "words"),
     [
         (["emotion", "sentimnet"], "demo/balanced has no task 'sentimnet'"),
-        (["valence", "valence"], "must name each task once: emotion, valence"),
-        ([], "must name each task once"),
+        (["valence", "valence"], "Name each task once, out of emotion, valence"),
+        ([], "Name each task once"),
     ],
 )
 def test_wrong_selections_are_refused(names: list[Any], words: str) -> None:

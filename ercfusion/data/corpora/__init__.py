@@ -1,4 +1,4 @@
-"""The corpora that the library reads, by name."""
+"""The corpora of the library, by name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ def corpus_class(name: str) -> type[Corpus]:
     Raises:
         ConfigError: unknown name (the message names the nearest), or a class of another kind.
     """
-    found = CORPORA.load(name)
-    if not issubclass(found, Corpus):
-        raise ConfigError(f"corpus {name!r}: {CORPORA.name_of(name)} is not a subclass of ercfusion.data.corpus.Corpus")
-    return found
+    cls = CORPORA.load(name)
+    if not issubclass(cls, Corpus):
+        raise ConfigError(
+            f"corpus {name!r}: {CORPORA.name_of(name)} is not a subclass of ercfusion.data.corpus.Corpus. Derive it "
+            "from this class, or correct the name."
+        )
+    return cls
 
 
 def register(name: str, target: str) -> None:
-    """Make a corpus of your own known by name.
+    """Register a corpus of your own under a name.
 
     Args:
-        name: New name; a taken one is refused.
+        name: An unused name.
         target: ``"module:Class"``, a subclass of :class:`ercfusion.data.corpus.Corpus`.
 
     Raises:
@@ -39,8 +42,8 @@ def open_corpus(name: str, raw: str | os.PathLike[str] | None = None, **options:
     """A corpus by name, reading from ``raw`` (see :class:`ercfusion.data.corpus.Corpus`).
 
     Raises:
-        ConfigError: unknown name or option (the message names the nearest), or an option's value that does not fit.
+        ConfigError: unknown name or option (the message names the nearest), or an invalid value of an option.
     """
-    found = corpus_class(name)
+    cls = corpus_class(name)
     check_corpus_options(name, options)
-    return found(raw, **options)
+    return cls(raw, **options)

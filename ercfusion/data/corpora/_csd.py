@@ -1,12 +1,11 @@
-"""Reading computational sequences: the ``.csd`` files of the CMU Multimodal SDK.
+"""Computational sequences: the ``.csd`` files of the CMU Multimodal SDK.
 
-A ``.csd`` file is an HDF5 container with one root group, named after the sequence. Below it stand
-``data/<key>/features`` (T, D), ``data/<key>/intervals`` (T, 2) in seconds, and ``metadata``. A key is a video's id, or
-``id[3]`` once the SDK has aligned the sequence to something: then the parts of a video belong together. This is what
-the SDK's own writer and reader do (``mmsdk/mmdatasdk/computational_sequence`` and ``dataset.py`` of
-CMU-MultiComp-Lab/CMU-MultimodalSDK).
+A ``.csd`` file is an HDF5 container with one root group, named after the sequence, containing ``metadata``,
+``data/<key>/features`` (T, D) and ``data/<key>/intervals`` (T, 2) in seconds. A key is a video's id, or ``id[3]`` for
+the parts of a video in a sequence aligned by the SDK. Source: ``mmsdk/mmdatasdk/computational_sequence`` and
+``dataset.py`` of CMU-MultiComp-Lab/CMU-MultimodalSDK.
 
-The files of a release take up to 20 GB, so nothing is read until a video is asked for, and then that video alone.
+Released files have up to 20 GB; only the requested video is read.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ercfusion._core.schemas.reading import shown
 from ercfusion.data.tabular import pick, read_json, read_text
 
 EPSILON = 1e-5
-"""Seconds. Overlaps and segments that are not longer count as none; the SDK's ``align`` uses the same number."""
+"""Seconds; overlaps and segments which are not longer are ignored. The SDK's ``align`` uses the same number."""
 
 FOLD_NAMES: Mapping[str, tuple[str, str]] = {
     "train": ("train", "standard_train_fold"),
@@ -36,9 +35,9 @@ FOLD_NAMES: Mapping[str, tuple[str, str]] = {
 """Split to its key in ``splits.json`` and to its variable in the SDK's ``cmu_*_std_folds.py``."""
 
 _MOST = 1 << 30
-"""Bytes of one array. An hour of the widest released features takes a third of it."""
+"""Maximum bytes of one array. An hour of the widest released features has a third of it."""
 
-_AGAIN = "The file was cut off or is of another kind: get it again."
+_AGAIN = "The file was cut off or is of another kind. Get it again."
 
 
 class ComputationalSequence:
@@ -49,7 +48,7 @@ class ComputationalSequence:
 
     Raises:
         MissingExtraError: h5py is not installed.
-        CorpusFormatError: it is no HDF5 file, or has no single root group with a group ``data``.
+        CorpusFormatError: not an HDF5 file, or without a single root group with a group ``data``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,15 +64,15 @@ class ComputationalSequence:
                 self.name = roots[0] if roots else ""
                 root = self._file[self.name] if len(roots) == 1 else None
                 data = root.get("data") if isinstance(root, h5py.Group) else None
-                # A video's parts, in the order of their names; the parts are put in order of time once they are read.
+                # Parts by video, in the order of their names; they are sorted by time when read.
                 self._parts: dict[str, list[str]] = {}
                 for key in data if isinstance(data, h5py.Group) else ():
                     self._parts.setdefault(key.split("[")[0], []).append(key)
             if not self._parts:
-                found = ", ".join(map(repr, roots)) or "nothing"
+                content = ", ".join(map(repr, roots)) or "nothing"
                 raise CorpusFormatError(
-                    f"{path}: found {found} at the top, but one group with a filled group 'data' below it is expected, "
-                    f"as the CMU Multimodal SDK writes it. {_AGAIN}"
+                    f"{path}: found {content} at the top, but one group with a filled group 'data' is expected, as "
+                    f"written by the CMU Multimodal SDK. {_AGAIN}"
                 )
         except BaseException:
             self._file.close()
@@ -92,29 +91,29 @@ class ComputationalSequence:
         return video in self._parts
 
     def videos(self) -> list[str]:
-        """Ids of the videos that the sequence covers."""
+        """Ids of the videos in the sequence."""
         return list(self._parts)
 
     def intervals(self, video: str) -> NDArray[np.float64]:
         """Start and end of every step, in seconds, shape (T, 2), sorted by start.
 
         Raises:
-            CorpusFormatError: the array is not there, or is no (T, 2) matrix of numbers.
+            CorpusFormatError: the array is missing, or is not a (T, 2) matrix of numbers.
         """
         times = self._times(video)
         return times[_by_start(times)]
 
     def features(self, video: str) -> NDArray[Any]:
-        """The steps' values, shape (T, D), in the order of :meth:`intervals`, of the type that the file has.
+        """Values of the steps, shape (T, D), in the order of :meth:`intervals`, with the file's type.
 
         Raises:
-            CorpusFormatError: as in :meth:`intervals`, or the values are no matrix with one row an interval.
+            CorpusFormatError: see :meth:`intervals`; or the values are not a matrix with one row per interval.
         """
         times = self._times(video)
         parts = [self._array(key, "features") for key in self._parts[video]]
         for key, part in zip(self._parts[video], parts, strict=True):
             if part.ndim != 2 or part.shape[1] != parts[0].shape[1]:
-                self.fail(key, f"features of the shape {part.shape}, but a matrix with one row a step is expected")
+                self.fail(key, f"features of the shape {part.shape}, but a matrix with one row per step is expected")
         values = np.concatenate(parts)
         if len(values) != len(times):
             self.fail(video, f"{len(values)} rows of features, but {len(times)} intervals")
@@ -124,7 +123,7 @@ class ComputationalSequence:
         """:meth:`features` as numbers.
 
         Raises:
-            CorpusFormatError: as in :meth:`features`, or they are text.
+            CorpusFormatError: see :meth:`features`; or they are text.
         """
         values = self.features(video)
         if values.dtype.kind not in "fiu":
@@ -133,10 +132,10 @@ class ComputationalSequence:
             return values.astype(np.float64)
 
     def words(self, video: str) -> list[str]:
-        """:meth:`features` of a sequence of words as text; ``sp`` is what the aligner writes for a pause.
+        """:meth:`features` of a sequence of words, as text; ``sp`` is the aligner's mark of a pause.
 
         Raises:
-            CorpusFormatError: as in :meth:`features`, or they are not one UTF-8 string a step.
+            CorpusFormatError: see :meth:`features`; or they are not one UTF-8 string per step.
         """
         values = self.features(video)
         if values.shape[1] != 1 or values.dtype.kind not in "SUO":
@@ -146,11 +145,11 @@ class ComputationalSequence:
             try:
                 spoken.append(word.decode() if isinstance(word, bytes) else str(word))
             except UnicodeDecodeError:
-                self.fail(video, f"the word of step {step} (counted from 0), {bytes(word)!r}, is not UTF-8")
+                self.fail(video, f"the word of step {step} (from 0), {bytes(word)!r}, is not UTF-8")
         return spoken
 
     def fail(self, key: str, problem: str) -> NoReturn:
-        """Raise :class:`CorpusFormatError` for an entry of this file."""
+        """Raise :class:`CorpusFormatError` for a key of this file."""
         raise CorpusFormatError(f"{self.path}, {self.name}/data/{key}: {problem}. {_AGAIN}")
 
     def _times(self, video: str) -> NDArray[np.float64]:
@@ -168,10 +167,10 @@ class ComputationalSequence:
         import h5py
 
         with self._guarded(f"{self.name}/data/{key}/{name} cannot be read"):
-            entry = self._data[key]
-            dataset = entry.get(name) if isinstance(entry, h5py.Group) else None
+            group = self._data[key]
+            dataset = group.get(name) if isinstance(group, h5py.Group) else None
             if isinstance(dataset, h5py.Dataset) and dataset.shape:
-                # The shape is only a claim: h5py would reserve what it says, and give zeros for what is not stored.
+                # The declared shape may be false: h5py would allocate it, and fill missing values with zeros.
                 if dataset.nbytes > _MOST:
                     self.fail(key, f"{name} of the shape {shown(dataset.shape)}: at most {_MOST >> 20} MiB are read")
                 if dataset.size and not dataset.id.get_storage_size():
@@ -181,7 +180,7 @@ class ComputationalSequence:
 
     @contextmanager
     def _guarded(self, problem: str) -> Iterator[None]:
-        # h5py raises any of these where bytes are missing or do not mean what they should.
+        # h5py raises any of these for missing or wrong bytes.
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -189,14 +188,14 @@ class ComputationalSequence:
 
 
 def _by_start(times: NDArray[np.float64]) -> NDArray[np.int64]:
-    # Stable: steps that start together keep the file's order.
+    # Stable: steps with equal starts keep the file's order.
     return np.argsort(times[:, 0], kind="stable")
 
 
 def overlapping(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.int64]:
-    """Rows of ``times`` (T, 2) that share more than :data:`EPSILON` seconds with the segment from start to end.
+    """Rows of ``times`` (T, 2) sharing more than :data:`EPSILON` seconds with the segment from ``start`` to ``end``.
 
-    That is the SDK's rule (``align`` in ``mmsdk/mmdatasdk/dataset/dataset.py``): a step on the border of two segments
+    This is the SDK's rule (``align`` in ``mmsdk/mmdatasdk/dataset/dataset.py``): a step on the border of two segments
     belongs to both. A segment without duration has no steps.
     """
     if end - start <= EPSILON:
@@ -208,8 +207,8 @@ def overlapping(times: NDArray[np.float64], start: float, end: float) -> NDArray
 def read_folds(path: Path) -> dict[str, frozenset[str]]:
     """Video ids of train, dev and test, from a ``splits.json`` or from the SDK's ``cmu_*_std_folds.py``.
 
-    The Python file is parsed, never executed: of its three assignments only literal lists of strings are taken. An id
-    that stands twice in one list counts once.
+    The Python file is parsed, not executed: three assignments of literal lists of strings are read. Repeated ids in
+    one list count once.
 
     Raises:
         CorpusFormatError: a list is missing, empty, or not of strings, or an id is in two lists.
@@ -219,10 +218,12 @@ def read_folds(path: Path) -> dict[str, frozenset[str]]:
     for split, names in FOLD_NAMES.items():
         name = names[path.suffix == ".py"]
         listed: list[Any] = pick(content, name, list, path, "top level")
-        wrong = next((entry for entry in listed if not isinstance(entry, str) or not entry.strip()), None)
+        wrong = next((item for item in listed if not isinstance(item, str) or not item.strip()), None)
         if wrong is not None or not listed:
-            found = "an empty list" if wrong is None else repr(wrong)
-            raise CorpusFormatError(f"{path}, {name!r}: found {found}, but ids of videos are expected. Get it again.")
+            described = "an empty list" if wrong is None else repr(wrong)
+            raise CorpusFormatError(
+                f"{path}, {name!r}: found {described}, but ids of videos are expected. Get it again."
+            )
         folds[split] = frozenset(listed)
         for other in list(folds)[:-1]:
             if both := sorted(folds[split] & folds[other]):
@@ -241,7 +242,7 @@ def _assignments(path: Path) -> dict[str, Any]:
         raise CorpusFormatError(f"{path}, line {error.lineno}: no valid Python ({error.msg[:80]}). {_AGAIN}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # of a parser that is given too many levels
         raise CorpusFormatError(f"{path}: no valid Python (too many levels). {_AGAIN}") from error
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for statement in module.body:
         if not isinstance(statement, ast.Assign):
             continue
@@ -249,13 +250,13 @@ def _assignments(path: Path) -> dict[str, Any]:
             if name not in wanted:
                 continue
             try:
-                found[name] = ast.literal_eval(statement.value)
+                values[name] = ast.literal_eval(statement.value)
             except (ValueError, TypeError, RecursionError, MemoryError) as error:
                 raise CorpusFormatError(
-                    f"{path}, line {statement.lineno}: {name} is no literal list of strings. Get the file again from "
+                    f"{path}, line {statement.lineno}: {name} is not a literal list of strings. Get the file from "
                     f"the SDK, or write the ids into a splits.json."
                 ) from error
-    return found
+    return values
 
 
 def spoken_text(words: Sequence[str]) -> str | None:

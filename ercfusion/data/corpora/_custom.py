@@ -1,4 +1,4 @@
-"""What ``corpus.yaml`` says about a corpus of one's own, and how the cells of its targets are read."""
+"""Content of ``corpus.yaml`` of a user's own corpus, and readers of the cells of its targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Recordings = Literal["turn", "conversation"]
 TABLE = "utterances.csv"
 DEFAULT_TARGET = "emotion"
 RESERVED = ("conversation", "turn", "speaker", "text", "split", "start", "end", "audio", "video")
-"""Columns of ``utterances.csv`` that have a meaning of their own."""
+"""Columns of ``utterances.csv`` with a fixed meaning."""
 
 _KEYS: Mapping[str, type] = {
     "title": str, "licence": str, "citation": str, "synthetic": bool, "recordings": str, "targets": dict,
@@ -42,12 +42,12 @@ _TYPES: Mapping[type, str] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The content of ``corpus.yaml``, checked for keys and types.
+    """Content of ``corpus.yaml``, checked for keys and types.
 
     Args:
-        path: The file; None where there is none.
-        values: By key; ``targets`` is left out.
-        targets: Target name to its entries; None where the file names no targets.
+        path: The file; None if there is none.
+        values: Values by key, without ``targets``.
+        targets: Target name to its settings; None if the file names no targets.
     """
 
     path: Path | None = None
@@ -56,7 +56,7 @@ class Settings:
 
     @property
     def recordings(self) -> Recordings | None:
-        """Whether files hold turns or conversations; None lets every file be judged by itself."""
+        """Whether a file holds one turn or a conversation; None decides per file."""
         return self.values.get("recordings")
 
 
@@ -64,30 +64,30 @@ def read_settings(path: Path) -> Settings:
     """Read ``corpus.yaml``.
 
     Raises:
-        CorpusFormatError: no YAML, an unknown key, or a value of another type; file and key are named.
+        CorpusFormatError: not YAML, an unknown key, or a value of another type; file and key are named.
     """
     text = read_text(path, remedy="Save it as UTF-8.")
-    found = read_yaml(path, error=CorpusFormatError, advice="Correct it.", text=text)
-    entries = _checked(path, "", found, _KEYS)
-    recordings = entries.get("recordings")
+    content = read_yaml(path, error=CorpusFormatError, advice="Correct it.", text=text)
+    settings = _checked(path, "", content, _KEYS)
+    recordings = settings.get("recordings")
     if recordings is not None and recordings not in get_args(Recordings):
         _fail(path, "recordings", f"found {shown(recordings)}. {did_you_mean(recordings, get_args(Recordings))}")
-    targets = entries.pop("targets", None)
+    targets = settings.pop("targets", None)
     if targets is not None:
         if not targets:
-            _fail(path, "targets", "the mapping is empty. Name a column of utterances.csv, or leave the key out")
-        targets = {name: _target_entries(path, name, entry) for name, entry in targets.items()}
-    return Settings(path, entries, targets)
+            _fail(path, "targets", "the mapping is empty. Name a column of utterances.csv, or remove the key")
+        targets = {name: _target_settings(path, name, value) for name, value in targets.items()}
+    return Settings(path, settings, targets)
 
 
-def _target_entries(path: Path, name: Any, found: Any) -> dict[str, Any]:
+def _target_settings(path: Path, name: Any, value: Any) -> dict[str, Any]:
     where = f"targets.{name}"
-    # Names become part of protocol ids and of the names of weights, where "/" and "." have a meaning.
+    # Names become parts of protocol ids and of names of weights, in which "/" and "." are separators.
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        _fail(path, where, "a target's name is made of letters, digits, _ and -. Rename it and its column")
+        _fail(path, where, "a target's name has letters, digits, _ and - only. Rename it and its column")
     if name in RESERVED:
         _fail(path, where, f"the column {name!r} has another meaning. Give the target another name")
-    entries = _checked(path, where, found, {**_COMMON, **_LABELLED, **_REGRESSED})
+    entries = _checked(path, where, value, {**_COMMON, **_LABELLED, **_REGRESSED})
     kind = entries.setdefault("kind", "single_label")
     if kind not in KINDS:
         _fail(path, f"{where}.kind", f"found {shown(kind)}. {did_you_mean(kind, KINDS)}")
@@ -100,9 +100,9 @@ def _target_entries(path: Path, name: Any, found: Any) -> dict[str, Any]:
     if not rules.has_schema:
         for key in ("low", "high"):
             if key not in entries:
-                _fail(path, where, f"the key {key!r} is missing: a {kind} needs the range of its values, low, high")
+                _fail(path, where, f"the key {key!r} is missing. Give the range of the values of a {kind}: low, high")
         if not (math.isfinite(entries["low"]) and entries["low"] < entries["high"] < math.inf):
-            _fail(path, where, f"low is {entries['low']:g} and high {entries['high']:g}; low must be the smaller one")
+            _fail(path, where, f"low is {entries['low']:g} and high {entries['high']:g}. Give a smaller low than high")
     return entries
 
 
@@ -111,34 +111,34 @@ def _check_names(path: Path, where: str, entries: Mapping[str, Any], rules: Task
         names = entries.get(key)
         if names is None:
             continue
-        for entry in names:
-            if not isinstance(entry, str) or not entry.strip() or entry != entry.strip():
-                # Unquoted, YAML reads no, off and 1 as other things than words.
-                _fail(path, f"{where}.{key}", f"found {shown(entry)}, but text is expected. Put the word in quotes")
-            if rules.parts(entry) != [entry]:
+        for name in names:
+            if not isinstance(name, str) or not name.strip() or name != name.strip():
+                # YAML does not read unquoted no, off and 1 as text.
+                _fail(path, f"{where}.{key}", f"found {shown(name)}, but text is expected. Put the word in quotes")
+            if rules.parts(name) != [name]:
                 signs = " and ".join(map(repr, rules.signs))
-                _fail(path, f"{where}.{key}", f"{entry!r} cannot be told from the signs {signs}")
+                _fail(path, f"{where}.{key}", f"{name!r} contains one of the signs {signs}. Choose another name")
         forms = _composed(names)
         if len(set(forms)) < len(forms):
-            twice = next(entry for entry in forms if forms.count(entry) > 1)
-            _fail(path, f"{where}.{key}", f"{twice!r} stands there twice. Remove one")
+            twice = next(form for form in forms if forms.count(form) > 1)
+            _fail(path, f"{where}.{key}", f"{twice!r} is listed twice. Remove one")
         least = rules.least_labels if rules.has_schema else 1
         if len(names) < least:
-            _fail(path, f"{where}.{key}", f"{len(names)} names, but at least {least} are needed")
+            _fail(path, f"{where}.{key}", f"{len(names)} names, but at least {least} are needed. Add the others")
     for spelling, label in entries.get("synonyms", {}).items():
         if not isinstance(spelling, str) or not isinstance(label, str):
             _fail(
                 path,
                 f"{where}.synonyms",
-                f"found {shown(spelling)}: {shown(label)}, but two words are expected; quote them",
+                f"found {shown(spelling)}: {shown(label)}, but two words are expected. Put them in quotes",
             )
 
 
-def _checked(path: Path, where: str, found: Any, keys: Mapping[str, type]) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        _fail(path, where, f"found {shown(found)}, but a mapping (key: value) is expected")
+def _checked(path: Path, where: str, content: Any, keys: Mapping[str, type]) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        _fail(path, where, f"found {shown(content)}, but a mapping (key: value) is expected. Correct it")
     entries: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in content.items():
         place = f"{where}.{key}" if where else str(key)
         if key not in keys:
             _fail(path, place, f"there is no such key. {did_you_mean(str(key), keys)}")
@@ -146,7 +146,7 @@ def _checked(path: Path, where: str, found: Any, keys: Mapping[str, type]) -> di
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind):
-            _fail(path, place, f"found {shown(value)}, but {_TYPES[kind]} is expected")
+            _fail(path, place, f"found {shown(value)}, but {_TYPES[kind]} is expected. Correct it")
         entries[key] = value
     return entries
 
@@ -161,49 +161,49 @@ def _fail(path: Path, key: str, problem: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class TargetReader:
-    """One target of ``utterances.csv``.
+    """Reader of one target of ``utterances.csv``.
 
     Args:
-        task: What it is.
-        columns: The columns it is read from: its own, or one a label (distribution) or dimension (regression).
+        task: The target's task.
+        columns: Its columns: its own, or one per label (distribution) or dimension (regression).
     """
 
     task: TaskSpec
     columns: tuple[str, ...]
 
     def read(self, row: Row) -> Target:
-        """The target of a row; not labelled where its cells are empty.
+        """The target of a row; not labelled if its cells are empty.
 
         Raises:
-            CorpusFormatError: a cell holds no label, no number, or a number out of range; or some cells are empty.
+            CorpusFormatError: not a label, not a number, or a number out of range; or only some cells are empty.
         """
         cells = [row[column].strip() for column in self.columns]
         if not any(cells):
             return Target(None)
         for column, cell in zip(self.columns, cells, strict=True):
             if not cell:
-                others = ", ".join(name for name, other in zip(self.columns, cells, strict=True) if other)
+                filled = ", ".join(name for name, text in zip(self.columns, cells, strict=True) if text)
                 row.fail(
                     column,
-                    f"the cell is empty or says that the value is missing, but {others} is not. Fill all of the "
-                    f"target's cells, or none.",
+                    f"the cell is empty or marked as missing, but {filled} is not. Fill all cells of the target, or "
+                    f"none.",
                 )
         return Target(self.task.rules.read(row, self.columns, self.task))
 
 
 def target_readers(settings: Settings, header: Sequence[str], rows: Sequence[Row]) -> list[TargetReader]:
-    """The targets in the order of ``corpus.yaml``; the column ``emotion`` alone where it names none.
+    """Readers of the targets in the order of ``corpus.yaml``, or only of the column ``emotion`` if it names none.
 
     Raises:
-        CorpusFormatError: a target has no column, or its labels are neither given nor to be found.
+        CorpusFormatError: a target has no column, or its labels are neither listed nor in the table.
     """
     if settings.targets is not None:
         return [_reader(settings, name, entries, header, rows) for name, entries in settings.targets.items()]
     if DEFAULT_TARGET not in header:
         near = nearest(DEFAULT_TARGET, header, count=1)
-        hint = f" Is it the one called {near[0]!r}?" if near else ""
+        hint = f" Is it {near[0]!r}?" if near else ""
         raise CorpusFormatError(
-            f"{rows[0].path}, line 1: no column {DEFAULT_TARGET!r}, and no targets are named in corpus.yaml. Found: "
+            f"{rows[0].path}, line 1: no column {DEFAULT_TARGET!r}, and corpus.yaml names no targets. Found: "
             f"{', '.join(map(repr, header))}.{hint} Rename the column, or name it in corpus.yaml below 'targets'."
         )
     return [_reader(settings, DEFAULT_TARGET, {"kind": "single_label"}, header, rows)]
@@ -229,14 +229,14 @@ def _reader(
     columns = rules.columns(name, labels or [])
     _require(table, name, columns, header)
     if labels is None:
-        # Other spellings are no labels of their own.
-        labels = _composed(_found_labels(name, rules, rows, entries.get("synonyms", {})))
+        # Synonyms are not labels of their own.
+        labels = _composed(_labels_in(name, rules, rows, entries.get("synonyms", {})))
     schema = _schema(settings, name, entries, labels)
     return TargetReader(TaskSpec(name, kind, schema, metric=metric), tuple(columns))
 
 
 def _composed(names: Sequence[str]) -> list[str]:
-    # Names of columns are read in this form too.
+    # Names of columns are in the same Unicode form.
     return [unicodedata.normalize("NFC", name) for name in names]
 
 
@@ -252,12 +252,12 @@ def _schema(settings: Settings, name: str, entries: Mapping[str, Any], labels: S
                 _fail(
                     settings.path,
                     f"{where}.synonyms.{spelling}",
-                    f"{label!r} is no label. {did_you_mean(label, labels)}",
+                    f"{label!r} is not a label. {did_you_mean(label, labels)}",
                 )
             if spelling in labels:
                 _fail(settings.path, f"{where}.synonyms.{spelling}", "this is a label already. Remove the synonym")
         if neutral is not None and neutral not in labels:
-            _fail(settings.path, f"{where}.neutral", f"{neutral!r} is no label. {did_you_mean(neutral, labels)}")
+            _fail(settings.path, f"{where}.neutral", f"{neutral!r} is not a label. {did_you_mean(neutral, labels)}")
     return LabelSchema(f"custom/{name}", tuple(labels), synonyms, neutral)
 
 
@@ -270,35 +270,35 @@ def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[st
             )
 
 
-def _found_labels(name: str, rules: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
-    # The labels of a column: neutral first, the others in alphabetical order. Spellings of one label are one label.
+def _labels_in(name: str, rules: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
+    # Labels of a column: neutral first, the others in alphabetical order; spellings of one label are merged.
     spellings: Counter[str] = Counter()
     meant = {label_key(spelling): label for spelling, label in synonyms.items()}
     for row in rows:
         for part in rules.parts(row[name]):
             spellings[meant.get(label_key(part), part)] += 1
-    # A label that a synonym stands for keeps the spelling that it has there.
-    found = usual_spellings(spellings)
-    found.update({label_key(label): label for label in meant.values() if label in spellings})
+    # A label with a synonym keeps the spelling given there.
+    labels = usual_spellings(spellings)
+    labels.update({label_key(label): label for label in meant.values() if label in spellings})
     least = rules.least_labels
-    if len(found) < least:
+    if len(labels) < least:
         raise CorpusFormatError(
-            f"{rows[0].path}, column {name!r}: {len(found)} labels in {len(rows)} rows, but at least {least} are "
+            f"{rows[0].path}, column {name!r}: {len(labels)} labels in {len(rows)} rows, but at least {least} are "
             f"needed. Fill the column, or list all labels in corpus.yaml below targets.{name}.labels."
         )
-    return sorted(found.values(), key=lambda label: (label.lower() != "neutral", label))
+    return sorted(labels.values(), key=lambda label: (label.lower() != "neutral", label))
 
 
 def usual_spellings(spellings: Counter[str]) -> dict[str, str]:
-    """The most frequent spelling of every label by its :func:`~ercfusion.batch.labels.label_key`.
+    """Most frequent spelling of every label, by its :func:`~ercfusion.batch.labels.label_key`.
 
-    Of equally frequent ones it is the one in composed Unicode, then the first.
+    Ties: composed Unicode first, then the first spelling.
     """
     best: dict[str, str] = {}
     for spelling in spellings:  # in order of first appearance
         key = label_key(spelling)
-        other = best.setdefault(key, spelling)
-        rank, known = ((spellings[name], unicodedata.is_normalized("NFC", name)) for name in (spelling, other))
+        usual = best.setdefault(key, spelling)
+        rank, known = ((spellings[name], unicodedata.is_normalized("NFC", name)) for name in (spelling, usual))
         if rank > known:
             best[key] = spelling
     return best

@@ -1,6 +1,6 @@
-"""What is decided when ``utterances.csv`` is read: missing values, the order of turns, and the splits.
+"""Reading ``utterances.csv``: missing values, order of turns, splits, spellings and paths.
 
-Every decision that the file leaves open is a note, which training logs and the doctor reports.
+A decision not settled by the file becomes a note, which training logs and ``doctor`` reports.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, re
 
 REQUIRED = ("conversation", "turn")
 MISSING: frozenset[str] = frozenset({"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "NULL", "null"})
-"""Words that other programs write into empty cells."""
+"""Words written into empty cells by other programs."""
 RECORDINGS = ("audio", "video")
 _READ = ("start", "end", *RECORDINGS)
 _SPLIT_NAMES: Mapping[str, str] = {
@@ -49,27 +49,27 @@ class Options:
     def __post_init__(self) -> None:
         if self.encoding is not None:
             try:
-                b"ab".decode(self.encoding)  # of nothing, Python would not ask for the codec
+                b"ab".decode(self.encoding)  # decoding nothing would not look up the codec
             except UnicodeDecodeError:
-                pass  # an encoding in which two bytes are no text
-            except (LookupError, UnicodeError):  # the second from codecs that are no encodings of a text
-                known = ["utf-8", "cp1252", "utf-16", "gb18030", "shift_jis", "cp949", "cp1251"]
+                pass  # an encoding in which these two bytes are not text
+            except (LookupError, UnicodeError):  # UnicodeError: a codec which is not a text encoding
+                common = ["utf-8", "cp1252", "utf-16", "gb18030", "shift_jis", "cp949", "cp1251"]
                 raise ConfigError(
                     f"data.options.encoding={self.encoding}: there is no such encoding. "
-                    f"{did_you_mean(self.encoding, known)}"
+                    f"{did_you_mean(self.encoding, common)}"
                 ) from None
         object.__setattr__(self, "missing", tuple(str(word).strip() for word in self.missing))
 
 
 @dataclass
 class Table:
-    """``utterances.csv``, read.
+    """Content of ``utterances.csv``.
 
     Args:
         path: The file.
         header: Names of its columns.
-        rows: In file order.
-        notes: What was decided.
+        rows: Records in file order.
+        notes: Decisions of the reader.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Table:
 
 
 def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
-    """The rows of ``utterances.csv``; missing values are empty cells, ids and speakers are in composed Unicode.
+    """Rows of ``utterances.csv``; missing values become empty cells, ids and speakers are in composed Unicode.
 
     Raises:
         CorpusFormatError: the file cannot be read, or two rows have the same ids.
@@ -88,10 +88,10 @@ def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
     header = [column for column in rows[0].cells if column]
     table = Table(path, header, rows)
     if separator != ",":
-        table.notes.append(_note("reading", f"its cells are separated by {SEPARATORS[separator]}"))
+        table.notes.append(_note("reading", f"cells are separated by {SEPARATORS[separator]}"))
     targets = settings.targets or {DEFAULT_TARGET: {}}
     read = [name for name in header if name in _READ or name in targets or name.partition(".")[0] in targets]
-    # A word that is listed as a label is a label.
+    # A word listed as a label is a label, not a missing value.
     labels = {
         name: {spelling for key in ("labels", "synonyms") for spelling in entries.get(key, ())}
         for name, entries in targets.items()
@@ -115,8 +115,8 @@ def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
                 commas += 1
         if changed:
             rows[position] = replace(row, cells={**row.cells, **changed})
-    for column, found in blanked.items():
-        shown = ", ".join(f"{word!r} ({count})" for word, count in sorted(found.items()))
+    for column, replaced in blanked.items():
+        shown = ", ".join(f"{word!r} ({count})" for word, count in sorted(replaced.items()))
         table.notes.append(_note("missing values", f"column {column!r}: read as missing: {shown}"))
     for column, count in composed.items():
         text = f"column {column!r}: {count} cells are in decomposed Unicode (NFD) and are read in composed form (NFC)"
@@ -135,19 +135,19 @@ def _note(topic: str, text: str) -> Finding:
 
 
 def time_of(row: Row, column: str) -> float | None:
-    """``start`` or ``end`` of a row in seconds; None where the cell is empty.
+    """``start`` or ``end`` of a row in seconds; None for an empty cell.
 
     Raises:
-        CorpusFormatError: no number, or a negative one.
+        CorpusFormatError: not a number, or negative.
     """
     value = row.number(column) if row.cells.get(column, "").strip() else None
     if value is not None and value < 0:
-        row.fail(column, f"{value:g} is negative, but seconds from the beginning are expected.")
+        row.fail(column, f"{value:g} is negative. Give seconds from the beginning of the recording.")
     return value
 
 
 def check_times(table: Table) -> None:
-    """Note turns that end when they start.
+    """Note turns without duration.
 
     Raises:
         CorpusFormatError: turns end before they start; all of them are named.
@@ -171,18 +171,19 @@ def check_times(table: Table) -> None:
 
 
 def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None) -> dict[str, list[Row]]:
-    """The rows of every conversation in order of speech.
+    """Rows of every conversation in order of speech.
 
-    The numbers in ``turn`` decide, or ``start`` where ids are no numbers. A note says so if the file has another order.
+    The order is by the numbers in ``turn``, or by ``start`` if ids are not numbers. If the rows of the file have
+    another order, a note says so.
 
     Raises:
-        CorpusFormatError: the file says two orders, and nothing tells which is right.
-        ConfigError: ``order`` names a column that gives no order.
+        CorpusFormatError: two contradicting orders, without a sign of the right one.
+        ConfigError: ``order`` names a column without an order.
     """
     if order == "file":
         return dict(groups)
-    whole = _sorted_by(groups, _number)
-    last = whole or _sorted_by(groups, _last_number)
+    numbered = _sorted_by(groups, _number)
+    last = numbered or _sorted_by(groups, _last_number)
     timed = all(time_of(row, "start") is not None for rows in groups.values() if len(rows) > 1 for row in rows)
     by_start = {
         name: sorted(rows, key=lambda row: time_of(row, "start") or 0.0) for name, rows in groups.items()
@@ -191,16 +192,19 @@ def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None
     if order is not None:
         chosen = last if order == "turn" else by_start
         if chosen is None:
-            why = "its ids hold no numbers that tell turns apart" if order == "turn" else "some of its cells are empty"
-            raise ConfigError(f"data.options.order={order}: that column of {table.path} gives no order: {why}.")
+            reason = "its ids do not have different numbers" if order == "turn" else "some of its cells are empty"
+            raise ConfigError(
+                f"data.options.order={order}: that column of {table.path} gives no order: {reason}. Choose another "
+                f"order, or correct the column."
+            )
         return dict(chosen)
-    if whole is not None:
+    if numbered is not None:
         if by_start is not None:
             several = [name for name, rows in groups.items() if len(rows) > 1]
-            against = [name for name in several if not _rises(whole[name])]
+            against = [name for name in several if not _rises(numbered[name])]
             if 2 * len(against) > len(several):
                 _two_orders(table, "the columns 'turn' and 'start'", ("turn", "start"), against, len(groups))
-        chosen, column = whole, "turn"
+        chosen, column = numbered, "turn"
     elif by_start is not None:
         chosen, column = by_start, "start"
     elif last is not None:
@@ -210,7 +214,7 @@ def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None
         return dict(groups)
     else:
         if any(len(rows) > 1 for rows in groups.values()):
-            text = "neither 'turn' (no numbers) nor 'start' gives an order of the turns: the order of the rows is taken"
+            text = "neither 'turn' (no numbers) nor 'start' gives an order of the turns; the order of the rows is used"
             table.notes.append(_note("order", text))
         return dict(groups)
     moved = [name for name, rows in groups.items() if rows != chosen[name]]
@@ -223,10 +227,10 @@ def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None
     return dict(chosen)
 
 
-def _two_orders(table: Table, what: str, orders: tuple[str, str], against: Sequence[str], total: int) -> None:
+def _two_orders(table: Table, columns: str, orders: tuple[str, str], against: Sequence[str], total: int) -> None:
     raise CorpusFormatError(
-        f"{table.path}: {what} say different orders in {len(against)} of {total} conversations (first: "
-        f"{against[0]!r}). Say which is the order of speech: data.options.order={orders[0]} or "
+        f"{table.path}: {columns} say different orders in {len(against)} of {total} conversations (first: "
+        f"{against[0]!r}). Choose the order of speech: data.options.order={orders[0]} or "
         f"data.options.order={orders[1]}."
     )
 
@@ -242,19 +246,19 @@ def _number(row: Row) -> float | None:
 
 
 def _last_number(row: Row) -> float | None:
-    found = re.findall(r"[0-9]+", row.text("turn"))
-    return float(found[-1]) if found and len(found[-1]) <= 15 else None
+    numbers = re.findall(r"[0-9]+", row.text("turn"))
+    return float(numbers[-1]) if numbers and len(numbers[-1]) <= 15 else None
 
 
 def _sorted_by(groups: Mapping[str, list[Row]], key: object) -> dict[str, list[Row]] | None:
-    # None unless every turn of a conversation has a number of its own.
-    found = {}
+    # None unless all turns of a conversation have different numbers.
+    result = {}
     for name, rows in groups.items():
         numbers = [key(row) for row in rows]  # type: ignore[operator]
         if None in numbers or len(set(numbers)) < len(numbers):
             return None
-        found[name] = [row for _, row in sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])]
-    return found
+        result[name] = [row for _, row in sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])]
+    return result
 
 
 def grouped(table: Table, order: str | None) -> dict[str, list[Row]]:
@@ -266,24 +270,25 @@ def grouped(table: Table, order: str | None) -> dict[str, list[Row]]:
 
 
 def drawn(names: Sequence[str], seed: int) -> dict[str, str]:
-    """A split by conversation: 80/10/10. From three conversations on, no split is empty."""
+    """Split of every conversation, drawn 80/10/10; from three conversations on, no split is empty."""
     order = seeded_permutation(names, seed)
-    held = max(1, round(_DEV_SHARE * len(order))) if len(order) > len(SPLITS) - 1 else 0
-    first = len(order) - 2 * held
+    size = max(1, round(_DEV_SHARE * len(order))) if len(order) > len(SPLITS) - 1 else 0
+    first = len(order) - 2 * size
     return {
-        name: "train" if position < first else "dev" if position < first + held else "test"
+        name: "train" if position < first else "dev" if position < first + size else "test"
         for position, name in enumerate(order)
     }
 
 
 def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | None) -> tuple[dict[str, str], str]:
-    """The split of every conversation, and where dev comes from in words.
+    """Split of every conversation, and the origin of dev in words.
 
-    A column ``split`` decides. If it names no dev, a tenth of the training conversations is dev, drawn by the seed.
+    A column ``split`` decides. If it names no dev, a tenth of the training conversations is drawn as dev.
 
     Raises:
-        CorpusFormatError: a value is no split, a conversation is in two, or one training conversation is all there is.
-        ConfigError: a seed was given and nothing is drawn.
+        CorpusFormatError: a value is not a split, a conversation is in two, or train has fewer than two conversations
+            to draw dev from.
+        ConfigError: a seed was given but nothing is drawn.
     """
     if "split" not in table.header:
         dev = f"{TABLE} has no column 'split': 80/10/10 by conversation, seed {seed or 0}"
@@ -302,7 +307,7 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
                 row.fail(
                     "split",
                     f"found {cell!r}, but the conversation {name!r} is in {parts[name]!r} on line "
-                    f"{rows[0].line}. All rows of a conversation are in one split: correct one of the two.",
+                    f"{rows[0].line}. Put all rows of a conversation into one split: correct one of the two.",
                 )
     if spelled:
         shown = ", ".join(f"{cell!r} ({count}) as {value}" for (cell, value), count in spelled.items())
@@ -311,20 +316,20 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
         if seed is not None:
             raise ConfigError(
                 f"data.options.split_seed={seed} was given, but {table.path} has a column 'split', which decides. "
-                f"Leave the setting out, or remove the column."
+                f"Remove the setting, or the column."
             )
         return parts, f"the column 'split' of {TABLE}"
     order = seeded_permutation([name for name, part in parts.items() if part == "train"], seed or 0)
     if len(order) < 2:
         raise CorpusFormatError(
-            f"{table.path}, column 'split': no conversation is in dev, and train has {len(order)}; at least 2 are "
-            f"needed to take dev from it. Put conversations into train and dev."
+            f"{table.path}, column 'split': no conversation is in dev, and train has {len(order)}, but at least 2 "
+            f"are needed to draw dev. Put conversations into train and dev."
         )
-    held = order[-max(1, round(_DEV_SHARE * len(order))) :]
-    parts.update(dict.fromkeys(held, "dev"))
+    drawn_dev = order[-max(1, round(_DEV_SHARE * len(order))) :]
+    parts.update(dict.fromkeys(drawn_dev, "dev"))
     text = (
-        f"column 'split' names no dev: {len(held)} of the {len(order)} training conversations are dev, drawn by "
-        f"conversation with the seed {seed or 0} ({some(sorted(held))})"
+        f"column 'split' names no dev: {len(drawn_dev)} of the {len(order)} training conversations are dev, drawn by "
+        f"conversation with the seed {seed or 0} ({some(sorted(drawn_dev))})"
     )
     table.notes.append(_note("splits", text))
     return parts, f"the column 'split' of {TABLE} names no dev: 10 % of train by conversation, seed {seed or 0}"
@@ -334,13 +339,13 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
 
 
 def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
-    """Note labels that are spelled in another way than their name: letters, blanks, Unicode form."""
+    """Note labels in another spelling than their name: case, blanks, Unicode form."""
     for reader in readers:
         schema, rules = reader.task.schema, reader.task.rules
         if schema is None or rules.column_per_label:
             continue
         column = reader.columns[0]
-        found: Counter[tuple[str, str]] = Counter()
+        spellings: Counter[tuple[str, str]] = Counter()
         blanks = 0
         for row in table.rows:
             cell = row[column]
@@ -348,10 +353,11 @@ def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
             for part in rules.parts(cell):
                 label = schema.find(part)
                 if label is not None and part != label and part not in schema.synonyms:
-                    found[part, label] += 1
-        if found:
+                    spellings[part, label] += 1
+        if spellings:
             shown = ", ".join(
-                f"{part!r}{_form(part, label)} ({count}) as {label!r}" for (part, label), count in sorted(found.items())
+                f"{part!r}{_form(part, label)} ({count}) as {label!r}"
+                for (part, label), count in sorted(spellings.items())
             )
             table.notes.append(_note("labels", f"column {column!r}: spellings of one label: read {shown}"))
         if blanks:
@@ -359,7 +365,7 @@ def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
 
 
 def _form(part: str, label: str) -> str:
-    # Two Unicode forms of one word look the same.
+    # Two Unicode forms of one word are displayed alike.
     if unicodedata.normalize("NFC", part) != unicodedata.normalize("NFC", label):
         return ""
     return " in decomposed Unicode" if unicodedata.normalize("NFC", part) != part else " in composed Unicode"
@@ -369,9 +375,9 @@ def _form(part: str, label: str) -> str:
 
 
 def recording(root: Path, cell: str) -> Path:
-    """The file that a cell of ``audio`` or ``video`` names.
+    """The file named in a cell of ``audio`` or ``video``.
 
-    Backslashes separate folders, unless a file has one in its name. A name in another Unicode form is found too: some
+    Backslashes separate folders, unless a file has one in its name. Names in another Unicode form are found too: some
     systems store decomposed names.
     """
     path = root / cell
@@ -379,14 +385,14 @@ def recording(root: Path, cell: str) -> Path:
         return path
     plain = root / cell.replace("\\", "/")
     for form in ("NFC", "NFD"):
-        other = root / unicodedata.normalize(form, cell.replace("\\", "/"))
-        if other.exists():
-            return other
+        candidate = root / unicodedata.normalize(form, cell.replace("\\", "/"))
+        if candidate.exists():
+            return candidate
     return plain
 
 
 def note_recordings(table: Table) -> None:
-    """Note paths with backslashes, and those that begin with a drive of another system."""
+    """Note paths with backslashes or with a Windows drive."""
     for column in RECORDINGS:
         if column not in table.header:
             continue
@@ -396,4 +402,4 @@ def note_recordings(table: Table) -> None:
             table.notes.append(_note("recordings", text))
         if drives := [cell for cell in cells if re.match(r"[A-Za-z]:[\\/]", cell)]:
             text = f"column {column!r}: {len(drives)} paths begin with a Windows drive (first: {drives[0]})"
-            table.notes.append(_note("recordings", f"{text}; paths relative to the folder of {TABLE} work everywhere"))
+            table.notes.append(_note("recordings", f"{text}; use paths relative to the folder of {TABLE}"))

@@ -1,8 +1,8 @@
-"""The exact posterior of the process that generates ``demo``, for observers who see all of the evidence or a part.
+"""The exact posterior of the process generating ``demo``, for observers with all of the evidence or a part.
 
-Everything is a product of factors (see :mod:`ercfusion.data.corpora._demo_process`): the chain of the speakers'
-emotions, whose joint state has C ** 3 values (a conversation of two has a third speaker who stays silent), is handled
-by forward-backward; flatness, signs, further labels and the key are summed out in closed form.
+The likelihood is a product of factors (:mod:`ercfusion.data.corpora._demo_process`). The chain of the speakers'
+emotions is computed by forward-backward on their joint state of C ** 3 values (a conversation of two has a third,
+silent speaker). Flatness, signs, further labels and the key are summed out in closed form.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ercfusion.data.corpora._demo_process import (
 
 @dataclass(frozen=True)
 class View:
-    """What an observer sees. Speakers, flags and lengths are seen by all.
+    """The evidence of an observer. Speakers, flags and lengths are visible to all.
 
     Args:
-        modalities: Those whose features are seen, where available.
-        product: Whether the product dimensions are seen.
-        radius: Only the features of the turns i - radius to i + radius are used for turn i; None: of all turns.
-        complete: Whether missing modalities are seen too, as if nothing were missing.
+        modalities: Modalities with visible features, if available.
+        product: The product dimensions are visible.
+        radius: Turn i uses only the features of the turns i - radius to i + radius; None: of all turns.
+        complete: Missing modalities are visible too.
     """
 
     modalities: tuple[str, ...] = MODALITIES
@@ -51,11 +51,11 @@ class View:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact probabilities given what a view shows.
+    """Exact probabilities given the evidence of a view.
 
     Args:
         primary: (N, C) p(y_i = c); rows sum to 1.
-        labels: (N, C) p(label k is in the set of turn i). Equal to ``primary`` where sets hold one label.
+        labels: (N, C) p(label k is in the set of turn i). Equal to ``primary`` if sets have one label.
     """
 
     primary: Floats
@@ -63,46 +63,46 @@ class Posterior:
 
 
 def posterior(process: Process, sample: Sample, view: View | None = None) -> Posterior:
-    """The exact posterior of every turn for one observer (by default for the one who sees everything there is)."""
+    """The exact posterior of every turn for one observer (default: all of the evidence)."""
     view = View() if view is None else view
     mask = _mask(sample, view)
-    seen = _seen(sample, mask, view.product)
-    cues = np.concatenate([x[:, CUES] for x in seen], axis=1)
-    given = _labels_given_primary(process, cues)
-    chain = _Chain(process, sample, _likelihood(process, seen, mask, given.evidence))
+    visible = _visible(sample, mask, view.product)
+    cues = np.concatenate([x[:, CUES] for x in visible], axis=1)
+    conditional = _labels_given_primary(process, cues)
+    chain = _Chain(process, sample, _likelihood(process, visible, mask, conditional.evidence))
     primary = chain.smooth() if view.radius is None else chain.smooth_windows(view.radius)
-    labels = np.einsum("nc,nck->nk", primary, given.probability)
-    key = _key_posterior(process, sample, seen[TEXT], view.radius)
+    labels = np.einsum("nc,nck->nk", primary, conditional.probability)
+    key = _key_posterior(process, sample, visible[TEXT], view.radius)
     primary[sample.recall] = labels[sample.recall] = key[sample.recall]
     return Posterior(primary, labels)
 
 
 def cues_only(process: Process, sample: Sample) -> Floats:
-    """(N, C) p(label k in the set | the label's own cue at this turn): each label by itself, with its overall rate."""
+    """(N, C) p(label k in the set | the label's own cue at this turn), each label with its overall rate."""
     rate = np.array(process.prior) @ process.label_rates
-    cues = np.concatenate([x[:, CUES] for x in _seen(sample, sample.available, True)], axis=1)
+    cues = np.concatenate([x[:, CUES] for x in _visible(sample, sample.available, True)], axis=1)
     odds = rate / (1.0 - rate) * np.exp(process.cue * cues)
     return odds / (1.0 + odds)
 
 
 def _mask(sample: Sample, view: View) -> Bools:
-    """(N, 3) whether the observer sees the modality at the turn."""
+    """(N, 3) whether the modality is visible at the turn."""
     return (sample.available | view.complete) & np.isin(MODALITIES, view.modalities)
 
 
-def _seen(sample: Sample, mask: Bools, product: bool) -> tuple[Floats, ...]:
-    """The features with zeros in place of all that is not seen.
+def _visible(sample: Sample, mask: Bools, product: bool) -> tuple[Floats, ...]:
+    """The features, with zeros for everything invisible.
 
-    For codes, cues and product dimensions zero is as good as absent, exactly: the means that such a block can have all
-    have the same length, so at zero all are equally likely. The groups need the mask, because a flat turn's mean is 0.
+    For codes, cues and product dimensions zero is exactly equivalent to absence: all possible means of such a block
+    have the same length and are equally likely at zero. Groups need the mask, because a flat turn's mean is 0.
     """
-    seen = []
+    visible = []
     for m in range(len(MODALITIES)):
         values = np.where(mask[:, m, None], sample.features[m], 0.0).astype(np.float64)
         if not product and m in (TEXT, AUDIO):
             values[:, PRODUCT] = 0.0
-        seen.append(values)
-    return tuple(seen)
+        visible.append(values)
+    return tuple(visible)
 
 
 @dataclass(frozen=True)
@@ -114,48 +114,48 @@ class _Labels:
 
 
 def _labels_given_primary(process: Process, cues: Floats) -> _Labels:
-    # Given the primary emotion the labels are independent, and each has one cue: two cases a label, summed.
+    # Given the primary emotion the labels are independent, and each has one cue: two cases per label, summed.
     rates = process.label_rates[None]
     shown = rates * np.exp(0.5 * process.cue * cues)[:, None]
     hidden = (1.0 - rates) * np.exp(-0.5 * process.cue * cues)[:, None]
     return _Labels(shown / (shown + hidden), np.log(shown + hidden).sum(axis=2))
 
 
-def _likelihood(process: Process, seen: tuple[Floats, ...], mask: Bools, cue_evidence: Floats) -> Floats:
-    """(N, C) p(features of a turn | y_i = c), up to a factor a turn. Meaningless at recall turns."""
-    # Two cases a turn: flat, or not. Log-densities are relative to the flat case, whose own is then 0.
+def _likelihood(process: Process, visible: tuple[Floats, ...], mask: Bools, cue_evidence: Floats) -> Floats:
+    """(N, C) p(features of a turn | y_i = c), up to a factor per turn. Meaningless at recall turns."""
+    # Two cases per turn: flat or not. Log-densities are relative to the flat case, whose own is then 0.
     expressive = np.zeros_like(cue_evidence)
     for m, strength in enumerate(process.groups):
-        expressive += strength * seen[m][:, GROUPS] @ GROUP_CENTRES[m].T - 0.5 * strength**2 * mask[:, m, None]
+        expressive += strength * visible[m][:, GROUPS] @ GROUP_CENTRES[m].T - 0.5 * strength**2 * mask[:, m, None]
     log = cue_evidence + np.log(process.flat + (1.0 - process.flat) * np.exp(expressive))
     # A bit's sign z is summed out: 1/2 sum over z of exp(z * (a + b)) = cosh(a + b), with a from text, b from audio.
-    text = process.product * seen[TEXT][:, None, PRODUCT]
-    audio = process.product * seen[AUDIO][:, None, PRODUCT] * PRODUCT_CODES
+    text = process.product * visible[TEXT][:, None, PRODUCT]
+    audio = process.product * visible[AUDIO][:, None, PRODUCT] * PRODUCT_CODES
     log += np.logaddexp(text + audio, -text - audio).sum(axis=2)
     likelihood: Floats = np.exp(log - log.max(axis=1, keepdims=True))
     return likelihood
 
 
 def _key_posterior(process: Process, sample: Sample, text: Floats, radius: int | None) -> Floats:
-    """(N, C) p(K = c) of the turn's conversation, uniform where the key turn is not within the radius."""
+    """(N, C) p(K = c) of the turn's conversation; uniform if the key turn is not within the radius."""
     turn = np.arange(len(sample.key))
     place = np.full(len(sample.lengths), -1)
     place[sample.conversation[sample.key]] = np.flatnonzero(sample.key)
     place = place[sample.conversation]
-    known = place >= 0
+    visible = place >= 0
     if radius is not None:
-        known &= np.abs(turn - place) <= radius
-    log = np.where(known[:, None], process.key * text[place, CODE], 0.0)
+        visible &= np.abs(turn - place) <= radius
+    log = np.where(visible[:, None], process.key * text[place, CODE], 0.0)
     likelihood = np.exp(log - log.max(axis=1, keepdims=True))
-    found: Floats = likelihood / likelihood.sum(axis=1, keepdims=True)
-    return found
+    normalised: Floats = likelihood / likelihood.sum(axis=1, keepdims=True)
+    return normalised
 
 
 class _Chain:
-    """Forward-backward on the joint state (e_0, e_1, e_2), for many conversations or windows at once.
+    """Forward-backward on the joint state (e_0, e_1, e_2), batched over conversations or windows.
 
-    A message is (B, C ** 3), indexed by e_0 * C * C + e_1 * C + e_2. A step works on messages with the axes reordered
-    to (speaker, source, the other one), gathered by an index table, because who speaks differs among the B.
+    A message is (B, C ** 3), indexed by e_0 * C * C + e_1 * C + e_2. A step reorders the axes to (speaker, source,
+    third speaker) by an index table, because the speaker differs within the batch.
     """
 
     def __init__(self, process: Process, sample: Sample, likelihood: Floats) -> None:
@@ -164,7 +164,7 @@ class _Chain:
         self._likelihood = likelihood
         self._prior = np.array(process.prior)
         source = np.concatenate([sources(part) for part in np.split(sample.speaker, sample.first[1:])])
-        # (N, C, C): given that inertia did not act, the sub-probability of y (axis 1) when the source feels s (axis 2).
+        # (N, C, C): without inertia, the sub-probability of y (axis 1) given the source's emotion s (axis 2).
         contagion = np.where(source >= 0, process.contagion, 0.0)[:, None, None]
         self._jump = contagion * np.eye(C) + (1.0 - process.inertia - contagion) * self._prior[:, None]
         source = np.where(source >= 0, source, (sample.speaker + 1) % MAX_SPEAKERS)
@@ -185,7 +185,7 @@ class _Chain:
     def smooth_windows(self, radius: int) -> Floats:
         """(N, C) p(y_i = c | features of turns i - radius to i + radius), with all speakers of the conversation known.
 
-        What precedes a window is summed out by the evidence-free forward pass; what follows it sums to 1.
+        Turns before a window are summed out by the forward pass without evidence; turns after it sum to 1.
         """
         sample = self._sample
         turn = np.arange(len(sample.speaker))
@@ -219,7 +219,7 @@ class _Chain:
         return after
 
     def _forward(self, messages: Floats, turn: Ints, likelihood: Floats) -> Floats:
-        """Messages before the given turns -> messages after them (the same at recall turns)."""
+        """Messages before the given turns -> messages after them (unchanged at recall turns)."""
         before = self._reordered(messages, turn)
         total = before.sum(axis=1, keepdims=True)
         after = self._inertia * before + self._jump[turn][..., None] * total
@@ -227,7 +227,7 @@ class _Chain:
         return self._restored(after, messages, turn)
 
     def _backward(self, messages: Floats, turn: Ints) -> Floats:
-        """Likelihoods of what follows the given turns -> of the turns and what follows (the same at recall turns)."""
+        """Likelihoods of the turns after the given ones -> including the given ones (unchanged at recall turns)."""
         after = self._reordered(messages, turn) * self._likelihood[turn][:, :, None, None]
         jumped = (self._jump[turn][..., None] * after).sum(axis=1, keepdims=True)
         return self._restored(self._inertia * after + jumped, messages, turn)
@@ -244,14 +244,14 @@ class _Chain:
     def _restored(self, values: Floats, unchanged: Floats, turn: Ints) -> Floats:
         flat = np.empty_like(unchanged)
         np.put_along_axis(flat, self._order[turn], values.reshape(-1, C**MAX_SPEAKERS), axis=1)
-        # Only ratios within a message matter; dividing keeps long products away from underflow.
+        # Only ratios within a message matter; normalising avoids underflow.
         flat /= flat.sum(axis=1, keepdims=True)
         recall: Bools = self._sample.recall[turn]
         return np.where(recall[:, None], unchanged, flat)
 
 
 def _axis_orders() -> Ints:
-    """(3, 3, C ** 3): for speaker a and source b, where the state (e_a, e_b, e_other) stands in a message."""
+    """(3, 3, C ** 3): for speaker a and source b, positions of the state (e_a, e_b, e_third) in a message."""
     flat = np.arange(C**MAX_SPEAKERS).reshape(C, C, C)
     orders = np.zeros((MAX_SPEAKERS, MAX_SPEAKERS, C**MAX_SPEAKERS), dtype=np.int64)
     for a in range(MAX_SPEAKERS):

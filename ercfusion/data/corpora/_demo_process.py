@@ -1,37 +1,37 @@
-"""The process that generates the corpus ``demo``: its parameters, its feature layout, and how a split is drawn.
+"""The process generating the corpus ``demo``: parameters, layout of features, and drawing of a split.
 
 This module is the specification; :mod:`ercfusion.data.corpora._demo_inference` inverts it exactly.
 
-**Emotions.** Every speaker s has a current emotion e_s, one of the C labels of the schema ``demo6``. Before the first
-turn each e_s is drawn from ``prior``. At turn i the speaker s_i is given; y_i, the emotion shown, is
+**Emotions.** Every speaker s has a current emotion e_s, one of the C labels of the schema ``demo6``, first drawn from
+``prior``. At turn i with the given speaker s_i, the shown emotion y_i is
 
-* the speaker's own e_s with probability ``inertia``,
-* with probability ``contagion``, the current emotion of the *source*: the most recent speaker before turn i in this
-  conversation who is not s_i. Where there is none yet, this probability is added to the next case,
+* with probability ``inertia`` the speaker's own e_s,
+* with probability ``contagion`` the current emotion of the *source*: the most recent other speaker before turn i.
+  Without one, this probability is added to the next case,
 * otherwise a new draw from ``prior``.
 
-Then e_s becomes y_i. So p(y_i = c) = prior[c] at every turn but the recall turns, as long as no feature is seen.
-Speakers come from a walk of their own: with probability ``pass_floor`` the next turn is another speaker's.
+Then e_s becomes y_i. Without features, p(y_i = c) = prior[c] at every turn except recall turns. Speakers follow an
+independent walk: with probability ``pass_floor`` the next turn is another speaker's.
 
-**Features.** Unit Gaussian noise on every dimension but the flags, around a mean that depends on the turn:
+**Features.** Unit Gaussian noise on every dimension except the flags, around a mean depending on the turn:
 
-* *groups*: each modality tells three pairs of emotions apart (:data:`GROUPS_OF`) and never the two within a pair. The
-  three pairings share no pair, so any two modalities together tell all six emotions apart. With probability ``flat`` a
-  turn is flat: the group means of all three modalities are 0, and nothing marks such a turn.
-* *product*: for each of three bits, a sign z = +1 or -1 is drawn; text shows ``product * z`` and audio
-  ``product * z * g(y)``, where g(y) is the emotion's code (:data:`PRODUCT_CODES`). Either alone says nothing about y.
-* *cues*: one dimension a label, two in each modality: ``+cue / 2`` where the label is in the turn's label set and
-  ``-cue / 2`` where it is not.
-* *far evidence*: a conversation has a key K, drawn uniformly from the labels and independent of everything else. One of
-  the first ``KEY_SPAN`` turns, the key turn, also shows K in the text's code dimensions. On a recall turn, at least
-  ``recall_gap`` turns later, y_i = K, nothing but flags and noise is shown, and e_s is left as it was.
-* *flags*: two dimensions of every modality, exactly 0 or 1: "this is the key turn", "this is a recall turn".
+* *groups*: each modality separates three pairs of emotions (:data:`GROUPS_OF`), never the two of a pair. The three
+  pairings share no pair: any two modalities separate all six emotions. With probability ``flat`` the group means of all
+  three modalities are 0; nothing marks such a turn.
+* *product*: for each of three bits a sign z = +1 or -1 is drawn; text shows ``product * z``, audio
+  ``product * z * g(y)``, with the emotion's code g(y) (:data:`PRODUCT_CODES`). Either one says nothing about y.
+* *cues*: one dimension per label, two in each modality: ``+cue / 2`` if the label is in the turn's label set, else
+  ``-cue / 2``.
+* *far evidence*: a conversation has a key K, uniform over the labels and independent of everything else. The key turn,
+  one of the first ``KEY_SPAN`` turns, also shows K in the text's code dimensions. At a recall turn, at least
+  ``recall_gap`` turns later, y_i = K, only flags and noise are shown, and e_s does not change.
+* *flags*: two dimensions of every modality, exactly 0 or 1: key turn, recall turn.
 
-**Label sets.** The set always holds y_i, the primary emotion. Every other label k is added independently with
-probability ``cooccurrence[y_i][k]``. In the single-label protocols these are 0. On recall turns the set is {K}.
+**Label sets.** The set contains the primary emotion y_i. Every other label k is added independently with probability
+``cooccurrence[y_i][k]`` (0 in the single-label protocols). At recall turns the set is {K}.
 
 **Missing modalities.** Each (turn, modality) is missing with probability ``missing``, independent of everything else;
-where all three would be, one drawn uniformly is kept.
+if all three would be, one drawn uniformly is kept.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TEXT, AUDIO, VISUAL = range(3)
 MAX_SPEAKERS = 3
 KEY_SPAN = 4
 
-# The layout of the vectors. Dimensions that no line names are noise.
+# Layout of the vectors; all other dimensions are noise.
 WIDTHS = (24, 16, 16)
 GROUPS = slice(0, 8)
 FLAGS = slice(8, 10)
@@ -77,7 +77,7 @@ PRODUCT_CODES: Floats = np.array(
 
 
 def _group_centres() -> Floats:
-    # Rows 1 to 3 of the 8 by 8 Hadamard matrix, at unit length: every dimension is informative and all distances equal.
+    # Rows 1 to 3 of the 8 by 8 Hadamard matrix, at unit length: all dimensions are informative, all distances equal.
     two = np.array([[1.0, 1.0], [1.0, -1.0]])
     hadamard: Floats = np.kron(np.kron(two, two), two) / np.sqrt(8.0)
     return hadamard[1:4]
@@ -89,26 +89,26 @@ GROUP_CENTRES: Floats = np.stack([_group_centres()[list(groups)] for groups in G
 
 @dataclass(frozen=True)
 class Process:
-    """Parameters of the process, all strengths in units of the noise's standard deviation.
+    """Parameters of the process; strengths are in units of the noise's standard deviation.
 
     Args:
         inertia: Probability of keeping one's own emotion.
         contagion: Probability of taking the source's emotion; ``inertia + contagion <= 1``.
         groups: Strength of the group evidence in text, audio and visual: length of the mean vector.
-        flat: Probability that a turn shows no group evidence.
+        flat: Probability of a turn without group evidence.
         product: Strength of the product evidence in each of its dimensions.
         cue: Distance between the two means of a label's cue.
         key: Strength of the key's code.
-        recall_rate: Probability that a turn which is late enough is a recall turn; 0 means no key turn either.
-        recall_gap: Fewest turns from the key turn to a recall turn.
-        missing: Probability that a modality is missing at a turn.
+        recall_rate: Probability of recall at a late enough turn; 0 means no key turn either.
+        recall_gap: Minimum number of turns from the key turn to a recall turn.
+        missing: Probability of a missing modality at a turn.
         cooccurrence: (C, C) probabilities of further labels given the primary one; the diagonal is read as 1.
             None: no further labels, and a single-label task.
-        turns: Fewest and most turns of a conversation; lengths are uniform.
-        sizes: Conversations in train, dev and test, unless the corpus is told otherwise.
+        turns: Minimum and maximum number of turns of a conversation; lengths are uniform.
+        sizes: Default number of conversations in train, dev and test.
         prior: (C) probabilities of a new emotion, in schema order.
-        three_speakers: Probability that a conversation has three speakers rather than two.
-        pass_floor: Probability that the next turn is another speaker's (drawn uniformly from the others).
+        three_speakers: Probability of three speakers rather than two.
+        pass_floor: Probability of another speaker (uniform) at the next turn.
     """
 
     inertia: float
@@ -138,16 +138,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn split with everything the process knows: B conversations, N turns in all, one after another.
+    """One drawn split with all variables of the process: B conversations, N turns in all, concatenated.
 
     Args:
         lengths: (B) turns of each conversation.
         speaker: (N) 0 to 2, numbered arbitrarily within the conversation.
         key, recall: (N) the flags.
         primary: (N) class index y_i.
-        labels: (N, C) the label set; holds the primary emotion.
-        features: For each modality (N, D) float32, drawn whether the modality is missing or not.
-        available: (N, 3) False where the modality is missing.
+        labels: (N, C) the label set, including the primary emotion.
+        features: For each modality (N, D) float32, drawn also if the modality is missing.
+        available: (N, 3) False if the modality is missing.
     """
 
     lengths: Ints
@@ -166,20 +166,20 @@ class Sample:
 
     @property
     def conversation(self) -> Ints:
-        """(N) the conversation of each turn."""
+        """(N) index of each turn's conversation."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
 
 def sources(speaker: Ints) -> Ints:
-    """For each turn of one conversation, the most recent speaker before it who is another one; -1 where none is.
+    """For each turn of one conversation, the most recent other speaker before it; -1 without one.
 
     Args:
         speaker: (n) the speakers.
     """
-    found = np.full(len(speaker), -1, dtype=np.int64)
+    latest = np.full(len(speaker), -1, dtype=np.int64)
     for i in range(1, len(speaker)):
-        found[i] = speaker[i - 1] if speaker[i - 1] != speaker[i] else found[i - 1]
-    return found
+        latest[i] = speaker[i - 1] if speaker[i - 1] != speaker[i] else latest[i - 1]
+    return latest
 
 
 def draw(process: Process, conversations: int, rng: np.random.Generator) -> Sample:
@@ -205,7 +205,7 @@ def draw(process: Process, conversations: int, rng: np.random.Generator) -> Samp
 def _draw_emotions(process: Process, n: int, rng: np.random.Generator) -> tuple[Ints, Bools, Bools, Ints, Ints]:
     """Speakers, key flags, recall flags and emotions of one conversation of n turns, and its K, repeated n times."""
     count = 3 if rng.random() < process.three_speakers else 2
-    # The speaker moves on by 0 (keeps the floor) or by 1 .. count - 1 places.
+    # The speaker moves on by 0 (stays) or by 1 .. count - 1 places.
     moves = np.where(rng.random(n) < process.pass_floor, rng.integers(1, count, size=n), 0)
     speaker = np.cumsum(moves) % count
 

@@ -1,9 +1,9 @@
-"""The two text files that IEMOCAP's release holds for every dialogue: its evaluation and its transcription.
+"""IEMOCAP's two text files per dialogue: evaluation and transcription.
 
-What the lines mean is told by the release's own notes, as public readers quote them: the first line of an utterance
-gives its times, its name, the label on which the raters agree (``xxx`` where there is none) and the means of valence,
-activation and dominance; ``C-E1`` and so on are the categorical raters, ``A-E1`` the dimensional ones, and ``C-F1`` or
-``A-M1`` are actors who rated themselves, whose answers count neither for the label nor for the means.
+The first line of an utterance has its times, name, agreed label (``xxx`` if there is none) and the means of valence,
+activation and dominance. ``C-E1`` and so on are categorical raters, ``A-E1`` dimensional ones. ``C-F1`` or ``A-M1`` are
+actors rating themselves; they count neither for the label nor for the means. Source: the release's notes, as quoted by
+public readers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ercfusion.batch.labels import get_schema
 from ercfusion.data.tabular import read_text
 
 CODES = ("neu", "hap", "sad", "ang", "exc", "fru", "fea", "sur", "dis", "oth", "xxx")
-"""What stands as the label of an utterance; ``oth`` is another emotion, ``xxx`` no agreement."""
+"""Labels in the files; ``oth`` is another emotion, ``xxx`` no agreement."""
 NO_AGREEMENT = "xxx"
 OTHER = "other"
 RATED: Mapping[str, str] = {
@@ -36,7 +36,7 @@ RATED: Mapping[str, str] = {
     "disgust": "disgust",
     "other": OTHER,
 }
-"""What a rater could choose, in lower case, and its label in the schema ``iemocap9`` (or :data:`OTHER`)."""
+"""Choices of a rater, in lower case, and their labels in the schema ``iemocap9`` (or :data:`OTHER`)."""
 LOW, HIGH = 1.0, 5.0
 """Range of the raters' valence, activation and dominance."""
 
@@ -53,15 +53,15 @@ _AGAIN = "Get the file again from the release."
 
 @dataclass(frozen=True)
 class Utterance:
-    """What an evaluation file says of one utterance.
+    """One utterance of an evaluation file.
 
     Args:
         id: The name without the dialogue's, for example ``F000``; its letter is the speaker's sex.
         start, end: Seconds from the beginning of the dialogue's recording.
         code: One of :data:`CODES`.
-        vad: Means of valence, activation and dominance, 1 to 5; None where one of them lies outside.
-        ballots: What each categorical rater named, as labels of ``iemocap9`` or :data:`OTHER`; one rater may name
-            several. Actors who rated themselves are left out.
+        vad: Means of valence, activation and dominance, 1 to 5; None if one of them is out of range.
+        ballots: Labels named by each categorical rater, of ``iemocap9`` or :data:`OTHER`, one or several per rater;
+            without actors rating themselves.
     """
 
     id: str
@@ -73,13 +73,13 @@ class Utterance:
 
     @property
     def votes(self) -> dict[str, int]:
-        """How many raters named each label of ``iemocap9``, in its order; labels that nobody named are 0."""
+        """Number of raters naming each label of ``iemocap9``, in its order."""
         named = Counter(label for ballot in self.ballots for label in ballot)
         return {label: named[label] for label in get_schema("iemocap9").labels}
 
     @property
     def majority(self) -> str | None:
-        """The one label (or :data:`OTHER`) that more than half of the raters named; None where it is not one."""
+        """The label (or :data:`OTHER`) named by more than half of the raters; None if there is not exactly one."""
         named = Counter(label for ballot in self.ballots for label in ballot)
         most = [label for label, count in named.items() if 2 * count > len(self.ballots)]
         return most[0] if len(most) == 1 else None
@@ -90,12 +90,12 @@ class Dialogue:
     """The two files of one dialogue.
 
     Args:
-        name: For example ``Ses01F_impro01``; the letter is that of the person who wears the markers.
+        name: For example ``Ses01F_impro01``; the letter is the person with the markers.
         session: 1 to 5.
         utterances: In order of their start.
-        texts: The words by utterance id, also of utterances that were not rated.
-        pieces: Ids with ``XX``: sounds and fragments that were transcribed and are no utterances.
-        nameless: Transcribed lines that begin with no utterance's name, such as ``M: ...``.
+        texts: Words by utterance id, including utterances without ratings.
+        pieces: Ids with ``XX``: transcribed sounds and fragments, which are not utterances.
+        nameless: Number of transcribed lines without an utterance's name, such as ``M: ...``.
     """
 
     name: str
@@ -107,12 +107,9 @@ class Dialogue:
 
 
 def dialogue_files(folder: Path) -> list[Path]:
-    """The files of a folder that are named after a dialogue, sorted by name.
-
-    Folders beside them and what macOS leaves (``._Ses01F_impro01.txt``) are passed over.
-    """
-    found = [path for path in folder.glob("Ses*.txt") if path.is_file() and _DIALOGUE.fullmatch(path.stem)]
-    return sorted(found, key=lambda path: path.name)
+    """Files of a folder named after a dialogue, sorted by name; others, such as macOS's ``._Ses...``, are skipped."""
+    files = [path for path in folder.glob("Ses*.txt") if path.is_file() and _DIALOGUE.fullmatch(path.stem)]
+    return sorted(files, key=lambda path: path.name)
 
 
 def read_dialogue(evaluation: Path, transcription: Path, session: int) -> Dialogue:
@@ -121,18 +118,18 @@ def read_dialogue(evaluation: Path, transcription: Path, session: int) -> Dialog
     Args:
         evaluation: ``dialog/EmoEvaluation/NAME.txt``.
         transcription: ``dialog/transcriptions/NAME.txt``.
-        session: The session in whose folder they lie.
+        session: Session of the folder.
 
     Raises:
-        CorpusFormatError: a line is not as released, an utterance stands twice, or the dialogue belongs to another
-            session; the message names file and line.
+        CorpusFormatError: a line differs from the release, an utterance is repeated, or the dialogue belongs to
+            another session; the message names file and line.
     """
     name = evaluation.stem
     match = _DIALOGUE.fullmatch(name)
     if match is None or int(match[1]) != session:
         raise CorpusFormatError(
-            f"{evaluation}: the name is not that of a dialogue of session {session}. Put the file where the release "
-            f"has it."
+            f"{evaluation}: the name is not that of a dialogue of session {session}. Move the file to its place in the "
+            f"release."
         )
     utterances = _evaluation(evaluation, name)
     texts, pieces, nameless = _transcription(transcription, name)
@@ -174,21 +171,21 @@ def _evaluation(path: Path, dialogue: str) -> list[Utterance]:
                 )
             current = _turn_id(path, line, match[3], dialogue)
             if current in heads:
-                _fail(path, line, f"{match[3]!r} stands already on line {heads[current][0]}. Remove one of the two.")
+                _fail(path, line, f"{match[3]!r} is also on line {heads[current][0]}. Remove one of the two.")
             if match[4] not in CODES:
-                _fail(path, line, f"{match[4]!r} is no label of IEMOCAP. {did_you_mean(match[4], CODES)}")
+                _fail(path, line, f"{match[4]!r} is not a label of IEMOCAP. {did_you_mean(match[4], CODES)}")
             heads[current] = (line, match)
             ballots[current] = []
         elif text.startswith(("C-", "A-")):
             if current is None:
-                _fail(path, line, f"a rating stands before the first utterance. {_AGAIN}")
-            # Ratings by the actors themselves ("C-F1", "C-M1") are no votes of observers.
+                _fail(path, line, f"there is a rating before the first utterance. {_AGAIN}")
+            # Ratings by the actors themselves ("C-F1", "C-M1") are not votes of observers.
             if text.startswith("C-") and text[2:3] not in ("F", "M"):
                 ballots[current].append(_ballot(path, line, text))
         else:
             _fail(path, line, f"found {text[:80]!r}, which is neither an utterance nor a rating. {_AGAIN}")
     if not heads:
-        raise CorpusFormatError(f"{path} holds no utterance. The copy was cut off: get the file again.")
+        raise CorpusFormatError(f"{path} has no utterance: the copy was cut off. Get the file again.")
     return [_utterance(identifier, match, tuple(ballots[identifier])) for identifier, (_, match) in heads.items()]
 
 
@@ -200,7 +197,7 @@ def _utterance(identifier: str, match: re.Match[str], ballots: tuple[frozenset[s
 
 
 def _ballot(path: Path, line: int, text: str) -> frozenset[str]:
-    # "C-E2:\tNeutral; Anger;\t(a remark)"; remarks may hold anything.
+    # "C-E2:\tNeutral; Anger;\t(a remark)"; the remark is free text.
     match = _RATING.match(text)
     if match is None:
         _fail(path, line, f"found {text[:80]!r}, but a rater, a colon and labels are expected. {_AGAIN}")
@@ -208,7 +205,7 @@ def _ballot(path: Path, line: int, text: str) -> frozenset[str]:
     named = [" ".join(part.lower().split()) for part in rest.partition("(")[0].split(";")]
     for label in filter(None, named):
         if label not in RATED:
-            _fail(path, line, f"{rater}: {label!r} is nothing that a rater could choose. {did_you_mean(label, RATED)}")
+            _fail(path, line, f"{rater}: {label!r} is not a choice of raters. {did_you_mean(label, RATED)}")
     return frozenset(RATED[label] for label in named if label)
 
 
@@ -229,6 +226,6 @@ def _transcription(path: Path, dialogue: str) -> tuple[dict[str, str], tuple[str
             pieces.append(identifier)
             continue
         if identifier in texts:
-            _fail(path, line, f"{match[1]!r} stands already on line {places[identifier]}. Remove one of the two.")
+            _fail(path, line, f"{match[1]!r} is also on line {places[identifier]}. Remove one of the two.")
         texts[identifier], places[identifier] = match[4].strip(), line
     return texts, tuple(pieces), nameless

@@ -1,4 +1,4 @@
-"""What corpora of single utterances share: conversations of one turn, and splits in which no speaker occurs twice."""
+"""Base of corpora of single utterances: conversations of one turn, and splits by speaker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ercfusion.data.corpus import SPLITS, Corpus, Protocol, Splits
 
 TASK = "emotion"
 TURN = "0"
-"""The turn's id in every conversation."""
+"""Id of the turn in every conversation."""
 
 Fold = Mapping[str, tuple[str, ...]]
-"""Split to the speakers in it."""
+"""Split to its speakers."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Utterance:
     """One recorded sentence.
 
     Args:
-        id: Name of the conversation that it alone makes up.
-        speaker: Who speaks.
+        id: Name of its conversation.
+        speaker: Name of the speaker.
         emotion: Label name.
         text: The sentence.
     """
@@ -39,12 +39,12 @@ class Utterance:
     text: str
 
     def conversation(self) -> Conversation:
-        """A conversation of this utterance alone."""
+        """A conversation of this utterance."""
         return Conversation(self.id, (Turn(TURN, self.speaker, self.text, targets={TASK: Target(self.emotion)}),))
 
 
 class SpeechCorpus(Corpus):
-    """Base of corpora in which every utterance stands alone. Subclasses list :meth:`utterances` and name ``folds``."""
+    """Base of corpora of unconnected utterances. Subclasses list :meth:`utterances` and define ``folds``."""
 
     folds: ClassVar[Mapping[str, Fold]]
 
@@ -54,65 +54,65 @@ class SpeechCorpus(Corpus):
 
         Raises:
             CorpusNotFoundError: there is no recording.
-            CorpusFormatError: a file has another name than the release gives.
+            CorpusFormatError: a file's name is not one of the release.
         """
 
     def conversations(self, protocol: Protocol) -> Splits:
         """The utterances of each split's speakers, sorted by id.
 
         Raises:
-            CorpusNotFoundError, CorpusFormatError: see :meth:`utterances`; also where a split would be empty.
+            CorpusNotFoundError, CorpusFormatError: see :meth:`utterances`; also for an empty split.
         """
         spoken = self.utterances()
         splits: Splits = {}
         for split in SPLITS:
             speakers = self.folds[protocol.id][split]
-            splits[split] = [entry.conversation() for entry in spoken if entry.speaker in speakers]
+            splits[split] = [one.conversation() for one in spoken if one.speaker in speakers]
             if not splits[split]:
                 raise CorpusNotFoundError(
-                    f"{self.card.title}: {self.root()} has no utterance of {', '.join(speakers)}, of whom {split} "
-                    f"consists under {protocol.id}. Copy all files of the release.\n{self._how_to_get()}"
+                    f"{self.card.title}: {self.root()} has no utterance of {', '.join(speakers)}, the speakers of "
+                    f"{split} under {protocol.id}. Copy all files of the release.\n{self._how_to_get()}"
                 )
         return splits
 
 
 def cyclic_folds(prefix: str, groups: Mapping[str, Sequence[str]]) -> dict[str, Fold]:
-    """Protocol id to fold: one group is test, the next one (after the last, the first) dev, and all others train.
+    """Protocol id to fold: one group is test, the next one (after the last, the first) dev, all others train.
 
     Args:
-        prefix: Of the ids, for example ``emodb/7way-spk``.
-        groups: What follows in the id, to the speakers of the group.
+        prefix: Prefix of the ids, for example ``emodb/7way-spk``.
+        groups: Rest of the id to the speakers of the group.
     """
     names = list(groups)
     folds: dict[str, Fold] = {}
     for position, name in enumerate(names):
         dev = names[(position + 1) % len(names)]
-        train = tuple(speaker for other in names if other not in (name, dev) for speaker in groups[other])
+        train = tuple(speaker for group in names if group not in (name, dev) for speaker in groups[group])
         folds[prefix + name] = {"train": train, "dev": tuple(groups[dev]), "test": tuple(groups[name])}
     return folds
 
 
-def fold_protocols(folds: Mapping[str, Fold], schema: LabelSchema, what: str, dev_source: str) -> dict[str, Protocol]:
-    """The protocols of folds, for a single label and unweighted average recall.
+def fold_protocols(folds: Mapping[str, Fold], schema: LabelSchema, role: str, dev_source: str) -> dict[str, Protocol]:
+    """Protocols of folds, with a single label and unweighted average recall.
 
     Args:
-        folds: By protocol id.
+        folds: Folds by protocol id.
         schema: The labels.
-        what: What speakers are called, for example ``actor``.
-        dev_source: The same for all folds.
+        role: Word for a speaker, for example ``actor``.
+        dev_source: Origin of dev, for all folds.
     """
     task = TaskSpec(TASK, "single_label", schema, metric="uar")
-    found = {}
+    protocols = {}
     for identifier, fold in folds.items():
-        test, dev = (f"{what} {', '.join(fold[split])}" for split in ("test", "dev"))
-        found[identifier] = Protocol(
+        test, dev = (f"{role} {', '.join(fold[split])}" for split in ("test", "dev"))
+        protocols[identifier] = Protocol(
             id=identifier,
             task=task,
             description=f"{len(schema)} emotions; test: {test}; dev: {dev}; unweighted average recall",
             dev_source=dev_source,
             modalities=("audio",),
         )
-    return found
+    return protocols
 
 
 def label_counts(
@@ -132,18 +132,18 @@ def label_counts(
 
 
 def utterance_counts(labels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """``CorpusCard.counts`` of a protocol from its label counts: every utterance is a conversation."""
+    """``CorpusCard.counts`` of a protocol from its label counts, with one utterance per conversation."""
     totals = {split: sum(counted.values()) for split, counted in labels.items()}
     return {split: {"conversations": total, "utterances": total} for split, total in totals.items()}
 
 
 def recordings(folder: Path, endings: Iterable[str]) -> list[Path]:
-    """Files with these endings (such as ``.wav``) at any depth below ``folder``, sorted; hidden ones are left out."""
+    """Files with these endings (such as ``.wav``) at any depth below ``folder``, sorted, without hidden ones."""
     wanted = tuple(endings)
-    # Copying programs leave hidden twins of files ("._03a01Fa.wav") behind.
-    found = (
+    # Copying programs leave hidden twins of files ("._03a01Fa.wav").
+    paths = (
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in wanted and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in paths if path.is_file())

@@ -1,4 +1,4 @@
-"""DailyDialog: written everyday dialogues of two, with one of seven emotions an utterance."""
+"""DailyDialog: written everyday dialogues of two, with one of seven emotions per utterance."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol,
 from ercfusion.data.tabular import read_text
 
 SCHEMA = get_schema("dailydialog7")
-"""Its order is that of the release's numbers 0 to 6."""
+"""Labels in the order of the release's numbers 0 to 6."""
 PARTS: dict[str, str] = {"train": "train", "dev": "validation", "test": "test"}
 """Split to the name of its folder and files in the release."""
 WHOLE = ("dialogues_text.txt", "dialogues_emotion.txt")
 END = "__eou__"
-"""What the release writes behind every utterance."""
+"""Mark at the end of every utterance."""
 SPLIT_SEED = 0
 CUT_UTTERANCE = ("train", 7852, 12, 11)
-"""Split, line, utterances and labels of a dialogue that one of two circulating train texts cuts once too often."""
+"""Split, line, utterances and labels of a dialogue with an extra cut in one of two circulating train texts."""
 _CUT_AFTER = 5
 MISMATCHES = 1
-"""Dialogues of the unsplit files that may have another number of labels than of utterances; they are left out."""
+"""Accepted number of dialogues in the unsplit files with unequal numbers of labels and utterances; they are omitted."""
 
 
 class DailyDialogCorpus(Corpus):
-    """Reader of the release's split folders or, where they are not there, of its unsplit files.
+    """Reader of the release's split folders, or without them of its unsplit files.
 
-    The split files are ``train/dialogues_train.txt`` and ``train/dialogues_emotion_train.txt``, and so on with
-    ``validation`` and ``test``; they may also lie one folder deeper (``train/train``, as the zip files unpack in some
-    tools) or directly in the raw folder. Of ``dialogues_text.txt`` and ``dialogues_emotion.txt`` the first 80 % of the
-    dialogues, in an order that depends on a fixed seed alone, train, the next 10 % are dev, the last 10 % test.
+    Split files: ``train/dialogues_train.txt``, ``train/dialogues_emotion_train.txt``, and so on with ``validation`` and
+    ``test``; also one folder deeper (``train/train``, as extracted by some tools) or directly in the raw folder. The
+    unsplit ``dialogues_text.txt`` and ``dialogues_emotion.txt`` are split 80/10/10 in an order with a fixed seed.
 
-    Conversations are called ``train/12`` (``all/12`` with the unsplit files) after their line, counted from 0, turns
-    after their position. The two speakers alternate, as the paper says; they have no names, so they are called
-    ``train/12/A`` and ``train/12/B``. Acts and topics are not read.
+    Conversations are called ``train/12`` (unsplit: ``all/12``) after their line, from 0, turns after their position.
+    The two speakers alternate, as the paper says; they are called ``train/12/A`` and ``train/12/B``. Acts and topics
+    are not read.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -48,8 +47,8 @@ class DailyDialogCorpus(Corpus):
         title="DailyDialog",
         licence="CC BY-NC-SA 4.0: research only, as the release says.",
         obtain=(
-            "http://yanran.li/dailydialog: unpack ijcnlp_dailydialog.zip, and in it train.zip, validation.zip and "
-            "test.zip; data.raw is the folder that holds the folders train, validation and test."
+            "http://yanran.li/dailydialog: extract ijcnlp_dailydialog.zip, and in it train.zip, validation.zip and "
+            "test.zip; data.raw is the folder with the folders train, validation and test."
         ),
         citation=(
             "Li, Su, Shen, Li, Cao, Niu. DailyDialog: A Manually Labelled Multi-turn Dialogue Dataset. IJCNLP 2017."
@@ -79,12 +78,12 @@ class DailyDialogCorpus(Corpus):
         },
         known_issues=(
             "83 % of the utterances are neutral ('no emotion'); the field's score is micro F1 without neutral.",
-            "Many dialogues occur more than once, also in two splits (Wen et al., LREC 2022): scores on test are too "
-            "high. The doctor calls that a fault, and nothing is removed here.",
-            "Speakers are not released: they are taken to alternate.",
-            "Of two train texts that circulate one has 12 utterances for the 11 labels of line 7852; its utterances 5 "
-            "and 6 are read as one, which gives the published counts.",
-            "Results on a split of one's own (of the unsplit files) do not compare with those on the released one.",
+            "Many dialogues occur more than once, also in two splits (Wen et al., LREC 2022): test scores are too "
+            "high. doctor reports a fault; the reader removes nothing.",
+            "Speakers are not released; they are assumed to alternate.",
+            "One of two circulating train texts has 12 utterances for the 11 labels of line 7852; its utterances 5 and "
+            "6 are read as one, which gives the published counts.",
+            "Results on a seeded split of the unsplit files are not comparable with those on the released split.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -102,27 +101,27 @@ class DailyDialogCorpus(Corpus):
         try:
             released = bool(self._split_files())
         except CorpusNotFoundError:
-            return  # said with all that is to be said when the files are asked for
+            return  # raised with full advice when the files are requested
         if not released:
-            # The numbers of the card are those of the released split; of one's own split they say nothing.
+            # The card's counts are those of the released split.
             self.card = replace(self.card, counts={}, labels={})  # type: ignore[misc]
 
     def files(self) -> list[Path]:
         """Texts and emotions of train, dev and test in turn, or the two unsplit files."""
-        found = self._split_files()
-        if found:
-            return found
+        files = self._split_files()
+        if files:
+            return files
         if all((self.root() / name).is_file() for name in WHOLE):
             return self.require(WHOLE)
-        # Neither layout is complete: the error names what is missing of the better one.
+        # Neither layout is complete: the error names the missing split files.
         return self.require([f"{part}/{name}" for part in PARTS.values() for name in _names(part)])
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The dialogues in file order within each split.
+        """Dialogues in file order within each split.
 
         Raises:
-            CorpusNotFoundError: the files of neither layout are there.
-            CorpusFormatError: texts and emotions do not fit together, or an emotion is no number from 0 to 6.
+            CorpusNotFoundError: neither layout is complete.
+            CorpusFormatError: texts and emotions do not match, or an emotion is not a number from 0 to 6.
         """
         files = self.files()
         if len(files) > len(WHOLE):
@@ -134,7 +133,7 @@ class DailyDialogCorpus(Corpus):
         return drawn_splits(dialogues, SPLIT_SEED)
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Whether the train text is the one with a cut utterance, which is joined (:data:`CUT_UTTERANCE`)."""
+        """Use of the train text with the extra cut (:data:`CUT_UTTERANCE`), whose two parts are joined."""
         files = self.files()
         split, line, utterances, labels = CUT_UTTERANCE
         if len(files) == len(WHOLE):
@@ -143,38 +142,38 @@ class DailyDialogCorpus(Corpus):
         if len(spoken) < line or not _is_cut(split, line, _utterances(spoken[line - 1]), labelled[line - 1].split()):
             return []
         text = (
-            f"{files[0].name}, line {line}: {utterances} utterances, but {labels} labels, as in one of the two texts "
-            f"that circulate; utterances {_CUT_AFTER} and {_CUT_AFTER + 1} are read as one, as the other text has them"
+            f"{files[0].name}, line {line}: {utterances} utterances, but {labels} labels, as in one of two circulating "
+            f"texts; utterances {_CUT_AFTER} and {_CUT_AFTER + 1} are read as one, as in the other text"
         )
         return [Finding("note", "labels", text)]
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Which layout was found, dialogues that were left out, and dialogues that occur twice within a split."""
+        """Layout of the files, omitted dialogues, and dialogues repeated within a split."""
         files = self.files()
-        found = []
+        findings = []
         if len(files) == len(WHOLE):
-            text = f"{WHOLE[0]} is split by this library: the results compare with no published ones"
-            found.append(Finding("note", "splits", text))
+            text = f"{WHOLE[0]} is split by this library: the results are not comparable with published ones"
+            findings.append(Finding("note", "splits", text))
             for line, texts, labels in _read(files[0], files[1], "all", allowed=MISMATCHES)[1]:
-                text = f"{WHOLE[0]}, line {line}: {texts} utterances, but {labels} labels; the dialogue is left out"
-                found.append(Finding("note", "labels", text))
+                text = f"{WHOLE[0]}, line {line}: {texts} utterances, but {labels} labels; the dialogue is omitted"
+                findings.append(Finding("note", "labels", text))
         for split, dialogues in self.conversations(protocol).items():
             different = {tuple(turn.text for turn in dialogue.turns) for dialogue in dialogues}
             if again := len(dialogues) - len(different):
-                found.append(
+                findings.append(
                     Finding("note", "repetition", f"{split}: {again} dialogues repeat an earlier one word for word")
                 )
-        return found
+        return findings
 
     def _split_files(self) -> list[Path]:
-        # Empty unless all six files are there.
+        # Empty unless all six files exist.
         root = self.root()
-        found = []
+        files = []
         for part in PARTS.values():
             folders = (root / part, root / part / part, root)
             for name in _names(part):
-                found += [folder / name for folder in folders if (folder / name).is_file()][:1]
-        return found if len(found) == 2 * len(PARTS) else []
+                files += [folder / name for folder in folders if (folder / name).is_file()][:1]
+        return files if len(files) == 2 * len(PARTS) else []
 
 
 def _names(part: str) -> tuple[str, str]:
@@ -182,8 +181,7 @@ def _names(part: str) -> tuple[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    # Not splitlines(): it would also cut at characters that stand within utterances, and the two files would no
-    # longer run side by side.
+    # Not splitlines(), which would also cut at characters inside utterances.
     lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
     while not lines[-1].strip():
         lines.pop()
@@ -193,19 +191,19 @@ def _lines(path: Path) -> list[str]:
 def _read(
     texts: Path, emotions: Path, prefix: str, allowed: int
 ) -> tuple[list[Conversation], list[tuple[int, int, int]]]:
-    # The dialogues, and of those left out: line, number of utterances, number of labels.
+    # The dialogues, and of the omitted ones: line, number of utterances, number of labels.
     spoken, labelled = _lines(texts), _lines(emotions)
     if len(spoken) != len(labelled):
         raise CorpusFormatError(
-            f"{texts} has {len(spoken)} lines, but {emotions.name} has {len(labelled)}. Both have one line a dialogue: "
-            f"get them again, from one release."
+            f"{texts} has {len(spoken)} lines, but {emotions.name} has {len(labelled)}; both have one line per "
+            f"dialogue. Get them again, from one release."
         )
     dialogues: list[Conversation] = []
     skipped: list[tuple[int, int, int]] = []
     for line, (text, numbers) in enumerate(zip(spoken, labelled, strict=True), start=1):
         utterances = _utterances(text)
         if not utterances:
-            raise CorpusFormatError(f"{texts}, line {line}: the line is empty, but a dialogue is expected.")
+            raise CorpusFormatError(f"{texts}, line {line}: an empty line instead of a dialogue. Get the file again.")
         labels = [_label(emotions, line, number) for number in numbers.split()]
         if _is_cut(prefix, line, utterances, labels):
             joined = " ".join(part.strip() for part in utterances[_CUT_AFTER - 1 : _CUT_AFTER + 1])
@@ -215,7 +213,7 @@ def _read(
             if len(skipped) > allowed:
                 raise CorpusFormatError(
                     f"{texts}, line {line}: {len(utterances)} utterances (each ends with {END}), but line {line} of "
-                    f"{emotions.name} has {len(labels)} labels. Lines were lost or moved: get both files again."
+                    f"{emotions.name} has {len(labels)} labels: lines were lost or moved. Get both files again."
                 )
             continue
         name = f"{prefix}/{line - 1}"
@@ -237,10 +235,10 @@ def _read(
 
 
 def _utterances(text: str) -> list[str]:
-    found = text.split(END)
-    if not found[-1].strip():
-        found.pop()
-    return found
+    utterances = text.split(END)
+    if not utterances[-1].strip():
+        utterances.pop()
+    return utterances
 
 
 def _is_cut(split: str, line: int, utterances: Sequence[str], labels: Sequence[str]) -> bool:

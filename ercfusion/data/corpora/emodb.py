@@ -1,8 +1,7 @@
 """EmoDB, the Berlin Database of Emotional Speech: ten sentences, acted by ten speakers in seven emotions.
 
-The sentences and the meaning of file names are those of the database's own documentation, as audeering's public
-converter of EmoDB repeats them (spelling differs a little between copies: "Heute abend", "hoch getragen"); the counts
-were taken from the 535 files themselves.
+Sentences and file names are from the database's documentation, as given by audeering's public converter (spelling
+differs a little between copies: "Heute abend", "hoch getragen"). The counts are those of the 535 files.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ EMOTIONS: Mapping[str, str] = {
     "T": "sadness",
     "N": "neutral",
 }
-"""The sixth character of a file's name, the first of the German word."""
+"""Sixth character of a file's name, the first of the German word."""
 SENTENCES: Mapping[str, str] = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
@@ -52,7 +51,7 @@ SENTENCES: Mapping[str, str] = {
     "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
     "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
 }
-"""The third to fifth character of a file's name, and what is said."""
+"""Third to fifth character of a file's name, and the sentence."""
 
 # Files by speaker: anger, boredom, disgust, fear, happiness, sadness, neutral.
 _FILES: Mapping[str, tuple[int, ...]] = {
@@ -80,58 +79,61 @@ _SCHEME = (
 
 
 class EmodbCorpus(SpeechCorpus):
-    """Reader of the wav files, which lie in the raw folder or in ``wav`` below it.
+    """Reader of the wav files in the raw folder or its subfolder ``wav``.
 
-    A file is a conversation of one utterance. It is called after the file without its ending (``03a01Fa``), its turn
-    ``0``, its speaker by the first two digits. Every protocol leaves one speaker out for testing: ``emodb/7way-spk03``
-    and so on; dev is the next speaker in the order 03, 08, 09, 10, 11, 12, 13, 14, 15, 16 (after 16: 03).
+    A file is a conversation of one utterance, called after the file (``03a01Fa``). Its turn is ``0``, its speaker the
+    first two digits. Every protocol tests one speaker: ``emodb/7way-spk03`` and so on. Dev is the next speaker in the
+    order 03, 08, 09, 10, 11, 12, 13, 14, 15, 16 (after 16: 03).
 
-    The fingerprint covers the files' content. Audio features are extracted into packs; none come with the corpus.
+    The fingerprint covers the files' content. The corpus has no features; audio features are extracted into packs.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
         name="emodb",
         title="EmoDB (Berlin Database of Emotional Speech)",
         licence="Freely available; cite the paper.",
-        obtain="http://emodb.bilderbar.info (also as emodb among audeering's public datasets): download and unpack it.",
+        obtain="Download http://emodb.bilderbar.info (also as emodb among audeering's public datasets) and extract it.",
         citation=(
             "Burkhardt, Paeschke, Rolfes, Sendlmeier, Weiss. A Database of German Emotional Speech. Interspeech 2005."
         ),
-        layout=("wav/03a01Fa.wav", "... (535 files; the folder wav may be left out)"),
+        layout=("wav/03a01Fa.wav", "... (535 files; the folder wav is optional)"),
         counts=utterance_counts(_LABELS[_DEFAULT]),
         labels=_LABELS,
         known_issues=(
-            "Acted: five women and five men say ten sentences. Texts repeat in all splits and tell nothing of emotion.",
-            "Only recordings that 80 % of listeners recognised and 60 % found natural were released, so emotions are "
-            "unevenly spread: 127 of anger, 46 of disgust, of which speaker 08 has none.",
-            "The recordings are of 16 kHz; copies that were resampled to 22.05 kHz go round, and give other features.",
-            "The fold decides much: give the mean over all ten.",
+            "Acted: five women and five men say ten sentences. Texts repeat in all splits and carry no emotion.",
+            "Only recordings recognised by 80 % and found natural by 60 % of listeners were released: emotions are "
+            "uneven (127 of anger, 46 of disgust, none by speaker 08).",
+            "The recordings have 16 kHz; copies resampled to 22.05 kHz circulate, with other features.",
+            "Scores depend much on the fold: report the mean over all ten.",
         ),
     )
     folds: ClassVar[Mapping[str, Fold]] = FOLDS
     protocols: ClassVar[Mapping[str, Protocol]] = fold_protocols(
-        FOLDS, SCHEMA, "speaker", "the speaker behind that of test in the order of numbers, taken out of training"
+        FOLDS, SCHEMA, "speaker", "the speaker after that of test in the order of numbers, taken out of training"
     )
 
     def files(self) -> list[Path]:
         """The recordings, sorted by name.
 
         Raises:
-            CorpusNotFoundError: there is none.
+            CorpusNotFoundError: there is no recording.
         """
         root = self.root()
         folder = root / "wav" if (root / "wav").is_dir() else root
-        found = [path for path in recordings(folder, [".wav"]) if path.parent == folder]
-        if not found:
-            raise CorpusNotFoundError(f"{self.card.title}: no wav file in {folder}.\n{self._how_to_get()}")
-        return found
+        paths = [path for path in recordings(folder, [".wav"]) if path.parent == folder]
+        if not paths:
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no wav file in {folder}. Copy the files, or correct the path.\n"
+                f"{self._how_to_get()}"
+            )
+        return paths
 
     def utterances(self) -> list[Utterance]:
-        """One a file; see :meth:`SpeechCorpus.utterances`."""
+        """One utterance per file; see :meth:`SpeechCorpus.utterances`."""
         return [_utterance(path) for path in self.files()]
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """The wav files, whole; there are no pictures."""
+        """The wav files; each is read whole. There are no pictures."""
         if kind != "audio":
             return super().clips(protocol, kind)
         paths = {path.stem: path for path in self.files()}
@@ -145,10 +147,10 @@ class EmodbCorpus(SpeechCorpus):
 def _utterance(path: Path) -> Utterance:
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        raise CorpusFormatError(f"{path}: a file of EmoDB is named by {_SCHEME}. Rename or remove it.")
-    for part, known in (("speaker", SPEAKERS), ("sentence", tuple(SENTENCES)), ("emotion", tuple(EMOTIONS))):
-        if match[part] not in known:
+        raise CorpusFormatError(f"{path}: files of EmoDB are named by {_SCHEME}. Rename or remove it.")
+    for part, codes in (("speaker", SPEAKERS), ("sentence", tuple(SENTENCES)), ("emotion", tuple(EMOTIONS))):
+        if match[part] not in codes:
             raise CorpusFormatError(
-                f"{path}: EmoDB has no {part} {match[part]!r}. {did_you_mean(match[part], known)} Rename or remove it."
+                f"{path}: EmoDB has no {part} {match[part]!r}. {did_you_mean(match[part], codes)} Rename or remove it."
             )
     return Utterance(path.stem, match["speaker"], EMOTIONS[match["emotion"]], SENTENCES[match["sentence"]])

@@ -31,7 +31,7 @@ QUOTED_COUNTS: dict[str, dict[str, int]] = {
     "dev": {"conversations": 89, "utterances": 954},
     "test": {"conversations": 79, "utterances": 984},
 }
-"""Counts that papers quote for these files. They are no part of the card, because nobody has counted them for it."""
+"""Counts quoted in papers; not part of the card, because the release was not available to confirm them."""
 
 _TO_SENTIMENT = map_between("emorynlp7", "emorynlp3")
 _SCENE = ("Season", "Episode", "Scene_ID")
@@ -51,10 +51,9 @@ class EmoryNlpCorpus(Corpus):
     """Reader of the released files ``emorynlp_{train,dev,test}_final.csv``.
 
     A conversation is one scene, called ``split/s01e02c03`` after season, episode and scene; a turn's id is its
-    utterance number. The released speaker is a list of names. Turns spoken by several people get one speaker, called by
-    all names in alphabetical order (``Joey Tribbiani & Ross Geller``), because a turn has one speaker everywhere in
-    this library; an empty list becomes ``(unknown)``. Empty times stay unknown. Targets ``emotion`` and ``sentiment``
-    (the usual grouping of the emotions) are on every turn.
+    utterance number. The released speaker is a list of names. Several speakers become one, called by all names in
+    alphabetical order (``Joey Tribbiani & Ross Geller``); an empty list becomes ``(unknown)``. Empty times stay
+    unknown. Every turn has the targets ``emotion`` and ``sentiment`` (the usual grouping of the emotions).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -62,8 +61,8 @@ class EmoryNlpCorpus(Corpus):
         title="EmoryNLP emotion detection (Friends)",
         licence="Apache-2.0 for the annotations (emorynlp/emotion-detection); the transcripts come from television.",
         obtain=(
-            "https://github.com/declare-lab/MELD, folder data/emorynlp: download the three CSV files (the annotation "
-            "itself is from https://github.com/emorynlp/emotion-detection)."
+            "Download the three CSV files from https://github.com/declare-lab/MELD, folder data/emorynlp (the "
+            "annotation is from https://github.com/emorynlp/emotion-detection)."
         ),
         citation=(
             "Zahiri, Choi. Emotion Detection on TV Show Transcripts with Sequence-based Convolutional Neural Networks. "
@@ -71,8 +70,8 @@ class EmoryNlpCorpus(Corpus):
         ),
         layout=tuple(FILES.values()),
         known_issues=(
-            "The card holds no counts: the reader was tested on generated files only. Papers quote 659 / 89 / 79 "
-            "scenes and 7,551 / 954 / 984 utterances for these files; the doctor notes where yours differ.",
+            "The card has no counts: the reader was tested on generated files only. Papers quote 659 / 89 / 79 scenes "
+            "and 7,551 / 954 / 984 utterances for these files; doctor notes differences.",
             "The original JSON release is larger (12,606 utterances): results on the two are not comparable.",
             "Several people may speak one utterance; they count as one further speaker.",
         ),
@@ -90,40 +89,40 @@ class EmoryNlpCorpus(Corpus):
         return self.require(list(FILES.values()))
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The scenes of the three files in order of broadcast, each sorted by utterance number."""
+        """The scenes of the three files in order of broadcast, sorted by utterance number."""
         return {split: _scenes(split, path) for split, path in zip(SPLITS, self.files(), strict=True)}
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Counts that differ from the quoted ones, and scenes that are in two files."""
-        found = []
+        """Counts unlike the quoted ones, and scenes in two files."""
+        findings = []
         places: dict[str, list[str]] = {}
         for split, scenes in self.conversations(protocol).items():
             counts = {"conversations": len(scenes), "utterances": sum(map(len, scenes))}
             if counts != QUOTED_COUNTS[split]:
-                quoted = ", ".join(f"{number} {what}" for what, number in QUOTED_COUNTS[split].items())
+                quoted = ", ".join(f"{number} {unit}" for unit, number in QUOTED_COUNTS[split].items())
                 text = (
                     f"{split}: {counts['conversations']} conversations, {counts['utterances']} utterances; papers quote"
                 )
-                found.append(Finding("note", "quoted counts", f"{text} {quoted}"))
+                findings.append(Finding("note", "quoted counts", f"{text} {quoted}"))
             for scene in scenes:
                 places.setdefault(scene.id.partition("/")[2], []).append(split)
         if twice := {name: splits for name, splits in places.items() if len(splits) > 1}:
             name, splits = next(iter(twice.items()))
             text = f"{len(twice)} scenes are in two splits (first: {name} in {' and '.join(splits)})"
-            found.append(Finding("note", "leakage", text))
-        return found
+            findings.append(Finding("note", "leakage", text))
+        return findings
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Turns that several people speak or nobody is named for."""
-        found = []
+        """Turns with several speakers or none."""
+        findings = []
         for split, scenes in self.conversations(protocol).items():
             speakers = [turn.speaker for scene in scenes for turn in scene.turns]
             joint = sum(" & " in speaker for speaker in speakers)
             nobody = speakers.count(UNKNOWN_SPEAKER)
             if joint or nobody:
                 text = f"{split}: {joint} turns have several speakers, {nobody} none"
-                found.append(Finding("note", "joint speakers", text))
-        return found
+                findings.append(Finding("note", "joint speakers", text))
+        return findings
 
 
 def _scenes(split: str, path: Path) -> list[Conversation]:

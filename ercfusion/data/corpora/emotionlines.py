@@ -1,4 +1,4 @@
-"""EmotionLines (Friends): every utterance was labelled by five people, whose votes are released."""
+"""EmotionLines (Friends): utterances labelled by five people each, with released votes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from ercfusion.data.tabular import pick, read_json
 WHOLE = "friends.json"
 SPLIT_FILES: dict[str, str] = {split: f"friends_{split}.json" for split in SPLITS}
 SCHEMA = get_schema("emotionlines7")
-"""Its order is that of the digits in ``annotation``."""
+"""Labels in the order of the digits in ``annotation``."""
 VOTERS = 5
 NO_MAJORITY = "non-neutral"
 SPLIT_SEED = 0
 _NAMED_BY_TWO = 2
 PUSH_FILE = "emotionpush.json"
 PUSH_COUNTS = (1000, 14742)
-"""Dialogues and utterances of EmotionPush, as its paper says."""
+"""Dialogues and utterances of EmotionPush, from its paper."""
 _PUSH = "push"
 
-# The file holds cp1252 bytes that were read as Latin-1: an apostrophe arrives as the control character U+0092. Five of
-# the 32 codes mean nothing in cp1252 and stay as they are.
+# The file has cp1252 bytes that were read as Latin-1: an apostrophe is the control character U+0092. Five of the 32
+# codes are undefined in cp1252 and unchanged.
 _C1_TO_CP1252 = {
     code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 }
 
 
 def repair_text(text: str) -> str:
-    """The text with control characters U+0080 to U+009F replaced by what they are in cp1252."""
+    """The text with control characters U+0080 to U+009F replaced by their meaning in cp1252."""
     return text.translate(_C1_TO_CP1252)
 
 
 def named_by_two(votes: Mapping[str, int]) -> frozenset[str]:
-    """The multi-label target: labels with at least two votes; where none has two, all with the most votes."""
+    """The multi-label target: labels with at least two votes; if none has two, all with the most votes."""
     enough = min(_NAMED_BY_TWO, max(votes.values()))
     return frozenset(label for label, count in votes.items() if count >= enough)
 
@@ -52,7 +52,7 @@ def _protocol(name: str, task: str, kind: str, metric: str, description: str) ->
         task=TaskSpec(task, kind, SCHEMA, metric=metric),
         description=description,
         dev_source=(
-            f"friends_dev.json where it exists; else friends.json is split 80/10/10 by dialogue, seed {SPLIT_SEED}"
+            f"friends_dev.json if it exists; else friends.json is split 80/10/10 by dialogue, seed {SPLIT_SEED}"
         ),
         modalities=("text",),
     )
@@ -63,19 +63,18 @@ def _counts(*numbers: int) -> dict[str, int]:
 
 
 class EmotionLinesCorpus(Corpus):
-    """Reader of ``friends.json``, or of ``friends_{train,dev,test}.json`` where all three exist.
+    """Reader of ``friends.json``, or of ``friends_{train,dev,test}.json`` if all three exist.
 
-    ``friends.json`` has no official split: its dialogues are put in an order that depends on a fixed seed alone, and
-    the first 80 % train, the next 10 % are dev, the last 10 % test. Conversations are called ``friends/12``
-    (``train/12`` and so on with the three files) after their position in the file, turns after their position in the
-    dialogue.
+    ``friends.json`` has no official split: it is split 80/10/10 by dialogue, in an order with a fixed seed.
+    Conversations are called ``friends/12`` (``train/12`` and so on with the three files) after their position in the
+    file, turns after their position in the dialogue.
 
-    The other part of EmotionLines, EmotionPush (chats), has the same form. ``emotionpush.json`` is read if there is no
-    ``friends.json``, and EmotionPush under another name is recognised by its counts or its speakers, who are numbers.
-    Its conversations are called ``push/12``, and its protocols ``emotionlines/push-majority`` and so on.
+    EmotionPush (chats), the other part of EmotionLines, has the same format. ``emotionpush.json`` is read if there is
+    no ``friends.json``; under another name EmotionPush is recognised by its counts or its speakers, which are numbers.
+    Its conversations are called ``push/12``, its protocols ``emotionlines/push-majority`` and so on.
 
-    Every turn has three targets: ``emotion`` (the released majority label; not labelled where no label has three of the
-    five votes), ``emotion_distribution`` (the shares of the votes) and ``emotions`` (see :func:`named_by_two`).
+    Every turn has three targets: ``emotion`` (the released majority label; not labelled without three of five votes),
+    ``emotion_distribution`` (the shares of the votes) and ``emotions`` (see :func:`named_by_two`).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -109,10 +108,10 @@ class EmotionLinesCorpus(Corpus):
         },
         known_issues=(
             "1,000 dialogues, 14,503 utterances, five votes each; 2,772 utterances have no majority ('non-neutral') "
-            "and carry no single label.",
-            "friends.json has no official split: results are comparable only under the same seed of the same library.",
+            "and no single label.",
+            "friends.json has no official split: results are comparable only under the same seed of this library.",
             "cp1252 characters are stored as control characters; the reader repairs them.",
-            "The dialogues are those that MELD was made from: do not train on one and test on the other.",
+            "MELD was made from the same dialogues: do not train on one and test on the other.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -123,12 +122,12 @@ class EmotionLinesCorpus(Corpus):
                 "emotion",
                 "single_label",
                 "weighted_f1",
-                "the label that most voters chose, if at least three did",
+                "the label of most voters, if at least three chose it",
             ),
             _protocol(
                 "distribution", "emotion_distribution", "distribution", "kl", "the share of votes of every label"
             ),
-            _protocol("multilabel", "emotions", "multi_label", "micro_f1", "all labels that at least two voters chose"),
+            _protocol("multilabel", "emotions", "multi_label", "micro_f1", "all labels chosen by at least two voters"),
         )
     }
 
@@ -138,9 +137,9 @@ class EmotionLinesCorpus(Corpus):
         try:
             self._push = all(map(_is_push, self.files()))
         except (CorpusNotFoundError, CorpusFormatError):
-            return  # said with all that is to be said when the conversations are asked for
+            return  # raised with full advice when the conversations are requested
         if self._push:
-            # Friends' counts say nothing of chats, and its protocols are not theirs.
+            # Counts and protocols of Friends do not apply to the chats.
             card = replace(self.card, title="EmotionLines, EmotionPush part (chats)", counts={}, labels={})
             self.card = card  # type: ignore[misc]
             names = {old: f"{card.name}/{_PUSH}-{old.partition('/')[2]}" for old in type(self).protocols}
@@ -157,17 +156,15 @@ class EmotionLinesCorpus(Corpus):
         return self.require([WHOLE])
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Whether a file with the name of the Friends part is EmotionPush."""
+        """EmotionPush in a file named after the Friends part."""
         names = [path.name for path in self.files() if path.name != PUSH_FILE]
         if not self._push or not names:
             return []
-        text = (
-            f"{', '.join(names)}: by its counts or its speakers, who are numbers, this is EmotionPush and not Friends"
-        )
+        text = f"{', '.join(names)}: by its counts or its speakers (numbers) this is EmotionPush, not Friends"
         return [Finding("note", "corpus", f"{text}; its protocols are {', '.join(self.protocols)}")]
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The dialogues in file order within each split."""
+        """Dialogues in file order within each split."""
         files = self.files()
         if len(files) == len(SPLITS):
             prefix = f"{_PUSH}-" if self._push else ""
@@ -176,8 +173,8 @@ class EmotionLinesCorpus(Corpus):
         return drawn_splits(dialogues, SPLIT_SEED)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """How far the voters agree, and labels that contradict the votes."""
-        found = []
+        """Agreement of the voters, and labels contradicting the votes."""
+        findings = []
         for split, dialogues in self.conversations(protocol).items():
             emotions = [turn.targets["emotion"] for dialogue in dialogues for turn in dialogue.turns]
             winners = [_majority(target.votes or {}) for target in emotions]
@@ -186,23 +183,23 @@ class EmotionLinesCorpus(Corpus):
             text = (
                 f"{split}: {winners.count(None)} of {len(emotions)} utterances have no label with a majority of votes"
             )
-            found.append(Finding("note", "votes", text))
+            findings.append(Finding("note", "votes", text))
             if wrong:
                 text = f"{split}: the label of {wrong} utterances is not the majority of their votes"
-                found.append(Finding("note", "votes", text))
-            if other := sum(count != VOTERS for count in total):
-                found.append(Finding("note", "votes", f"{split}: {other} utterances do not have {VOTERS} votes"))
-        return found
+                findings.append(Finding("note", "votes", text))
+            if unusual := sum(count != VOTERS for count in total):
+                findings.append(Finding("note", "votes", f"{split}: {unusual} utterances do not have {VOTERS} votes"))
+        return findings
 
 
 def _is_push(path: Path) -> bool:
-    # Friends' speakers have names, those of the chats are numbers.
+    # Speakers of Friends have names, those of the chats numbers.
     content = read_json(path)
     dialogues = [part for part in content if isinstance(part, list)] if isinstance(content, list) else []
-    entries = [entry for part in dialogues for entry in part]
-    if (len(dialogues), len(entries)) == PUSH_COUNTS:
+    utterances = [utterance for part in dialogues for utterance in part]
+    if (len(dialogues), len(utterances)) == PUSH_COUNTS:
         return True
-    speakers = {str(entry.get("speaker")).strip() for entry in entries if isinstance(entry, dict)}
+    speakers = {str(utterance.get("speaker")).strip() for utterance in utterances if isinstance(utterance, dict)}
     return bool(speakers) and all(speaker.isdigit() for speaker in speakers)
 
 
@@ -213,36 +210,34 @@ def _majority(votes: Mapping[str, int]) -> str | None:
 def _read(path: Path, prefix: str) -> list[Conversation]:
     content = read_json(path)
     if not isinstance(content, list) or not content:
-        raise CorpusFormatError(f"{path}: a list of dialogues is expected at the top. Get the file again.")
+        raise CorpusFormatError(f"{path}: the top level is not a list of dialogues. Get the file again.")
     dialogues = []
-    for number, entries in enumerate(content):
+    for number, utterances in enumerate(content):
         where = f"dialogue {number}"
-        if not isinstance(entries, list) or not entries:
-            raise CorpusFormatError(
-                f"{path}, {where} (counted from 0): a list of utterances is expected. Get the file again."
-            )
+        if not isinstance(utterances, list) or not utterances:
+            raise CorpusFormatError(f"{path}, {where} (from 0): a list of utterances is expected. Get the file again.")
         turns = tuple(
-            _turn(path, f"{where}, utterance {position} (counted from 0)", position, entry)
-            for position, entry in enumerate(entries)
+            _turn(path, f"{where}, utterance {position} (from 0)", position, utterance)
+            for position, utterance in enumerate(utterances)
         )
         dialogues.append(Conversation(f"{prefix}/{number}", turns))
     return dialogues
 
 
-def _turn(path: Path, where: str, position: int, entry: Any) -> Turn:
-    votes = _votes(path, where, pick(entry, "annotation", str, path, where))
-    emotion = pick(entry, "emotion", str, path, where)
+def _turn(path: Path, where: str, position: int, utterance: Any) -> Turn:
+    votes = _votes(path, where, pick(utterance, "annotation", str, path, where))
+    emotion = pick(utterance, "emotion", str, path, where)
     if emotion != NO_MAJORITY and emotion not in SCHEMA:
         choices = (*SCHEMA.labels, NO_MAJORITY)
         raise CorpusFormatError(
-            f"{path}, {where}, key 'emotion': {emotion!r} is no label of {SCHEMA.name}. "
+            f"{path}, {where}, key 'emotion': {emotion!r} is not a label of {SCHEMA.name}. "
             f"{did_you_mean(emotion, choices)}"
         )
     total = sum(votes.values())
     return Turn(
         id=str(position),
-        speaker=repair_text(pick(entry, "speaker", str, path, where)).strip(),
-        text=repair_text(pick(entry, "utterance", str, path, where)).strip(),
+        speaker=repair_text(pick(utterance, "speaker", str, path, where)).strip(),
+        text=repair_text(pick(utterance, "utterance", str, path, where)).strip(),
         targets={
             "emotion": Target(None if emotion == NO_MAJORITY else SCHEMA.canonical(emotion), votes),
             "emotion_distribution": Target({label: count / total for label, count in votes.items()}, votes),
@@ -254,7 +249,7 @@ def _turn(path: Path, where: str, position: int, entry: Any) -> Turn:
 def _votes(path: Path, where: str, text: str) -> dict[str, int]:
     if len(text) != len(SCHEMA) or not (text.isascii() and text.isdigit()) or not text.strip("0"):
         raise CorpusFormatError(
-            f"{path}, {where}, key 'annotation': found {text!r}, but {len(SCHEMA)} digits are expected, the votes for "
+            f"{path}, {where}, key 'annotation': found {text!r}, but {len(SCHEMA)} digits are expected: votes for "
             f"{', '.join(SCHEMA.labels)}. Correct the string, or get the file again."
         )
     return {label: int(count) for label, count in zip(SCHEMA.labels, text, strict=True)}

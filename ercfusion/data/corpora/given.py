@@ -1,4 +1,4 @@
-"""Utterances that a program has in memory, written as a corpus of one's own (:mod:`ercfusion.data.corpora.custom`)."""
+"""Writes utterances in memory as a user's own corpus (:mod:`ercfusion.data.corpora.custom`)."""
 
 from __future__ import annotations
 
@@ -36,27 +36,26 @@ def write_given(
     features: Features = (),
     targets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write utterances and their features as a folder that ``data=custom data.raw=FOLDER`` reads.
+    """Write utterances and their features as a folder for ``data=custom data.raw=FOLDER``.
 
-    The folder is named after a checksum of its content: the same utterances have the same folder, which is written
-    once.
+    The folder is named after a checksum of its content: equal utterances are written once.
 
     Args:
-        place: Where the folder is made.
-        data: Conversations (80 % of them train, 10 % dev, 10 % test), or conversations by split; or a data frame with
+        place: Parent folder.
+        data: Conversations (80 % of them train, 10 % dev, 10 % test), or conversations by split, or a data frame with
             the columns of ``utterances.csv``, at least ``conversation`` and ``turn``.
-        features: Tables of one modality each, or by modality (N, D) numbers: one row per utterance, in the order of
+        features: Tables of one modality each, or arrays (N, D) by modality, one row per utterance in the order of
             ``data``.
-        targets: What the targets are, as the key ``targets`` of ``corpus.yaml``. Without it the target ``emotion`` is a
-            label, and the labels are those that occur.
+        targets: Content of the key ``targets`` of ``corpus.yaml``. By default ``emotion``, a single label with the
+            labels of the data.
 
     Raises:
-        ConfigError: no utterances, no columns that say which they are, a target that no cell can hold, or features with
-            another number of rows.
+        ConfigError: no utterances, missing columns, a target that cannot be written, or features with another number
+            of rows.
     """
     rows = _frame_rows(data) if hasattr(data, "columns") else _conversation_rows(data)
     if not rows:
-        raise ConfigError("data has no utterances: give at least one conversation for each of train, dev and test")
+        raise ConfigError("data has no utterances. Give at least one conversation for each of train, dev and test.")
     keys = [(str(row["conversation"]), str(row["turn"])) for row in rows]
     tables = _tables(features, keys)
     content = _content(rows, targets, synthetic=_is_synthetic(data))
@@ -69,14 +68,14 @@ def write_given(
     if folder.is_dir():
         return folder
     place.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", dir=place))
+    building = Path(tempfile.mkdtemp(prefix=".", dir=place))
     try:
         for name, text in content.items():
-            (made / name).write_text(text, encoding="utf-8")
-        corpus = CustomCorpus(made)
+            (building / name).write_text(text, encoding="utf-8")
+        corpus = CustomCorpus(building)
         for table in tables:
             write_pack(
-                made / PACKS / table.modality,
+                building / PACKS / table.modality,
                 table,
                 tool=_TOOL,
                 tool_version=_VERSION,
@@ -84,9 +83,9 @@ def write_given(
                 corpus=corpus.name,
                 fingerprint=corpus.source_fingerprint(),
             )
-        made.rename(folder)  # complete, or not there
+        building.rename(folder)  # the folder appears complete or not at all
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
         raise
     return folder
 
@@ -103,7 +102,7 @@ def _content(
     writer.writerows(rows)
     settings: dict[str, Any] = {"title": "Utterances given to ercfusion.fit", "synthetic": synthetic}
     if targets is not None:
-        settings["targets"] = {name: dict(entry) for name, entry in targets.items()}
+        settings["targets"] = {name: dict(target) for name, target in targets.items()}
     return {TABLE: table.getvalue(), SETTINGS: yaml.safe_dump(settings, sort_keys=False)}
 
 
@@ -118,8 +117,8 @@ def _parts(data: Conversations) -> Mapping[str, Sequence[Conversation]]:
 def _frame_rows(frame: Any) -> list[dict[str, Any]]:
     for column in ("conversation", "turn"):
         if column not in frame.columns:
-            found = ", ".join(map(str, frame.columns))
-            raise ConfigError(f"data has no column {column!r} (it has {found}): every utterance needs both ids")
+            columns = ", ".join(map(str, frame.columns))
+            raise ConfigError(f"data has no column {column!r} (it has {columns}). Add the ids of every utterance.")
     return [
         {str(name): "" if value is None or value != value else value for name, value in row.items()}
         for row in frame.to_dict("records")
@@ -149,8 +148,8 @@ def _cell(turn: Turn, name: str, value: TargetValue) -> str | float:
     if isinstance(value, frozenset):
         return SEPARATOR.join(sorted(value)) or NOTHING
     raise ConfigError(
-        f"turn {turn.id!r}: the target {name!r} is {value!r}: a label, a frozenset of labels or a number is expected. "
-        "For other targets write utterances.csv (docs/corpora.md) and give data='custom'."
+        f"turn {turn.id!r}: the target {name!r} is {value!r}; a label, a frozenset of labels or a number is expected. "
+        "Write other targets into utterances.csv (docs/own-corpus.md) and give data='custom'."
     )
 
 
@@ -162,8 +161,8 @@ def _tables(features: Features, keys: Sequence[Key]) -> list[FeatureTable]:
         values = np.asarray(values)
         if values.ndim != 2 or len(values) != len(keys):
             raise ConfigError(
-                f"features[{modality!r}] has the shape {values.shape}, but data has {len(keys)} utterances: a matrix "
-                "with one row per utterance is expected"
+                f"features[{modality!r}] has the shape {values.shape}, but data has {len(keys)} utterances. Give a "
+                "matrix with one row per utterance."
             )
         tables.append(FeatureTable(modality, keys, values))
     return tables

@@ -1,8 +1,7 @@
 """IEMOCAP: acted dialogues of two people in five sessions, rated by several observers (Busso et al. 2008).
 
-The layout of the release, the counts and the published relabelling were taken from readers and statistics in public
-repositories and cross-checked against each other; the release itself is not at hand here. Where the two differ, the
-release's own text files decide.
+Layout, counts and the published relabelling come from readers and statistics in public repositories, which agree with
+each other; the release itself was not available. If the two differ, the release's own text files decide.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from ercfusion.data.permute import seeded_permutation
 
 SESSIONS = (1, 2, 3, 4, 5)
 UNPACKED = "IEMOCAP_full_release"
-"""The folder that the release's archive makes; ``data.raw`` may be it, or hold it."""
+"""Folder made by the release's archive; ``data.raw`` may be this folder or its parent."""
 DEV_SHARE = 0.1
 DEV_SEED = 0
 DIALOGUES = 151
@@ -46,7 +45,7 @@ LABELS: Mapping[int, Mapping[str, int]] = {
     4: dict(zip(_ORDER, (65, 143, 258, 327, 238, 481), strict=True)),
     5: dict(zip(_ORDER, (143, 245, 384, 170, 299, 381), strict=True)),
 }
-"""Utterances with each of the six usual labels by session, as the release's evaluation files have them."""
+"""Utterances of each of the six usual labels by session, from the release's evaluation files."""
 
 PUBLISHED_HAPPY: frozenset[str] = frozenset(
     f"{dialogue}_{turn}"
@@ -70,10 +69,10 @@ PUBLISHED_HAPPY: frozenset[str] = frozenset(
     }.items()
     for turn in turns.split()
 )
-"""The 53 utterances without agreement that are ``happy`` in the feature files of DialogueRNN, MMGCN and COGMEN.
+"""The 53 utterances without agreement which are ``happy`` in the feature files of DialogueRNN, MMGCN and COGMEN.
 
-Nobody documented why. The list is the analysis in the read-me of the public repository ``emodet``; it explains exactly
-the difference between the release (595 happy) and those files (648).
+The reason is undocumented. The list, from the read-me of the public repository ``emodet``, explains exactly the
+difference between the release (595 happy) and those files (648).
 """
 
 Labels = Literal["six", "four", "happy_alone"]
@@ -81,7 +80,7 @@ Labels = Literal["six", "four", "happy_alone"]
 
 @dataclass(frozen=True)
 class _Plan:
-    # What a protocol does: which session is test, which labels it has, and whether it follows the published files.
+    # A protocol: session of test, set of labels, and use of the published files' labels.
     test: int
     labels: Labels = "six"
     published: bool = False
@@ -102,32 +101,30 @@ DIMENSIONS = ("valence", "activation", "dominance")
 
 def _protocol(name: str, plan: _Plan) -> Protocol:
     task = TaskSpec("emotion", "single_label", get_schema("iemocap6" if plan.labels == "six" else "iemocap4"))
-    words = {
+    description = {
         "six": "six emotions",
         "four": "four emotions, excited counts as happy",
-        "happy_alone": "four emotions, excited is left out",
+        "happy_alone": "four emotions, without excited",
     }[plan.labels]
     if plan.published:
-        words += "; labels and turns of the published feature files"
+        description += "; labels and turns of the published feature files"
     if name.startswith("vad"):
         task = TaskSpec("vad", "regression", dimensions=DIMENSIONS, low=LOW, high=HIGH, metric="ccc")
-        words = "mean ratings from 1 to 5"
+        description = "mean ratings from 1 to 5"
     if name.startswith("votes"):
         task = TaskSpec("votes", "distribution", get_schema("iemocap9"), metric="kl")
-        words = "the shares of the raters' votes for nine emotions"
+        description = "shares of the raters' votes for nine emotions"
     return Protocol(
         id=f"iemocap/{name}",
         task=task,
-        description=f"{words}; session {plan.test} is test",
-        dev_source=(
-            f"the first {DEV_SHARE:.0%} of the training dialogues in an order that depends on the seed {DEV_SEED} alone"
-        ),
+        description=f"{description}; session {plan.test} is test",
+        dev_source=f"the first {DEV_SHARE:.0%} of the training dialogues in a seeded order (seed {DEV_SEED})",
         modalities=("text",),
     )
 
 
 def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
-    # Only of test: which dialogues are dev is known, but how many utterances of each label they hold is not.
+    # Test only: the counts of labels of the dev dialogues are unknown.
     labels = {}
     for name, plan in _PLANS.items():
         if name.startswith(("vad", "votes")):
@@ -143,18 +140,20 @@ def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
 
 
 class IemocapCorpus(Corpus):
-    """Reader of the full release's tree; only the two folders of text files are needed for conversations.
+    """Reader of the full release; conversations need only the two folders of text files.
 
-    A conversation is a dialogue and has its name (``Ses01F_impro01``); its turns are the utterances that were rated, in
-    order of their start, with the rest of their names as ids (``F000``). The speaker is session and sex
-    (``Ses01_F``): the letter in an utterance's name is the one who speaks, that in the dialogue's name only tells who
-    wears the markers. Two consecutive turns may overlap in time.
+    A conversation is a dialogue (``Ses01F_impro01``). Its turns are the rated utterances in order of their start; the
+    ids are the rest of their names (``F000``). The speaker is session and sex (``Ses01_F``): the letter in the
+    utterance's name. The letter in the dialogue's name is the person with the markers. Consecutive turns may overlap.
 
-    Every turn has three targets under every protocol: ``emotion`` (in the protocol's labels; six under the protocols
-    of the other two), ``votes`` (the shares of the labels of ``iemocap9`` among all labels that raters named; actors
-    who rated themselves and "other" do not count) and ``vad`` (the released means of valence, activation and
-    dominance, 1 to 5). A value is None where there is none: no agreement, another label, nothing but "other". The raw
-    votes are those for the labels that the target's task has.
+    Every turn has three targets under every protocol:
+
+    - ``emotion``: in the protocol's labels (six under ``vad-ses5`` and ``votes-ses5``);
+    - ``votes``: shares of the labels of ``iemocap9`` among all labels named by raters, without the actors' own answers
+      and "other";
+    - ``vad``: released means of valence, activation and dominance, 1 to 5.
+
+    A value is None without agreement, for another label, or if all votes are "other".
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -162,8 +161,8 @@ class IemocapCorpus(Corpus):
         title="IEMOCAP (Interactive Emotional Dyadic Motion Capture)",
         licence="Individual release form of USC SAIL; research only, no redistribution.",
         obtain=(
-            "Fill in the release form at https://sail.usc.edu/iemocap/iemocap_release.htm and unpack the archive. "
-            "For text alone, dialog/EmoEvaluation and dialog/transcriptions of every session are enough."
+            "Fill in the release form at https://sail.usc.edu/iemocap/iemocap_release.htm and extract the archive. "
+            "Text needs only dialog/EmoEvaluation and dialog/transcriptions of every session."
         ),
         citation=(
             "Busso, Bulut, Lee, Kazemzadeh, Mower, Kim, Chang, Lee, Narayanan. IEMOCAP: Interactive Emotional Dyadic "
@@ -178,18 +177,18 @@ class IemocapCorpus(Corpus):
         labels=_card_labels(),
         known_issues=(
             "151 dialogues and 10,039 rated utterances (1,819 / 1,811 / 2,136 / 2,103 / 2,170 by session). 2,507 have "
-            "no majority and 152 are labelled fear, surprise, disgust or other: they are unlabelled context in the "
-            "protocols of six and four emotions (there, so are the 1,849 frustrated of the four).",
-            "The feature files behind most published numbers (DialogueRNN, MMGCN, COGMEN) call 53 utterances without "
-            "majority happy, 1 of them in session 5, and leave out every unlabelled utterance: 7,433 utterances "
-            "instead of 7,380, test 1,623 instead of 1,622. The protocols ending in -cogmen follow them.",
-            "Numbers with excited merged into happy (5,531 utterances) and with excited left out (4,490; 4,543 in the "
-            "published files) are both called four-way and cannot be compared.",
+            "no majority, and 152 are labelled fear, surprise, disgust or other: unlabelled context under the "
+            "protocols of six and four emotions (the four also without the 1,849 frustrated).",
+            "The feature files behind most published numbers (DialogueRNN, MMGCN, COGMEN) label 53 utterances without "
+            "majority happy, 1 of them in session 5, and omit all unlabelled utterances: 7,433 utterances instead of "
+            "7,380, test 1,623 instead of 1,622. The protocols ending in -cogmen follow them.",
+            "Numbers with excited merged into happy (5,531 utterances) and without excited (4,490; 4,543 in the "
+            "published files) are both called four-way, but are not comparable.",
             "There is no official split. Both speakers of a session are in one split; the scripted half repeats the "
-            "same three plays in every session, so its sentences are in train and in test.",
+            "same three plays in every session: its sentences are in train and in test.",
             "Turns of the two speakers overlap in time.",
-            "Transcriptions also hold lines without a name (M: ...) and pieces with XX in their name, which were not "
-            "rated; the reader leaves them out.",
+            "The reader omits transcribed lines without a name (M: ...) and pieces with XX in their name: they were "
+            "not rated.",
             "Videos show both people; no file names the halves.",
         ),
     )
@@ -198,10 +197,10 @@ class IemocapCorpus(Corpus):
     }
 
     def files(self) -> list[Path]:
-        """The evaluation and transcription of every dialogue, by session and name.
+        """Evaluation and transcription of every dialogue, by session and name.
 
         Raises:
-            CorpusNotFoundError: a session's folder or a transcription is missing; the message says which.
+            CorpusNotFoundError: a session's folder or a transcription is missing.
         """
         return [path for _, *paths in self._pairs() for path in paths]
 
@@ -219,7 +218,7 @@ class IemocapCorpus(Corpus):
                 for utterance in dialogue.utterances
                 if not plan.published or _emotion(dialogue, utterance, plan) is not None
             )
-            # With unlabelled utterances left out, nothing may be left of a dialogue.
+            # Without its unlabelled utterances a dialogue may be empty.
             if turns:
                 splits[split].append(Conversation(dialogue.name, turns))
         return splits
@@ -228,56 +227,56 @@ class IemocapCorpus(Corpus):
         """The recording of every turn.
 
         ``audio``: the turn's own file below ``sentences/wav``. ``visual``: the dialogue's video below
-        ``dialog/avi/DivX`` with the turn's start and end. The video shows both people at once, side by side; public
-        readers cut the frame in the middle and take the left half for the person who wears the markers (the letter in
-        the dialogue's name) and the right half for the other. That could not be checked here.
+        ``dialog/avi/DivX`` with the turn's start and end. The video shows both people side by side. Public readers
+        take the left half for the person with the markers (the letter in the dialogue's name) and the right half for
+        the other; this is unconfirmed.
 
         Raises:
-            CorpusNotFoundError: none of the recordings is there, as in copies of the text files alone.
+            CorpusNotFoundError: none of the recordings exists.
         """
         clips = self._places(protocol, kind)
         if not any(path.is_file() for path in _paths(clips)):
-            where = "sentences/wav/DIALOGUE/*.wav" if kind == "audio" else "dialog/avi/DivX/*.avi"
+            pattern = "sentences/wav/DIALOGUE/*.wav" if kind == "audio" else "dialog/avi/DivX/*.avi"
             raise CorpusNotFoundError(
-                f"{self.card.title}: no {kind} recording was found below {self._release()}: looked for "
-                f"Session{{1..5}}/{where}. This copy holds the text files alone; unpack the full release.\n"
+                f"{self.card.title}: no {kind} recording was found below {self._release()} (searched: "
+                f"Session{{1..5}}/{pattern}). This copy has only text files. Extract the full release.\n"
                 f"{self._how_to_get()}"
             )
         return clips
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Counts by session, transcripts, labels against votes, times, and recordings where there are any."""
+        """Counts by session, transcripts, labels against votes, times, and recordings if there are any."""
         dialogues = self._dialogues()
         plan = _PLANS[protocol.id.partition("/")[2]]
         default = self.protocol()
-        found = self.other_counts(default, self.conversations(default))
-        found += _transcripts(dialogues)
-        found += _votes(dialogues)
-        found += _times(dialogues)
+        findings = self.other_counts(default, self.conversations(default))
+        findings += _transcripts(dialogues)
+        findings += _votes(dialogues)
+        findings += _times(dialogues)
         if plan.published:
-            alone = {
+            without_majority = {
                 f"{dialogue.name}_{one.id}"
                 for dialogue in dialogues
                 for one in dialogue.utterances
                 if one.code == NO_AGREEMENT
             }
             text = (
-                f"{len(PUBLISHED_HAPPY & alone)} of {len(PUBLISHED_HAPPY)} utterances without majority are happy here, "
-                f"as in the published feature files"
+                f"{len(PUBLISHED_HAPPY & without_majority)} of {len(PUBLISHED_HAPPY)} utterances without majority are "
+                f"happy here, as in the published feature files"
             )
-            found.append(Finding("note", "relabelled", text))
+            findings.append(Finding("note", "relabelled", text))
         for kind in ("audio", "visual"):
-            found += self._recordings(protocol, kind)
-        return found
+            findings += self._recordings(protocol, kind)
+        return findings
 
     def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
-        """Dialogues and rated utterances by session; the published feature files leave utterances out."""
+        """Dialogues and rated utterances by session; not for the published feature files, which omit utterances."""
         if _PLANS[protocol.id.partition("/")[2]].published:
             return []
         return _counts([dialogue for part in splits.values() for dialogue in part])
 
     def _places(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        # Where the release has the recording of every turn.
+        # Paths of the release for every turn.
         release = self._release()
         clips: dict[Key, Clip] = {}
         for conversations in self.conversations(protocol).values():
@@ -297,9 +296,9 @@ class IemocapCorpus(Corpus):
         paths = _paths(self._places(protocol, kind))
         missing = [path.name for path in paths if not path.is_file()]
         if len(missing) == len(paths):
-            # The text files alone are a complete corpus for text: nothing to say about recordings then.
+            # Text needs only the text files.
             return []
-        text = f"{kind}: {len(paths) - len(missing)} of {len(paths)} files are there"
+        text = f"{kind}: {len(paths) - len(missing)} of {len(paths)} files exist"
         if missing:
             text += f"; missing: {_some(missing)}"
         return [Finding("note" if missing else "ok", "clips", text)]
@@ -330,7 +329,8 @@ class IemocapCorpus(Corpus):
             ]
         if missing:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {_some(missing)} not found (or without a dialogue) in {release}.\n"
+                f"{self.card.title}: {_some(missing)} not found (or without a dialogue) in {release}. Add the files, "
+                f"or correct the path.\n"
                 f"{self._how_to_get()}"
             )
         return pairs
@@ -344,7 +344,7 @@ def _paths(clips: Mapping[Key, Clip]) -> list[Path]:
 
 
 def _label(label: str, plan: _Plan) -> str | None:
-    # What a label of the nine is called under the protocol; None where the protocol has no place for it.
+    # Name of one of the nine labels under the protocol; None if the protocol does not have it.
     if label not in get_schema("iemocap6"):
         return None
     if plan.labels == "four":
@@ -360,7 +360,7 @@ def _emotion(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> str | Non
 
 
 def _emotion_votes(utterance: Utterance, plan: _Plan) -> dict[str, int]:
-    # A rater who named two labels that are one under the protocol (happy and excited) names it once.
+    # Two labels merged under the protocol (happy and excited) count once per rater.
     ballots = [{_label(label, plan) for label in ballot} for ballot in utterance.ballots]
     labels = get_schema("iemocap6" if plan.labels == "six" else "iemocap4").labels
     return {label: sum(label in ballot for ballot in ballots) for label in labels}
@@ -387,16 +387,18 @@ def _turn(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> Turn:
 def _counts(dialogues: list[Conversation]) -> list[Finding]:
     text = f"{len(dialogues)} dialogues in five sessions"
     good = len(dialogues) == DIALOGUES
-    found = [Finding("ok" if good else "fault", "counts", text if good else f"{text}; the release has {DIALOGUES}")]
+    findings = [Finding("ok" if good else "fault", "counts", text if good else f"{text}; the release has {DIALOGUES}")]
     for session, expected in UTTERANCES.items():
         number = sum(len(dialogue) for dialogue in dialogues if dialogue.id[4] == str(session))
         text = f"session {session}: {number} rated utterances"
         if number == expected:
-            found.append(Finding("ok", "counts", text))
+            findings.append(Finding("ok", "counts", text))
         else:
-            text = f"{text}; the release has {expected}: files are cut off, edited, or of another release"
-            found.append(Finding("fault", "counts", text))
-    return found
+            text = (
+                f"{text}; the release has {expected}: files are cut off, edited, or of another release. Get them again."
+            )
+            findings.append(Finding("fault", "counts", text))
+    return findings
 
 
 def _transcripts(dialogues: list[Dialogue]) -> list[Finding]:
@@ -405,19 +407,19 @@ def _transcripts(dialogues: list[Dialogue]) -> list[Finding]:
         rated = {utterance.id for utterance in dialogue.utterances}
         silent += [f"{dialogue.name}_{identifier}" for identifier in sorted(rated - set(dialogue.texts))]
         unrated += [f"{dialogue.name}_{identifier}" for identifier in sorted(set(dialogue.texts) - rated)]
-    found = []
+    findings = []
     if silent:
-        found.append(Finding("note", "transcripts", f"rated utterances without a transcript: {_some(silent)}"))
+        findings.append(Finding("note", "transcripts", f"rated utterances without a transcript: {_some(silent)}"))
     if unrated:
-        found.append(Finding("note", "transcripts", f"transcribed utterances that were not rated: {_some(unrated)}"))
+        findings.append(Finding("note", "transcripts", f"transcribed utterances without a rating: {_some(unrated)}"))
     if not silent and not unrated:
-        found.append(Finding("ok", "transcripts", "every rated utterance is transcribed, and the other way round"))
+        findings.append(Finding("ok", "transcripts", "rated and transcribed utterances are the same"))
     pieces = sum(len(dialogue.pieces) for dialogue in dialogues)
     nameless = sum(dialogue.nameless for dialogue in dialogues)
     if pieces or nameless:
-        text = f"left out: {pieces} transcribed pieces (XX) and {nameless} lines without an utterance's name"
-        found.append(Finding("note", "transcripts", text))
-    return found
+        text = f"omitted: {pieces} transcribed pieces (XX) and {nameless} lines without an utterance's name"
+        findings.append(Finding("note", "transcripts", text))
+    return findings
 
 
 def _votes(dialogues: list[Dialogue]) -> list[Finding]:
@@ -432,19 +434,19 @@ def _votes(dialogues: list[Dialogue]) -> list[Finding]:
                 label = nine.canonical(one.code) if one.code in nine else "other"
                 against += [name] * (one.majority != label)
             outside += [name] * (one.vad is None)
-    found = []
+    findings = []
     if against:
-        text = f"utterances whose label is not the one that most raters named: {_some(against)}"
-        found.append(Finding("note", "votes", text))
+        text = f"utterances whose label is not that of most raters: {_some(against)}"
+        findings.append(Finding("note", "votes", text))
     if agreed:
-        text = f"utterances without a label although most raters named the same one: {_some(agreed)}"
-        found.append(Finding("note", "votes", text))
+        text = f"utterances without a label although most raters agree: {_some(agreed)}"
+        findings.append(Finding("note", "votes", text))
     if not against and not agreed:
-        found.append(Finding("ok", "votes", "no label contradicts the raters' majority"))
+        findings.append(Finding("ok", "votes", "no label contradicts the raters' majority"))
     if outside:
-        text = f"utterances with a mean rating outside of {LOW:g} to {HIGH:g}, without a vad target: {_some(outside)}"
-        found.append(Finding("note", "ratings", text))
-    return found
+        text = f"utterances with a mean rating outside {LOW:g} to {HIGH:g}, without a vad target: {_some(outside)}"
+        findings.append(Finding("note", "ratings", text))
+    return findings
 
 
 def _times(dialogues: list[Dialogue]) -> list[Finding]:
@@ -455,13 +457,13 @@ def _times(dialogues: list[Dialogue]) -> list[Finding]:
             overlapping += one.start < latest
             latest = max(latest, one.end)
             still += [f"{dialogue.name}_{one.id}"] * (one.end <= one.start)
-    found = []
+    findings = []
     if overlapping:
-        text = f"{overlapping} utterances start before one in front of them ends"
-        found.append(Finding("note", "times", text))
+        text = f"{overlapping} utterances start before an earlier one ends"
+        findings.append(Finding("note", "times", text))
     if still:
-        found.append(Finding("note", "times", f"utterances that do not end after they start: {_some(still)}"))
-    return found or [Finding("ok", "times", "no two utterances of a dialogue overlap")]
+        findings.append(Finding("note", "times", f"utterances that do not end after they start: {_some(still)}"))
+    return findings or [Finding("ok", "times", "no two utterances of a dialogue overlap")]
 
 
 def _some(names: Iterable[str]) -> str:

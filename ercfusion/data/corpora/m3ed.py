@@ -1,9 +1,9 @@
-"""M3ED: dialogues of two from Chinese TV series, with up to several emotions an utterance from three annotators.
+"""M3ED: dialogues of two from Chinese TV series, with one or more emotions per utterance by three annotators.
 
-The layout is that of the repository AIM3-RUC/RUCM3ED as public readers of it use it: ``annotation.json`` maps a series
-to its dialogues, a dialogue to ``SpeakerInfo`` and ``Dialog``, and that to utterances with ``StartTime``, ``EndTime``,
-``Text``, ``Speaker`` and ``EmoAnnotation``; ``splitInfo`` lists the series of each split. The reader was tested on
-generated files of that layout, not on the release.
+The layout is that of the repository AIM3-RUC/RUCM3ED according to public readers. ``annotation.json`` maps a series to
+its dialogues, a dialogue to ``SpeakerInfo`` and ``Dialog``, and ``Dialog`` to utterances with ``StartTime``,
+``EndTime``, ``Text``, ``Speaker`` and ``EmoAnnotation``. ``splitInfo`` lists the series of each split. The reader was
+tested on generated files only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPEECH = "modality_speech"
 """Folder of the utterances' recordings, ``SPEAKER_UTTERANCE.wav``."""
 SCHEMA = get_schema("m3ed7")
 FRAMES = 25
-"""Frames a second in the times HH:MM:SS:FF, as in the authors' own statistics."""
+"""Frames per second in the times HH:MM:SS:FF, from the authors' own statistics."""
 
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2}):(\d{1,3})")
 _ANNOTATOR = "EmoAnnotator"
@@ -43,7 +43,7 @@ _ANNOTATOR = "EmoAnnotator"
 
 @dataclass(frozen=True)
 class _Utterance:
-    # One utterance, and what is odd about it.
+    # One utterance with its oddities.
     turn: Turn
     letter: str
     unknown: tuple[str, ...]
@@ -73,15 +73,15 @@ def _protocol(name: str, task: str, kind: str, metric: str, description: str) ->
 class M3edCorpus(Corpus):
     """Reader of ``annotation.json`` and of the three lists of series.
 
-    Conversations are called as in the release (``anjia_1``), and so are turns (``anjia_1_1``), which stand in the order
-    of the numbers at the end. A speaker is called ``series/name``; where the file gives no name, or the same one to
-    both, ``dialogue/A`` and ``dialogue/B``. Times are seconds from the beginning of the dialogue; a time that is not
-    HH:MM:SS:FF leaves the turn without times, and the doctor counts such turns.
+    Conversations (``anjia_1``) and turns (``anjia_1_1``) have the release's names; turns are in the order of the number
+    at the end. A speaker is called ``series/name``, or ``dialogue/A`` and ``dialogue/B`` if the file has no names or
+    equal ones. Times are seconds from the beginning of the dialogue; a time unlike HH:MM:SS:FF leaves the turn without
+    times, and ``doctor`` counts such turns.
 
-    Every turn has three targets: ``emotion`` (``final_main_emo``), ``emotions`` (the set in ``final_mul_emo``) and
-    ``emotion_distribution``: the shares of the annotators' votes. An annotator who names several emotions votes for
-    each of them, as in the authors' rule for the final emotions; names that are none of the seven (``Other``) are no
-    votes. The raw votes are with all three.
+    Every turn has three targets, with the raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (the set in
+    ``final_mul_emo``) and ``emotion_distribution`` (the shares of the annotators' votes). An annotator naming several
+    emotions votes for each, as in the authors' rule for the final emotions; names outside the seven (``Other``) do not
+    count.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -89,8 +89,8 @@ class M3edCorpus(Corpus):
         title="M3ED (Multi-modal Multi-scene Multi-label Emotional Dialogue)",
         licence="Research use only; the recordings come from television.",
         obtain=(
-            "https://github.com/AIM3-RUC/RUCM3ED: annotation.json and the folder splitInfo. Recordings of the "
-            f"utterances are asked for there; their folder {SPEECH} is needed only to extract audio features."
+            "https://github.com/AIM3-RUC/RUCM3ED: annotation.json and the folder splitInfo. Request recordings of the "
+            f"utterances there; their folder {SPEECH} is needed only to extract audio features."
         ),
         citation=(
             "Zhao, Zhang, Hu, Liu, Jin, Wang, Li. M3ED: Multi-modal Multi-scene Multi-label Emotional Dialogue "
@@ -103,11 +103,10 @@ class M3edCorpus(Corpus):
             "test": {"conversations": 179, "utterances": 4201},
         },
         known_issues=(
-            "Texts are Chinese: choose an encoder that knows Chinese (data.encoder); the default one does not.",
-            "A part of the papers on M3ED predicts one set of emotions a dialogue. The protocols here are an "
-            "utterance's.",
+            "Texts are Chinese: choose an encoder for Chinese (data.encoder); the default is for English.",
+            "Some papers on M3ED predict one set of emotions per dialogue; the protocols here are per utterance.",
             "Some recordings are reported to be empty (12 of 24,449); extraction records them as missing.",
-            "Frame numbers of 25 and above occur in the release's times; they are added as they are.",
+            "Frame numbers of 25 and above occur in the release's times; they are added unchanged.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -119,9 +118,9 @@ class M3edCorpus(Corpus):
                 "emotions",
                 "multi_label",
                 "micro_f1",
-                "the set of final emotions, neutral among them",
+                "the set of final emotions, including neutral",
             ),
-            _protocol("votes", "emotion_distribution", "distribution", "kl", "the shares of the annotators' votes"),
+            _protocol("votes", "emotion_distribution", "distribution", "kl", "shares of the annotators' votes"),
         )
     }
 
@@ -130,68 +129,71 @@ class M3edCorpus(Corpus):
         return self.require([ANNOTATION, *LISTS.values()])
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The dialogues of the series of each split, in file order.
+        """Dialogues of the series of each split, in file order.
 
         Raises:
             CorpusNotFoundError: a file is missing.
-            CorpusFormatError: a final emotion is none of the seven, a key is missing, a series is in two lists, or a
+            CorpusFormatError: a final emotion is not one of the seven, a key is missing, a series is in two lists, or a
                 split is empty.
         """
-        return {split: [entry.conversation() for entry in part] for split, part in self._dialogues().items()}
+        return {split: [dialogue.conversation() for dialogue in part] for split, part in self._dialogues().items()}
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         """The recording of every utterance, ``modality_speech/SPEAKER_UTTERANCE.wav`` (``audio`` only).
 
         Raises:
-            ConfigError: ``kind`` is ``visual``; the layout of the videos is not known here.
-            CorpusNotFoundError: the folder holds none of the recordings.
+            ConfigError: ``kind`` is ``visual``; the layout of the videos is unknown.
+            CorpusNotFoundError: the folder has none of the recordings.
         """
         if kind != "audio":
             return super().clips(protocol, kind)
         folder = self.root() / SPEECH
-        found = {
-            (entry.name, utterance.turn.id): Clip(folder / f"{utterance.letter}_{utterance.turn.id}.wav")
+        clips = {
+            (dialogue.name, utterance.turn.id): Clip(folder / f"{utterance.letter}_{utterance.turn.id}.wav")
             for part in self._dialogues().values()
-            for entry in part
-            for utterance in entry.utterances
+            for dialogue in part
+            for utterance in dialogue.utterances
         }
-        if not any(clip.path.is_file() for clip in found.values()):
+        if not any(clip.path.is_file() for clip in clips.values()):
             raise CorpusNotFoundError(
                 f"{self.card.title}: no recording in {folder} (the first would be "
-                f"{next(iter(found.values())).path.name}).\n{self._how_to_get()}"
+                f"{next(iter(clips.values())).path.name}). Copy the recordings, or correct the path.\n"
+                f"{self._how_to_get()}"
             )
-        return found
+        return clips
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Series in no list, names that are no votes, labels against each other and against the votes, odd times."""
+        """Unlisted series, names that do not count as votes, contradicting labels and votes, odd times."""
         listed = {series for names in self._lists().values() for series in names}
         annotated = set(read_json(self.files()[0]))
-        found = []
+        findings = []
         for text, names in (
-            ("series are in no list of splitInfo and are left out", annotated - listed),
+            ("series are in no list of splitInfo and are omitted", annotated - listed),
             (f"series of the lists are not in {ANNOTATION}", listed - annotated),
         ):
             if names:
-                found.append(Finding("note", "splits", f"{len(names)} {text} (first: {min(names)})"))
+                findings.append(Finding("note", "splits", f"{len(names)} {text} (first: {min(names)})"))
         for split, part in self._dialogues().items():
-            utterances = [utterance for entry in part for utterance in entry.utterances]
+            utterances = [utterance for dialogue in part for utterance in dialogue.utterances]
             unknown = Counter(name for utterance in utterances for name in utterance.unknown)
             listing = ", ".join(f"{name!r} {count}" for name, count in unknown.most_common(5))
-            odd = {
-                f"entries of annotators are no votes ({listing})": sum(unknown.values()),
+            counts = {
+                f"answers of annotators are not votes ({listing})": sum(unknown.values()),
                 "utterances have no votes": sum(
                     utterance.turn.targets["emotion"].votes == {} for utterance in utterances
                 ),
                 "main emotions are not in the set of final emotions": sum(map(_main_outside, utterances)),
                 "main emotions were named by no annotator": sum(map(_main_unvoted, utterances)),
-                "utterances have times that are not HH:MM:SS:FF": sum(utterance.bad_times for utterance in utterances),
+                "utterances have times unlike HH:MM:SS:FF": sum(utterance.bad_times for utterance in utterances),
                 "utterances do not end after they start": sum(
                     turn.start is not None and turn.end is not None and turn.end <= turn.start
                     for turn in (utterance.turn for utterance in utterances)
                 ),
             }
-            found += [Finding("note", "labels", f"{split}: {count} {what}") for what, count in odd.items() if count]
-        return found
+            findings += [
+                Finding("note", "labels", f"{split}: {count} {text}") for text, count in counts.items() if count
+            ]
+        return findings
 
     def _lists(self) -> dict[str, list[str]]:
         lists: dict[str, list[str]] = {}
@@ -204,8 +206,8 @@ class M3edCorpus(Corpus):
                     continue
                 if series in place:
                     raise CorpusFormatError(
-                        f"{path}, line {number}: the series {series!r} is already in {place[series].name}. A series "
-                        f"belongs to one split: get the lists again."
+                        f"{path}, line {number}: the series {series!r} is already in {place[series].name}, but belongs "
+                        f"to one split. Get the lists again."
                     )
                 place[series] = path
                 lists[split].append(series)
@@ -214,7 +216,7 @@ class M3edCorpus(Corpus):
     def _dialogues(self) -> dict[str, list[_Dialogue]]:
         path = self.files()[0]
         content = read_json(path)
-        seen: dict[str, str] = {}
+        owners: dict[str, str] = {}
         splits: dict[str, list[_Dialogue]] = {}
         for split, listed in self._lists().items():
             splits[split] = []
@@ -222,40 +224,42 @@ class M3edCorpus(Corpus):
                 if series not in listed:
                     continue
                 for name in pick(content, series, dict, path, "top level"):
-                    if seen.setdefault(name, series) != series:
+                    if owners.setdefault(name, series) != series:
                         raise CorpusFormatError(
-                            f"{path}, {series!r}: the dialogue {name!r} is also one of {seen[name]!r}. Names of "
-                            f"dialogues must differ: get the file again."
+                            f"{path}, {series!r}: the dialogue {name!r} is also one of {owners[name]!r}; names of "
+                            f"dialogues must differ. Get the file again."
                         )
-                    entry = pick(content[series], name, dict, path, repr(series))
-                    splits[split].append(_Dialogue(series, name, tuple(_utterances(path, series, name, entry))))
+                    dialogue = pick(content[series], name, dict, path, repr(series))
+                    splits[split].append(_Dialogue(series, name, tuple(_utterances(path, series, name, dialogue))))
             if not splits[split]:
                 raise CorpusFormatError(
-                    f"{path}: none of the {len(listed)} series of {LISTS[split]} has dialogues there. The file was cut "
-                    f"off, or is not of this release: get both again."
+                    f"{path}: none of the {len(listed)} series of {LISTS[split]} has dialogues: the file was cut off, "
+                    f"or is not of this release. Get both again."
                 )
         return splits
 
 
-def _utterances(path: Path, series: str, name: str, entry: dict[str, Any]) -> Iterator[_Utterance]:
+def _utterances(path: Path, series: str, name: str, content: dict[str, Any]) -> Iterator[_Utterance]:
     where = f"{series!r}, {name!r}"
-    dialog = pick(entry, "Dialog", dict, path, where)
+    dialog = pick(content, "Dialog", dict, path, where)
     if not dialog:
         raise CorpusFormatError(f"{path}, {where}, key 'Dialog': there is no utterance. Get the file again.")
     for key in dialog:
         if not re.fullmatch(r".*_[0-9]{1,9}", key, re.ASCII | re.DOTALL):
             raise CorpusFormatError(
-                f"{path}, {where}, key 'Dialog': found the utterance {shown(key)}, but a name with a number behind the "
-                f"last underscore is expected (such as anjia_1_1)."
+                f"{path}, {where}, key 'Dialog': found the utterance {shown(key)}, but a name ending in an underscore "
+                f"and a number is expected (such as anjia_1_1). Get the file again."
             )
-    speakers = _speakers(series, name, entry.get("SpeakerInfo"))
+    speakers = _speakers(series, name, content.get("SpeakerInfo"))
     for key in sorted(dialog, key=lambda utterance: int(utterance.rsplit("_", 1)[1])):
         here = f"{where}, {key!r}"
         letter = pick(dialog[key], "Speaker", str, path, here).strip()
         labels = pick(dialog[key], "EmoAnnotation", dict, path, here)
         main, *more = _labels(path, here, labels, "final_main_emo")
         if more:
-            raise CorpusFormatError(f"{path}, {here}, key 'final_main_emo': {1 + len(more)} emotions, but one is main.")
+            raise CorpusFormatError(
+                f"{path}, {here}, key 'final_main_emo': {1 + len(more)} emotions, but one is main. Get the file again."
+            )
         votes, unknown = _votes(labels)
         total = sum(votes.values())
         shares = {label: votes.get(label, 0) / total for label in SCHEMA.labels} if total else None
@@ -277,7 +281,7 @@ def _utterances(path: Path, series: str, name: str, entry: dict[str, Any]) -> It
 
 
 def _speakers(series: str, dialogue: str, info: object) -> dict[str, str]:
-    # Letter to name. Names are a convenience: without them, or where they do not tell the speakers apart, letters do.
+    # Letter to name; empty if names are missing or equal.
     names: dict[str, str] = {}
     for letter, person in info.items() if isinstance(info, dict) else ():
         name = person.get("Name") if isinstance(person, dict) else None
@@ -292,26 +296,28 @@ def _split(text: str) -> list[str]:
 
 
 def _labels(path: Path, where: str, labels: dict[str, Any], key: str) -> list[str]:
-    found = _split(pick(labels, key, str, path, where))
-    if not found:
-        raise CorpusFormatError(f"{path}, {where}, key {key!r}: the text is empty, but an emotion is expected.")
-    for label in found:
+    names = _split(pick(labels, key, str, path, where))
+    if not names:
+        raise CorpusFormatError(
+            f"{path}, {where}, key {key!r}: the text is empty, but an emotion is expected. Fill it."
+        )
+    for label in names:
         if label.lower() not in SCHEMA:
             raise CorpusFormatError(
-                f"{path}, {where}, key {key!r}: {label!r} is no label of {SCHEMA.name}. "
+                f"{path}, {where}, key {key!r}: {label!r} is not a label of {SCHEMA.name}. "
                 f"{did_you_mean(label.lower(), SCHEMA.labels)}"
             )
-    return [SCHEMA.canonical(label.lower()) for label in found]
+    return [SCHEMA.canonical(label.lower()) for label in names]
 
 
 def _votes(labels: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
     votes: Counter[str] = Counter()
     unknown: list[str] = []
     for key in sorted(name for name in labels if name.startswith(_ANNOTATOR)):
-        given = _split(labels[key]) if isinstance(labels[key], str) else [str(labels[key])]
-        unknown += [name for name in given if name.lower() not in SCHEMA]
-        # A set: an annotator votes once for an emotion, however often it is written.
-        votes.update({SCHEMA.canonical(name.lower()) for name in given if name.lower() in SCHEMA})
+        names = _split(labels[key]) if isinstance(labels[key], str) else [str(labels[key])]
+        unknown += [name for name in names if name.lower() not in SCHEMA]
+        # A set: repeated names are one vote.
+        votes.update({SCHEMA.canonical(name.lower()) for name in names if name.lower() in SCHEMA})
     return {label: votes[label] for label in SCHEMA.labels if votes[label]}, tuple(unknown)
 
 

@@ -1,4 +1,4 @@
-"""MELD: multi-party conversations from the series Friends, with emotion and sentiment of every utterance."""
+"""MELD: multi-party conversations from the series Friends, with emotion and sentiment per utterance."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ CLIP_FOLDERS: dict[str, str] = {
     "dev": "dev_splits_complete",
     "test": "output_repeated_splits_test",
 }
-"""Names of the folders in ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz``, which lie in ``MELD.Raw.tar.gz``."""
+"""Folders in ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz``, which are part of ``MELD.Raw.tar.gz``."""
 CUT_AGAIN = "final_videos_test"
-"""Put in front of the name of a test clip that was cut a second time; the file without it holds another scene."""
+"""Prefix of test clips that were cut again; the file without it shows another scene."""
 BAD_CLIPS: dict[Key, str] = {
     ("train/125", "3"): "damaged in the release: no tool decodes it",
     ("dev/110", "7"): "not in the release",
 }
 """Turns without a usable clip."""
 _ABSENT = 1000
-"""Absent dialogue numbers that are named at most: one wrong number may leave out millions."""
+"""Maximum number of absent dialogue numbers listed; one wrong number could skip millions."""
 _Cut = tuple[str, str, float, float]
 LONG_CLIP = 60.0
-"""Seconds from which on a clip cannot be one utterance: its end time is wrong."""
+"""Seconds from which on a clip cannot be one utterance; its end time is wrong."""
 
 
 @dataclass(frozen=True)
 class MeldOddities:
-    """What is odd in one of MELD's files. Nothing of it is repaired; utterances are named ``dialogue/utterance``.
+    """Oddities of one of MELD's files, which the reader reproduces. Utterances are named ``dialogue/utterance``.
 
     Args:
-        absent_dialogues: Numbers missing between 0 and the highest dialogue number, the first 1,000 of them.
-        late_starts: Dialogues whose first utterance does not have the number 0.
-        gaps: Dialogues in which numbers are missing between the first and the last utterance.
-        repeated_clips: (season, episode, start, end) that more than one utterance has.
-        no_duration: Utterances that do not end after they start.
+        absent_dialogues: Numbers missing between 0 and the highest dialogue number, at most 1,000.
+        late_starts: Dialogues not starting at utterance 0.
+        gaps: Dialogues with numbers missing between the first and the last utterance.
+        repeated_clips: (season, episode, start, end) of more than one utterance.
+        no_duration: Utterances ending at or before their start.
         long_clips: Utterances longer than :data:`LONG_CLIP` seconds, with their durations.
-        time_steps_back: Dialogues in which an utterance starts before the one in front of it.
+        time_steps_back: Dialogues with an utterance starting before the previous one.
     """
 
     absent_dialogues: tuple[int, ...]
@@ -90,7 +90,7 @@ def _protocol(name: str, task: TaskSpec, description: str) -> Protocol:
     return Protocol(
         id=f"meld/{name}",
         task=task,
-        others=tuple(other for other in _TASKS if other != task),
+        others=tuple(candidate for candidate in _TASKS if candidate != task),
         description=description,
         dev_source="dev_sent_emo.csv of the release",
         modalities=("text",),
@@ -101,8 +101,7 @@ class MeldCorpus(Corpus):
     """Reader of the released files ``{train,dev,test}_sent_emo.csv``.
 
     Conversations are called ``split/dialogue`` (for example ``train/12``), because every file numbers its dialogues
-    from 0; a turn's id is its utterance number. Both targets, ``emotion`` and ``sentiment``, are on every turn under
-    both protocols.
+    from 0. A turn's id is its utterance number. Every turn has the targets ``emotion`` and ``sentiment``.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -110,9 +109,9 @@ class MeldCorpus(Corpus):
         title="MELD (Multimodal EmotionLines Dataset)",
         licence="GPL-3.0 for the annotations (declare-lab/MELD); the clips come from television: research only.",
         obtain=(
-            "https://github.com/declare-lab/MELD, folder data/MELD: download the three CSV files. The clips "
-            "(MELD.Raw.tar.gz, about 11 GB, linked in its read-me; unpack it and the three archives in it) are needed "
-            "only to extract audio and visual features."
+            "Download the three CSV files from https://github.com/declare-lab/MELD, folder data/MELD. The clips "
+            "(MELD.Raw.tar.gz, about 11 GB, linked in its read-me; with three archives in it) are needed only to "
+            "extract audio and visual features."
         ),
         citation=(
             "Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea. MELD: A Multimodal Multi-Party Dataset for Emotion "
@@ -137,19 +136,19 @@ class MeldCorpus(Corpus):
             },
         },
         known_issues=(
-            "Train has 1,038 dialogues, not the 1,039 of the read-me: number 60 is absent.",
+            "Train has 1,038 dialogues instead of the 1,039 of the read-me: number 60 is absent.",
             "10 dialogues of train do not start at utterance 0; 65 / 2 / 2 dialogues have gaps in the utterance "
-            "numbers, so the turn before is not always what was said before.",
-            "20 / 1 / 4 clips (season, episode, start, end) are used for two utterances each within a split, and 5 "
-            "in two splits: train/12 and test/85 share two utterances, three more pairs share one.",
-            "The times of some utterances are wrong: one of test has no duration, two of test last longer than a "
-            "minute (up to 304.9 s), and in 23 / 4 / 4 dialogues start times step back.",
-            "70 / 6 / 12 dialogues have one utterance only.",
+            "numbers: the previous turn is not always the previous utterance.",
+            "20 / 1 / 4 clips (season, episode, start, end) have two utterances in one split, and 5 clips are in two "
+            "splits: train/12 and test/85 share two utterances, three more pairs share one.",
+            "Some times are wrong: one utterance of test has no duration, two of test last longer than a minute (up "
+            "to 304.9 s), and in 23 / 4 / 4 dialogues start times step back.",
+            "70 / 6 / 12 dialogues have only one utterance.",
             "Same-speaker emotion shifts are 4,001 / 427 / 1,003 (4,003 / 427 / 1,003 were published).",
             "Speakers are names; 'All' and other groups occur as a speaker.",
-            "Of the clips, dia125_utt3 of train is damaged and dia110_utt7 of dev is absent; the folder of test holds "
-            "132 clips twice, of which the one named final_videos_test... has the annotated words.",
-            "Dev and test also hold a few clips (4 and 5) of utterances that the CSV files do not have.",
+            "Of the clips, dia125_utt3 of train is damaged and dia110_utt7 of dev is absent; 132 clips of test exist "
+            "twice, and final_videos_test... has the annotated words.",
+            "Dev and test also have clips (4 and 5) of utterances absent from the CSV files.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -165,7 +164,7 @@ class MeldCorpus(Corpus):
         return self.require(list(FILES.values()))
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The dialogues of the three files, each sorted by utterance number."""
+        """The dialogues of the three files, sorted by utterance number."""
         return {
             split: [
                 Conversation(f"{split}/{number}", tuple(map(_turn, rows))) for number, rows in _dialogues(path).items()
@@ -174,37 +173,36 @@ class MeldCorpus(Corpus):
         }
 
     def oddities(self) -> dict[str, MeldOddities]:
-        """What is odd in each of the files."""
+        """Oddities of each file."""
         return {split: _oddities(_dialogues(path)) for split, path in zip(SPLITS, self.files(), strict=True)}
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """The oddities of each file in words, clips that two files share, and, where there are any, the video files."""
-        found = [finding for split, odd in self.oddities().items() for finding in _describe(split, odd)]
+        """Oddities of each file, clips in two splits, and the state of the video files if there are any."""
+        findings = [finding for split, odd in self.oddities().items() for finding in _describe(split, odd)]
         if shared := self.shared_clips():
             pairs = ", ".join(" = ".join(places) for places in shared)
-            text = f"clips (season, episode, start, end) that are in two splits: {len(shared)} ({pairs})"
-            found.append(Finding("note", "leakage", text))
-        return found + self._media_findings(protocol)
+            text = f"clips (season, episode, start, end) in two splits: {len(shared)} ({pairs})"
+            findings.append(Finding("note", "leakage", text))
+        return findings + self._media_findings(protocol)
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """The video of every turn; its sound track (of two or six channels) is the ``audio`` clip too.
+        """The video of every turn; its sound track (of two or six channels) is the ``audio`` clip.
 
-        The folders :data:`CLIP_FOLDERS` are looked for in the raw folder, in a folder of the split's name in it
-        (``train/train_splits``), and both again in ``MELD.Raw``: public readers of the clips use all four. A clip of
-        turn 3 of ``test/12`` is ``dia12_utt3.mp4``; where a second cut of it (:data:`CUT_AGAIN`) is there, that is
-        taken: those who compared the two found the annotated words in the second.
+        The folders :data:`CLIP_FOLDERS` are searched in the raw folder, in its subfolder of the split's name
+        (``train/train_splits``), and both again in ``MELD.Raw``. The clip of turn 3 of ``test/12`` is
+        ``dia12_utt3.mp4``, or its second cut (:data:`CUT_AGAIN`) if there is one, which has the annotated words.
 
         Raises:
-            CorpusNotFoundError: there is no clip at all; the message names the folders that were looked for.
+            CorpusNotFoundError: there is no clip at all; the message names the folders.
         """
         folders = self._clip_folders()
         names = {split: _listed(folder) for split, folder in folders.items()}
         if not any(names.values()):
-            looked = [str(folder) for folder in self._candidates("train")]
+            folders_train = ", ".join(str(folder) for folder in self._candidates("train"))
             raise CorpusNotFoundError(
-                f"{self.card.title}: no clips were found. For the training split these folders were looked for: "
-                f"{', '.join(looked)}; for dev and test likewise {CLIP_FOLDERS['dev']} and {CLIP_FOLDERS['test']}. "
-                f"Unpack MELD.Raw.tar.gz and then train.tar.gz, dev.tar.gz and test.tar.gz in the raw folder.\n"
+                f"{self.card.title}: no clips were found. Folders searched for the training split: {folders_train}; "
+                f"for dev and test likewise {CLIP_FOLDERS['dev']} and {CLIP_FOLDERS['test']}. Extract MELD.Raw.tar.gz, "
+                f"and then train.tar.gz, dev.tar.gz and test.tar.gz, in the raw folder.\n"
                 f"{self._how_to_get()}"
             )
         clips = {}
@@ -225,36 +223,36 @@ class MeldCorpus(Corpus):
         ]
 
     def _clip_folders(self) -> dict[str, Path]:
-        # The first that exists; where none does, the first, so that a clip's place can be named.
-        found = {}
+        # The first existing folder, or else the first one, for the path in a message.
+        folders = {}
         for split in SPLITS:
             candidates = self._candidates(split)
-            found[split] = next((folder for folder in candidates if folder.is_dir()), candidates[0])
-        return found
+            folders[split] = next((folder for folder in candidates if folder.is_dir()), candidates[0])
+        return folders
 
     def _media_findings(self, protocol: Protocol) -> list[Finding]:
         names = {split: _listed(folder) for split, folder in self._clip_folders().items()}
         if not any(names.values()):
-            # The CSV files alone are a complete corpus for text: nothing to say about clips then.
+            # Text needs the CSV files only.
             return []
-        found = []
+        findings = []
         clips = self.clips(protocol, "visual")
         for split in SPLITS:
             wanted = {key: clip.path.name for key, clip in clips.items() if key[0].startswith(f"{split}/")}
             missing = ["/".join(key) for key, name in wanted.items() if name not in names[split]]
-            text = f"{split}: {len(wanted) - len(missing)} of {len(wanted)} video files are there"
+            text = f"{split}: {len(wanted) - len(missing)} of {len(wanted)} video files exist"
             if again := sum(name.startswith(CUT_AGAIN) for name in wanted.values()):
                 text += f", {again} of them the second cut"
             if missing:
                 text += f"; missing: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-            found.append(Finding("note" if missing else "ok", "media", text))
+            findings.append(Finding("note" if missing else "ok", "media", text))
         for key, reason in BAD_CLIPS.items():
             if key in clips:
-                found.append(Finding("note", "media", f"the clip of {'/'.join(key)} is {reason}"))
-        return found
+                findings.append(Finding("note", "media", f"the clip of {'/'.join(key)} is {reason}"))
+        return findings
 
     def shared_clips(self) -> list[tuple[str, ...]]:
-        """Clips that more than one split uses, each as the utterances (``split/dialogue/utterance``) that have it."""
+        """Clips in more than one split, each as a tuple of its utterances (``split/dialogue/utterance``)."""
         places: dict[_Cut, list[str]] = {}
         for split, path in zip(SPLITS, self.files(), strict=True):
             for number, rows in _dialogues(path).items():
@@ -269,7 +267,7 @@ def clip_name(dialogue: str, utterance: str) -> str:
 
 
 def _listed(folder: Path) -> set[str]:
-    # One look at the folder instead of one for each of ten thousand files; macOS's "._dia0_utt0.mp4" are no clips.
+    # One listing instead of ten thousand checks; macOS's "._dia0_utt0.mp4" files are excluded.
     return {path.name for path in folder.glob("[!.]*.mp4")} if folder.is_dir() else set()
 
 
@@ -343,7 +341,7 @@ def _describe(split: str, odd: MeldOddities) -> list[Finding]:
 
     lines: list[tuple[str, str]] = []
     if odd.absent_dialogues:
-        lines.append(("numbering", f"dialogue numbers that do not occur: {numbers(odd.absent_dialogues)}"))
+        lines.append(("numbering", f"absent dialogue numbers: {numbers(odd.absent_dialogues)}"))
     if odd.late_starts:
         lines.append(("numbering", f"dialogues that do not start at utterance 0: {numbers(odd.late_starts)}"))
     if odd.gaps:
@@ -365,5 +363,5 @@ def _describe(split: str, odd: MeldOddities) -> list[Finding]:
     if odd.time_steps_back:
         lines.append(("clips", f"dialogues in which start times step back: {numbers(odd.time_steps_back)}"))
     if not lines:
-        return [Finding("ok", "oddities", f"{split}: none of those that MELD is known for")]
+        return [Finding("ok", "oddities", f"{split}: none of MELD's known oddities")]
     return [Finding("note", topic, f"{split}: {text}") for topic, text in lines]

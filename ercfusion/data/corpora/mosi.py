@@ -1,4 +1,4 @@
-"""CMU-MOSI with the utterance features of Poria et al. (ACL 2017): opinions in videos of one speaker each."""
+"""CMU-MOSI with the utterance features of Poria et al. (ACL 2017): opinions in videos of one speaker."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ercfusion.data.tabular import pick, read_json, read_records, read_text
 
 PARTS = ("train", "test")
 FOLDERS: dict[str, str] = {"text": "text", "audio": "audio", "visual": "video"}
-"""Modality to the folder that the release keeps it in."""
+"""Modality to its folder in the release."""
 WIDTHS: dict[str, int] = {"text": 100, "audio": 73, "visual": 100}
 """Widths of the release."""
 TRANSCRIPTS = "transcripts.csv"
 SCORES = "utterances.json"
 TRAINING_VIDEOS = 62
-"""The release trains on the videos with the numbers 1 to 62."""
+"""Videos 1 to 62 are for training."""
 DEV_SHARE = 0.2
 DEV_SEED = 0
 _LABELS = ("negative", "positive")
-_DEV = f"the last 20 % of the training videos in an order that depends on the seed {DEV_SEED} alone"
+_DEV = f"the last 20 % of the training videos in a seeded order (seed {DEV_SEED})"
 
 
 @dataclass(frozen=True)
 class _Utterance:
-    # One CSV row: which utterance it is, and what is known of it.
+    # One CSV row.
     video: str
     number: int
     label: int
@@ -52,14 +52,14 @@ class _Utterance:
 
 
 class MosiCorpus(Corpus):
-    """Reader of the release's three feature CSVs a part, its transcripts and, where given, the sentiment scores.
+    """Reader of the release's three feature CSVs per part, its transcripts and, if given, the sentiment scores.
 
-    A conversation is a video; its turns are sorted by the number behind the last underscore of their ids, because the
-    rows of the CSVs are not in order of speech. The CSVs carry no ids: ``utterances.json`` lists them in row order.
-    Without that file the order is rebuilt from ``transcripts.csv`` (positive before negative, ids in alphabetical
-    order), which gives the same; only the scores are then missing.
+    A conversation is a video. Its turns are sorted by the number at the end of their ids, because the rows of the CSVs
+    are not in order of speech. The CSVs have no ids: ``utterances.json`` lists them in row order. Without it the order
+    is rebuilt from ``transcripts.csv`` (positive before negative, ids in alphabetical order), with the same result but
+    without scores.
 
-    Both targets, ``sentiment`` and, if known, ``sentiment_score``, are on every turn under both protocols.
+    Every turn has the targets ``sentiment`` and, if known, ``sentiment_score``.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -67,8 +67,8 @@ class MosiCorpus(Corpus):
         title="CMU-MOSI with the features of Poria et al. 2017",
         licence="Research use only, under the terms of CMU-MOSI; no redistribution.",
         obtain=(
-            "https://github.com/soujanyaporia/contextual-utterance-level-multimodal-sentiment-analysis: take "
-            "transcripts.csv and, of dataset/mosi, the folders text, audio and video. The protocol mosi/score also "
+            "From https://github.com/soujanyaporia/contextual-utterance-level-multimodal-sentiment-analysis: "
+            "transcripts.csv and, in dataset/mosi, the folders text, audio and video. The protocol mosi/score also "
             'needs utterances.json, {"train": [{"id", "label", "score"}, ...], "test": [...]} in row order, with the '
             "scores of CMU-MOSI."
         ),
@@ -88,15 +88,15 @@ class MosiCorpus(Corpus):
             "test": {"conversations": 31, "utterances": 752},
         },
         known_issues=(
-            "The release has no dev split; its own script watches the last 20 % of the training videos in file order "
-            "and stops on them. Here the dev videos are drawn by a fixed seed and not trained on.",
-            "Rows of a video are not in order of speech: all positive rows come before all negative ones, so a model "
-            "that saw the row order would see the label.",
+            "The release has no dev split; its own script stops early on the last 20 % of the training videos in file "
+            "order. Here the dev videos are drawn by a fixed seed and not trained on.",
+            "In a video all positive rows come before all negative ones, not in order of speech: the row order would "
+            "reveal the label to a model.",
             "Utterances with the score 0 (65 of the training videos, 31 of the test videos) are labelled positive.",
             "32 of the 100 visual columns are constant.",
-            "The text and visual vectors come from networks that were trained on the labels of all 62 training videos, "
-            "those of dev included: a linear classifier reaches 98 % (text) and 92 % (visual) on train, 99 % and 91 % "
-            "on dev, but 76 % and 52 % on test. Dev scores are far too high, and early stopping on them says little.",
+            "The text and visual vectors come from networks trained on the labels of all 62 training videos, including "
+            "dev. A linear classifier reaches 98 % (text) and 92 % (visual) on train, 99 % and 91 % on dev, but 76 % "
+            "and 52 % on test: dev scores are far too high, and early stopping on them means little.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -117,18 +117,18 @@ class MosiCorpus(Corpus):
     }
 
     def files(self) -> list[Path]:
-        """The feature CSVs, the transcripts and, where it exists, the file of scores."""
+        """The feature CSVs, the transcripts and, if it exists, the file of scores."""
         files = self.require([_csv(modality, part) for modality in FOLDERS for part in PARTS] + [TRANSCRIPTS])
         scores = self.root() / SCORES
         return [*files, scores] if scores.is_file() else files
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The videos, sorted by id within each split."""
+        """Videos, sorted by id within each split."""
         rows = self._rows()
         if protocol.task.name == "sentiment_score" and rows["train"][0].score is None:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {SCORES} not found in {self.root()}; the protocol {protocol.id} needs the scores "
-                f"that it holds (mosi/binary does not).\n{self._how_to_get()}"
+                f"{self.card.title}: {SCORES} not found in {self.root()}, but the protocol {protocol.id} needs scores. "
+                f"Add the file, or use mosi/binary.\n{self._how_to_get()}"
             )
         videos = {part: _videos(rows[part]) for part in PARTS}
         order = seeded_permutation(videos["train"], DEV_SEED)
@@ -140,7 +140,7 @@ class MosiCorpus(Corpus):
         }
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
-        """One vector an utterance: ``text``, ``audio`` and ``visual``."""
+        """One vector per utterance: ``text``, ``audio`` and ``visual``."""
         rows = self._rows()
         keys = [(row.video, str(row.number)) for part in PARTS for row in rows[part]]
         tables = {}
@@ -150,40 +150,40 @@ class MosiCorpus(Corpus):
             if parts[0].shape[1] != parts[1].shape[1]:
                 raise CorpusFormatError(
                     f"{paths['test']}: {parts[1].shape[1]} feature columns, but {paths['train'].name} has "
-                    f"{parts[0].shape[1]}. The two are not of one release: get both again."
+                    f"{parts[0].shape[1]}: they are not of one release. Get both again."
                 )
             source = {"corpus": self.card.name, "files": [str(path.name) for path in paths.values()]}
             tables[modality] = FeatureTable(modality, keys, np.concatenate(parts), source=source)
         return tables
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Zero scores, scores against labels, how the row order is known, and widths other than the release's."""
-        found = []
+        """Zero scores, scores against labels, origin of the row order, and widths unlike the release's."""
+        findings = []
         for part, rows in self._rows().items():
             scored = [row for row in rows if row.score is not None]
             if not scored:
-                text = (
-                    f"{part}: no {SCORES}; the order of the CSV rows is rebuilt from {TRANSCRIPTS}, scores are unknown"
-                )
-                found.append(Finding("note", "scores", text))
+                text = f"{part}: no {SCORES}; the order of CSV rows is rebuilt from {TRANSCRIPTS}, scores are unknown"
+                findings.append(Finding("note", "scores", text))
                 continue
             zero = sum(row.score == 0 for row in scored)
-            found.append(Finding("note", "scores", f"{part}: {zero} utterances have the score 0 and count as positive"))
+            findings.append(
+                Finding("note", "scores", f"{part}: {zero} utterances have the score 0 and count as positive")
+            )
             against = [row.id for row in scored if row.score is not None and (row.score >= 0) != (row.label == 1)]
             if against:
                 text = f"{part}: {len(against)} labels contradict the score's sign (first: {against[0]})"
-                found.append(Finding("fault", "scores", text))
-        # Measured, not guessed: see the card. The doctor repeats it, because it makes dev scores misleading.
+                findings.append(Finding("fault", "scores", text))
+        # Repeated from the card, because it makes dev scores misleading.
         text = "text and visual vectors were trained on the labels of the dev videos too: dev scores are far too high"
-        found.append(Finding("note", "features", text))
+        findings.append(Finding("note", "features", text))
         for modality, table in self.features(protocol).items():
             if table.width != WIDTHS[modality]:
                 text = f"{modality} vectors have {table.width} dimensions; the release has {WIDTHS[modality]}"
-                found.append(Finding("fault", "features", text))
-        return found
+                findings.append(Finding("fault", "features", text))
+        return findings
 
     def _rows(self) -> dict[str, list[_Utterance]]:
-        # The utterance of every CSV row, by part.
+        # Utterances of the CSV rows, by part.
         self.files()
         spoken = _transcripts(self.root() / TRANSCRIPTS)
         path = self.root() / SCORES
@@ -219,7 +219,7 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
         key = _identifier(cells[0], f"{where}, column 1")
         if key in spoken:
             raise CorpusFormatError(
-                f"{where}: the id {cells[0]!r} stands already on line {lines[key]}. Remove one of the lines."
+                f"{where}: the id {cells[0]!r} is also on line {lines[key]}. Remove one of the lines."
             )
         if not re.fullmatch("[0-9]{1,9}", cells[2]):
             raise CorpusFormatError(
@@ -227,13 +227,14 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
             )
         if cells[3] not in ("0", "1"):
             raise CorpusFormatError(
-                f"{where}, column 4: found {cells[3]!r}, but the label 0 (negative) or 1 (positive) is expected."
+                f"{where}, column 4: found {cells[3]!r}, but the label 0 (negative) or 1 (positive) is expected. Get "
+                "the file again."
             )
         number, first = numbers.setdefault(key[0], (cells[2], line))
         if number != cells[2]:
             raise CorpusFormatError(
-                f"{where}, column 3: the video {key[0]!r} has the number {cells[2]}, but on line {first} {number}. It "
-                "decides whether the video is for training or for testing: correct it, or get the file again."
+                f"{where}, column 3: the video {key[0]!r} has the number {cells[2]}, but on line {first} {number}. The "
+                "number decides between training and testing. Correct it, or get the file again."
             )
         spoken[key] = (cells[1].strip(), int(cells[2]), int(cells[3]))
         lines[key] = line
@@ -247,37 +248,38 @@ def _listed(path: Path, spoken: Mapping[tuple[str, int], tuple[str, int, int]]) 
     rows: dict[str, list[_Utterance]] = {}
     for part in PARTS:
         rows[part] = []
-        entries: list[Any] = pick(content, part, list, path, "top level")
-        if not entries:
+        items: list[Any] = pick(content, part, list, path, "top level")
+        if not items:
             raise CorpusFormatError(f"{path}, key {part!r}: the list is empty. Get the file again.")
-        for position, entry in enumerate(entries):
-            where = f"{part} entry {position} (counted from 0)"
-            identifier = pick(entry, "id", str, path, where)
-            label = pick(entry, "label", int, path, where)
-            score = pick(entry, "score", float, path, where)
+        for position, item in enumerate(items):
+            where = f"{part} item {position} (from 0)"
+            identifier = pick(item, "id", str, path, where)
+            label = pick(item, "label", int, path, where)
+            score = pick(item, "score", float, path, where)
             key = _identifier(identifier, f"{path}, {where}, key 'id'")
             first = seen.setdefault(key, where)
             if first is not where:
                 raise CorpusFormatError(
                     f"{path}, {where}: the id {identifier!r} is already that of {first}. Remove one."
                 )
-            other, earlier = part_of.setdefault(key[0], (part, where))
-            if other != part:
+            part_before, earlier = part_of.setdefault(key[0], (part, where))
+            if part_before != part:
                 raise CorpusFormatError(
-                    f"{path}, {where}: the video {key[0]!r} is that of {earlier} too. A video is for training or for "
-                    "testing: remove it from one of the two, or get the file again."
+                    f"{path}, {where}: the video {key[0]!r} is that of {earlier} too, but belongs to one part only. "
+                    "Remove it from one of the two, or get the file again."
                 )
             if key not in spoken:
                 raise CorpusFormatError(
-                    f"{path}, {where}: the id {identifier!r} is not in {TRANSCRIPTS}. The files are not of one release."
+                    f"{path}, {where}: the id {identifier!r} is not in {TRANSCRIPTS}: they are not of one release. "
+                    "Get both again."
                 )
             if not -3.0 <= score <= 3.0:
                 raise CorpusFormatError(f"{path}, {where}, key 'score': {score} is not between -3 and 3. Correct it.")
             text, _, transcribed = spoken[key]
             if label != transcribed:
                 raise CorpusFormatError(
-                    f"{path}, {where}, key 'label': {label}, but {TRANSCRIPTS} has {transcribed} for {identifier!r}. "
-                    f"The files are not of one release: get both again."
+                    f"{path}, {where}, key 'label': {label}, but {TRANSCRIPTS} has {transcribed} for {identifier!r}: "
+                    f"the files are not of one release. Get both again."
                 )
             rows[part].append(_Utterance(*key, label, text, score))
     return rows
@@ -290,10 +292,10 @@ def _rebuilt(path: Path, spoken: Mapping[tuple[str, int], tuple[str, int, int]])
     for part, utterances in rows.items():
         if not utterances:
             raise CorpusFormatError(
-                f"{path}: no video belongs to {part} (numbers up to {TRAINING_VIDEOS} train, others test). The file is "
-                f"cut off: get it again."
+                f"{path}: no video belongs to {part} (numbers up to {TRAINING_VIDEOS} train, others test): the file is "
+                f"cut off. Get it again."
             )
-        # Ids are sorted as text ("_10" before "_2"), as the release sorts them.
+        # The release sorts ids as text ("_10" before "_2").
         utterances.sort(key=lambda row: (-row.label, row.id))
     return rows
 
@@ -312,16 +314,16 @@ def _features(path: Path, rows: Sequence[_Utterance]) -> NDArray[np.float32]:
     matrix = _matrix(path)
     if len(matrix) != len(rows):
         raise CorpusFormatError(
-            f"{path}: {len(matrix)} rows, but {len(rows)} utterances are listed for them. The files are not of one "
-            f"release, or this one was cut off: get it again."
+            f"{path}: {len(matrix)} rows, but {len(rows)} utterances are listed for them: the files are not of one "
+            f"release, or this one was cut off. Get it again."
         )
     wrong = np.flatnonzero(matrix[:, -1] != np.array([row.label for row in rows]))
     if len(wrong):
         first = int(wrong[0])
         raise CorpusFormatError(
             f"{path}, line {_line(path, first)}, last column: the label {matrix[first, -1]:g} is not that of "
-            f"{rows[first].id!r}, {rows[first].label} ({len(wrong)} rows differ). The rows were reordered, or the "
-            f"files are not of one release: get them again."
+            f"{rows[first].id!r}, {rows[first].label} ({len(wrong)} rows differ): the rows were reordered, or the "
+            f"files are not of one release. Get them again."
         )
     return matrix[:, :-1].astype(np.float32)
 
@@ -331,9 +333,9 @@ def _matrix(path: Path) -> NDArray[np.float64]:
     try:
         matrix = np.loadtxt(io.StringIO(text), delimiter=",", quotechar='"', comments=None, ndmin=2)
     except ValueError as error:
-        # numpy does not tell the line reliably; the file is read again, slowly, to find it.
+        # numpy does not report the line reliably: read the file again to find it.
         _explain(path)
-        raise CorpusFormatError(f"{path}: no table of numbers ({error}). Get the file again.") from error
+        raise CorpusFormatError(f"{path}: not a table of numbers ({error}). Get the file again.") from error
     if matrix.shape[1] < 2:
         raise CorpusFormatError(f"{path}: one column only, but features and a label are expected. Get the file again.")
     odd = np.argwhere(~np.isfinite(matrix))

@@ -1,8 +1,8 @@
 """RAVDESS: two English sentences, acted by 24 actors in eight emotions, as sound and as video.
 
-The layout, the names of files and the numbers are those of the release's page (Zenodo 1188976), as public readers
-repeat them. The five folds are those of Luna-Jiménez, Griol, Callejas, Kleinlein, Montero and Fernández-Martínez
-(Sensors 2021, 21, 7665), section 3.1.
+Layout, names of files and counts are from the release's page (Zenodo 1188976), as given by public readers. The five
+folds are those of Luna-Jiménez, Griol, Callejas, Kleinlein, Montero and Fernández-Martínez (Sensors 2021, 21, 7665),
+section 3.1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ercfusion.data.features import Key
 from ercfusion.data.media import MEDIA_KINDS, Clip, MediaKind
 
 SCHEMA = get_schema("ravdess8")
-"""Its order is that of the codes 01 to 08 in the files' names."""
+"""Labels in the order of the codes 01 to 08 in the files' names."""
 STATEMENTS: Mapping[str, str] = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
 ACTORS = tuple(f"{number:02d}" for number in range(1, 25))
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -42,10 +42,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "3": ("08", "17", "21", "23", "24"),
     "4": ("01", "04", "09", "22"),
 }
-"""The actors of the five published folds, numbered as in the paper."""
+"""Actors of the five published folds, numbered as in the paper."""
 FOLDS = cyclic_folds("ravdess/8way-fold", GROUPS)
 MODALITIES: Mapping[MediaKind, tuple[str, ...]] = {"audio": ("03", "01"), "visual": ("01", "02")}
-"""Codes of the recordings that serve a modality, the preferred one first: 03 sound, 01 both, 02 pictures."""
+"""Codes of recordings by modality, the preferred one first: 03 sound, 01 both, 02 pictures."""
 _ENDINGS = {"01": ".mp4", "02": ".mp4", "03": ".wav"}
 # Two sentences, twice, at two intensities; neutral at one.
 _TAKES = {label: 4 if label == "neutral" else 8 for label in SCHEMA.labels}
@@ -58,18 +58,18 @@ _SPEECH = "01"
 class RavdessCorpus(SpeechCorpus):
     """Reader of the speech part: ``.wav`` and ``.mp4`` files at any depth below the raw folder.
 
-    The release comes as ``Audio_Speech_Actors_01-24/Actor_01/03-01-06-01-02-01-01.wav`` and
-    ``Video_Speech_Actor_01/Actor_01/01-01-06-01-02-01-01.mp4``; whichever of the archives are there are read, and files
-    of the song part are passed over. A name is made of modality, channel, emotion, intensity, statement, repetition and
-    actor. The three files that differ only in the modality (03 sound, 01 video with sound, 02 video without) hold the
-    same take and are one conversation of one utterance, called by the other six parts (``01-06-01-02-01-01``); its turn
-    is ``0`` and its speaker the actor.
+    The release has ``Audio_Speech_Actors_01-24/Actor_01/03-01-06-01-02-01-01.wav`` and
+    ``Video_Speech_Actor_01/Actor_01/01-01-06-01-02-01-01.mp4``; all archives present are read, without files of the
+    song part. A name consists of modality, channel, emotion, intensity, statement, repetition and actor. The three
+    files with equal names except for the modality (03 sound, 01 video with sound, 02 video without) are one take and
+    one conversation of one utterance, called by the other six parts (``01-06-01-02-01-01``). Its turn is ``0``, its
+    speaker the actor.
 
-    Protocols ``ravdess/8way-fold0`` to ``fold4``: that fold of Luna-Jiménez et al. is tested. The paper has no dev
-    split; here it is the next fold (after 4: 0).
+    Protocols ``ravdess/8way-fold0`` to ``fold4`` test that fold of Luna-Jiménez et al. The paper has no dev split;
+    here dev is the next fold (after 4: 0).
 
-    The fingerprint covers which utterances there are, not the content of 25 GB of recordings, so that packs stay valid
-    when the videos are added to the sound files.
+    The fingerprint covers the names of the utterances, not 25 GB of recordings: packs stay valid when videos are added
+    to the sound files.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -77,7 +77,7 @@ class RavdessCorpus(SpeechCorpus):
         title="RAVDESS (Ryerson Audio-Visual Database of Emotional Speech and Song), speech part",
         licence="CC BY-NC-SA 4.0: research and other non-commercial use.",
         obtain=(
-            "https://zenodo.org/record/1188976: unpack Audio_Speech_Actors_01-24.zip and, for pictures, "
+            "https://zenodo.org/record/1188976: extract Audio_Speech_Actors_01-24.zip and, for pictures, "
             "Video_Speech_Actor_01.zip to Video_Speech_Actor_24.zip (about 0.5 GB each) into one folder."
         ),
         citation=(
@@ -88,82 +88,87 @@ class RavdessCorpus(SpeechCorpus):
         counts=utterance_counts(_LABELS[_DEFAULT]),
         labels=_LABELS,
         known_issues=(
-            "Acted: 12 men (odd numbers) and 12 women say two sentences, so texts tell nothing of emotion.",
-            "96 utterances are neutral, 192 have each other emotion; calm is often merged with neutral elsewhere.",
-            "The published folds have no dev split; here the fold behind that of test is dev and not trained on, so "
-            "about 14 actors train instead of 19.",
-            "A copy that is widely passed on holds every sound file twice; the reader takes the first.",
+            "Acted: 12 men (odd numbers) and 12 women say two sentences; texts carry no emotion.",
+            "96 utterances are neutral, 192 have each other emotion; other work often merges calm with neutral.",
+            "The published folds have no dev split; here the fold after that of test is dev and not trained on: about "
+            "14 actors train instead of 19.",
+            "A widespread copy has every sound file twice; the reader uses the first.",
         ),
     )
     folds: ClassVar[Mapping[str, Fold]] = FOLDS
     protocols: ClassVar[Mapping[str, Protocol]] = fold_protocols(
-        FOLDS, SCHEMA, "actor", "the fold behind that of test (after the last, the first), taken out of training"
+        FOLDS, SCHEMA, "actor", "the fold after that of test (after the last, the first), taken out of training"
     )
 
     def utterances(self) -> list[Utterance]:
-        """The takes of which there is at least one recording; see :meth:`SpeechCorpus.utterances`."""
-        takes = dict.fromkeys(sorted(take for _, take in self._found()))
+        """Takes with at least one recording; see :meth:`SpeechCorpus.utterances`."""
+        takes = dict.fromkeys(sorted(take for _, take in self._files()))
         return [_utterance(take) for take in takes]
 
     def fingerprint(self) -> str:
         """SHA-256 over the corpus's name and the names of its utterances."""
-        names = [self.card.name, *(entry.id for entry in self.utterances())]
+        names = [self.card.name, *(utterance.id for utterance in self.utterances())]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """For ``audio`` the sound file, or the video where there is none; for ``visual`` the video, with or without
-        sound. A recording that is not there is named where the release has it.
+        """For ``audio`` the sound file, or the video without one; for ``visual`` the video, with or without sound.
+
+        A missing recording has its path in the release.
         """
-        found = self._found()
+        files = self._files()
         codes = MODALITIES[kind]
-        if not any(code in codes for code, _ in found):
+        if not any(code in codes for code, _ in files):
             raise CorpusNotFoundError(
-                f"{self.card.title}: no {kind} recordings in {self.root()}.\n{self._how_to_get()}"
+                f"{self.card.title}: no {kind} recordings in {self.root()}. Copy them, or choose another modality.\n"
+                f"{self._how_to_get()}"
             )
         clips = {}
         for part in self.conversations(protocol).values():
             for conversation in part:
                 take = conversation.id
-                paths = [found[code, take] for code in codes if (code, take) in found]
+                paths = [files[code, take] for code in codes if (code, take) in files]
                 path = paths[0] if paths else self.root() / f"Actor_{take[-2:]}" / _file_name(codes[0], take)
                 clips[take, TURN] = Clip(path)
         return clips
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """How many utterances have sound and pictures, and files that are there twice or of the song part."""
-        found = self._found()
-        takes = {take for _, take in found}
+        """Number of utterances with sound and pictures, repeated files, and files of the song part."""
+        files = self._files()
+        takes = {take for _, take in files}
         texts = []
         for kind in MEDIA_KINDS:
-            count = sum(any((code, take) in found for code in MODALITIES[kind]) for take in takes)
+            count = sum(any((code, take) in files for code in MODALITIES[kind]) for take in takes)
             if count:
                 texts.append(f"{count} have {kind} recordings")
         findings = [Finding("ok", "recordings", f"of {len(takes)} utterances, {' and '.join(texts)}")]
         names = Counter(path.name for path in recordings(self.root(), {*_ENDINGS.values()}))
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
-            text = f"{len(twice)} files are there more than once (first: {twice[0]}); the first of each is used"
+            text = f"{len(twice)} files exist more than once (first: {twice[0]}); the first of each is used"
             findings.append(Finding("note", "recordings", text))
         if songs := sum(name.split("-")[1:2] == ["02"] for name in names):
-            findings.append(Finding("note", "recordings", f"{songs} files are of the song part and passed over"))
+            findings.append(Finding("note", "recordings", f"{songs} files of the song part are skipped"))
         return findings
 
-    def _found(self) -> dict[tuple[str, str], Path]:
+    def _files(self) -> dict[tuple[str, str], Path]:
         # (modality code, take) of the speech part -> file.
         root = self.root()
-        found: dict[tuple[str, str], Path] = {}
+        files: dict[tuple[str, str], Path] = {}
         for path in recordings(root, {*_ENDINGS.values()}):
             match = _NAME.fullmatch(path.stem)
             if match is None or path.suffix.lower() != _ENDINGS[match[1]]:
                 raise CorpusFormatError(
-                    f"{path}: no name that RAVDESS gives: seven numbers of two digits, such as 03-01-06-01-02-01-12, "
+                    f"{path}: not a file name of RAVDESS: seven numbers of two digits, such as 03-01-06-01-02-01-12, "
                     f"with 03 in front for .wav and 01 or 02 for .mp4. Rename the file, or remove it from the folder."
                 )
             if match[2] == _SPEECH:
-                found.setdefault((match[1], path.stem[3:]), path)
-        if not found:
-            raise CorpusNotFoundError(f"{self.card.title}: no recording of speech below {root}.\n{self._how_to_get()}")
-        return found
+                files.setdefault((match[1], path.stem[3:]), path)
+        if not files:
+            raise CorpusNotFoundError(
+                f"{self.card.title}: no recording of speech below {root}. Copy the files, or correct the path.\n"
+                f"{self._how_to_get()}"
+            )
+        return files
 
 
 def _utterance(take: str) -> Utterance:

@@ -1,10 +1,9 @@
 """CMU-MOSEI and CMU-MOSI from the files of the CMU Multimodal SDK: monologues with word and frame features.
 
-Both corpora come as computational sequences (``.csd``, see :mod:`ercfusion.data.corpora._csd`): one with the labels of
-the segments, one with the words, and one for each kind of features, all with times. File names, column order of the
-labels, ranges and binarisation are those of the SDK's repository, CMU-MultiComp-Lab/CMU-MultimodalSDK, folder
-``mmsdk/mmdatasdk/dataset/standard_datasets``. The reader was tested on generated files of that layout, not on the
-release.
+Both corpora are computational sequences (``.csd``, see :mod:`ercfusion.data.corpora._csd`) with times: one file has the
+labels of the segments, one the words, one each kind of features. File names, columns of labels, ranges and binarisation
+are from the SDK's repository, CMU-MultiComp-Lab/CMU-MultimodalSDK, folder
+``mmsdk/mmdatasdk/dataset/standard_datasets``. The reader was tested on generated files only.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 
 EMOTIONS = get_schema("mosei6")
-"""Its order is that of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
+"""Labels in the order of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
 SPLITS_FILE = "splits.json"
 MOSEI_FEATURES: Mapping[str, Mapping[str, str]] = {
     "text": {
@@ -38,7 +37,7 @@ MOSEI_FEATURES: Mapping[str, Mapping[str, str]] = {
     "audio": {"COVAREP": "CMU_MOSEI_COVAREP.csd"},
     "visual": {"Facet42": "CMU_MOSEI_VisualFacet42.csd", "OpenFace2": "CMU_MOSEI_VisualOpenFace2.csd"},
 }
-"""Modality to the kinds of features in the release, each with its file; the first is the default."""
+"""Modality to its kinds of features and their files; the first is the default."""
 MOSI_FEATURES: Mapping[str, Mapping[str, str]] = {
     "text": {"GloVe": "CMU_MOSI_TimestampedWordVectors.csd"},
     "audio": {
@@ -86,22 +85,22 @@ def _protocols(corpus: str, *more: Protocol) -> dict[str, Protocol]:
 
 @dataclass(frozen=True)
 class _Counts:
-    # What was met while features were read: steps used, of them with a value that is not finite; words without frames.
+    # Statistics of reading: steps used, steps with a value that is not finite, words without frames.
     steps: int
     replaced: int
     empty_words: int
 
 
 class _SdkCorpus(Corpus):
-    """What the two corpora share. A subclass names its files and the columns of its labels.
+    """Common part of the two corpora; a subclass names its files and the columns of its labels.
 
     Args:
-        raw: Folder with the files, or with folders of them as the SDK downloads them.
-        text: ``GloVe`` (300 dimensions a word), ``GloVe_with_SP`` (the same, with steps for pauses), a file's name, or
-            None to have text features made from the words by ``data.encoder``.
-        level: A vector per segment, the mean over its steps (``utterance``), or all its steps (``sequence``).
-        align: With ``level=sequence``: all frames (``none``; over a hundred a second in COVAREP, so that the matrix of
-            the whole corpus takes gigabytes of memory), or one step a word in every modality (``words``).
+        raw: Folder with the files, or with folders of them as made by the SDK's downloader.
+        text: ``GloVe`` (300 dimensions per word), ``GloVe_with_SP`` (also with steps for pauses), a file's name, or
+            None for features of the words by ``data.encoder``.
+        level: ``utterance``: a vector per segment, the mean over its steps; ``sequence``: all its steps.
+        align: With ``level=sequence``: all frames (``none``; over a hundred per second in COVAREP, gigabytes of memory
+            for the corpus), or one step per word in every modality (``words``).
     """
 
     labels_file: ClassVar[str]
@@ -124,44 +123,44 @@ class _SdkCorpus(Corpus):
         super().__init__(raw)
         if align == "words" and level == "utterance":
             raise ConfigError(
-                f"corpus {self.name!r}: align=words gives one step a word, but level=utterance one vector a turn. "
-                f"Set data.options.level=sequence, or leave align out."
+                f"corpus {self.name!r}: align=words gives one step per word, but level=utterance one vector per turn. "
+                f"Set data.options.level=sequence, or omit align."
             )
         if align == "words" and text is None:
             raise ConfigError(
                 f"corpus {self.name!r}: align=words takes the words' times from the text features, but text is null. "
-                f"Set data.options.text=GloVe, or leave align out."
+                f"Set data.options.text=GloVe, or omit align."
             )
         self._level = level
         self._align = align
         self._sources: dict[str, str] = {}
         for modality, kind in {"text": text, "audio": audio, "visual": visual}.items():
-            known = self.kinds[modality]
-            if kind is not None and kind not in known and not str(kind).endswith(".csd"):
+            kinds = self.kinds[modality]
+            if kind is not None and kind not in kinds and not str(kind).endswith(".csd"):
                 raise ConfigError(
-                    f"corpus {self.name!r}: {modality}={kind!r}. {did_you_mean(str(kind), known)} The name of a .csd "
-                    f"file in the raw folder can stand there too."
+                    f"corpus {self.name!r}: {modality}={kind!r}. {did_you_mean(str(kind), kinds)} Or give the name of "
+                    f"a .csd file in the raw folder."
                 )
             if kind is not None:
-                self._sources[modality] = known.get(kind, kind)
+                self._sources[modality] = kinds.get(kind, kind)
         self._counts: dict[str, _Counts] = {}
 
     def protocol(self, identifier: str | None = None) -> Protocol:
-        """As for every corpus; audio or visual features that are switched off are not among the modalities.
+        """The protocol, without audio or visual among its modalities if these features are switched off.
 
-        Text stays even where ``text`` is null: its features are then made from the words by ``data.encoder``.
+        Text always stays: if ``text`` is null, ``data.encoder`` makes features of the words.
         """
-        found = super().protocol(identifier)
-        kept = tuple(name for name in found.modalities if name == "text" or name in self._sources)
-        return replace(found, modalities=kept)
+        protocol = super().protocol(identifier)
+        modalities = tuple(name for name in protocol.modalities if name == "text" or name in self._sources)
+        return replace(protocol, modalities=modalities)
 
     def files(self) -> list[Path]:
-        """Labels, words and splits. The feature files decide on no conversation, and hashing them takes minutes."""
+        """Labels, words and splits; not the feature files, whose hashing takes minutes."""
         self.root()
         return [self._place(self.labels_file), self._place(self.words_file), self._folds()]
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The videos of each fold, sorted by id, with their labelled segments in order of time."""
+        """Videos of each fold, sorted by id, with their labelled segments in order of time."""
         labels, words, folds = self.files()
         split_of = {video: split for split, videos in read_folds(folds).items() for video in videos}
         splits: Splits = {"train": [], "dev": [], "test": []}
@@ -171,23 +170,23 @@ class _SdkCorpus(Corpus):
         for split, videos in splits.items():
             if not videos:
                 raise CorpusFormatError(
-                    f"{folds}: no video of {split} is in {labels.name}. The two are not of one corpus: get both again."
+                    f"{folds}: no video of {split} is in {labels.name}: they are of different corpora. Get both again."
                 )
         return splits
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
         """The chosen features of every segment, by modality.
 
-        A segment takes the steps that overlap it (:func:`~ercfusion.data.corpora._csd.overlapping`); one with no steps
-        gets no key: it lacks the modality. Values that are not finite become 0 before anything else, as is usual for
-        COVAREP (it writes minus infinity and NaN for silence); ``source["replaced"]`` counts the steps.
+        The steps of a segment are those overlapping it (:func:`~ercfusion.data.corpora._csd.overlapping`); a segment
+        without steps lacks the modality. Values that are not finite become 0 (COVAREP writes minus infinity and NaN
+        for silence); ``source["replaced"]`` counts these steps.
 
-        With ``level=utterance`` a segment's vector is the mean over its steps. With ``level=sequence`` its steps are
-        kept: T is the number of frames, or with ``align=words`` that of words, each with the mean of the frames that
-        overlap it and zeros where there are none (the SDK's ``align`` and ``impute``).
+        ``level=utterance``: the mean over the steps. ``level=sequence``: all steps; T is the number of frames, or with
+        ``align=words`` of words, each with the mean of the overlapping frames, or zeros without any (the SDK's
+        ``align`` and ``impute``).
 
         Raises:
-            CorpusNotFoundError: a file is missing; the message says how to do without the modality.
+            CorpusNotFoundError: a file is missing; the message names the setting to omit the modality.
             CorpusFormatError: a file is damaged, or has rows of different widths.
         """
         videos = [video for part in self.conversations(protocol).values() for video in part]
@@ -201,39 +200,41 @@ class _SdkCorpus(Corpus):
         labels, _, folds = self.files()
         listed = {video for videos in read_folds(folds).values() for video in videos}
         with ComputationalSequence(labels) as labelled:
-            known = set(labelled.videos())
-        found = []
+            labelled_videos = set(labelled.videos())
+        findings = []
         for text, videos in (
-            (f"videos with labels that no fold of {folds.name} lists; they are left out", known - listed),
-            (f"videos of {folds.name} that have no labels", listed - known),
+            (f"videos with labels are in no fold of {folds.name} and are omitted", labelled_videos - listed),
+            (f"videos of {folds.name} have no labels", listed - labelled_videos),
         ):
             if videos:
-                found.append(Finding("note", "folds", f"{len(videos)} {text} (first: {min(videos)})"))
-        if not found:
-            found.append(Finding("ok", "folds", f"every video with labels is in one fold of {folds.name}"))
+                findings.append(Finding("note", "folds", f"{len(videos)} {text} (first: {min(videos)})"))
+        if not findings:
+            findings.append(Finding("ok", "folds", f"every video with labels is in one fold of {folds.name}"))
         for split, part in self.conversations(protocol).items():
             turns = [turn for video in part for turn in video.turns]
-            odd = {
+            counts = {
                 "segments have the sentiment 0 and count as positive in the binary protocol": sum(
                     turn.targets["sentiment_score"].value == 0 for turn in turns
                 ),
-                "segments have no duration, and so neither words nor features": sum(
+                "segments have no duration, and therefore neither words nor features": sum(
                     (turn.end or 0.0) - (turn.start or 0.0) <= EPSILON for turn in turns
                 ),
-                "segments start before the one in front of them has ended": sum(
+                "segments start before the end of the previous one": sum(
                     (after.start or 0.0) < (before.end or 0.0) - EPSILON
                     for video in part
                     for before, after in zip(video.turns, video.turns[1:], strict=False)
                 ),
             }
-            found += [Finding("note", "segments", f"{split}: {count} {what}") for what, count in odd.items() if count]
+            findings += [
+                Finding("note", "segments", f"{split}: {count} {text}") for text, count in counts.items() if count
+            ]
         for modality, read in self._counts.items():
             text = f"{read.replaced} of {read.steps} steps had values that are not finite; they were set to 0"
-            found.append(Finding("note" if read.replaced else "ok", f"features {modality}", text))
+            findings.append(Finding("note" if read.replaced else "ok", f"features {modality}", text))
             if read.empty_words:
                 text = f"{read.empty_words} words have no frames of their own; their features are 0"
-                found.append(Finding("note", f"features {modality}", text))
-        return found
+                findings.append(Finding("note", f"features {modality}", text))
+        return findings
 
     def _conversation(self, video: str, labelled: ComputationalSequence, spoken: ComputationalSequence) -> Conversation:
         times, scores = labelled.intervals(video), labelled.numbers(video)
@@ -246,13 +247,11 @@ class _SdkCorpus(Corpus):
         turns = []
         for number, ((start, end), row) in enumerate(zip(times.tolist(), scores.tolist(), strict=True)):
             if not (np.isfinite(start) and np.isfinite(end)):
-                labelled.fail(video, f"segment {number} (counted from 0) lasts from {start} to {end} seconds")
+                labelled.fail(video, f"segment {number} (from 0) lasts from {start} to {end} seconds")
             low = (-3.0,) + (0.0,) * (len(row) - 1)
             for column, value, least in zip(self.columns, row, low, strict=True):
                 if not least - _TOLERANCE <= value <= 3.0 + _TOLERANCE:
-                    labelled.fail(
-                        video, f"segment {number} (counted from 0), {column}: {value:g} is not from {least:g} to 3"
-                    )
+                    labelled.fail(video, f"segment {number} (from 0), {column}: {value:g} is not from {least:g} to 3")
             inside = overlapping(word_times, start, end)
             turns.append(
                 Turn(
@@ -278,7 +277,7 @@ class _SdkCorpus(Corpus):
         return targets
 
     def _table(self, modality: str, paths: Mapping[str, Path], videos: list[Conversation]) -> FeatureTable:
-        # Twice through the file: times first, so that the matrix is made once in its full size, then values.
+        # Two passes: times first, to allocate the matrix once at its full size; then values.
         path = paths[modality]
         with ExitStack() as stack:
             sequence = stack.enter_context(ComputationalSequence(path))
@@ -308,7 +307,7 @@ class _SdkCorpus(Corpus):
                         filled += 1
         if values is None:
             raise CorpusFormatError(
-                f"{path}: no step of it lies in a labelled segment. It is not of {self.card.title}: get it again."
+                f"{path}: no step of it is in a labelled segment; it is not of {self.card.title}. Get it again."
             )
         self._counts[modality] = _Counts(used, replaced, empty)
         source = {
@@ -324,7 +323,7 @@ class _SdkCorpus(Corpus):
     def _plan(
         self, sequence: ComputationalSequence, text: ComputationalSequence | None, videos: list[Conversation]
     ) -> dict[str, dict[Key, list[NDArray[np.int64]]]]:
-        # By video and turn: the groups of steps that make one row each. Turns and videos without steps are left out.
+        # By video and turn: groups of steps, each giving one row. Turns and videos without steps are omitted.
         plan: dict[str, dict[Key, list[NDArray[np.int64]]]] = {}
         for video in videos:
             if video.id not in sequence:
@@ -354,25 +353,27 @@ class _SdkCorpus(Corpus):
             return self._place(name)
         except CorpusNotFoundError as error:
             instead = (
-                "data.options.text=null has text features made from the words by data.encoder"
+                "data.options.text=null uses features of the words by data.encoder"
                 if modality == "text"
-                else f"data.options.{modality}=null does without {modality} features"
+                else f"data.options.{modality}=null omits {modality} features"
             )
-            known = ", ".join(f"{kind} ({file})" for kind, file in self.kinds[modality].items())
-            raise CorpusNotFoundError(f"{error}\nKinds of {modality} features: {known}; {instead}.") from error
+            kinds = ", ".join(f"{kind} ({file})" for kind, file in self.kinds[modality].items())
+            raise CorpusNotFoundError(
+                f"{error}\nChoose another kind of {modality} features: {kinds}; {instead}."
+            ) from error
 
     def _folds(self) -> Path:
         for name in (SPLITS_FILE, self.folds_file):
             if self._places(name):
                 return self._place(name)
         raise CorpusNotFoundError(
-            f"{self.card.title}: neither {SPLITS_FILE} nor {self.folds_file} found in {self.root()}. Take the latter "
-            f"from {_FOLDS_ADDRESS}, or write the ids of the videos yourself as "
+            f"{self.card.title}: neither {SPLITS_FILE} nor {self.folds_file} found in {self.root()}. Copy the latter "
+            f"from {_FOLDS_ADDRESS}, or write the ids of the videos into "
             f'{SPLITS_FILE}: {{"train": [...], "valid": [...], "test": [...]}}.'
         )
 
     def _places(self, name: str) -> list[Path]:
-        # In the raw folder, or one folder below, where the SDK's downloader puts labels and features.
+        # In the raw folder, or in the subfolders made by the SDK's downloader.
         root = self.root()
         return [path for path in (root / name, *sorted(root.glob(f"*/{Path(name).name}"))) if path.is_file()]
 
@@ -384,13 +385,13 @@ class _SdkCorpus(Corpus):
 class MoseiCorpus(_SdkCorpus):
     """Reader of CMU-MOSEI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
 
-    A turn's id is the segment's number in order of time, counted from 0. Three targets are on every turn, whichever the
-    protocol: ``emotions`` (those of the six with a score above 0; none is a valid answer), ``sentiment`` (negative
-    below 0, else positive) and ``sentiment_score`` (-3 to 3).
+    A turn's id is the segment's number in order of time, from 0. Every turn has three targets: ``emotions`` (those of
+    six with a score above 0; the set may be empty), ``sentiment`` (negative below 0, else positive) and
+    ``sentiment_score`` (-3 to 3).
 
     Args:
-        audio: ``COVAREP`` (74 dimensions a frame), a file's name, or None for no audio features.
-        visual: ``Facet42`` (35 dimensions a frame), ``OpenFace2``, a file's name, or None for no visual features.
+        audio: ``COVAREP`` (74 dimensions per frame), a file's name, or None for no audio features.
+        visual: ``Facet42`` (35 dimensions per frame), ``OpenFace2``, a file's name, or None for no visual features.
     """
 
     labels_file = "CMU_MOSEI_Labels.csd"
@@ -419,14 +420,14 @@ class MoseiCorpus(_SdkCorpus):
             *_default_files(MOSEI_FEATURES),
         ),
         known_issues=(
-            "Emotions are multi-label: present means a mean score above 0 over three annotators. Papers that take the "
+            "Emotions are multi-label: present means a mean score above 0 over three annotators. Papers with the "
             "strongest emotion as a single label are not comparable.",
             "Segments with the sentiment 0 count as positive in mosei/binary (negative against non-negative, the "
-            "convention of papers before 2019). Those that leave them out: acc2_non0 among the scores of mosei/score.",
-            "A segment that no word or frame overlaps lacks the modality. The SDK's own pipeline drops such segments, "
-            "so published numbers of utterances are lower.",
-            "COVAREP holds values that are not finite; they become 0.",
-            "One speaker a conversation: models of speaker relations have nothing to work on.",
+            "convention of papers before 2019). acc2_non0 among the scores of mosei/score omits them.",
+            "A segment without overlapping words or frames lacks the modality. The SDK's own pipeline drops such "
+            "segments: published numbers of utterances are lower.",
+            "COVAREP has values that are not finite; they become 0.",
+            "Each conversation has one speaker: models of speaker relations have no use here.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = _protocols(
@@ -444,8 +445,8 @@ class MoseiCorpus(_SdkCorpus):
 class MosiSdkCorpus(_SdkCorpus):
     """Reader of CMU-MOSI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
 
-    Both targets are on every turn, whichever the protocol: ``sentiment`` (negative below 0, else positive) and
-    ``sentiment_score`` (-3 to 3). The corpus ``mosi`` has the same videos with other features and another split.
+    Every turn has both targets: ``sentiment`` (negative below 0, else positive) and ``sentiment_score`` (-3 to 3). The
+    corpus ``mosi`` has the same videos with other features and another split.
 
     Args:
         audio: ``COVAREP``, ``openSMILE_IS09``, ``OpenSmile_EB10``, a file's name, or None for no audio features.
@@ -476,11 +477,10 @@ class MosiSdkCorpus(_SdkCorpus):
         ),
         known_issues=(
             "Segments with the score 0 count as positive in mosi_sdk/binary (negative against non-negative, the "
-            "convention of papers before 2019). Those that leave them out: acc2_non0 among the scores of "
-            "mosi_sdk/score.",
-            "A segment that no word or frame overlaps lacks the modality.",
+            "convention of papers before 2019). acc2_non0 among the scores of mosi_sdk/score omits them.",
+            "A segment without overlapping words or frames lacks the modality.",
             "93 videos of 89 speakers: some speakers may be in two folds.",
-            "COVAREP holds values that are not finite; they become 0.",
+            "COVAREP has values that are not finite; they become 0.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = _protocols("mosi_sdk")

@@ -335,14 +335,14 @@ def test_a_shared_recording_without_times(twin):
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ({"emotion": "joi"}, "line 3, column 'emotion': 'joi' is no label of custom/emotion. Did you mean 'joy'?"),
+        ({"emotion": "joi"}, "line 3, column 'emotion': 'joi' is not a label of custom/emotion. Did you mean 'joy'?"),
         ({"emotions": "joy||fear"}, "a label is missing next to '|'"),
         ({"emotions": "joy|feer"}, "Did you mean 'fear'?"),
         ({"affect.valence": "high"}, "column 'affect.valence': found 'high', but a number"),
         ({"affect.valence": "inf"}, "but a number"),
-        ({"affect.valence": "nan"}, "says that the value is missing, but affect.arousal is not"),
+        ({"affect.valence": "nan"}, "marked as missing, but affect.arousal is not"),
         ({"affect.arousal": "1.5"}, "1.5 is not between -1 and 1"),
-        ({"affect.arousal": ""}, "the cell is empty or says that the value is missing, but affect.valence is not"),
+        ({"affect.arousal": ""}, "the cell is empty or marked as missing, but affect.valence is not"),
         ({"votes.joy": "-1"}, "is negative"),
         ({f"votes.{label}": "0" for label in ("neutral", "joy", "anger", "sadness")}, "all 4 shares are 0"),
         ({"split": "vla"}, "line 3, column 'split': found 'vla'"),
@@ -353,7 +353,7 @@ def test_a_shared_recording_without_times(twin):
         ({"start": "-1"}, "is negative"),
         ({"start": "00:01"}, "but a number"),
         ({"end": "0.1"}, "the turn ends at 0.1 s and starts at"),
-        ({"turn": "1"}, "line 4: conversation train01, turn 1 stands already on line 3"),
+        ({"turn": "1"}, "line 4: conversation train01, turn 1 is also on line 3"),
         ({"turn": ""}, "line 3, column 'turn': the cell is empty"),
         ({"conversation": " "}, "line 3, column 'conversation': the cell is empty"),
     ],
@@ -375,21 +375,21 @@ def test_bad_cells(twin, cells, words):
         (lambda c: c.update(targets={}), "the mapping is empty"),
         (lambda c: c.update(targets=["emotion"]), "but a mapping (key: value) is expected"),
         (lambda c: c["targets"].update(text={}), "the column 'text' has another meaning"),
-        (lambda c: c["targets"].update({"a/b": {}}), "made of letters, digits, _ and -"),
+        (lambda c: c["targets"].update({"a/b": {}}), "has letters, digits, _ and - only"),
         (lambda c: c["targets"].update(mood={}), "the target 'mood' needs the column 'mood'"),
         (lambda c: c["targets"]["emotion"].update(kind="single"), "Did you mean 'single_label'?"),
         (lambda c: c["targets"]["emotion"].update(lables=[]), "Did you mean 'labels'?"),
         (lambda c: c["targets"]["emotion"].update(low=0), "a target of the kind single_label has no such key"),
         (lambda c: c["targets"]["emotion"].update(labels=["a", True]), "found True, but text is expected"),
-        (lambda c: c["targets"]["emotion"].update(labels=["a", "a"]), "'a' stands there twice"),
+        (lambda c: c["targets"]["emotion"].update(labels=["a", "a"]), "'a' is listed twice"),
         (lambda c: c["targets"]["emotion"].update(labels=["a"]), "at least 2 are needed"),
         (lambda c: c["targets"]["emotion"].update(neutral="netral"), "Did you mean 'neutral'?"),
-        (lambda c: c["targets"]["emotion"].update(synonyms={"x": "y"}), "'y' is no label"),
+        (lambda c: c["targets"]["emotion"].update(synonyms={"x": "y"}), "'y' is not a label"),
         (lambda c: c["targets"]["emotion"].update(synonyms={"joy": "anger"}), "this is a label already"),
         (lambda c: c["targets"]["emotion"].update(synonyms={1: "joy"}), "two words are expected"),
-        (lambda c: c["targets"]["emotions"].update(labels=["a|b"]), "cannot be told from the signs"),
+        (lambda c: c["targets"]["emotions"].update(labels=["a|b"]), "contains one of the signs"),
         (lambda c: c["targets"]["affect"].pop("low"), "the key 'low' is missing"),
-        (lambda c: c["targets"]["affect"].update(low=2), "low must be the smaller one"),
+        (lambda c: c["targets"]["affect"].update(low=2), "Give a smaller low than high"),
         (lambda c: c["targets"]["affect"].update(dimensions=["valence", "power"]), "needs the column 'affect.power'"),
         (lambda c: c["targets"]["votes"].update(labels=["joy", "awe"]), "needs the column 'votes.awe'"),
     ],
@@ -414,7 +414,7 @@ def test_bad_tables(tmp_path):
     assert "the column 'emotion' occurs 2 times" in problem(
         table(tmp_path, "conversation,turn,emotion,emotion", "a,1,joy,joy")
     )
-    assert "Is it the one called 'Emotion'?" in problem(table(tmp_path, "conversation,turn,Emotion", *rows))
+    assert "Is it 'Emotion'?" in problem(table(tmp_path, "conversation,turn,Emotion", *rows))
     assert "1 labels in 2 rows" in problem(table(tmp_path, "conversation,turn,emotion", "a,1,joy", "a,2,joy"))
 
 

@@ -84,7 +84,7 @@ def test_separators(tmp_path: Path, separator: str, name: str) -> None:
     write(tmp_path / "mine", rows_of(), separator)
     write(tmp_path / "plain", rows_of())
     assert turns(tmp_path / "mine") == turns(tmp_path / "plain")
-    assert notes(tmp_path / "mine") == ([f"utterances.csv: its cells are separated by {name}"] if name else [])
+    assert notes(tmp_path / "mine") == ([f"utterances.csv: cells are separated by {name}"] if name else [])
 
 
 def test_a_line_that_names_the_separator_is_no_header(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_header_that_fits_with_no_separator(tmp_path: Path) -> None:
     rows = [{"dialogue": row.pop("conversation"), **row} for row in rows_of()]
     message = problem(write(tmp_path, rows, ";"))
     assert "no column 'conversation'. Found: 'dialogue', 'turn', 'speaker', 'text', 'emotion'" in message
-    assert "are required: rename or add them" in message
+    assert "are required. Rename or add them" in message
 
 
 # Order
@@ -160,7 +160,7 @@ def test_turn_and_start_that_contradict_each_other(tmp_path: Path) -> None:
 def test_an_order_that_nothing_tells_is_said(tmp_path: Path) -> None:
     rows = [{**row, "turn": "abcd"[int(row["turn"]) - 1]} for row in rows_of()]
     write(tmp_path, rows)
-    assert "the order of the rows is taken" in notes(tmp_path)[0]
+    assert "the order of the rows is used" in notes(tmp_path)[0]
     assert notes(tmp_path, order="file") == []
     assert "that column of" in problem(tmp_path, ConfigError, order="turn")
     assert "some of its cells are empty" in problem(tmp_path, ConfigError, order="start")
@@ -266,7 +266,7 @@ def test_two_labels_that_differ_in_capitals_only(tmp_path: Path) -> None:
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings))
     assert labels(tmp_path) == {"neutral", "anger", "joy", "JOY"}
     rows[1]["emotion"] = "Joy"
-    assert "'Joy' is no label" in problem(write(tmp_path, rows))
+    assert "'Joy' is not a label" in problem(write(tmp_path, rows))
 
 
 def test_ids_and_speakers_in_two_unicode_forms(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_paths_with_backslashes(tmp_path: Path) -> None:
         write_wav(tmp_path / "rec" / f"{row['conversation']}_{row['turn']}.wav", tone(1))
     clips = corpus.clips(corpus.protocol(), "audio")
     assert sum(clip.path.is_file() for clip in clips.values()) == 23
-    absent = [entry.text for entry in findings(tmp_path) if "not there" in entry.text]
+    absent = [entry.text for entry in findings(tmp_path) if "absent (first" in entry.text]
     assert len(absent) == 1
     assert "g0_1.wav" in absent[0]
 
@@ -497,4 +497,4 @@ def test_messages_do_not_speak_of_a_release(tmp_path: Path) -> None:
     (tmp_path / "utterances.csv").write_text(",".join(HEADER) + "\n")
     assert "no records. Add a row per utterance" in problem(tmp_path)
     (tmp_path / "utterances.csv").write_text(",".join(HEADER) + '\n"a')
-    assert "is no CSV" in problem(tmp_path)
+    assert "is not CSV" in problem(tmp_path)

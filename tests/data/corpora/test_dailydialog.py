@@ -96,7 +96,7 @@ def test_one_mismatch_of_the_unsplit_files_is_left_out(unsplit):
     assert "all/4" not in {dialogue.id for part in load(unsplit).values() for dialogue in part}
     corpus = open_corpus("dailydialog", unsplit)
     texts = [finding.text for finding in corpus.findings(corpus.protocol())]
-    assert any("line 5" in text and "left out" in text for text in texts)
+    assert any("line 5" in text and "is omitted" in text for text in texts)
     lines[7] += "0 "
     (unsplit / "dialogues_emotion.txt").write_text("\n".join(lines))
     assert "line 8" in problem(unsplit)
@@ -129,7 +129,7 @@ def test_missing_files(twin, tmp_path):
     (twin / "validation" / "dialogues_emotion_validation.txt").unlink()
     message = problem(twin, CorpusNotFoundError)
     assert "validation/dialogues_emotion_validation.txt not found" in message
-    assert "unpack" in message
+    assert "extract ijcnlp_dailydialog.zip" in message
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_missing_files(twin, tmp_path):
         ("dialogues_emotion_test.txt", lambda text: text.replace("0", "x", 1), "found 'x'"),
         ("dialogues_emotion_test.txt", lambda text: text[text.index("\n") + 1 :], "has 5 lines"),
         ("dialogues_emotion_test.txt", lambda text: "0 " + text, "line 1: 1 utterances"),
-        ("dialogues_test.txt", lambda text: "\n" + text[text.index("\n") + 1 :], "line 1: the line is empty"),
+        ("dialogues_test.txt", lambda text: "\n" + text[text.index("\n") + 1 :], "line 1: an empty line"),
         ("dialogues_test.txt", lambda text: "", "is empty"),
     ],
 )

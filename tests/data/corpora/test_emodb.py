@@ -105,7 +105,7 @@ def test_fingerprint_covers_content(names):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("03a01W.wav", "is named by two digits for the speaker"),
+        ("03a01W.wav", "are named by two digits for the speaker"),
         ("07a01Wa.wav", "EmoDB has no speaker '07'"),
         ("03a03Wa.wav", "EmoDB has no sentence 'a03'. Did you mean"),
         ("03a01Xa.wav", "EmoDB has no emotion 'X'"),
@@ -124,7 +124,7 @@ def test_missing_files(tmp_path, names):
         load(tmp_path)
     folder = names()
     (folder / "08a01Wa.wav").unlink()
-    with pytest.raises(CorpusNotFoundError, match=r"no utterance of 08, of whom dev consists"):
+    with pytest.raises(CorpusNotFoundError, match=r"no utterance of 08, the speakers of dev"):
         load(folder)
     # Another speaker's absence leaves a training split; the doctor reports the counts.
     assert speakers(load(folder, "7way-spk10"))["dev"] == {"11"}

@@ -90,9 +90,9 @@ def test_bad_cells(twin, old, new, where):
 
 def test_duplicate_utterance_and_missing_column(twin):
     (twin / FILES["dev"]).write_text(f"{HEADER}\n{ROW}\n{ROW}\n", encoding="utf-8")
-    assert "Season 1, Episode 4, Scene_ID 3, Utterance_ID 2 stands already on line 2" in problem(twin)
+    assert "Season 1, Episode 4, Scene_ID 3, Utterance_ID 2 is also on line 2" in problem(twin)
     (twin / FILES["dev"]).write_text(f"{HEADER.replace('Scene_ID', 'Scene')}\n{ROW}\n", encoding="utf-8")
-    assert "'Scene' there?" in problem(twin)
+    assert "Is it 'Scene'?" in problem(twin)
 
 
 def test_missing_file(twin):

@@ -305,7 +305,7 @@ def test_videos(tmp_path):
     assert clip == Clip(folder / "Session5/dialog/avi/DivX/Ses05F_impro01.avi", turn.start, turn.end)
     assert clip.path.is_file()
     assert turn.start > 0
-    assert [finding.text for finding in findings(folder, "clips")] == ["visual: 20 of 20 files are there"]
+    assert [finding.text for finding in findings(folder, "clips")] == ["visual: 20 of 20 files exist"]
 
 
 @pytest.mark.parametrize(("kind", "where"), [("audio", "sentences/wav"), ("visual", "avi/DivX")])
@@ -363,14 +363,14 @@ def test_oddities_are_found(known):
     edit(known / TRANSCRIPTION, "Ses05F_impro01_F001", "Ses05F_impro01_F002")
     texts = [finding.text for finding in findings(known, "transcripts")]
     assert "rated utterances without a transcript: 1 (Ses05F_impro01_F001)" in texts
-    assert "transcribed utterances that were not rated: 1 (Ses05F_impro01_F002)" in texts
+    assert "transcribed utterances without a rating: 1 (Ses05F_impro01_F002)" in texts
     assert dialogue(known).turns[2].text is None
     # F000 is frustrated by two of three; M000 is excited by none, but no label has more than half of the votes.
     assert [finding.level for finding in findings(known, "votes")] == ["ok"]
     edit(known / EVALUATION, "\tfru\t", "\thap\t")
-    assert "not the one that most raters named: 1 (Ses05F_impro01_F000)" in findings(known, "votes")[0].text
+    assert "not that of most raters: 1 (Ses05F_impro01_F000)" in findings(known, "votes")[0].text
     edit(known / EVALUATION, "\thap\t", "\txxx\t")
-    assert "although most raters named the same one: 1 (Ses05F_impro01_F000)" in findings(known, "votes")[0].text
+    assert "although most raters agree: 1 (Ses05F_impro01_F000)" in findings(known, "votes")[0].text
     assert "1 (Ses05F_impro01_M000)" in findings(known, "ratings")[0].text
 
 
@@ -419,17 +419,17 @@ def test_missing_files(twin, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("\tfru\t", "\tfrus\t", "line 11: 'frus' is no label of IEMOCAP. Did you mean 'fru'?"),
+        ("\tfru\t", "\tfrus\t", "line 11: 'frus' is not a label of IEMOCAP. Did you mean 'fru'?"),
         ("[6.2901 - 8.2357]", "[6.2901 - ]", "line 11: found '[6.2901 - ]"),
         ("4.0000, 1.0000]", "4.0000]", "line 11: found"),
         ("4.0000, 1.0000]", "4.0000, nan]", "line 11: found"),
-        ("_F000\tfru", "_F001\tfru", "line 11: 'Ses05F_impro01_F001' stands already on line 3"),
+        ("_F000\tfru", "_F001\tfru", "line 11: 'Ses05F_impro01_F001' is also on line 3"),
         ("impro01_F000", "impro02_F000", "line 11: found 'Ses05F_impro02_F000', but an utterance of Ses05F_impro01"),
         ("_F000", "_X000", "line 11: found 'Ses05F_impro01_X000'"),
-        ("C-E2:\tSadness;", "C-E2:\tSadnes;", "line 5: C-E2: 'sadnes' is nothing that a rater could choose. Did"),
+        ("C-E2:\tSadness;", "C-E2:\tSadnes;", "line 5: C-E2: 'sadnes' is not a choice of raters. Did"),
         ("C-E2:\tSadness;", "C-E2 Sadness;", "line 5: found 'C-E2 Sadness;"),
         ("A-E3:", "B-E3:", "line 8: found 'B-E3:"),
-        ("% [START", "C-E1:\tAnger;\t()\n% [START", "line 1: a rating stands before the first utterance"),
+        ("% [START", "C-E1:\tAnger;\t()\n% [START", "line 1: there is a rating before the first utterance"),
     ],
 )
 def test_bad_evaluations(known, old, new, words):
@@ -443,7 +443,7 @@ def test_bad_evaluations(known, old, new, words):
     ("old", "new", "words"),
     [
         ("[006.2901-008.2357]:", "006.2901-008.2357:", "line 1: found 'Ses05F_impro01_F000 006.2901"),
-        ("Ses05F_impro01_M000", "Ses05F_impro01_F000", "line 2: 'Ses05F_impro01_F000' stands already on line 1"),
+        ("Ses05F_impro01_M000", "Ses05F_impro01_F000", "line 2: 'Ses05F_impro01_F000' is also on line 1"),
         ("Ses05F_impro01_M000", "Ses05M_impro01_M000", "line 2: found 'Ses05M_impro01_M000'"),
     ],
 )
@@ -457,7 +457,7 @@ def test_bad_transcriptions(known, old, new, words):
 def test_bad_files(known):
     path = known / EVALUATION
     path.write_text(RATED.splitlines()[0])
-    assert "holds no utterance" in problem(known)
+    assert "has no utterance" in problem(known)
     path.write_bytes(RATED.replace("tired", "fatigué").encode("latin-1"))
     assert "line 5, byte" in problem(known)
     path.write_bytes(b"")

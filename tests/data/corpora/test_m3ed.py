@@ -115,7 +115,7 @@ def test_times(twin):
     edit(twin, lambda content: utterance(content).update(EndTime="00:12"))
     found = turn(twin)
     assert (found.start, found.end) == (None, None)
-    assert any("1 utterances have times that are not HH:MM:SS:FF" in text for text in texts(twin))
+    assert any("1 utterances have times unlike HH:MM:SS:FF" in text for text in texts(twin))
 
 
 def test_names_that_do_not_tell_the_speakers_apart(twin):
@@ -227,5 +227,5 @@ def test_a_number_of_thousands_of_digits(twin):
 
     edit(twin, rename)
     message = problem(twin)
-    assert "a name with a number behind the last underscore is expected" in message
+    assert "a name ending in an underscore and a number is expected" in message
     assert len(message) < 500

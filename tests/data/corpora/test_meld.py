@@ -122,7 +122,7 @@ def test_missing_folder_and_missing_file(twin, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [
-        (",neutral,neutral,0", ",neutrall,neutral,0", "line 2, column 'Emotion': 'neutrall' is no label of meld7"),
+        (",neutral,neutral,0", ",neutrall,neutral,0", "line 2, column 'Emotion': 'neutrall' is not a label of meld7"),
         (",neutral,neutral,0", ",neutral,posi,0", "Did you mean 'positive'?"),
         (",0,0,1,", ",zero,0,1,", "line 2, column 'Dialogue_ID': found 'zero'"),
         (",0,0,1,", ",0,0.5,1,", "line 2, column 'Utterance_ID': found '0.5'"),
@@ -146,7 +146,7 @@ def test_missing_column(twin):
 def test_duplicate_utterance(twin):
     replace(twin, HEADER, ROW, ROW.replace(",0,0,", ",0,1,"), ROW)
     message = problem(twin)
-    assert "line 4: Dialogue_ID 0, Utterance_ID 0 stands already on line 2" in message
+    assert "line 4: Dialogue_ID 0, Utterance_ID 0 is also on line 2" in message
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_one_split_without_clips(twin):
     text = {finding.text.partition(":")[0]: (finding.level, finding.text) for finding in media_findings(twin)}
     turns = {split: sum(map(len, part)) for split, part in load(twin).items()}
     assert text["train"][0] == "note"
-    assert f"1 of {turns['train']} video files are there; missing: train/1/0" in text["train"][1]
+    assert f"1 of {turns['train']} video files exist; missing: train/1/0" in text["train"][1]
     assert f"0 of {turns['dev']} video files" in text["dev"][1]
 
 

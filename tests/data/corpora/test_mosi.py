@@ -192,7 +192,7 @@ def test_bad_transcripts(twin, column, cell, words):
 
 def test_doubled_transcript(twin):
     edit(twin / "transcripts.csv", lambda text: text + text.splitlines()[0] + "\n")
-    assert "stands already on line 1" in problem(load, twin)
+    assert "is also on line 1" in problem(load, twin)
 
 
 def test_findings_of_the_twin(twin):
@@ -240,9 +240,9 @@ def test_a_video_in_both_parts_is_refused(twin):
 
     edit_list(twin, both)
     message = problem(load, twin)
-    assert "utterances.json, test entry 0 (counted from 0): the video 'twin" in message
-    assert "is that of train entry" in message
-    assert "A video is for training or for testing" in message
+    assert "utterances.json, test item 0 (from 0): the video 'twin" in message
+    assert "is that of train item" in message
+    assert "but belongs to one part only" in message
 
 
 def test_a_video_with_two_numbers_is_refused(twin):
@@ -258,7 +258,7 @@ def test_a_video_with_two_numbers_is_refused(twin):
         csv.writer(stream).writerows(rows)
     message = problem(load, twin)
     assert "transcripts.csv, line 2, column 3: the video 'twin" in message
-    assert f"has the number {rows[1][2]}, but on line 1 {number}. It decides whether the video is for" in message
+    assert f"has the number {rows[1][2]}, but on line 1 {number}. The number decides between" in message
 
 
 @pytest.mark.parametrize("identifier", ["a_" + "9" * 5000, "a_1_" + "8" * 10])

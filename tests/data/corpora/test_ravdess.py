@@ -131,8 +131,8 @@ def test_findings(names):
     found = open_corpus("ravdess", folder).findings(None)
     assert [finding.level for finding in found] == ["ok", "note", "note"]
     assert found[0].text == "of 24 utterances, 24 have audio recordings and 1 have visual recordings"
-    assert "1 files are there more than once (first: 03-01-05-01-01-01-01.wav)" in found[1].text
-    assert "1 files are of the song part" in found[2].text
+    assert "1 files exist more than once (first: 03-01-05-01-01-01-01.wav)" in found[1].text
+    assert "1 files of the song part are skipped" in found[2].text
     assert clips(folder, "audio")["01-05-01-01-01-01", "0"].path.parts[-3] == folder.name
 
 
@@ -142,7 +142,7 @@ def test_findings(names):
 )
 def test_foreign_files(names, name):
     folder = names(name)
-    with pytest.raises(CorpusFormatError, match="no name that RAVDESS gives") as caught:
+    with pytest.raises(CorpusFormatError, match="not a file name of RAVDESS") as caught:
         load(folder)
     assert name in str(caught.value)
 
@@ -153,5 +153,5 @@ def test_missing_files(tmp_path, names):
     folder = names()
     for actor in GROUPS["1"]:
         shutil.rmtree(folder / f"Actor_{actor}")
-    with pytest.raises(CorpusNotFoundError, match="of whom dev consists"):
+    with pytest.raises(CorpusNotFoundError, match="the speakers of dev"):
         load(folder)

@@ -334,7 +334,7 @@ def test_no_hdf5(twin):
         (twin / LABELS).write_bytes(bad)
         message = problem(load, twin)
         assert LABELS in message
-        assert "get it again" in message
+        assert "Get it again" in message
 
 
 def test_no_computational_sequence(twin):
@@ -423,7 +423,7 @@ def test_findings(twin):
     found = check_corpus(corpus, protocol, list(corpus.features(protocol).values()))
     assert not [finding for finding in found if finding.level == "fault"]
     texts = [finding.text for finding in found]
-    assert any("1 videos with labels that no fold of" in text and "twinnofold" in text for text in texts)
+    assert any("1 videos with labels are in no fold of" in text and "twinnofold" in text for text in texts)
     replaced = next(finding for finding in found if finding.topic == "features audio" and "steps" in finding.text)
     assert replaced.level == "note"
     assert int(replaced.text.split()[0]) > 0
