@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,17 @@ def test_training_records_and_other_processes(own: Path, capsys: Any) -> None:
     (own / "b" / "config.json").write_text(json.dumps(config))
     wrong = refused(main, ["resume=b", "imports=my_terms"], capsys)
     assert "config.json, key 'objective.compact.radius': found 'x'" in wrong
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(own: Path, in_process: None, capsys: Any) -> None:
+    text = PAGE.read_text("utf-8")
+    (trained,) = re.findall(r"(?m)^python -m ercfusion\.train (imports=.*)$", text)
+    (swept,) = re.findall(r"(?m)^python -m ercfusion\.sweep (imports=.*)$", text)
+    tiny = [*TINY, "training.max_epochs=1", "training.pictures=false"]
+    assert command(main, [*trained.split(), *tiny, f"run={own / 'a'}"], capsys)[0] == 0
+    assert command(sweep.main, [*SMALL, *shlex.split(swept), "sweep.trials=1", f"run={own / 's'}"], capsys)[0] == 0
+    assert len(table(own / "s")) == 1
 
 
 @pytest.mark.slow
