@@ -178,7 +178,7 @@ def pack_remarks(manifest: Mapping[str, Any]) -> list[Finding]:
             kind = re.sub(r"\d+(\.\d+)?", "...", remark["reason"])
             reasons.setdefault(kind, []).append(f"{remark['conversation']}/{remark['turn']}")
         for kind, turns in sorted(reasons.items(), key=lambda item: -len(item[1])):
-            text = f"{len(turns)} utterances {what} when the pack was made: {kind} (first: {turns[0]})"
+            text = f"{len(turns)} utterances {what} at extraction (first: {turns[0]}): {kind}"
             findings.append(Finding("note", f"pack {manifest['modality']}", text))
     return findings
 

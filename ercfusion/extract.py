@@ -164,7 +164,7 @@ def report(made: Any, recipe: str) -> list[str]:
     amount = f"{manifest['keys']:,} utterances, {manifest['width']:,} dimensions"
     if manifest["level"] == "sequence":
         amount += f", {manifest['rows']:,} time steps"
-    lines = [f"{'exists already: ' if made.found else ''}{manifest['modality']} features ({recipe}): {amount}"]
+    lines = [f"{'exists already: ' if made.existed else ''}{manifest['modality']} features ({recipe}): {amount}"]
     for what, entries in (("missing", made.missing), ("questionable", made.notes)):
         if entries:
             lines.append(f"{what}: {len(entries)} (all with their reasons in {made.folder / 'pack.json'})")

@@ -1,4 +1,4 @@
-"""Acoustic features by openSMILE: functionals of an utterance, or its low-level descriptors over time.
+"""Acoustic features by openSMILE: functionals per utterance, or low-level descriptors over time.
 
 Eyben, Wöllmer, Schuller. openSMILE: the Munich versatile and fast open-source audio feature extractor. ACM MM 2010.
 eGeMAPS: Eyben et al. The Geneva Minimalistic Acoustic Parameter Set. IEEE Trans. Affective Computing 7(2), 2016.
@@ -37,20 +37,19 @@ _DEFAULTS: Mapping[str, Any] = {
 class OpenSmileExtractor:
     """openSMILE on the sound of a clip.
 
-    The values equal those of ``opensmile.Smile`` on the same file to the last bit: ``Smile(feature_set,
-    feature_level)`` for a plain sound file of one channel that is not resampled; with ``sampling_rate=rate,
-    resample=True`` for one that is; with ``channels=range(n), mixdown=True`` for one of n channels (``Smile`` on its
-    own reads the first channel only). They differ for files of floating-point samples beyond -1 to 1: here these are
-    clipped, in ``Smile`` they wrap around.
+    The values are bit-identical to ``opensmile.Smile(feature_set, feature_level)`` on the same file, with
+    ``sampling_rate=rate, resample=True`` if it is resampled and ``channels=range(n), mixdown=True`` for n channels
+    (by default, ``Smile`` reads the first channel only). Exception: floating-point samples beyond -1 to 1 are
+    clipped here and wrap around in ``Smile``.
 
     Settings:
         feature_set: One of :data:`FEATURE_SETS`.
-        feature_level: ``functionals`` (one vector an utterance), ``descriptors`` (one a frame of 10 ms), or
+        feature_level: ``functionals`` (one vector per utterance), ``descriptors`` (one per 10 ms), or
             ``descriptors_deltas`` (their derivatives; not for the GeMAPS family).
         rate, resample: See :func:`ercfusion.features.sound.read_sound`.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value that does not.
+        ConfigError: unknown setting or value.
         MissingExtraError: the package ``opensmile`` is not installed.
     """
 
@@ -62,11 +61,14 @@ class OpenSmileExtractor:
         self.settings = check_settings(settings, _DEFAULTS, self.tool)
         wanted, level = self.settings["feature_set"], self.settings["feature_level"]
         if wanted not in FEATURE_SETS:
-            raise ConfigError(f"feature_set={wanted!r} is unknown. {did_you_mean(str(wanted), FEATURE_SETS)}")
+            raise ConfigError(f"feature_set={wanted!r}: unknown. {did_you_mean(str(wanted), FEATURE_SETS)}")
         if level not in LEVELS:
-            raise ConfigError(f"feature_level={level!r} is unknown. {did_you_mean(str(level), LEVELS)}")
+            raise ConfigError(f"feature_level={level!r}: unknown. {did_you_mean(str(level), LEVELS)}")
         if level == "descriptors_deltas" and "GeMAPS" in wanted:
-            raise ConfigError(f"{wanted} has no descriptors_deltas; take feature_level=descriptors")
+            raise ConfigError(
+                f"feature_level=descriptors_deltas: {wanted} has none. Use feature_level=descriptors, or another "
+                "feature_set."
+            )
         check_sound_settings(self.settings["rate"], self.settings["resample"])
         require_extra("opensmile", "audio", "Extracting acoustic features")
         self.level: Level = "utterance" if level == "functionals" else "sequence"
@@ -75,7 +77,7 @@ class OpenSmileExtractor:
 
     @property
     def licence(self) -> str:
-        """What openSMILE asks for; the package carries the whole text."""
+        """openSMILE's terms; the package has the full text."""
         return (
             "openSMILE is licensed by audEERING for research, teaching and personal use only; commercial use needs a "
             "licence of its own. The terms are in the file LICENSE of the package opensmile."
@@ -106,12 +108,15 @@ class OpenSmileExtractor:
         self.prepare()
         sound = read_sound(clip, self.settings["rate"], self.settings["resample"])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # "Segment too short", which is said below
+            warnings.simplefilter("ignore", UserWarning)  # "Segment too short" becomes the ClipError below
             values: NDArray[np.float32] = self._smile(sound.samples, sound.rate)[0].T
         if np.isnan(values).all():
-            raise ClipError(f"too short for {self.settings['feature_set']}: {sound.seconds:.3f} s of sound")
+            raise ClipError(
+                f"{sound.seconds:.3f} s of sound, too short for {self.settings['feature_set']}. Check the turn's start "
+                "and end."
+            )
         return Extracted(np.asarray(values, dtype=np.float32), "; ".join(sound.notes), sound.seconds)
 
     def remarks(self, clips: Sequence[Clip]) -> dict[Clip, str]:
-        """Clips that are processed at another sampling rate than most; see :func:`.sound.uneven_rates`."""
+        """Clips processed at another sampling rate than most; see :func:`.sound.uneven_rates`."""
         return uneven_rates(clips, self.settings["rate"], self.settings["resample"])

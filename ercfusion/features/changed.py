@@ -1,4 +1,4 @@
-"""Whether the recordings of a pack were changed since its features were extracted, and what to do then."""
+"""Detect recordings that changed after their features were extracted."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ logger = logging.getLogger("ercfusion")
 
 
 def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str) -> Finding | None:
-    """Compare the recordings of a pack, as far as they are on this machine, with those that it was made from.
+    """Compare the recordings on this machine with those that a pack was made from.
 
     Args:
         folder, manifest: The pack.
-        corpus: Where its recordings would be.
-        place: How the user named the pack, for the message.
+        corpus: Corpus of the recordings.
+        place: The pack as the user named it, for the message.
 
     Returns:
-        A fault if values were made from other recordings, a note if only recordings that gave none have changed; None
-        if all are the same.
+        A fault if values are from other recordings, a note if only recordings without features changed, or None.
     """
     listed = read_recordings(folder, manifest)
     if not listed:
@@ -43,34 +42,34 @@ def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus
     used = [source for source in changed if source.used]
     if not used:
         text = (
-            f"{place}: {len(changed)} recordings from which no features could be made are other files now (first: "
-            f"{changed[0].name}). To have them, {again}"
+            f"{place}: {len(changed)} recordings without features were replaced since (first: {changed[0].name}). To "
+            f"include them, {again}"
         )
         return Finding("note", topic, text)
     text = (
-        f"{place}: {len(used)} of {len(listed)} recordings were changed after their features were extracted (first: "
-        f"{used[0].name}), so that the pack {folder} holds values of other recordings. Restore them, or {again}"
+        f"{place}: {len(used)} of {len(listed)} recordings changed after extraction (first: {used[0].name}), so the "
+        f"values in {folder} are outdated. Restore the recordings, or {again}"
     )
     return Finding("fault", topic, text)
 
 
 def check_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str, *, refuse: bool) -> None:
-    """Refuse a pack of other recordings, or warn; see :func:`changed_recordings`.
+    """Refuse an outdated pack, or warn; see :func:`changed_recordings`.
 
     Raises:
-        PackError: values were made from other recordings, and ``refuse``.
+        PackError: values are from other recordings, and ``refuse``.
     """
-    found = changed_recordings(folder, manifest, corpus, place)
-    if found is not None and found.level == "fault" and refuse:
-        raise PackError(found.text)
-    if found is not None:
-        logger.warning("%s", found.text)
+    finding = changed_recordings(folder, manifest, corpus, place)
+    if finding is not None and finding.level == "fault" and refuse:
+        raise PackError(finding.text)
+    if finding is not None:
+        logger.warning("%s", finding.text)
 
 
 def _again(corpus: Corpus, place: str) -> str:
     name = place.partition("=")[2]
     if name not in recipe_names():
-        return "give the command that made the pack once more: it extracts them again."
+        return "run the command that made the pack again, which extracts only these."
     where = {"data.raw": str(corpus.raw)} if corpus.raw else {}
     words = (f"data={corpus.name}", f"features={name}")
     return f"extract them again: {command('stale pack', 'extract', *words, settings=where)}"

@@ -6,4 +6,4 @@ from ercfusion._core.errors import ErcfusionError
 
 
 class ClipError(ErcfusionError):
-    """One clip gives no features; the text says why, and the turn is recorded as lacking the modality."""
+    """A clip has no features; the message gives the reason, and the turn is recorded as lacking the modality."""

@@ -1,13 +1,13 @@
-"""Text encoders as extractors: sentence vectors, and the hidden states of any transformer, pooled or token by token.
+"""Text encoders as extractors: sentence vectors, and hidden states of any transformer, pooled or per token.
 
-The same utterance vectors are called by many names in the literature. Here:
+Names of the vectors here:
 
-- ``sentence`` (tool ``sentence-transformers``): what the encoder itself defines as the vector of a text;
-- ``mean``: the mean of the last layer over the tokens, the special ones left out;
-- ``cls``: the last layer at the first token (``[CLS]``, ``<s>``);
-- ``last4``: the mean of the last four layers at the first token, averaged over the layers (the DAG-ERC line of work
-  takes ``cls`` of a RoBERTa fine-tuned on the corpus; COSMIC and its followers the last four layers one by one);
-- ``tokens``: the last layer token by token, special ones left out: sequence features.
+- ``sentence`` (tool ``sentence-transformers``): the encoder's own definition of the vector of a text;
+- ``mean``: mean of the last layer over the tokens, without special tokens;
+- ``cls``: last layer at the first token (``[CLS]``, ``<s>``); the DAG-ERC line of work uses it with a RoBERTa
+  fine-tuned on the corpus;
+- ``last4``: mean of the last four layers at the first token; COSMIC and its followers use the four layers one by one;
+- ``tokens``: last layer per token, without special tokens: sequence features.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 class SentenceExtractor:
-    """Sentence vectors by sentence-transformers: (1, D) a text.
+    """Sentence vectors (1, D) by sentence-transformers.
 
-    The values are those of :func:`ercfusion.features.text.build_text_table`, to the last bit.
+    The values are bit-identical to those of :func:`ercfusion.features.text.build_text_table`.
 
     Settings:
         encoder: ``all-MiniLM-L6-v2`` (from an installed package), a model folder, or a name on the hub.
-        device: As torch names it; None takes a GPU where there is one.
+        device: A torch device name; None uses a GPU if there is one.
     """
 
     modality = "text"
@@ -71,11 +71,11 @@ class SentenceExtractor:
 
     @property
     def licence(self) -> str:
-        """Nothing that is known for every encoder."""
+        """Empty: terms differ between encoders; recipes state them."""
         return ""
 
     def identity(self, texts: str) -> dict[str, str]:
-        """Encoder and texts; a folder's content belongs to it, because it may change."""
+        """Encoder (for a folder, its content too) and texts."""
         return encoder_identity(self.settings["encoder"], texts)
 
     def prepare(self) -> None:
@@ -87,30 +87,30 @@ class SentenceExtractor:
         """Vectors (1, D) of the texts."""
         self.prepare()
         assert self._encoder is not None
-        found = self._encoder.model.encode(
+        vectors = self._encoder.model.encode(
             list(texts), batch_size=self.batch, show_progress_bar=False, convert_to_numpy=True
         )
-        return list(np.asarray(found, dtype=np.float32)[:, None])
+        return list(np.asarray(vectors, dtype=np.float32)[:, None])
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The same as in packs that training builds by itself."""
+        """As in packs built by training."""
         self.prepare()
         assert self._encoder is not None
         return describe_encoder(self._encoder)
 
 
 class TransformerExtractor:
-    """Hidden states of a Hugging Face encoder, in evaluation mode, with dropout off: (T, D) a text.
+    """Hidden states (T, D) of a Hugging Face encoder in evaluation mode.
 
     Settings:
         encoder: A model folder, a name on the hub (``roberta-large``), or ``all-MiniLM-L6-v2`` (installed).
-        pooling: ``mean``, ``cls``, ``last4`` or ``tokens``; see the top of this module.
-        max_tokens: Longer texts are cut there; at most what the model allows.
-        dtype: ``float32``, or ``float16`` for token sequences that would be large.
-        device: As torch names it; None takes a GPU where there is one.
+        pooling: ``mean``, ``cls``, ``last4`` or ``tokens``; see :mod:`ercfusion.features.encode`.
+        max_tokens: Length at which texts are cut; at most the model's own limit.
+        dtype: ``float32``, or ``float16`` to halve large token sequences.
+        device: A torch device name; None uses a GPU if there is one.
 
     Raises:
-        ConfigError: a setting or value that does not exist, or the model cannot be loaded (when prepared).
+        ConfigError: unknown setting or value, or (when prepared) a model that cannot be loaded.
         MissingExtraError: transformers is not installed.
     """
 
@@ -119,22 +119,15 @@ class TransformerExtractor:
     batch = 32
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        defaults = {
-            "encoder": DEFAULT_ENCODER,
-            "pooling": "mean",
-            "max_tokens": 256,
-            "dtype": "float32",
-            "device": None,
-        }
-        self.settings = check_settings(settings, defaults, self.tool)
+        self.settings = check_settings(settings, _DEFAULTS, self.tool)
         for key, choices in (("pooling", get_args(Pooling)), ("dtype", _DTYPES)):
             if self.settings[key] not in choices:
                 raise ConfigError(
-                    f"{key}={self.settings[key]!r} is unknown. {did_you_mean(str(self.settings[key]), choices)}"
+                    f"{key}={self.settings[key]!r}: unknown. {did_you_mean(str(self.settings[key]), choices)}"
                 )
         limit = self.settings["max_tokens"]
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 3:
-            raise ConfigError(f"max_tokens={limit!r}: a whole number from 3 is expected")
+            raise ConfigError(f"max_tokens={limit!r}: not a whole number of at least 3. Give one, for example 256.")
         require_extra("transformers", "text", "Encoding text")
         self.level: Level = "sequence" if self.settings["pooling"] == "tokens" else "utterance"
         self.tool_version = package_version("transformers")
@@ -142,16 +135,16 @@ class TransformerExtractor:
 
     @property
     def licence(self) -> str:
-        """Nothing that is known for every encoder."""
+        """Empty: terms differ between encoders; recipes state them."""
         return ""
 
     def identity(self, texts: str) -> dict[str, str]:
-        """Encoder, pooling, limit, type and texts."""
+        """Encoder, pooling, token limit, type and texts."""
         shape = {key: str(self.settings[key]) for key in ("pooling", "max_tokens", "dtype")}
         return {**encoder_identity(self.settings["encoder"], texts), **shape}
 
     def prepare(self) -> None:
-        """Load tokenizer and model."""
+        """Load the tokenizer and the model."""
         if self._loaded is not None:
             return
         import torch
@@ -161,18 +154,20 @@ class TransformerExtractor:
         if local.is_dir():
             try:
                 (tokenizer, model), files = _open(str(local), True), model_files(local)
-            except Exception as error:  # transformers raises many types
+            except Exception as error:  # transformers raises many types of errors
                 raise not_loaded(local, error) from error
         else:
             (tokenizer, model), files = open_from_hub(name, name, _open)
         device = self.settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         own = getattr(model.config, "max_position_embeddings", None)
         if own is not None and self.settings["max_tokens"] > own:
-            raise ConfigError(f"max_tokens={self.settings['max_tokens']}, but {name} takes {own} at most")
+            raise ConfigError(
+                f"max_tokens={self.settings['max_tokens']}: {name} allows at most {own}. Lower it to {own} or less."
+            )
         self._loaded = tokenizer, model.eval().to(device), files
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.floating[Any]]]:
-        """(1, D) or, for ``tokens``, (T, D) of every text; a text without any token of its own gets the first one's."""
+        """(1, D) or, for ``tokens``, (T, D) of every text; a text of special tokens only keeps the first of them."""
         import torch
 
         self.prepare()
@@ -208,7 +203,7 @@ class TransformerExtractor:
         return [part.float().cpu().numpy().astype(self.settings["dtype"]) for part in parts]
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Versions, and the checksums of the model's files."""
+        """Version of torch, and the checksums of the model's files."""
         self.prepare()
         assert self._loaded is not None
         versions = {"torch": package_version("torch")}
@@ -225,6 +220,6 @@ def _open(name: str, offline: bool) -> tuple[Any, Any]:
 
     with no_loading_bar():
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline, trust_remote_code=False)
-        # Weights in pickles are not loaded: safetensors only. Nor is code of the model's own, and nobody is asked.
+        # Only safetensors: weights in pickles could run code, as could the model's own code.
         model = AutoModel.from_pretrained(name, local_files_only=offline, use_safetensors=True, trust_remote_code=False)
     return tokenizer, model

@@ -1,7 +1,6 @@
-"""Text encoders: loading them from an installed package, a folder or the hub, and recording which one it was.
+"""Loading and identifying text encoders: from an installed package, a folder or the hub.
 
-The default encoder, all-MiniLM-L6-v2 (384 dimensions), is loaded from an installed package and needs no model hub. Any
-other sentence-transformers model works by folder or by its name on the hub.
+The default encoder, all-MiniLM-L6-v2 (384 dimensions), comes with an installed package and needs no model hub.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ T = TypeVar("T")
 
 logger = logging.getLogger("ercfusion")
 
-# Files of a model folder that decide about its vectors.
+# Files of a model folder that affect its vectors.
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """An encoder, ready to use.
+    """A loaded encoder.
 
     Args:
-        name: As the user gave it (the last part of a folder's path).
+        name: As the user typed it, or the last part of a folder's path.
         model: A ``sentence_transformers.SentenceTransformer``, or anything with its ``encode``.
         files: Relative name to SHA-256 of the model's files (weights, settings, vocabulary).
-        max_tokens: Longer texts are cut there; None where the model does not say.
+        max_tokens: Length at which texts are cut; None if the model does not state it.
     """
 
     name: str
@@ -51,11 +50,11 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
 
     Args:
         name: ``all-MiniLM-L6-v2`` (from the installed package), a folder, or a name on the hub.
-        device: As torch names it; None takes a GPU where there is one.
+        device: A torch device name; None uses a GPU if there is one.
 
     Raises:
         MissingExtraError: sentence-transformers, or the package with the default encoder, is not installed.
-        ConfigError: neither a folder nor a model on the hub, or what is there cannot be loaded.
+        ConfigError: neither a folder nor a model on the hub, or it cannot be loaded.
     """
     require_extra("sentence_transformers", "text", "Encoding text")
     local = expanded(name)
@@ -70,11 +69,11 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
             raise not_loaded(local, error) from error
         shown, files = (name if name == DEFAULT_ENCODER else local.resolve().name), model_files(local)
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ConfigError(f"the text encoder {name!r} is a path, but no folder is there.")
+        raise ConfigError(f"text encoder {name!r}: no such folder. Correct the path.")
     else:
         repository = name if "/" in name else f"sentence-transformers/{name}"
         model, files = open_from_hub(
-            name, repository, lambda found, offline: _open(found, device, local_files_only=offline)
+            name, repository, lambda source, offline: _open(source, device, local_files_only=offline)
         )
         shown = name
     return TextEncoder(shown, model, files, getattr(model, "max_seq_length", None))
@@ -87,9 +86,9 @@ def _open(name: str, device: str | None, *, local_files_only: bool) -> Any:
 
 
 def refuse_own_code(folder: Path) -> None:
-    """Raise :class:`ConfigError` if an encoder's folder asks for code that is not of sentence-transformers.
+    """Raise :class:`ConfigError` if an encoder's folder contains its own code.
 
-    Versions of sentence-transformers before 6 run the code in a folder without asking.
+    sentence-transformers before version 6 runs such code without asking.
     """
     if not (folder / "modules.json").is_file():
         return
@@ -97,20 +96,26 @@ def refuse_own_code(folder: Path) -> None:
     kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     for kind in kinds:
         if not str(kind).startswith("sentence_transformers."):
-            problem = f": {shown(kind)} is code of the model's own, which is not run. Take another encoder"
-            raise failure(ConfigError, folder / "modules.json", problem)
+            raise failure(
+                ConfigError,
+                folder / "modules.json",
+                f": {shown(kind)} is the model's own code, which is not run",
+                "Use another encoder.",
+            )
 
 
 def not_loaded(folder: Path, error: Exception) -> ConfigError:
-    """The error about an encoder in a folder; it does not repeat a library's advice to trust the folder's code."""
+    """The error for an encoder folder, without the library's advice to trust the folder's code."""
     reason = str(error)
     if "trust_remote_code" in reason or "weights_only" in reason:
         reason = "it needs code of its own, which is not run, or is damaged"
-    return ConfigError(f"the text encoder in the folder {folder} cannot be loaded: {reason}")
+    return ConfigError(
+        f"text encoder in {folder}: cannot be loaded ({reason}). Check the folder, or use {DEFAULT_ENCODER!r}."
+    )
 
 
 def default_encoder_folder() -> Path:
-    """Where the installed package keeps the default encoder.
+    """Folder of the default encoder in its installed package.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -125,9 +130,9 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
     """A model of the hub, and the checksums of its files.
 
     Args:
-        name: As the user gave it, for the messages.
-        repository: As the hub knows it.
-        open_model: Opens a repository; its second argument says whether the network is to be left alone.
+        name: As the user typed it, for the messages.
+        repository: Its name on the hub.
+        open_model: Opens a repository; the second argument forbids network access.
 
     Raises:
         ConfigError: the hub has no such model, or does not answer.
@@ -135,34 +140,34 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
     import huggingface_hub
 
     try:
-        # What was downloaded before is used as it is: the same vectors tomorrow, and no hub needed.
+        # An earlier download is used unchanged: same vectors tomorrow, and no hub needed.
         model = open_model(repository, True)
     except Exception:
         try:
-            # Asked first, because the loader would try for a minute when the hub does not answer.
+            # Ask first: without an answer from the hub, the loader would retry for a minute.
             huggingface_hub.model_info(repository, timeout=15)
             model = open_model(repository, False)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if "trust_remote_code" in str(error):
-                reason = "the model needs code of its own, which is not run."
+                reason = "the model needs code of its own, which is not run"
             raise ConfigError(
-                f"the text encoder {name!r} was not found: there is no such folder, and the hub (as {repository!r}) "
-                f"answered: {reason} Check the name and the connection, or use {DEFAULT_ENCODER!r}, which needs no hub."
+                f"text encoder {name!r}: no such folder, and the hub answered for {repository!r}: {reason}. Check "
+                f"name and connection, or use {DEFAULT_ENCODER!r}, which needs no hub."
             ) from error
     try:
         files = model_files(Path(huggingface_hub.snapshot_download(repository, local_files_only=True)))
-    except Exception as error:  # only the record of where the vectors came from suffers
-        logger.warning("the revision of the text encoder %s could not be recorded: %s", name, error)
+    except Exception as error:  # affects only the record of the vectors' origin
+        logger.warning("text encoder %s: its revision could not be recorded: %s", name, error)
         files = {}
     return model, files
 
 
 def encoder_identity(encoder: str, texts: str) -> dict[str, str]:
-    """What tells one text pack of a corpus from another.
+    """What identifies a text pack of a corpus.
 
-    The texts themselves belong to it: the fingerprint covers the raw files, but which turns a protocol makes of them,
-    and under which keys, is the reader's matter. A folder with a model may change, so its content belongs to it too.
+    It includes the texts, because protocols make different turns and keys of the same raw files, and the content of
+    a model folder, because it may change.
 
     Args:
         encoder: Name or folder.
@@ -176,7 +181,7 @@ def encoder_identity(encoder: str, texts: str) -> dict[str, str]:
 
 
 def describe_encoder(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, str]]:
-    """For a pack: more settings that decide about the values, and the checksums of the model's files."""
+    """Further settings affecting the values, and the checksums of the model's files."""
     settings: dict[str, Any] = {"max_tokens": encoder.max_tokens}
     settings |= {package: package_version(package) for package in ("torch", "transformers")}
     return settings, {f"{encoder.name}/{name}": checksum for name, checksum in encoder.files.items()}
@@ -184,8 +189,7 @@ def describe_encoder(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, st
 
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Loading a model draws nothing."""
-    # transformers draws a bar for the 0.1 s that a small local model takes.
+    """Suppress transformers' progress bar, drawn even for the 0.1 s that a small local model takes."""
     import transformers.utils.logging
 
     bars: Any = transformers.utils.logging
@@ -199,7 +203,7 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def model_files(folder: Path) -> dict[str, str]:
-    """Relative name to SHA-256 of what decides about the vectors of a model in a folder."""
+    """Relative name to SHA-256 of the files that affect the vectors of a model."""
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))

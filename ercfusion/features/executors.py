@@ -1,10 +1,10 @@
-"""Where the work of an extraction is done: in processes of this machine, or on a cluster of dask.distributed.
+"""Executors of an extraction: processes of this machine, or a cluster of dask.distributed.
 
-Either yields what became of each group of items as it ends: its results, or None and the reason where the processes
-that tried it died. An error of another kind (a model that cannot be loaded) ends everything.
+Both yield, for each finished group of items, its results, or None and the reason if the processes working on it died.
+Any other error, such as a model that cannot be loaded, ends the extraction.
 
-Neither decides about the values: groups are small, the same whoever does them, and torch is held to one thread in each
-process, so the values do not depend on how many processes there are.
+The values do not depend on the executor or the number of processes: groups are fixed, and torch has one thread per
+process.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from ercfusion.features.recipe import Recipe
 logger = logging.getLogger("ercfusion")
 
 CONNECT = "20s"
-"""How long a cluster's scheduler is waited for."""
+"""Timeout for connecting to a cluster's scheduler."""
 _READS = 3
-"""How often a file is read that changes meanwhile."""
+"""Attempts to read a file that changes while it is read."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Items that are taken up together.
+    """Items processed together.
 
     Args:
-        recipe: What is done with them, as plain containers that any process can be sent.
-        numbers: Of the items in the work list.
-        items: Clips (one a group) or texts.
+        recipe: The recipe, in plain containers that can be sent to any process.
+        numbers: Positions of the items in the work list.
+        items: Texts, or one clip.
         root: See :class:`~ercfusion.features.work.WorkList`.
     """
 
@@ -57,7 +57,7 @@ Outcomes = Iterator[tuple[Group, list[Result] | None, str | None]]
 
 
 def in_this_process(groups: Iterable[Group]) -> Outcomes:
-    """One after the other, here: for small texts, where starting processes would take longer."""
+    """Process the groups here, one by one: for few texts, starting processes takes longer than the work."""
     import torch
 
     threads = torch.get_num_threads()
@@ -70,7 +70,7 @@ def in_this_process(groups: Iterable[Group]) -> Outcomes:
 
 
 def on_processes(groups: Iterable[Group], workers: int) -> Outcomes:
-    """In ``workers`` processes of this machine. One that dies over a recording is replaced, and the recording named."""
+    """Process the groups in ``workers`` processes here; a process that dies is replaced and its recording reported."""
     with closing(stream_jobs(groups, do_group, workers=workers, threads=1, ahead=workers)) as stream:
         for _, outcome in stream:
             if outcome.error not in (None, DIED):
@@ -79,12 +79,12 @@ def on_processes(groups: Iterable[Group], workers: int) -> Outcomes:
 
 
 def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outcomes:
-    """On the cluster whose scheduler listens at ``address``; without one, on a cluster of ``workers`` processes here.
+    """Process the groups on the cluster with the scheduler at ``address``, or on ``workers`` local dask processes.
 
-    Every worker must see the recordings under the same paths as this machine does, and have ercfusion installed.
+    Every worker needs ercfusion, and the recordings under the same paths as on this machine.
 
     Raises:
-        RunError: the scheduler does not answer, or went away.
+        RunError: the scheduler does not answer or disappeared, or a worker failed.
         MissingExtraError: dask.distributed is not installed.
     """
     require_extra("distributed", "cluster", "Extracting on a cluster (executor=dask)")
@@ -96,7 +96,10 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         client = Client(cluster or address, timeout=CONNECT, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise RunError(f"executor.address={address}: the scheduler does not answer ({error}).") from error
+        raise RunError(
+            f"executor.address={address}: the scheduler does not answer ({error}). Check that it runs and that this "
+            "machine reaches it."
+        ) from error
     try:
         waiting = iter(groups)
         slots = max(1, sum(client.nthreads().values()))
@@ -110,7 +113,7 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
                 running[future.key] = group
                 done.add(future)
 
-        # A bounded number is under way, so that neither the list nor its results need fit into memory.
+        # A bounded number of groups in flight: neither the work list nor its results need to fit into memory.
         for _ in range(3 * slots):
             submit()
         for future in done:
@@ -118,12 +121,15 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
             if future.status == "finished":
                 yield group, future.result(), None
             elif future.status == "cancelled":
-                raise RunError("the cluster's scheduler went away; start it again, and extract again to go on.")
+                raise RunError("executor=dask: the scheduler disappeared. Start it, and run the same command again.")
             else:
                 fault = future.exception()
                 if not isinstance(fault, KilledWorker):
-                    raise RunError(f"a worker of the cluster failed: {type(fault).__name__}: {fault}")
-                yield group, None, "several workers of the cluster died over it"
+                    raise RunError(
+                        f"executor=dask: a worker failed: {type(fault).__name__}: {fault}. Check that its Python has "
+                        "the same packages as this one."
+                    )
+                yield group, None, "several workers of the cluster died while processing it"
             future.release()
             submit()
     finally:
@@ -133,10 +139,10 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
 
 
 def do_group(group: Group) -> list[Result]:
-    """What a worker does: extract the items of one group. Faults of a recording become results; others are raised."""
+    """Extract the items of one group (runs in a worker); a recording's fault becomes a result, others are raised."""
     extractor = _prepared(group.recipe)
     if isinstance(extractor, TextExtractor):
-        with _encoding:  # tokenizers are not made for threads, which workers of a cluster may have
+        with _encoding:  # tokenizers are not thread-safe, and cluster workers may have threads
             return [Result(values) for values in extractor.encode(group.items)]
     return [_do_clip(extractor, clip, group.root) for clip in group.items]
 
@@ -144,28 +150,28 @@ def do_group(group: Group) -> list[Result]:
 def _do_clip(extractor: Callable[[Clip], Any], clip: Clip, root: Path | None) -> Result:
     path: Path = extractor.source(clip) if hasattr(extractor, "source") else clip.path
     for _ in range(_READS):
-        # The values must be those of the file whose checksum is recorded: it may be replaced while it is read.
+        # The file may be replaced while it is read: values and recorded checksum must be of the same content.
         before = _stamp(path)
         result = _extracted(extractor, clip)
         source = source_of(path, root)
         if before == _stamp(path) == (source.size, source.modified):
             return replace(result, source=source)
-    return Result(None, "the file changes while it is read", source=source)
+    return Result(None, "the file changes while it is read. Wait until it is complete.", source=source)
 
 
 def _extracted(extractor: Callable[[Clip], Any], clip: Clip) -> Result:
     try:
-        found = extractor(clip)
+        extracted = extractor(clip)
     except ClipError as error:
         return Result(None, str(error))
     except ConfigError:
         raise
     except Exception as error:
-        # Tools raise whatever they like over a damaged file; one recording shall not end the work on all others.
+        # Tools raise any exception for a damaged file: one recording must not end the work on the others.
         return Result(None, f"unexpected {type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}")
-    if not isinstance(found, Extracted):
-        found = Extracted(found)
-    return Result(found.values, found.note, found.seconds)
+    if not isinstance(extracted, Extracted):
+        extracted = Extracted(extracted)
+    return Result(extracted.values, extracted.note, extracted.seconds)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -187,25 +193,27 @@ def _prepared(recipe: Recipe) -> Any:
         extractor.prepare()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        _extractors.clear()  # one at a time: models are large
+        _extractors.clear()  # keep one: models are large
         _extractors[key] = extractor
     return _extractors[key]
 
 
 EXECUTORS: dict[str, Callable[..., Outcomes]] = {"local": on_processes, "dask": on_dask}
-"""By the setting ``executor``."""
+"""Executors by the setting ``executor``."""
 
 
 def executor(name: str, *, address: str | None, workers: int) -> Callable[[Iterable[Group]], Outcomes]:
-    """The function that does groups, from the settings of the command.
+    """The executor chosen by the command's settings.
 
     Raises:
-        ConfigError: no such executor, or an address for one that takes none.
+        ConfigError: unknown executor, or an address for local processes.
     """
     if name not in EXECUTORS:
-        raise ConfigError(f"executor={name}: unknown. {did_you_mean(name, EXECUTORS)}")
+        raise ConfigError(f"executor={name}: unknown executor. {did_you_mean(name, EXECUTORS)}")
     if name == "dask":
         return partial(on_dask, address=address, workers=workers)
     if address is not None:
-        raise ConfigError("executor.address is for executor=dask; local processes need none")
+        raise ConfigError(
+            f"executor.address={address}: local processes have no address. Add executor=dask, or omit it."
+        )
     return partial(on_processes, workers=workers)

@@ -1,8 +1,8 @@
-"""From recordings or texts to a feature pack: one pipeline for every tool.
+"""Extraction of feature packs from recordings or texts, the same pipeline for every tool.
 
-The work list is fixed at the start. Every result is appended to a journal beside the pack the moment it is there, so a
-stopped extraction goes on where it was, whoever stopped it; the pack appears, complete, when all is done. A recording
-that gives nothing is recorded as missing, with the reason.
+The work list is fixed at the start. Every result is appended at once to a journal next to the pack, so a stopped
+extraction continues from there. The pack appears when it is complete. Recordings without features are recorded as
+missing, with the reason.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ from ercfusion.features.work import WorkList, clip_work, relative_name, text_wor
 logger = logging.getLogger("ercfusion")
 
 _WORK, _JOURNAL, _RAW = "work.json", "journal.bin", "values.raw"
-# Groups of texts up to this number are encoded in this process: starting others takes longer.
+# Up to this number, groups of texts are encoded in this process: starting others takes longer.
 _FEW_GROUPS = 32
-# How often recordings are extracted again that changed while the others were.
+# Rounds of extracting again the recordings that changed during the last one.
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction made.
+    """The result of an extraction.
 
     Args:
         folder: The pack.
-        missing: Turns without features, with the reason.
-        notes: Turns with something odd, with what it is.
-        found: The pack was there already, and nothing was done.
+        missing: Reason for each turn without features.
+        notes: Oddity for each turn with one.
+        existed: The pack was complete before, and nothing was done.
     """
 
     folder: Path
     missing: dict[Key, str]
     notes: dict[Key, str]
-    found: bool = False
+    existed: bool = False
 
 
 def extract_pack(
@@ -96,26 +96,25 @@ def extract_pack(
     retry: bool = False,
     strict: bool = False,
 ) -> Extraction:
-    """Make the pack of a recipe for all turns of a corpus, or go on making it.
+    """Make the pack of a recipe for all turns of a corpus, or continue a stopped extraction.
 
-    Of a pack that exists, the recordings that have changed since are extracted again; it stays in its place until the
-    new one is complete.
+    In an existing pack, only changed recordings are extracted again; the old pack stays until the new one is complete.
 
     Args:
-        corpus, protocol: What to extract from: the texts, or the recordings of :meth:`Corpus.clips`.
+        corpus, protocol: Source of the texts, or of the recordings: :meth:`Corpus.clips`.
         recipe: Tool and settings.
         out: The pack's folder; by default below ``$ERCFUSION_PACKS`` or the user's cache, where training finds it.
-        workers: Processes; None for one a core.
+        workers: Processes; None for one per core.
         executor_name, address: ``local``, or ``dask`` and the address of its scheduler.
-        fresh: Begin anew, whatever was done before.
-        retry: Try again what is missing in a pack that exists, and compare the content of all its recordings, where
-            otherwise size and modification time are believed.
-        strict: Stop at the first recording that gives nothing.
+        fresh: Discard earlier results.
+        retry: Try again the turns missing from an existing pack, and compare its recordings by content instead of
+            size and modification time.
+        strict: Stop at the first recording without features.
 
     Raises:
-        PackError: another pack is in the way, nothing could be extracted, or the disk refuses.
-        RunError: another process is making the same pack, processes died over texts, or a cluster went away.
-        ClipError: ``strict``, and a recording gives nothing.
+        PackError: another pack is in the folder, nothing could be extracted, or a file cannot be written.
+        RunError: another process makes the same pack, processes died over texts, or the cluster disappeared.
+        ClipError: ``strict``, and a recording has no features.
         ConfigError, CorpusNotFoundError, MissingExtraError, BatchError: see the recipe's tool and the corpus.
     """
     extractor = recipe.extractor()
@@ -137,9 +136,9 @@ def extract_pack(
         if not (changed or retry):
             announce(old, work, extractor)
             _clear_if_written(building, target)
-            return Extraction(target, old.remarks("missing"), old.remarks("notes"), found=True)
+            return Extraction(target, old.remarks("missing"), old.remarks("notes"), existed=True)
         announce_changed(old, changed, work, extractor)
-    refuse_if_in_the_way(target, overwrite=has_pack(target))  # rather now than when all is done
+    refuse_if_in_the_way(target, overwrite=has_pack(target))  # now, not after hours of work
     if extractor.licence:
         _announce(extractor.tool, extractor.licence)
     remarks = _remarks_on_all(extractor, work)
@@ -155,7 +154,7 @@ def extract_pack(
                 if old is not None:
                     take_over(old, journal, work, extractor, retry=retry)
                 if strict:
-                    journal.entries = {item: entry for item, entry in journal.entries.items() if entry.position >= 0}
+                    journal.records = {item: record for item, record in journal.records.items() if record.position >= 0}
                 for _ in range(_ROUNDS):
                     groups = _groups(work, recipe, extractor.batch if is_text else 1, journal)
                     run = _runner(executor_name, address, workers, len(groups), is_text)
@@ -163,30 +162,33 @@ def extract_pack(
                     if not forget_changed(journal, work, extractor, finished=True):
                         break
                 else:
-                    raise PackError(f"{target}: recordings change while they are extracted. Wait until they are whole.")
+                    raise PackError(
+                        f"{target}: recordings still change while they are extracted. Wait until they are complete, "
+                        "and run the same command again."
+                    )
                 made = _assemble(journal, work, building, remarks)
                 _write(target, made, corpus, recipe, extractor, identity, overwrite=has_pack(target))
             _clear(building)
     except OSError as error:
         raise PackError(
-            f"{target}: the pack cannot be made there: {error}. Choose another place with out=FOLDER, or with the "
+            f"{target}: the pack cannot be written there ({error}). Choose another folder with out=FOLDER or the "
             "environment variable ERCFUSION_PACKS."
         ) from error
     return Extraction(target, made.missing, made.notes)
 
 
 def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> Path:
-    """The pack of a recipe at its default place; where there are several, the one that covers most of ``splits``.
+    """The pack of a recipe in its default folder; of several, the one covering most of ``splits``.
 
     Raises:
-        PackError: there is none, and the message is the command that makes it; or there are several alike.
+        PackError: there is none (the message has the command to make it), or several cover equally many turns.
     """
     root = default_pack_folder(corpus.name, recipe.name, settings={}, fingerprint="").parent
     fingerprints = corpus.pack_fingerprints()
     try:
         extractor = recipe.extractor()
         wanted = {"tool": extractor.tool, **_settings(extractor, recipe)}
-    except MissingExtraError:  # a pack can be used where the tool that made it is not installed
+    except MissingExtraError:  # packs can be used without the tool that made them
         wanted = {"tool": recipe.tool, **recipe.settings}
     everyone = [conversation for split in splits.values() for conversation in split]
     keys = {(conversation.id, turn.id) for conversation in everyone for turn in conversation.turns}
@@ -205,13 +207,13 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
         place = {"data.raw": str(corpus.raw)} if corpus.raw else {}
         words = (f"data={corpus.name}", f"features={recipe.name}")
         raise PackError(
-            f"data.packs.{modality}={recipe.name}: no pack of this recipe was made for {corpus.name} yet (looked in "
-            f"{root}). Make it with: {command('missing pack', 'extract', *words, settings=place)}"
+            f"data.packs.{modality}={recipe.name}: {root} has no pack of this recipe for {corpus.name}. Make it with: "
+            f"{command('missing pack', 'extract', *words, settings=place)}"
         )
     if len(best) > 1:
         raise PackError(
-            f"data.packs.{modality}={recipe.name}: {len(best)} packs of this recipe fit {corpus.name}. Name one by its "
-            f"folder: {', '.join(map(str, best[:3]))}"
+            f"data.packs.{modality}={recipe.name}: {len(best)} packs of this recipe fit {corpus.name}. Give the folder "
+            f"of one: {', '.join(map(str, best[:3]))}"
         )
     return best[0]
 
@@ -220,7 +222,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
 
 
 def _settings(extractor: Any, recipe: Recipe) -> dict[str, Any]:
-    # All of them, those left at their defaults included: what a default is may change.
+    # With defaults, because defaults may change.
     return dict(getattr(extractor, "settings", recipe.settings))
 
 
@@ -232,15 +234,15 @@ def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any,
     if out is not None:
         return expanded(out).absolute()
     if isinstance(extractor, SentenceExtractor):
-        return text_pack_folder(corpus, identity)  # where training looks for it
+        return text_pack_folder(corpus, identity)  # the folder that training reads
     return bound_pack_folder(corpus, recipe.name, identity, _source(extractor))
 
 
 def _announce(tool: str, licence: str) -> None:
-    # Once a user: what a licence asks for must be seen, and not become noise.
+    # Once per user: licence terms must be seen without becoming noise.
     try:
         seen = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
-    except RunError:  # no place to note it: it is shown every time
+    except RunError:  # no folder to remember it: show it every time
         logger.info("%s", licence)
         return
     if seen.exists():
@@ -250,17 +252,17 @@ def _announce(tool: str, licence: str) -> None:
         with atomic_write(seen) as stream:
             stream.write(licence + "\n")
     except OSError as error:
-        logger.debug("that the licence was shown could not be noted: %s", error)
+        logger.debug("could not record that the licence was shown: %s", error)
 
 
 def _remarks_on_all(extractor: Any, work: WorkList) -> dict[Any, str]:
-    # Said before hours of work rather than after them.
+    # Before hours of work, not after.
     remarks: dict[Any, str] = extractor.remarks(work.items) if hasattr(extractor, "remarks") else {}
     if remarks:
         first, text = next(iter(remarks.items()))
         logger.warning(
-            "%d of %d recordings are not like the others (first: %s, %s). Features of sound depend on the sampling "
-            "rate; bring all to one with features.resample=all features.rate=16000",
+            "%d of %d recordings are unlike the others (first: %s, %s). Acoustic features depend on the sampling rate: "
+            "use features.resample=all features.rate=16000 for one rate",
             len(remarks),
             len(work.items),
             relative_name(first.path, work.root),
@@ -275,7 +277,7 @@ def _forget(building: Path) -> None:
 
 
 def _clear(building: Path) -> None:
-    # What is ours; the work list first, without which nothing goes on from here.
+    # Only this module's files; the work list first, because nothing is continued without it.
     _forget(building)
     (building / _RAW).unlink(missing_ok=True)
     for path in list(building.iterdir()):
@@ -286,8 +288,8 @@ def _clear(building: Path) -> None:
 
 
 def _clear_if_written(building: Path, target: Path) -> None:
-    # For a process that was killed after the pack had been written and before this folder was gone. The values are put
-    # together before the pack's own file is written, on the same disk, so the times tell.
+    # After a process killed between writing the pack and removing this folder. The raw values are written before the
+    # manifest on the same disk, so their times show whether the pack is complete.
     if not building.is_dir():
         return
     raw = building / _RAW
@@ -297,11 +299,11 @@ def _clear_if_written(building: Path, target: Path) -> None:
             with one_at_a_time(building, f"the pack {target.name}"):
                 _clear(building)
     except (OSError, RunError) as error:
-        logger.debug("%s stays: %s", building, error)  # another process is at work there, or nothing may be removed
+        logger.debug("%s stays: %s", building, error)  # another process works there, or it cannot be removed
 
 
 def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus: Corpus) -> None:
-    # Results of two tools, or of two versions of a corpus, never end in one pack.
+    # Results of two tools or two versions of a corpus never end in one pack.
     here = {
         "tool_version": extractor.tool_version,
         "corpus": corpus.name,
@@ -314,21 +316,21 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
         with atomic_write(path) as stream:
             json.dump(here, stream, indent=2)
         return
-    before = read_json(path, Work, error=PackError, advice="Begin again with --fresh.")
+    before = read_json(path, Work, error=PackError, advice="Start again with --fresh.")
     for name in dict.fromkeys([*here, *before]):
         if before.get(name) != here.get(name):
             raise PackError(
-                f"{building} holds an extraction that was stopped, with other {name}: {str(before.get(name))[:60]}, "
-                f"now {str(here.get(name))[:60]}. Begin anew with --fresh, or choose another folder with out=."
+                f"{building}: a stopped extraction had {name} {str(before.get(name))[:60]}, now it is "
+                f"{str(here.get(name))[:60]}. Start again with --fresh, or choose another folder with out=."
             )
 
 
 def _groups(work: WorkList, recipe: Recipe, batch: int, journal: Journal) -> Sequence[Group]:
-    # Cut before what is done is left out: the groups, and so the values, are the same after a stop.
+    # Cut before finished items are skipped: the groups, and so the values, are the same after a stop.
     groups = []
     for start in range(0, len(work.items), batch):
         numbers = tuple(range(start, min(start + batch, len(work.items))))
-        if any(number not in journal.entries for number in numbers):
+        if any(number not in journal.records for number in numbers):
             groups.append(Group(recipe, numbers, tuple(work.items[number] for number in numbers), work.root))
     return groups
 
@@ -362,7 +364,7 @@ def _work_off(
     paths = source_paths(work, extractor)
     left = sum(len(group.numbers) for group in groups)
     if left < len(work.items):
-        logger.info("%s: %s of %s were done before", what, f"{len(work.items) - left:,}", f"{len(work.items):,}")
+        logger.info("%s: %s of %s already done", what, f"{len(work.items) - left:,}", f"{len(work.items):,}")
     begun = time.monotonic()
     seconds = 0.0
     for number, result in track(_results(run(groups), not paths), what, total=left):
@@ -373,19 +375,22 @@ def _work_off(
         if result.values is None:
             name = relative_name(work.items[number].path, work.root)
             if strict:
-                raise ClipError(f"{name}: {result.reason} (--strict: what was done until now is kept)")
+                raise ClipError(
+                    f"{name}: {result.reason.rstrip('.')}. Omit --strict to record it as missing and continue (results "
+                    "are kept)."
+                )
             logger.warning("%s: no features: %s", name, result.reason)
     took = time.monotonic() - begun
     if seconds and took > 0:
         logger.info(
-            "%s of recordings in %s (%s times as fast)", duration(seconds), duration(took), rate(seconds / took)
+            "%s of recordings in %s (%s times real time)", duration(seconds), duration(took), rate(seconds / took)
         )
 
 
 def _results(outcomes: Outcomes, is_text: bool) -> Iterator[tuple[int, Result]]:
     for group, results, reason in outcomes:
         if results is None and is_text:
-            raise RunError(f"the encoder's process died ({reason}); go on with the same command and workers=1")
+            raise RunError(f"the encoder's process died ({reason}). Run the same command with workers=1.")
         yield from zip(group.numbers, results or [Result(None, reason or "")] * len(group.numbers), strict=True)
 
 
@@ -404,46 +409,49 @@ class _Made:
 
 
 def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping[Any, str]) -> _Made:
-    entries = [journal.entries[owner] for owner in work.owners]
+    records = [journal.records[owner] for owner in work.owners]
     items = [work.items[owner] for owner in work.owners]
-    held = [position for position, entry in enumerate(entries) if entry.position >= 0]
-    missing = {work.keys[at]: entry.reason for at, entry in enumerate(entries) if entry.position < 0}
-    if not held:
+    stored = [position for position, record in enumerate(records) if record.position >= 0]
+    missing = {work.keys[at]: record.reason for at, record in enumerate(records) if record.position < 0}
+    if not stored:
         reasons = "; ".join(dict.fromkeys(missing.values()))[:300]
-        _forget(building)  # nothing of it is worth keeping, and the next attempt shall try everything
-        raise PackError(f"none of the {len(entries)} turns gave any features: {reasons}")
-    if not sum(entries[at].rows for at in held):
-        raise PackError("every turn gave an empty sequence: there is nothing to store")
-    widths = {entries[at].width for at in held}
-    if len(widths) > 1:
-        odd = next(at for at in held if entries[at].width != entries[held[0]].width)
+        _forget(building)  # nothing to keep: the next attempt tries everything
         raise PackError(
-            f"turn {'/'.join(work.keys[odd])} has {entries[odd].width} dimensions, others have "
-            f"{entries[held[0]].width}: the tool does not always give the same columns."
+            f"none of the {len(records)} turns has features: {reasons.rstrip('.')}. Check the recordings with "
+            "ercfusion.doctor."
         )
-    offsets = np.concatenate([[0], np.cumsum([entries[at].rows for at in held])]).astype(np.int64)
-    dtype = np.float16 if all(entries[at].half for at in held) else np.float32
+    if not sum(records[at].rows for at in stored):
+        raise PackError("every turn has an empty sequence, so there is nothing to store. Check the recipe's settings.")
+    widths = {records[at].width for at in stored}
+    if len(widths) > 1:
+        odd = next(at for at in stored if records[at].width != records[stored[0]].width)
+        raise PackError(
+            f"turn {'/'.join(work.keys[odd])}: {records[odd].width} dimensions, but {records[stored[0]].width} in "
+            "others. Correct the tool: every clip needs the same columns."
+        )
+    offsets = np.concatenate([[0], np.cumsum([records[at].rows for at in stored])]).astype(np.int64)
+    dtype = np.float16 if all(records[at].half for at in stored) else np.float32
     width, raw = widths.pop(), building / _RAW
     with raw.open("wb") as stream:
-        for at in held:
+        for at in stored:
             stream.write(journal.values(work.owners[at]).astype(dtype, copy=False).tobytes())
-    # Mapped, not loaded: a pack may be larger than memory.
+    # Mapped, not loaded: a pack may exceed memory.
     values = np.memmap(raw, dtype=dtype, mode="r", shape=(int(offsets[-1]), width))
-    used = {entries[at].source for at in held}
-    files = {entry.source for entry in entries if entry.source is not None}
+    used = {records[at].source for at in stored}
+    files = {record.source for record in records if record.source is not None}
     return _Made(
-        [work.keys[at] for at in held],
+        [work.keys[at] for at in stored],
         values,
         offsets,
         missing,
-        {work.keys[at]: note for at in held if (note := _note(entries[at].reason, remarks.get(items[at], "")))},
-        {work.keys[at]: remarks[items[at]] for at in held if items[at] in remarks},
+        {work.keys[at]: note for at in stored if (note := _note(records[at].reason, remarks.get(items[at], "")))},
+        {work.keys[at]: remarks[items[at]] for at in stored if items[at] in remarks},
         sorted(replace(one, used=one in used) for one in files),
     )
 
 
 def _note(own: str, remark: str) -> str:
-    # A pack that is taken over has the remark already.
+    # The note of a pack that is continued may contain the remark already.
     return own if remark in own else "; ".join(part for part in (own, remark) if part)
 
 
@@ -459,7 +467,10 @@ def _write(
 ) -> None:
     offsets = made.offsets if extractor.level == "sequence" else None
     if offsets is None and len(made.values) != len(made.keys):
-        raise PackError(f"the tool {recipe.tool} gave several rows for an utterance, but its level is 'utterance'")
+        raise PackError(
+            f"the tool {recipe.tool} gave several rows per utterance at level 'utterance'. Set the level to "
+            "'sequence', or return one row."
+        )
     more, sources = extractor.described() if isinstance(extractor, TextExtractor) else ({}, {})
     settings = {name: value for name, value in {**identity, **more}.items() if name != "tool"}
     terms = (

@@ -1,4 +1,4 @@
-"""What an extractor is: the tool behind a recipe, as the pipeline calls it."""
+"""The interface of extractors, the tools behind recipes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Extracted:
     """The features of one item.
 
     Args:
-        values: (T, D) numbers; T = 1 at level ``utterance``.
-        note: Something odd that did not prevent them, in words.
-        seconds: Duration of what was processed, where that means something.
+        values: (T, D); T = 1 at level ``utterance``.
+        note: An oddity that did not prevent extraction; empty if none.
+        seconds: Duration of the processed recording; 0 for texts.
     """
 
     values: NDArray[np.floating[Any]]
@@ -36,9 +36,11 @@ class Extracted:
 class ClipExtractor(Protocol):
     """An extractor of recordings.
 
-    It is made from the settings of a recipe, in the process that coordinates and in every worker; ``prepare`` loads
-    what is heavy. A clip that gives nothing raises :class:`~ercfusion.features.clip_error.ClipError` with the reason.
-    An extractor may also have ``remarks(clips) -> dict[Clip, str]``: what is odd about clips among the others.
+    It is created from a recipe's settings in the coordinating process and in every worker; ``prepare`` loads what is
+    heavy. For a clip without features it raises :class:`~ercfusion.features.clip_error.ClipError` with the reason.
+
+    Optional members: ``remarks(clips) -> dict[Clip, str]`` (clips unlike the others), ``source(clip) -> Path`` (the
+    file actually read), ``settings`` (all settings with defaults).
     """
 
     kind: Literal["audio", "visual"]
@@ -49,14 +51,14 @@ class ClipExtractor(Protocol):
 
     @property
     def licence(self) -> str:
-        """What the tool's licence asks for, in a sentence or two; empty where it asks for nothing."""
+        """The tool's licence terms in one or two sentences; empty if there are none."""
 
     @property
     def dimension_names(self) -> list[str] | None:
-        """D names, or None where the tool has none."""
+        """D names, or None."""
 
     def prepare(self) -> None:
-        """Load what is heavy, once a process."""
+        """Load what is heavy, once per process."""
 
     def __call__(self, clip: Clip) -> Extracted | NDArray[np.float32]:
         """Features (T, D) of one clip."""
@@ -64,7 +66,7 @@ class ClipExtractor(Protocol):
 
 @runtime_checkable
 class TextExtractor(Protocol):
-    """An extractor of texts, which are given to it in groups of ``batch``."""
+    """An extractor of texts, called with ``batch`` texts at a time."""
 
     modality: str
     level: Level
@@ -74,19 +76,19 @@ class TextExtractor(Protocol):
 
     @property
     def licence(self) -> str:
-        """What the licence of the model asks for."""
+        """Licence terms of the model."""
 
     def identity(self, texts: str) -> dict[str, str]:
-        """What tells one pack from another, given the digest of all texts and their keys."""
+        """What distinguishes one pack from another, from the digest of all texts and their keys."""
 
     def prepare(self) -> None:
-        """Load the model, once a process."""
+        """Load the model, once per process."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.floating[Any]]]:
         """Features (T, D) of each text."""
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """More settings that decide about the values, and checksums of the model's files."""
+        """Further settings that affect the values, and checksums of the model's files."""
 
 
 EXTRACTORS: Registry[Any] = Registry(
@@ -104,33 +106,33 @@ EXTRACTORS: Registry[Any] = Registry(
 
 
 def register_extractor(name: str, target: str) -> None:
-    """Make an extractor of your own known as ``tool: name`` of a recipe.
+    """Register an extractor under a name for ``tool: NAME`` in recipes.
 
     Args:
-        name: New name; a taken one is refused.
+        name: A new name.
         target: ``"module:Class"``; the class has the members of :class:`ClipExtractor` or :class:`TextExtractor`.
 
     Raises:
-        ConfigError: the name belongs to another extractor.
+        ConfigError: the name is taken.
     """
     EXTRACTORS.register(name, target)
 
 
 def check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any], tool: str) -> dict[str, Any]:
-    """``defaults`` overlaid with ``settings`` (whose entry ``tool``, which every extractor is given, is left out).
+    """``defaults`` updated with ``settings`` (without the key ``tool``, which every extractor receives).
 
     Raises:
-        ConfigError: a setting that the tool does not have; the message names the nearest.
+        ConfigError: unknown setting; the message names the nearest.
     """
     given = {key: value for key, value in settings.items() if key != "tool"}
     for key in given:
         if key not in defaults:
-            raise ConfigError(f"{tool} has no setting {key!r}. {did_you_mean(key, defaults)}")
+            raise ConfigError(f"{tool}: unknown setting {key!r}. {did_you_mean(key, defaults)}")
     return {**defaults, **given}
 
 
 def package_version(package: str) -> str:
-    """The version of an installed package; ``unknown`` where it is not installed as one."""
+    """Version of an installed package, or ``unknown``."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Faces found in the frames of a clip: which columns there are, which face is taken, and what is made of its rows."""
+"""Faces in the frames of a clip: columns, choice of the face, statistics over frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATISTICS = ("mean", "std", "min", "max")
 
 LANDMARKS = tuple(f"{axis}_{number}" for axis in "xy" for number in range(68))
 
-# Py-Feat: the units of the facial action coding system that both detectors give, 0 (absent) to 1.
+# Py-Feat: action units of the facial action coding system in both detectors, 0 (absent) to 1.
 _FEX_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 17, 20, 23, 24, 25, 26, 28, 43)
 _ANGLES = ("Pitch", "Roll", "Yaw")
 FEX_SETS: Mapping[str, tuple[str, ...]] = {
@@ -46,28 +46,28 @@ OPENFACE_SETS: Mapping[str, tuple[str, ...]] = {
     "gaze_angles": ("gaze_angle_x", "gaze_angle_y"),
 }
 
-# A face in the next frame continues a track where the rectangles overlap this much, ...
+# A face continues a track if the rectangles overlap this much (intersection over union), ...
 _OVERLAP = 0.3
-# ... or, for a head that moved between two frames taken at a low rate, where the centres are no further apart than this
-# share of the face's size and one is at most twice as large as the other.
+# ... or, for a moving head at a low frame rate, if the centres are at most this share of the face size apart and one
+# is at most twice as large.
 _REACH = 0.5
-# Frames from one sight of a face to the next, hidden by a hand or a bowed head in between, without losing its track.
+# Maximum distance in frames between two sights of a face in one track, e.g. with a hand in between.
 _PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class FaceTable:
-    """Faces in the frames of a recording, one row a face; a frame without a face may have a row that says so.
+    """Faces in the frames of a recording, one row per face, and possibly rows for frames without faces.
 
     Args:
         columns: D names.
-        values: (R, D) float64, NaN where the tool gave none.
-        frame: (R,) int64 number of the frame.
-        seconds: (R,) float64 from the beginning of the recording, NaN where it is not known.
-        rectangle: (R, 4) float64 left, top, width, height in pixels, NaN where it is not known.
-        score: (R,) float64 0 to 1, the tool's certainty that this is a face; NaN where it is not known.
-        found: (R,) bool, False for a row that stands for a frame without a face.
-        track: (R,) int64, the same for the same face in several frames; -1 where the tool did not say.
+        values: (R, D) float64; NaN if the tool gave none.
+        frame: (R,) int64, frame number.
+        seconds: (R,) float64 from the beginning of the recording; NaN if unknown.
+        rectangle: (R, 4) float64: left, top, width, height in pixels; NaN if unknown.
+        score: (R,) float64, 0 to 1: the tool's confidence in the face; NaN if unknown.
+        detected: (R,) bool; False for a frame without a face.
+        track: (R,) int64, equal for one face in several frames; -1 if unknown.
     """
 
     columns: tuple[str, ...]
@@ -76,7 +76,7 @@ class FaceTable:
     seconds: NDArray[np.float64]
     rectangle: NDArray[np.float64]
     score: NDArray[np.float64]
-    found: NDArray[np.bool_]
+    detected: NDArray[np.bool_]
     track: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -91,14 +91,14 @@ class FaceTable:
         """(R, len(names)) values of the named columns.
 
         Raises:
-            KeyError: a column is not there.
+            KeyError: no such column.
         """
         place = {name: number for number, name in enumerate(self.columns)}
         return self.values[:, [place[name] for name in names]]
 
     @property
     def area(self) -> NDArray[np.float64]:
-        """(R,) square pixels, NaN where the rectangle is not known."""
+        """(R,) square pixels; NaN if the rectangle is unknown."""
         return self.rectangle[:, 2] * self.rectangle[:, 3]
 
 
@@ -106,7 +106,7 @@ _ARRAYS = tuple(field.name for field in fields(FaceTable) if field.name != "colu
 
 
 def join_tables(tables: Sequence[FaceTable]) -> FaceTable:
-    """One table of all rows of tables with the same columns, which are at least one."""
+    """All rows of at least one table, with the same columns."""
     parts: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in _ARRAYS}
     return replace(tables[0], **parts)
 
@@ -114,14 +114,13 @@ def join_tables(tables: Sequence[FaceTable]) -> FaceTable:
 def track_faces(frame: NDArray[np.int64], rectangle: NDArray[np.float64]) -> NDArray[np.int64]:
     """Number the faces so that one person keeps the number from frame to frame.
 
-    In each frame, pairs of a face and a track are taken best first, every face and every track once. A pair is allowed
-    where the face's rectangle and the track's last one overlap by at least 0.3 (intersection over union), or where
-    their centres lie within half the face's size and their sizes within a factor of two. Its quality is the overlap
-    minus the distance in face sizes. A face that fits no track begins one; a track that nothing fits in 3 frames ends.
-    Only positions are compared, not looks: two people who change places between two frames change their numbers.
+    In each frame, faces are matched with tracks, best pairs first. A pair needs rectangles overlapping by at least 0.3
+    (intersection over union), or centres within half the face's size and sizes within a factor of two. Its quality is
+    the overlap minus the distance in face sizes. Unmatched faces start tracks; a track without a face for 3 frames
+    ends. Only positions are compared: two people changing places between two frames exchange their numbers.
 
     Args:
-        frame: (R,) number of the frame, consecutive for the frames that were looked at.
+        frame: (R,) frame number, consecutive over the frames used.
         rectangle: (R, 4) left, top, width, height.
 
     Returns:
@@ -153,7 +152,7 @@ def track_faces(frame: NDArray[np.int64], rectangle: NDArray[np.float64]) -> NDA
 
 
 def _compare(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Intersection over union, distance of the centres in sizes of the smaller face, and how many times larger."""
+    """Intersection over union, distance of the centres in sizes of the smaller face, ratio of sizes."""
     low, high = np.maximum(one[:2], other[:2]), np.minimum(one[:2] + one[2:], other[:2] + other[2:])
     common = float(np.prod(np.clip(high - low, 0, None)))
     areas = float(one[2] * one[3]), float(other[2] * other[3])
@@ -164,30 +163,30 @@ def _compare(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[floa
 
 
 def choose_faces(table: FaceTable, which: WhichFace, min_score: float = 0.0) -> FaceTable:
-    """The rows of the faces that are taken, ordered by frame, then by track.
+    """The rows of the chosen faces, ordered by frame, then by track.
 
     Args:
         table: Frames numbered consecutively, for tracking.
-        which: ``largest``: in each frame the face with the largest rectangle, the first of equal ones.
-            ``longest_tracked``: the track that is in the most frames, of equal ones that with the largest mean area.
-            ``all``: every face. Tracks that the tool did not state are those of :func:`track_faces`.
-        min_score: Faces of which the tool is less certain are left out.
+        which: ``largest``: the face with the largest rectangle in each frame, the first of equal ones.
+            ``longest_tracked``: the track in most frames, of equal ones that with the largest mean area. ``all``:
+            every face. Tracks unknown to the tool come from :func:`track_faces`.
+        min_score: Minimum score; faces with an unknown score stay.
 
     Returns:
-        At most one row a frame, save for ``all``; empty where there is no face.
+        At most one row per frame, except for ``all``; empty if there is no face.
 
     Raises:
-        ClipError: ``largest`` where a frame has several faces whose size is not known.
+        ClipError: ``largest``, and a frame has several faces of unknown size.
     """
-    # Compared this way round, so that an unknown (NaN) score is kept.
-    faces = table.rows(table.found & ~(table.score < min_score))
+    # Negated, so that an unknown (NaN) score passes.
+    faces = table.rows(table.detected & ~(table.score < min_score))
     if which == "largest":
         area = faces.area
-        several = np.isin(faces.frame, np.flatnonzero(np.bincount(faces.frame) > 1)) if len(faces) else faces.found
+        several = np.isin(faces.frame, np.flatnonzero(np.bincount(faces.frame) > 1)) if len(faces) else faces.detected
         if np.isnan(area[several]).any():
             raise ClipError(
-                "several faces in a frame, and neither rectangles nor landmarks say which is the largest: set "
-                "which_face to longest_tracked or all, or write landmarks too"
+                "several faces in a frame, without rectangles or landmarks to find the largest. Set which_face to "
+                "longest_tracked or all, or write landmarks too."
             )
         order = np.lexsort((-np.nan_to_num(area), faces.frame))
         return faces.rows(order[np.unique(faces.frame[order], return_index=True)[1]])
@@ -202,15 +201,15 @@ def choose_faces(table: FaceTable, which: WhichFace, min_score: float = 0.0) -> 
 
 
 def pool_rows(values: NDArray[np.float64], statistics: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Statistics over the rows, with what is not a finite number left out of its column.
+    """Statistics over the rows; non-finite values are ignored.
 
     Args:
         values: (R, D), R at least 1.
-        statistics: Of :data:`STATISTICS`; ``std`` is that of the population (0 for one row).
+        statistics: Of :data:`STATISTICS`; ``std`` is the population's (0 for one row).
 
     Returns:
-        (len(statistics) * D) values, one block of D a statistic, and (D) True for columns without any number, whose
-        statistics are 0.
+        (len(statistics) * D) values, a block of D per statistic, and (D) True for columns without any finite value,
+        whose statistics are 0.
     """
     clean = np.where(np.isfinite(values), values, np.nan)
     void = np.asarray(np.isnan(clean).all(axis=0))
@@ -220,16 +219,16 @@ def pool_rows(values: NDArray[np.float64], statistics: Sequence[str]) -> tuple[N
 
 
 def fill_rows(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Replace what is not a finite number by the mean of its column over the clip.
+    """Replace non-finite values by the mean of their column over the clip.
 
     Args:
         values: (R, D).
 
     Returns:
-        (R, D) finite values, and (D) True for columns without any number, which become 0.
+        (R, D) finite values, and (D) True for columns without any finite value, which become 0.
     """
     clean = np.where(np.isfinite(values), values, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing, which becomes 0 below
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of an empty column becomes 0 below
         mean = np.nanmean(clean, axis=0)
     return np.where(np.isnan(clean), np.nan_to_num(mean), clean), np.asarray(np.isnan(clean).all(axis=0))

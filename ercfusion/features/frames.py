@@ -1,7 +1,7 @@
-"""Frames of a clip: which ones are taken, and their pixels.
+"""Choosing and decoding the frames of a clip.
 
-The frames are chosen here rather than by a face detector, so that every corpus and every tool sees a recording at the
-same stated rate, whatever the rate of the file.
+Frames are chosen here and not by a face detector: every corpus and tool uses the same stated rate, whatever the
+file's rate.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from ercfusion._core.errors import require_extra
 from ercfusion.data.media import Clip
 from ercfusion.features.clip_error import ClipError
 
-# Containers round time stamps, commonly to milliseconds, so that the distance of two is up to a millisecond wrong: two
-# that are closer than this are the same moment.
+# Containers round time stamps, commonly to milliseconds. Two stamps closer than this are equal.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a recording.
+    """One frame of a recording.
 
     Args:
         time: Seconds from the beginning of the file (0 for a picture file).
-        image: (height, width, 3) uint8, red, green, blue, upright as the file's rotation says.
+        image: (height, width, 3) uint8, red, green, blue, rotated upright.
     """
 
     time: float
@@ -45,21 +44,21 @@ def choose_times(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> NDArray[np.int64]:
-    """Which of the frames at ``times`` are taken.
+    """Positions of the frames to use.
 
-    Time is cut into slots of 1 / ``fps`` seconds, counted from the first frame in the window, and the first frame of
-    every slot is taken: of a recording with 25 frames a second, ``fps=5`` takes every fifth, and rounded time stamps or
-    an irregular rate do not add up to a drift. A recording with fewer frames than ``fps`` asks for gives those it has;
-    none is repeated. Where more than ``max_frames`` remain, that many are taken at equal distances over the window.
+    Time is divided into slots of 1 / ``fps`` seconds from the first frame in the window, and the first frame of each
+    slot is used. So rounded time stamps and irregular rates cause no drift: of 25 frames per second, ``fps=5`` uses
+    every fifth. A recording with a lower rate gives all its frames, none repeated. If more than ``max_frames`` remain,
+    as many are chosen at equal distances.
 
     Args:
         times: (T,) seconds, rising.
-        start, end: The window in seconds, without its end; None for no end.
-        fps: Frames a second; None for all.
-        max_frames: The most frames to take; None for no limit.
+        start, end: The window in seconds, end excluded; None for no end.
+        fps: Frames per second; None for all.
+        max_frames: Maximum number of frames; None for no limit.
 
     Returns:
-        (K,) positions in ``times``, rising; empty where nothing lies in the window.
+        (K,) positions in ``times``, rising; empty if the window has no frame.
     """
     inside = times >= start - TOLERANCE
     if end is not None:
@@ -69,18 +68,17 @@ def choose_times(
         slots = np.floor((times[taken] - times[taken[0]] + TOLERANCE) * fps)
         taken = taken[np.unique(slots, return_index=True)[1]]
     if max_frames is not None and len(taken) > max_frames:
-        # The middles of max_frames equal parts, so that neither end is preferred.
+        # The middles of max_frames equal parts: neither end is preferred.
         middles = (np.arange(max_frames) + 0.5) * len(taken) / max_frames
         taken = taken[middles.astype(np.int64)]
     return taken.astype(np.int64)
 
 
 def read_frames(clip: Clip, *, fps: float | None = None, max_frames: int | None = None) -> Iterator[Frame]:
-    """Decode the frames that :func:`choose_times` takes of a clip, one after the other.
+    """Decode the frames of a clip chosen by :func:`choose_times`, one at a time.
 
-    Two passes: the time stamps are read first, without decoding, so that a limit on the number spreads over the whole
-    clip; then the chosen frames are decoded. A picture file is one frame, whatever the clip's times. Only one decoded
-    frame is held at a time.
+    A first pass reads the time stamps without decoding, so that ``max_frames`` spreads over the whole clip; the second
+    decodes the chosen frames. A picture file is one frame, whatever the clip's times.
 
     Args:
         clip: A video or a picture in any format that PyAV reads.
@@ -88,8 +86,7 @@ def read_frames(clip: Clip, *, fps: float | None = None, max_frames: int | None 
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ClipError: the file is missing or empty, cannot be decoded, has no video stream, or has no frame between the
-            clip's start and end.
+        ClipError: the file is missing, empty or cannot be decoded, has no video stream, or no frame in the window.
     """
     require_extra("av", "face", "Reading frames")
     check_window(clip)
@@ -97,9 +94,11 @@ def read_frames(clip: Clip, *, fps: float | None = None, max_frames: int | None 
 
 
 def check_window(clip: Clip) -> None:
-    """Raise :class:`ClipError` where a clip ends before it begins."""
+    """Raise :class:`ClipError` if a clip ends before it begins."""
     if clip.end is not None and clip.end <= clip.start:
-        raise ClipError(f"the turn ends at {clip.end:g} s, not after its start at {clip.start:g} s")
+        raise ClipError(
+            f"the turn ends at {clip.end:g} s, but starts at {clip.start:g} s. Correct start and end in the table."
+        )
 
 
 def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[Frame]:
@@ -107,20 +106,22 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
         if _is_picture(container):
             picture = next(container.decode(stream), None)
             if picture is None:
-                raise ClipError("cannot be decoded: the picture has no pixels")
+                raise ClipError("cannot be decoded: the picture has no pixels. Copy the file again.")
             yield Frame(0.0, _upright(picture))
             return
         sought = clip.start > 0 and _seek(container, stream, origin, clip.start)
         times = _stamps(container, stream, origin, clip.end)
     if sought and (not len(times) or times[0] > clip.start + TOLERANCE):
-        # Without an index some formats land behind the place asked for: read those from their beginning.
+        # Without an index, some formats seek to a later place: read those from the beginning.
         sought = False
         with _video(clip.path) as (container, stream, origin):
             times = _stamps(container, stream, origin, clip.end)
     wanted = times[choose_times(times, start=clip.start, end=clip.end, fps=fps, max_frames=max_frames)]
     if not len(wanted):
         until = "the end" if clip.end is None else f"{clip.end:g} s"
-        raise ClipError(f"no frame between {clip.start:g} s and {until} of the recording")
+        raise ClipError(
+            f"no frame between {clip.start:g} s and {until} of the recording. Correct start and end in the table."
+        )
     given = 0
     with _video(clip.path) as (container, stream, origin):
         if sought:
@@ -130,33 +131,34 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
             if time is None or time < wanted[given] - TOLERANCE:
                 continue
             yield Frame(time, _upright(picture))
-            # Several at once where frames in between could not be decoded.
+            # Skips several if frames in between could not be decoded.
             given = int(np.searchsorted(wanted, time + TOLERANCE, side="right"))
             if given == len(wanted):
                 return
     if given == 0:
-        raise ClipError(f"cannot be decoded: none of {len(wanted)} frames")
+        raise ClipError(f"cannot be decoded: none of {len(wanted)} frames. Convert the recording, or copy it again.")
 
 
 @contextmanager
 def _video(path: Path) -> Iterator[tuple[Any, Any, float]]:
-    """The open file, its video stream, and the time in seconds that the file counts from."""
+    """The open file, its video stream, and its start time in seconds."""
     import av
 
     if not path.is_file():
-        raise ClipError(f"{'a folder, not a file' if path.is_dir() else 'no such file'}: {path.name}")
+        kind = "a folder, not a file" if path.is_dir() else "no such file"
+        raise ClipError(f"{kind}: {path.name}. Correct the path in the table.")
     if path.stat().st_size == 0:
-        raise ClipError("the file is empty (0 bytes)")
+        raise ClipError("the file is empty (0 bytes). Copy it again.")
     try:
-        # An absolute path, because a colon in a relative one is taken for the end of a protocol's name.
+        # An absolute path: FFmpeg takes a colon in a relative one for a protocol.
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
-            # The cover picture of a sound file is a video stream too, but no recording.
+            # The cover picture of a sound file is a video stream too.
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
-                raise ClipError("the file has no video stream")
+                raise ClipError("the file has no video stream. Choose a recipe for sound, or another file.")
             yield container, streams[0], (container.start_time or 0) / av.time_base
     except av.error.FFmpegError as error:
-        raise ClipError(f"cannot be decoded: {error.strerror}") from error
+        raise ClipError(f"cannot be decoded: {error.strerror}. Convert the recording, or copy it again.") from error
 
 
 def _is_picture(container: Any) -> bool:
@@ -165,29 +167,29 @@ def _is_picture(container: Any) -> bool:
 
 
 def _seek(container: Any, stream: Any, origin: float, start: float) -> bool:
-    """Go to the last key frame before ``start``; False where the format cannot."""
+    """Seek to the last key frame before ``start``; False if the format cannot."""
     import av
 
     try:
         container.seek(int((start + origin) / stream.time_base), stream=stream, backward=True)
     except av.error.FFmpegError:
-        return False  # the caller reads from the beginning instead, which gives the same frames
+        return False  # the caller reads from the beginning: same frames, slower
     return True
 
 
 def _stamps(container: Any, stream: Any, origin: float, end: float | None) -> NDArray[np.float64]:
-    """Seconds of the frames from where the file stands up to ``end``, (T,) rising, found without decoding."""
-    found = []
+    """Seconds of the frames from the present position to ``end``, (T,) rising, without decoding."""
+    times = []
     for packet in container.demux(stream):
-        # Some formats (AVI) state only the order of decoding, which differs from that of showing by a constant.
+        # AVI states only decoding times, which differ from display times by a constant.
         time = _seconds(packet.dts if packet.pts is None else packet.pts, stream, origin)
         if time is not None and not packet.is_discard:
-            found.append(time)
+            times.append(time)
         decoded_at = _seconds(packet.dts, stream, origin)
-        # A frame is never shown before it is decoded, so nothing that follows belongs to the window.
+        # No frame is displayed before it is decoded, so later packets are outside the window.
         if end is not None and decoded_at is not None and decoded_at > end:
             break
-    return np.array(sorted(found), dtype=np.float64)
+    return np.array(sorted(times), dtype=np.float64)
 
 
 def _seconds(stamp: int | None, stream: Any, origin: float) -> float | None:
@@ -196,7 +198,7 @@ def _seconds(stamp: int | None, stream: Any, origin: float) -> float | None:
 
 def _upright(picture: Any) -> NDArray[np.uint8]:
     image: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
-    # Telephones store what the sensor sees, and the angle beside it; detectors miss faces that lie on their side.
+    # Telephones store the sensor's picture and an angle; detectors miss faces on their side.
     if picture.rotation % 90 == 0 and picture.rotation % 360:
         image = np.ascontiguousarray(np.rot90(image, picture.rotation // 90))
     return image

@@ -1,8 +1,7 @@
-"""What an extraction has done so far: a file to which every result is appended the moment it is there.
+"""The journal of an extraction: a file to which every result is appended at once.
 
-A record holds the number of an item, its values or the reason why there are none, the file that it was read from, and
-a checksum. Whatever stops the writer, all records but the last are whole; a torn one at the end is cut off when the
-file is opened again.
+A record holds the item's number, its values or the reason for their absence, the file read, and a checksum. If the
+writer is interrupted, at most the last record is incomplete; it is cut off when the file is opened again.
 """
 
 from __future__ import annotations
@@ -25,44 +24,44 @@ from ercfusion._core.errors import PackError
 from ercfusion._core.schemas.reading import failure, parse_json, shown
 from ercfusion.data.recordings import Source
 
-# Item, rows, columns, bytes of the remarks, whether the numbers are float16; then the checksum of all that follows.
+# Mark, item, rows, columns, bytes of the remarks, flags (1: float16, 2: no values), CRC-32 of these and the body.
 _HEAD = struct.Struct("<4sIIIIBI")
 _MARK = b"ERC2"
 _CHECKSUM = struct.calcsize("<I")
-# Seconds between two times that everything is forced to disk: what a loss of power could cost.
+# Seconds between syncs to disk: the most that a power failure costs.
 _SYNC = 5.0
 
 
-_AGAIN = "Move it away, or begin again with --fresh."
+_AGAIN = "Move it away, or start again with --fresh."
 
 
-def _are_remarks(found: Any) -> bool:
-    """Whether the remarks of a record are a reason, a duration, and a source or none."""
-    if not (isinstance(found, list) and len(found) == 3 and isinstance(found[0], str)):
+def _valid_remarks(remarks: Any) -> bool:
+    """Whether a record's remarks are a reason, a duration, and a source or None."""
+    if not (isinstance(remarks, list) and len(remarks) == 3 and isinstance(remarks[0], str)):
         return False
-    source = found[2]
+    source = remarks[2]
     named = (
         isinstance(source, list)
         and len(source) == 4
         and all(isinstance(part, str) for part in source[:2])
         and all(type(part) is int for part in source[2:])
     )
-    return type(found[1]) in (int, float) and found[1] >= 0 and (source is None or named)
+    return type(remarks[1]) in (int, float) and remarks[1] >= 0 and (source is None or named)
 
 
-def _source(found: list[Any] | None) -> Source | None:
-    return None if found is None else Source(*found)
+def _source(fields: list[Any] | None) -> Source | None:
+    return None if fields is None else Source(*fields)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one item.
+    """The outcome for one item.
 
     Args:
-        values: (T, D) float32 or float16; None where there are none.
-        reason: Why there are none, or what is odd about them; empty where nothing is.
-        seconds: Duration of what was processed.
-        source: The file that the item was read from, as it was then; None for texts.
+        values: (T, D) float32 or float16, or None.
+        reason: Why there are no values, or an oddity; empty if neither.
+        seconds: Duration of the processed recording.
+        source: The file read, as it was then; None for texts.
     """
 
     values: NDArray[np.floating[Any]] | None
@@ -72,8 +71,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a result lies in the file, and all of it but the values."""
+class Record:
+    """A stored result without its values, and their position in the file (-1 without values)."""
 
     position: int
     rows: int
@@ -85,18 +84,18 @@ class Entry:
 
 
 class Journal:
-    """The results of an extraction, by the number of their item.
+    """The results of an extraction by item number.
 
     Args:
-        path: The file; what is in it is taken over, and a torn record at its end is cut off.
+        path: The file. Its records are read, and an incomplete last one is cut off.
 
     Raises:
-        PackError: the file holds something else.
+        PackError: not a journal.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[int, Entry] = {}
+        self.records: dict[int, Record] = {}
         path.touch()
         self._stream: BinaryIO = path.open("r+b")
         end = self._scan()
@@ -113,7 +112,7 @@ class Journal:
         self.close()
 
     def append(self, item: int, result: Result) -> None:
-        """Add a result. It survives the end of this process at once, and that of the machine after some seconds."""
+        """Append a result: safe at once if this process ends, after some seconds if the machine does."""
         values = result.values
         half = values is not None and values.dtype == np.float16
         rows, width = (0, 0) if values is None else values.shape
@@ -131,16 +130,16 @@ class Journal:
         if time.monotonic() - self._synced > _SYNC:
             os.fsync(self._stream.fileno())
             self._synced = time.monotonic()
-        kept = -1 if values is None else position
-        self.entries[item] = Entry(kept, rows, width, half, result.reason, result.seconds, result.source)
+        start = -1 if values is None else position
+        self.records[item] = Record(start, rows, width, half, result.reason, result.seconds, result.source)
 
     def values(self, item: int) -> NDArray[np.floating[Any]]:
-        """The values (T, D) of an item that has some."""
-        entry = self.entries[item]
-        return self._read(entry.position, entry.rows, entry.width, entry.half)
+        """Values (T, D) of an item with values."""
+        record = self.records[item]
+        return self._read(record.position, record.rows, record.width, record.half)
 
     def close(self) -> None:
-        """Force everything to disk, and let go of the file."""
+        """Sync to disk and close the file."""
         if not self._stream.closed:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -154,14 +153,14 @@ class Journal:
         return np.frombuffer(data, dtype="<f2" if half else "<f4").reshape(rows, width)
 
     def _scan(self) -> int:
-        # Take over all whole records; returns where they end.
+        # Read all complete records; returns where they end.
         end = 0
-        for position, item, entry in self._records():
-            self.entries[item] = entry
+        for position, item, record in self._records():
+            self.records[item] = record
             end = position
         return end
 
-    def _records(self) -> Iterator[tuple[int, int, Entry]]:
+    def _records(self) -> Iterator[tuple[int, int, Record]]:
         length_of_file = os.fstat(self._stream.fileno()).st_size
         while True:
             head = self._stream.read(_HEAD.size)
@@ -171,20 +170,20 @@ class Journal:
             if mark != _MARK:
                 if self._stream.tell() == _HEAD.size:
                     raise PackError(
-                        f"{self.path} is no journal of an extraction. Move it away, or add --fresh to begin anew."
+                        f"{self.path}: not a journal of an extraction. Move it away, or start again with --fresh."
                     )
-                return  # torn: the machine stopped while this was written
+                return  # incomplete: the machine stopped during this write
             half, absent = bool(flags & 1), bool(flags & 2)
             size = length + (0 if absent else rows * width * (2 if half else 4))
             if size > length_of_file - self._stream.tell():
-                return  # torn, or a damaged head; read() would reserve what it asks for
+                return  # incomplete, or a damaged head; read() would allocate the announced size
             body = self._stream.read(size)
             if zlib.crc32(body, zlib.crc32(head[:-_CHECKSUM])) != checksum:
                 return
             remarks = parse_json(body[:length], self.path, error=PackError, advice=_AGAIN)
-            if not _are_remarks(remarks):
+            if not _valid_remarks(remarks):
                 raise failure(PackError, self.path, f": found {shown(remarks)} as the remarks of item {item}", _AGAIN)
             reason, seconds, source = remarks
             after = self._stream.tell()
             position = -1 if absent else after - size + length
-            yield after, item, Entry(position, rows, width, half, reason, seconds, _source(source))
+            yield after, item, Record(position, rows, width, half, reason, seconds, _source(source))

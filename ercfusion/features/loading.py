@@ -1,4 +1,4 @@
-"""From the configuration group ``data`` to conversations and feature tables."""
+"""Load conversations and feature tables from the configuration group ``data``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ logger = logging.getLogger("ercfusion")
 
 @dataclass
 class LoadedData:
-    """A corpus under a protocol, with the features that were asked for.
+    """A corpus under a protocol, with features.
 
     Args:
         corpus: The reader.
-        protocol: Task, dev source and modalities; its id ends in ``-other`` if the files are not the release's.
+        protocol: Task, dev source and modalities; its id ends in ``-other`` if the files differ from the release.
         splits: Conversations of train, dev and test.
-        tables: One a modality, in the order in which models see them.
+        tables: One per modality, in the models' order.
     """
 
     corpus: Corpus
@@ -43,16 +43,16 @@ class LoadedData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See :meth:`ercfusion.data.corpus.Corpus.fingerprint`; the files are read once."""
+        """See :meth:`ercfusion.data.corpus.Corpus.fingerprint`; cached."""
         return self.corpus.fingerprint()
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """See :func:`ercfusion.data.identity.data_identity`; computed once."""
+        """See :func:`ercfusion.data.identity.data_identity`; cached."""
         return data_identity(self.corpus, self.protocol, self.splits, self.tables, self.fingerprint)
 
     def protocol_of(self, task: str) -> str:
-        """Id of the protocol under which the scores of one of the tasks can be compared with those of other runs."""
+        """Id of the protocol for comparing one task's scores with other runs."""
         own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER))
         return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.splits).id
 
@@ -60,10 +60,10 @@ class LoadedData:
         """A split as tensors.
 
         Raises:
-            ConfigError: there is no such split.
+            ConfigError: no such split.
         """
         if split not in self.splits:
-            raise ConfigError(f"no split {split!r}. {did_you_mean(split, self.splits)}")
+            raise ConfigError(f"split {split!r}: unknown. {did_you_mean(split, self.splits)}")
         return ConversationStore(self.splits[split], self.tables, self.protocol.tasks)
 
 
@@ -77,13 +77,12 @@ def load_data(
 
     Args:
         settings: The section ``data``.
-        check: Called with the conversations before any features are read or extracted; what it raises ends the call.
-        refuse_changed: Refuse a pack whose recordings were changed after it was made; False warns. What was trained
-            with the values of a pack may go on with them.
+        check: Called with the conversations before features are read or extracted; its errors end the call.
+        refuse_changed: Refuse a pack whose recordings changed since; False warns, for runs trained with its values.
 
     Raises:
         ConfigError: a modality that neither the corpus nor a pack offers.
-        BatchError: features that hold no turn of the corpus, or of all modalities none of a split.
+        BatchError: features without any turn of the corpus, or a split without any features.
         CorpusNotFoundError, CorpusFormatError, PackError: see there.
     """
     corpus = open_corpus(settings.name, settings.raw, **settings.options)
@@ -100,8 +99,8 @@ def load_data(
     bound = bound_protocol(corpus, protocol, splits)
     if bound is not protocol:
         logger.warning(
-            "%s: the files are not those of the release: the protocol is recorded as %s, and tables do not mix it with "
-            "%s. How they differ: %s",
+            "%s: the files differ from the release, so the protocol is recorded as %s and not compared with %s. For "
+            "the differences, run: %s",
             corpus.name,
             bound.id,
             protocol.id,
@@ -113,7 +112,7 @@ def load_data(
 
 
 def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Data) -> list[FeatureTable]:
-    """The feature tables that ``settings`` ask for; see :func:`load_data`."""
+    """The feature tables of ``settings``; see :func:`load_data`."""
     packs = settings.packs
     offered = list(dict.fromkeys([*protocol.modalities, *packs]))
     wanted = wanted_modalities(settings.modalities, offered, protocol)
@@ -128,18 +127,21 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Da
             folder = pack_folder(corpus, splits, name, packs[name])
             table = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
             if table.modality != name:
-                raise ConfigError(f"data.packs.{name}: {packs[name]} holds the modality {table.modality!r}")
-            found, text = known_labels(table, corpus, protocol, splits)
-            if found:
-                table.source["leak"] = found  # so that the record of a run says so
+                raise ConfigError(
+                    f"data.packs.{name}={packs[name]}: a pack of the modality {table.modality!r}. Give it as "
+                    f"data.packs.{table.modality}."
+                )
+            leaked, text = known_labels(table, corpus, protocol, splits)
+            if leaked:
+                table.source["leak"] = leaked  # for the run's record
                 logger.warning("data.packs.%s=%s: %s", name, packs[name], text)
         elif name in own:
             table = own[name]
         elif name != "text":
             raise PackError(
-                f"{corpus.card.title} comes without {name} features. Make them with ercfusion.extract, for one of the "
-                f"recipes that {command('recipes', 'extract', '--list')} prints, and give data.packs.{name}=RECIPE; or "
-                "take other modalities with data.modalities=[...]."
+                f"{corpus.card.title}: has no {name} features. Make them with one of the recipes that "
+                f"{command('recipes', 'extract', '--list')} prints and add data.packs.{name}=RECIPE, or choose other "
+                "modalities with data.modalities=[...]."
             )
         else:
             from ercfusion.features.text import text_pack
@@ -152,7 +154,7 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Da
 def check_packs(
     corpus: Corpus, tables: Sequence[FeatureTable], packs: Mapping[str, str], *, refuse_changed: bool
 ) -> None:
-    """Compare the recordings of packs with those that the packs were made from; see :func:`load_data`."""
+    """Compare the recordings of packs with those used; see :func:`load_data`."""
     from ercfusion.data.pack import read_manifest
     from ercfusion.features.changed import check_recordings
 
@@ -163,27 +165,27 @@ def check_packs(
 
 
 def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
-    """How the user named the pack of a table, for messages; its folder if nobody did."""
+    """A table's pack as the user named it, or its folder, for messages."""
     given = packs.get(table.modality)
     return str(table.source["pack"]) if given is None else f"data.packs.{table.modality}={given}"
 
 
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:
-    """How many turns of dev and test a pack's values were trained with the labels of, by split, and that in words."""
+    """Number of dev and test turns, by split, whose labels trained a pack's values, and a sentence about it."""
     from ercfusion.data.pack import read_manifest
 
     if "trained_on" not in table.source:
         return {}, ""
-    entries = read_manifest(table.source["pack"])["trained_on"]
-    found = leaks(entries, corpus.name, splits)
-    return found, leak_text(entries, found, protocol.id) if found else ""
+    trained_on = read_manifest(table.source["pack"])["trained_on"]
+    leaked = leaks(trained_on, corpus.name, splits)
+    return leaked, leak_text(trained_on, leaked, protocol.id) if leaked else ""
 
 
 def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> str:
-    """The folder of a pack from ``data.packs``: a folder, or the name of a recipe whose pack lies at its default place.
+    """The folder of ``data.packs``: a folder, or the default folder of a recipe's pack.
 
     Raises:
-        PackError: a recipe's pack has not been made yet; the message is the command that makes it.
+        PackError: the recipe's pack does not exist; the message has the command to make it.
     """
     from ercfusion.features.extraction import find_pack
 
@@ -193,17 +195,17 @@ def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> st
 
 
 def wanted_modalities(asked: Sequence[str] | None, offered: Sequence[str], protocol: Protocol) -> list[str]:
-    """The modalities to use: those asked for, or all that there are."""
+    """The modalities requested, or all."""
     if asked is None:
         return list(offered)
     if not asked:
-        raise ConfigError(f"data.modalities is empty; {protocol.id} offers {', '.join(offered)}")
+        raise ConfigError(f"data.modalities: empty list. Choose from: {', '.join(offered)}.")
     for name in asked:
         if name not in offered:
             raise ConfigError(
-                f"data.modalities asks for {name!r}, which {protocol.id} does not have (it has {', '.join(offered)}). "
-                f"Give its feature pack with data.packs.{name}=FOLDER, or leave it out."
+                f"data.modalities: {protocol.id} has no {name!r}, only {', '.join(offered)}. Add its feature pack with "
+                f"data.packs.{name}=FOLDER, or remove it."
             )
     if len(set(asked)) < len(asked):
-        raise ConfigError(f"data.modalities names a modality twice: {', '.join(asked)}")
+        raise ConfigError(f"data.modalities: a modality is listed twice: {', '.join(asked)}. Remove the second.")
     return list(asked)

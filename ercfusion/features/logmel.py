@@ -1,9 +1,8 @@
-"""Log-mel spectrograms, as sequence features: the input of networks that learn from sound itself.
+"""Log-mel spectrograms as sequence features, for networks trained on sound itself.
 
-Frames are cut without padding, weighted by a periodic Hann window and transformed with the next power of two as the
-transform's length; the power spectrum is summed under triangles that are equally wide on a mel scale. The two scales
-are those of HTK (O'Shaughnessy's formula, 2595 log10(1 + f / 700)) and of Slaney's Auditory Toolbox (1998), which is
-linear up to 1 kHz.
+Frames are cut without padding, weighted by a periodic Hann window and Fourier-transformed at the next power of two.
+The power spectrum is summed under triangles equally wide on a mel scale: HTK's (O'Shaughnessy's formula, 2595 log10(1
++ f / 700)) or that of Slaney's Auditory Toolbox (1998), which is linear up to 1 kHz.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "scale": "slaney",
     "floor": 1e-10,
 }
-# Frames that are transformed together: an hour of sound need not be in memory in all its overlapping frames.
+# Frames transformed together: overlapping frames of an hour of sound would not fit into memory.
 _FRAMES = 4096
-# Slaney's scale: 200 / 3 Hz a mel up to 1 kHz, then 27 mels to a factor of 6.4.
+# Slaney's scale: 200 / 3 Hz per mel up to 1 kHz, then 27 mels per factor of 6.4.
 _LINEAR, _CORNER, _STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 
 
@@ -44,15 +43,15 @@ class LogMelExtractor:
     """The log-mel spectrogram of a clip.
 
     Settings:
-        rate: Samples a second to which every clip is resampled.
-        window, hop: Length of a frame and distance between frames, in milliseconds; a whole number of samples is taken.
-        bands: Triangles, and so the width of the features.
-        lowest, highest: Hz; where the first triangle begins and the last one ends.
+        rate: Samples per second after resampling.
+        window, hop: Length and distance of frames in milliseconds, rounded to samples.
+        bands: Number of triangles, the width of the features.
+        lowest, highest: Lower end of the first triangle and upper end of the last, in Hz.
         scale: ``slaney`` or ``htk``.
-        floor: Least energy, above 0; the logarithm is the natural one.
+        floor: Minimum energy, above 0; the logarithm is natural.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value out of its range.
+        ConfigError: unknown setting, or a value out of range.
     """
 
     kind = "audio"
@@ -65,55 +64,56 @@ class LogMelExtractor:
         self.settings = check_settings(settings, _DEFAULTS, self.tool)
         rate, scale = self.settings["rate"], self.settings["scale"]
         if rate is None:
-            raise ConfigError("logmel: rate=null: every clip needs the same rate, for example rate=16000")
+            raise ConfigError("rate=null: the recipe logmel needs one rate for all clips. Use for example rate=16000.")
         check_sound_settings(rate, "all")
         if scale not in SCALES:
-            raise ConfigError(f"logmel: scale={scale!r} is unknown. {did_you_mean(str(scale), SCALES)}")
+            raise ConfigError(f"scale={scale!r}: unknown. {did_you_mean(str(scale), SCALES)}")
         for name in ("window", "hop", "lowest", "highest", "floor"):
             value = self.settings[name]
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-                raise ConfigError(f"logmel: {name}={value!r}: a number is expected")
+                raise ConfigError(f"{name}={value!r}: not a number of at least 0. Use for example {_DEFAULTS[name]}.")
         bands = self.settings["bands"]
         if not isinstance(bands, int) or isinstance(bands, bool) or bands < 1:
-            raise ConfigError(f"logmel: bands={bands!r}: a whole number of at least 1 is expected")
+            raise ConfigError(f"bands={bands!r}: not a whole number of at least 1. Use for example 64.")
         self.window = round(self.settings["window"] * rate / 1000)
         self.hop = round(self.settings["hop"] * rate / 1000)
         if self.window < 2 or self.hop < 1:
             raise ConfigError(
-                f"logmel: a window of {self.settings['window']} ms and a hop of {self.settings['hop']} ms are "
-                f"{self.window} and {self.hop} samples at {rate} a second; at least 2 and 1 are needed"
+                f"window={self.settings['window']}, hop={self.settings['hop']}: {self.window} and {self.hop} samples. "
+                "Raise them to at least 2 and 1 samples."
             )
         low, high = self.settings["lowest"], self.settings["highest"]
         if not low < high <= rate / 2:
             raise ConfigError(
-                f"logmel: lowest={low:g} and highest={high:g} Hz must rise, and end at rate / 2 = {rate / 2:g} at most"
+                f"lowest={low:g}, highest={high:g}: not rising, or above rate / 2 = {rate / 2:g} Hz. Choose lowest < "
+                f"highest <= rate / 2."
             )
         if self.settings["floor"] == 0:
-            raise ConfigError("logmel: floor=0 has no logarithm; give a small number such as 1e-10")
+            raise ConfigError("floor=0: has no logarithm. Use a small number such as 1e-10.")
         self.transform = 1 << (self.window - 1).bit_length()
         self.filters = mel_filters(bands, self.transform, rate, low, high, scale)
         empty = (self.filters.sum(0) == 0).nonzero().flatten().tolist()
         if empty:
             raise ConfigError(
-                f"logmel: bands={bands}: {len(empty)} of them hold no line of the spectrum (first: band {empty[0]}). "
-                "Take fewer bands, a longer window, or a wider range of frequencies."
+                f"bands={bands}: {len(empty)} of them contain no line of the spectrum (first: {empty[0]}). Use fewer "
+                "bands, a longer window, or a wider range of frequencies."
             )
         self.hann = torch.hann_window(self.window, periodic=True, dtype=torch.float64)
         self.tool_version = package_version("torch")
 
     @property
     def dimension_names(self) -> list[str]:
-        """The bands by number and centre frequency."""
+        """Number and centre frequency of each band."""
         edges = _edges(
             self.settings["bands"], self.settings["lowest"], self.settings["highest"], self.settings["scale"]
         )
         return [f"band{number:03d}_{centre:.0f}Hz" for number, centre in enumerate(edges[1:-1].tolist())]
 
     def prepare(self) -> None:
-        """Nothing is heavy."""
+        """Nothing to load."""
 
     def __call__(self, clip: Clip) -> Extracted:
-        """Log energies (T, bands) of one clip; one that is shorter than a window is filled up with silence, and noted.
+        """Log energies (T, bands) of one clip; a clip shorter than a window is padded with silence, and noted.
 
         Raises:
             ClipError: the clip cannot be read.
@@ -123,14 +123,14 @@ class LogMelExtractor:
         notes = sound.notes
         samples = torch.from_numpy(np.asarray(sound.samples, dtype=np.float64))
         if len(samples) < self.window:
-            notes.append(f"shorter than a window of {self.settings['window']:g} ms: {sound.seconds:.4f} s of sound")
+            notes.append(f"shorter than the window of {self.settings['window']:g} ms: {sound.seconds:.4f} s of sound")
         return Extracted(self.spectrogram(samples), "; ".join(notes), sound.seconds)
 
     def spectrogram(self, samples: Tensor) -> NDArray[np.float32]:
-        """Log energies (T, bands) of a waveform (n,), with T = 1 + (max(n, window) - window) // hop.
+        """Log energies (T, bands) of a waveform (n,), T = 1 + (max(n, window) - window) // hop.
 
-        Computed in float64: a quiet band beside a loud one keeps its digits, and the number of threads has no effect
-        on what is stored.
+        Computed in float64: a quiet band next to a loud one keeps its precision, and the number of threads does not
+        affect the stored values.
         """
         samples = samples.double()
         if len(samples) < self.window:
@@ -144,14 +144,14 @@ class LogMelExtractor:
 
 
 def mel_filters(bands: int, transform: int, rate: int, lowest: float, highest: float, scale: str) -> Tensor:
-    """Triangles with the peak 1 over the lines of a spectrum, (transform // 2 + 1, bands) float64.
+    """Triangular filters with peak 1, (transform // 2 + 1, bands) float64.
 
     Args:
-        bands: Number of triangles; each begins and ends at its neighbours' peaks.
+        bands: Number of triangles; each starts and ends at its neighbours' peaks.
         transform: Length of the Fourier transform, in samples.
-        rate: Samples a second.
+        rate: Samples per second.
         lowest, highest: Hz.
-        scale: One of :data:`SCALES`, on which the peaks are equally far apart.
+        scale: One of :data:`SCALES`; peaks are equidistant on it.
     """
     edges = _edges(bands, lowest, highest, scale)
     lines = torch.arange(transform // 2 + 1, dtype=torch.float64) * rate / transform
@@ -161,7 +161,7 @@ def mel_filters(bands: int, transform: int, rate: int, lowest: float, highest: f
 
 
 def _edges(bands: int, lowest: float, highest: float, scale: str) -> Tensor:
-    """(bands + 2) frequencies in Hz: the peaks, with where the first triangle begins and the last one ends."""
+    """(bands + 2) frequencies in Hz: start of the first triangle, the peaks, end of the last triangle."""
     first, last = (_to_mel(frequency, scale) for frequency in (lowest, highest))
     mels = torch.linspace(first, last, bands + 2, dtype=torch.float64)
     if scale == "htk":

@@ -1,4 +1,4 @@
-"""Recipes: which tool makes a feature pack, with which settings. One YAML file each, in ``features/``."""
+"""Recipes in ``features/``, one YAML file each: the tool that makes a feature pack, and its settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Recipe:
     """How a pack is made.
 
     Args:
-        name: Identifier; the pack's folder begins with it.
+        name: Identifier; the pack's folder name starts with it.
         tool: A name of :data:`~ercfusion.features.extractor.EXTRACTORS`, or ``module:Class`` of an extractor.
-        settings: Of the tool.
-        about: What comes out, in a line.
-        licence: Of weights or rules that the tool's own note does not cover.
+        settings: Settings of the tool.
+        about: The result in one line.
+        licence: Licence of weights or rules not covered by the tool's own note.
     """
 
     name: str
@@ -32,24 +32,27 @@ class Recipe:
     licence: str = ""
 
     def with_settings(self, changes: Mapping[str, Any]) -> Recipe:
-        """The same with some settings changed; dotted keys reach inside (``detector.version``)."""
+        """A copy with changed settings; dotted keys address nested ones (``detector.version``)."""
         settings: dict[str, Any] = {**self.settings}
         for key, value in changes.items():
             *path, last = key.split(".")
             inner = settings
             for name in path:
                 if not isinstance(inner.get(name), dict):
-                    raise ConfigError(f"features.{key}: the recipe {self.name!r} has no settings below {name!r}")
+                    raise ConfigError(
+                        f"features.{key}: {name!r} is not a group of settings in the recipe {self.name!r}. Remove the "
+                        "part after the dot."
+                    )
                 inner[name] = dict(inner[name])
                 inner = inner[name]
             inner[last] = value
         return replace(self, settings=settings)
 
     def extractor(self) -> Any:
-        """The tool with the settings, nothing heavy loaded.
+        """The tool with these settings, before anything heavy is loaded.
 
         Raises:
-            ConfigError: no such tool, or settings that it does not have.
+            ConfigError: unknown tool or setting.
             MissingExtraError: the tool is not installed.
         """
         settings = {"tool": self.tool, **self.settings}
@@ -58,37 +61,41 @@ class Recipe:
         try:
             tool = EXTRACTORS.load(self.tool)
             if not isinstance(tool, type) or not hasattr(tool, "prepare"):
-                raise ConfigError(f"the recipe {self.name!r}: the tool {self.tool!r} is not the class of an extractor")
+                raise ConfigError(
+                    f"recipe {self.name!r}: the tool {self.tool!r} is not an extractor class. Name a class with the "
+                    "members of ercfusion.features.extractor.ClipExtractor."
+                )
             return tool(settings)
         except (ImportError, AttributeError) as error:
             if ":" not in self.tool:
                 raise
             raise ConfigError(
-                f"the recipe {self.name!r}: the tool {self.tool!r} cannot be imported: {error}"
+                f"recipe {self.name!r}: the tool {self.tool!r} cannot be imported ({error}). Check the module's name, "
+                "and that Python finds it."
             ) from error
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the library."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+    """Names of the recipes shipped with the library."""
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """A recipe by its name, or by the path of a YAML file of one's own.
+    """A recipe by name, or by the path of a YAML file.
 
     Raises:
-        ConfigError: no such recipe, or the file does not hold one; the message names file and key.
+        ConfigError: no such recipe, or an invalid file; the message names file and key.
     """
     from ercfusion.features.recipe_schema import RecipeFile
 
     if name.endswith((".yaml", ".yml")):
         path = expanded(name)
         if not path.is_file():
-            raise ConfigError(f"features={name}: there is no such file")
+            raise ConfigError(f"features={name}: no such file. Correct the path.")
     elif name in (known := recipe_names()):
         path = _folder() / f"{name}.yaml"
     else:
-        raise ConfigError(f"no recipe {shown(name)}. {did_you_mean(name, known)}")
+        raise ConfigError(f"features={shown(name)}: unknown recipe. {did_you_mean(name, known)}")
     content = read_yaml(path, RecipeFile, error=ConfigError)
     return Recipe(**{"settings": {}, **content})
 

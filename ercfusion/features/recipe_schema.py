@@ -1,4 +1,4 @@
-"""What files written by hand hold: recipes of features."""
+"""Schema of recipe files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What an extraction takes over: from a pack that exists, and from its own journal after it was stopped.
+"""Reuse of results: from an existing pack, and from the journal of a stopped extraction.
 
-Values are taken over only while their recording is the one that they were made from, and only from the same version of
-the tool.
+A value is reused only if its recording is unchanged and the tool has the same version.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from ercfusion.features.work import WorkList
 
 logger = logging.getLogger("ercfusion")
 
-# Changed recordings named in a message.
+# Number of changed recordings that a message names.
 _NAMED = 3
 
 
 @dataclass
 class ExistingPack:
-    """A pack of the same corpus, tool and settings as are asked for.
+    """A pack of the requested corpus, tool and settings.
 
     Args:
         folder, manifest: The pack.
-        states: For each item that is a recording: how it is to the one that the pack was made from, and its record.
-            An item without an entry is not known to the pack.
+        states: For each item that is a recording known to the pack: its state compared with the one used, and the
+            record of that one.
     """
 
     folder: Path
@@ -50,7 +49,7 @@ class ExistingPack:
     states: dict[int, tuple[State, Source]]
 
     def changed(self, work: WorkList) -> list[int]:
-        """The items whose recordings are other files than those that the pack was made from."""
+        """The items whose recordings differ from those of the pack."""
         unknown = State.CHANGED, None
         return [
             number
@@ -59,8 +58,8 @@ class ExistingPack:
         ]
 
     def remarks(self, name: str) -> dict[Key, str]:
-        """The remarks ``missing`` or ``notes`` by turn."""
-        return {(entry["conversation"], entry["turn"]): entry["reason"] for entry in self.manifest.get(name, [])}
+        """The pack's ``missing`` or ``notes``, by turn."""
+        return {(note["conversation"], note["turn"]): note["reason"] for note in self.manifest.get(name, [])}
 
 
 def existing_pack(
@@ -69,10 +68,10 @@ def existing_pack(
     """The pack in a folder, with its recordings compared.
 
     Args:
-        target: Its folder.
+        target: The folder.
         corpus, identity: What it must have been made from.
-        work, extractor: The recordings of now.
-        doubt: Compare the content of all recordings.
+        work, extractor: The present recordings.
+        doubt: Compare the recordings by content.
 
     Raises:
         PackError: it was made from something else, or with other settings.
@@ -80,15 +79,15 @@ def existing_pack(
     manifest = read_manifest(target)
     if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] not in corpus.pack_fingerprints():
         raise PackError(
-            f"{target} holds a pack of {manifest['corpus']!r} in another version. Choose another folder with out=, or "
+            f"{target}: holds a pack of another version of {manifest['corpus']!r}. Choose another folder with out=, or "
             "replace it with --fresh."
         )
     made = {"tool": manifest["tool"], **manifest["settings"]}
     for name, value in identity.items():
         if made.get(name) != value:
             raise PackError(
-                f"{target} holds a pack with other {name}: {str(made.get(name))[:60]}, asked for is {str(value)[:60]}. "
-                "Choose another folder with out=, or replace it with --fresh."
+                f"{target}: holds a pack with {name} {str(made.get(name))[:60]}, not {str(value)[:60]}. Choose another "
+                "folder with out=, or replace it with --fresh."
             )
     listed = read_recordings(target, manifest)
     pack = ExistingPack(target, manifest, {})
@@ -103,11 +102,11 @@ def existing_pack(
 
 
 def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
-    """Log what a user should know of a pack that is left as it is."""
+    """Log remarks about a pack used unchanged: another tool version, recordings removed since."""
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
         logger.info(
-            "%s was made with %s %s; %s is installed here: --fresh makes the pack again",
+            "%s was made with %s %s; %s is installed. Use --fresh to make it again",
             pack.folder,
             extractor.tool,
             version,
@@ -116,8 +115,8 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
     gone = [source.name for state, source in pack.states.values() if state is State.GONE]
     if gone:
         logger.warning(
-            "%d of %d recordings are not there any more (first: %s); the pack keeps their features. --fresh makes "
-            "it without them",
+            "%d of %d recordings no longer exist (first: %s); the pack keeps their features. Use --fresh to make it "
+            "without them",
             len(set(gone)),
             len({source.name for _, source in pack.states.values()}),
             gone[0],
@@ -125,14 +124,13 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
 
 
 def announce_changed(pack: ExistingPack, changed: Sequence[int], work: WorkList, extractor: Any) -> None:
-    """Log which recordings have changed, and that they are extracted again."""
+    """Log the recordings that changed and are extracted again."""
     if not changed:
         return
     paths = source_paths(work, extractor)
     names = list(dict.fromkeys(recorded_name(paths[number], work.root) for number in changed))
     logger.warning(
-        "%s: %d recordings have changed since the pack was made: %s. They are extracted again; the pack stays as it is "
-        "until all are done",
+        "%s: %d recordings have changed since: %s. They are extracted again; the pack stays until all are done",
         pack.folder,
         len(names),
         ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else ""),
@@ -140,33 +138,32 @@ def announce_changed(pack: ExistingPack, changed: Sequence[int], work: WorkList,
 
 
 def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: Any, *, retry: bool) -> None:
-    """Write the results of a pack into a journal, but for those of other recordings.
+    """Copy the results of a pack into a journal, except those of changed recordings.
 
     Args:
-        pack: At hand.
-        journal: Its own results come first.
-        work, extractor: Of the extraction.
-        retry: Leave out what is missing in the pack, too.
+        pack: The pack.
+        journal: Its own results take precedence.
+        work, extractor: The extraction's.
+        retry: Do not copy the reasons of missing turns.
 
     Raises:
-        PackError: the pack was made by another version of the tool, or was replaced after it was looked at.
+        PackError: another version of the tool made the pack, or the pack was replaced in the meantime.
     """
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
         raise PackError(
-            f"{pack.folder} was made with {extractor.tool} {version}, and {extractor.tool_version} is installed here: "
-            "values of both are not mixed in one pack. Install that version, or make the whole pack again with "
-            "--fresh."
+            f"{pack.folder}: made with {extractor.tool} {version}, but {extractor.tool_version} is installed, and one "
+            "pack cannot mix them. Install that version, or make the whole pack again with --fresh."
         )
     if read_manifest(pack.folder)["files"] != pack.manifest["files"]:
-        raise PackError(f"{pack.folder} was replaced by another process meanwhile. Give the command again.")
+        raise PackError(f"{pack.folder}: another process replaced the pack meanwhile. Run the same command again.")
     table = read_pack(pack.folder)
     notes, missing = _own_notes(pack.manifest), pack.remarks("missing")
     for key, owner, row in zip(work.keys, work.owners, table.rows(work.keys), strict=True):
-        if owner in journal.entries:
-            # An extraction that was stopped may have taken it over.
-            if retry and journal.entries[owner].position < 0 and journal.entries[owner].reason == missing.get(key):
-                del journal.entries[owner]
+        if owner in journal.records:
+            # Copied by an extraction that was stopped.
+            if retry and journal.records[owner].position < 0 and journal.records[owner].reason == missing.get(key):
+                del journal.records[owner]
             continue
         source = None
         if not isinstance(work.items[owner], str):
@@ -181,30 +178,30 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
 
 
 def forget_changed(journal: Journal, work: WorkList, extractor: Any, *, finished: bool) -> int:
-    """Drop the results in a journal whose recording is not the one that they were made from.
+    """Drop results of recordings that changed since.
 
     Args:
-        journal: Its other entries get the times of now.
-        work, extractor: Of the extraction.
-        finished: All is extracted: a recording that was removed since then keeps its features.
+        journal: The remaining records get the present modification times.
+        work, extractor: The extraction's.
+        finished: All items are extracted: a recording removed since keeps its features.
 
     Returns:
-        How many were dropped.
+        Number of dropped results.
     """
     paths = source_paths(work, extractor)
-    pairs = {number: (entry.source, paths[number]) for number, entry in journal.entries.items() if number in paths}
+    pairs = {number: (record.source, paths[number]) for number, record in journal.records.items() if number in paths}
     states = compare_all((source, path) for source, path in pairs.values() if source is not None)
     dropped = []
     for number, (before, _) in pairs.items():
         state, source = (State.CHANGED, None) if before is None else states[before]
         if state is State.SAME or (finished and state is State.GONE):
-            journal.entries[number] = replace(journal.entries[number], source=source)
+            journal.records[number] = replace(journal.records[number], source=source)
         else:
             dropped.append(number)
-            del journal.entries[number]
+            del journal.records[number]
     if dropped:
         logger.warning(
-            "%d recordings have changed while they were extracted (first: %s): they are extracted again",
+            "%d recordings changed during extraction (first: %s) and are extracted again",
             len(dropped),
             recorded_name(paths[dropped[0]], work.root),
         )
@@ -212,7 +209,7 @@ def forget_changed(journal: Journal, work: WorkList, extractor: Any, *, finished
 
 
 def source_paths(work: WorkList, extractor: Any) -> dict[int, Path]:
-    """The file that each item is read from: the recording, or what another tool wrote of it; texts have none."""
+    """The file read for each item: the recording, or another tool's table of it; texts have none."""
     items = {number: item for number, item in enumerate(work.items) if not isinstance(item, str)}
     if hasattr(extractor, "source"):
         return {number: extractor.source(item) for number, item in items.items()}
@@ -220,10 +217,10 @@ def source_paths(work: WorkList, extractor: Any) -> dict[int, Path]:
 
 
 def _own_notes(manifest: Mapping[str, Any]) -> dict[Key, str]:
-    # Without the part that compares a recording with the others of the pack: that is found out again.
-    found = {}
-    for entry in manifest.get("notes", []):
-        remark = entry.get("remark", "")
-        own = entry["reason"].removesuffix(remark).removesuffix("; ") if remark else entry["reason"]
-        found[entry["conversation"], entry["turn"]] = own
-    return found
+    # Without the remark comparing a recording with the others: it is computed again.
+    reasons = {}
+    for note in manifest.get("notes", []):
+        remark = note.get("remark", "")
+        own = note["reason"].removesuffix(remark).removesuffix("; ") if remark else note["reason"]
+        reasons[note["conversation"], note["turn"]] = own
+    return reasons

@@ -1,7 +1,6 @@
-"""Reading sound: WAV and FLAC files, and the sound tracks of videos.
+"""Read sound files (WAV, FLAC, ...) and the sound tracks of videos.
 
-A waveform comes out as one channel of float32 numbers in -1 to 1. It is resampled at most once, to a rate that the
-recipe states; files of plain sound are otherwise taken as they were recorded.
+A waveform is one channel of float32 numbers, -1 to 1, resampled at most once, to the recipe's rate.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from ercfusion.features.clip_error import ClipError
 
 Resample = Literal["tracks", "all", "none"]
 
-# Files that hold nothing but sound, which libsndfile reads to the exact sample.
+# Sound files that libsndfile reads with sample accuracy.
 _PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
-# A peak below this (-80 dB of full scale) is silence: less than four steps of 16-bit sound.
+# Peaks below this (-80 dB of full scale) are silence: less than four steps of 16-bit sound.
 SILENCE = 1e-4
-# Seconds decoded before a clip's start, because compressed sound needs the packets before it.
+# Seconds decoded before a clip's start: compressed sound depends on the packets before it.
 _LEAD = 0.5
-# Samples that are read at a time.
+# Samples read at a time.
 _PART = 1 << 20
 
 
@@ -36,9 +35,9 @@ class Sound:
     """A waveform.
 
     Args:
-        samples: (n,) float32, -1 to 1, all channels taken together.
-        rate: Samples a second.
-        cut: Why less was read than was asked for; empty if nothing is missing.
+        samples: (n,) float32, -1 to 1, channels mixed.
+        rate: Samples per second.
+        cut: Why less was read than requested; empty if nothing is missing.
     """
 
     samples: NDArray[np.float32]
@@ -52,52 +51,56 @@ class Sound:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing can be heard (peak below -80 dB of full scale)."""
+        """Whether the peak is below -80 dB of full scale."""
         return not len(self.samples) or float(np.abs(self.samples).max()) < SILENCE
 
     @property
     def notes(self) -> list[str]:
-        """What is odd about it, in words: silence, and sound that is missing at the end."""
+        """Oddities: silence, missing sound at the end."""
         silent = f"silent: the peak is below -80 dB ({self.seconds:.2f} s)" if self.silent else ""
         return [note for note in (silent, self.cut) if note]
 
 
 def check_sound_settings(rate: int | None, resample: str) -> None:
-    """Raise :class:`ConfigError` for settings that make no sense; see :func:`read_sound`."""
+    """Raise :class:`ConfigError` for invalid settings of :func:`read_sound`."""
     if resample not in get_args(Resample):
-        raise ConfigError(f"resample={resample!r} is unknown. {did_you_mean(str(resample), get_args(Resample))}")
+        raise ConfigError(f"resample={resample!r}: unknown. {did_you_mean(str(resample), get_args(Resample))}")
     if rate is None and resample != "none":
-        raise ConfigError(f"resample={resample} needs a rate (samples a second), for example rate=16000")
+        raise ConfigError(f"resample={resample}: needs a rate. Add it, for example rate=16000 (samples per second).")
     if rate is not None and (not isinstance(rate, int) or isinstance(rate, bool) or not RATES[0] <= rate <= RATES[1]):
         raise ConfigError(
-            f"rate={rate!r}: a whole number of samples per second from {RATES[0]} to {RATES[1]} is expected"
+            f"rate={rate!r}: not a whole number of Hz from {RATES[0]} to {RATES[1]}. Use for example 16000."
         )
 
 
 def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none") -> Sound:
-    """The sound of a clip.
+    """The sound of a clip, as one channel.
 
-    Channels are taken together: those of plain sound files by their mean, those of a video's track by FFmpeg's own
-    rules for one channel (which know that the middle of surround sound carries the voices).
+    Channels of sound files are averaged; those of a video's track are mixed by FFmpeg's rules (in surround sound the
+    centre carries the voices).
 
     Args:
         clip: The file, and the part of it.
-        rate: To which sound is resampled where ``resample`` says so.
-        resample: ``tracks``: sound tracks of videos and compressed sound are brought to ``rate``, plain files (WAV,
-            FLAC, ...) keep their own; ``all``: every clip is brought to ``rate``; ``none``: no clip is.
+        rate: Rate after resampling.
+        resample: ``tracks``: resample sound tracks of videos and compressed sound, while plain files (WAV, FLAC, ...)
+            keep their rate; ``all``: resample every clip; ``none``: resample nothing.
 
     Raises:
-        ClipError: the file is absent, empty or damaged, has no sound, or nothing lies between start and end.
+        ClipError: the file is missing, empty or damaged, or has no sound between start and end.
         MissingExtraError: soundfile or PyAV is not installed.
     """
     try:
         size = clip.path.stat().st_size
     except OSError as error:
-        raise ClipError(f"no such file: {clip.path.name}" if not clip.path.exists() else str(error.strerror)) from error
+        if clip.path.exists():
+            raise ClipError(f"cannot be read: {error.strerror}. Check the file's permissions.") from error
+        raise ClipError(f"no such file: {clip.path.name}. Correct the path in the table.") from error
     if size == 0:
-        raise ClipError("the file is empty (0 bytes)")
+        raise ClipError("the file is empty (0 bytes). Copy it again.")
     if clip.end is not None and clip.end <= clip.start:
-        raise ClipError(f"the turn ends at {clip.end:g} s, not after its start at {clip.start:g} s")
+        raise ClipError(
+            f"the turn ends at {clip.end:g} s, but starts at {clip.start:g} s. Correct start and end in the table."
+        )
     plain = clip.path.suffix.lower() in _PLAIN
     if plain:
         sound = _plain(clip)
@@ -106,32 +109,34 @@ def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none")
     else:
         sound = _track(clip, None if resample == "none" else rate)
     if not len(sound.samples):
-        raise ClipError("the file holds no sound" if clip.start == 0 else f"the file ends before {clip.start:g} s")
-    # Resampling can overshoot, and what is beyond 1 would wrap around as a 16-bit number.
+        if clip.start == 0:
+            raise ClipError("the file holds no sound. Copy it again.")
+        raise ClipError(f"the file ends before {clip.start:g} s. Correct the turn's start, or copy the file again.")
+    # Resampling can overshoot, and values beyond 1 would wrap around as 16-bit numbers.
     return Sound(np.clip(sound.samples, -1.0, np.float32(32767 / 32768)), sound.rate, sound.cut or _short(clip, sound))
 
 
 def uneven_rates(clips: Sequence[Clip], rate: int | None, resample: Resample) -> dict[Clip, str]:
     """Clips whose sound would be processed at another sampling rate than most, with a note for each.
 
-    Features depend on the rate: loudness and spectral measures of the same voice differ at 16 and 48 kHz. Only headers
-    are read. Files that are absent or cannot be read are passed over.
+    Acoustic features depend on the rate: loudness and spectral measures of one voice differ at 16 and 48 kHz. Only
+    headers are read; missing and unreadable files are ignored.
 
     Args:
-        clips: Of one pack.
+        clips: The clips of one pack.
         rate, resample: As in :func:`read_sound`.
     """
     rates: dict[Path, int] = {}
     for path in dict.fromkeys(clip.path for clip in clips):
         keeps = resample == "none" or (resample == "tracks" and path.suffix.lower() in _PLAIN)
-        found = sampling_rate(path) if keeps and path.is_file() else rate
-        if found is not None:
-            rates[path] = found
+        file_rate = sampling_rate(path) if keeps and path.is_file() else rate
+        if file_rate is not None:
+            rates[path] = file_rate
     counts = Counter(rates.values())
     if len(counts) < 2:
         return {}
-    # The higher rate decides between equal numbers, so that the order of the clips does not.
-    usual = max(counts, key=lambda found: (counts[found], found))
+    # Of equally frequent rates the higher one, so that the order of the clips has no effect.
+    usual = max(counts, key=lambda value: (counts[value], value))
     return {
         clip: f"processed at {rates[clip.path]} Hz, most of this pack at {usual} Hz"
         for clip in clips
@@ -153,7 +158,9 @@ def _plain(clip: Clip) -> Sound:
     try:
         with soundfile.SoundFile(str(clip.path)) as stream:
             if not RATES[0] <= stream.samplerate <= RATES[1]:
-                raise ClipError(f"a sampling rate of {stream.samplerate} Hz: {RATES[0]} to {RATES[1]} are read")
+                raise ClipError(
+                    f"a sampling rate of {stream.samplerate} Hz, outside {RATES[0]} to {RATES[1]}. Convert the file."
+                )
             first = round(clip.start * stream.samplerate)
             last = stream.frames if clip.end is None else min(stream.frames, round(clip.end * stream.samplerate))
             if first >= stream.frames:
@@ -162,7 +169,7 @@ def _plain(clip: Clip) -> Sound:
             samples = _samples(stream, last - first)
             rate, held = int(stream.samplerate), int(stream.frames)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
+        raise ClipError(f"cannot be decoded: {_first_line(error)} Convert the recording, or copy it again.") from error
     mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     return Sound(
         np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(held, first + len(mixed)))
@@ -178,7 +185,7 @@ def _samples(stream: Any, count: int) -> NDArray[np.float32]:
 
 
 def _cut_off(clip: Clip, rate: int, held: int) -> str:
-    # A file that ends before its header says: a copy or a download that was broken off.
+    # The file ends before its header says: an interrupted copy or download.
     announced = announced_frames(clip.path)
     if announced is None or announced <= held or (clip.end is not None and round(clip.end * rate) <= held):
         return ""
@@ -199,11 +206,11 @@ def _track(clip: Clip, rate: int | None) -> Sound:
     try:
         with av.open(str(clip.path), metadata_errors="replace") as container:
             if not container.streams.audio:
-                raise ClipError("the file has no sound track")
+                raise ClipError("the file has no sound track. Choose a recipe for text or faces, or another file.")
             stream = container.streams.audio[0]
             own_rate = int(getattr(stream, "rate", None) or 0)  # a track without a decoder has none
             if own_rate <= 0:
-                raise ClipError("the sound track states no sampling rate")
+                raise ClipError("the sound track states no sampling rate. Convert the file to WAV.")
             if clip.start > _LEAD:
                 container.seek(int((clip.start - _LEAD) * 1_000_000), backward=True)
             resampler = av.AudioResampler(format="flt", layout="mono", rate=rate or own_rate)
@@ -212,12 +219,12 @@ def _track(clip: Clip, rate: int | None) -> Sound:
     except ClipError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"cannot be decoded: {_first_line(error)}") from error
+        raise ClipError(f"cannot be decoded: {_first_line(error)} Convert the recording, or copy it again.") from error
     return Sound(samples, rate or own_rate)
 
 
 def _needed(frames: Any, clip: Clip, rate: int) -> Any:
-    # The decoded frames between start and end, the first and the last cut to the sample.
+    # The decoded frames between start and end, the first and last cut to the sample.
     import av
 
     first = round(clip.start * rate)
@@ -242,7 +249,7 @@ def _needed(frames: Any, clip: Clip, rate: int) -> Any:
             part = av.AudioFrame.from_ndarray(values, format=frame.format.name, layout=frame.layout.name)
             part.sample_rate = frame.sample_rate
             frame = part
-        frame.pts = None  # one gapless piece, whatever the container says
+        frame.pts = None  # one piece without gaps, whatever the container says
         yield frame
 
 
@@ -254,4 +261,4 @@ def _through(resampler: Any, frames: list[Any]) -> NDArray[np.float32]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."

@@ -1,4 +1,4 @@
-"""Text features: one sentence vector an utterance, and packs of them that are built when first needed."""
+"""Text features: one sentence vector per utterance, in packs built on first use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ercfusion.features.encoders import (
 from ercfusion.features.extractor import package_version
 
 BATCH = 64
-"""Texts encoded together, which decides about the last digits of the vectors."""
+"""Texts encoded together; affects the last digits of the vectors."""
 
 logger = logging.getLogger("ercfusion")
 
@@ -45,17 +45,17 @@ def build_text_table(
     device: str | None = None,
     progress: bool = True,
 ) -> FeatureTable:
-    """Sentence vectors (R, D), float32, of all turns that have a text.
+    """Sentence vectors (R, D), float32, of all turns with a text.
 
-    A turn whose text is None or blank gets no key: it lacks the modality. A text that occurs several times is encoded
-    once, and texts are encoded in order of length, so that little is padded.
+    A turn without text (None or blank) has no key: it lacks the modality. Equal texts are encoded once, in order of
+    length to avoid padding.
 
     Args:
         conversations: Of any number of splits.
         encoder: ``all-MiniLM-L6-v2``, a model folder, a name on the hub, or an encoder from :func:`load_encoder`.
-        batch_size: Texts at a time; changes speed and memory, and values by no more than rounding.
-        device: As torch names it; None takes a GPU where there is one.
-        progress: Show how far it is.
+        batch_size: Texts at a time; affects speed, memory, and values by no more than rounding.
+        device: A torch device name; None uses a GPU if there is one.
+        progress: Show a progress bar.
 
     Raises:
         MissingExtraError: sentence-transformers, or the package with the default encoder, is not installed.
@@ -65,19 +65,19 @@ def build_text_table(
     spoken = spoken_texts(conversations)
     if not spoken:
         raise BatchError(
-            f"none of the {sum(map(len, conversations))} turns has a text, so text features cannot be made. "
-            "Train without the modality 'text', or give the corpus's transcripts."
+            f"modality 'text': none of the {sum(map(len, conversations))} turns has a text. Add the transcripts, or "
+            "train without text: data.modalities=[...]."
         )
     loaded = load_encoder(encoder, device) if isinstance(encoder, str) else encoder
     unique = distinct_texts(spoken)
     vectors: list[NDArray[np.float32]] = []
     batch: list[str] = []
-    # Counted in texts rather than batches, so that the rate shown means something.
+    # Progress counts texts, not batches, so that the rate is comparable.
     for number, text in enumerate(track(unique, "encoding text") if progress else unique, start=1):
         batch.append(text)
         if len(batch) == batch_size or number == len(unique):
-            found = loaded.model.encode(batch, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
-            vectors.append(np.asarray(found, dtype=np.float32))
+            encoded = loaded.model.encode(batch, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+            vectors.append(np.asarray(encoded, dtype=np.float32))
             batch = []
     row = {text: position for position, text in enumerate(unique)}
     values: NDArray[np.float32] = np.concatenate(vectors)[[row[text] for _, text in spoken]]
@@ -95,17 +95,17 @@ def text_pack(
     device: str | None = None,
     conversations: Mapping[str, Sequence[Conversation]] | None = None,
 ) -> FeatureTable:
-    """The text features of all splits of a corpus, from the pack made for it, which is built if it does not exist.
+    """The text features of all splits of a corpus, read from their pack, which is built if it does not exist.
 
-    The pack is found by the corpus's fingerprint, its texts and the encoder, so protocols that differ only in their
-    labels share one. Processes that want the same pack at the same time wait for the first to build it.
+    The pack is identified by the corpus's fingerprint, its texts and the encoder, so protocols with the same texts
+    share it. A process wanting a pack that another is building waits for it.
 
     Args:
-        corpus, protocol: What to take the texts from.
+        corpus, protocol: Source of the texts.
         encoder: See :func:`build_text_table`.
         folder: The pack's folder; by default below ``$ERCFUSION_PACKS`` or the user's cache.
         progress, batch_size, device: For building.
-        conversations: ``corpus.conversations(protocol)``, where the caller has them already.
+        conversations: ``corpus.conversations(protocol)``, if the caller has them.
 
     Raises:
         PackError: the pack is damaged, was made from something else, or cannot be written.
@@ -123,32 +123,32 @@ def text_pack(
                 logger.info("building text features of %s with %s", corpus.name, loaded.name)
                 table = build_text_table(everyone, loaded, batch_size=batch_size, progress=progress)
                 _write(target, table, loaded, identity, corpus)
-                logger.info("text features of %s lie in %s", corpus.name, target)
+                logger.info("text features of %s: %s", corpus.name, target)
     table = read_pack(target, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
     made: Mapping[str, Any] = table.source["settings"]
     for name, wanted in identity.items():
         if made.get(name) != wanted:
             raise PackError(
-                f"{target} was made with other {name}: the pack says {str(made.get(name))[:40]}, asked for is "
-                f"{wanted[:40]}. Give another folder, or remove this one to build it again."
+                f"{target}: made with {name} {str(made.get(name))[:40]}, not {wanted[:40]}. Choose another folder, or "
+                "delete this one to build it again."
             )
     return table
 
 
 def text_pack_folder(corpus: Corpus, identity: Mapping[str, str]) -> Path:
-    """Where the text pack of a sentence encoder lies by default."""
+    """Default folder of the text pack of a sentence encoder."""
     encoder = identity["encoder"]
     recipe = "minilm" if encoder == DEFAULT_ENCODER else re.sub(r"[^a-z0-9.]+", "-", encoder.lower())
     return bound_pack_folder(corpus, recipe, identity, "text")
 
 
 def licence_of_texts(corpus: Corpus) -> str:
-    """The note on what may be done with vectors of a corpus's texts."""
+    """Terms of use of vectors made from a corpus's texts."""
     return f"Made from the texts of: {corpus.card.title}. {corpus.card.licence}"
 
 
 def spoken_texts(conversations: Iterable[Conversation]) -> list[tuple[Key, str]]:
-    """Key and text of every turn that has one."""
+    """Key and text of every turn with a text."""
     return [
         ((conversation.id, turn.id), turn.text)
         for conversation in conversations
@@ -158,7 +158,7 @@ def spoken_texts(conversations: Iterable[Conversation]) -> list[tuple[Key, str]]
 
 
 def distinct_texts(spoken: Sequence[tuple[Key, str]]) -> list[str]:
-    """Every text once, the longest first: too little memory is noticed at once, and texts of a batch are alike."""
+    """Distinct texts, longest first: out-of-memory errors come at once, and batches need little padding."""
     return sorted(dict.fromkeys(text for _, text in spoken), key=len, reverse=True)
 
 
@@ -192,14 +192,14 @@ def _write(
             torch_used=True,
         )
     except PackError:
-        # Where locks do not work (some network file systems) another process may have been faster: its pack will do.
+        # Without working locks (some network file systems) another process may have written the same pack.
         if not has_pack(target):
             raise
 
 
 @contextmanager
 def _building_lock(target: Path) -> Iterator[None]:
-    # filelock comes with torch. The operating system frees the lock of a killed process, so none is ever stale.
+    # The operating system frees the lock of a killed process, so no lock is ever stale. filelock comes with torch.
     from filelock import FileLock, Timeout
 
     try:
@@ -212,8 +212,8 @@ def _building_lock(target: Path) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise PackError(
-            f"{target}: the pack cannot be built there: {error}. Choose another place with the environment variable "
-            f"ERCFUSION_PACKS (now: {os.environ.get('ERCFUSION_PACKS', 'not set')})."
+            f"{target}: the pack cannot be built there ({error}). Set the environment variable ERCFUSION_PACKS to "
+            f"another folder (now: {os.environ.get('ERCFUSION_PACKS', 'not set')})."
         ) from error
     try:
         yield

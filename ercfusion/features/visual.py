@@ -1,8 +1,7 @@
-"""Visual features: the faces of a clip, by Py-Feat, or from tables that Py-Feat or OpenFace wrote.
+"""Visual features: faces of a clip, detected by Py-Feat or read from tables of Py-Feat or OpenFace.
 
-The frames are chosen by :mod:`ercfusion.features.frames`, the face and its statistics by
-:mod:`ercfusion.features.faces`; a tool only says what it sees in a frame, so that the same settings mean the same for
-every tool and every corpus.
+:mod:`ercfusion.features.frames` chooses the frames, :mod:`ercfusion.features.faces` the face and its statistics. So
+the same settings mean the same for every tool and corpus.
 
 Cheong, Jolly, Xie, Byrne, Kenney, Chang. Py-Feat: Python Facial Expression Analysis Toolbox. Affective Science 4, 2023.
 Baltrusaitis, Zadeh, Lim, Morency. OpenFace 2.0: Facial Behavior Analysis Toolkit. FG 2018.
@@ -54,7 +53,7 @@ _TABLE: Mapping[str, Any] = {"folder": None, "pattern": "{stem}.csv", "tool_vers
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "py-feat": {**_COMMON, "fps": 5.0, "detector": {}},
     "fex": {**_COMMON, **_TABLE, "video_fps": None},
-    # OpenFace says itself which rows to believe (success); its confidence is no probability of a face.
+    # OpenFace marks valid rows itself (success); its confidence is not the probability of a face.
     "openface": {**_COMMON, **_TABLE, "columns": ["aus", "pose", "gaze"], "min_score": 0.0},
 }
 _OPENFACE_LICENCE = (
@@ -66,33 +65,32 @@ class VisualExtractor:
     """Faces of a clip, as one vector or as a sequence of frames.
 
     Settings:
-        tool: ``py-feat`` (detects faces in the frames of the clip), ``fex`` or ``openface`` (reads the table that the
-            tool wrote for the clip's file; the tool itself is not needed).
-        fps: Frames a second that are looked at; None for all. 5 for ``py-feat``, all rows of a table.
-        max_frames: The most frames of a clip, at equal distances; None for no limit.
-        columns: Sets of columns in the order of the features: names of :data:`~ercfusion.features.faces.FEX_SETS`, or
+        tool: ``py-feat`` (detects faces in the clip's frames), ``fex`` or ``openface`` (reads the table written for
+            the clip's file, without the tool).
+        fps: Frames per second; None for all. Default: 5 for ``py-feat``, all rows of a table.
+        max_frames: Maximum number of frames per clip, at equal distances; None for no limit.
+        columns: Sets of columns, in the order of the features: names of :data:`~ercfusion.features.faces.FEX_SETS`, or
             of :data:`~ercfusion.features.faces.OPENFACE_SETS` for ``openface``.
         which_face: ``largest``, ``longest_tracked`` or ``all``; see :func:`~ercfusion.features.faces.choose_faces`.
-        pooling: Statistics over the frames, of ``mean``, ``std``, ``min``, ``max``: one vector an utterance, a block
-            of columns for each statistic and ``face_share`` at the end, the share of the frames that were looked at in
-            which a face was taken. None for a sequence: a row for each face that was taken, with a last column
-            ``track`` where ``which_face`` is ``all``. Frames without a face are left out of both.
-        min_score: Faces of which the tool is less certain are left out, 0 to 1 (``FaceScore``, ``confidence``).
+        pooling: Statistics over the frames, of ``mean``, ``std``, ``min``, ``max``. They form one vector, a block of
+            columns per statistic, then ``face_share``: the share of the frames with a chosen face. None gives a
+            sequence, a row per chosen face, with a last column ``track`` for ``which_face=all``. Neither has rows for
+            frames without a face.
+        min_score: Minimum confidence in a face, 0 to 1 (``FaceScore``, ``confidence``).
         detector: For ``py-feat``; see :func:`~ercfusion.features.detector.check_detector`.
-        folder, pattern: For tables: the file of a clip is ``folder/pattern``, with ``{stem}``, ``{name}`` and
-            ``{parent}`` of the clip's file put in (its name without and with ending, its folder's name). Where
-            ``folder`` is None, the clip's own folder is meant. Rows before the clip's start or after its end are left
-            out.
-        video_fps: For ``fex``: frames a second of the recording, which a Fex file does not say. Needed for clips that
-            are parts of a file, and together with ``fps``.
-        tool_version: For tables: what wrote them, for the record.
+        folder, pattern: For tables: a clip's table is ``folder/pattern``, with ``{stem}``, ``{name}`` and ``{parent}``
+            of the clip's file (name without and with ending, folder's name); None for the clip's own folder. Rows
+            outside the clip's start and end are ignored.
+        video_fps: For ``fex``: frames per second of the recording. Needed for clips with start or end, and for
+            ``fps``.
+        tool_version: For tables: version of the tool, for the record.
 
-    A number that a tool left out (NaN) is left out of the statistics, and in a sequence replaced by the mean of its
-    column over the clip. A column without any number in a clip becomes 0, and the result says so in its note.
+    Missing numbers (NaN) are ignored by the statistics, and replaced in sequences by the mean of their column over the
+    clip. A column without any number in a clip becomes 0, and a note says so.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value that does not or does not fit another.
-        MissingExtraError: ``py-feat`` or PyAV is not installed, and the tool needs them.
+        ConfigError: unknown setting or value, or contradicting settings.
+        MissingExtraError: ``py-feat`` or PyAV is needed and not installed.
     """
 
     modality = "visual"
@@ -101,7 +99,7 @@ class VisualExtractor:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.tool = str(settings.get("tool", "py-feat"))
         if self.tool not in TOOLS:
-            raise ConfigError(f"tool={self.tool!r} gives no visual features. {did_you_mean(self.tool, TOOLS)}")
+            raise ConfigError(f"tool={self.tool!r}: no tool for visual features. {did_you_mean(self.tool, TOOLS)}")
         self.settings = check_settings(settings, _DEFAULTS[self.tool], self.tool)
         chosen = self.settings
         sets = OPENFACE_SETS if self.tool == "openface" else FEX_SETS
@@ -109,38 +107,42 @@ class VisualExtractor:
         self.columns = [column for name in chosen["columns"] for column in sets[name]]
         self._set_of = {column: name for name in chosen["columns"] for column in sets[name]}
         if len(self._set_of) < len(self.columns):
-            raise ConfigError(f"columns={chosen['columns']} names some columns twice; leave out the set that is a part")
+            raise ConfigError(
+                f"columns={chosen['columns']}: some columns are in two of these sets. Remove the smaller set."
+            )
         if chosen["pooling"] is not None:
             chosen["pooling"] = _names("pooling", chosen["pooling"], STATISTICS)
         if chosen["which_face"] not in WHICH_FACES:
             wrong = chosen["which_face"]
-            raise ConfigError(f"which_face={wrong!r} is unknown. {did_you_mean(str(wrong), WHICH_FACES)}")
+            raise ConfigError(f"which_face={wrong!r}: unknown. {did_you_mean(str(wrong), WHICH_FACES)}")
         for name in ("fps", "max_frames", "video_fps"):
             _check_positive(name, chosen.get(name), whole=name == "max_frames")
         if not (_is_number(chosen["min_score"]) and 0 <= chosen["min_score"] <= 1):
-            raise ConfigError(f"min_score={chosen['min_score']!r}: a number from 0 to 1 is expected")
+            raise ConfigError(f"min_score={chosen['min_score']!r}: not a number from 0 to 1. Use for example 0.5.")
         if self.tool == "py-feat":
             require_extra("feat", "face", "Detecting faces")
             require_extra("av", "face", "Reading frames")
             self._options = check_detector(chosen["detector"], chosen["columns"])
-            # What only says how to run it does not tell one pack from another.
+            # Settings of speed and memory do not identify a pack.
             chosen["detector"] = {name: value for name, value in self._options.items() if name not in RUNNING}
             self.tool_version = package_version("py-feat")
         else:
             _check_pattern(chosen["pattern"])
-            # The pack tells the folder's name, not where somebody keeps it.
+            # A pack records the folder's name without its path, which is private.
             self._folder = None if chosen["folder"] is None else expanded(chosen["folder"])
             chosen["folder"] = None if self._folder is None else self._folder.name
             self.tool_version = str(chosen["tool_version"])
         if self.tool == "fex" and chosen["fps"] is not None and chosen["video_fps"] is None:
-            raise ConfigError("fps needs video_fps, the rate of the recording, which a Fex file does not say")
+            raise ConfigError(
+                "fps: a Fex file has no times. Add video_fps=N, the frames per second of the recordings, or omit fps."
+            )
         self.level: Level = "sequence" if chosen["pooling"] is None else "utterance"
         self._detector: Any = None
         self._latest: tuple[Path, FaceTable] | None = None
 
     @property
     def licence(self) -> str:
-        """What the tool and, for Py-Feat, the weights of its models ask for."""
+        """Terms of the tool and, for Py-Feat, of its models' weights."""
         if self.tool == "openface":
             return _OPENFACE_LICENCE
         return detector_licence(self.settings["detector"]["version"] if self.tool == "py-feat" else None)
@@ -153,31 +155,30 @@ class VisualExtractor:
         return [f"{column}.{name}" for name in self.settings["pooling"] for column in self.columns] + ["face_share"]
 
     def prepare(self) -> None:
-        """Load the detector, once a process; nothing for tables.
+        """Load the detector, once per process; tables need none.
 
         Raises:
             MissingExtraError: Py-Feat cannot be imported.
-            ConfigError: it cannot be loaded as asked for, for example because its weights cannot be downloaded.
+            ConfigError: it cannot be loaded, for example because its weights cannot be downloaded.
         """
         if self.tool == "py-feat" and self._detector is None:
             self._detector = load_detector(self._options)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Sent to a worker, which loads its own detector: that may lie on a device, and a table is read again faster.
+        # Sent to a worker without the detector, which may be on a device, and without the table, quick to read again.
         return self.__dict__ | {"_detector": None, "_latest": None}
 
     def __call__(self, clip: Clip) -> Extracted:
-        """Features (T, D) float32 of one clip, T = 1 where they are pooled.
+        """Features (T, D) float32 of one clip; T = 1 if pooled.
 
         Raises:
-            ClipError: there is no such file, it is empty or cannot be read, nothing lies between the clip's start and
-                end, or there is no face in any frame.
+            ClipError: the file is missing, empty or unreadable, has nothing between start and end, or shows no face.
         """
         self.prepare()
         table, looked = self._detected(clip) if self.tool == "py-feat" else self._recorded(clip)
         faces = choose_faces(table, self.settings["which_face"], self.settings["min_score"])
         if not len(faces):
-            raise ClipError(f"no face in any of {looked} frames")
+            raise ClipError(f"no face in any of {looked} frames. Lower min_score if there should be one.")
         values = faces.matrix(self.columns)
         if self.settings["pooling"] is None:
             features, void = fill_rows(values)
@@ -187,21 +188,21 @@ class VisualExtractor:
             pooled, void = pool_rows(values, self.settings["pooling"])
             features = np.append(pooled, len(np.unique(faces.frame)) / looked)[None]
         empty = dict.fromkeys(self._set_of[name] for name, is_void in zip(self.columns, void, strict=True) if is_void)
-        note = f"no number at all, so 0: {int(void.sum())} columns of {', '.join(empty)}" if empty else ""
+        note = f"{int(void.sum())} columns of {', '.join(empty)} have no number and became 0" if empty else ""
         seconds = 0.0 if clip.end is None else clip.end - clip.start
         if clip.end is None and np.isfinite(table.seconds).any():
             seconds = float(np.nanmax(table.seconds)) - clip.start
         return Extracted(features.astype(np.float32), note, max(seconds, 0.0))
 
     def source(self, clip: Clip) -> Path:
-        """The file that the features of a clip are made from: its own, or its table's."""
+        """The file read for a clip: its own, or its table."""
         if self.tool == "py-feat":
             return clip.path
         name = self.settings["pattern"].format(**_parts(clip.path))
         return (self._folder or clip.path.parent) / name
 
     def _detected(self, clip: Clip) -> tuple[FaceTable, int]:
-        """All faces that Py-Feat finds in the frames, numbered from 0, and how many frames there were."""
+        """All faces that Py-Feat detects in the frames, numbered from 0, and the number of frames."""
         tables: list[FaceTable] = []
         batch: list[NDArray[np.uint8]] = []
         times: list[float] = []
@@ -214,7 +215,7 @@ class VisualExtractor:
             batch.clear()
 
         for frame in read_frames(clip, fps=self.settings["fps"], max_frames=self.settings["max_frames"]):
-            # The frames of a batch make one tensor; a recording may change its size on the way.
+            # The frames of a batch form one tensor, and a recording may change its frame size.
             if batch and (len(batch) == self._options["batch_size"] or batch[0].shape != frame.image.shape):
                 look()
             batch.append(frame.image)
@@ -225,15 +226,15 @@ class VisualExtractor:
         return table, len(times)
 
     def _recorded(self, clip: Clip) -> tuple[FaceTable, int]:
-        """The rows of the clip's table in its window, frames numbered from 0, and how many frames there were."""
+        """The rows of the clip's table in its window, frames numbered from 0, and the number of frames."""
         check_window(clip)
         table = self._table(self.source(clip))
         frames, first, frame = np.unique(table.frame, return_index=True, return_inverse=True)
         times = table.seconds[first]
         if np.isnan(times).any():
             if clip.start > 0 or clip.end is not None:
-                raise ClipError("the clip is a part of the recording, and a Fex file has no times: set video_fps")
-            # Without times, and so without a window or a rate, all frames count: any rising numbers do.
+                raise ClipError("the clip is a part of its recording, and a Fex file has no times. Set video_fps.")
+            # Without times there is neither window nor rate: any rising numbers will do.
             times = frames.astype(np.float64)
         taken = choose_times(
             times,
@@ -244,22 +245,26 @@ class VisualExtractor:
         )
         if not len(taken):
             until = "the end" if clip.end is None else f"{clip.end:g} s"
-            raise ClipError(f"no row between {clip.start:g} s and {until} of the table")
+            raise ClipError(
+                f"no row between {clip.start:g} s and {until} of the table. Check that the table is of this recording."
+            )
         inside = np.isin(frame, taken)
         return replace(table.rows(inside), frame=np.searchsorted(taken, frame[inside]).astype(np.int64)), len(taken)
 
     def _table(self, path: Path) -> FaceTable:
-        # The turns of a long recording follow each other: its table is read once.
+        # Consecutive turns of a long recording share a table: read it once.
         if self._latest is None or self._latest[0] != path:
             if not path.is_file():
-                raise ClipError(f"no such file: {path.name}")
+                raise ClipError(
+                    f"no such file: {path.name}. Run the tool on the recording, or correct folder or pattern."
+                )
             try:
                 if self.tool == "fex":
                     table = read_fex(path, video_fps=self.settings["video_fps"])
                 else:
                     table = read_openface(path)
             except CorpusFormatError as error:
-                # The reason goes into the pack, where the folders of this machine are nobody's business.
+                # The reason is stored in the pack, without this machine's folders.
                 raise ClipError(str(error).replace(str(path), path.name)) from error
             self._require_columns(table, path.name)
             self._latest = (path, table)
@@ -269,19 +274,19 @@ class VisualExtractor:
         missing = [column for column in self.columns if column not in table.columns]
         if missing:
             name = self._set_of[missing[0]]
-            hint = "angles in its place (older tables have no position)" if name == "pose" else "the others"
-            raise ClipError(f"{where} has no column {missing[0]!r} of the set {name!r}: set columns to {hint}")
+            advice = "angles instead (older tables have no position)" if name == "pose" else "the other sets"
+            raise ClipError(f"{where}: no column {missing[0]!r} of the set {name!r}. Set columns to {advice}.")
 
 
 def _names(setting: str, given: Any, known: Sequence[str]) -> list[str]:
-    """``given`` as a list of names, checked."""
+    """``given`` as a checked list of names."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise ConfigError(f"{setting}={given!r}: a list of names is expected, for example [{known[0]}]")
+        raise ConfigError(f"{setting}={given!r}: not a list of names. Write one, for example [{known[0]}].")
     for name in given:
         if name not in known:
-            raise ConfigError(f"{setting}: {name!r} is unknown. {did_you_mean(str(name), known)}")
+            raise ConfigError(f"{setting}: unknown name {name!r}. {did_you_mean(str(name), known)}")
         if list(given).count(name) > 1:
-            raise ConfigError(f"{setting}: {name!r} is named twice")
+            raise ConfigError(f"{setting}: {name!r} is listed twice. Remove one.")
     return list(given)
 
 
@@ -291,7 +296,8 @@ def _is_number(value: Any) -> bool:
 
 def _check_positive(setting: str, value: Any, *, whole: bool) -> None:
     if value is not None and not (_is_number(value) and value > 0 and not (whole and not isinstance(value, int))):
-        raise ConfigError(f"{setting}={value!r}: a {'whole ' if whole else ''}number above 0 or null is expected")
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"{setting}={value!r}: not {kind} above 0 or null. Use one of them.")
 
 
 def _parts(path: Path) -> dict[str, str]:
@@ -303,5 +309,5 @@ def _check_pattern(pattern: Any) -> None:
         str(pattern).format(**_parts(Path("folder/clip.mp4")))
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(
-            f"pattern={pattern!r} cannot be filled in ({error}): it may hold {{stem}}, {{name}} and {{parent}}"
+            f"pattern={pattern!r}: cannot be filled in ({error}). Use only {{stem}}, {{name}} and {{parent}}."
         ) from error

@@ -1,4 +1,4 @@
-"""What there is to extract: the distinct recordings or texts of a corpus, and which turn each belongs to."""
+"""Work lists: the distinct recordings or texts of a corpus, and the turns that each belongs to."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class WorkList:
     """The work of one extraction.
 
     Args:
-        items: Recordings or texts, each once, in the order in which they are taken up.
-        keys: The turns, in the order of the pack's rows.
-        owners: For every key the number of its item.
-        digest: SHA-256 over keys and items: another work list has another.
-        root: Folder that the names of files are relative to, for what is recorded of them.
+        items: Distinct recordings or texts, in processing order.
+        keys: Turns, in the order of the pack's rows.
+        owners: Position in ``items`` for each key.
+        digest: SHA-256 over keys and items; identifies the list.
+        root: Folder to which recorded file names are relative.
     """
 
     items: Sequence[Any]
@@ -37,16 +37,17 @@ class WorkList:
 
 
 def text_work(corpus: Corpus, splits: Splits) -> WorkList:
-    """The texts of all turns that have one.
+    """The texts of all turns with a text.
 
     Raises:
-        BatchError: none has.
+        BatchError: there is none.
     """
     everyone = [conversation for split in splits.values() for conversation in split]
     spoken = spoken_texts(everyone)
     if not spoken:
         raise BatchError(
-            f"none of the {sum(map(len, everyone))} turns of {corpus.name} has a text, so text features cannot be made."
+            f"{corpus.name}: none of the {sum(map(len, everyone))} turns has a text, which text features need. Add "
+            "the transcripts, or choose a recipe for recordings."
         )
     items = distinct_texts(spoken)
     number = {text: position for position, text in enumerate(items)}
@@ -54,15 +55,17 @@ def text_work(corpus: Corpus, splits: Splits) -> WorkList:
 
 
 def clip_work(corpus: Corpus, protocol: Protocol, kind: Any) -> WorkList:
-    """The recordings of all turns that have one, in the order of the conversations.
+    """The recordings of all turns with one, in the order of the conversations.
 
     Raises:
-        ConfigError, CorpusNotFoundError: the corpus has no such recordings, or they are not there.
+        ConfigError, CorpusNotFoundError: the corpus has no such recordings, or they are missing.
         BatchError: no turn has one.
     """
     clips = corpus.clips(protocol, kind)
     if not clips:
-        raise BatchError(f"no turn of {corpus.name} has a recording of kind {kind!r}: nothing can be extracted.")
+        raise BatchError(
+            f"{corpus.name}: no turn has a recording of kind {kind!r}. Add the recordings, or choose another recipe."
+        )
     root = corpus.root()
     items: dict[Clip, int] = {}
     owners = [items.setdefault(clip, len(items)) for clip in clips.values()]
@@ -73,7 +76,7 @@ def clip_work(corpus: Corpus, protocol: Protocol, kind: Any) -> WorkList:
 
 
 def relative_name(path: Path, root: Path | None) -> str:
-    """``path`` as seen from ``root``, or its last part where it lies elsewhere."""
+    """``path`` relative to ``root``, or its last part if it is outside."""
     if root is None:
         return path.name
     name = os.path.relpath(path, root)

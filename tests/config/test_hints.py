@@ -299,10 +299,10 @@ def test_a_stale_pack(nasty: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch)
     first = sorted((raw / "recordings").rglob("*.wav"))[0]
     first.write_bytes(first.read_bytes() + b"....")
     message = refused(train.main, arguments, capsys)
-    assert "recordings were changed after their features were extracted" in message
+    assert "recordings changed after extraction" in message
     # place: stale pack
     _, err = done(extract.main, printed(message, "extract"), capsys)
-    assert f"1 recordings have changed since the pack was made: recordings/{first.name}" in err
+    assert f"1 recordings have changed since: recordings/{first.name}" in err
     assert trained_on(arguments, capsys, monkeypatch)
 
 
@@ -334,7 +334,7 @@ def test_packs(nasty: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
     # A second pack that the name could mean is not taken silently.
     shutil.copytree(first, first.with_name("logmel-copied"))
-    assert "2 packs of this recipe fit emodb. Name one by its folder: " in refused(train.main, hint, capsys)
+    assert "2 packs of this recipe fit emodb. Give the folder of one: " in refused(train.main, hint, capsys)
     out, err = done(extract.main, arguments, capsys)
     assert "exists already" in err
     assert trained_on(printed(err, "train"), capsys, monkeypatch) == [first]

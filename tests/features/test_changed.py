@@ -59,8 +59,10 @@ def test_a_stale_pack_is_refused(raw: Path) -> None:
         load_data(settings(raw, pack))
     text = str(found.value)
     assert f"data.packs.audio={pack}: 1 of " in text
-    assert f"recordings were changed after their features were extracted (first: recordings/{path.name})" in text
-    assert text.endswith("Restore them, or give the command that made the pack once more: it extracts them again.")
+    assert f"recordings changed after extraction (first: recordings/{path.name})" in text
+    assert text.endswith(
+        "Restore the recordings, or run the command that made the pack again, which extracts only these."
+    )
     path.write_bytes(sound)  # another time, the same content
     load_data(settings(raw, pack))
 
@@ -70,7 +72,7 @@ def test_what_was_trained_with_it_goes_on(raw: Path, caplog: pytest.LogCaptureFi
     first_recording(raw).write_bytes(b"another")
     with caplog.at_level(logging.WARNING, "ercfusion"):
         load_data(settings(raw, pack), refuse_changed=False)
-    assert "recordings were changed after their features were extracted" in caplog.text
+    assert "recordings changed after extraction" in caplog.text
 
 
 def test_the_pack_in_the_corpus_is_compared_too(raw: Path) -> None:
@@ -78,7 +80,7 @@ def test_the_pack_in_the_corpus_is_compared_too(raw: Path) -> None:
     asked = replace(settings(raw, ""), packs={})
     load_data(asked)
     replaced(first_recording(raw))
-    with pytest.raises(PackError, match=r"packs.audio: 1 of \d+ recordings were changed"):
+    with pytest.raises(PackError, match=r"packs.audio: 1 of \d+ recordings changed"):
         load_data(asked)
 
 
@@ -135,9 +137,7 @@ def test_recordings_that_gave_nothing_are_a_warning(raw: Path, caplog: pytest.Lo
     path.write_bytes(sound)
     with caplog.at_level(logging.WARNING, "ercfusion"):
         load_data(settings(raw, pack))
-    assert f"1 recordings from which no features could be made are other files now (first: recordings/{path.name})" in (
-        caplog.text
-    )
+    assert f"1 recordings without features were replaced since (first: recordings/{path.name})" in (caplog.text)
 
 
 def test_a_pack_of_a_recipe_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_the_doctor_finds_it(raw: Path, capsys: Any) -> None:
     pack = pack_of(raw)
     words = ["data=custom", f"data.raw={raw}", f"data.packs.audio={pack}"]
     doctor.main(words)
-    assert "recordings were changed" not in capsys.readouterr().out
+    assert "recordings changed" not in capsys.readouterr().out
     replaced(first_recording(raw))
     assert doctor.main(words) == 1
     assert f"FAULT data.packs.audio={pack}: 1 of " in capsys.readouterr().out
@@ -172,8 +172,8 @@ def test_training_is_refused_and_evaluation_is_not(raw: Path, tmp_path: Path, ca
     replaced(first_recording(raw))
     status, _, err = command(train.main, [*words, *few, f"run={tmp_path / 'second'}"], capsys)
     assert status == 2, err
-    assert "recordings were changed after their features were extracted" in err
+    assert "recordings changed after extraction" in err
     assert not (tmp_path / "second").exists()
     status, _, err = command(evaluate.main, [str(run)], capsys)
     assert status == 0, err
-    assert "recordings were changed" in err
+    assert "recordings changed" in err

@@ -81,8 +81,8 @@ def test_what_tells_packs_apart() -> None:
     [
         ({"pooling": "token"}, "Did you mean 'tokens'"),
         ({"dtype": "float64"}, r"Did you mean 'float(16|32)'"),
-        ({"max_tokens": 2}, "whole number from 3"),
-        ({"model": "x"}, "no setting 'model'"),
+        ({"max_tokens": 2}, "whole number of at least 3"),
+        ({"model": "x"}, "unknown setting 'model'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:
@@ -91,7 +91,7 @@ def test_settings_are_checked(settings: dict[str, object], message: str) -> None
 
 
 def test_models_that_cannot_be_had(tmp_path: object) -> None:
-    with pytest.raises(ConfigError, match="takes 512 at most"):
+    with pytest.raises(ConfigError, match="allows at most 512"):
         TransformerExtractor({"max_tokens": 4096}).prepare()
-    with pytest.raises(ConfigError, match=r"in the folder .* cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"text encoder in .*: cannot be loaded"):
         TransformerExtractor({"encoder": str(tmp_path)}).prepare()

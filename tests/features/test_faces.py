@@ -171,11 +171,11 @@ def test_all_are_ordered_by_frame_and_track():
 
 def test_unknown_sizes():
     one = table((0, NAN, NAN, NAN, NAN, 1), (1, NAN, NAN, NAN, NAN, 1), tracks=[0, 0])
-    one.found[:] = True
+    one.detected[:] = True
     assert chosen(one, "largest") == [0, 1]
     two = table((0, NAN, NAN, NAN, NAN, 1), (0, NAN, NAN, NAN, NAN, 1), tracks=[0, 1])
-    two.found[:] = True
-    with pytest.raises(ClipError, match=r"several faces in a frame, and neither .* set which_face to longest_tracked"):
+    two.detected[:] = True
+    with pytest.raises(ClipError, match=r"several faces in a frame, without .* Set which_face to longest_tracked"):
         choose_faces(two, "largest")
     assert chosen(two, "all") == [0, 1]
 

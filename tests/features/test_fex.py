@@ -18,7 +18,7 @@ def test_first_detector(tmp_path, index):
     )
     assert table.values.shape == (4, 20 + 7 + 6 + 136 + 3)
     assert table.frame.tolist() == [0, 0, 5, 10]
-    assert table.found.tolist() == [True, True, False, True]
+    assert table.detected.tolist() == [True, True, False, True]
     assert table.rectangle[1].tolist() == [200, 20, 30, 40]
     assert table.score.tolist() == [0.9, 0.9, 0.0, 0.9]
     assert table.matrix(["AU01", "happiness", "x_67"])[0].tolist() == [0.25, 0.7, 0.5]
@@ -60,7 +60,7 @@ def problem(read, path):
         (face(1.5), ", line 3, column 'frame': found 1.5, but a whole number"),
         (face(-1), ", line 3, column 'frame': found -1, but a whole number"),
         (face(""), ", line 3, column 'frame': found nan, but a whole number"),
-        (face(0, input="w.mp4"), ", line 3, column 'input': frame 0 is of 'w.mp4' here and of 'v.mp4' above"),
+        (face(0, input="w.mp4"), ", line 3, column 'input': frame 0 is of 'w.mp4' here, of 'v.mp4' above"),
     ],
 )
 def test_damaged_fex_files(tmp_path, row, message):
@@ -79,7 +79,7 @@ def test_files_that_are_cut_off(tmp_path):
     path.write_text(path.read_text()[:-30])
     assert ", line 3: " in problem(read_fex, path)
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert "holds a header line and no records" in problem(read_fex, path)
+    assert "a header line and no records" in problem(read_fex, path)
     path.write_text("")
     assert "is empty" in problem(read_fex, path)
 
@@ -87,10 +87,10 @@ def test_files_that_are_cut_off(tmp_path):
 def test_the_other_tool_s_file(tmp_path):
     openface = write(tmp_path / "o.csv", MULTI, [seen(1)], blank=" ")
     assert "line 1: no column 'frame'" not in problem(read_fex, openface)
-    assert "no column 'FaceRectX', so this is no Fex" in problem(read_fex, openface)
-    assert problem(read_fex, openface).endswith("It looks like OpenFace's: use tool openface.")
+    assert "no column 'FaceRectX', which Fex" in problem(read_fex, openface)
+    assert problem(read_fex, openface).endswith("it looks like OpenFace's (tool openface).")
     fex = write(tmp_path / "f.csv", V1, [face(0)])
-    assert problem(read_openface, fex).endswith("It looks like Py-Feat's: use tool fex.")
+    assert problem(read_openface, fex).endswith("it looks like Py-Feat's (tool fex).")
 
 
 # OpenFace
@@ -105,7 +105,7 @@ def test_a_sequence(tmp_path):
     assert set(table.columns) == {name for part in sets for name in OPENFACE_SETS[part]}
     assert table.frame.tolist() == [1, 2, 3]
     assert table.seconds.tolist() == [0.0, 0.04, 0.08]
-    assert table.found.tolist() == [True, False, True]
+    assert table.detected.tolist() == [True, False, True]
     assert table.matrix(["AU01_r", "AU28_c"])[0].tolist() == [4.5, 1.0]
     assert np.isnan(table.values[1]).all()
     assert table.rectangle[0].tolist() == [100, 50, 80, 120]
@@ -135,7 +135,7 @@ def test_a_picture(tmp_path):
     assert table.frame.tolist() == [0, 0]
     assert table.seconds.tolist() == [0, 0]
     assert table.track.tolist() == [0, 1]
-    assert table.found.all()
+    assert table.detected.all()
     assert table.score.tolist() == [0.975, 0.6]
 
 
@@ -162,6 +162,4 @@ def test_how_windows_writes_what_is_no_number(tmp_path):
 def test_a_missing_column(tmp_path):
     columns = ("frame", "timestamp", "success", *OPENFACE_SETS["aus"])
     path = write(tmp_path / "o.csv", columns, [seen(1)], blank=" ")
-    assert "line 1: no column 'confidence', so this is no OpenFace file. Found: 'frame'," in problem(
-        read_openface, path
-    )
+    assert "line 1: no column 'confidence', which OpenFace files have. Found: 'frame'," in problem(read_openface, path)

@@ -211,12 +211,15 @@ def test_files_that_are_no_videos(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("this is no video " * 100)
     write_wav(tmp_path / "sound.wav", tone(0.2))
-    assert reason(tmp_path / "absent.mp4") == "no such file: absent.mp4"
-    assert reason(tmp_path / "empty.mp4") == "the file is empty (0 bytes)"
-    assert reason(tmp_path / "text.mp4") == "cannot be decoded: Invalid data found when processing input"
-    assert reason(tmp_path / "sound.wav") == "the file has no video stream"
+    assert reason(tmp_path / "absent.mp4") == "no such file: absent.mp4. Correct the path in the table."
+    assert reason(tmp_path / "empty.mp4") == "the file is empty (0 bytes). Copy it again."
+    assert (
+        reason(tmp_path / "text.mp4")
+        == "cannot be decoded: Invalid data found when processing input. Convert the recording, or copy it again."
+    )
+    assert reason(tmp_path / "sound.wav") == "the file has no video stream. Choose a recipe for sound, or another file."
     (tmp_path / "folder").mkdir()
-    assert reason(tmp_path / "folder") == "a folder, not a file: folder"
+    assert reason(tmp_path / "folder") == "a folder, not a file: folder. Correct the path in the table."
 
 
 @needs_av
@@ -236,7 +239,7 @@ def test_the_cover_of_a_sound_file_is_no_recording(tmp_path):
             if frame is not None:
                 frame.pts = 0
             container.mux(stream.encode(frame))
-    assert reason(tmp_path / "song.mp4") == "the file has no video stream"
+    assert reason(tmp_path / "song.mp4") == "the file has no video stream. Choose a recipe for sound, or another file."
 
 
 @needs_av
@@ -252,10 +255,15 @@ def test_damaged_files(tmp_path):
 @needs_av
 def test_windows_without_a_frame(tmp_path):
     path = write_video(tmp_path / "v.mp4", 1.0, fps=10)
-    assert reason(path, 3.0, 4.0) == "no frame between 3 s and 4 s of the recording"
-    assert reason(path, 3.0) == "no frame between 3 s and the end of the recording"
-    assert reason(path, 0.51, 0.59) == "no frame between 0.51 s and 0.59 s of the recording"
-    assert reason(path, 0.5, 0.5) == "the turn ends at 0.5 s, not after its start at 0.5 s"
+    assert (
+        reason(path, 3.0, 4.0) == "no frame between 3 s and 4 s of the recording. Correct start and end in the table."
+    )
+    assert reason(path, 3.0) == "no frame between 3 s and the end of the recording. Correct start and end in the table."
+    assert (
+        reason(path, 0.51, 0.59)
+        == "no frame between 0.51 s and 0.59 s of the recording. Correct start and end in the table."
+    )
+    assert reason(path, 0.5, 0.5) == "the turn ends at 0.5 s, but starts at 0.5 s. Correct start and end in the table."
 
 
 @needs_av

@@ -31,12 +31,12 @@ def filled(path: Path) -> Path:
 
 def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
     with Journal(filled(tmp_path / "journal")) as journal:
-        assert list(journal.entries) == [7, 2, 3, 0]
+        assert list(journal.records) == [7, 2, 3, 0]
         for item, result in results().items():
-            entry = journal.entries[item]
-            assert (entry.reason, entry.seconds, entry.source) == (result.reason, result.seconds, result.source)
+            record = journal.records[item]
+            assert (record.reason, record.seconds, record.source) == (result.reason, result.seconds, result.source)
             if result.values is None:
-                assert entry.position < 0
+                assert record.position < 0
             else:
                 np.testing.assert_array_equal(journal.values(item), result.values)
         journal.append(9, Result(np.ones((1, 4), np.float16)))
@@ -60,12 +60,12 @@ def test_torn_at_any_byte(tmp_path: Path) -> None:
         path = tmp_path / "torn"
         path.write_bytes(data[:length])
         with Journal(path) as journal:
-            items = list(journal.entries)
+            items = list(journal.records)
             assert items == [7, 2, 3, 0][: len(items)]
             counts.add(len(items))
             journal.append(5, Result(np.zeros((1, 4), np.float32)))
         with Journal(path) as journal:
-            assert list(journal.entries) == [*items, 5]
+            assert list(journal.records) == [*items, 5]
     assert counts == {0, 1, 2, 3}
 
 
@@ -75,14 +75,14 @@ def test_a_block_that_never_reached_the_disk(tmp_path: Path) -> None:
     data[-40:] = bytes(40)
     path.write_bytes(data)
     with Journal(path) as journal:
-        assert list(journal.entries)[:2] == [7, 2]
-        assert len(journal.entries) < 4
+        assert list(journal.records)[:2] == [7, 2]
+        assert len(journal.records) < 4
 
 
 def test_another_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(b"something else entirely, and long enough")
-    with pytest.raises(PackError, match="no journal of an extraction"):
+    with pytest.raises(PackError, match="not a journal of an extraction"):
         Journal(path)
     assert path.read_bytes().startswith(b"something else")
 
@@ -96,4 +96,4 @@ def test_the_checksum_covers_the_head_too(tmp_path):
     data[4] = 3  # the first record's item: values of 1 would become those of 3
     path.write_bytes(data)
     with Journal(path) as journal:
-        assert not journal.entries  # it and what follows are done again
+        assert not journal.records  # it and what follows are done again

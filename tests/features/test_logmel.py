@@ -79,7 +79,7 @@ def test_silence_short_clips_and_other_rates(tmp_path: Path) -> None:
     sound = tone(0.5)
     short = tool(Clip(write_wav(tmp_path / "short.wav", sound[:200])))
     assert short.values.shape == (1, 64)
-    assert "shorter than a window of 25 ms: 0.0125 s" in short.note
+    assert "shorter than the window of 25 ms: 0.0125 s" in short.note
     filled = tool(Clip(write_wav(tmp_path / "filled.wav", np.concatenate([sound[:200], np.zeros(200, np.float32)]))))
     np.testing.assert_array_equal(filled.values, short.values)
     part = tool(Clip(write_wav(tmp_path / "whole.wav", sound), 0.1, 0.3))
@@ -98,17 +98,17 @@ def test_silence_short_clips_and_other_rates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"band": 3}, "no setting 'band'. Did you mean 'bands'"),
-        ({"scale": "mel"}, "scale='mel' is unknown"),
-        ({"bands": 0}, "bands=0: a whole number of at least 1"),
-        ({"bands": 200}, "hold no line of the spectrum"),
-        ({"highest": 9000.0}, "end at rate / 2 = 8000"),
-        ({"lowest": 8000.0}, "must rise"),
-        ({"floor": 0.0}, "floor=0 has no logarithm"),
-        ({"hop": 0.01}, "are 400 and 0 samples"),
-        ({"window": "long"}, "window='long': a number is expected"),
+        ({"band": 3}, "unknown setting 'band'. Did you mean 'bands'"),
+        ({"scale": "mel"}, "scale='mel': unknown"),
+        ({"bands": 0}, "bands=0: not a whole number of at least 1"),
+        ({"bands": 200}, "contain no line of the spectrum"),
+        ({"highest": 9000.0}, "above rate / 2 = 8000"),
+        ({"lowest": 8000.0}, "not rising"),
+        ({"floor": 0.0}, "floor=0: has no logarithm"),
+        ({"hop": 0.01}, ": 400 and 0 samples"),
+        ({"window": "long"}, "window='long': not a number"),
         ({"rate": 10}, "from 1000 to 192000"),
-        ({"rate": None}, "needs the same rate"),
+        ({"rate": None}, "needs one rate"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

@@ -31,7 +31,9 @@ def test_settings_are_changed_from_outside() -> None:
     assert read_recipe("egemaps").settings["rate"] == 16000
     nested = Recipe("mine", "opensmile", {"detector": {"version": "v1"}}).with_settings({"detector.version": "v2"})
     assert nested.settings == {"detector": {"version": "v2"}}
-    with pytest.raises(ConfigError, match=r"features\.rate\.x: the recipe 'egemaps' has no settings below 'rate'"):
+    with pytest.raises(
+        ConfigError, match=r"features\.rate\.x: 'rate' is not a group of settings in the recipe 'egemaps'"
+    ):
         read_recipe("egemaps").with_settings({"rate.x": 1})
 
 

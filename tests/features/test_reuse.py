@@ -105,21 +105,19 @@ def test_replaced_recordings_are_extracted_again(
     replaced(corpus.root() / "talk2-2.wav")
     with caplog.at_level(logging.WARNING, "ercfusion"):
         made = extract(corpus, log, **options)
-    assert not made.found
+    assert not made.existed
     assert read_again(log) == ["talk1-0.wav", "talk2-2.wav"]
-    assert (
-        "2 recordings have changed since the pack was made: talk1-0.wav, talk2-2.wav. They are extract" in caplog.text
-    )
+    assert "2 recordings have changed since: talk1-0.wav, talk2-2.wav. They are extract" in caplog.text
     assert content(made.folder) == fresh(corpus, log) != before
-    assert extract(corpus, log).found
+    assert extract(corpus, log).existed
 
 
 def test_a_recording_of_the_same_size_and_time_is_compared_by_retry(corpus: Recordings, log: Path) -> None:
     extract(corpus, log)
     read_again(log)
     replaced(corpus.root() / "talk1-0.wav", quiet=True)
-    assert extract(corpus, log).found
-    assert not extract(corpus, log, retry=True).found
+    assert extract(corpus, log).existed
+    assert not extract(corpus, log, retry=True).existed
     assert read_again(log) == ["talk1-0.wav"]
     assert content(corpus.root().parent / "pack") == fresh(corpus, log)
 
@@ -129,11 +127,11 @@ def test_a_recording_that_was_only_touched_is_the_same(corpus: Recordings, log: 
     read_again(log)
     for path in corpus.root().glob("*.wav"):
         os.utime(path, ns=(10**18, 10**18))
-    assert extract(corpus, log).found
+    assert extract(corpus, log).existed
     assert not read_again(log)
     memory = list((corpus.root().parent / "cache" / "ercfusion" / "verified").glob("recordings-*.json"))
     assert len(json.loads(memory[0].read_text())) == 12
-    assert extract(corpus, log).found
+    assert extract(corpus, log).existed
 
 
 def test_a_damaged_or_absent_recording_that_was_mended(corpus: Recordings, log: Path) -> None:
@@ -161,8 +159,8 @@ def test_a_recording_that_was_removed_keeps_its_features(
     read_again(log)
     (corpus.root() / "talk1-0.wav").unlink()
     with caplog.at_level(logging.WARNING, "ercfusion"):
-        assert extract(corpus, log).found
-    assert "1 of 12 recordings are not there any more (first: talk1-0.wav); the pack keeps their" in caplog.text
+        assert extract(corpus, log).existed
+    assert "1 of 12 recordings no longer exist (first: talk1-0.wav); the pack keeps their" in caplog.text
     extract(corpus, log, retry=True)
     assert content(pack) == before
     assert not read_again(log)
@@ -256,7 +254,7 @@ def test_recordings_that_change_all_the_time(corpus: Recordings, log: Path, monk
 
     monkeypatch.setattr(Loudness, "__call__", changing)
     made = extract(corpus, log)
-    assert made.missing == {("talk1", "0"): "the file changes while it is read"}
+    assert made.missing == {("talk1", "0"): "the file changes while it is read. Wait until it is complete."}
 
     def others(self: Loudness, clip: Any) -> Any:
         found = original(self, clip)
@@ -267,7 +265,7 @@ def test_recordings_that_change_all_the_time(corpus: Recordings, log: Path, monk
 
     monkeypatch.setattr(Loudness, "__call__", others)
     monkeypatch.setattr("ercfusion.features.extraction._ROUNDS", 1)
-    with pytest.raises(PackError, match="recordings change while they are extracted"):
+    with pytest.raises(PackError, match="recordings still change while they are extracted"):
         extract(corpus, log, fresh=True)
 
 
@@ -323,9 +321,9 @@ def test_a_pack_that_another_process_replaces_meanwhile(
             extract(corpus, log, fresh=True)
 
     monkeypatch.setattr(extraction, "announce_changed", meanwhile)
-    with pytest.raises(PackError, match="was replaced by another process meanwhile"):
+    with pytest.raises(PackError, match="another process replaced the pack meanwhile"):
         extract(corpus, log)
-    assert extract(corpus, log).found
+    assert extract(corpus, log).existed
     assert content(pack) == fresh(corpus, log)
 
 
@@ -352,7 +350,7 @@ def test_texts_that_change(tmp_path: Path) -> None:
     with pytest.raises(PackError, match=r"another version.*--fresh"):
         make(out=out)
     again = make()
-    assert not again.found
+    assert not again.existed
     assert again.folder != first.folder
     make(out=out, fresh=True)
     assert content(out)[:2] == content(again.folder)[:2]
@@ -405,11 +403,11 @@ def test_versions_of_a_tool_are_not_mixed(
     before = content(pack)
     monkeypatch.setattr(Loudness, "tool_version", "2")
     with caplog.at_level(logging.INFO, "ercfusion"):
-        assert extract(corpus, log).found
-    assert "was made with loudness 1; 2 is installed here: --fresh makes the pack again" in caplog.text
+        assert extract(corpus, log).existed
+    assert "was made with loudness 1; 2 is installed. Use --fresh to make it again" in caplog.text
     replaced(corpus.root() / "talk1-0.wav")
     for options in ({}, {"retry": True}):
-        with pytest.raises(PackError, match=r"was made with loudness 1, and 2 is installed.*not mixed.*--fresh"):
+        with pytest.raises(PackError, match=r"made with loudness 1, but 2 is installed.*cannot mix.*--fresh"):
             extract(corpus, log, **options)
         assert content(pack) == before
     assert read_manifest(extract(corpus, log, fresh=True).folder)["tool_version"] == "2"

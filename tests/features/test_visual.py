@@ -80,25 +80,25 @@ def test_settings_are_not_shared():
 @pytest.mark.parametrize(
     ("tool", "settings", "message"),
     [
-        ("pyfeat", {}, "tool='pyfeat' gives no visual features. Did you mean 'py-feat'?"),
-        ("openface", {"frames": 5}, "openface has no setting 'frames'"),
-        ("openface", {"detector": {}}, "openface has no setting 'detector'"),
-        ("openface", {"columns": "aus"}, "columns='aus': a list of names"),
-        ("openface", {"columns": []}, "columns=[]: a list of names"),
-        ("openface", {"columns": ["emotions"]}, "columns: 'emotions' is unknown"),
-        ("fex", {"columns": ["emotion"]}, "columns: 'emotion' is unknown. Did you mean 'emotions'?"),
-        ("fex", {"columns": ["aus", "aus"]}, "columns: 'aus' is named twice"),
-        ("fex", {"columns": ["pose", "angles"]}, "names some columns twice"),
-        ("fex", {"pooling": ["median"]}, "pooling: 'median' is unknown. Did you mean 'mean'?"),
-        ("fex", {"which_face": "biggest"}, "which_face='biggest' is unknown"),
-        ("fex", {"max_frames": 2.5}, "max_frames=2.5: a whole number above 0 or null"),
+        ("pyfeat", {}, "tool='pyfeat': no tool for visual features. Did you mean 'py-feat'?"),
+        ("openface", {"frames": 5}, "openface: unknown setting 'frames'"),
+        ("openface", {"detector": {}}, "openface: unknown setting 'detector'"),
+        ("openface", {"columns": "aus"}, "columns='aus': not a list of names"),
+        ("openface", {"columns": []}, "columns=[]: not a list of names"),
+        ("openface", {"columns": ["emotions"]}, "columns: unknown name 'emotions'"),
+        ("fex", {"columns": ["emotion"]}, "columns: unknown name 'emotion'. Did you mean 'emotions'?"),
+        ("fex", {"columns": ["aus", "aus"]}, "columns: 'aus' is listed twice"),
+        ("fex", {"columns": ["pose", "angles"]}, "some columns are in two of these sets"),
+        ("fex", {"pooling": ["median"]}, "pooling: unknown name 'median'. Did you mean 'mean'?"),
+        ("fex", {"which_face": "biggest"}, "which_face='biggest': unknown"),
+        ("fex", {"max_frames": 2.5}, "max_frames=2.5: not a whole number above 0 or null"),
         ("fex", {"max_frames": 0}, "max_frames=0"),
-        ("openface", {"fps": -1}, "fps=-1: a number above 0 or null"),
+        ("openface", {"fps": -1}, "fps=-1: not a number above 0 or null"),
         ("openface", {"fps": float("nan")}, "fps=nan"),
-        ("fex", {"fps": 5}, "fps needs video_fps"),
-        ("fex", {"min_score": 2}, "min_score=2: a number from 0 to 1"),
-        ("fex", {"pattern": "{clip}.csv"}, "pattern='{clip}.csv' cannot be filled in ('clip')"),
-        ("fex", {"pattern": "{stem.csv"}, "pattern='{stem.csv' cannot be filled in"),
+        ("fex", {"fps": 5}, "Add video_fps=N"),
+        ("fex", {"min_score": 2}, "min_score=2: not a number from 0 to 1"),
+        ("fex", {"pattern": "{clip}.csv"}, "pattern='{clip}.csv': cannot be filled in ('clip')"),
+        ("fex", {"pattern": "{stem.csv"}, "pattern='{stem.csv': cannot be filled in"),
     ],
 )
 def test_settings_that_do_not_fit(tool, settings, message):
@@ -146,8 +146,14 @@ def test_parts_of_a_recording(tmp_path, monkeypatch):
     thinned = extractor("openface", pooling=None, columns=["aus"], fps=5, max_frames=3)
     assert thinned(Clip(tmp_path / "d.mp4")).values[:, 0].tolist() == [15, 50, 80]
     assert len(readings) == 2
-    assert reason(made, tmp_path / "d.mp4", 9.0, 10.0) == "no row between 9 s and 10 s of the table"
-    assert reason(made, tmp_path / "d.mp4", 2.0, 1.0) == "the turn ends at 1 s, not after its start at 2 s"
+    assert (
+        reason(made, tmp_path / "d.mp4", 9.0, 10.0)
+        == "no row between 9 s and 10 s of the table. Check that the table is of this recording."
+    )
+    assert (
+        reason(made, tmp_path / "d.mp4", 2.0, 1.0)
+        == "the turn ends at 1 s, but starts at 2 s. Correct start and end in the table."
+    )
 
 
 def test_several_faces_by_openface(tmp_path):
@@ -180,21 +186,24 @@ def test_where_the_tables_lie(tmp_path):
     assert value(made(Clip(clip)), made, "face_share") == 1
     assert made.source(Clip(clip)) == write_to / "dia0_utt1.of.csv"
     assert extractor("openface").source(Clip(clip)) == clip.with_suffix(".csv")
-    assert reason(made, clip.with_name("dia0_utt2.mp4")) == "no such file: dia0_utt2.of.csv"
+    assert (
+        reason(made, clip.with_name("dia0_utt2.mp4"))
+        == "no such file: dia0_utt2.of.csv. Run the tool on the recording, or correct folder or pattern."
+    )
 
 
 def test_tables_that_give_nothing(tmp_path):
     made = extractor("openface")
     write(tmp_path / "none.csv", MULTI, [seen(1, success=0), seen(2, success=0)], blank=" ")
-    assert reason(made, tmp_path / "none.mp4") == "no face in any of 2 frames"
+    assert reason(made, tmp_path / "none.mp4") == "no face in any of 2 frames. Lower min_score if there should be one."
     (tmp_path / "empty.csv").touch()
     assert reason(made, tmp_path / "empty.mp4").startswith("empty.csv is empty (0 bytes)")
     write(tmp_path / "other.csv", V1, [face(0)])
-    assert reason(made, tmp_path / "other.mp4").endswith("It looks like Py-Feat's: use tool fex.")
+    assert reason(made, tmp_path / "other.mp4").endswith("it looks like Py-Feat's (tool fex).")
     write(tmp_path / "less.csv", (*SEQUENCE, *OPENFACE_SETS["aus"]), [seen(1)], blank=" ")
     assert reason(made, tmp_path / "less.mp4") == (
-        "less.csv has no column 'pose_Tx' of the set 'pose': set columns to angles in its place (older tables have no "
-        "position)"
+        "less.csv: no column 'pose_Tx' of the set 'pose'. Set columns to angles instead (older tables have no "
+        "position)."
     )
 
 
@@ -215,7 +224,7 @@ def test_fex_pooled_with_gaps(tmp_path):
     assert value(found, made, "AU02.mean") == pytest.approx(0.8)
     assert value(found, made, "gaze_yaw.mean") == 0
     assert value(found, made, "face_share") == 0.5  # 15 is not sure enough
-    assert found.note == "no number at all, so 0: 1 columns of gaze"
+    assert found.note == "1 columns of gaze have no number and became 0"
     rows_of = extractor("fex", columns=["aus"], pooling=None)(Clip(tmp_path / "c.mp4")).values
     assert rows_of.shape == (2, 20)
     np.testing.assert_allclose(rows_of[:, 1], [0.8, 0.8])
@@ -226,7 +235,7 @@ def test_a_fex_file_counts_frames_only(tmp_path):
     without = extractor("fex", columns=["aus"], pooling=None)
     assert len(without(Clip(tmp_path / "c.mp4")).values) == 50
     assert reason(without, tmp_path / "c.mp4", 0.4, 0.8) == (
-        "the clip is a part of the recording, and a Fex file has no times: set video_fps"
+        "the clip is a part of its recording, and a Fex file has no times. Set video_fps."
     )
     known = extractor("fex", columns=["aus"], pooling=None, video_fps=25, fps=12.5)
     np.testing.assert_allclose(known(Clip(tmp_path / "c.mp4", 0.4, 0.8)).values[:, 0] * 100, range(10, 20, 2))
@@ -243,7 +252,7 @@ def test_tracks_in_a_thinned_table(tmp_path):
 
 def test_older_fex_files_have_angles_only(tmp_path):
     write(tmp_path / "c.csv", OLD, [face(0, Pitch=-3.5)])
-    assert "no column 'X' of the set 'pose': set columns to angles" in reason(extractor("fex"), tmp_path / "c.mp4")
+    assert "no column 'X' of the set 'pose'. Set columns to angles" in reason(extractor("fex"), tmp_path / "c.mp4")
     made = extractor("fex", columns=["angles"])
     assert value(made(Clip(tmp_path / "c.mp4")), made, "Pitch.mean") == -3.5
 
@@ -319,15 +328,19 @@ def test_clips_that_give_nothing(feat, tmp_path):
     made = extractor("py-feat")
     path = write_video(tmp_path / "c.mp4", 1.0, fps=10, seed=1)
     found = extractor("py-feat", min_score=0.999)
-    assert reason(found, path) == "no face in any of 5 frames"
-    assert reason(made, path, 5.0) == "no frame between 5 s and the end of the recording"
-    assert reason(made, tmp_path / "absent.mp4") == "no such file: absent.mp4"
+    assert reason(found, path) == "no face in any of 5 frames. Lower min_score if there should be one."
+    assert (
+        reason(made, path, 5.0)
+        == "no frame between 5 s and the end of the recording. Correct start and end in the table."
+    )
+    assert reason(made, tmp_path / "absent.mp4") == "no such file: absent.mp4. Correct the path in the table."
 
 
 @needs_av
 def test_a_detector_that_fails(feat, tmp_path):
     write_frames(tmp_path / "c.mov", [picture(size=(10, 13))])
-    expected = "py-feat failed: RuntimeError: a picture it cannot digest"
+    expected = "py-feat failed: RuntimeError: a picture it cannot digest. "
+    expected += "Check that the recording plays, and convert it if not."
     assert reason(extractor("py-feat"), tmp_path / "c.mov") == expected
 
 

@@ -1,8 +1,4 @@
-"""Importers of the feature pickles that circulate in the field.
-
-:func:`import_pickle` turns one into feature packs. Reading goes through :func:`safe_load`, which builds numbers, text,
-containers and arrays and refuses everything else, so that a file from a stranger can do no harm.
-"""
+"""Importers of the field's feature pickles, through a reader that cannot run code from the file."""
 
 from ercfusion.features.imports._checks import Imported, LayoutError
 from ercfusion.features.imports.layouts import LAYOUTS, ORIGINS, detect_layout, read_layout

@@ -1,4 +1,4 @@
-"""Looking at what a foreign pickle holds: every helper returns a checked value or says what is wrong and where."""
+"""Checks of a foreign pickle's content: every helper returns a checked value or raises with the place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BITS = 64
 
 
 class LayoutError(PackError):
-    """A pickle does not hold what its layout says; the message names field, id, found and expected.
+    """A pickle's content does not fit its layout; the message has field, id, found and expected, at most 600 letters.
 
     Args:
         message: Cut by :func:`~ercfusion._core.errors.bounded`.
@@ -31,19 +31,19 @@ class LayoutError(PackError):
 
 @dataclass(frozen=True)
 class Imported:
-    """What a foreign pickle holds, in ercfusion's terms.
+    """The content of a foreign pickle in ercfusion's terms.
 
     Args:
         layout: The layout's name.
-        corpus: Name of the corpus that it was made from, where that is certain; else empty.
-        title: For people.
-        licence: What is known of the terms.
+        corpus: Name of the corpus, or empty if several are possible.
+        title: Title for people.
+        licence: Known terms.
         citation: Paper of the code that the layout comes from.
-        tasks: What is labelled; the first is the main one. Targets in the conversations have these names.
+        tasks: Labelled tasks, the main one first; the conversations' targets have these names.
         splits: Conversations of train, dev and test.
         tables: Features by modality.
-        positions: The file has no ids of utterances: turns are called by their position, from 0.
-        notes: What was decided where the file leaves something open.
+        positions: The file has no utterance ids: turns are named by position, from 0.
+        notes: Decisions about what the file leaves open.
     """
 
     layout: str
@@ -59,7 +59,7 @@ class Imported:
 
 
 def shown(value: object) -> str:
-    """A short description of a value for messages; never the whole of it."""
+    """A short description of a value, for messages."""
     if value is None or isinstance(value, bool | float | np.number) or (isinstance(value, int) and abs(value) < 10**20):
         return repr(value)
     if isinstance(value, str | bytes):
@@ -71,13 +71,15 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def fail(where: str, found: object, expected: str, *, said: str = "") -> NoReturn:
-    """Raise :class:`LayoutError` for a value at a place; ``said`` describes it where the value itself does not."""
-    raise LayoutError(f"{where}: found {said or shown(found)}, but {expected} is expected.")
+def fail(where: str, value: object, expected: str, *, text: str = "") -> NoReturn:
+    """Raise :class:`LayoutError` for a value at a place; ``text`` replaces the value's own description."""
+    raise LayoutError(
+        f"{where}: found {text or shown(value)}, but {expected} is expected. Check that layout= is the file's layout."
+    )
 
 
 def text(value: Any, where: str) -> str:
-    """Text, bytes (UTF-8, else latin-1) or a whole number, as text without white space around it."""
+    """Text, bytes (UTF-8, else latin-1) or a whole number, as text without surrounding white space."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bytes):
@@ -89,41 +91,41 @@ def text(value: Any, where: str) -> str:
         value = str(int(value))
     if not isinstance(value, str):
         fail(where, value, "text")
-    # Half characters, which Python 2 could write, are joined; what has no other half cannot be stored as UTF-8.
-    whole_characters = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return whole_characters.replace("\0", " ").strip()
+    # Python 2 could write surrogates: pairs are joined; single ones, which UTF-8 cannot store, are replaced.
+    joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return joined.replace("\0", " ").strip()
 
 
 def identifier(value: Any, where: str) -> str:
-    """Like :func:`text`, and not empty."""
+    """Like :func:`text`, but not empty."""
     return text(value, where) or fail(where, value, "an id that is not empty")
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """A dictionary with its keys as text; bytes and numbers become text."""
+    """A dictionary with its keys as text."""
     if not isinstance(value, dict):
         fail(where, value, "a dictionary")
-    result = {identifier(key, f"{where}, a key"): entry for key, entry in dict.items(value)}
+    result = {identifier(key, f"{where}, a key"): item for key, item in dict.items(value)}
     if len(result) < len(value):
         raise LayoutError(f"{where}: two keys are the same text. Remove one.")
     return result
 
 
 def sequence(value: Any, where: str, length: int | None = None) -> list[Any]:
-    """A list, tuple or array as a list of its entries; ``length`` is checked where it is given."""
+    """A list, tuple or array as a list, of ``length`` items if given."""
     if not isinstance(value, list | tuple) and not (isinstance(value, np.ndarray) and value.ndim):
         fail(where, value, "a list" if length is None else f"a list of {length}")
     if length is not None and len(value) != length:
-        fail(where, value, f"one entry for each of {length} utterances")
+        fail(where, value, f"one item for each of {length} utterances")
     return list(value)
 
 
 def whole(value: Any, where: str) -> int:
-    """A whole number; floats such as 3.0 are taken."""
+    """A whole number, also from floats such as 3.0."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, int) and value.bit_length() > _BITS:
-        fail(where, value, "a whole number", said=f"one of {value.bit_length()} bits")
+        fail(where, value, "a whole number", text=f"one of {value.bit_length()} bits")
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         fail(where, value, "a whole number")
     if not np.isfinite(float(value)) or value != int(value):
@@ -132,67 +134,66 @@ def whole(value: Any, where: str) -> int:
 
 
 def numbers(value: Any, where: str, ndim: int) -> NDArray[Any]:
-    """An array of real numbers of ``ndim`` dimensions; lists of numbers, and lists of equally long lists, are taken."""
+    """An array of real numbers with ``ndim`` dimensions, also from (equally long) lists."""
     if isinstance(value, list | tuple):
         if ndim > 1:
-            # One level at a time: a list that holds itself, or lists of unequal length, are found where they are.
-            rows = [numbers(entry, f"{where}[{index}]", ndim - 1) for index, entry in enumerate(value)]
+            # Level by level: lists of unequal length, or holding themselves, are reported with their place.
+            rows = [numbers(row, f"{where}[{index}]", ndim - 1) for index, row in enumerate(value)]
             if len({row.shape for row in rows}) > 1:
                 shapes = sorted({row.shape for row in rows})
-                fail(where, value, "rows of one shape", said=f"rows of the shapes {shapes[:3]}")
+                fail(where, value, "rows of one shape", text=f"rows of the shapes {shapes[:3]}")
             return np.stack(rows) if rows else fail(where, value, "at least one row")
-        for entry in value:
-            if isinstance(entry, bool) or not isinstance(entry, int | float | np.integer | np.floating):
-                fail(where, entry, "a number")
-            if isinstance(entry, int) and entry.bit_length() > _BITS:
-                fail(where, entry, "a number", said=f"a whole number of {entry.bit_length()} bits")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, int | float | np.integer | np.floating):
+                fail(where, number, "a number")
+            if isinstance(number, int) and number.bit_length() > _BITS:
+                fail(where, number, "a number", text=f"a whole number of {number.bit_length()} bits")
         value = np.asarray(value, dtype=np.float32)
     if isinstance(value, np.ndarray) and value.dtype.kind == "O":
         return numbers(list(value), where, ndim)
     if not isinstance(value, np.ndarray) or value.ndim != ndim or value.dtype.kind not in "fiu":
         what = "a vector of numbers" if ndim == 1 else f"an array of numbers with {ndim} dimensions"
         fail(where, value, what)
-    # Only the base class: what was read is a subclass, and double precision would be dropped by the pack anyway.
+    # As the base class, and in the precision that packs store.
     plain = np.asarray(value)
     return plain if plain.dtype in (np.float16, np.float32) else plain.astype(np.float32)
 
 
 def same_ids(fields: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> None:
-    """Check that every dictionary has an entry for every conversation that the splits name."""
-    for name, entries in fields.items():
+    """Check that every dictionary has every conversation of the splits."""
+    for name, items in fields.items():
         for conversation in wanted:
-            if conversation not in entries:
+            if conversation not in items:
                 raise LayoutError(
-                    f"field {name!r}: no entry for the conversation {conversation!r}, which the splits name "
-                    f"({len(entries)} entries). The fields are not of one release, or in another order than this "
-                    f"layout's."
+                    f"field {name!r}: has {len(items)} conversations, but not {conversation!r} of the splits. Check "
+                    f"that the file is complete and layout= is its layout."
                 )
 
 
 def disjoint(splits: Mapping[str, Sequence[str]]) -> None:
-    """Check that no conversation is in two splits, or twice in one, and that train and test are not empty."""
+    """Check that no conversation occurs twice, and that train and test are not empty."""
     places: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
             if name in places:
                 raise LayoutError(
-                    f"split {split!r}: the conversation {name!r} is also in {places[name]!r}. A conversation belongs "
-                    f"to one split: correct the file."
+                    f"split {split!r}: the conversation {name!r} is also in {places[name]!r}. Remove it from one of "
+                    f"them."
                 )
             places[name] = split
     for split in ("train", "test"):
         if not splits.get(split):
-            raise LayoutError(f"split {split!r} has no conversations.")
+            raise LayoutError(f"split {split!r}: no conversations. Check that the file is complete.")
 
 
 def table(modality: str, rows: Mapping[Key, NDArray[Any]], level: Level = "utterance") -> FeatureTable:
-    """The vectors (D) or sequences (T, D) of one modality as a table; all must have the same width D.
+    """The vectors (D) or sequences (T, D) of one modality as a table.
 
     Raises:
-        LayoutError: two widths, or no rows at all; the key is named.
+        LayoutError: two widths D, or no rows at all; the key is named.
     """
     if not rows:
-        raise LayoutError(f"modality {modality!r}: no utterance has features.")
+        raise LayoutError(f"modality {modality!r}: no utterance has features. Check that the file is complete.")
     width, first = None, ""
     for (conversation, turn), row in rows.items():
         place = f"conversation {conversation!r}, turn {turn!r}"
@@ -200,8 +201,8 @@ def table(modality: str, rows: Mapping[Key, NDArray[Any]], level: Level = "utter
             width, first = row.shape[-1], place
         elif row.shape[-1] != width:
             raise LayoutError(
-                f"modality {modality!r}, {place}: found the width {row.shape[-1]}, but {first} has {width}. All "
-                f"vectors of a modality are of one width."
+                f"modality {modality!r}, {place}: the width is {row.shape[-1]}, but {width} in {first}. Check that "
+                f"layout= is the file's layout."
             )
     parts = list(rows.values())
     if level == "utterance":

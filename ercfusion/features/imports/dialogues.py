@@ -1,8 +1,7 @@
-"""Layouts with one entry a conversation: the tuples of the DialogueRNN line of work, and COGMEN's lists of samples.
+"""Layouts with one item per conversation: the tuples of the DialogueRNN line of work, and COGMEN's lists of samples.
 
-A tuple holds dictionaries by conversation (speakers, labels, features, sentences; a list entry an utterance) and the
-lists of conversations that make the splits. Which fields, in which order, was read in the loaders that unpack them;
-:data:`FAMILIES` says for every layout where.
+A tuple has dictionaries by conversation (speakers, labels, features, sentences; one list item per utterance) and the
+lists of conversations of the splits. :data:`FAMILIES` names the public loader in which each order of fields was read.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ DEV_SHARE = 0.1
 DEV_SEED = 0
 _NUMBER = re.compile(r"[0-9]{1,9}")
 MELD_STARTS: Mapping[str, int] = {"train": 0, "dev": 1039, "test": 1153}
-"""MELD's pickles number the dialogues of all splits in one row: train from 0 (60 is absent), dev from 1039, test from
-1153 to 1432. Read in public loaders of these files, which cut their keys at these numbers."""
+"""First dialogue number of each split in MELD's pickles (60 is absent, the last is 1432), as read in public loaders."""
 
 _IEMOCAP6 = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
 _MELD7 = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -55,7 +53,7 @@ _MELD_SENTIMENT: Mapping[str, frozenset[str]] = {
     "surprise": frozenset({"positive", "negative"}),
     **{name: frozenset({"negative"}) for name in ("fear", "sadness", "disgust", "anger")},
 }
-"""What MELD's annotation allows, without exception in its 13,708 utterances: it tells a wrong label order."""
+"""Sentiments of each emotion in all 13,708 utterances of MELD; any other reveals a wrong label order."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,15 @@ class Family:
     """A layout of tuples.
 
     Args:
-        title: What the file is.
-        corpus: The corpus it was made from.
+        title: Description of the file.
+        corpus: Its corpus.
         fields: The tuple's fields in order: ``ids``, ``speakers``, ``sentences``, ``train``, ``dev``, ``test``,
-            ``=NAME`` for labels of the task NAME, ``~NAME`` for features, ``?`` for what is not read.
+            ``=NAME`` for labels of the task NAME, ``~NAME`` for features, ``?`` for ignored fields.
         labels: Task name to (schema, names of the indices 0, 1, ... in the file's order).
-        origin: Where the order of fields and labels was read.
+        origin: Public code in which the order was read.
         citation: The paper.
-        widths: Widths of the published file; others are noted, not refused.
-        meld: Dialogues are numbered as MELD's pickles number them.
+        widths: Widths of the published file; others are noted.
+        meld: Dialogues have the numbers of MELD's pickles.
     """
 
     title: str
@@ -166,7 +164,7 @@ class _Labels:
 
 
 def fields_fit(name: str, content: Any) -> bool:
-    """Whether a pickle's content is a tuple with as many fields as the layout, of dictionaries where it has them."""
+    """Whether the content is a tuple with the layout's number of fields and its dictionaries and lists."""
     family = FAMILIES[name]
     if not isinstance(content, tuple | list) or len(content) != len(family.fields):
         return False
@@ -181,18 +179,18 @@ def read_tuple(name: str, content: Any) -> Imported:
     """The content of a pickle in one of the layouts :data:`FAMILIES`.
 
     Raises:
-        LayoutError: a field is of another type, length or width than its neighbours, or a label out of range.
+        LayoutError: a field has a wrong type, length or width, or a label is out of range.
     """
     family = FAMILIES[name]
     if not isinstance(content, tuple | list) or len(content) != len(family.fields):
         fail(f"layout {name!r}", content, f"a tuple of {len(family.fields)} fields ({', '.join(family.fields)})")
-    values = dict(zip(family.fields, content, strict=True))
+    parts_by_role = dict(zip(family.fields, content, strict=True))
     fields = {
         role: mapping(value, f"field {position} ({role.lstrip('=~')})")
-        for position, (role, value) in enumerate(values.items())
+        for position, (role, value) in enumerate(parts_by_role.items())
         if role not in SPLITS
     }
-    names = {split: _names(values[split], split) for split in SPLITS if split in values}
+    names = {split: _names(parts_by_role[split], split) for split in SPLITS if split in parts_by_role}
     notes: list[str] = []
     parts = _splits(names, family, notes)
     disjoint(parts)
@@ -200,7 +198,7 @@ def read_tuple(name: str, content: Any) -> Imported:
     same_ids(fields, wanted)
     unused = sorted(set(fields["speakers"]) - set(wanted))
     if unused:
-        notes.append(f"{len(unused)} conversations are in no split and were left out (first: {unused[0]!r})")
+        notes.append(f"{len(unused)} conversations without a split were omitted (first: {unused[0]!r})")
 
     labels = [_Labels(task, get_schema(schema), order) for task, (schema, order) in family.labels.items()]
     rows: dict[str, dict[Key, NDArray[Any]]] = {modality: {} for modality in family.modalities}
@@ -208,20 +206,20 @@ def read_tuple(name: str, content: Any) -> Imported:
     positions = "ids" not in fields or not _own_ids(fields["ids"], fields["speakers"], wanted, family, notes)
     for split in SPLITS:
         for conversation in parts[split]:
-            entries = {role: entry[conversation] for role, entry in fields.items()}
-            turns = _turns(conversation, entries, labels, positions)
+            values = {role: field[conversation] for role, field in fields.items()}
+            turns = _turns(conversation, values, labels, positions)
             splits[split].append(Conversation(conversation, tuple(turns)))
             for modality, table_rows in rows.items():
                 where = f"field {modality!r}, conversation {conversation!r}"
-                vectors = sequence(entries[f"~{modality}"], where, len(turns))
+                vectors = sequence(values[f"~{modality}"], where, len(turns))
                 for turn, vector in zip(turns, vectors, strict=True):
                     table_rows[conversation, turn.id] = numbers(vector, f"{where}, utterance {turn.id!r}", 1)
     if family.meld:
         _check_sentiment(splits)
-    tables = {modality: table(modality, entries) for modality, entries in rows.items()}
+    tables = {modality: table(modality, vectors) for modality, vectors in rows.items()}
     for modality, width in family.widths.items():
         if tables[modality].width != width:
-            notes.append(f"{modality} has the width {tables[modality].width}; the published file has {width}")
+            notes.append(f"{modality}: width {tables[modality].width}, {width} in the published file")
     if positions:
         notes.append("utterances are numbered by position")
     return _imported(name, family, labels, splits, tables, positions, notes)
@@ -242,7 +240,7 @@ def _imported(
         title=family.title,
         licence=f"{corpus_class(family.corpus).card.licence} The features come from third parties.",
         citation=family.citation,
-        tasks=tuple(TaskSpec(entry.task, "single_label", entry.schema) for entry in labels),
+        tasks=tuple(TaskSpec(label.task, "single_label", label.schema) for label in labels),
         splits=splits,
         tables=tables,
         positions=positions,
@@ -252,7 +250,7 @@ def _imported(
 
 def _names(value: Any, split: str) -> list[str]:
     if isinstance(value, set | frozenset):
-        # A set has no order, and that of its strings differs from run to run.
+        # The order of a set of strings differs from run to run.
         return sorted(identifier(name, f"split {split!r}") for name in value)
     return [identifier(name, f"split {split!r}") for name in sequence(value, f"split {split!r}")]
 
@@ -266,25 +264,27 @@ def _splits(names: Mapping[str, list[str]], family: Family, notes: list[str]) ->
     disjoint({"train": parts["train"], "test": parts["test"]})
     if family.meld:
         if not all(_NUMBER.fullmatch(name) for name in parts["train"]):
-            raise LayoutError("split 'train': MELD's pickles number their dialogues; found other names.")
+            raise LayoutError(
+                "split 'train': dialogues without MELD's numbers. Check that layout= is the file's layout."
+            )
         dev = [name for name in parts["train"] if MELD_STARTS["dev"] <= int(name) < MELD_STARTS["test"]]
         if dev:
             parts["dev"] = dev
             parts["train"] = [name for name in parts["train"] if name not in set(dev)]
             notes.append(
-                f"dev: the {len(dev)} dialogues numbered {MELD_STARTS['dev']} to {MELD_STARTS['test'] - 1}, which are "
-                f"MELD's own dev split; the file lists them under train"
+                f"dev: the {len(dev)} dialogues {MELD_STARTS['dev']} to {MELD_STARTS['test'] - 1} of the file's train "
+                f"list, MELD's own dev split"
             )
             return parts
     order = seeded_permutation(parts["train"], DEV_SEED)
     if len(order) < 2:
-        raise LayoutError(f"split 'train' has {len(order)} conversations; at least 2 are needed to take a dev split.")
-    held = set(order[-max(1, round(DEV_SHARE * len(order))) :])
-    parts["dev"] = [name for name in parts["train"] if name in held]
-    parts["train"] = [name for name in parts["train"] if name not in held]
+        raise LayoutError(f"split 'train': {len(order)} conversations, too few for a dev split. Add conversations.")
+    drawn = set(order[-max(1, round(DEV_SHARE * len(order))) :])
+    parts["dev"] = [name for name in parts["train"] if name in drawn]
+    parts["train"] = [name for name in parts["train"] if name not in drawn]
     notes.append(
-        f"no dev split in this file: {len(held)} of its {len(order)} training conversations, drawn by the seed "
-        f"{DEV_SEED}, are dev"
+        f"no dev split in the file: dev is {len(drawn)} of {len(order)} training conversations, drawn with the seed "
+        f"{DEV_SEED}"
     )
     return parts
 
@@ -292,44 +292,44 @@ def _splits(names: Mapping[str, list[str]], family: Family, notes: list[str]) ->
 def _own_ids(
     ids: Mapping[str, Any], speakers: Mapping[str, Any], wanted: Sequence[str], family: Family, notes: list[str]
 ) -> bool:
-    # IEMOCAP's ids are the release's and are required. What MELD's field of that name holds is not documented; where
-    # it is not one id an utterance, positions serve.
+    # IEMOCAP's ids are the release's and required. MELD's are undocumented: if there is not one per utterance,
+    # positions are used.
     if not family.meld:
         return True
     for conversation in wanted:
-        entries, count = ids[conversation], len(sequence(speakers[conversation], f"speakers of {conversation!r}"))
-        usable = isinstance(entries, list | tuple | np.ndarray) and len(entries) == count
-        if not usable or not all(isinstance(entry, str | bytes | int | np.integer) for entry in entries):
-            notes.append("the field of utterance ids does not hold one id an utterance and was not read")
+        names, count = ids[conversation], len(sequence(speakers[conversation], f"speakers of {conversation!r}"))
+        usable = isinstance(names, list | tuple | np.ndarray) and len(names) == count
+        if not usable or not all(isinstance(name, str | bytes | int | np.integer) for name in names):
+            notes.append("utterance ids were ignored: not one per utterance")
             return False
     return True
 
 
-def _turns(conversation: str, entries: Mapping[str, Any], labels: Sequence[_Labels], positions: bool) -> list[Turn]:
+def _turns(conversation: str, fields: Mapping[str, Any], labels: Sequence[_Labels], positions: bool) -> list[Turn]:
     where = f"conversation {conversation!r}"
     speakers = [
-        _speaker(entry, f"field 'speakers', {where}, utterance {index}")
-        for index, entry in enumerate(sequence(entries["speakers"], f"field 'speakers', {where}"))
+        _speaker(value, f"field 'speakers', {where}, utterance {index}")
+        for index, value in enumerate(sequence(fields["speakers"], f"field 'speakers', {where}"))
     ]
     count = len(speakers)
     if not count:
-        raise LayoutError(f"field 'speakers', {where}: no utterances.")
-    sentences = sequence(entries["sentences"], f"field 'sentences', {where}", count)
+        raise LayoutError(f"field 'speakers', {where}: no utterances. Remove the conversation.")
+    sentences = sequence(fields["sentences"], f"field 'sentences', {where}", count)
     ids = [str(index) for index in range(count)]
     if not positions:
         ids = [
-            _turn_id(conversation, identifier(entry, f"field 'ids', {where}, utterance {index}"))
-            for index, entry in enumerate(sequence(entries["ids"], f"field 'ids', {where}", count))
+            _turn_id(conversation, identifier(value, f"field 'ids', {where}, utterance {index}"))
+            for index, value in enumerate(sequence(fields["ids"], f"field 'ids', {where}", count))
         ]
         twice, times = Counter(ids).most_common(1)[0]
         if times > 1:
-            raise LayoutError(f"field 'ids', {where}: the utterance {twice!r} stands there {times} times.")
+            raise LayoutError(f"field 'ids', {where}: the utterance {twice!r} occurs {times} times. Rename the others.")
     targets: list[dict[str, Target]] = [{} for _ in ids]
-    for entry in labels:
-        found = sequence(entries[f"={entry.task}"], f"field {entry.task!r}, {where}", count)
-        for index, value in enumerate(found):
-            place = f"field {entry.task!r}, {where}, utterance {ids[index]!r}"
-            targets[index][entry.task] = Target(entry.read(value, place))
+    for label in labels:
+        values = sequence(fields[f"={label.task}"], f"field {label.task!r}, {where}", count)
+        for index, value in enumerate(values):
+            place = f"field {label.task!r}, {where}, utterance {ids[index]!r}"
+            targets[index][label.task] = Target(label.read(value, place))
     return [
         Turn(turn, speaker, _sentence(sentence, f"field 'sentences', {where}, utterance {turn!r}"), targets=target)
         for turn, speaker, sentence, target in zip(ids, speakers, sentences, targets, strict=True)
@@ -337,24 +337,24 @@ def _turns(conversation: str, entries: Mapping[str, Any], labels: Sequence[_Labe
 
 
 def _turn_id(conversation: str, name: str) -> str:
-    # IEMOCAP's utterances carry the name of their dialogue: Ses01F_impro01_F000.
+    # IEMOCAP's utterance ids start with the dialogue: Ses01F_impro01_F000.
     return name.removeprefix(f"{conversation}_") or name
 
 
 def _sentence(value: Any, where: str) -> str:
-    # COGMEN's MOSEI variants keep lists of words.
+    # COGMEN's MOSEI variants have lists of words.
     if isinstance(value, list | tuple):
         return " ".join(text(word, where) for word in value)
     return text(value, where)
 
 
 def _speaker(value: Any, where: str) -> str:
-    """A name or number, or a one-hot vector (MELD's pickles), as a name."""
+    """Name of a speaker given as a name, a number or a one-hot vector (MELD's pickles)."""
     if isinstance(value, str | bytes | int | np.integer):
         return identifier(value, where)
     vector = numbers(value, where, 1)
     if not (np.isin(vector, (0, 1)).all() and vector.sum() == 1):
-        fail(where, vector, "a name, or a vector with one 1 and zeros", said=str(vector[:9].tolist()))
+        fail(where, vector, "a name, or a vector with one 1 and zeros", text=str(vector[:9].tolist()))
     return f"speaker {int(vector.argmax())}"
 
 
@@ -365,9 +365,9 @@ def _check_sentiment(splits: Mapping[str, list[Conversation]]) -> None:
                 emotion, sentiment = (str(turn.targets[task].value) for task in ("emotion", "sentiment"))
                 if sentiment not in _MELD_SENTIMENT[emotion]:
                     raise LayoutError(
-                        f"conversation {conversation.id!r}, utterance {turn.id!r}: the emotion {emotion} with the "
-                        f"sentiment {sentiment}, which MELD never has. The labels are in another order than this "
-                        f"layout's, or the two label fields are swapped."
+                        f"conversation {conversation.id!r}, utterance {turn.id!r}: no {emotion} with "
+                        f"{sentiment} sentiment occurs in MELD. Check that layout= is the file's layout: labels have "
+                        f"another order, or the label fields are swapped."
                     )
 
 
@@ -387,17 +387,17 @@ COGMEN: Mapping[str, Family] = {
         "Exploration-Lab/COGMEN, preprocess.py and cogmen/Sample.py", _JOSHI,
     ),
 }  # fmt: skip
-"""COGMEN's preprocessed files: ``{"train": [...], "dev": [...], "test": [...]}`` with a sample a conversation."""
+"""COGMEN's preprocessed files: ``{"train": [...], "dev": [...], "test": [...]}`` with one sample per conversation."""
 
 _SBERT = "sbert_sentence_embeddings"
 
 
 def samples_fit(content: Any) -> bool:
-    """Whether a pickle's content is a dictionary of train, dev and test with lists of samples."""
+    """Whether the content is a dictionary of train, dev and test with lists of samples."""
     if not isinstance(content, dict) or set(map(str, content)) != set(SPLITS):
         return False
-    entries = [entry for part in content.values() if isinstance(part, list | tuple) for entry in part]
-    return bool(entries) and all(set(COGMEN_FIELDS) <= set(_attributes(entry)) for entry in entries)
+    samples = [sample for part in content.values() if isinstance(part, list | tuple) for sample in part]
+    return bool(samples) and all(set(COGMEN_FIELDS) <= set(_attributes(sample)) for sample in samples)
 
 
 def _attributes(sample: Any) -> dict[str, Any]:
@@ -407,38 +407,38 @@ def _attributes(sample: Any) -> dict[str, Any]:
 def read_samples(name: str, content: Any) -> Imported:
     """The content of a pickle in one of the layouts :data:`COGMEN`.
 
-    ``text`` is the sentence embedding that COGMEN's models read, where the samples have one; the 100-dimensional text
-    features of the pickle that they were made from are then ``text_cnn``. Splits are the file's (dev is the first tenth
+    ``text`` is the sentence embedding used by COGMEN's models, and ``text_cnn`` the 100 dimensions of the earlier
+    pickle; samples without embeddings have only the latter, as ``text``. Splits are the file's (dev is the first tenth
     of the training list).
 
     Raises:
-        LayoutError: as in :func:`read_tuple`; also where the labels are those of the sibling layout.
+        LayoutError: as in :func:`read_tuple`, or the labels are those of the sibling layout.
     """
     family = COGMEN[name]
     parts = mapping(content, f"layout {name!r}")
     if set(parts) != set(SPLITS):
-        fail(f"layout {name!r}", parts, "train, dev and test", said=f"the keys {', '.join(parts)}")
+        fail(f"layout {name!r}", parts, "train, dev and test", text=f"the keys {', '.join(parts)}")
     label_list = [_Labels(task, get_schema(schema), order) for task, (schema, order) in family.labels.items()]
     rows: dict[str, dict[Key, NDArray[Any]]] = {}
     splits: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
-    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
     embedded: bool | None = None
     highest = 0
     for split in SPLITS:
         for index, sample in enumerate(sequence(parts[split], f"split {split!r}")):
             attributes = _attributes(sample)
-            if missing := [entry for entry in COGMEN_FIELDS if entry not in attributes]:
+            if missing := [field for field in COGMEN_FIELDS if field not in attributes]:
                 fail(f"split {split!r}, sample {index}", sample, f"a sample with the attribute {missing[0]!r}")
             conversation = identifier(attributes["vid"], f"split {split!r}, sample {index}, 'vid'")
-            found[split].append(conversation)
+            names[split].append(conversation)
             if embedded is None:
                 embedded = _SBERT in attributes
             elif embedded != (_SBERT in attributes):
                 fail(f"conversation {conversation!r}", sample, f"{_SBERT} in all samples or in none")
-            entries = {
+            fields = {
                 "speakers": attributes["speaker"], "sentences": attributes["sentence"], "=emotion": attributes["label"],
             }  # fmt: skip
-            turns = _turns(conversation, entries, label_list, True)
+            turns = _turns(conversation, fields, label_list, True)
             highest = max([highest, *(_index(turn, label_list[0]) for turn in turns)])
             splits[split].append(Conversation(conversation, tuple(turns)))
             sources = {"text": _SBERT, "text_cnn": "text"} if embedded else {"text": "text"}
@@ -448,25 +448,23 @@ def read_samples(name: str, content: Any) -> Imported:
                 target = rows.setdefault(modality, {})
                 for turn, vector in zip(turns, vectors, strict=True):
                     target[conversation, turn.id] = numbers(vector, f"{where}, utterance {turn.id!r}", 1)
-    disjoint(found)
+    disjoint(names)
     if name == "cogmen" and highest < len(_EMOTION4["emotion"][1]):
-        raise LayoutError(
-            "no utterance is excited or frustrated: these are the four-emotion files. Give layout=cogmen-4way."
-        )
+        raise LayoutError("layout=cogmen: no utterance is excited or frustrated. Use layout=cogmen-4way.")
     notes = ["utterances are numbered by position", "dev: the first tenth of the training list, as COGMEN cuts it"]
     if not embedded:
-        notes.append(f"the samples have no {_SBERT}: text is the 100-dimensional set that COGMEN's models do not read")
-    tables = {modality: table(modality, entries) for modality, entries in rows.items()}
+        notes.append(f"the samples have no {_SBERT}: text is the 100-dimensional set, not used by COGMEN's models")
+    tables = {modality: table(modality, vectors) for modality, vectors in rows.items()}
     return _imported(name, family, label_list, splits, tables, True, notes)
 
 
 def _index(turn: Turn, labels: _Labels) -> int:
-    # The file's own number of a turn's label.
+    # The file's number of a turn's label.
     return labels.names.index(str(turn.targets[labels.task].value))
 
 
 def meld_place(name: str) -> tuple[str, int] | None:
-    """Split and MELD's own dialogue number of a dialogue number of the pickles; None where it is no number."""
+    """Split and MELD's own dialogue number for a number of the pickles; None if not a number."""
     if not _NUMBER.fullmatch(name):
         return None
     number = int(name)
@@ -475,10 +473,7 @@ def meld_place(name: str) -> tuple[str, int] | None:
 
 
 def scene_name(name: str) -> str | None:
-    """EmoryNLP's scene of an id ``season_episode_scene`` as its reader calls it, without the split; None for others.
-
-    Letters before the numbers (``s01_e02_c03``) and zeros before their digits do not matter.
-    """
+    """EmoryNLP's scene name, without the split, of an id ``season_episode_scene``, also ``s01_e02_c03``; else None."""
     match = re.fullmatch(r"[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)", name)
     if match is None or len(re.findall(r"\d+", name)) != 3:
         return None

@@ -1,4 +1,4 @@
-"""The layouts of foreign pickles by name, and which of them a content fits."""
+"""Layouts of foreign pickles by name, and detection of the layout."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ercfusion.features.imports.dialogues import COGMEN, FAMILIES, fields_fit, r
 from ercfusion.features.imports.segments import CARAT, MMSA, carat_fits, mmsa_fits, read_carat, read_mmsa
 
 LAYOUTS: Mapping[str, str] = {
-    name: entry.title for group in (FAMILIES, COGMEN, MMSA, CARAT) for name, entry in group.items()
+    name: layout.title for group in (FAMILIES, COGMEN, MMSA, CARAT) for name, layout in group.items()
 }
-"""Every layout's name and what it is, in one line."""
+"""Descriptions of the layouts, one line each."""
 
 ORIGINS: Mapping[str, str] = {
-    name: entry.origin for group in (FAMILIES, COGMEN, MMSA, CARAT) for name, entry in group.items()
+    name: layout.origin for group in (FAMILIES, COGMEN, MMSA, CARAT) for name, layout in group.items()
 }
-"""Every layout's name and the public code (repository, file) in which its fields were read."""
+"""Public code (repository, file) in which each layout's fields were read."""
 
 
 def _reader(name: str) -> Callable[[str, Any], Imported]:
@@ -30,23 +30,23 @@ def _reader(name: str) -> Callable[[str, Any], Imported]:
 
 
 def detect_layout(content: Any) -> list[str]:
-    """Names of the layouts whose outer form a pickle's content has, the best guess first; nothing inside is checked.
+    """Names of the layouts with the content's outer form, best guess first; its details are not checked.
 
     Args:
-        content: As :func:`~ercfusion.features.imports.unpickle.safe_load` returns it.
+        content: From :func:`~ercfusion.features.imports.unpickle.safe_load`.
     """
-    found = [name for name in FAMILIES if fields_fit(name, content)]
+    fitting = [name for name in FAMILIES if fields_fit(name, content)]
     if samples_fit(content):
-        found += COGMEN
+        fitting += COGMEN
     if mmsa_fits(content):
-        found += MMSA
+        fitting += MMSA
     if carat_fits(content):
-        found += CARAT
-    return sorted(found, key=lambda name: not _widths_fit(name, content))
+        fitting += CARAT
+    return sorted(fitting, key=lambda name: not _widths_fit(name, content))
 
 
 def _widths_fit(name: str, content: Any) -> bool:
-    # Layouts of the same fields differ in the widths of their published files.
+    # Layouts with the same fields differ in the widths of their published files.
     family = FAMILIES.get(name)
     if family is None:
         return True
@@ -67,12 +67,12 @@ def read_layout(content: Any, layout: str | None) -> Imported:
     """A pickle's content in ercfusion's terms.
 
     Args:
-        content: As :func:`~ercfusion.features.imports.unpickle.safe_load` returns it.
+        content: From :func:`~ercfusion.features.imports.unpickle.safe_load`.
         layout: A name of :data:`LAYOUTS`.
 
     Raises:
-        ConfigError: no layout was given, or there is none of that name; the message names those that fit.
-        LayoutError: the content is not as the layout says; the message names field, id, found and expected.
+        ConfigError: no layout, or an unknown one; the message lists those that fit.
+        LayoutError: the content does not fit the layout; the message has field, id, found and expected.
     """
     if layout is not None and layout in LAYOUTS:
         try:
@@ -80,13 +80,15 @@ def read_layout(content: Any, layout: str | None) -> Imported:
         except LayoutError as error:
             others = [name for name in detect_layout(content) if name != layout]
             if others and layout not in detect_layout(content):
-                raise LayoutError(f"{error}\nThe content has the form of the layout {' or '.join(others)}.") from error
+                raise LayoutError(
+                    f"{error}\nThe content has another layout. Use layout={' or '.join(others)}."
+                ) from error
             raise
     fitting = detect_layout(content)
     lines = "".join(f"\n  {name}: {LAYOUTS[name]}" for name in (fitting or LAYOUTS))
     advice = f"The content has the form of:{lines}" if fitting else (
-        f"The content ({shown(content)}) has the form of none of those that are known:{lines}"
+        f"The content ({shown(content)}) has none of the known forms:{lines}"
     )  # fmt: skip
     if layout is None:
-        raise ConfigError(f"which layout the pickle has must be said (layout=NAME). {advice}")
-    raise ConfigError(f"there is no layout {layout!r}. {did_you_mean(layout, LAYOUTS)} {advice}")
+        raise ConfigError(f"layout: missing. Give the pickle's layout with layout=NAME. {advice}")
+    raise ConfigError(f"layout={layout}: unknown. {did_you_mean(layout, LAYOUTS)} {advice}")

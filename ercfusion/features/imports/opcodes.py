@@ -1,4 +1,4 @@
-"""The instructions of pickles by what they do; see :mod:`ercfusion.features.imports.scan`."""
+"""Pickle instructions by effect, for :mod:`ercfusion.features.imports.scan`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import pickletools
 from collections.abc import Mapping
 
 CODES: Mapping[str, int] = {code.name: ord(code.code) for code in pickletools.opcodes}
-"""Number of an instruction by its name."""
+"""Numbers by name."""
 NAMES: Mapping[int, str] = {number: name for name, number in CODES.items()}
-"""Name of an instruction by its number."""
+"""Names by number."""
 FIXED: Mapping[int, tuple[int, int]] = {
-    CODES[name]: found
-    for name, found in {
+    CODES[name]: code
+    for name, code in {
         "BINFLOAT": (8, 36),
         "NONE": (0, 8),
         "NEWTRUE": (0, 8),
         "NEWFALSE": (0, 8),
     }.items()
 }
-"""What pushes a value of a fixed length that does not matter: bytes of the argument, bytes in memory."""
+"""Push a value of fixed length that does not matter: bytes of the argument, bytes in memory."""
 INTEGERS: Mapping[int, int] = {CODES["BININT1"]: 1, CODES["BININT2"]: 2, CODES["BININT"]: 4}
-"""Whole numbers of a fixed length: bytes of the argument."""
+"""Push a whole number of fixed length: bytes of the argument."""
 COUNTED: Mapping[int, tuple[int, str]] = {
-    CODES[name]: found
-    for name, found in {
+    CODES[name]: code
+    for name, code in {
         "SHORT_BINUNICODE": (1, "text"),
         "BINUNICODE": (4, "text"),
         "BINUNICODE8": (8, "text"),
@@ -37,7 +37,7 @@ COUNTED: Mapping[int, tuple[int, str]] = {
         "LONG4": (4, "number"),
     }.items()
 }
-"""What is followed by its length: bytes of the length, kind of the value."""
+"""Push a value preceded by its length: bytes of the length, kind of value."""
 LINES: Mapping[int, str] = {
     CODES[name]: kind
     for name, kind in {
@@ -48,28 +48,28 @@ LINES: Mapping[int, str] = {
         "FLOAT": "number",
     }.items()
 }
-"""What takes a line of text: kind of the value."""
+"""Push a value from a line of text: kind of value."""
 EMPTY: Mapping[int, tuple[str, int]] = {
     CODES["EMPTY_LIST"]: ("list", 250),
     CODES["EMPTY_TUPLE"]: ("tuple", 220),
     CODES["EMPTY_DICT"]: ("dict", 280),
     CODES["EMPTY_SET"]: ("set", 370),
 }
-"""Empty containers: kind, bytes in memory."""
+"""Push an empty container: kind, bytes in memory."""
 TUPLES: Mapping[int, int] = {CODES["TUPLE1"]: 1, CODES["TUPLE2"]: 2, CODES["TUPLE3"]: 3}
-"""Tuples of a fixed length: number of items."""
+"""Push a tuple of fixed length: number of items."""
 MARKED: Mapping[int, str] = {
     CODES["TUPLE"]: "tuple",
     CODES["LIST"]: "list",
     CODES["FROZENSET"]: "frozen",
     CODES["DICT"]: "dict",
 }
-"""Containers of all that is above the mark: kind."""
+"""Push a container of all above the mark: kind."""
 GETS: Mapping[int, int] = {CODES["BINGET"]: 1, CODES["LONG_BINGET"]: 4}
-"""Bytes of the number in the memo."""
+"""Read the memo: bytes of the index."""
 PUTS: Mapping[int, int] = {CODES["BINPUT"]: 1, CODES["LONG_BINPUT"]: 4}
-"""Bytes of the number in the memo."""
+"""Write the memo: bytes of the index."""
 MAY_START = frozenset(
     ("PROTO", "MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "GLOBAL", "NONE", "LONG", "INT", "FLOAT")
 )
-"""What picklers begin with."""
+"""First instructions of picklers."""

@@ -1,10 +1,7 @@
-"""What the reader of foreign pickles may build, and nothing else.
+"""The closed list of what a foreign pickle may build: :data:`KNOWN`.
 
-:data:`KNOWN` is the closed list of names. What they stand for is written here, so that NumPy's own rebuilding functions
-are never handed out: type strings, shapes and buffers from the file are checked first, and structured or date types do
-not pass. No function or class that outlives the reading can be changed from a file either.
-
-:mod:`ercfusion.features.imports.unpickle` is the reader; nothing here is meant to be used from elsewhere.
+The names stand for functions of this module. NumPy's own functions are not used: type strings, shapes and buffers are
+checked first, and structured or date types are refused. A file cannot change any function or class.
 """
 
 from __future__ import annotations
@@ -21,11 +18,11 @@ _KINDS = "biufcSUO"
 
 
 class UnpickleError(PackError):
-    """A pickle that is damaged, is something else, or asks for what features do not need."""
+    """A pickle is damaged, is something else, or needs a refused name."""
 
 
 class Record:
-    """What a sample object of another code base held, as names and values; none of its code.
+    """The attributes of another code base's sample object, without its code.
 
     Args:
         fields: Attribute name to value.
@@ -35,23 +32,23 @@ class Record:
     fields: dict[str, Any]
 
     def __new__(cls) -> Record:
-        """An empty record: pickles build objects without their initialisers."""
-        made = super().__new__(cls)
-        made.fields = {}
-        return made
+        """An empty record: pickles build objects without calling ``__init__``."""
+        record = super().__new__(cls)
+        record.fields = {}
+        return record
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise UnpickleError("the state of a sample object is no dictionary of its attributes")
+            raise UnpickleError("a sample object's state is not a dictionary of attributes. Download the file again.")
         self.fields = dict(state)
 
 
 class Call:
-    """What a name of the file leads to. It can be called and nothing else: the file has no way to change it.
+    """The replacement of a name: the file can call it, but not change it.
 
     Args:
-        name: Module and name, as the file has them.
-        function: What is called.
+        name: Module and name in the file.
+        function: The function called.
     """
 
     __slots__ = ("_function", "name")
@@ -63,50 +60,50 @@ class Call:
         object.__setattr__(self, "_function", function)
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns."""
+        """The function's result."""
         return self._function(*arguments)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnpickleError(f"the pickle tries to change {self.name}")
+        raise UnpickleError(f"the pickle tries to change {self.name}. Do not use the file; download another copy.")
 
     def __setstate__(self, state: Any) -> NoReturn:
-        raise UnpickleError(f"the pickle tries to change {self.name}")
+        raise UnpickleError(f"the pickle tries to change {self.name}. Do not use the file; download another copy.")
 
 
 class _FixedClass(type):
     def __setattr__(cls, name: str, value: Any) -> NoReturn:
-        raise UnpickleError("the pickle tries to change a class")
+        raise UnpickleError("the pickle tries to change a class. Do not use the file; download another copy.")
 
 
 class Sample(Record, metaclass=_FixedClass):
-    """The class that a file's sample objects are made of; unlike :class:`Record` it is in the file's reach."""
+    """The class of a file's sample objects; unlike :class:`Record`, the file can name it."""
 
     __slots__ = ()
 
 
 class _Dtype:
-    # A NumPy type as the file describes it. NumPy's own type objects are shared by the whole process, and the file's
-    # second word about them (byte order, length) would be taken by them as it comes.
+    # A NumPy type as described by the file. NumPy shares its own type objects in the process, and would accept
+    # unchecked changes (byte order, length) from the file.
     __slots__ = ("code", "order")
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
         if isinstance(code, bytes):
             code = code.decode("latin1")
         if not isinstance(code, str) or not code or not (code[1:].isdigit() or not code[1:]):
-            raise UnpickleError(f"an array has the type {code!r}; only plain numbers, text and objects are read")
+            raise UnpickleError(f"an array has the type {code!r}. Convert it to plain numbers, text or objects.")
         kind = np.dtype(code).kind
         if kind not in _KINDS:
-            raise UnpickleError(f"an array has the type {code!r}; only plain numbers, text and objects are read")
+            raise UnpickleError(f"an array has the type {code!r}. Convert it to plain numbers, text or objects.")
         self.code = code
         self.order = "="
 
     def __setstate__(self, state: Any) -> None:
-        # (version, byte order, base type, names, fields, length, alignment, flags); the last may be missing.
+        # (version, byte order, base type, names, fields, length, alignment, flags); the last may be absent.
         if not isinstance(state, tuple) or len(state) < 7 or any(part is not None for part in state[2:5]):
-            raise UnpickleError(f"an array of type {self.code!r} has named fields; only plain arrays are read")
+            raise UnpickleError(f"an array of type {self.code!r} has named fields. Convert it to plain arrays.")
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "="):
-            raise UnpickleError(f"an array has the unknown byte order {order!r}")
+            raise UnpickleError(f"an array has the unknown byte order {order!r}. Download the file again.")
         self.order = order
 
     def real(self) -> np.dtype[Any]:
@@ -115,28 +112,30 @@ class _Dtype:
 
 
 class _Array(np.ndarray[Any, Any]):
-    # An array whose content from the file is checked before NumPy takes it over.
+    # An array with content checked before NumPy accepts it.
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
-            raise UnpickleError("an array is described in a way that NumPy does not use")
+            raise UnpickleError("an array's state does not have NumPy's form. Download the file again.")
         _, shape, dtype, fortran, data = state
         real = _dtype(dtype)
         if isinstance(data, str):
             data = data.encode("latin1")
         count = _count(shape)
         if real.kind == "O":
-            found = len(data) if isinstance(data, list) else -1
+            length = len(data) if isinstance(data, list) else -1
         else:
-            found = len(data) // real.itemsize if isinstance(data, bytes | bytearray) and real.itemsize else -1
-        if found != count:
-            raise UnpickleError(f"an array of shape {shape} has the content of {max(found, 0)} elements")
+            length = len(data) // real.itemsize if isinstance(data, bytes | bytearray) and real.itemsize else -1
+        if length != count:
+            raise UnpickleError(
+                f"an array of shape {shape} has the content of {max(length, 0)} elements. Download the file again."
+            )
         content = list(data) if real.kind == "O" else bytes(data)
         super().__setstate__((1, tuple(shape), real, bool(fortran), content))  # type: ignore[arg-type]
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
     if not isinstance(dtype, _Dtype):
-        raise UnpickleError("an array has no type")
+        raise UnpickleError("an array has no type. Download the file again.")
     return dtype.real()
 
 
@@ -146,7 +145,7 @@ def _count(shape: Any) -> int:
         or len(shape) > 32
         or not all(type(extent) is int and extent >= 0 for extent in shape)
     ):
-        raise UnpickleError(f"an array has the shape {str(shape)[:60]}")
+        raise UnpickleError(f"an array has the shape {str(shape)[:60]}. Download the file again.")
     count = 1
     for extent in shape:
         count *= extent
@@ -155,18 +154,19 @@ def _count(shape: Any) -> int:
 
 def _reconstruct(subtype: Any, shape: Any, code: Any) -> _Array:
     if not isinstance(subtype, Call) or subtype.name != "numpy.ndarray":
-        raise UnpickleError("an array is of a subclass of numpy.ndarray")
-    # Shape and type come with the content.
+        raise UnpickleError("an array is of a subclass of numpy.ndarray. Convert it to a plain array.")
+    # Shape and type follow with the content.
     return np.ndarray.__new__(_Array, (0,), np.uint8)
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
     real = _dtype(dtype)
     if real.kind == "O" or not isinstance(data, bytes | bytearray) or order not in ("C", "F"):
-        raise UnpickleError("an array is described in a way that NumPy does not use")
+        raise UnpickleError("an array's buffer does not have NumPy's form. Download the file again.")
     if len(data) != _count(shape) * real.itemsize:
+        elements = len(data) // (real.itemsize or 1)
         raise UnpickleError(
-            f"an array of shape {shape} has the content of {len(data) // (real.itemsize or 1)} elements"
+            f"an array of shape {shape} has the content of {elements} elements. Download the file again."
         )
     return np.frombuffer(bytes(data), real).reshape(shape, order=order).copy(order="K").view(_Array)
 
@@ -176,25 +176,26 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     if isinstance(data, str):
         data = data.encode("latin1")
     if real.kind == "O" or not isinstance(data, bytes | bytearray):
-        raise UnpickleError("a number is described in a way that NumPy does not use")
+        raise UnpickleError("a number does not have NumPy's form. Download the file again.")
     if not real.itemsize:
         return "" if real.kind == "U" else b""
     if len(data) != real.itemsize:
-        raise UnpickleError(f"a number of type {real.name} has {len(data)} bytes")
+        raise UnpickleError(f"a number of type {real.name} has {len(data)} bytes. Download the file again.")
     return np.frombuffer(bytes(data), real)[0]
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnpickleError(f"the pickle asks for the encoding {encoding!r}; bytes are written as latin1")
+        raise UnpickleError(f"the pickle names the encoding {encoding!r}, not latin1. Download the file again.")
     return text.encode("latin1")
 
 
-def _from(kind: Callable[..., Any], *taken: type) -> Callable[..., Any]:
-    # A conversion that takes what picklers pass to it, and not, for example, a number of zero bytes to reserve.
+def _from(kind: Callable[..., Any], *types: type) -> Callable[..., Any]:
+    # A conversion of picklers' arguments only: not, for example, of a number of zero bytes to allocate.
     def convert(*arguments: Any) -> Any:
-        if len(arguments) > 1 or not all(isinstance(argument, taken) for argument in arguments):
-            raise UnpickleError(f"{getattr(kind, '__name__', kind)} is asked for with arguments that no pickler writes")
+        if len(arguments) > 1 or not all(isinstance(argument, types) for argument in arguments):
+            name = getattr(kind, "__name__", kind)
+            raise UnpickleError(f"{name} is called with arguments that picklers never use. Download the file again.")
         return kind(*arguments)
 
     return convert
@@ -218,19 +219,19 @@ def _defaultdict(factory: Any = None, *arguments: Any) -> defaultdict[Any, Any]:
         return defaultdict(None, *arguments)
     name = factory.name.removeprefix("builtins.") if isinstance(factory, Call) else ""
     if name not in _FACTORIES:
-        raise UnpickleError("a defaultdict has another factory than list, dict, set, int, float or str")
+        raise UnpickleError("a defaultdict's factory is not list, dict, set, int, float or str. Convert it to dict.")
     return defaultdict(_FACTORIES[name], *arguments)
 
 
 def _reconstructor(kind: Any, base: Any, state: Any) -> Record:
-    # How protocols 0 and 1 begin an object.
+    # Start of an object in protocols 0 and 1.
     if kind is not Sample or state is not None:
-        raise UnpickleError("an object is described in a way that no pickler writes")
+        raise UnpickleError("an object does not have the form that picklers write. Download the file again.")
     return Sample()
 
 
-def _not_alone(*arguments: Any) -> NoReturn:
-    raise UnpickleError("the pickle calls what is only ever named")
+def _never_called(*arguments: Any) -> NoReturn:
+    raise UnpickleError("the pickle calls what picklers only name. Download the file again.")
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
@@ -255,20 +256,20 @@ _COLLECTIONS: Mapping[str, Callable[..., Any]] = {
     "deque": lambda items=(), most=None: deque(_from(list, *_CONTAINERS)(items), most),
 }
 SAMPLES = (("cogmen.Sample", "Sample"), ("dgcn.Sample", "Sample"))
-"""Classes of which only the attributes are read: COGMEN's, and that of the DialogueGCN code that it grew from."""
+"""Classes read as plain attributes: COGMEN's, and that of the DialogueGCN code it grew from."""
 
 
 def _table() -> dict[tuple[str, str], Callable[..., Any]]:
     table: dict[tuple[str, str], Callable[..., Any]] = {("_codecs", "encode"): _encode}
     for module in ("builtins", "__builtin__"):
         table.update({(module, name): function for name, function in _BUILTINS.items()})
-        table[module, "object"] = _not_alone
+        table[module, "object"] = _never_called
     table["__builtin__", "unicode"] = _BUILTINS["str"]
     table["__builtin__", "long"] = _BUILTINS["int"]
     table.update({("collections", name): function for name, function in _COLLECTIONS.items()})
     for module in ("copyreg", "copy_reg"):
         table[module, "_reconstructor"] = _reconstructor
-    table["numpy", "ndarray"] = _not_alone
+    table["numpy", "ndarray"] = _never_called
     table["numpy", "dtype"] = _Dtype
     for core in ("numpy.core", "numpy._core"):
         table[f"{core}.multiarray", "_reconstruct"] = _reconstruct
@@ -278,4 +279,4 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = _table()
-"""(module, name) to what stands for it."""
+"""(module, name) to its replacement."""

@@ -1,10 +1,11 @@
-"""Follow the instructions of a pickle without building anything, and refuse what would take too much.
+"""Simulate a pickle without building anything, and refuse one that takes too much.
 
-The interpreter of pickles is written in C: it cannot be interrupted while it compares keys, and objects that are nested
-deeply enough overflow the C stack when they are hashed or freed. So every pickle is first followed here with stand-ins
-for its objects: each knows how deep it is nested, how many bytes it stands for (what is shared counts once for each
-time), and how long hashing it takes. A container may not be changed once another one holds it. No pickler does that
-except for containers that hold themselves, and with it depth and size are exact and cycles cannot occur.
+Python's pickle interpreter is written in C: it cannot be interrupted while it compares keys, and deeply nested objects
+overflow the C stack when they are hashed or freed. So every pickle is first simulated with proxies for its objects.
+A proxy has the object's depth, its size in bytes (shared parts counted each time), and the work of hashing it.
+
+A container may not change once another one holds it. Picklers do so only for containers holding themselves; without
+these, depth and size are exact and cycles cannot occur.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _CHECKED_EVERY = 4096
 
 
 class _Node:
-    # A stand-in for an object that is not a short text or a small number.
+    # A proxy of an object, except short texts and small numbers.
     __slots__ = (
         *("depth", "filled", "first", "firsts", "hash", "hashes", "heavy", "inner", "kind", "linked", "name"),
         *("product", "weight", "wild", "work"),
@@ -51,10 +52,10 @@ class _Node:
         self.name = ""  # of a name
         self.weight = weight  # bytes, as if nothing were shared
         self.depth = depth
-        self.work = work  # steps of hashing it, or what it holds
+        self.work = work  # steps of hashing it
         self.linked = False  # another object holds it
-        # Keys whose hashes a file can choose take the longer the more there are: see _grade. The sum of the grades of
-        # the items; of the first items of pairs; the most of either in what it holds.
+        # The work on keys with hashes chosen by the file grows with their number: see _grade. Sums of grades: of the
+        # items, of the first items of pairs, and the maximum of both among the held objects.
         self.wild = self.firsts = 0
         self.inner = (0, 0)
         self.first, self.filled = 0, False
@@ -64,13 +65,13 @@ class _Node:
         self.product = -1  # of a tuple of whole numbers
 
 
-# What a call of a known name makes, for the instructions that fill it. Everything else cannot be filled.
+# Results of calls that later instructions can fill; all others cannot be filled.
 _MADE: Mapping[str, str] = {
     **dict.fromkeys(("OrderedDict", "defaultdict", "Counter", "dict"), "dict"),
     **dict.fromkeys(("list", "deque"), "list"),
     "set": "set",
 }
-_OBJECT_BYTES = 300  # of an object that is called into being, and its stand-in; a deque takes 760
+_OBJECT_BYTES = 300  # of a called object and its proxy; a deque takes 760
 _DEQUE_BYTES = 900
 
 
@@ -78,10 +79,10 @@ class Scan:
     """One pass over a pickle.
 
     Args:
-        data: Where the pickle is.
+        data: Buffer with the pickle.
         limits: Reduced by what reading takes.
-        persistent: References to objects outside of the pickle are allowed.
-        check_name: Raises for a module and a name, at a byte, that may not be built.
+        persistent: Allow references to objects outside the pickle.
+        check_name: Raises for a refused module and name at a byte.
     """
 
     def __init__(
@@ -99,16 +100,16 @@ class Scan:
         self._work = 0
 
     def run(self, start: int) -> int:
-        """Follow the pickle that begins at byte ``start``; the byte behind it is returned.
+        """Simulate the pickle at byte ``start``; returns the byte behind it.
 
         Raises:
-            UnpickleError: cut off, ill-formed, or too large in a way that the limits forbid.
+            UnpickleError: the pickle is cut off, ill-formed, or exceeds a limit.
         """
         data, end, place, steps = self._data, len(self._data), start, 0
         try:
             while True:
                 if place >= end:
-                    self._fail(f" ends at byte {end}, in the middle of the pickle. {_CUT}")
+                    self._fail(f": cut off at byte {end}, inside the pickle")
                 code = data[place]
                 steps += 1
                 if steps % _CHECKED_EVERY == 0:
@@ -120,7 +121,7 @@ class Scan:
                     place += 1 + length
                     continue
                 if steps == 1 and place == 0 and NAMES.get(code) not in MAY_START:
-                    # Text files begin with letters that are instructions too; no pickler begins with one of those.
+                    # Letters are instructions too, but no pickler starts with those that begin text files.
                     self._no_pickle(place)
                 if NAMES.get(code) == "STOP":
                     self._stack.pop()
@@ -128,12 +129,12 @@ class Scan:
                     return place + 1
                 place = self._step(code, place, steps)
         except IndexError:
-            self._fail(f", byte {place}: an instruction has nothing to work on. {_DAMAGED}")
+            self._fail(f", byte {place}: an instruction without its operands")
 
     # One instruction
 
     def _step(self, code: int, place: int, steps: int) -> int:
-        # Returns where the next one is.
+        # Returns the place of the next instruction.
         data, stack, after = self._data, self._stack, place + 1
         if code in INTEGERS:
             after += INTEGERS[code]
@@ -144,7 +145,7 @@ class Scan:
             length = int.from_bytes(data[after : after + width], "little")
             after += width
             if length > len(data) - after:
-                self._fail(f", byte {place}: {length} bytes are announced, but the file ends before. {_CUT}")
+                self._fail(f", byte {place}: cut off, {length} bytes are announced")
             self._push_content(kind, after, length)
             after += length
         elif code in GETS:
@@ -181,7 +182,7 @@ class Scan:
         else:
             after = self._rare(NAMES.get(code, ""), place, steps)
         if after > len(data):
-            self._fail(f" ends at byte {len(data)}, in the middle of the pickle. {_CUT}")
+            self._fail(f": cut off at byte {len(data)}, inside the pickle")
         return after
 
     def _rare(self, name: str, place: int, steps: int) -> int:
@@ -217,7 +218,7 @@ class Scan:
             module, after = self._line(after, place)
             word, after = self._line(after, place)
             if not _NAME.fullmatch(module) or not _NAME.fullmatch(word):
-                self._fail(f" is no pickle: {module[:40]!r} at byte {place} is no name of a module")
+                self._fail(f": not a pickle: {module[:40]!r} at byte {place} is not a module's name")
             self._name(module[:-1], word[:-1], place)
             if name == "INST":
                 called = self._stack.pop()
@@ -226,7 +227,7 @@ class Scan:
         elif name == "STACK_GLOBAL":
             word, module = stack.pop(), stack.pop()
             if not isinstance(word, bytes) or not isinstance(module, bytes):
-                self._fail(f", byte {place}: what should be a name is none. {_DAMAGED}")
+                self._fail(f", byte {place}: a name is expected")
             self._name(module, word, place)
         elif name == "POP":
             if stack:
@@ -249,19 +250,16 @@ class Scan:
             after += 8
             length = int.from_bytes(data[place + 1 : after], "little")
             if length > len(data) - after:
-                self._fail(f", byte {place}: {length} bytes are announced, but the file ends before. {_CUT}")
+                self._fail(f", byte {place}: cut off, {length} bytes are announced")
         elif name in ("PERSID", "BINPERSID") and self._persistent:
             if name == "PERSID":
                 _, after = self._line(after, place)
             else:
                 stack.pop()
             self._memory += _OBJECT_BYTES
-            stack.append(_Node("storage", 0, 1))  # its bytes are in the file, once; tensors are views of it
+            stack.append(_Node("storage", 0, 1))  # stored once; tensors are views of it
         elif name in ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"):
-            self._fail(
-                f", byte {place}: the pickle refers to objects outside of it ({name}), which feature files do not. "
-                f"Nothing of the file was executed."
-            )
+            self._fail(f", byte {place}: refers to objects outside the pickle ({name}); nothing of it was executed")
         else:
             self._no_pickle(place)
         return after
@@ -271,7 +269,7 @@ class Scan:
     def _push_content(self, kind: str, first: int, length: int) -> None:
         if kind == "number":
             self._memory += 40 + 2 * length
-            # A long number is hashed anew for each key.
+            # A long number is hashed for each key again.
             if length <= 6:
                 self._stack.append(int.from_bytes(self._data[first : first + length], "little", signed=True))
             else:
@@ -281,7 +279,7 @@ class Scan:
             self._memory += 60 + length
             self._stack.append(self._data[first : first + length])
             return
-        # One character of another script makes all of a text take two or four bytes each.
+        # One wide character makes every character of a text take two or four bytes.
         wide = 1
         if kind == "text":
             content = self._data[first : first + length]
@@ -290,7 +288,7 @@ class Scan:
         self._stack.append(_Node("text", 60 + wide * length))
 
     def _collect(self, kind: str, items: list[Any]) -> None:
-        # A container that begins with its content.
+        # A container created with its content.
         node = _Node(kind, 60, 1)
         self._memory += 260
         self._stack.append(node)
@@ -310,9 +308,9 @@ class Scan:
                 node.product = prod(max(item, 0) for item in items)
 
     def _hold(self, holder: _Node, items: list[Any], place: int) -> None:
-        # The holder is complete before it is held: see the module.
+        # A container is complete before another holds it: see the module.
         if holder.linked or any(item is holder for item in items):
-            self._fail(f", byte {place}: a container holds itself, or is changed later. {_DAMAGED}")
+            self._fail(f", byte {place}: a container holds itself, or changes later")
         weight, work, wild, depth = 8 * len(items), 0, 0, holder.depth
         for item in items:
             if item is None:
@@ -338,18 +336,20 @@ class Scan:
             if items and not holder.filled:
                 holder.first, holder.filled = 2 * bool(_grade(items[0])), True
             holder.wild += wild
-        if holder.kind != "dict":  # which is never a key; its keys are hashed once
+        if holder.kind != "dict":  # never a key itself; its keys are hashed once
             holder.work += work
         holder.weight += weight
         holder.depth = depth
         self._memory += 8 * len(items)
         if depth > MAX_DEPTH:
-            self._fail(f", byte {place}: objects are nested in more than {MAX_DEPTH} levels. {_DAMAGED}")
-        if holder.weight > self._limits.whole:
-            self._limits.exceeded(f"more than {self._limits.whole >> 20:,} MiB, counting what is shared each time")
+            self._fail(f", byte {place}: objects are nested in more than {MAX_DEPTH} levels")
+        if holder.weight > self._limits.total_memory:
+            self._limits.exceeded(
+                f"more than {self._limits.total_memory >> 20:,} MiB, with shared parts counted each time"
+            )
 
     def _keys(self, holder: _Node, keys: list[Any]) -> None:
-        # What inserting these costs.
+        # The work of inserting these keys.
         wild = heavy = 0
         for key in keys:
             grade = _grade(key)
@@ -369,7 +369,7 @@ class Scan:
         self._settle(0)
 
     def _compare(self, wild: int, heavy: int, before: int = 0, heavy_before: int = 0) -> None:
-        # All keys could have one hash: each is compared with every other, down to the last of their parts.
+        # Worst case: equal hashes, so that each key is compared with every other, part by part.
         pairs = wild * before + wild * wild // 2
         parts = wild * heavy_before + before * heavy + wild * heavy
         self._work += 3 * max(pairs, parts // 8)
@@ -386,7 +386,7 @@ class Scan:
         holder = self._stack[-1]
         wanted = {"APPEND": "list", "APPENDS": "list", "ADDITEMS": "set"}.get(name, "dict")
         if type(holder) is not _Node or holder.kind != wanted:
-            self._fail(f", byte {place}: what is filled is no {wanted}. {_DAMAGED}")
+            self._fail(f", byte {place}: fills something other than a {wanted}")
         if wanted == "list" and len(items) == 1 and items[0] is None and not holder.linked:
             holder.weight += 40  # the commonest case of old pickles
             holder.work += 1
@@ -401,9 +401,9 @@ class Scan:
 
     def _call(self, called: Any, arguments: Any, place: int) -> None:
         if type(called) is not _Node or called.kind != "name":
-            self._fail(f", byte {place}: what is called is no name. {_DAMAGED}")
+            self._fail(f", byte {place}: calls something other than a name")
         if type(arguments) is not _Node or arguments.kind != "tuple":
-            self._fail(f", byte {place}: what is called gets no arguments. {_DAMAGED}")
+            self._fail(f", byte {place}: a call without arguments")
         made = _MADE.get(called.name, "object")
         node = _Node(made, _OBJECT_BYTES >> 1, 1)
         self._memory += (_DEQUE_BYTES if called.name == "deque" else _OBJECT_BYTES) + arguments.weight
@@ -429,14 +429,14 @@ class Scan:
 
     def _get(self, number: int, place: int) -> None:
         if number not in self._memo:
-            self._fail(f", byte {place}: the pickle was tampered with (its memo). Do not use it")
+            self._fail(f", byte {place}: the memo was manipulated, so the file is not trustworthy")
         self._memory += 8
         self._stack.append(self._memo[number])
 
     def _put(self, number: int, place: int, steps: int) -> None:
-        # The interpreter of pickles reserves memory up to the largest number; picklers leave no gaps.
+        # The interpreter allocates memory up to the largest index; picklers leave no gaps.
         if not 0 <= number <= steps:
-            self._fail(f", byte {place}: the pickle was tampered with (its memo). Do not use it")
+            self._fail(f", byte {place}: the memo was manipulated, so the file is not trustworthy")
         self._memory += 16
         self._memo[number] = self._stack[-1]
 
@@ -448,7 +448,7 @@ class Scan:
     def _line(self, first: int, place: int) -> tuple[bytes, int]:
         end = self._data.find(b"\n", first)
         if end < 0:
-            self._fail(f", byte {place}: the pickle ends inside a line. {_CUT}")
+            self._fail(f", byte {place}: cut off inside a line")
         return self._data[first : end + 1], end + 1
 
     def _settle(self, instructions: int) -> None:
@@ -456,23 +456,21 @@ class Scan:
         self._memory = self._work = 0
 
     def _no_pickle(self, place: int) -> NoReturn:
-        found = bytes(self._data[place : place + 1])
-        self._fail(
-            f" is no pickle: found {found!r} at byte {place}, which no pickle has there. Give the file that the "
-            f"features were published in, or get it again."
+        first = bytes(self._data[place : place + 1])
+        raise failure(
+            UnpickleError,
+            self._path,
+            f": not a pickle: found {first!r} at byte {place}",
+            "Choose the published file of features, or download it again",
         )
 
     def _fail(self, problem: str) -> NoReturn:
-        raise failure(UnpickleError, self._path, problem)
-
-
-_CUT = "The download or copy was cut off: get the file again."
-_DAMAGED = "Get the file again."
+        raise failure(UnpickleError, self._path, problem, "Download the file again")
 
 
 def _grade(item: Any) -> int:
-    # 0: texts, whose hashes are random, and small numbers, which are their own hashes. 1: the file can choose the place
-    # in the table, but no two hashes are equal, or it is known which. 2: they may be equal, and keys are compared.
+    # How freely a file chooses a key's hash. 0: not at all (texts have random hashes, small numbers are their own).
+    # 1: only its place in the table; equal hashes are impossible or counted. 2: hashes may be equal.
     if type(item) is int:
         return int(not -(1 << 31) <= item < 1 << 31)
     if type(item) is _Node:

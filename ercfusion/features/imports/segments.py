@@ -1,8 +1,8 @@
-"""Layouts with one entry a segment of a video: MMSA's dictionaries, and the six-emotion MOSEI of TAILOR and CARAT.
+"""Layouts with one item per video segment: MMSA's dictionaries, and the six-emotion MOSEI of TAILOR and CARAT.
 
-Both hold a dictionary of train, valid and test with one array a modality, (segments, T, D), padded to a common T.
-Padding is taken away: where a file states lengths they are used, elsewhere frames that are zero in all dimensions are
-cut off at both ends. A segment without any other frame has no row and counts as lacking the modality.
+Both have a dictionary of train, valid and test with one array per modality, (segments, T, D), padded to a common T.
+Padding is removed by the file's lengths if there are any, otherwise by cutting frames of zeros at both ends. A segment
+without other frames has no row and lacks the modality.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ercfusion.features.imports._checks import (
 )
 
 PARTS: Mapping[str, str] = {"train": "train", "dev": "valid", "test": "test"}
-"""Split to the files' name of it."""
+"""Split to its name in the files."""
 POLARITY = LabelSchema("polarity3", ("negative", "neutral", "positive"), neutral="neutral")
 
 _MMSA_MODALITIES: Mapping[str, str] = {"text": "text", "audio": "audio", "visual": "vision"}
@@ -47,7 +47,7 @@ _MMSA_KNOWN = (
 _BETWEEN = "$_$"
 _CARAT_MODALITIES: Mapping[str, str] = {"text": "src-text", "audio": "src-audio", "visual": "src-visual"}
 _CARAT_FIRST = 4
-"""Below it are the marks of the decoder's vocabulary; the emotions follow in the order of the schema ``mosei6``."""
+"""Number of the first emotion, in the order of the schema ``mosei6``; smaller ones are the decoder's marks."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Segments:
     """A layout of segments.
 
     Args:
-        title: What the file is.
-        corpus: The corpus it was made from; empty where the layout serves several.
-        origin: Where the fields were read.
+        title: Description of the file.
+        corpus: Its corpus, or empty if several have the layout.
+        origin: Public code in which the fields were read.
         citation: The paper.
         low, high: Range of the sentiment scores.
     """
@@ -84,12 +84,12 @@ MMSA: Mapping[str, Segments] = {
 }  # fmt: skip
 CARAT: Mapping[str, Segments] = {
     "tailor": Segments(
-        "the aligned MOSEI file of TAILOR: six emotions, several a segment, sequences",
+        "the aligned MOSEI file of TAILOR: six emotions, several per segment, sequences",
         "mosei", "kniter1/TAILOR, src/dataloaders/cmu_dataloader.py (AlignedMoseiDataset)",
         "Zhang et al. Tailor Versatile Multi-modal Learning for Multi-label Emotion Recognition. AAAI 2022.",
     ),
     "carat": Segments(
-        "the aligned MOSEI file of CARAT (that of TAILOR): six emotions, several a segment, sequences",
+        "the aligned MOSEI file of CARAT (that of TAILOR): six emotions, several per segment, sequences",
         "mosei", "chengzju/CARAT, dataloaders/cmu_dataloader.py (AlignedMoseiDataset)",
         "Peng et al. CARAT: Contrastive Feature Reconstruction and Aggregation for Multi-Modal Multi-Label Emotion "
         "Recognition. AAAI 2024.",
@@ -98,12 +98,12 @@ CARAT: Mapping[str, Segments] = {
 
 
 def mmsa_fits(content: Any) -> bool:
-    """Whether a pickle's content is a dictionary of train, valid and test with MMSA's fields."""
+    """Whether the content is a dictionary of train, valid and test with MMSA's fields."""
     return _parts_have(content, _MMSA_NEEDED)
 
 
 def carat_fits(content: Any) -> bool:
-    """Whether a pickle's content is a dictionary of train, valid and test with TAILOR's fields."""
+    """Whether the content is a dictionary of train, valid and test with TAILOR's fields."""
     return _parts_have(content, (*_CARAT_MODALITIES.values(), "tgt"))
 
 
@@ -115,7 +115,7 @@ def _parts_have(content: Any, names: Sequence[str]) -> bool:
 
 @dataclass
 class _Repairs:
-    # What was changed in the numbers, counted in segments by modality.
+    # Changes of numbers, counted in segments by modality.
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def count(self, modality: str, what: str) -> None:
@@ -129,26 +129,29 @@ def _part(content: Any, layout: str, split: str, needed: Sequence[str], known: S
     part = mapping(mapping(content, f"layout {layout!r}").get(PARTS[split]), f"key {PARTS[split]!r}")
     for name in needed:
         if name not in part:
-            raise LayoutError(f"key {PARTS[split]!r}: no field {name!r}. Found: {', '.join(part)}.")
+            raise LayoutError(
+                f"key {PARTS[split]!r}: no field {name!r}, only {', '.join(part)}. Check that layout= is the file's "
+                f"layout."
+            )
     other = [name for name in part if name not in known]
-    note = f"fields that were not read: {', '.join(other)}"
+    note = f"ignored fields: {', '.join(other)}"
     if other and note not in notes:
         notes.append(note)
     return part
 
 
 def _steps(value: Any, length: int | None, modality: str, where: str, repairs: _Repairs) -> NDArray[Any] | None:
-    # One segment's frames (T, D) without padding; None where nothing is left.
+    # One segment's frames (T, D) without padding, or None.
     frames = numbers(value, where, 2)
     broken = ~np.isfinite(frames)
     if broken.any():
         if (frames == np.inf).any():
             fail(where, np.inf, "a finite number, NaN or -inf (which the original loader sets to 0)")
         frames = np.where(broken, np.float32(0), frames)
-        repairs.count(modality, "NaN or -inf was set to 0")
+        repairs.count(modality, "NaN or -inf became 0")
     real: NDArray[np.bool_] = (frames != 0).any(axis=1)
     if not real.any():
-        repairs.count(modality, "all frames are zero: the modality counts as absent")
+        repairs.count(modality, "all frames are zero, so the modality is absent")
         return None
     first, last = int(real.argmax()), len(real) - int(real[::-1].argmax())
     if length is None:
@@ -158,7 +161,7 @@ def _steps(value: Any, length: int | None, modality: str, where: str, repairs: _
         return frames[:length]
     if not real[: len(frames) - length].any():
         return frames[len(frames) - length :]  # padded in front
-    repairs.count(modality, "frames beyond the stated length are not zero and were dropped")
+    repairs.count(modality, "non-zero frames beyond the stated length were dropped")
     return frames[:length]
 
 
@@ -167,9 +170,7 @@ def _lengths(part: Mapping[str, Any], modality: str, count: int, where: str) -> 
     if modality == "text" and "text_bert" in part:
         # (segments, 3, T): token numbers, mask, kind of token.
         tokens = sequence(part["text_bert"], f"{where}, field 'text_bert'", count)
-        masks = [
-            numbers(entry, f"{where}, field 'text_bert', segment {index}", 2) for index, entry in enumerate(tokens)
-        ]
+        masks = [numbers(row, f"{where}, field 'text_bert', segment {index}", 2) for index, row in enumerate(tokens)]
         for index, mask in enumerate(masks):
             if len(mask) != 3 or not np.isin(mask[1], (0, 1)).all():
                 place = f"{where}, field 'text_bert', segment {index}"
@@ -177,8 +178,8 @@ def _lengths(part: Mapping[str, Any], modality: str, count: int, where: str) -> 
         return [max(1, int(mask[1].sum())) for mask in masks]
     if name not in part:
         return [None] * count
-    found = sequence(part[name], f"{where}, field {name!r}", count)
-    lengths = [whole(entry, f"{where}, field {name!r}, segment {index}") for index, entry in enumerate(found)]
+    values = sequence(part[name], f"{where}, field {name!r}", count)
+    lengths = [whole(value, f"{where}, field {name!r}, segment {index}") for index, value in enumerate(values)]
     if min(lengths, default=1) < 0:
         fail(f"{where}, field {name!r}", min(lengths), "a length that is not negative")
     return [max(1, length) for length in lengths]
@@ -187,14 +188,13 @@ def _lengths(part: Mapping[str, Any], modality: str, count: int, where: str) -> 
 def read_mmsa(name: str, content: Any) -> Imported:
     """The content of a pickle of MMSA (``aligned_50.pkl``, ``unaligned_50.pkl``, ``unaligned_39.pkl``).
 
-    Ids are ``video$_$segment``: a conversation is a video, its turns are sorted by segment, and one person speaks.
-    Targets are ``sentiment_score`` (field ``regression_labels``) and, where the file has ``annotations``, ``polarity``
-    (negative, neutral, positive). ``text`` is the field of that name (BERT's vectors, or GloVe's), ``visual`` is
-    ``vision``. Lengths are ``audio_lengths``, ``vision_lengths`` and BERT's mask. NaN and -inf become 0, as in MMSA's
-    own loader.
+    Ids are ``video$_$segment``: a conversation is a video with one speaker, its turns sorted by segment. Targets:
+    ``sentiment_score`` (field ``regression_labels``) and, with the field ``annotations``, ``polarity`` (negative,
+    neutral, positive). ``text`` is the field of that name (BERT or GloVe vectors), ``visual`` is ``vision``. Lengths
+    are ``audio_lengths``, ``vision_lengths`` and BERT's mask. NaN and -inf become 0, as in MMSA's loader.
 
     Raises:
-        LayoutError: a field is missing, of another length than ``id``, or has values out of range.
+        LayoutError: a field is missing, not as long as ``id``, or has values out of range.
     """
     layout = MMSA[name]
     notes: list[str] = []
@@ -217,24 +217,24 @@ def read_mmsa(name: str, content: Any) -> Imported:
                 if (frames := _steps(value, length, modality, place, repairs)) is not None:
                     rows[modality][key] = frames
         splits[split] = _videos(ids, turns)
-    disjoint({split: [entry.id for entry in entries] for split, entries in splits.items()})
+    disjoint({split: [conversation.id for conversation in conversations] for split, conversations in splits.items()})
     if len(annotated) > 1:
-        raise LayoutError("field 'annotations' is in some of train, valid and test only.")
+        raise LayoutError("field 'annotations': in some of train, valid and test only. Add it to all, or remove it.")
     score = TaskSpec("sentiment_score", "regression", None, ("sentiment",), layout.low, layout.high)
     tasks = (score, TaskSpec("polarity", "single_label", POLARITY)) if annotated == {True} else (score,)
-    tables = {modality: table(modality, entries, "sequence") for modality, entries in rows.items()}
+    tables = {modality: table(modality, vectors, "sequence") for modality, vectors in rows.items()}
     return Imported(
-        name, layout.corpus, layout.title, "Terms of the corpus that the file was made from; research use only.",
+        name, layout.corpus, layout.title, "Terms of the file's corpus; research use only.",
         layout.citation, tasks, splits, tables, False, (*notes, *repairs.notes()),
     )  # fmt: skip
 
 
 def _segments(parts: Mapping[str, Any], notes: list[str]) -> dict[str, list[Key]]:
-    # The ids of every split as (video, segment).
+    # Ids of every split as (video, segment).
     keys = {
         split: [
-            _segment(entry, f"key {PARTS[split]!r}, field 'id', entry {index}")
-            for index, entry in enumerate(sequence(part["id"], f"key {PARTS[split]!r}, field 'id'"))
+            _segment(segment, f"key {PARTS[split]!r}, field 'id', segment {index}")
+            for index, segment in enumerate(sequence(part["id"], f"key {PARTS[split]!r}, field 'id'"))
         ]
         for split, part in parts.items()
     }
@@ -245,8 +245,8 @@ def _segments(parts: Mapping[str, Any], notes: list[str]) -> dict[str, list[Key]
     torn = {video for video, places in splits.items() if len(places) > 1}
     if torn:
         notes.append(
-            f"{len(torn)} videos have segments in more than one split (first: {min(torn)!r}); their segments of a "
-            f"split are a conversation of their own, VIDEO@SPLIT. The same speaker is then in train and test"
+            f"{len(torn)} videos have segments in several splits (first: {min(torn)!r}) and become a conversation in "
+            f"each, VIDEO@SPLIT, so a speaker may be in train and test"
         )
     return {
         split: [(f"{video}@{split}" if video in torn else video, segment) for video, segment in ids]
@@ -256,7 +256,7 @@ def _segments(parts: Mapping[str, Any], notes: list[str]) -> dict[str, list[Key]
 
 def _segment(value: Any, where: str) -> Key:
     name = identifier(value, where)
-    # CH-SIMS joins video and clip in the same way; MOSI's video names may themselves have an underscore.
+    # As in CH-SIMS, too. MOSI's video names may have an underscore.
     video, between, segment = name.rpartition(_BETWEEN)
     if not between or not video or not segment:
         fail(where, name, f"VIDEO{_BETWEEN}SEGMENT, for example 03bSnISJMiM{_BETWEEN}11")
@@ -273,7 +273,7 @@ def _mmsa_turns(part: Mapping[str, Any], ids: Sequence[Key], layout: Segments, w
     for key, words, score, polarity in zip(ids, texts, scores, polarities, strict=True):
         place = f"{where}, segment {_BETWEEN.join(key)!r}"
         if key in turns:
-            raise LayoutError(f"{place}: the id occurs twice in field 'id'.")
+            raise LayoutError(f"{place}: the id occurs twice in field 'id'. Remove one.")
         number = _score(score, f"{place}, field 'regression_labels'")
         if not layout.low <= number <= layout.high:
             fail(f"{place}, field 'regression_labels'", number, f"a number from {layout.low:g} to {layout.high:g}")
@@ -290,7 +290,7 @@ def _mmsa_turns(part: Mapping[str, Any], ids: Sequence[Key], layout: Segments, w
 def _score(value: Any, where: str) -> float:
     values = numbers(np.asarray(value).reshape(-1), where, 1)
     if len(values) != 1:
-        fail(where, values, "one number", said=f"{len(values)} numbers")
+        fail(where, values, "one number", text=f"{len(values)} numbers")
     return float(values[0])
 
 
@@ -311,12 +311,12 @@ def _in_order(segment: str) -> tuple[bool, int, str]:
 def read_carat(name: str, content: Any) -> Imported:
     """The content of the aligned MOSEI file of TAILOR and CARAT (written by ``torch.save``).
 
-    The file has no ids: every segment is a conversation of one turn, called by split and position. ``tgt`` lists the
-    emotions of a segment between a begin and an end mark; the numbers 4 to 9 are happy, sad, anger, surprise, disgust
-    and fear. -inf (of COVAREP's logarithms) becomes 0, as in the original loaders.
+    The file has no ids: every segment is a conversation of one turn, named by split and position. ``tgt`` has a begin
+    mark, the emotions of a segment, and an end mark; 4 to 9 are happy, sad, anger, surprise, disgust and fear. -inf
+    (COVAREP's logarithms) becomes 0, as in the original loaders.
 
     Raises:
-        LayoutError: a field is missing, of another length than ``tgt``, or a label is out of range.
+        LayoutError: a field is missing, not as long as ``tgt``, or a label is out of range.
     """
     layout = CARAT[name]
     schema = get_schema("mosei6")
@@ -331,8 +331,8 @@ def read_carat(name: str, content: Any) -> Imported:
         labels = sequence(part["tgt"], f"{where}, field 'tgt'")
         names = [f"{split}-{index:05d}" for index in range(len(labels))]
         splits[split] = []
-        for segment, entry in zip(names, labels, strict=True):
-            emotions = _carat_labels(entry, schema, f"{where}, field 'tgt', segment {segment!r}")
+        for segment, marks in zip(names, labels, strict=True):
+            emotions = _carat_labels(marks, schema, f"{where}, field 'tgt', segment {segment!r}")
             turn = Turn("0", "speaker", targets={"emotions": Target(emotions)})
             splits[split].append(Conversation(segment, (turn,)))
         for modality, source in _CARAT_MODALITIES.items():
@@ -341,9 +341,9 @@ def read_carat(name: str, content: Any) -> Imported:
                 place = f"{where}, field {source!r}, segment {segment!r}"
                 if (frames := _steps(value, None, modality, place, repairs)) is not None:
                     rows[modality][segment, "0"] = frames
-    disjoint({split: [entry.id for entry in entries] for split, entries in splits.items()})
-    notes.append("the file has no ids: segments are numbered by split and position, and have no context")
-    tables = {modality: table(modality, entries, "sequence") for modality, entries in rows.items()}
+    disjoint({split: [conversation.id for conversation in conversations] for split, conversations in splits.items()})
+    notes.append("no ids: segments are named by split and position, without context")
+    tables = {modality: table(modality, vectors, "sequence") for modality, vectors in rows.items()}
 
     return Imported(
         layout=name,
@@ -360,13 +360,13 @@ def read_carat(name: str, content: Any) -> Imported:
 
 
 def _carat_labels(value: Any, schema: LabelSchema, where: str) -> frozenset[str]:
-    found = [whole(entry, where) for entry in sequence(value, where)]
+    marked = [whole(number, where) for number in sequence(value, where)]
     emotions = range(_CARAT_FIRST, _CARAT_FIRST + len(schema))
-    inside = found[1:-1]
-    if len(found) < 2 or found[0] in emotions or found[-1] in emotions:
-        fail(where, found, "a begin mark, emotions, and an end mark", said=str(found[:10]))
+    inside = marked[1:-1]
+    if len(marked) < 2 or marked[0] in emotions or marked[-1] in emotions:
+        fail(where, marked, "a begin mark, emotions, and an end mark", text=str(marked[:10]))
     for number in inside:
         if number not in emotions:
             between = f"numbers from {emotions[0]} to {emotions[-1]} in between"
-            fail(where, number, between, said=f"{number} in {found[:10]}")
+            fail(where, number, between, text=f"{number} in {marked[:10]}")
     return frozenset(schema.labels[number - _CARAT_FIRST] for number in inside)

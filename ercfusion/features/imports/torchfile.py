@@ -1,9 +1,7 @@
 """Files of ``torch.save``, read as NumPy arrays without torch.
 
-Both formats are known: the ZIP archive (``data.pkl`` beside one raw file a storage, since torch 1.6) and the older
-sequence of pickles followed by the raw storages. The pickles go through the reader of
-:mod:`ercfusion.features.imports.stream`; a tensor becomes an array of its storage's numbers. Models, optimisers,
-sparse and quantised tensors are refused.
+Both formats are read: the ZIP archive (``data.pkl`` and one raw file per storage, since torch 1.6) and the older
+sequence of pickles followed by raw storages. Models, optimisers, sparse and quantised tensors are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from ercfusion.features.imports.rebuild import UnpickleError
 from ercfusion.features.imports.stream import Stream, load_stream
 
 TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of ``torch.save`` begin that were written before torch 1.6: a pickled magic number."""
+"""First bytes of files written before torch 1.6: a pickled magic number."""
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
@@ -34,18 +32,18 @@ _STORAGES: Mapping[str, str] = {
 
 
 class _Storage:
-    # The numbers of one or more tensors, in a row.
+    # The numbers of one or more tensors.
     def __init__(self, values: NDArray[Any]) -> None:
         self.values = values
 
 
 def rebuilder(module: str, name: str, limits: Limits, inner: bool) -> Callable[..., Any] | None:
-    """What stands for a name of torch in a pickle; None where it is not among those that plain tensors need.
+    """Replacement of a name of torch in a pickle; None if plain tensors do not need it.
 
     Args:
-        module, name: As the file has them.
-        limits: What reading the file may take.
-        inner: The pickle is inside a tensor of another one, and may hold no further pickles.
+        module, name: As in the file.
+        limits: Limits of reading the file.
+        inner: The pickle is inside a tensor of another one, and may contain none.
     """
     if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
         return _tensor
@@ -59,14 +57,14 @@ def rebuilder(module: str, name: str, limits: Limits, inner: bool) -> Callable[.
 
 
 def _storage_type(name: str) -> Any:
-    raise UnpickleError(f"a tensor's {name} is called, which no pickler writes")
+    raise UnpickleError(f"the pickle calls a tensor's {name}. Download the file again.")
 
 
 def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
     """The content of a ZIP archive of ``torch.save``.
 
     Raises:
-        UnpickleError: another archive, or a storage is missing or of another length than stated.
+        UnpickleError: another archive, or a storage is missing or has a wrong length.
     """
     path = limits.path
     names = set(archive.namelist())
@@ -74,17 +72,15 @@ def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
     if len(pickles) != 1:
         what = "a NumPy archive (.npz)" if any(name.endswith(".npy") for name in names) else "a ZIP archive"
         some = ", ".join(archive.namelist()[:5])[:80]
-        raise failure(UnpickleError, path, f" is {what} (it holds {some}), not a pickle. Unpack it first")
+        raise failure(UnpickleError, path, f": this is {what} with {some}, not a pickle. Unpack it first")
     folder = pickles[0].removesuffix("data.pkl")
-    entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):
-        raise failure(
-            UnpickleError, path, " is a compressed archive; those of torch.save are not. Unpack it and pack it again"
-        )
-    if len(names) < len(entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise failure(UnpickleError, path, ": parts of the archive overlap. Get the file again")
+    parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED or part.file_size > part.compress_size for part in parts):
+        raise failure(UnpickleError, path, ": a compressed archive. Unpack it, and pack it without compression")
+    if len(names) < len(parts) or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise failure(UnpickleError, path, ": parts of the archive overlap. Download it again")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-        raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
+        raise UnpickleError(f"{path}: written on a big-endian machine. Convert it there.")
     storages: dict[str, _Storage] = {}
 
     def persistent(reference: Any) -> _Storage:
@@ -92,10 +88,10 @@ def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
         if key not in storages:
             name = f"{folder}data/{key}"
             if name not in names:
-                raise UnpickleError(f"{path}: the numbers of a tensor ({name}) are missing. Get the file again.")
+                raise UnpickleError(f"{path}: the numbers of a tensor ({name}) are missing. Download it again.")
             data = archive.read(name)
             if len(data) != count * dtype.itemsize:
-                raise UnpickleError(f"{path}: {name} has {len(data)} bytes for {count} numbers. Get the file again.")
+                raise UnpickleError(f"{path}: {name} has {len(data)} bytes for {count} numbers. Download it again.")
             storages[key] = _Storage(np.frombuffer(bytearray(data), dtype))
         return storages[key]
 
@@ -103,23 +99,23 @@ def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
 
 
 def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
-    """The content of a file of ``torch.save`` in the format of before torch 1.6.
+    """The content of a file of ``torch.save`` from before torch 1.6.
 
     Args:
         stream: It begins with :data:`TORCH_LEGACY`.
-        limits: What reading may take.
-        inner: The stream is itself part of a pickle.
+        limits: Limits of reading.
+        inner: The stream is part of a pickle.
 
     Raises:
-        UnpickleError: the file is cut off, or made on a big-endian machine.
+        UnpickleError: the file is cut off, or from a big-endian machine.
     """
     path = limits.path
     size = len(stream) if isinstance(stream, mmap.mmap) else stream.getbuffer().nbytes
     stream.seek(len(TORCH_LEGACY))
-    load_stream(stream, limits, rebuilder)  # the version of the format
+    load_stream(stream, limits, rebuilder)  # format version
     system = load_stream(stream, limits, rebuilder)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise UnpickleError(f"{path} was written on a big-endian machine. Convert it there.")
+        raise UnpickleError(f"{path}: written on a big-endian machine. Convert it there.")
     storages: dict[str, _Storage] = {}
     reserved = 0
 
@@ -127,62 +123,66 @@ def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
         nonlocal reserved
         dtype, key, count = _reference(reference, path)
         if key not in storages:
-            # Tensors are views of their storages, which come last in the file and are filled then.
+            # Tensors are views of their storages, which follow at the end of the file and are filled then.
             reserved += count * dtype.itemsize
             if reserved > size:
-                raise UnpickleError(f"{path}: tensors of {reserved} bytes are announced in a file of {size}.")
+                raise UnpickleError(
+                    f"{path}: cut off, {reserved} bytes of tensors announced, {size} found. Download it again."
+                )
             storages[key] = _Storage(np.zeros(count, dtype))
         return storages[key]
 
     result = load_stream(stream, limits, rebuilder, persistent, inner=inner)
     keys = load_stream(stream, limits, rebuilder)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise UnpickleError(f"{path}: the list of tensors does not match the tensors. Get the file again.")
+        raise UnpickleError(f"{path}: the list of tensors does not match the tensors. Download it again.")
     for key in keys:
         values = storages[str(key)].values
         count = int.from_bytes(stream.read(8), "little")
         data = stream.read(values.nbytes)
         if count != len(values) or len(data) != values.nbytes:
-            raise UnpickleError(f"{path} ends inside the numbers of a tensor. Get the file again.")
+            raise UnpickleError(f"{path}: cut off inside the numbers of a tensor. Download it again.")
         values[:] = np.frombuffer(data, values.dtype)
     return result
 
 
 def _nested(data: Any, limits: Limits) -> Any:
-    # Inside of an ordinary pickle, a tensor carries its storage as the bytes of a small file of its own.
+    # In an ordinary pickle, a tensor contains its storage as the bytes of a small file.
     if not isinstance(data, bytes) or not data.startswith(TORCH_LEGACY):
-        raise failure(UnpickleError, limits.path, ": a tensor is stored in a format that this reader does not know")
+        raise failure(UnpickleError, limits.path, ": a tensor has an unknown format. Convert it with numpy()")
     limits.take(memory=2 * len(data), instructions=100)
     return load_legacy(io.BytesIO(data), limits, inner=True)
 
 
 def _reference(reference: Any, path: Path) -> tuple[np.dtype[Any], str, int]:
     if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
-        raise UnpickleError(f"{path}: the pickle refers to something that is no tensor storage.")
+        raise UnpickleError(f"{path}: refers to something other than a tensor storage. Download it again.")
     name = str(getattr(reference[1], "name", "")).removeprefix("torch.")
     key, count = reference[2], reference[4]
     if name not in _STORAGES:
-        raise UnpickleError(f"{path}: a tensor has numbers of an unknown type ({name or shown(reference[1])}).")
+        raise UnpickleError(
+            f"{path}: a tensor has the type {name or shown(reference[1])}. Convert it to plain numbers."
+        )
     if len(reference) == 6 and reference[5] is not None:
-        raise UnpickleError(f"{path}: a tensor is stored as a view of another one, as torch did before version 0.4.")
+        raise UnpickleError(f"{path}: a tensor is stored as a view, as before torch 0.4. Save it with a later torch.")
     if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise UnpickleError(f"{path}: a tensor storage has no name or length.")
+        raise UnpickleError(f"{path}: a tensor storage has no name or length. Download it again.")
     return np.dtype(_STORAGES[name]), key, count
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise UnpickleError("a tensor is described in a way that torch does not use")
+        raise UnpickleError("a tensor does not have torch's form. Download the file again.")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise UnpickleError("a tensor has a negative or broken shape")
+        raise UnpickleError("a tensor has an invalid shape. Download the file again.")
     values = storage.values
     count = 1
     for extent in size:
         count *= extent
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     if count and (last >= len(values) or count > len(values)):
-        raise UnpickleError(f"a tensor of shape {size} has the numbers of {len(values)} elements")
+        raise UnpickleError(f"a tensor of shape {size} has {len(values)} numbers. Download the file again.")
     if not count:
         return np.zeros(size, values.dtype)
     return as_strided(values[offset:], size, [step * values.itemsize for step in stride])

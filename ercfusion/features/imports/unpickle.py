@@ -1,11 +1,9 @@
-"""Reading other people's pickles without running anything that they ask for.
+"""A reader of foreign pickles that runs nothing from them.
 
-A pickle is a small program: it may name any function of any installed package and have it called. The reader here
-knows a closed list of names instead (containers, numbers, text, NumPy arrays, the storages of torch tensors, and the
-sample classes of two code bases as plain records). Everything else is refused by name before it could be imported.
-
-How deep objects are nested, and how much memory and work they take, is bounded: :mod:`ercfusion.features.imports.scan`
-finds it out before anything is built.
+A pickle can name any function of any installed package and have it called. This reader accepts a closed list of names:
+containers, numbers, text, NumPy arrays, storages of torch tensors, and the sample classes of two code bases as plain
+records. Any other name is refused before it is imported. :mod:`ercfusion.features.imports.scan` bounds depth, memory
+and work before anything is built.
 """
 
 from __future__ import annotations
@@ -31,39 +29,39 @@ from ercfusion.features.imports.torchfile import TORCH_LEGACY, load_archive, loa
 
 _PIECE = 1 << 20
 _XZ_MEMORY = 128 << 20
-"""Bytes that unpacking xz may take; its highest level takes half of them."""
+"""Memory for unpacking xz, in bytes; its highest level takes half of it."""
 _FOREIGN: Sequence[tuple[bytes, str]] = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, .hdf5, .csd), not a pickle"),
-    (b"\x93NUMPY", "a NumPy array (.npy), not a pickle"),
-    (b"MATLAB", "a MATLAB file (.mat), not a pickle"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, .hdf5, .csd), not a pickle. Choose the published pickle"),
+    (b"\x93NUMPY", "a NumPy array (.npy), not a pickle. Choose the published pickle"),
+    (b"MATLAB", "a MATLAB file (.mat), not a pickle. Choose the published pickle"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive. Unpack it first"),
     (b"Rar!", "a RAR archive. Unpack it first"),
     (
         b"version https://git-lfs",
-        "a pointer to a large file that git-lfs keeps elsewhere. Fetch it with 'git lfs pull'",
+        "a git-lfs pointer to the file. Run 'git lfs pull'",
     ),
-    (b"<", "a web page: the download gave a page (a login, or a warning) instead of the file. Download it again"),
-    (b"{", "text, probably JSON, not a pickle"),
+    (b"<", "a web page (a login or a warning) saved instead of the file. Download it again"),
+    (b"{", "text, probably JSON, not a pickle. Choose the published pickle"),
 )
 
 
 def safe_load(path: StrPath) -> Any:
-    """The content of a pickle, or of a file of ``torch.save``, made of harmless objects only.
+    """The content of a pickle or a file of ``torch.save``, as harmless objects.
 
-    Python 2's strings are read as latin-1. Files compressed with gzip, bzip2 or xz are unpacked on the way. Arrays and
-    torch tensors come as arrays (a subclass of :class:`numpy.ndarray` without behaviour of its own), the sample objects
-    of COGMEN and of its ancestor as :class:`Record`.
+    Files may be compressed with gzip, bzip2 or xz; Python 2's strings are read as latin-1. Arrays and torch tensors
+    become arrays (a subclass of :class:`numpy.ndarray`), the sample objects of COGMEN and its ancestor
+    :class:`Record`.
 
     Raises:
-        UnpickleError: the file asks for anything else (module, name and byte are named), is no pickle (what it is
-            instead is named), or is damaged. Nothing of it was executed.
+        UnpickleError: the file needs a refused name (the message has module, name and byte), is not a pickle, or is
+            damaged. Nothing of it was executed.
     """
     path = Path(path)
     if not path.is_file():
-        raise UnpickleError(f"{path}: there is no such file. Correct the path.")
+        raise UnpickleError(f"{path}: no such file. Correct the path.")
     size = path.stat().st_size
     if size == 0:
-        raise UnpickleError(f"{path} is empty (0 bytes). The download or copy was cut off: get the file again.")
+        raise UnpickleError(f"{path}: the file is empty (0 bytes). Download it again.")
     with path.open("rb") as stream:
         head = stream.read(64)
         for magic, (what, opener) in _COMPRESSED.items():
@@ -79,18 +77,18 @@ def _load_any(stream: Stream, head: bytes, limits: Limits) -> Any:
     path = limits.path
     if head.startswith(b"PK\x03\x04"):
         try:
-            # ZipFile wants seekable(), which mmap has only from Python 3.13 on.
+            # ZipFile needs seekable(), which mmap has from Python 3.13 on.
             with zipfile.ZipFile(path if isinstance(stream, mmap.mmap) else stream) as archive:
                 return load_archive(archive, limits)
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, struct.error) as error:
-            # What zipfile raises.
-            raise failure(UnpickleError, path, f" is a damaged ZIP archive: {error}. Get the file again") from error
+            # All that zipfile raises.
+            raise failure(UnpickleError, path, f": damaged ZIP archive ({error}). Download it again") from error
     if head.startswith(TORCH_LEGACY):
         return load_legacy(stream, limits)
     start = head.lstrip()
     for magic, what in _FOREIGN:
         if start.startswith(magic):
-            raise failure(UnpickleError, path, f" is {what}")
+            raise failure(UnpickleError, path, f": this is {what}")
     return load_stream(stream, limits, rebuilder)
 
 
@@ -101,7 +99,7 @@ def _pieces(stream: Any) -> Iterator[bytes]:
 
 
 def _xz_pieces(path: Path) -> Iterator[bytes]:
-    # As lzma.open, which takes as much memory as the file's header says.
+    # Like lzma.open, which has no limit on the memory announced by the file.
     with path.open("rb") as stream:
         waiting, decompressor = b"", lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
         while True:
@@ -130,9 +128,12 @@ def _unpacked(path: Path, what: str, opener: Callable[[Path], Iterator[bytes]], 
         for piece in opener(path):
             unpacked.write(piece)
             if unpacked.tell() > most:
-                problem = f" is {what}-compressed and unpacks to more than {most >> 20:,} MiB, which no features do"
-                raise failure(UnpickleError, path, problem, "If you trust the file, unpack it and give what it holds")
+                raise failure(
+                    UnpickleError,
+                    path,
+                    f": {what}-compressed, over {most >> 20:,} MiB unpacked. Unpack it yourself if you trust it",
+                )
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise failure(UnpickleError, path, f" is a damaged {what} file: {error}. Get the file again") from error
+        raise failure(UnpickleError, path, f": damaged {what} file ({error}). Download it again") from error
     unpacked.seek(0)
     return unpacked

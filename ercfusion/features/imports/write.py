@@ -1,4 +1,4 @@
-"""From a foreign pickle to feature packs, with a corpus of its own or for one whose official release is at hand."""
+"""Write a foreign pickle as feature packs, with a corpus of its own or for a corpus's official release."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ercfusion.features.imports.unpickle import safe_load
 CUSTOM = "custom"
 TABLE, SETTINGS, PACKS = "utterances.csv", "corpus.yaml", "packs"
 MOST_DIFFERENT = 0.01
-"""Share of labels, or of speakers, that may differ between a pickle and the release; above it they are not of one
-corpus version, or not in the order that was assumed."""
+"""Maximum share of labels, or of speakers, differing between pickle and release; a larger one means another version of
+the corpus, or another order."""
 _TOLERANCE = 0.01
 
 logger = logging.getLogger(__name__)
@@ -43,30 +43,30 @@ def import_pickle(
 ) -> Path:
     """Write the features of a foreign pickle as packs.
 
-    Without ``corpus``, ``out`` becomes a corpus of its own (``data=custom data.raw=OUT``): texts, speakers, splits and
-    labels come from the pickle. With it, ``out`` holds packs only, ``OUT/packs/MODALITY``, for use with the official
-    release: every utterance of the pickle must exist there, and labels and speakers must agree.
+    Without ``corpus``, ``out`` becomes a corpus (``data=custom data.raw=OUT``) with the pickle's texts, speakers,
+    splits and labels. With it, ``out`` has only packs for the official release, ``OUT/packs/MODALITY``: every utterance
+    of the pickle must exist there, and labels and speakers must agree.
 
     Args:
         path: The pickle; see :func:`~ercfusion.features.imports.unpickle.safe_load`.
         layout: A name of :data:`~ercfusion.features.imports.layouts.LAYOUTS`.
-        out: A folder that does not exist yet, or is empty. It appears complete or not at all.
-        corpus: The official release, opened.
-        protocol: A protocol of it, whose labels the pickle's are compared with; the first one by default.
+        out: A new or empty folder. It appears complete or not at all.
+        corpus: The official release.
+        protocol: A protocol of the corpus, for comparing labels; by default the first.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: no such layout, or the layout is not one of this corpus.
-        UnpickleError: the pickle asks for more than data, or is damaged.
-        LayoutError: the content is not as the layout says.
-        PackError: pickle and release do not agree, a value is NaN or infinite, or ``out`` cannot be written.
-        CorpusNotFoundError, CorpusFormatError: the release is not there, or not as released.
+        ConfigError: unknown layout, or a layout of another corpus.
+        UnpickleError: the pickle needs a refused name, or is damaged.
+        LayoutError: the content does not fit the layout.
+        PackError: pickle and release disagree, a value is NaN or infinite, or ``out`` cannot be written.
+        CorpusNotFoundError, CorpusFormatError: the release is missing, or not as released.
     """
     path, out = Path(path), Path(out)
     if corpus is None and protocol is not None:
-        raise ConfigError("a protocol belongs to a corpus: give the corpus too, or leave the protocol out.")
+        raise ConfigError("protocol: needs a corpus. Add the corpus, or omit the protocol.")
     imported = read_layout(safe_load(path), layout)
     sources = {path.name: sha256_of(path)}
     try:
@@ -79,12 +79,12 @@ def import_pickle(
             else:
                 chosen = protocol if isinstance(protocol, Protocol) else corpus.protocol(protocol)
                 keys, report = _match(imported, corpus, chosen)
-                tables = {name: _renamed(entry, keys) for name, entry in imported.tables.items()}
+                tables = {name: _renamed(rows, keys) for name, rows in imported.tables.items()}
                 _write_packs(building, imported, tables, corpus, sources, {"protocol": chosen.id, **report})
     except FileExistsError as error:
-        raise PackError(f"{out} exists already and is not empty. Choose another folder.") from error
+        raise PackError(f"{out}: exists and is not empty. Choose another folder.") from error
     except OSError as error:
-        raise PackError(f"{out} cannot be written: {error}. Make room, or choose another folder.") from error
+        raise PackError(f"{out}: cannot be written ({error}). Choose another folder, or free space.") from error
     for note in imported.notes:
         logger.info("%s: %s", path.name, note)
     return out
@@ -146,11 +146,11 @@ def _write_corpus(folder: Path, imported: Imported) -> None:
 
 
 def _target_settings(task: TaskSpec) -> dict[str, Any]:
-    entries: dict[str, Any] = {"kind": task.kind, "metric": task.metric}
+    settings: dict[str, Any] = {"kind": task.kind, "metric": task.metric}
     if task.schema is None:
-        return {**entries, "low": task.low, "high": task.high, "dimensions": list(task.dimensions)}
-    entries["labels"] = list(task.schema.labels)
-    return entries if task.schema.neutral is None else {**entries, "neutral": task.schema.neutral}
+        return {**settings, "low": task.low, "high": task.high, "dimensions": list(task.dimensions)}
+    settings["labels"] = list(task.schema.labels)
+    return settings if task.schema.neutral is None else {**settings, "neutral": task.schema.neutral}
 
 
 def _cells(target: Target | None, task: TaskSpec) -> list[str]:
@@ -160,14 +160,16 @@ def _cells(target: Target | None, task: TaskSpec) -> list[str]:
 
 
 def _check_readable(corpus: Corpus, imported: Imported) -> None:
-    # What was written is read once as training will read it: a difference is a defect here, not the user's.
+    # Read as training will read it: a difference is a defect of this module.
     for task in imported.tasks:
         splits = corpus.conversations(corpus.protocol(task.name))
         for split in SPLITS:
             written = [(turn.speaker, turn.targets.get(task.name)) for turn in _turns(imported.splits[split])]
             read = [(turn.speaker, turn.targets.get(task.name)) for turn in _turns(splits[split])]
             if written != read:
-                raise PackError(f"the corpus of layout {imported.layout!r} does not read back as it was written")
+                raise PackError(
+                    f"layout {imported.layout!r}: the written corpus reads differently. Report this as a defect."
+                )
 
 
 def _turns(conversations: Sequence[Conversation]) -> list[Turn]:
@@ -194,17 +196,17 @@ class _Comparison:
         if self.differ > MOST_DIFFERENT * self.compared:
             raise PackError(
                 f"{self.differ} of {self.compared} {self.what} differ between the pickle and {corpus.card.title} under "
-                f"{protocol.id} (first: {self.first}). They are not of one version, or the protocol has other labels: "
-                f"choose another protocol ({', '.join(corpus.protocols)}), or import without a corpus."
+                f"{protocol.id} (first: {self.first}). Choose another protocol ({', '.join(corpus.protocols)}), or "
+                f"import without a corpus."
             )
         return {"compared": self.compared, "differ": self.differ}
 
 
 def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict[Key, Key], dict[str, Any]]:
-    # The release's key of every key of the pickle, and how far the two agree.
+    # The release's key for every key of the pickle, and a report of their agreement.
     if imported.corpus and imported.corpus != corpus.name:
         raise ConfigError(
-            f"the layout {imported.layout!r} is of the corpus {imported.corpus!r}, but {corpus.name!r} was given."
+            f"layout={imported.layout}: of the corpus {imported.corpus}, not {corpus.name}. Use data={imported.corpus}."
         )
     released = {
         conversation.id: (split, conversation)
@@ -219,9 +221,8 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
             name = _released_name(imported, conversation.id, released)
             if name not in released:
                 raise PackError(
-                    f"the pickle's conversation {conversation.id!r} would be {name!r} in {corpus.card.title}, which "
-                    f"has none of that name (its first is {next(iter(released), '')!r}). Import without a "
-                    f"corpus instead."
+                    f"conversation {conversation.id!r} of the pickle: no {name!r} in {corpus.card.title} (first there: "
+                    f"{next(iter(released), '')!r}). Import without a corpus."
                 )
             home, whole = released[name]
             moved += home != split
@@ -230,11 +231,10 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
             _compare(imported, conversation.id, pairs, protocol, labels, speakers)
     if not labels.compared:
         raise PackError(
-            f"no label of the pickle could be compared with {protocol.id}: the pickle has "
-            f"{', '.join(task.name for task in imported.tasks)}, the protocol {protocol.task.name}. Choose another "
-            f"protocol ({', '.join(corpus.protocols)})."
+            f"no label to compare: the pickle has {', '.join(task.name for task in imported.tasks)}, {protocol.id} has "
+            f"{protocol.task.name}. Choose another protocol ({', '.join(corpus.protocols)})."
         )
-    total = sum(len(entry.turns) for _, entry in released.values())
+    total = sum(len(conversation.turns) for _, conversation in released.values())
     return keys, {
         "labels": labels.check(corpus, protocol),
         "speakers": speakers.check(corpus, protocol),
@@ -245,7 +245,7 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
 
 def _released_name(imported: Imported, name: str, released: Collection[str]) -> str:
     if imported.corpus == "emorynlp" and name not in released and (scene := scene_name(name)):
-        # The pickle's ids do not name the split.
+        # The pickle's ids lack the split.
         return next((full for full in released if full.partition("/")[2] == scene), name)
     if imported.layout in FAMILIES and FAMILIES[imported.layout].meld:
         place = meld_place(name)
@@ -259,21 +259,21 @@ def _pairs(imported: Imported, own: Conversation, other: Conversation, protocol:
         for turn in own.turns:
             if turn.id not in turns:
                 raise PackError(
-                    f"the pickle's utterance {turn.id!r} of the conversation {own.id!r} is not in {other.id!r} of the "
-                    f"release (found there: {', '.join(list(turns)[:3])}, ...). Import without a corpus instead."
+                    f"conversation {own.id!r}, utterance {turn.id!r} of the pickle: not in {other.id!r} of the release "
+                    f"({', '.join(list(turns)[:3])}, ...). Import without a corpus."
                 )
         return [(turn, turns[turn.id]) for turn in own.turns]
-    # Without ids the order decides. The pickles leave out what has no label of their set, so the labelled turns are
-    # tried where the numbers differ.
+    # Without ids, turns are matched by order. Pickles omit turns without a label of their set, so the labelled turns
+    # are tried next.
     task = protocol.task.name
     labelled = [turn for turn in other.turns if task in turn.targets and turn.targets[task].valid]
     for candidates in (list(other.turns), labelled):
         if len(candidates) == len(own.turns):
             return list(zip(own.turns, candidates, strict=True))
     raise PackError(
-        f"the pickle has {len(own.turns)} utterances of the conversation {own.id!r} and no ids for them; {other.id!r} "
-        f"of the release has {len(other.turns)}, of which {len(labelled)} are labelled under {protocol.id}. Choose the "
-        f"protocol that the file was made for, or import without a corpus."
+        f"conversation {own.id!r}: {len(own.turns)} utterances without ids in the pickle, {len(other.turns)} in the "
+        f"release, {len(labelled)} of them labelled under {protocol.id}. Choose the file's protocol, or import without "
+        f"a corpus."
     )
 
 
@@ -294,11 +294,11 @@ def _compare(
         name = protocol.task.name
         mine, theirs = own.targets.get(name), other.targets.get(name)
         if mine is not None and theirs is not None and mine.valid and theirs.valid:
-            labels.add(_same(mine.value, theirs.value), f"{place}: {_said(mine.value)} and {_said(theirs.value)}")
+            labels.add(_same(mine.value, theirs.value), f"{place}: {_words(mine.value)} and {_words(theirs.value)}")
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
-    # Who is who, whatever they are called.
+    # Names differ between pickle and release; the order of first appearance does not.
     order = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return [order[name] for name in names]
 
@@ -309,7 +309,7 @@ def _same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def _said(value: Any) -> str:
+def _words(value: Any) -> str:
     return "|".join(sorted(value)) or "-" if isinstance(value, frozenset) else str(value)
 
 

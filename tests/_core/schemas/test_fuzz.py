@@ -285,8 +285,8 @@ class Workshop:
 
         def journal() -> None:
             with Journal(self.folder / "journal.bin") as found:
-                for item, entry in found.entries.items():
-                    if entry.position >= 0:
+                for item, record in found.records.items():
+                    if record.position >= 0:
                         found.values(item)
 
         def a_pack(folder: Path) -> Callable[[], Any]:

@@ -13,10 +13,10 @@ from ercfusion.features.imports import UnpickleError, limits, safe_load
 
 TUPLE = b"\x80\x04)"
 DEEP = "nested in more than 100 levels"
-SHARED = "MiB, counting what is shared each time"
+SHARED = "MiB, with shared parts counted each time"
 MEMORY = "MiB of memory"
 WORK = "steps to compare keys"
-ITSELF = "a container holds itself, or is changed later"
+ITSELF = "a container holds itself, or changes later"
 
 
 def written(folder, data):
@@ -208,16 +208,16 @@ def test_long_numbers_as_keys_are_refused(tmp_path):
         (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00N.", "bytes are announced"),
         (b"\x80\x05\x97.", "NEXT_BUFFER"),
         (b"\x80\x05N\x98.", "READONLY_BUFFER"),
-        (b"\x80\x04Nr\xff\xff\xff\xff.", "tampered"),
-        (b"\x80\x04h\x07.", "tampered"),
-        (b"\x80\x04]a.", "nothing to work on"),
-        (b"\x80\x04.", "nothing to work on"),
-        (b"\x80\x04t.", "nothing to work on"),
-        (b"\x80\x04](NNa.", "what is filled is no list"),
-        (b"\x80\x04N(u.", "what is filled is no dict"),
-        (b"\x80\x04NNR.", "what is called is no name"),
-        (b"\x80\x04" + name(b"builtins", b"list") + b"NR.", "gets no arguments"),
-        (b"\x80\x04NN\x93.", "what should be a name is none"),
+        (b"\x80\x04Nr\xff\xff\xff\xff.", "manipulated"),
+        (b"\x80\x04h\x07.", "manipulated"),
+        (b"\x80\x04]a.", "without its operands"),
+        (b"\x80\x04.", "without its operands"),
+        (b"\x80\x04t.", "without its operands"),
+        (b"\x80\x04](NNa.", "something other than a list"),
+        (b"\x80\x04N(u.", "something other than a dict"),
+        (b"\x80\x04NNR.", "calls something other than a name"),
+        (b"\x80\x04" + name(b"builtins", b"list") + b"NR.", "a call without arguments"),
+        (b"\x80\x04NN\x93.", "a name is expected"),
         (b"\x80\x04J\x00\x00", "cut off"),
         (b"\x80\x04" + name(b"m" * 300, b"n") + b".", "is too long"),
     ],
@@ -228,7 +228,7 @@ def test_ill_formed_pickles_are_refused(tmp_path, data, match):
 
 def test_an_array_is_not_filled_like_a_dictionary(tmp_path):
     # NumPy would take index arrays, and work on all pairs of them.
-    refused(tmp_path, b"\x80\x02" + array_in(b"N") + b"K\x00Ns.", "what is filled is no dict")
+    refused(tmp_path, b"\x80\x02" + array_in(b"N") + b"K\x00Ns.", "something other than a dict")
 
 
 def test_honest_content_keeps_within_the_limits(tmp_path):

@@ -125,7 +125,7 @@ def test_compressed_pickles_are_unpacked(tmp_path, pack):
 @PACKERS
 def test_a_compressed_file_that_grows_without_measure_is_refused(tmp_path, monkeypatch, pack):
     monkeypatch.setattr("ercfusion.features.imports.unpickle.UNPACKED", 1 << 20)
-    refused(tmp_path, pack(bytes(3_000_000)), "unpacks to more than 1 MiB")
+    refused(tmp_path, pack(bytes(3_000_000)), "over 1 MiB unpacked")
 
 
 @PACKERS
@@ -152,7 +152,7 @@ def test_an_xz_file_cannot_ask_for_memory(tmp_path):
     data[header + 2] = 40  # 4 GiB
     length = (data[12] + 1) * 4
     data[12 + length - 4 : 12 + length] = zlib.crc32(bytes(data[12 : 12 + length - 4])).to_bytes(4, "little")
-    refused(tmp_path, bytes(data), "damaged xz file: Memory usage limit")
+    refused(tmp_path, bytes(data), "damaged xz file \\(Memory usage limit")
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -200,7 +200,7 @@ def test_a_cut_off_file_of_torch_is_reported(tmp_path):
     torch = pytest.importorskip("torch")
     buffer = io.BytesIO()
     torch.save({"a": torch.arange(100.0)}, buffer, _use_new_zipfile_serialization=False)
-    refused(tmp_path, buffer.getvalue()[:-8], "ends inside the numbers of a tensor")
+    refused(tmp_path, buffer.getvalue()[:-8], "cut off inside the numbers of a tensor")
 
 
 # What may not
@@ -297,7 +297,7 @@ def test_extensions_are_refused(tmp_path, opcode):
 
 @pytest.mark.parametrize("data", [b"(P12\n.", b"\x80\x02K\x01Q."], ids=["text", "binary"])
 def test_persistent_references_are_refused(tmp_path, data):
-    refused(tmp_path, data, "refers to objects outside of it")
+    refused(tmp_path, data, "refers to objects outside the pickle")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_build_changes_no_class_and_no_function(tmp_path, module, name, slots):
     before = {key: dict(vars(entry)) for key, entry in vars(rebuild).items() if isinstance(entry, type)}
     state = b"}X\x05\x00\x00\x00labelK\x01s"
     data = b"\x80\x02c" + f"{module}\n{name}\n".encode() + (b"N" + state + b"\x86" if slots else state) + b"b."
-    refused(tmp_path, data, "tries to change|cannot be read")
+    refused(tmp_path, data, "tries to change|damaged pickle")
     assert not any(hasattr(kind, "label") for kind in (OrderedDict, Counter, rebuild.Sample, rebuild.Record))
     assert before == {key: dict(vars(entry)) for key, entry in vars(rebuild).items() if isinstance(entry, type)}
     assert not any(hasattr(function, "label") for function in rebuild.KNOWN.values() if not isinstance(function, type))
@@ -344,22 +344,22 @@ FOUR_BYTES = b"U\x04abcd"
         (array_of(dtype_of(b"f4"), b"K\x02", FOUR_BYTES), "has the shape"),
         (array_of(dtype_of(b"O8"), TWO, FOUR_BYTES), "content of 0 elements"),
         (array_of(dtype_of(b"O8"), TWO, b"]K\x01a"), "content of 1 elements"),
-        (array_of(dtype_of(b"f4,O"), TWO, FOUR_BYTES), "only plain numbers"),
-        (array_of(dtype_of(b"V8"), TWO, FOUR_BYTES), "only plain numbers"),
-        (array_of(dtype_of(b"M8"), TWO, FOUR_BYTES), "only plain numbers"),
+        (array_of(dtype_of(b"f4,O"), TWO, FOUR_BYTES), "to plain numbers"),
+        (array_of(dtype_of(b"V8"), TWO, FOUR_BYTES), "to plain numbers"),
+        (array_of(dtype_of(b"M8"), TWO, FOUR_BYTES), "to plain numbers"),
         (array_of(dtype_of(b"f4", b"(K\x03U\x01<N(U\x01at}NK\x08K\x01K\x10tb"), TWO, FOUR_BYTES), "named fields"),
         (array_of(dtype_of(b"f4", b"(K\x03U\x01xNNNK\x08K\x01K\x10tb"), TWO, FOUR_BYTES), "byte order"),
         (array_of(b"K\x01", TWO, FOUR_BYTES), "no type"),
         (array_of(dtype_of(b"f4"), TWO, FOUR_BYTES, b"cnumpy\ndtype\n"), "subclass"),
-        (b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.", "only ever named"),
-        (b"\x80\x02cbuiltins\nbytes\n(J\xff\xff\xff\x7ftR.", "no pickler writes"),
-        (b"\x80\x02cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.", "no pickler writes"),
-        (b"\x80\x02ccollections\ndefaultdict\n(cbuiltins\nbytes\ntR.", "another factory"),
+        (b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.", "only name"),
+        (b"\x80\x02cbuiltins\nbytes\n(J\xff\xff\xff\x7ftR.", "picklers never use"),
+        (b"\x80\x02cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.", "picklers never use"),
+        (b"\x80\x02ccollections\ndefaultdict\n(cbuiltins\nbytes\ntR.", "factory is not"),
         (b"\x80\x02c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.", "encoding 'rot13'"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "tampered"),
-        (b"(lp99999999\n.", "tampered"),
-        (b"(lp" + b"9" * 5000 + b"\n.", "tampered"),
-        (b"(lpx\n.", "tampered"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "manipulated"),
+        (b"(lp99999999\n.", "manipulated"),
+        (b"(lp" + b"9" * 5000 + b"\n.", "manipulated"),
+        (b"(lpx\n.", "manipulated"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fab.", "bytes are announced"),
     ],
 )
@@ -371,7 +371,7 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
     torch = pytest.importorskip("torch")
     data = pickle.dumps(torch.ones(2, 3), protocol=2)
     position = data.rindex(b"K\x02K\x03\x86")
-    refused(tmp_path, data[:position] + b"K\xc8K\x03\x86" + data[position + 5 :], "numbers of 6 elements")
+    refused(tmp_path, data[:position] + b"K\xc8K\x03\x86" + data[position + 5 :], "has 6 numbers")
 
 
 @pytest.mark.parametrize(
@@ -384,8 +384,8 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
         pytest.param(b"<!DOCTYPE html><html>", "web page", id="html"),
         pytest.param(b'{"a": 1}', "JSON", id="json"),
         pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git-lfs", id="git-lfs"),
-        pytest.param(b"conversation,turn,text\n1,2,3\n", "is no pickle.*no name of a module", id="csv"),
-        pytest.param(b"\xff\xd8\xff\xe0", "no pickle", id="jpeg"),
+        pytest.param(b"conversation,turn,text\n1,2,3\n", "not a pickle.*is not a module", id="csv"),
+        pytest.param(b"\xff\xd8\xff\xe0", "not a pickle", id="jpeg"),
         pytest.param(pickle.dumps(list(range(1000)))[:500], "cut off|announced", id="cut pickle"),
         pytest.param(gzip.compress(pickle.dumps([1]), mtime=0)[:-10], "damaged gzip", id="cut gzip"),
     ],
@@ -402,7 +402,7 @@ def test_archives_are_named_as_what_they_are(tmp_path):
         safe_load(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("features.pkl", b"x")
-    with pytest.raises(PackError, match=r"ZIP archive \(it holds features.pkl\)"):
+    with pytest.raises(PackError, match=r"ZIP archive with features.pkl"):
         safe_load(tmp_path / "b.zip")
 
 

@@ -126,7 +126,7 @@ def test_the_same_pickle_gives_the_same_corpus_wherever_it_is_written(tmp_path):
 def test_notes_are_logged_and_kept(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="ercfusion"):
         out = import_pickle(pickled(tmp_path, iemocap(SMALL)), "mmgcn-iemocap", tmp_path / "out")
-    assert "no dev split in this file" in caplog.text
+    assert "no dev split in the file" in caplog.text
     assert any("no dev split" in note for note in read_manifest(out / "packs" / "audio")["settings"]["notes"])
 
 
@@ -176,13 +176,13 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     path = pickled(tmp_path, iemocap(SMALL))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(PackError, match="exists already"):
+    with pytest.raises(PackError, match="exists and is not empty"):
         import_pickle(path, "mmgcn-iemocap", tmp_path / "out")
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
 def test_a_protocol_needs_a_corpus(tmp_path):
-    with pytest.raises(ConfigError, match="give the corpus too"):
+    with pytest.raises(ConfigError, match="needs a corpus"):
         import_pickle(tmp_path / "none.pkl", "mmgcn-iemocap", tmp_path / "out", protocol="iemocap/6way-ses5")
 
 
@@ -315,11 +315,11 @@ def test_what_the_release_does_not_have_is_named(tmp_path, iemocap_release, meld
     content = of_iemocap(iemocap_release)
     name = content[8][0]
     content[0][name][1] = f"{name}_F999"
-    with pytest.raises(PackError, match=rf"utterance 'F999' of the conversation '{name}' is not in"):
+    with pytest.raises(PackError, match=rf"utterance 'F999' of the pickle: not in '{name}' of the release"):
         import_pickle(pickled(tmp_path, content), "mmgcn-iemocap", tmp_path / "out", corpus=iemocap_release)
-    with pytest.raises(PackError, match=r"conversation '59' would be 'train/59' in MELD"):
+    with pytest.raises(PackError, match=r"conversation '59' of the pickle: no 'train/59' in MELD"):
         import_pickle(pickled(tmp_path, meld()), "mmgcn-meld", tmp_path / "out", corpus=meld_release)
-    with pytest.raises(ConfigError, match="of the corpus 'meld', but 'iemocap' was given"):
+    with pytest.raises(ConfigError, match="of the corpus meld, not iemocap"):
         import_pickle(pickled(tmp_path, meld()), "mmgcn-meld", tmp_path / "out", corpus=iemocap_release)
     shorter = copy.deepcopy(cosmic(of_iemocap(iemocap_release)))
     for field in shorter[:7]:
@@ -331,12 +331,12 @@ def test_what_the_release_does_not_have_is_named(tmp_path, iemocap_release, meld
 
 def test_a_protocol_of_other_targets_is_refused(tmp_path, iemocap_release):
     path = pickled(tmp_path, of_iemocap(iemocap_release))
-    with pytest.raises(PackError, match=r"no label of the pickle could be compared with iemocap/vad-ses5"):
+    with pytest.raises(PackError, match=r"no label to compare: .* iemocap/vad-ses5 has vad"):
         import_pickle(path, "mmgcn-iemocap", tmp_path / "out", corpus=iemocap_release, protocol="vad-ses5")
 
 
 def test_a_recording_level_file_matches_no_release(tmp_path, iemocap_release):
-    with pytest.raises(ConfigError, match="of the corpus 'mosei', but 'iemocap' was given"):
+    with pytest.raises(ConfigError, match="of the corpus mosei, not iemocap"):
         import_pickle(pickled(tmp_path, carat()), "carat", tmp_path / "out", corpus=iemocap_release)
 
 
@@ -369,5 +369,5 @@ def test_the_roberta_pickle_of_emorynlp_is_joined_to_the_release(tmp_path, form)
 
 def test_a_scene_that_the_release_lacks(tmp_path):
     corpus = open_corpus("emorynlp", write_twin("emorynlp", tmp_path / "emorynlp"))
-    with pytest.raises(PackError, match="which has none of that name"):
+    with pytest.raises(PackError, match="no 'Ses01F_impro01' in EmoryNLP"):
         import_pickle(pickled(tmp_path, cosmic(iemocap(SMALL))), "cosmic-emorynlp", tmp_path / "out", corpus=corpus)
