@@ -324,7 +324,7 @@ def test_what_the_release_does_not_have_is_named(tmp_path, iemocap_release, meld
     shorter = copy.deepcopy(cosmic(of_iemocap(iemocap_release)))
     for field in shorter[:7]:
         field[name] = field[name][:2]
-    with pytest.raises(PackError, match=rf"has 2 utterances of the conversation '{name}' and no ids"):
+    with pytest.raises(PackError, match=rf"'{name}': 2 utterances without ids"):
         import_pickle(pickled(tmp_path, shorter), "cosmic-iemocap", tmp_path / "out", corpus=iemocap_release)
     assert not (tmp_path / "out").exists()
 
