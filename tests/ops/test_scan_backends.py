@@ -457,7 +457,7 @@ def test_mamba_ssm(reverse: Any, bare: bool) -> None:
         out, final = selective_scan(**arguments, return_final_state=True, backend="mamba_ssm")  # type: ignore[misc]
         with pytest.raises(ValueError, match="no gradient from the final state"):
             final.sum().backward()
-        with pytest.raises(ValueError, match="knows no initial state"):
+        with pytest.raises(ValueError, match="takes no initial state"):
             selective_scan(**arguments, initial_state=torch.zeros(3, 6, 3), backend="mamba_ssm")
     finally:
         undo()

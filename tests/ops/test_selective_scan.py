@@ -230,7 +230,7 @@ def test_stretches_of_the_torch_backend(backend: str, monkeypatch: pytest.Monkey
     tensors = make(lengths)
     settings: dict[str, Any] = {"offsets": offsets_of(lengths), "reverse": "both", "delta_softplus": True}
     wanted = measure(tensors, **settings, backend=backend)
-    monkeypatch.setattr("ercfusion.ops.scan.torch_scan.KEPT", 2 * 2 * 5 * 2 * 6 * 3)
+    monkeypatch.setattr("ercfusion.ops.scan.torch_scan.RECOMPUTED", 2 * 2 * 5 * 2 * 6 * 3)
     assert_near(measure(tensors, **settings, backend=backend), wanted, 1e-14)
 
 
@@ -567,7 +567,7 @@ def test_shapes_that_do_not_fit(change: dict[str, tuple[int, ...]], message: str
         ({"offsets": Packing((5, 3))}, "the packing has 8 utterances, u has 7"),
         ({"offsets": torch.tensor([0, 7]), "lengths": [7]}, "found both"),
         ({"reverse": "backward"}, "reverse must be False, True or \"both\"; found 'backward'"),
-        ({"backend": "fastest"}, "backend 'fastest' does not exist; there are "),
+        ({"backend": "fastest"}, "backend 'fastest' does not exist. Choose from "),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:

@@ -1,6 +1,6 @@
-"""The selective scan of Mamba for conversations: one operator, several backends.
+"""The selective scan of Mamba for conversations: one operator with several backends.
 
-Importing it needs neither a compiler nor Triton nor a GPU; see :func:`selective_scan`.
+Importing it needs no compiler, Triton or GPU; see :func:`selective_scan`.
 """
 
 from ercfusion.ops.scan.backends import backends, register_backend

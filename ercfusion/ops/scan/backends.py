@@ -1,4 +1,4 @@
-"""Which backends of the selective scan there are, and how one is chosen."""
+"""Registry and choice of the backends of the selective scan."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ercfusion.ops.scan.reference import ReferenceScan
 from ercfusion.ops.scan.torch_scan import TorchScan
 
 VARIABLE = "ERCFUSION_SCAN_BACKEND"
-"""Environment variable that forces a backend by its name."""
+"""Environment variable with the name of the backend to use."""
 
-# Order in which they are asked: what is fastest where it accepts comes first.
+# The order of choice, fastest first.
 _ORDER = ("native", "triton", "mamba_ssm", "torch", "reference")
-_ELSEWHERE = ("triton", "mamba_ssm")
+_GPU_ONLY = ("triton", "mamba_ssm")
 _BACKENDS: dict[str, ScanBackend | None] = {}
 
 
 def _load(name: str) -> ScanBackend | None:
-    """A backend of our own, imported on first use; None where what it stands on is not installed."""
+    """A backend of the library, imported on first use; None if its dependency is not installed."""
     if name == "native":
         return NativeScan()
     if name == "triton":
         try:
-            found = importlib.util.find_spec("triton") is not None
+            installed = importlib.util.find_spec("triton") is not None
         except (ImportError, ValueError):
-            found = False
-        if not found or importlib.util.find_spec("ercfusion.ops.scan.triton_scan") is None:
+            installed = False
+        if not installed or importlib.util.find_spec("ercfusion.ops.scan.triton_scan") is None:
             return None
         from ercfusion.ops.scan.triton_scan import TritonScan
 
@@ -49,7 +49,7 @@ def _get(name: str) -> ScanBackend | None:
 
 
 def backends() -> tuple[str, ...]:
-    """Names of the backends that can be asked here, in the order in which they are."""
+    """Names of the available backends, in the order of choice."""
     return tuple(name for name in _names() if _get(name) is not None)
 
 
@@ -58,18 +58,18 @@ def _names() -> tuple[str, ...]:
 
 
 def register_backend(backend: ScanBackend) -> Callable[[], None]:
-    """Add a backend, which is asked before those that were there; of the same name, it takes the old one's place.
+    """Add a backend before the others; it replaces one of the same name.
 
     Returns:
-        A function that takes it back.
+        A function that undoes the registration.
     """
     name = backend.name
     before = _BACKENDS.get(name)
-    known = name in _BACKENDS
+    replaces = name in _BACKENDS
     _BACKENDS[name] = backend
 
     def undo() -> None:
-        if known:
+        if replaces:
             _BACKENDS[name] = before
         else:
             _BACKENDS.pop(name, None)
@@ -78,28 +78,27 @@ def register_backend(backend: ScanBackend) -> Callable[[], None]:
 
 
 def choose(inputs: ScanInputs, forced: str = "", final_gradient: bool = False) -> ScanBackend:
-    """The first backend that accepts.
+    """The first backend that accepts the inputs.
 
     Args:
-        inputs: What is to be computed.
-        forced: A name, instead of asking all; where empty, that of the environment variable ERCFUSION_SCAN_BACKEND if
-            it is set.
-        final_gradient: Whether a gradient of the final state is to be propagated.
+        inputs: The inputs.
+        forced: Name of the backend to use. If empty, the environment variable ERCFUSION_SCAN_BACKEND, if set.
+        final_gradient: A gradient of the final state is needed.
 
     Raises:
-        ValueError: an unknown name, or the forced backend declines; says why.
+        ValueError: an unknown name, or the forced backend declines.
     """
     name = forced or os.environ.get(VARIABLE, "")
     if name:
         backend = _get(name)
         if backend is None:
             missing = "is not installed here" if name in _ORDER else "does not exist"
-            raise ValueError(f"selective_scan: backend {name!r} {missing}; there are {', '.join(backends())}")
+            raise ValueError(f"selective_scan: backend {name!r} {missing}. Choose from {', '.join(backends())}.")
         if reason := _reason(backend, inputs, final_gradient):
             raise ValueError(f"selective_scan: backend {name!r} declines: {reason}")
         return backend
     for candidate in _names():
-        if candidate in _ELSEWHERE and inputs.u.device.type == "cpu":
+        if candidate in _GPU_ONLY and inputs.u.device.type == "cpu":
             continue  # not even imported
         backend = _get(candidate)
         if backend is not None and _reason(backend, inputs, final_gradient) is None:

@@ -1,17 +1,16 @@
 """The selective scan of Mamba on packed or padded conversations, as one differentiable operator of torch.
 
-Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024). What is accepted here beside
-what the authors' program accepts: conversations of different lengths side by side without padding, the reverse
-direction and both directions in one call, an initial state, a gradient from the final state, any device.
+Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024). Beyond the authors' program
+it accepts conversations of different lengths without padding, the reverse direction, both directions in one call, an
+initial state, a gradient of the final state, and any device.
 
-:func:`selective_scan` brings its arguments into one form by views that autograd knows; the operators
-``ercfusion::selective_scan`` and ``ercfusion::selective_scan_backward`` choose a backend and run it. ``torch.compile``
-sees two operators and looks no further.
+:func:`selective_scan` converts its arguments into one form by views; the operators ``ercfusion::selective_scan`` and
+``ercfusion::selective_scan_backward`` choose a backend and run it. For ``torch.compile`` they are opaque.
 
-A tensor that the two directions, all utterances or several groups share enters the operator once and is expanded inside
+A tensor shared by directions, utterances or groups enters the operator once and is expanded inside
 (:class:`ercfusion.ops.scan.contract.ScanInputs`). Autograd would sum the gradients of the copies in the tensor's own
-dtype: in bfloat16, two rounded gradients of opposite sign can leave nothing but rounding errors. The operator sums them
-in the dtype of the computation and rounds once.
+dtype: in bfloat16, two rounded gradients of opposite sign can leave only rounding errors. The operator sums them in the
+dtype of the computation and rounds once.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def selective_scan(
     return_final_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""A linear recurrence for every channel, whose step, input and readout depend on the utterance.
+    r"""A linear recurrence per channel with input-dependent step, input and output weights.
 
     Mamba's S6 (algorithm 2 of the paper). For every conversation and every channel d, with S states each,
 
@@ -57,40 +56,39 @@ def selective_scan(
         h_t &= e^{\Delta_t A} h_{t-1} + \Delta_t u_t B_t \\
         y_t &= (\langle C_t, h_t\rangle + D u_t)\, \mathrm{silu}(z_t)
 
-    where softplus is applied on request, and bias, D and z are optional. The input's factor :math:`\Delta B` is Euler's
-    rule, as in the authors' program (the paper's equation 4 has the exact one).
+    Softplus, bias, D and z are optional. The input's factor :math:`\Delta B` is Euler's rule, as in the authors'
+    program (the paper's equation 4 has the exact one).
 
-    Computed in float32 whatever the inputs are, in float64 where one of them is float64. Gradients reach every tensor,
-    from the output and from the final state; not twice. No conversation's result depends on the others.
+    Computed in float32, or float64 if an input is. Every tensor has a gradient, from the output and from the final
+    state; differentiable once. No conversation's result depends on the others.
 
-    **Packed**: u is (N, D), the N utterances of all conversations one after another, and ``offsets`` says where each
-    begins. **Padded**: u is (B, L, D), and ``lengths`` says how many of the L are real; the rest is not read, may hold
-    anything, and is 0 in the output and in every gradient.
+    **Packed**: u is (N, D), the N utterances of all conversations, and ``offsets`` contains their first rows.
+    **Padded**: u is (B, L, D) with ``lengths``. The padding is not read, and is 0 in the output and in every gradient.
 
-    **Both directions** (``reverse="both"``): every tensor may have one more leading axis of 2, forward and reverse, or
-    lack it where the two directions share it.
+    **Both directions** (``reverse="both"``): every tensor may have a leading axis of 2, forward and reverse; without it
+    the directions share the tensor.
 
     Args:
         u: (N, D) or (B, L, D); floating. Three dimensions mean padded, unless ``offsets`` is given.
         delta: Like u.
-        A: (D, S), as a rule negative. Complex A stands for conjugate pairs: then y is twice the real part of the sum.
-        B: (N, S), or (N, G, S) where each of the G groups of neighbouring channels has its own; G divides D. (1, D, S)
-            does not depend on the utterance; so does (D, S) in padded form (in packed form it could not be told from
-            (N, S)). With padding (B, L, S), (B, L, G, S), (1, 1, D, S) or (D, S).
-        C: Like B; the form and the groups may differ.
-        D: (D), the input's direct way to the output.
+        A: (D, S), usually negative. Complex A represents conjugate pairs: y is twice the real part of the sum.
+        B: (N, S), or (N, G, S) for G groups of neighbouring channels; G divides D. (1, D, S) is constant over
+            utterances. Padded: (B, L, S), (B, L, G, S), (1, 1, D, S) or (D, S). Packed (D, S) is refused, as it could
+            mean (N, S).
+        C: Like B; form and groups may differ.
+        D: (D), direct path from input to output.
         z: Like u; gates the output.
         delta_bias: (D), added to delta.
         delta_softplus: Apply softplus to delta plus bias (the identity above 20).
-        offsets: (B + 1) integers from 0 to N, on any device; conversation b has the rows ``offsets[b]`` to
-            ``offsets[b + 1]``. A :class:`Packing` carries its lengths on the host and never makes it wait for the
-            device; a tensor on a GPU is read once a call. None in packed form: one conversation.
+        offsets: (B + 1) integers from 0 to N, on any device; conversation b has the rows ``offsets[b]`` to ``offsets[b
+            + 1]``. A :class:`Packing` has its lengths on the host; a tensor on a GPU is read once per call, which waits
+            for the device. None in packed form: one conversation.
         lengths: (B) integers from 0 to L, for padded tensors only. None: all are L. Under ``torch.compile`` without
-            graph breaks, a sequence of int instead of a tensor.
+            graph breaks, use a sequence of int.
         reverse: Read from each conversation's last utterance to its first; or ``"both"``.
         initial_state: (B, D, S), the state before the first utterance in reading direction. None: zeros.
         return_final_state: Return the state after the last utterance in reading direction too.
-        backend: Force a backend by name (:func:`ercfusion.ops.scan.backends`); so does the environment variable
+        backend: Name of the backend to use (:func:`ercfusion.ops.scan.backends`), before the environment variable
             ERCFUSION_SCAN_BACKEND. None: the first that accepts.
 
     Returns:
@@ -159,7 +157,7 @@ def _is_padded(u: Tensor, offsets: object, lengths: object) -> bool:
 
 
 class _Fit:
-    """Tensors with their direction axis, (K, ...), shared ones (1, ...); errors where they do not fit ``u``."""
+    """Adds the direction axis, (K, ...) or (1, ...) if shared; raises errors for tensors that do not fit ``u``."""
 
     def __init__(self, u: Tensor, both: bool) -> None:
         self.u, self.both = u, both
@@ -174,10 +172,10 @@ class _Fit:
         raise ValueError(f"{name} must be {shape}{also} to fit u {tuple(self.u.shape)}; found {tuple(x.shape)}")
 
     def grouped(self, name: str, x: Tensor, place: tuple[int, ...], width: int, states: int) -> Tensor:
-        """B or C with its group axis: (K, N, G, S) or (K, B, L, G, S); what is shared has 1 for K, N, B or L."""
+        """B or C with its group axis: (K, N, G, S) or (K, B, L, G, S), with 1 for K, N, B or L on shared axes."""
         self._device(name, x)
         t = len(place)
-        found = []
+        candidates = []
         for directed in (False, True) if self.both else (False,):
             if directed and (x.ndim == 0 or x.shape[0] != 2):
                 continue
@@ -185,15 +183,15 @@ class _Fit:
             if len(shape) < 2 or shape[-1] != states:
                 continue
             if shape == (*place, states):
-                found.append((directed, x.unsqueeze(-2)))
+                candidates.append((directed, x.unsqueeze(-2)))
             elif len(shape) == t + 2 and shape[:t] == place and shape[t] > 0 and width % shape[t] == 0:
-                found.append((directed, x))
+                candidates.append((directed, x))
             elif shape == (*[1] * t, width, states) or (t == 2 and not directed and shape == (width, states)):
-                found.append((directed, x.reshape(*([2] if directed else []), *[1] * t, width, states)))
-        if len(found) == 1:
-            return found[0][1] if found[0][0] else found[0][1].unsqueeze(0)
+                candidates.append((directed, x.reshape(*([2] if directed else []), *[1] * t, width, states)))
+        if len(candidates) == 1:
+            return candidates[0][1] if candidates[0][0] else candidates[0][1].unsqueeze(0)
         fits = f"u {tuple(self.u.shape)} with {states} states"
-        if found:
+        if candidates:
             raise ValueError(
                 f"{name} {tuple(x.shape)} fits {fits} with and without an axis of directions; give it that axis"
             )
@@ -209,7 +207,7 @@ class _Fit:
 
 
 def _pack(x: Tensor, place: tuple[int, ...], rows: Tensor | None) -> Tensor:
-    """(K, B, L, ...) -> (K, N, ...): the real ones only; (K, 1, ...) if all utterances share it."""
+    """(K, B, L, ...) -> (K, N, ...), the real utterances; (K, 1, ...) if all utterances share it."""
     flat = x.flatten(1, 2)
     return flat if rows is None or x.shape[1:3] != place else flat.index_select(1, rows)
 
@@ -217,7 +215,7 @@ def _pack(x: Tensor, place: tuple[int, ...], rows: Tensor | None) -> Tensor:
 def _padded_lengths(
     lengths: Tensor | Sequence[int] | None, B: int, L: int, device: torch.device
 ) -> tuple[list[int], Tensor | None]:
-    """Lengths on the host, and the rows of the flattened (B L) that are real; None where all are."""
+    """Lengths on the host, and the real rows of the flattened (B L); None if all are real."""
     if lengths is None:
         return [L] * B, None
     if isinstance(lengths, Tensor) and (lengths.ndim != 1 or lengths.is_floating_point()):
@@ -234,20 +232,20 @@ def _padded_lengths(
 def _packed_lengths(
     offsets: Tensor | Packing | None, N: int, device: torch.device
 ) -> tuple[Tensor | None, Sequence[int] | None]:
-    """What the operator takes: offsets or lengths or both."""
+    """Offsets or lengths or both, as the operator takes them."""
     if offsets is None:
         return None, [N]
     if isinstance(offsets, Packing):
         if sum(offsets.lengths) != N:
             raise ValueError(f"the packing has {sum(offsets.lengths)} utterances, u has {N}")
-        # The cached tensor is out of reach of a compiler; the operator makes it anew from the lengths.
+        # A compiler cannot use the cached tensor; the operator computes it from the lengths.
         if torch.compiler.is_compiling() or offsets.device != device:
             return None, list(offsets.lengths)
         return offsets.offsets, offsets.lengths
     if offsets.ndim != 1 or len(offsets) < 2 or offsets.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"offsets must be (B + 1) integers; found {tuple(offsets.shape)} of {offsets.dtype}")
     if torch.compiler.is_compiling():
-        return offsets, None  # what they hold is not known before the graph runs
+        return offsets, None  # their values are unknown before the graph runs
     bounds = offsets.tolist()
     return offsets.to(device, torch.long), _check_bounds(bounds, N)
 
@@ -266,13 +264,13 @@ _ARGUMENTS = (
     "Tensor? offsets, SymInt[]? lengths, bool[] reverse, bool softplus, str backend"
 )
 _TENSORS = 9
-"""How many of the arguments have a gradient: those before ``offsets``."""
+"""Number of arguments with a gradient: those before ``offsets``."""
 
 
 def _inputs(arguments: Sequence[Any]) -> ScanInputs:
-    """Arguments of the operator as a backend takes them: offsets on the device and lengths on the host, both."""
+    """Arguments of the operator as a backend takes them, with offsets on the device and lengths on the host."""
     *tensors, offsets, lengths, reverse, softplus, _ = arguments
-    # A tensor with its axis of directions, as a view if they share it.
+    # A tensor shared by the directions becomes a view with stride 0.
     expanded: list[Any] = [None if x is None else x.expand(len(reverse), *x.shape[1:]) for x in tensors]
     u, delta, A, B, C, D, z, delta_bias, initial = expanded
     groups, N = math.lcm(B.shape[2], C.shape[2]), u.shape[1]
@@ -292,7 +290,7 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
 
 
 def _gather(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient of an argument of the operator from that of its expanded form, summed over what shares it."""
+    """The gradient of an argument of the operator from that of its expanded form, summed over shared axes."""
     if gradient.shape == like.shape:
         return gradient
     gradient = gradient.to(accumulation_dtype(gradient)[1])
@@ -303,7 +301,7 @@ def _gather(gradient: Tensor, like: Tensor) -> Tensor:
 
 
 def _own(results: Sequence[tuple[Tensor, torch.dtype]], arguments: Sequence[Any]) -> list[Tensor]:
-    """Results in their dtypes, each in memory of its own, as torch demands of operators."""
+    """Results in their dtypes, each in its own memory, as torch requires of operators."""
     taken = {x.untyped_storage().data_ptr() for x in arguments if isinstance(x, Tensor)}
     own = []
     for result, dtype in results:
@@ -345,11 +343,11 @@ def _scan_backward(grad_out: Tensor | None, grad_final: Tensor | None, *argument
         grad_out = inputs.u.new_zeros(inputs.u.shape)
     with torch.autocast(inputs.u.device.type, enabled=False):
         backend = choose(inputs, arguments[-1], final_gradient=grad_final is not None)
-        found = backend.backward(grad_out, grad_final, *inputs)
-    pairs = list(zip(found, arguments[:_TENSORS], strict=True))
+        gradients = backend.backward(grad_out, grad_final, *inputs)
+    pairs = list(zip(gradients, arguments[:_TENSORS], strict=True))
     results = [(_gather(g, x), x.dtype) for g, x in pairs if g is not None and x is not None]
     own = iter(_own(results, (grad_out, *arguments)))
-    # An operator cannot return None: what has no gradient gets an empty tensor.
+    # An operator cannot return None, so a missing gradient is an empty tensor.
     return tuple(inputs.u.new_empty(0) if g is None or x is None else next(own) for g, x in pairs)
 
 
@@ -367,8 +365,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    found = torch.ops.ercfusion.selective_scan_backward(grad_out, grad_final, *saved, *ctx.rest)
-    grads = [grad if x is not None else None for grad, x in zip(found, saved[:_TENSORS], strict=True)]
+    gradients = torch.ops.ercfusion.selective_scan_backward(grad_out, grad_final, *saved, *ctx.rest)
+    grads = [grad if x is not None else None for grad, x in zip(gradients, saved[:_TENSORS], strict=True)]
     return (*grads, *[None] * (1 + len(ctx.rest)))
 
 

@@ -1,7 +1,7 @@
 """The CUDA kernel of the package ``mamba_ssm`` as a backend of the selective scan.
 
-That kernel takes padded tensors (B, D, L), one direction, no initial state, and propagates nothing from its final
-state. So conversations are padded and, for the reverse direction, turned round each at its own end.
+The kernel takes padded tensors (B, D, L), one direction, no initial state, and no gradient of the final state.
+Conversations are therefore padded, and for the reverse direction each is reversed at its own end.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, autograd_inside
 
 MOST_STATES = 256
-LONG_AGO = -1e4
-"""A raw delta that softplus makes 0, in every floating dtype: nothing happens in a padded step."""
+NO_STEP = -1e4
+"""A raw delta whose softplus is 0 in every floating dtype, so padded steps change nothing."""
 
 
 class MambaSsmScan:
-    """``selective_scan_fn`` of ``mamba_ssm``, where it is installed with its CUDA extension.
+    """``selective_scan_fn`` of ``mamba_ssm``, if it is installed with its CUDA extension.
 
     Args:
-        function: To call instead, with the same signature.
-        device: Type of device that it is for.
+        function: A replacement with the same signature.
+        device: Type of its device.
     """
 
     name = "mamba_ssm"
@@ -36,15 +36,15 @@ class MambaSsmScan:
 
     @staticmethod
     def installed() -> bool:
-        """Whether the package and its compiled extension are there; imports neither."""
+        """Whether the package and its compiled extension are installed; imports neither."""
         return all(importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "selective_scan_cuda"))
 
     def declines(self, inputs: ScanInputs) -> str | None:
-        """Other devices, initial states, complex or float64 tensors, more than 256 states."""
+        """Declines other devices, initial states, complex or float64 tensors, more than 256 states."""
         if inputs.u.device.type != self.device:
             return f"it is for {self.device}, and the tensors are on {inputs.u.device}"
         if inputs.initial is not None:
-            return "it knows no initial state"
+            return "it takes no initial state"
         if any(x.is_complex() or x.dtype == torch.float64 for x in inputs[:9] if isinstance(x, Tensor)):
             return "it computes in float32, with real tensors"
         if inputs.A.shape[2] > MOST_STATES:
@@ -52,15 +52,15 @@ class MambaSsmScan:
         return None
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
+        """Outputs and final states; see :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         with torch.no_grad():
             return self._run(ScanInputs(*arguments))
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
-        """Runs the kernel again under autograd, which then calls the kernel's own backward pass.
+        """Run the kernel again under autograd, which calls the kernel's backward pass.
 
-        It rounds the gradients of u, delta, B, C and z of each direction to their dtype, those of A, D and the bias
-        not.
+        It rounds the gradients of u, delta, B, C and z of each direction to their dtype, but not those of A, D and the
+        bias.
         """
         leaves = [
             x.detach().to(torch.float32 if name in ("A", "D", "delta_bias") else x.dtype).requires_grad_()
@@ -71,8 +71,8 @@ class MambaSsmScan:
         with autograd_inside():
             out, _ = self._run(ScanInputs(*leaves, *arguments[9:]))  # type: ignore[arg-type]
             present = [leaf for leaf in leaves if leaf is not None]
-            found = iter(torch.autograd.grad(out, present, grad_out, materialize_grads=True))
-        return ScanGradients(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]
+            gradients = iter(torch.autograd.grad(out, present, grad_out, materialize_grads=True))
+        return ScanGradients(*(None if leaf is None else next(gradients) for leaf in leaves))  # type: ignore[arg-type]
 
     def _run(self, x: ScanInputs) -> tuple[Tensor, Tensor]:
         function = self.function
@@ -89,7 +89,7 @@ class MambaSsmScan:
         outputs, finals = [], []
         for k in range(K):
             turned = length - 1 - position if x.reverse[k] else position
-            # (B L) rows of the packed tensors; padding points at a row of its own behind them.
+            # (B L) rows of the packed tensors; padding points to an extra row N.
             rows = torch.where(real, x.offsets[:-1].unsqueeze(1) + turned, N).flatten()
 
             def pad(values: Tensor, fill: Tensor, rows: Tensor = rows) -> Tensor:
@@ -102,7 +102,7 @@ class MambaSsmScan:
             zero = x.u.new_zeros(())
             bias = whole(x.delta_bias)
             if x.softplus:
-                nothing = zero + LONG_AGO
+                nothing = zero + NO_STEP
             else:
                 nothing = zero if bias is None else -bias.detach().to(x.delta.dtype)
             y, final = function(

@@ -1,7 +1,7 @@
-"""The selective scan on the CPU by a small C library, which is compiled on first use.
+"""The selective scan on the CPU by a small C library, compiled on first use.
 
-The C source next to this file computes; here its arguments are laid out and its tasks handed to threads. Without a
-compiler this backend declines, and torch does the work.
+``selective_scan.c`` computes; this module lays out its arguments and distributes its tasks to threads. Without a
+compiler the backend declines, and torch replaces it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, accumulation_
 SOURCE = Path(__file__).with_name("selective_scan.c")
 
 BLOCK = 128
-"""Most channels of a task; as in the C source."""
+"""Most channels of a task, as in the C source."""
 
 TOKENS = 192
-"""A group of conversations is closed when it has so many utterances. Fixed: sums over groups follow it."""
+"""Utterances at which a group of conversations is closed; constant, as the order of sums depends on the groups."""
 
 NARROWEST = 4
-"""Fewer channels a group of B and C leave most of a vector empty."""
+"""With fewer channels per group of B and C most of a vector would be empty."""
 
 
 class _Rows(ctypes.Structure):
@@ -49,16 +49,16 @@ class _Scan(ctypes.Structure):
 
 
 class NativeScan:
-    """Forward pass and recomputing backward pass in C; float32, or float64 where an input has it.
+    """Forward pass and recomputing backward pass in C; float32, or float64 if an input is.
 
-    The same bits whatever the number of threads (torch's, :func:`torch.get_num_threads`), and for one conversation
-    whatever else is in the batch. Exponentials are its own, within 2 units in the last place.
+    Results have the same bits for any number of threads (torch's, :func:`torch.get_num_threads`), and for a
+    conversation whatever else is in the batch. Its own exponentials are accurate to 2 units in the last place.
     """
 
     name = "native"
 
     def declines(self, inputs: ScanInputs) -> str | None:
-        """Complex tensors, other devices, nearly as many groups as channels; and where nothing could be compiled."""
+        """Declines complex tensors, other devices, narrow groups of channels, or machines without a compiler."""
         if inputs.u.device.type != "cpu":
             return f"it is for the CPU, and the tensors are on {inputs.u.device}"
         if any(x.is_complex() for x in inputs[:9] if isinstance(x, Tensor)):
@@ -69,7 +69,7 @@ class NativeScan:
         return None if library is not None else reason
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
+        """Outputs and final states; see :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         call = _Call(ScanInputs(*arguments))
         K, N, D, B, S = call.sizes
         out, final = call.new("out", K, N, D), call.new("final", K, B, S, D)
@@ -77,7 +77,7 @@ class NativeScan:
         return out, final.transpose(2, 3)
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *arguments: Any) -> ScanGradients:
-        """See :class:`ercfusion.ops.scan.contract.ScanBackend`."""
+        """All gradients; see :class:`ercfusion.ops.scan.contract.ScanBackend`."""
         inputs = ScanInputs(*arguments)
         call = _Call(inputs)
         K, N, D, B, S = call.sizes
@@ -93,6 +93,8 @@ class NativeScan:
         dinitial = call.new("dinitial", K, B, S, D) if inputs.initial is not None else None
         call.run(backward=True)
 
+        # Gradients of tensors shared by tasks are partial sums: of B and C per block of channels, of A, D and the bias
+        # per group of conversations. ``reduce`` adds them in a fixed order.
         def over_blocks(partial: Tensor) -> Tensor:
             return call.reduce(partial, K * G, call.blocks // G, (K, G, N, S)).transpose(1, 2)
 
@@ -110,20 +112,20 @@ class NativeScan:
 
 
 def _channels(inputs: ScanInputs) -> int:
-    """Channels in a group."""
+    """Channels per group."""
     return inputs.u.shape[2] // inputs.B.shape[2]
 
 
 class _Call:
-    """The arguments of one call in C, and the tensors that they point to."""
+    """The arguments of one call in C, and references to the tensors behind them."""
 
     def __init__(self, inputs: ScanInputs) -> None:
         loaded = native.load(SOURCE)[0]
-        assert loaded is not None, "declined, but called all the same"
+        assert loaded is not None, "called although it declines"
         self.library = loaded
         self.dtype = accumulation_dtype(*inputs[:9])[0]
         self.suffix = "f32" if self.dtype == torch.float32 else "f64"
-        self.kept: list[Any] = []
+        self.references: list[Any] = []
         K, N, D = inputs.u.shape
         S, B = inputs.A.shape[2], len(inputs.lengths)
         self.sizes = (K, N, D, B, S)
@@ -138,7 +140,7 @@ class _Call:
         )
         for name, numbers in (("offsets", offsets), ("group", group), ("block", block), ("reverse", inputs.reverse)):
             array = (ctypes.c_int64 * len(numbers))(*numbers)
-            self.kept.append(array)
+            self.references.append(array)
             setattr(self.arguments, name, ctypes.addressof(array))
         self.rows("u", inputs.u)
         self.rows("delta", inputs.delta)
@@ -155,28 +157,28 @@ class _Call:
             self.whole("initial", inputs.initial.transpose(2, 3))
 
     def rows(self, name: str, x: Tensor) -> None:
-        """(K, N, ...): a view is used as it is, if only the last dimensions lie together in memory."""
+        """(K, N, ...): a view is used without a copy if its last dimensions are contiguous."""
         x = x.detach().to(self.dtype)
         if not x[:1, :1].is_contiguous():
             x = x.contiguous()
-        self.kept.append(x)
+        self.references.append(x)
         setattr(self.arguments, name, _Rows(x.data_ptr(), x.stride(0), x.stride(1)))
 
     def whole(self, name: str, x: Tensor) -> None:
-        """All in one piece."""
+        """A contiguous tensor."""
         x = x.detach().to(self.dtype).contiguous()
-        self.kept.append(x)
+        self.references.append(x)
         setattr(self.arguments, name, x.data_ptr())
 
     def new(self, name: str, *shape: int) -> Tensor:
         """Memory for a result."""
         x = torch.empty(shape, dtype=self.dtype)
-        self.kept.append(x)
+        self.references.append(x)
         setattr(self.arguments, name, x.data_ptr())
         return x
 
     def reduce(self, partial: Tensor, outer: int, parts: int, shape: tuple[int, ...]) -> Tensor:
-        """The sum of ``parts`` partial results, in their order."""
+        """The sum of ``parts`` partial results, in order."""
         if parts == 1:
             return partial.view(shape)
         total = torch.empty(shape, dtype=self.dtype)
@@ -188,7 +190,7 @@ class _Call:
         return total
 
     def run(self, backward: bool) -> None:
-        """All tasks, on as many threads as torch uses; ctypes lets go of the interpreter's lock meanwhile."""
+        """Run all tasks on torch's number of threads; ctypes releases the interpreter lock."""
         size = self.library[f"ercfusion_scratch_{self.suffix}"]
         size.restype = ctypes.c_int64
         needed = size(ctypes.byref(self.arguments), ctypes.c_int64(backward))
@@ -227,7 +229,7 @@ def _blocks(D: int, G: int) -> tuple[int, ...]:
     return tuple(number for block in bounds for number in block)
 
 
-# Threads and their memory. Neither survives a fork: the child makes its own.
+# Threads and their memory. Neither survives a fork: the child creates its own.
 
 _local = threading.local()
 _lock = threading.Lock()
@@ -235,17 +237,17 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def _threads(number: int) -> ThreadPoolExecutor:
-    """The pool, with at least so many threads."""
+    """The pool, with at least ``number`` threads."""
     global _pool
     with _lock:
         if _pool is None or _pool[0] < number:
-            # An old pool ends with its last user, who may be about to submit to it.
+            # The old pool is not shut down, as another caller may be about to submit to it; it ends with that caller.
             _pool = (number, ThreadPoolExecutor(number, thread_name_prefix="ercfusion-scan"))
         return _pool[1]
 
 
 def _scratch(size: int) -> int:
-    """Address of memory of this thread, kept from call to call."""
+    """Address of this thread's memory, reused between calls."""
     buffer: Tensor | None = getattr(_local, "buffer", None)
     if buffer is None or buffer.numel() < size:
         buffer = _local.buffer = torch.empty(size, dtype=torch.uint8)

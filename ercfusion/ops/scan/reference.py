@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ercfusion.ops.scan.contract import ScanGradients, ScanInputs, accumulation_dtype, autograd_inside
 
 THRESHOLD = 20.0
-"""Above it softplus is the identity, as in :func:`torch.nn.functional.softplus`."""
+"""Softplus is the identity above it, as in :func:`torch.nn.functional.softplus`."""
 
 
 def scan_reference(
@@ -35,16 +35,16 @@ def scan_reference(
     reverse: Sequence[bool],
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""One state per conversation, channel and direction, step by step; differentiable by autograd.
+    r"""The scan step by step, one state per conversation, channel and direction; differentiable by autograd.
 
     .. math::
         \Delta_t &= \mathrm{softplus}(\delta_t + b) \\
         h_t &= e^{\Delta_t A} h_{t-1} + \Delta_t u_t B_t \\
         y_t &= (\langle C_t, h_t\rangle + D u_t)\, \mathrm{silu}(z_t)
 
-    (softplus, D and z where given). The decay is the exact solution for a constant A over a step of length
-    :math:`\Delta`; the input's factor :math:`\Delta B` is Euler's, as in the authors' program. A complex A stands for
-    conjugate pairs of states: y takes twice the real part of the sum.
+    Softplus, D and z are optional. The decay is the exact solution for constant A within one step of length
+    :math:`\Delta`; the input's factor :math:`\Delta B` is Euler's, as in the authors' program. Complex A represents
+    conjugate pairs of states: y is twice the real part of the sum.
 
     Args:
         u: (K, N, D).
@@ -56,10 +56,10 @@ def scan_reference(
         z: (K, N, D) or None.
         delta_bias: (K, D) or None.
         initial: (K, B, D, S), the states before the first step, or None for zeros.
-        offsets: Not needed here.
-        lengths: Of the conversations.
-        reverse: By direction, whether it reads from the last utterance to the first.
-        softplus: Whether delta passes through softplus, the identity above 20.
+        offsets: Not used.
+        lengths: Lengths of the conversations.
+        reverse: Per direction, read from the last utterance to the first.
+        softplus: Apply softplus, the identity above 20.
 
     Returns:
         (K, N, D) in the dtype of ``u``, and the states (K, B, D, S) after the last step.
@@ -72,7 +72,7 @@ def scan_reference(
     if softplus:
         step = F.softplus(step, threshold=THRESHOLD)
     value, decay_rate = u.to(real), A.to(state)
-    # Every channel with the B and C of its group: (K, N, D, S).
+    # B and C of every channel's group: (K, N, D, S).
     into = B.to(state if B.is_complex() else real).repeat_interleave(width // B.shape[2], dim=2)
     out_of = C.to(state if C.is_complex() else real).repeat_interleave(width // C.shape[2], dim=2)
 
@@ -103,12 +103,12 @@ def scan_reference(
 
 
 class ReferenceScan:
-    """The specification as a backend: slow, for any device and for complex A. Gradients are those of autograd."""
+    """The specification as a backend: slow, for any device and complex A, with gradients of autograd."""
 
     name = "reference"
 
     def declines(self, inputs: ScanInputs) -> str | None:
-        """Never."""
+        """None: it accepts everything."""
         return None
 
     def forward(self, *inputs: object) -> tuple[Tensor, Tensor]:
@@ -117,11 +117,11 @@ class ReferenceScan:
             return scan_reference(*inputs)  # type: ignore[arg-type]
 
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *inputs: object) -> ScanGradients:
-        """Runs the loops again, with a graph, on tensors of the dtype of the computation: no gradient is rounded."""
-        given = [x if isinstance(x, Tensor) else None for x in inputs[:9]]
-        real, state = accumulation_dtype(*given)
+        """Run the loops again with a graph, in the dtype of the computation, so that no gradient is rounded."""
+        tensors = [x if isinstance(x, Tensor) else None for x in inputs[:9]]
+        real, state = accumulation_dtype(*tensors)
         leaves = [
-            None if x is None else x.detach().to(state if x.is_complex() else real).requires_grad_() for x in given
+            None if x is None else x.detach().to(state if x.is_complex() else real).requires_grad_() for x in tensors
         ]
         with autograd_inside():
             out, final = scan_reference(*leaves, *inputs[9:])  # type: ignore[arg-type]
@@ -129,5 +129,5 @@ class ReferenceScan:
             if grad_final is not None:
                 results, directions = [out, final], [*directions, grad_final]
             present = [leaf for leaf in leaves if leaf is not None]
-            found = iter(torch.autograd.grad(results, present, directions, materialize_grads=True))
-        return ScanGradients(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]
+            gradients = iter(torch.autograd.grad(results, present, directions, materialize_grads=True))
+        return ScanGradients(*(None if leaf is None else next(gradients) for leaf in leaves))  # type: ignore[arg-type]

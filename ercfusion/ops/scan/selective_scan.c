@@ -1,13 +1,13 @@
 /* The selective scan on the CPU: forward, and a backward pass that recomputes the states.
  *
  * Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023). C99 with the vector types of
- * GCC and Clang; no header of torch, nothing to link but libc.
+ * GCC and Clang; no header of torch, only libc to link. Equation numbers (F1) to (B8) are those of contract.py.
  *
- * Neighbouring channels lie side by side in memory, so a vector holds VL channels of one state: no sum across a vector
- * is needed in the forward pass. The work is cut into tasks (direction, group of conversations, block of channels) that
- * share nothing; workers take them from a counter. What is summed over several tasks (gradients of B, C, A, D, bias) is
- * written as one partial result a task and added afterwards in a fixed order, so that the number of workers, and who
- * took which task, change no bit.
+ * Channels are contiguous in memory, so a vector contains VL channels of one state, and the forward pass needs no sum
+ * across a vector. The work is cut into independent tasks (direction, group of conversations, block of channels);
+ * workers take them from a counter. Sums over several tasks (gradients of B, C, A, D, bias) are written as one partial
+ * result per task and added afterwards in a fixed order. So results have the same bits for any number of workers and
+ * any distribution of the tasks.
  *
  * The file includes itself, once for float and once for double.
  */
@@ -24,7 +24,7 @@
 #define BLOCK 128   /* most channels of a task */
 #define CHUNK_BYTES 131072 /* of states in a chunk of the backward pass: four such buffers should stay in the cache */
 
-/* Rows that need not lie side by side: element strides of direction and row. */
+/* Rows with strides: elements between directions and between rows; the last axis is contiguous. */
 typedef struct {
     const void *data;
     int64_t direction, row;
@@ -93,7 +93,7 @@ typedef REAL NAME(quarter) __attribute__((vector_size(VECTOR / 4), aligned(VECTO
 #define LOG2E 1.4426950408889634074f
 #define LN2_HIGH 0.693145751953125f /* few enough bits that its product with a small integer is exact */
 #define LN2_LOW 1.42860682030941723212e-6f
-#define MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold */
+#define MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits */
 #define MANTISSA 23
 #define LOWEST -126.0f
 #define HIGHEST 129.0f
@@ -118,7 +118,7 @@ INLINE vec NAME(select)(ivec mask, vec yes, vec no) {
     return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
 }
 
-/* The first n channels; zeros in the places of those that are not there. */
+/* The first n channels, then zeros. */
 INLINE vec NAME(load)(const REAL *from, int64_t n) {
     vec v = {0};
     if (n >= VL)
@@ -135,7 +135,7 @@ INLINE void NAME(store)(REAL *to, vec v, int64_t n) {
         memcpy(to, &v, (size_t)n * sizeof(REAL));
 }
 
-/* Sum of a vector, always in the same tree. */
+/* Sum of a vector, always in the same order: a tree of halves. */
 INLINE REAL NAME(sum)(const vec *v) {
     const NAME(half) *h = (const NAME(half) *)v;
     NAME(half) a = h[0] + h[1];
@@ -148,7 +148,7 @@ INLINE REAL NAME(sum)(const vec *v) {
 #endif
 }
 
-/* 2^r for r in [-1/2, 1/2]: 1 + r q(r), q a minimax polynomial (relative error 1e-8 and 3e-19, before rounding). */
+/* 2^r for r in [-1/2, 1/2]: 1 + r q(r) with q a minimax polynomial (relative error 1e-8 and 3e-19 before rounding). */
 INLINE vec NAME(exp2_fraction)(vec r) {
 #if IS_FLOAT
     vec p = 0.00015403512367553546f * r + 0.0013390735477607874f;
@@ -165,18 +165,18 @@ INLINE vec NAME(exp2_fraction)(vec r) {
     return p * r + (REAL)1;
 }
 
-/* p 2^k for an integer k from LOWEST to HIGHEST, given k + MAGIC. LOWEST gives 0: no subnormal numbers. One power of
- * two is left to a product, so that the largest numbers do not overflow on the way. */
+/* p 2^k for an integer k from LOWEST to HIGHEST, from k + MAGIC. The bits of 2^(k-1) are its biased exponent, shifted
+ * over the mantissa; the last factor 2 prevents overflow of large results. LOWEST gives 0: no subnormal numbers. */
 INLINE vec NAME(scale)(vec p, vec shifted) {
     ivec k = (ivec)shifted - (ivec)NAME(splat)(MAGIC);
     ivec bits = (k + (((INTEGER)1 << (sizeof(REAL) * 8 - MANTISSA - 2)) - 2)) << MANTISSA;
     return p * (vec)bits * (REAL)2;
 }
 
-/* NaN stays NaN: no comparison with it holds. */
+/* NaN stays NaN, because every comparison with it is false. */
 INLINE vec NAME(clamp)(vec x) {
 #if defined(__AVX512F__)
-    /* The second operand is returned where one is NaN. */
+    /* These return the second operand if one is NaN. */
 #if IS_FLOAT
     x = (vec)_mm512_max_ps((__m512)NAME(splat)(LOWEST), (__m512)x);
     return (vec)_mm512_min_ps((__m512)NAME(splat)(HIGHEST), (__m512)x);
@@ -190,23 +190,26 @@ INLINE vec NAME(clamp)(vec x) {
 #endif
 }
 
+/* 2^x = 2^k 2^(x-k) with k = x rounded. */
 INLINE vec NAME(exp2)(vec x) {
     x = NAME(clamp)(x);
     vec shifted = x + MAGIC;
     return NAME(scale)(NAME(exp2_fraction)(x - (shifted - MAGIC)), shifted);
 }
 
+/* e^x = 2^k e^r with k = x log2(e) rounded and r = x - k ln 2. ln 2 is split into two parts so that k LN2_HIGH is exact
+ * and r keeps its low bits. */
 INLINE vec NAME(exp)(vec x) {
     vec scaled = NAME(clamp)(x * LOG2E);
     vec shifted = scaled + MAGIC;
     vec k = shifted - MAGIC;
-    /* The remainder from x itself, not from its rounded product; outside the range it does not matter, if finite. */
+    /* r from x itself, not from its rounded product; when clamped, any finite value gives 0 or infinity. */
     vec inside = (vec)NAME(select)((ivec)(scaled == x * LOG2E), x, scaled * LN2);
     vec r = (inside - k * LN2_HIGH) - k * LN2_LOW;
     return NAME(scale)(NAME(exp2_fraction)(r * LOG2E), shifted);
 }
 
-/* log(1 + w) for w in [0, 1] = 2 artanh(w / (2 + w)), as 2 s (1 + s^2 q(s^2)) with s in [0, 1/3]. */
+/* log(1 + w) for w in [0, 1]: 2 artanh(s) with s = w / (2 + w) in [0, 1/3], as 2 s (1 + s^2 q(s^2)), q minimax. */
 INLINE vec NAME(log1p)(vec w) {
     vec s = w / (w + (REAL)2);
     vec x = s * s;
@@ -226,14 +229,14 @@ INLINE vec NAME(log1p)(vec w) {
     return twice + twice * (x * q);
 }
 
-/* 1 / (1 + e^-x), from the exponential that does not overflow. */
+/* 1 / (1 + e^-x); with w = e^-|x|, which cannot overflow, it is 1 / (1 + w) for x >= 0 and w / (1 + w) for x < 0. */
 INLINE vec NAME(sigmoid)(vec x) {
     ivec negative = (ivec)(x < 0);
     vec w = NAME(exp)(NAME(select)(negative, x, -x));
     return NAME(select)(negative, w, NAME(splat)(1)) / (w + (REAL)1);
 }
 
-/* Identity above 20, as torch has it; the derivative, too, is then exactly 1. */
+/* (F1): max(x, 0) + log(1 + e^-|x|), derivative sigmoid(x). Above 20 the identity, as in torch, derivative 1. */
 INLINE vec NAME(softplus)(vec x, vec *derivative) {
     ivec large = (ivec)(x > TWENTY), negative = (ivec)(x < 0);
     vec w = NAME(exp)(NAME(select)(negative, x, -x));
@@ -268,7 +271,7 @@ void NAME(ercfusion_reduce)(const REAL *from, REAL *to, int64_t outer, int64_t p
 
 #define ROW(x, k, r) ((const REAL *)(x).data + (k) * (x).direction + (r) * (x).row)
 
-/* Up to VL channels of one block, where they are and how they are stepped. */
+/* Up to VL channels of one block, with their parameters. */
 typedef struct {
     int64_t k, channel, n; /* direction, first channel, channels */
     vec bias, skip;
@@ -276,6 +279,7 @@ typedef struct {
 } NAME(strip);
 #define strip_t NAME(strip)
 
+/* (F1): dt and its slope. */
 INLINE vec NAME(step)(const scan_t *a, const strip_t *s, int64_t row, vec *derivative) {
     vec x = NAME(load)(ROW(a->delta, s->k, row) + s->channel, s->n) + s->bias;
     *derivative = NAME(splat)(1);
@@ -291,7 +295,7 @@ static void NAME(open)(const scan_t *a, strip_t *s, vec *A, int64_t k, int64_t c
         A[i] = NAME(load)((const REAL *)a->A + (k * a->S + i) * a->D + channel, n) * LOG2E;
 }
 
-/* Between (K, B, S, D) and the vectors of a strip. A null array reads as zeros, and is not written. */
+/* Copies between (K, B, S, D) and the vectors of a strip. A null array reads as zeros, and is not written. */
 static void NAME(get_state)(const scan_t *a, const strip_t *s, const void *from, int64_t b, vec *h) {
     const REAL *x = (const REAL *)from + ((s->k * a->B + b) * a->S) * a->D + s->channel;
     for (int64_t i = 0; i < a->S; i++) h[i] = from ? NAME(load)(x + i * a->D, s->n) : (vec){0};
@@ -317,13 +321,14 @@ static void NAME(forward_task)(const scan_t *a, int64_t k, int64_t group, const 
                 vec unused, dt = NAME(step)(a, &s, row, &unused);
                 vec u = NAME(load)(ROW(a->u, k, row) + s.channel, s.n), input = dt * u, y = {0};
                 const REAL *restrict Bt = ROW(a->Bs, k, row) + g, *restrict Ct = ROW(a->Cs, k, row) + g;
+                /* (F2), (F3); A contains A log2(e), so that exp2 gives e^(dt A). */
                 for (int64_t i = 0; i < S; i++) {
                     vec next = NAME(exp2)(dt * A[i]) * h[i] + input * Bt[i];
                     h[i] = next;
                     y += next * Ct[i];
                 }
                 if (a->skip) y += s.skip * u; /* 0 times infinity would be NaN */
-                if (a->z.data) {
+                if (a->z.data) { /* (F4) */
                     vec z = NAME(load)(ROW(a->z, k, row) + s.channel, s.n);
                     y *= z * NAME(sigmoid)(z);
                 }
@@ -334,13 +339,18 @@ static void NAME(forward_task)(const scan_t *a, int64_t k, int64_t group, const 
     }
 }
 
-/* Steps of a chunk of the backward pass. */
+/* Steps per chunk of the backward pass. */
 static int64_t NAME(chunk)(const scan_t *a, int64_t longest) {
     int64_t steps = CHUNK_BYTES / (a->S * VECTOR);
     steps = steps < 1 ? 1 : steps;
     return longest < steps ? (longest < 1 ? 1 : longest) : steps;
 }
 
+/* Gradients of one task. Per conversation: forward through all chunks of steps, storing the state before each (marks).
+ * Then per chunk, last first, for every strip: forward again, storing h_{t-1} and a_t of each step, and backward, (B1)
+ * to (B8). Strips are inside chunks so that the buffers of one chunk stay in the cache, and so that sumB and sumC
+ * collect the sums of (B3) over strips; the sum across a vector follows once per chunk.
+ */
 static void NAME(backward_task)(
     const scan_t *a, int64_t k, int64_t group, int64_t part, vec *scratch, int64_t longest
 ) {
@@ -384,56 +394,56 @@ static void NAME(backward_task)(
                 const strip_t *at = s + j;
                 const vec *restrict Aj = at->A;
                 memcpy(h, marks + (chunk * strips + j) * S, (size_t)S * sizeof(vec));
-                /* Forward: states before every step and decays are kept; dC needs the states only. */
+                /* Forward: h_{t-1} (before) and a_t (decay) of every step, and the gradients in h_t only: dC and dz. */
                 for (int64_t t = 0; t < count; t++) {
                     const int64_t row = start + (reverse ? length - 1 - first - t : first + t);
                     const REAL *restrict Bt = ROW(a->Bs, k, row) + g, *restrict Ct = ROW(a->Cs, k, row) + g;
-                    vec *restrict kept = before + t * S, *restrict decays = decay + t * S, *restrict dC = sumC + t * S;
+                    vec *restrict old_h = before + t * S, *restrict a_t = decay + t * S, *restrict dC = sumC + t * S;
                     vec *restrict state = h;
                     vec dt = NAME(step)(a, at, row, slopes + t);
                     vec u = NAME(load)(ROW(a->u, k, row) + at->channel, at->n), input = dt * u, y = {0};
-                    vec gy = NAME(load)(ROW(a->grad_out, k, row) + at->channel, at->n), gate = gy, z = {0}, open = {0};
-                    if (a->z.data) {
+                    vec gy = NAME(load)(ROW(a->grad_out, k, row) + at->channel, at->n), g_t = gy, z = {0}, sig = {0};
+                    if (a->z.data) { /* (B1) */
                         z = NAME(load)(ROW(a->z, k, row) + at->channel, at->n);
-                        open = NAME(sigmoid)(z);
-                        gy = gate * z * open;
+                        sig = NAME(sigmoid)(z);
+                        gy = g_t * z * sig;
                     }
                     for (int64_t i = 0; i < S; i++) {
                         vec e = NAME(exp2)(dt * Aj[i]), old = state[i], next = e * old + input * Bt[i];
-                        kept[i] = old, decays[i] = e, state[i] = next;
+                        old_h[i] = old, a_t[i] = e, state[i] = next;
                         y += next * Ct[i];
-                        dC[i] += gy * next;
+                        dC[i] += gy * next; /* (B3) */
                     }
                     if (a->z.data) {
                         if (a->skip) y += at->skip * u;
-                        vec dz = gate * y * open * ((REAL)1 + z * ((REAL)1 - open));
+                        vec dz = g_t * y * sig * ((REAL)1 + z * ((REAL)1 - sig)); /* (B1) */
                         NAME(store)((REAL *)a->dz + (k * a->N + row) * a->D + at->channel, dz, at->n);
                     }
                     dts[t] = dt, us[t] = u, gys[t] = gy;
                 }
-                /* Backward: lambda, the gradient of the state, comes in multiplied by the decay of the step after. */
+                /* Backward: carried is a_{t+1} lambda_{t+1}, l is lambda_t. */
                 for (int64_t t = count - 1; t >= 0; t--) {
                     const int64_t row = start + (reverse ? length - 1 - first - t : first + t);
                     const REAL *restrict Bt = ROW(a->Bs, k, row) + g, *restrict Ct = ROW(a->Cs, k, row) + g;
-                    const vec *restrict kept = before + t * S, *restrict decays = decay + t * S;
+                    const vec *restrict old_h = before + t * S, *restrict a_t = decay + t * S;
                     vec *restrict dB = sumB + t * S, *restrict dAj = dA + j * S, *restrict carried = lambda + j * S;
                     const vec dt = dts[t], u = us[t], gy = gys[t], input = dt * u;
-                    vec into = {0}, rate = {0};
+                    vec v = {0}, rA = {0};
                     for (int64_t i = 0; i < S; i++) {
-                        vec l = gy * Ct[i] + carried[i], decayed = l * decays[i], change = decayed * kept[i];
-                        dB[i] += l * input;
-                        into += l * Bt[i];
-                        rate += change * Aj[i];
-                        dAj[i] += change * dt;
-                        carried[i] = decayed;
+                        vec l = gy * Ct[i] + carried[i], al = l * a_t[i], r = al * old_h[i]; /* (B2), (B5) */
+                        dB[i] += l * input;                                                   /* (B3) */
+                        v += l * Bt[i];                                                       /* (B4) */
+                        rA += r * Aj[i];
+                        dAj[i] += r * dt; /* (B5) */
+                        carried[i] = al;
                     }
-                    const vec dx = (rate * LN2 + into * u) * slopes[t];
+                    const vec draw = (rA * LN2 + v * u) * slopes[t]; /* (B6); Aj is A log2(e), hence LN2 */
                     const int64_t place = (k * a->N + row) * a->D + at->channel;
-                    NAME(store)((REAL *)a->ddelta + place, dx, at->n);
-                    vec du = dt * into; if (a->skip) du += at->skip * gy;
+                    NAME(store)((REAL *)a->ddelta + place, draw, at->n);
+                    vec du = dt * v; if (a->skip) du += at->skip * gy; /* (B4) */
                     NAME(store)((REAL *)a->du + place, du, at->n);
-                    dskip[j] += gy * u;
-                    dbias[j] += dx;
+                    dskip[j] += gy * u; /* (B7) */
+                    dbias[j] += draw;
                 }
             }
             for (int64_t t = 0; t < count; t++) {
@@ -446,8 +456,10 @@ static void NAME(backward_task)(
                 }
             }
         }
+        /* (B8): after the first step lambda contains a_1 lambda_1. */
         for (int64_t j = 0; j < strips; j++) NAME(put_state)(a, s + j, a->dinitial, b, lambda + j * S);
     }
+    /* Partial sums of this group of conversations. */
     for (int64_t j = 0; j < strips; j++) {
         const int64_t at = k * a->groups + group;
         for (int64_t i = 0; i < S; i++)
@@ -466,7 +478,7 @@ int64_t NAME(ercfusion_scratch)(const scan_t *a, int64_t backward) {
     return VECTOR * (3 * strips * a->S + 2 * strips + a->S + steps * (4 * a->S + 4) + marks + 1);
 }
 
-/* Takes tasks from the counter until none is left. Any number of workers may do so at once. */
+/* Takes tasks from the counter until none is left. Any number of workers may run it at once. */
 void NAME(ercfusion_scan)(const scan_t *a, int64_t backward, int64_t *counter, void *memory) {
     const int64_t tasks = a->K * a->groups * a->blocks, longest = longest_of(a);
     vec *scratch = (vec *)(((uintptr_t)memory + VECTOR - 1) / VECTOR * VECTOR);

@@ -1,13 +1,23 @@
-"""The short causal convolution of :mod:`ercfusion.ops.conv` on CUDA, in Triton.
+"""The short causal convolution of :mod:`ercfusion.ops.conv` on CUDA in Triton.
 
-A program has a tile of rows of the packed batch and channels; every row knows where its conversation begins and ends,
-so conversations need no padding and none sees another. The sums over rows for the gradients of weights and bias are
-written tile by tile and added in a second step, without atomics. float32 inside, float64 where an input has it.
+A program computes a tile of rows of the packed batch and channels. Every row knows the bounds of its conversation, so
+conversations need no padding. The sums over rows for the gradients of weights and bias are written per tile and added
+in a second step, without atomics. Computes in float32, or float64 if an input is.
 
 K directions (1 or 2), N utterances of B conversations, D channels, W taps.
+
+With x the input, v_t the sum before the activation and g_t its gradient, in reading direction (derivation in
+``_gradients`` of :mod:`ercfusion.ops.conv`):
+
+.. code-block:: text
+
+    (1) v_t = bias + sum_j weight[W - 1 - j] x_{t-j},  y_t = v_t sigmoid(v_t) with SiLU
+    (2) g_t = dy_t sigmoid(v_t) (1 + v_t (1 - sigmoid(v_t))) with SiLU, else dy_t
+    (3) dx_t = sum_j weight[W - 1 - j] g_{t+j}
+    (4) dweight[W - 1 - j] = sum_t g_t x_{t-j},  dbias = sum_t g_t
 """
 
-# Triton reads the kernels: it has types of its own, and a tuple that grows is nothing strange to it.
+# Triton compiles the kernels with its own types.
 # mypy: disable-error-code="assignment, var-annotated, no-untyped-def"
 
 from __future__ import annotations
@@ -29,13 +39,13 @@ def _device(function: Callable[..., Any]) -> Any:
 
 
 def _kernel(function: Callable[..., None]) -> Any:
-    """Not compiled anew for special values of what changes from batch to batch."""
+    """A kernel that is not specialised to arguments varying between batches."""
     return triton.jit(function, do_not_specialize=["N", "x_k", "grad_k", "reverse"])
 
 
 @_device
 def _sum(x, weight, bias, row, low, high, step, d, real, x_n, W: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr):
-    """The convolution, before the activation, at ``row`` (rows); nothing is read of rows outside [low, high)."""
+    """(1) at ``row`` (rows), before the activation; rows outside [low, high) are not read."""
     inside = (row >= low) & (row < high)
     y = tl.zeros((row.shape[0], d.shape[0]), WIDE)
     if BIAS:
@@ -55,7 +65,7 @@ def forward_kernel(
     x_k, x_n, N, D, reverse, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile of the output."""
+    """(1) for one tile."""
     columns = tl.cdiv(D, CHANNELS)
     tiles = tl.cdiv(N, ROWS)
     pid = tl.program_id(0)
@@ -79,7 +89,7 @@ def backward_kernel(
     x_k, x_n, grad_k, grad_n, N, D, reverse, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile of the gradient of x, and this tile's share, as outputs, in those of weight and bias."""
+    """(3) for one tile, and the tile's part of (4)."""
     columns = tl.cdiv(D, CHANNELS)
     tiles = tl.cdiv(N, ROWS)
     pid = tl.program_id(0)
@@ -94,31 +104,33 @@ def backward_kernel(
     x += k * x_k
     weight += k * D * W
     bias += k * D
-    # Of the output j utterances later in reading direction, of which x is tap j.
-    total = tl.zeros((ROWS, CHANNELS), WIDE)
+    # (3): this x is tap j of the output j utterances later. Its g is computed again here, with W loads of x, so that
+    # tiles exchange nothing.
+    dx_ = tl.zeros((ROWS, CHANNELS), WIDE)
     own = tl.zeros((ROWS, CHANNELS), WIDE)
     for j in tl.static_range(W):
-        later = row + j * step
-        on = ((later >= low) & (later < high))[:, None] & real[None, :]
-        g = tl.load(grad + k * grad_k + later[:, None] * grad_n + d[None, :], mask=on, other=0.0).to(WIDE)
-        if SILU:
-            y = _sum(x, weight, bias, later, low, high, step, d, real, x_n, W, BIAS, WIDE)
-            open_ = 1.0 / (1.0 + tl.exp(-y))
-            g *= open_ * (1.0 + y * (1.0 - open_))
+        target = row + j * step
+        on = ((target >= low) & (target < high))[:, None] & real[None, :]
+        g = tl.load(grad + k * grad_k + target[:, None] * grad_n + d[None, :], mask=on, other=0.0).to(WIDE)
+        if SILU:  # (2)
+            v = _sum(x, weight, bias, target, low, high, step, d, real, x_n, W, BIAS, WIDE)
+            sig = 1.0 / (1.0 + tl.exp(-v))
+            g *= sig * (1.0 + v * (1.0 - sig))
         tap = tl.load(weight + d * W + (W - 1 - j), mask=real, other=0.0).to(WIDE)
-        total += tap[None, :] * g
-        if j == 0:
+        dx_ += tap[None, :] * g
+        if j == 0:  # g of the tile's own rows, for (4)
             own = g
     at = (k * N + row[:, None]) * D + d[None, :]
-    tl.store(dx + at, total.to(dx.dtype.element_ty), mask=(row < N)[:, None] & real[None, :])
-    share = (tile * (tl.num_programs(0) // columns // tiles) + k) * D + d
+    tl.store(dx + at, dx_.to(dx.dtype.element_ty), mask=(row < N)[:, None] & real[None, :])
+    # (4), summed over the rows of the tile; (tiles, K, D, W)
+    part = (tile * (tl.num_programs(0) // columns // tiles) + k) * D + d
     for j in tl.static_range(W):
         source = row - j * step
         on = ((source >= low) & (source < high))[:, None] & real[None, :]
         value = tl.load(x + source[:, None] * x_n + d[None, :], mask=on, other=0.0).to(WIDE)
-        tl.store(dweight + share * W + (W - 1 - j), tl.sum(own * value, axis=0), mask=real)
+        tl.store(dweight + part * W + (W - 1 - j), tl.sum(own * value, axis=0), mask=real)
     if BIAS:
-        tl.store(dbias + share, tl.sum(own, axis=0), mask=real)
+        tl.store(dbias + part, tl.sum(own, axis=0), mask=real)
 
 
 def causal_conv_forward(
@@ -130,23 +142,23 @@ def causal_conv_forward(
     reverse: Sequence[bool],
     silu: bool,
 ) -> Tensor:
-    """``y_t = bias + sum_j weight[:, W - 1 - j] x_{t - j}`` inside each conversation; reversed, ``x_{t + j}``.
+    """``y_t = bias + sum_j weight[:, W - 1 - j] x_{t - j}`` in each conversation; in reverse ``x_{t + j}``.
 
     Args:
-        x: (K, N, D); of any real floating dtype, like all here.
-        weight: (K, D, W); every tap is unrolled, so W should be small.
+        x: (K, N, D), of any real floating dtype, like all tensors here.
+        weight: (K, D, W); W should be small, because taps are unrolled.
         bias: (K, D) or None.
         offsets: (B + 1) int64, on the device of ``x``.
-        lengths: (B) on the host; only their sum is used, which must be N.
-        reverse: By direction.
-        silu: Whether y passes through SiLU.
+        lengths: (B) on the host, with sum N.
+        reverse: Per direction.
+        silu: Apply SiLU.
 
     Returns:
         (K, N, D) in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes that do not fit together, another dtype, or tensors outside CUDA (Triton's interpreter
-            takes those on the CPU).
+        ValueError: shapes that do not fit together, another dtype, or tensors outside CUDA (except in Triton's
+            interpreter).
     """
     call = _arguments(x, weight, bias, offsets, lengths, reverse, silu)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -164,9 +176,9 @@ def causal_conv_backward(
     reverse: Sequence[bool],
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight and bias from that of y (K, N, D); see :func:`causal_conv_forward`.
+    """Gradients of x, weight and bias from the gradient (K, N, D) of y; see :func:`causal_conv_forward`.
 
-    That of x is in its dtype, unless the directions share x and their sum is yet to be made; sums are not rounded.
+    That of x has its dtype, except if the directions share x, whose sum is not yet computed; sums are not rounded.
     """
     if grad.shape != x.shape:
         raise ValueError(f"grad must be {tuple(x.shape)} like x; found {tuple(grad.shape)}")
@@ -185,7 +197,7 @@ def causal_conv_backward(
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """With its last axis contiguous; the others may have any stride, 0 included."""
+    """The tensor with a contiguous last axis; other strides are free, 0 included."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -220,7 +232,7 @@ def _arguments(
         raise ValueError(f"x must be on CUDA; found {x.device}")
     dtypes = [tensor.dtype for tensor in (x, weight, bias) if tensor is not None]
     x = _rows(x)
-    # First row of the conversation of every row, and the row behind its last.
+    # First row of each row's conversation, and the row after its last.
     of = torch.bucketize(torch.arange(N, device=x.device), offsets[1:], right=True)
     return {
         "x": x,

@@ -1,23 +1,20 @@
-"""The selective scan on CUDA, in Triton: needs no compiler where it is installed, and no padding.
+"""The selective scan on CUDA in Triton; it needs no compiler at installation and no padding.
 
-Conversations are short, so time runs sequentially, in registers, and everything else is parallel: one program (a warp)
-for every direction, conversation and block of channels, all in one launch. A long conversation is cut into segments:
-each is scanned from zero, one pass hands the states on from segment to segment (a segment multiplies what it is given
-by exp(A sum dt), so one sum a channel describes it), and a second scan starts from the right states.
+Conversations are short, so time is sequential, in registers, and everything else parallel: one program (a warp) per
+direction, conversation and block of channels, in one launch. Long conversations are cut into segments. From the state h
+before it, a segment ends with exp(A sum dt) h + (its end state from h = 0). So the segments are scanned from zero, one
+launch computes the state before every segment, and a second scan starts from these states.
 
-The backward pass keeps nothing from the forward pass. It scans again, noting the state in front of every few
-utterances, then goes through these blocks from the last to the first: it recomputes the states of a block in registers
-and runs through it backwards with
+The backward pass stores nothing from the forward pass. It scans again and stores the state before every few utterances
+(a block). Then, from the last block to the first, it recomputes the states of the block in registers and runs backwards
+through it, after the equations of :mod:`ercfusion.ops.scan.contract`.
 
-    lambda_t = C_t gy_t + exp(dt_{t+1} A) lambda_{t+1},
+Sums over channels (for B and C) and over conversations (for A, D and the bias of delta) are written as partial sums and
+added in a second step, without atomics. Every run therefore has the same bits. Segments depend only on the length of their
+conversation, blocks only on the widths, so a conversation's results do not depend on the others in the batch.
 
-from which all gradients follow (gy is the gradient of y before the gate). Sums over channels (for B and C) and over
-conversations (for A, D and the bias of delta) are written as partial sums and added in a second step: no atomics, so
-that results are the same in every run, and what belongs to one conversation does not depend on the others in the batch.
-How a conversation is cut depends on its own length alone, the size of the blocks on the widths alone.
-
-The recurrence is that of Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024),
-section 3; recomputing states in the backward pass is their section 3.3.2.
+Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), section 3; recomputation in
+the backward pass is their section 3.3.2.
 """
 
 from __future__ import annotations
@@ -34,8 +31,8 @@ from torch import Tensor
 from ercfusion.ops.scan.contract import ScanGradients, ScanInputs
 from ercfusion.ops.scan.triton_kernels import adjoint_kernel, backward_kernel, carry_kernel, scan_kernel
 
-#: Most states a channel: the states of two channels, at two utterances, have to fit in the registers of a warp.
 MOST_STATES = 256
+"""Most states per channel: a warp's registers must contain the states of two channels at two utterances."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,15 +40,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class TritonScan:
     """The backend ``triton`` of :func:`ercfusion.ops.selective_scan`.
 
-    float32 inside; inputs float32, bfloat16 or float16 in any mixture, real. K directions, B conversations, N
-    utterances, D channels, S states, G groups; the fields of :class:`ScanInputs` say what the tensors are. Not on the
-    CPU, but for Triton's interpreter (``TRITON_INTERPRET=1`` before Triton is imported), which is for tests.
+    Computes in float32; inputs may mix float32, bfloat16 and float16, real only. Runs on CUDA, or on the CPU in
+    Triton's interpreter for tests (``TRITON_INTERPRET=1`` before Triton is imported).
 
     Args:
-        longest: Conversations of more utterances are cut into segments.
-        segment: Length of these segments.
-        scratch: Bytes for the states noted in the backward pass. Where more would be needed, conversations are taken in
-            turns, at least one conversation or segment at a time.
+        longest: Longer conversations are cut into segments.
+        segment: Length of the segments.
+        scratch: Bytes for stored states in the backward pass. If more were needed, conversations are processed in
+            several launches, with at least one conversation or segment each.
 
     Raises:
         ValueError: one of them is not positive.
@@ -67,7 +63,7 @@ class TritonScan:
         self.interpreted = not isinstance(scan_kernel, triton.JITFunction)
 
     def declines(self, inputs: ScanInputs) -> str | None:
-        """Why it cannot compute these, or None."""
+        """Declines other devices and dtypes, and more than 256 states."""
         if inputs.u.device.type != "cuda" and not (self.interpreted and inputs.u.device.type == "cpu"):
             return f"it runs on CUDA, the tensors are on {inputs.u.device}"
         for name, tensor in inputs._asdict().items():
@@ -86,8 +82,8 @@ class TritonScan:
     def backward(self, grad_out: Tensor, grad_final: Tensor | None, *inputs: Any) -> ScanGradients:
         """From the gradients of the two results and the same inputs.
 
-        Gradients of single utterances are in the dtype of their input, all that are sums in float32; so are those of
-        what both directions share, whose sum is yet to be made.
+        Gradients per utterance have the dtype of their input. Sums are float32, and so are gradients of tensors shared
+        by the directions, whose sum is not yet computed.
         """
         call = _Call(ScanInputs(*inputs), self)
         with _on(call.u):
@@ -100,7 +96,7 @@ def _on(tensor: Tensor) -> Any:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """With its last axis contiguous; the others may have any stride, 0 included."""
+    """The tensor with a contiguous last axis; other strides are free, 0 included."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -110,10 +106,11 @@ def _whole(tensor: Tensor) -> Tensor:
 
 @dataclass
 class _Segments:
-    """Stretches of rows that are scanned by one program each, in the order of their rows.
+    """Ranges of rows scanned by one program each, in order.
 
     ``start`` and ``stop`` (segments) rows; ``owner`` (segments) the conversation of each, ``head`` (B + 1) the first
-    segment of each. On the device; ``lengths`` on the host.
+    segment of each conversation. On the device; ``lengths`` on the host. ``cut`` is False if every segment is a
+    conversation.
     """
 
     start: Tensor
@@ -147,10 +144,10 @@ def _segments(offsets: Tensor, lengths: tuple[int, ...], longest: int, segment: 
 
 
 class _Call:
-    """One call: inputs as the kernels want them, and their arguments by name.
+    """One call: inputs in the layout of the kernels, and their arguments by name.
 
-    A kernel takes the arguments that it has parameters for, so that a pointer, its strides and the block sizes are
-    named in one place. An optional tensor that is absent is replaced by ``u``, which is never read in its place.
+    Each kernel takes the arguments named in its signature, so a pointer, its strides and the block sizes are named
+    once. An absent optional tensor is replaced by ``u``, which the kernel does not read.
     """
 
     def __init__(self, inputs: ScanInputs, settings: TritonScan) -> None:
@@ -162,7 +159,7 @@ class _Call:
         # Blocks of channels have one group of B and one of C.
         self.G = lcm(inputs.B.shape[2], inputs.C.shape[2])
         self.b, self.c = self._grouped(inputs.B), self._grouped(inputs.C)
-        self.gate = None if inputs.z is None else _rows(inputs.z)
+        self.z = None if inputs.z is None else _rows(inputs.z)
         self.initial = None if inputs.initial is None else _whole(inputs.initial)
         skip, bias = (None if x is None else _whole(x) for x in (inputs.D, inputs.delta_bias))
         self.a = _whole(inputs.A)
@@ -172,7 +169,7 @@ class _Call:
         width = self.D // self.G
         states = triton.next_power_of_2(self.S)
         low = min(states, 4)
-        # As the backward pass has registers for: 16 states a lane where a lane has one channel of a vector, else 8.
+        # Limited by the registers of the backward pass: 16 states per lane if a lane has one channel, else 8.
         block = 32 if states <= 16 else max(256 // states, 2)
         block = min(block, triton.next_power_of_2(width))
         self.blocks = triton.cdiv(width, block)
@@ -184,7 +181,7 @@ class _Call:
             **self._strided("delta", self.delta),
             **self._strided("b", self.b),
             **self._strided("c", self.c),
-            **self._strided("gate", self.u if self.gate is None else self.gate),
+            **self._strided("z", self.u if self.z is None else self.z),
             "a": self.a,
             "skip": self.u if skip is None else skip,
             "bias": self.u if bias is None else bias,
@@ -208,13 +205,13 @@ class _Call:
             "STEPS": self.steps,
             "SOFTPLUS": inputs.softplus,
             "SKIP": skip is not None,
-            "GATE": self.gate is not None,
+            "GATE": self.z is not None,
             "BIAS": bias is not None,
             "CUT": self.segments.cut,
         }
 
     def scan(self, initial: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs and last states, from the state in front of every segment."""
+        """Outputs and final states, from the states before the segments."""
         out = torch.empty(self.K, self.N, self.D, dtype=self.u.dtype, device=self.u.device)
         final = self._empty(self.K, self.B, self.D, self.S)
         self._launch(
@@ -224,7 +221,7 @@ class _Call:
         return out, final
 
     def received(self) -> Tensor | None:
-        """The state in front of every segment, (K, segments, D, S)."""
+        """The state before every segment, (K, segments, D, S)."""
         if not self.segments.cut:
             return self.initial
         local, self.total = self._empty(*self._edges()), self._empty(*self._edges()[:3])
@@ -232,55 +229,56 @@ class _Call:
             scan_kernel, len(self.segments.lengths), out=local, final=local, total=self.total, LOCAL=True,
             **self._optional("initial", None),
         )  # fmt: skip
-        return self._handed(local, self.initial, False)
+        return self._carry(local, self.initial, False)
 
     def gradients(self, grad: Tensor, final: Tensor | None) -> ScanGradients:
-        """All gradients, from those of the outputs and of the last states."""
+        """All gradients, from those of the outputs and of the final states."""
         initial = self.received()
         if self.segments.cut:
             local = self._empty(*self._edges())
             self._launch(adjoint_kernel, len(self.segments.lengths), local=local, **self._strided("grad", grad))
-            final = self._handed(local, final, True)
+            final = self._carry(local, final, True)
 
         sizes, K, G, S = self.segments.lengths, self.K, self.G, self.S
         du, ddelta = self._like(self.u), self._like(self.delta)
-        dgate = None if self.gate is None else self._like(self.gate)
+        dz = None if self.z is None else self._like(self.z)
         db, dc = (self._empty(self.blocks, K, self.N, G, S) for _ in range(2))
         da = self._empty(len(sizes), K, self.D, S)
         dskip, dbias = (self._empty(len(sizes), K, self.D) for _ in range(2))
         dinitial = None if self.initial is None else torch.empty_like(self.initial)
         turns = self._turns()
-        noted = self._empty(max((slots for _, _, slots in turns), default=0) * K * self.programs * self.tile)
-        for begin, these, slots in turns:
-            # Without an initial state, the first segment's is zero; only a cut makes one where none was given.
+        marks = self._empty(max((slots for _, _, slots in turns), default=0) * K * self.programs * self.tile)
+        for begin, count, slots in turns:
+            # ``initial`` is also present without an initial state if conversations are cut into segments.
             self._launch(
-                backward_kernel, these, from_segment=begin, these=these, slots=slots, noted=noted,
+                backward_kernel, count, from_segment=begin, count=count, slots=slots, marks=marks,
                 du=du, ddelta=ddelta, da=da, db=db, dc=dc, dskip=dskip, dbias=dbias,
-                dgate=du if dgate is None else dgate, dinitial=da if dinitial is None else dinitial,
+                dz=du if dz is None else dz, dinitial=da if dinitial is None else dinitial,
                 RETURN=dinitial is not None,
                 **self._strided("grad", grad), **self._optional("initial", initial), **self._optional("final", final),
             )  # fmt: skip
-        given = self.inputs
+        inputs = self.inputs
         return ScanGradients(
             du,
             ddelta,
             da.sum(0),
-            self._ungrouped(db, given.B),
-            self._ungrouped(dc, given.C),
-            None if given.D is None else dskip.sum(0),
-            dgate,
-            None if given.delta_bias is None else dbias.sum(0),
+            self._ungrouped(db, inputs.B),
+            self._ungrouped(dc, inputs.C),
+            None if inputs.D is None else dskip.sum(0),
+            dz,
+            None if inputs.delta_bias is None else dbias.sum(0),
             dinitial,
         )
 
-    def _handed(self, local: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
-        handed = torch.empty_like(local)
+    def _carry(self, local: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
+        """The state before, or with ``adjoint`` the gradient of the state after, every segment."""
+        received = torch.empty_like(local)
         more = self._optional("edge", edge)
-        self._launch(carry_kernel, self.B, local=local, total=self.total, handed=handed, ADJOINT=adjoint, **more)
-        return handed
+        self._launch(carry_kernel, self.B, local=local, total=self.total, received=received, ADJOINT=adjoint, **more)
+        return received
 
     def _turns(self) -> list[tuple[int, int, int]]:
-        """(first segment, how many, room in tiles) of every turn of the backward pass."""
+        """(first segment, number of segments, room in tiles) per launch of the backward pass."""
         most = self.scratch // (4 * self.K * max(self.programs, 1) * self.tile)
         turns: list[tuple[int, int, int]] = []
         begin = rows = 0
@@ -303,7 +301,7 @@ class _Call:
         return total
 
     def _like(self, x: Tensor) -> Tensor:
-        """Memory for the gradient of ``x``; float32 if the directions share ``x``: their sum is rounded, not they."""
+        """Memory for the gradient of ``x``; float32 if the directions share ``x``, as only their sum is rounded."""
         shared = self.K > 1 and x.stride(0) == 0
         return torch.empty(x.shape, dtype=torch.float32 if shared else x.dtype, device=x.device)
 
@@ -322,5 +320,5 @@ class _Call:
     def _launch(self, kernel: Any, segments: int, **more: Any) -> None:
         grid = self.K * segments * self.programs
         if grid:
-            known = self.arguments | more
-            kernel[(grid,)](**{name: known[name] for name in kernel.arg_names}, num_warps=1)
+            arguments = self.arguments | more
+            kernel[(grid,)](**{name: arguments[name] for name in kernel.arg_names}, num_warps=1)
