@@ -10,8 +10,8 @@ The backward pass stores nothing from the forward pass. It scans again and store
 through it, after the equations of :mod:`ercfusion.ops.scan.contract`.
 
 Sums over channels (for B and C) and over conversations (for A, D and the bias of delta) are written as partial sums and
-added in a second step, without atomics. Every run therefore has the same bits. Segments depend only on the length of their
-conversation, blocks only on the widths, so a conversation's results do not depend on the others in the batch.
+added in a second step, without atomics. Every run therefore has the same bits. Segments depend only on the length of
+their conversation, blocks only on the widths, so a conversation's results do not depend on the others in the batch.
 
 Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), section 3; recomputation in
 the backward pass is their section 3.3.2.
