@@ -109,9 +109,9 @@ def test_examples_run(name: str, workplace: Path) -> None:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    for page in PAGES:
+    for page in [*PAGES, DOCS.parent / "README.md"]:
         for block in blocks(page):
-            if block.language != "sh":
+            if block.language not in ("sh", "bash"):
                 continue
             for line in block.text.replace("\\\n", " ").splitlines():
                 words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)

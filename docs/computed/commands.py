@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,41 @@ import yaml
 from docs.computed.registry import register
 
 
-def text_of(name: str) -> str:
+def yaml_of(name: str) -> Any:
     """The file of a configuration."""
     import ercfusion
 
-    return (Path(ercfusion.__file__).parent / "conf" / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load((Path(ercfusion.__file__).parent / "conf" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def yaml_of(name: str) -> Any:
-
-    return yaml.safe_load(text_of(name))
-
-
-def commands_table() -> list[str]:
-    """One row per command, with what it declares to do."""
-    from ercfusion.__main__ import NAMES, declared
-
-    rows = ["| command | what it does |", "|---|---|"]
-    return rows + [f"| `ercfusion {name}` | {declared(name).about} |" for name in NAMES]
-
-
-def grammar_tables(name: str) -> list[str]:
-    """One row per key and flag of a command, without those that every command takes."""
+def command_part(name: str) -> list[str]:
+    """What a command does, and one row per key and flag without those of every command."""
     from ercfusion.__main__ import declared
 
     command = declared(name)
     rows = [(key.sign, key.about) for key in command.keys] + [(flag.sign, flag.about) for flag in command.flags]
-    return ["| key or flag | meaning |", "|---|---|"] + [f"| `{sign}` | {about} |" for sign, about in rows]
+    return [f"{command.about}.", *(["", *key_rows(rows)] if rows else [])]
+
+
+def key_rows(rows: list[tuple[str, str]]) -> list[str]:
+    """A table of keys and flags."""
+    return ["| key or flag | meaning |", "|---|---|", *(f"| `{sign}` | {about} |" for sign, about in rows)]
+
+
+def keys_table(name: str) -> list[str]:
+    """One row per key and flag of a command, without those of every command."""
+    return command_part(name)[2:]
+
+
+def common_table() -> list[str]:
+    """One row per key and flag of every command."""
+    from ercfusion.grammar import COMMON_FLAGS, COMMON_KEYS
+
+    return key_rows([(each.sign, each.about) for each in (*COMMON_KEYS, *COMMON_FLAGS)])
 
 
 def groups_table() -> list[str]:
-    """One row a group of presets: which is the default, and which there are."""
+    """One row per group of presets: the default and the choices."""
     from ercfusion.config.compose import Composer
 
     composer = Composer()
@@ -61,22 +64,7 @@ def groups_table() -> list[str]:
     return rows
 
 
-def training_presets() -> list[str]:
-    """One row a model's preset that chooses its own optimiser or schedule."""
-    import ercfusion
-
-    rows = ["| preset | `optimizer` | `scheduler` |", "|---|---|---|"]
-    usual = {name: next(iter(re.findall(rf"- {name}: (\w+)", text_of("train")))) for name in ("optimizer", "scheduler")}
-    for path in sorted((Path(ercfusion.__file__).parent / "conf" / "model").glob("*.yaml")):
-        own = dict(re.findall(r"override /(\w+): (\w+)", path.read_text(encoding="utf-8")))
-        if own:
-            rows.append(f"| `{path.stem}` | {' | '.join(f'`{own.get(name, usual[name])}`' for name in usual)} |")
-    return rows
-
-
-register("commands", "docs/commands.md", commands_table)
-register("groups", "docs/commands.md", groups_table)
-register("presets with their own training", "docs/commands.md", training_presets)
-for _command in ("train", "sweep", "evaluate", "extract"):
-    register(f"keys of {_command}", "docs/commands.md", partial(grammar_tables, _command))
-register("keys of reproduce", "docs/experiments.md", partial(grammar_tables, "reproduce"))
+register("keys of every command", "docs/commands.md", common_table)
+for _command in ("train", "sweep", "evaluate", "compare", "verify", "extract", "doctor"):
+    register(f"command {_command}", "docs/commands.md", partial(command_part, _command))
+register("keys of reproduce", "docs/experiments.md", partial(keys_table, "reproduce"))

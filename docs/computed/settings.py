@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from docs.computed.registry import register, register_built
+from docs.computed.registry import register_built
 
 SECTIONS = ("", "data", "training", "objective", "task", "optimizer", "scheduler", "curriculum", "trainer", "sweep")
 
@@ -13,28 +12,6 @@ SECTIONS = ("", "data", "training", "objective", "task", "optimizer", "scheduler
 def cell(value: Any) -> str:
     """A value as it is typed in YAML."""
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-
-
-def settings_table(section: str) -> list[str]:
-    """One row per setting, from the fields of the section."""
-    from ercfusion.config.sections import CHOICES
-    from ercfusion.config.settings import defaults_of, fields_in, flat, names_of
-
-    columns = ("setting", "default", "values", "searched", "decides the result", "meaning")
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    names = names_of(section) if section in CHOICES else [None]
-    defaults = {name: flat(defaults_of(section, name), f"{section}." if section else "") for name in names}
-    for key, field in fields_in(section).items():
-        values = {name: cell(found[key]) for name, found in defaults.items() if key in found}
-        default = next(iter(values.values())) if values else cell(field.default)
-        if len(set(values.values())) > 1 or len(values) < len(names):
-            default = ", ".join(f"`{name}`: {value}" for name, value in values.items())
-        if section in CHOICES and key.endswith(".name"):
-            default = f"`{names[0]}`"
-        flags = ("yes" if field.known.searchable else "no", "yes" if field.known.decides == "result" else "no")
-        cells = [f"`{key}`", default, field.values.replace("|", "\\|"), *flags, field.known.meaning]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
 
 
 def corpus_options_table() -> list[str]:
@@ -75,6 +52,3 @@ def typed(value: Any) -> str:
 
 
 register_built("settings", "docs/settings.md", settings_page)
-register("corpus options", "docs/commands.md", corpus_options_table)
-for _section in SECTIONS:
-    register(f"settings {_section or 'root'}", "docs/commands.md", partial(settings_table, _section))
