@@ -56,8 +56,7 @@ def fit(
             modality.
         targets: Targets of these utterances, as the key ``targets`` of ``corpus.yaml``.
         settings: All other settings, as in a settings file: a section as a mapping (``optimizer={"lr": 1e-3}``), the
-            choice of a group as a text (``scheduler="plateau"``), a single setting by name (``**{"data.raw":
-            folder}``).
+            choice of a group as a text (``scheduler="plateau"``), a single setting by its dotted name.
 
     Raises:
         ConfigError: an unknown setting (the nearest is named), or an invalid value.

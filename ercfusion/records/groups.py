@@ -31,7 +31,6 @@ class Group:
     """Runs of one model with the same settings on the same data, one per seed.
 
     Args:
-        name: For people.
         records: At least one, sorted by seed.
     """
 

@@ -26,8 +26,6 @@ def measure_optimism(
 
     Args:
         folder: A finished run with all epochs' models (``training.keep_every_epoch=true``).
-        record: Of the run.
-        data: Of the run.
         metric: The score; None for the one that chose the run's checkpoint.
 
     Returns:

@@ -89,7 +89,6 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
     """Read the predictions by split, exactly as passed to :func:`write_predictions`.
 
     Args:
-        path: The file.
         task: The expected task.
 
     Raises:

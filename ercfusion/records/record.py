@@ -144,7 +144,6 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
     """The record from the view of one of the run's tasks.
 
     Args:
-        record: Of a run.
         task: Name of the task; None for the one that chose the checkpoint.
 
     Raises:
@@ -207,7 +206,6 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
 
     Args:
         record: Of a run folder, or expanded from an archive.
-        path: Its file.
 
     Raises:
         RunError: it is not; the message names file and key.

@@ -48,7 +48,6 @@ def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
 
     Args:
         study: After all trials of this machine.
-        plan: Of the sweep.
         rerun: Train the winner on fresh seeds here.
 
     Raises:

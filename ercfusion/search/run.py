@@ -204,7 +204,6 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
     """Open an existing sweep, with new values for some of :data:`CHANGEABLE`.
 
     Args:
-        folder: Of the sweep.
         changes: New values by key.
         imports: The sweep's modules; required unless this process has imported them.
 

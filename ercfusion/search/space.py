@@ -60,7 +60,6 @@ def read_dimension(key: str, definition: Any, where: str) -> Dimension:
     """A dimension from a file, checked and normalised.
 
     Args:
-        key: The setting.
         definition: ``{low, high, log, step}`` or ``{choices}``.
         where: Prefix of messages.
 
@@ -117,7 +116,6 @@ def typed_dimension(key: str, parsed: Any, default: Any) -> Dimension:
     """A dimension typed in Hydra's sweep syntax.
 
     Args:
-        key: The setting.
         parsed: Hydra's override.
         default: The setting's default; if it is a whole number, so are the values of an ``interval``.
 

@@ -99,7 +99,6 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
 
     Args:
         storage: :func:`normalized`; None for SQLite in ``folder``.
-        folder: Of the sweep.
 
     Raises:
         ConfigError: no such kind of database.
@@ -132,7 +131,6 @@ def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
 
     Args:
         storage, folder: See :func:`open_storage`.
-        problem: What is wrong.
     """
     shown = folder / STUDY_FILE if storage is None else masked(storage)
     advice = "Restore it from a copy, or begin a new sweep."

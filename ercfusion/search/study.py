@@ -72,10 +72,8 @@ class Plan:
     """The description of a sweep for each of its processes.
 
     Args:
-        folder: Of the sweep on this machine.
         config: Resolved, as in ``config.json``.
         storage: Address with password; None for SQLite in the folder.
-        name: Of the study.
         place: Id of the folder among those working on one study.
         metric: The dev score to optimise.
     """
@@ -156,7 +154,6 @@ def open_study(plan: Plan, *, compared: bool = True) -> Study:
     """Load the study of a sweep.
 
     Args:
-        plan: Of the sweep.
         compared: Also check that the trials have the plan's settings.
 
     Raises:
@@ -183,8 +180,6 @@ def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
     """Raise :class:`RunError` unless the content of a study is that of a sweep.
 
     Args:
-        study: From the storage.
-        plan: Of the sweep.
         compared: See :func:`open_study`.
     """
     try:
@@ -201,7 +196,6 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
     """Create the study, or check that the existing one of this name has the same search.
 
     Args:
-        plan: Of the sweep.
         identity: What must be equal, by name.
 
     Returns:
@@ -339,7 +333,6 @@ def check_failures(trials: Sequence[FrozenTrial], place: str, since: float) -> N
     """Raise :class:`TrainingError` if consecutive trials fail: the cause is probably common to all.
 
     Args:
-        trials: Of the study.
         place: Of this folder; failures of other machines do not count.
         since: Unix time of the sweep's start or resumption; earlier failures do not count.
     """
@@ -369,8 +362,6 @@ def next_trial(
     """The next trial for a worker: one of its unfinished ones, a queued one, or a new one.
 
     Args:
-        study, plan: Of the sweep.
-        worker: Its number.
         deadline: Unix time after which no trial starts.
         since: See :func:`check_failures`.
 
@@ -446,7 +437,6 @@ class Watcher:
     Silence is measured on this process's clock, so the machines' clocks may differ.
 
     Args:
-        plan: Of the sweep.
         patience: Seconds of silence after which a trial is given up.
     """
 

@@ -59,7 +59,6 @@ def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: M
     """The first problem of a study; empty if there is none.
 
     Args:
-        attributes: Of the study.
         trials: Optuna's frozen trials.
         space: The sweep's dimensions; None if the study may be another sweep's.
     """

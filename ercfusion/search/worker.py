@@ -54,7 +54,6 @@ class WorkerJob:
     """The task of a worker process.
 
     Args:
-        plan: Of the sweep.
         number: Of the worker, from 0.
         deadline: Unix time after which no trial starts; None for none.
         since: Unix time of the sweep's start or resumption.

@@ -103,15 +103,13 @@ class Selection(pl.Callback):
 
     Args:
         folder: The run folder.
-        dev: The dev split.
         metric: The score choosing the epoch.
         max_epochs: For the progress lines.
         patience: Epochs without improvement before training stops; 0 never stops early.
         curriculum: Which conversations each epoch uses; None for all. A checkpoint made under another one is refused.
         keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
         verbose: Print one line per epoch.
-        on_epoch: Called last, with the epoch (from 1) and its score, when all files are written; an exception from it
-            ends the training.
+        on_epoch: Called last, with the epoch (from 1) and its score; an exception from it ends the training.
     """
 
     def __init__(
@@ -341,7 +339,6 @@ def read_history(path: Path, metric: str | None = None) -> list[dict[str, float]
     """Inverse of :func:`write_history`: one row per epoch, counted from 1, at least one.
 
     Args:
-        path: The file.
         metric: A dev score required in every row; None: not checked.
 
     Raises:

@@ -36,7 +36,6 @@ def before_features(
     """Checks of a run without features, for :func:`ercfusion.features.loading.load_data`.
 
     Args:
-        config: Of the run.
         needed: Splits in use.
         metric: The score choosing the checkpoint; None for the configured or the protocol's one.
     """

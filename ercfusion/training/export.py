@@ -53,7 +53,6 @@ def export_packs(
     The vectors are float32 and have length 1. Every turn of the protocol's splits with the modality gets one.
 
     Args:
-        run: Its folder.
         data: The section ``data`` of another corpus with features of the same kind; None for the run's own.
         out: Folder for the packs, one subfolder per modality; None for ``RUN/packs``, allowed only without ``data``.
         overwrite: Replace existing packs.
@@ -105,7 +104,6 @@ def write_packs(
 
     Args:
         recognizer: In eval mode.
-        data: The input data.
         target: Folder for the packs, one subfolder per modality.
         run: Folder of the run, with ``model`` and ``environment.json``.
         learned: The training data (:func:`ercfusion.data.provenance.trained_on`).

@@ -79,9 +79,6 @@ def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], 
     written last: a folder with it can be resumed, a folder without it counts as empty.
 
     Args:
-        folder: Of the run.
-        config: Resolved.
-        overrides: As typed.
         command: None for the command line of this process.
     """
     remove_leftovers(folder)

@@ -76,7 +76,6 @@ def train_many(
     KeyboardInterrupt; every folder can then be resumed.
 
     Args:
-        jobs: Started in this order.
         workers: Processes; None for :func:`ercfusion._core.pool.default_workers`.
         work: Function of a module called for each job; it must train in the job's folder.
         on_done: Called in this process when a run has ended; it may print.

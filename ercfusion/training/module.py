@@ -40,7 +40,6 @@ class ConversationModule(pl.LightningModule):
 
     Args:
         recognizer: Prepared with the training split.
-        objective: The loss.
         optimizer: ``name`` and the arguments of the torch optimiser. Weight decay applies to matrices without a true
             attribute ``_no_weight_decay``; with ``decay_all`` to all parameters.
         scheduler: ``name`` and its arguments: ``constant``; ``cosine`` with ``warmup``, the fraction of all steps with
@@ -200,7 +199,6 @@ class TrainingBatches(pl.LightningDataModule):
     because the trainer's own ``set_epoch`` comes later.
 
     Args:
-        store: The training split.
         sampler: Of its conversations.
         pin_memory: See :class:`torch.utils.data.DataLoader`.
     """

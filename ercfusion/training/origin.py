@@ -57,7 +57,6 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
 
     Args:
         checkpoint: From :func:`ercfusion.training.checkpoint_schema.read_checkpoint`.
-        origin: Of the run to resume.
         path: The checkpoint's file.
     """
     made: Mapping[str, Any] | None = checkpoint.get(KEY)

@@ -263,7 +263,6 @@ def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
     """The folder of a run for all its processes: the first one creates it and passes its name on.
 
     Args:
-        trainer: The section of the configuration.
         make: Called in the first process; an exception from it ends all processes.
 
     Raises:

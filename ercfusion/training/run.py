@@ -193,9 +193,7 @@ def fit(
     """Run the trainer; ``folder/model`` then holds the chosen model. Returns the device's name.
 
     Args:
-        config: Of the run.
         folder: Of the run; with a checkpoint, training is resumed.
-        train_store, dev_store: The data.
         metric: The score choosing the epoch.
         origin: The run's description for checkpoints (:func:`ercfusion.training.origin.make_origin`).
         on_epoch: See :class:`ercfusion.training.callbacks.Selection`.
@@ -454,7 +452,6 @@ def scored_splits(
     """The record's parts about dev and test for one task, with the majority floor.
 
     Args:
-        predictions: Of both splits.
         train_store: Its labels define the floor.
         metric: Of the task; always among the scores with an interval.
         resamples: Of the conversations, for the intervals.

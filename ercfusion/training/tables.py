@@ -126,8 +126,6 @@ def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | No
     """Rows and seeds without a record.
 
     Args:
-        preset: The table.
-        records: The existing ones.
         only: Names of rows, or of their files (without commas); None for all.
 
     Raises:
@@ -149,8 +147,6 @@ def make_jobs(
     """The jobs for missing records, with their run folders: new ones, or those of an earlier call.
 
     Args:
-        preset: The table.
-        missing: Rows and seeds.
         runs: Folder of the run folders ``ROW/seed-N``.
         extra: Arguments for all runs without influence on results, such as ``data.raw=DIR``.
 

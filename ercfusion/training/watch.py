@@ -30,10 +30,7 @@ class WatchedRun:
     """One run, observed through its folder.
 
     Args:
-        name: For people.
-        training: The section of its configuration.
         model: The model's preset.
-        folder: Of the run.
     """
 
     def __init__(self, name: str, training: Training, model: str, folder: Path) -> None:
@@ -140,8 +137,6 @@ class RunsProgress:
     The plain lines appear at most every 20 s. A finished run always gets a line.
 
     Args:
-        runs: In the order of their start.
-        workers: Number of runs at a time.
         description: Name of the runs in the lines.
         clock: Seconds since the Unix epoch.
     """
