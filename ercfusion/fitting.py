@@ -301,7 +301,7 @@ def begin(
         # A full disk or a removed folder: the files saved before are still good.
         if (folder / run.LAST).is_file():
             resume = continue_command(folder)
-            raise RunError(f"{system_words(error)}\nFree space or restore access, then run: {resume}") from error
+            raise RunError(f"{system_words(error)}.\nFree space or restore access, then run: {resume}") from error
         if is_new:
             run.discard_if_empty(folder)
         raise

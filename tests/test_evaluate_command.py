@@ -117,9 +117,9 @@ def test_folders_that_hold_no_finished_run(run_folder: Path, capsys: pytest.Capt
         assert f"record format {found}; this version reads {FORMAT}" in refused(main, [str(run_folder)], capsys)
     path.unlink()
     message = refused(main, [str(run_folder)], capsys)
-    assert f"the run is not finished. Finish it with: python -m ercfusion.train resume={run_folder}" in message
+    assert f"the run is not finished. Resume it with: python -m ercfusion.train resume={run_folder}" in message
     (run_folder / "config.json").unlink()
-    assert "no config.json either: not a run folder" in refused(main, [str(run_folder)], capsys)
+    assert "and no config.json: not a run folder" in refused(main, [str(run_folder)], capsys)
 
 
 def test_a_damaged_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

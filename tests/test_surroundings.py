@@ -203,7 +203,7 @@ def test_a_run_whose_disk_fills_can_be_resumed(
             lambda *arguments, **options: full(*arguments, **options),
         )
         message = refused(module.main, [*ARGUMENTS, f"run={tmp_path / 'r 1'}"], capsys)
-    assert "No space left on device\nFree space or restore access, then run: python -m ercfusion.train " in message
+    assert "No space left on device.\nFree space or restore access, then run: python -m ercfusion.train " in message
     assert str(tmp_path / "r 1") in message.splitlines()[0]
     assert run_command(module.main, shlex.split(message.partition("ercfusion.train ")[2])) == 0
     assert_same_run(tmp_path / "r 1", tmp_path / "whole")

@@ -184,12 +184,14 @@ def functions() -> dict[str, list[Function]]:
 
 @cache
 def texts_of(module: str) -> dict[str, str]:
-    """The constants of a module that are texts."""
-    return {
-        node.targets[0].id: rendered(node.value, {})
-        for node in trees()[module].body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_text(node.value)
-    }
+    """The constants of a module that are texts, imported ones too."""
+    texts: dict[str, str] = {}
+    for node in trees()[module].body:
+        if isinstance(node, ast.ImportFrom) and (source := (node.module or "").removeprefix("ercfusion.")) in trees():
+            texts |= {each.asname or each.name: texts_of(source).get(each.name, "") for each in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_text(node.value):
+            texts[node.targets[0].id] = rendered(node.value, {})
+    return {name: text for name, text in texts.items() if text}
 
 
 def rendered(node: ast.expr, values: Mapping[str, str]) -> str:

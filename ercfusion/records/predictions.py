@@ -99,7 +99,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
 
     path = Path(path)
     if not path.is_file():
-        raise RunError(f"{path}: the file is missing. Evaluate the run again, or copy the file back.")
+        raise RunError(f"{path}: the file is missing. Copy the file back, or evaluate the run again.")
     check_recorded(path)
     try:
         # Given a path, pyarrow would take "split=.." in a folder's name for a column.
@@ -112,7 +112,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
     metadata = parse_json(text, path, advice=DAMAGED)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         problem = f" was not written by this version of ercfusion (predictions, format {FORMAT})"
-        raise failure(RunError, path, problem, "Evaluate the run again.")
+        raise failure(RunError, path, problem, "Run evaluate again.")
     check(metadata, PredictionsHead, path, advice=DAMAGED)
     stored = metadata["task"]
     if (stored["name"], stored["kind"]) != (task.name, task.kind):
@@ -124,7 +124,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
     names = TaskSpec.from_dict(stored).output_names
     if names != task.output_names:
         problem = f" has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
-        raise failure(RunError, path, problem, "Evaluate the run again.")
+        raise failure(RunError, path, problem, "Run evaluate again.")
     for column in _schema(task):
         if column.name not in table.column_names:
             raise failure(RunError, path, f" is damaged: column {column.name!r} is missing", DAMAGED)

@@ -194,10 +194,10 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise RunError(f"{folder} is not a folder. Give the folder of a run.")
     if not path.is_file():
-        hint = f"Finish it with: {resume_command('unfinished run', 'train', path.parent)}"
         if not (path.parent / "config.json").is_file():
-            hint = "It has no config.json either: not a run folder. Give the folder of a run."
-        raise RunError(f"{folder} has no {RECORD}: the run is not finished. {hint}")
+            raise RunError(f"{folder} has no {RECORD} and no config.json: not a run folder. Give the folder of a run.")
+        command = resume_command("unfinished run", "train", path.parent)
+        raise RunError(f"{folder} has no {RECORD}: the run is not finished. Resume it with: {command}")
     return checked_record(read_json(path, advice=DAMAGED), path)
 
 

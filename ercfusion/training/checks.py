@@ -64,7 +64,7 @@ def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) 
         raise ConfigError(
             f"model={model.name}: these options take conversations of up to {longest} utterances; "
             f"{len(too_long)} are longer, the longest is {first.id!r} of the {split} split with "
-            f"{len(first)}. Change the model's options, choose another model, or split the conversations."
+            f"{len(first)}. Set other options, choose another model, or split the conversations."
         )
 
 

@@ -62,7 +62,7 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
     made: Mapping[str, Any] | None = checkpoint.get(KEY)
     if made is None:
         problem = ": it does not name its settings and data"
-        raise _refusal(path, problem, [], "Begin a new run")
+        raise _refusal(path, problem, [])
     _check_parts(checkpoint, path)
     rest = {name: value for name, value in checkpoint.items() if name != KEY}
     was = {name: value for name, value in made.items() if name != "sha256"}
@@ -74,9 +74,9 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
         raise failure(ResumeError, path, ": its content was changed (the checksum differs)", ADVICE)
     changes = _changes(made, origin, path)
     if made["run"] != origin["run"]:
-        raise _refusal(path, ": it is of another run", changes, "Restore the run's own")
+        raise _refusal(path, ": it is of another run", changes)
     if changes:
-        raise _refusal(path, ": changed since it was made", changes, "Restore that")
+        raise _refusal(path, ": changed since it was made", changes)
 
 
 def _check_parts(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -127,19 +127,19 @@ def other_versions(folder: Path) -> list[str]:
     return [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
 
 
-def _refusal(path: Path, problem: str, changes: Sequence[str], remedy: str) -> ErcfusionError:
+def _refusal(path: Path, problem: str, changes: Sequence[str]) -> ErcfusionError:
     """The error with as many changes, and as much advice, as a message has room for."""
-    begin = again_command(path.parent.parent)
-    long = f"{remedy}, or begin a new run: {begin}" if remedy != "Begin a new run" else f"{remedy}: {begin}"
-    short = RESTORE if remedy != "Begin a new run" else f"{remedy}."
     text = problem
     for count in range(min(len(changes), 4), 0, -1):
         more = f"; {len(changes) - count} more" if count < len(changes) else ""
         text = f"{problem}: {'; '.join(changes[:count])}{more}"
-        if len(str(failure(ResumeError, path, text, ""))) + len(short) + 2 <= MAX_CHARACTERS:
+        if len(str(failure(ResumeError, path, text, ""))) + len(RESTORE) + 2 <= MAX_CHARACTERS:
             break
-    error = failure(ResumeError, path, text, long if begin else short)
-    return error if str(error).endswith(long) else failure(ResumeError, path, text, short)
+    begin = again_command(path.parent.parent)
+    error = failure(ResumeError, path, text, f"Restore that, or begin a new run: {begin}")
+    if begin and str(error).endswith(begin):
+        return error
+    return failure(ResumeError, path, text, RESTORE)
 
 
 def again_command(folder: Path) -> str:

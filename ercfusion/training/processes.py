@@ -235,7 +235,10 @@ def joint_step(name: str) -> Iterator[None]:
         raise SystemExit(2)
     if error is not None:
         raise error
-    raise RunError(f"process {failed[0] + 1} of {_meeting.size}: {texts[failed[0]]}")
+    raise RunError(
+        f"process {failed[0] + 1} of {_meeting.size}: {texts[failed[0]].rstrip('.')}.\nCorrect this, then start all "
+        "processes again."
+    )
 
 
 def end_meeting() -> None:

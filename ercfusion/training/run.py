@@ -271,8 +271,8 @@ def fit(
         )
     except ValueError as error:
         raise ConfigError(
-            f"training.batch_size={settings.batch_size} with {trainer.world_size} processes: {error}. Change "
-            "training.batch_size or trainer.devices."
+            f"training.batch_size={settings.batch_size} with {trainer.world_size} processes: {error}. Set "
+            "another training.batch_size or trainer.devices."
         ) from error
     module = ConversationModule(
         recognizer,
