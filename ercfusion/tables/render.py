@@ -119,7 +119,7 @@ def score_cells(table: Table, tuning: bool = True) -> Cells:
     if features is not None:
         rows[0].append("features")
     if any(line.published for line in table.lines):
-        rows[0].append("published (difference of ours)")
+        rows[0].append("published (our difference)")
     for place, line in enumerate(table.lines):
         score = line.test[head]
         row = [line.row.name, spread(head, score), interval(head, score.low, score.high, bool(score.cautions))]

@@ -124,8 +124,13 @@ def tuning_cells(table: Table, brief: bool = True) -> list[list[str]]:
     return rows
 
 
-def tuning_note(table: Table) -> str:
-    """How the settings were chosen, and the consequence for comparisons; empty if all rows agree."""
+def tuning_note(table: Table, brief: bool = False) -> str:
+    """How the settings were chosen, and the consequence for comparisons; empty if all rows agree.
+
+    Args:
+        table: Its rows.
+        brief: Without the origin of each choice and the differences between schedules.
+    """
     tunings = {line.row.name: tuning_of(line, table.preset.config_dir) for line in table.lines}
     rivals = {name: tuning for name, tuning in tunings.items() if tuning.kind != "none"}
     tuned = {name: tuning for name, tuning in rivals.items() if tuning.kind == "tuned"}
@@ -140,13 +145,13 @@ def tuning_note(table: Table) -> str:
         parts += _seed_sentences(table, tuned)
     else:
         parts.append("Nothing was tuned for this corpus, but presets have their own schedules.")
-    for origin in dict.fromkeys(tuning.origin for tuning in rivals.values() if tuning.origin):
+    for origin in () if brief else dict.fromkeys(tuning.origin for tuning in rivals.values() if tuning.origin):
         names = [name for name, tuning in rivals.items() if tuning.origin == origin]
         parts.append(f"{_listed(names)}: {origin}.")
     cosine = {name: tuning for name, tuning in rivals.items() if tuning.schedule.endswith("cosine")}
     complete = {name: tuning for name, tuning in cosine.items() if not tuning.early}
     stopped = {name: tuning for name, tuning in cosine.items() if tuning.early}
-    if complete and stopped:
+    if complete and stopped and not brief:
         who = "the tuned rows" if set(complete) == set(tuned) else _listed(complete)
         longest = sorted({re.split(",", tuning.schedule)[0] for tuning in stopped.values()})
         patience = sorted({re.split(", ", tuning.schedule)[1] for tuning in stopped.values()})

@@ -21,12 +21,13 @@ def verdict_lines(table: Table) -> list[str]:
     widths = [pair.high - pair.low for pair in table.comparisons]
     defined = [width for width in widths if not np.isnan(width)]
     typical = (
-        f"the median width of their intervals is {number(table.metric, float(np.median(defined)))}"
+        f"the median width of an interval is {number(table.metric, float(np.median(defined)))}"
         if defined
         else "no difference has an interval"
     )
-    lines = [f"Of {len(widths)} comparisons {len(left)} are shown; {typical}{':' if left else '.'}", ""]
+    lines = [f"Of {len(widths)} differences {len(left)} are shown; {typical}{':' if left else '.'}", ""]
     names = [line.row.name for line in table.lines]
+    compared = {name for pair in table.comparisons for name in pair.names}
     while left:
         name, side = max(
             ((name, side) for name in names for side in (0, 1)),
@@ -34,6 +35,12 @@ def verdict_lines(table: Table) -> list[str]:
         )
         others = sorted((pair[1 - side] for pair in left if pair[side] == name), key=names.index)
         left = [pair for pair in left if pair[side] != name]
+        own = [frozenset((name, other)) for other in others]
+        if len(others) > 3 and {*others, name} == compared and unsure.isdisjoint(own):
+            ends = sorted(size[pair] for pair in own)
+            low, high = (number(table.metric, end) for end in (ends[0], ends[-1]))
+            lines.append(f"- `{name}` is {('below', 'above')[side]} all other compared rows, by {low} to {high}.")
+            continue
         parts = [
             f"`{other}` ({number(table.metric, size[frozenset((name, other))])}"
             + (", not certain)" if frozenset((name, other)) in unsure else ")")

@@ -26,7 +26,7 @@ from ercfusion.sweep import main as sweep
 
 __all__ = ["in_process"]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "runs.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-metric.md"
 MORE = """
 register(
     Metric(

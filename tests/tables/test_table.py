@@ -266,7 +266,7 @@ def test_rows_with_other_features_name_them(records):
     column = head.index("features")
     same = "text (24-d E aaaaaaaa)"
     assert [row[column] for row in rows] == [same, same, "text (24-d E bbbbbbbb), audio"]
-    assert rows[1][head.index("published (difference of ours)")].startswith("60.00†")
+    assert rows[1][head.index("published (our difference)")].startswith("60.00†")
     assert "audio 7-d (t)" in as_markdown(mixed).split("Dev split")[0]
     assert "features" not in score_cells(compute_table(preset(), records))[0]
 

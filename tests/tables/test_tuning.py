@@ -60,6 +60,11 @@ def test_each_row_states_its_settings_and_schedule() -> None:
     assert "The learning rate of the tuned rows falls to its minimum" in note
     assert "can stop earlier (patience 10, cosine of 30 epochs)" in note
     assert note.endswith("as a comparison of architectures.")
+    brief = tuning_note(found, brief=True)
+    assert len(brief) < len(note)
+    assert brief.endswith("as a comparison of architectures.")
+    assert "seeds: 0 and 1" in note
+    assert "seeds: 0 and 1" not in brief
     for text in (as_markdown(found), as_page(found)):
         assert "as a comparison of architectures" in text
         assert "seeds: 0 and 1; space and trials not recorded" in text

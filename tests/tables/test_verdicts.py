@@ -33,13 +33,26 @@ def test_verdicts_in_words():
     unsure = made("graph | window", "y", difference=-0.01, certain=False)
     found = verdict_lines(replace(table, lines=lines, comparisons=(*shown, hidden, unsure)))
     assert found == [
-        "Of 6 comparisons 5 are shown; the median width of their intervals is 2.00:",
+        "Of 6 differences 5 are shown; the median width of an interval is 2.00:",
         "",
         "- `plain` is below `graph | window` (2.00), `x` (3.00), `y` (4.00).",
         "- `y` is above `graph | window` (1.00, not certain), `x` (5.00).",
         "",
         "Not shown, but not certain: `graph | window` and `x`.",
     ]
+
+
+def test_a_row_below_all_others_needs_no_list():
+    rows = (Row("a", "concat", (), (0,)),)
+    table = compute_table(TablePreset(Path("made.yaml"), "Made", "demo", (), rows), {"a": [record("concat", 0)]})
+    names = ("a", "b", "c", "d", "e")
+    lines = tuple(replace(table.lines[0], row=replace(table.lines[0].row, name=name)) for name in names)
+    pairs = [made("a", name, difference=-0.01 * number) for number, name in enumerate(names[1:], start=1)]
+    text = verdict_lines(replace(table, lines=lines, comparisons=tuple(pairs)))
+    assert text[-1] == "- `a` is below all other compared rows, by 1.00 to 4.00."
+    unsure = replace(pairs[0], certain=False)
+    text = verdict_lines(replace(table, lines=lines, comparisons=(unsure, *pairs[1:])))
+    assert text[-1] == "- `a` is below `b` (1.00, not certain), `c` (2.00), `d` (3.00), `e` (4.00)."
 
 
 def test_a_pair_without_an_interval_says_so():
