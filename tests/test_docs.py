@@ -373,8 +373,8 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
             == {line.row.name for line in table("demo").lines} - {"concat", "majority"}
         ),
     ),
-    "`dialoguernn`, `dialoguegcn` and `cogmen`, which use speakers, have the three highest means; no difference between "
-    "them is shown.": (
+    "`dialoguernn`, `dialoguegcn` and `cogmen`, which use speakers, have the three highest means; no difference "
+    "between them is shown.": (
         "results.md",
         lambda: (
             sorted(table("demo").lines, key=lambda line: -line.test["weighted_f1"].mean)[2].row.name in SPEAKERS
