@@ -1,4 +1,4 @@
-"""Registry of architectures. Importing it loads torch and numpy; a model's file is loaded on first use."""
+"""Registry of architectures; a model's file is loaded on first use."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def architecture_limits(model: str | type[Architecture], options: Mapping[str, A
 def build_architecture(
     model: str | type[Architecture], inputs: InputSpec, options: Mapping[str, Any] | None = None
 ) -> Architecture:
-    """Build an architecture for the given inputs.
+    """Build an architecture.
 
     Args:
         model: As for :func:`architecture_class`.

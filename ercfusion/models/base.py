@@ -1,4 +1,4 @@
-"""Base of all architectures: modules from a packed batch to one vector per utterance."""
+"""Base of all architectures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from ercfusion.ops.processes import Shares
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Auxiliary loss of a whole batch: values per utterance, and the function reducing them.
+    """Auxiliary loss of a batch: values per utterance, and the function reducing them.
 
-    Distributed training spreads the utterances of a batch over processes, so their values are gathered before
-    ``function`` is called.
+    Distributed training gathers the values of all processes before calling ``function``.
 
     Args:
-        function: Called with the values and the packing of the same utterances; returns a scalar.
+        function: Maps values and packing of the same utterances to a scalar.
         values: (N, ...) each.
     """
 
@@ -44,11 +43,10 @@ class Encoded:
 
     Args:
         hidden: (N, hidden_size), the input of the heads.
-        modalities: Representations (N, D_m) by modality, if the architecture has them; the objective term ``unimodal``
-            puts a head on each.
+        modalities: Representations (N, D_m) by modality, if any; the objective term ``unimodal`` puts a head on each.
         attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` is set.
-        losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; distributed training needs a
-            :class:`BatchLoss`, a single process also accepts a scalar.
+        losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; scalars only without distributed
+            training.
     """
 
     hidden: Tensor
@@ -82,19 +80,18 @@ Request = Literal["outcomes"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an architecture can do and needs; tests and the documentation's matrix are computed from it.
+    """What an architecture can do and needs; tests and the documentation's matrix follow from it.
 
     Args:
-        learns: Its output depends on the input (False for ``majority``).
+        learns: Its output depends on the input.
         contextual: Reads other utterances of the conversation.
         causal: Never reads later utterances.
         missing_aware: Treats an absent modality differently from zeros.
         speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
             first appearance).
         needs_unimodal: Parts of it learn only from the objective term ``unimodal``.
-        requires: Modalities that it cannot run without; empty for none.
-        asks: Keyword arguments of ``forward`` provided by the recognizer; each has a default for use without a
-            recognizer.
+        requires: Required modalities.
+        asks: Keyword arguments of ``forward`` provided by the recognizer; optional without one.
         compiles: Runs under ``torch.compile``.
         compile_note: Reason if it does not.
 
@@ -134,8 +131,8 @@ class Limits:
 
     Args:
         longest: Longest conversation in utterances; None for any.
-        batch_dependence: Why an utterance's score depends on the other conversations of its batch, as the rest of a
-            sentence after "because"; empty if it does not.
+        batch_dependence: Why scores depend on the rest of the batch, as a sentence after "because"; empty if they do
+            not.
     """
 
     longest: int | None = None
@@ -145,9 +142,8 @@ class Limits:
 class Architecture(nn.Module, ABC):
     """Base of all architectures.
 
-    A subclass has the constructor ``Subclass(inputs, *, option=default, ...)`` with options of plain types, calls
-    ``super().__init__(inputs)`` first, sets ``hidden_size``, declares ``capabilities`` and implements :meth:`forward`.
-    Batches that do not fit the inputs are refused before :meth:`forward`.
+    A subclass has the constructor ``Subclass(inputs, *, option=default, ...)``, calls ``super().__init__(inputs)``
+    first, sets ``hidden_size``, declares ``capabilities`` and implements :meth:`forward`.
 
     Args:
         inputs: Modalities and widths of the data.
@@ -181,9 +177,7 @@ class Architecture(nn.Module, ABC):
 
     @classmethod
     def limits(cls, options: Mapping[str, Any]) -> Limits:
-        """Limits of an instance with ``options``; subclasses with limits override it.
-
-        Call :func:`ercfusion.models.architecture_limits`, which adds the defaults.
+        """Limits of an instance; :func:`ercfusion.models.architecture_limits` adds the defaults.
 
         Args:
             options: All options of the constructor.

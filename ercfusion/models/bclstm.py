@@ -1,4 +1,4 @@
-"""bc-LSTM: a context LSTM over the utterances, flat or hierarchical."""
+"""bc-LSTM, flat or hierarchical."""
 
 from __future__ import annotations
 
@@ -61,14 +61,13 @@ class ContextLSTM(nn.Module):
 class BcLstm(Architecture):
     """bc-LSTM: Poria et al., "Context-Dependent Sentiment Analysis in User-Generated Videos" (ACL 2017).
 
-    - *Paper* (sections 3.2 and 3.3): a bidirectional LSTM over the utterances of a video. ``flat`` ("non-hierarchical")
-      reads the concatenated modalities. ``hierarchical`` trains one such network per modality, then another on their
-      concatenated outputs.
-    - *Released code*: trains the levels one after the other, the second on frozen outputs of the first. The loss masks
-      padding, but the LSTMs read it. Training stops on the loss of the last fifth of the training videos.
-    - *Here*: the LSTM is packed, so it never reads padding and the backward direction starts at the last utterance.
-      Both levels are trained in one run, the first by the objective term ``unimodal`` (a classifier per modality). With
-      ``detach=true`` the second level sends no gradient into the first, as published, but both advance together.
+    - *Paper* (sections 3.2 and 3.3): a bidirectional LSTM over utterances. ``flat`` ("non-hierarchical") reads the
+      concatenated modalities. ``hierarchical`` trains one network per modality, then another on their concatenated
+      outputs.
+    - *Released code*: the second level is trained on frozen outputs of the first. The loss masks padding, but the LSTMs
+      read it. Training stops on the loss of the last fifth of the training videos.
+    - *Here*: the LSTM is packed: it reads no padding. Both levels are trained in one run, the first by the objective
+      term ``unimodal``. With ``detach=true`` the second sends no gradient into the first, as published.
 
     Args:
         inputs: Modalities and widths.
@@ -77,11 +76,11 @@ class BcLstm(Architecture):
         dense: Width of the dense layer after each LSTM, and of the output.
         projection: Width of each modality's projection; 0 for the features themselves, zeros if absent.
         layers: Stacked LSTM layers per level.
-        dropout: Dropout probability around the dense layers, between LSTM layers and on the projected input.
+        dropout: Dropout probability around dense layers, between LSTM layers and on the projected input.
         residual: Also feed the utterance's own vector to the dense layer.
-        detach: No gradient from the second level into the first (hierarchical only).
-        bidirectional: Read in both directions; false makes the model causal.
-        mask_padding: False: LSTMs read padding, as in the released code; scores depend on the batch.
+        detach: No gradient from the second level into the first.
+        bidirectional: Read both directions; false is causal.
+        mask_padding: False reads padding, as released; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, dense); hierarchical: one representation (N, dense) per modality.

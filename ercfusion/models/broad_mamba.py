@@ -1,4 +1,4 @@
-"""Broad Mamba: selective state spaces per modality, broad layers, and fusion by probabilities."""
+"""Broad Mamba: selective state spaces, broad layers, fusion by probabilities."""
 
 from __future__ import annotations
 
@@ -97,32 +97,29 @@ class BroadMamba(Architecture):
     """Broad Mamba, after Shou et al., "Revisiting Multi-modal Emotion Learning with Broad State Space Models and
     Probability-guidance Fusion" (arXiv 2404.17858; ECML PKDD 2025).
 
-    - *Paper* (abstract): a bidirectional state space model instead of attention gives each modality its context. A
-      broad learning system extracts features in a wider space. The label probabilities predicted by each modality
-      weight the fusion. No code was released.
-    - *Here*: everything else, so no figure obtained here is the paper's. The state space model is Mamba's selective one
-      with its convolution (Gu & Dao, 2023). Blocks are pre-norm and residual, a Mamba block and a broad layer each.
-      Speakers are an added embedding. The weights follow :class:`ercfusion.layers.broad.ProbabilityGuidedFusion`.
-      ``joint_layers`` further blocks follow the fusion: blocks on single modalities cannot track evidence that only
-      several modalities show together.
+    - *Paper* (abstract): a bidirectional state space model per modality instead of attention; a broad learning system
+      for features in a wider space; label probabilities predicted by each modality as fusion weights. No code was
+      released.
+    - *Here*: everything else, so no figure is the paper's. Mamba's selective state space model with its convolution (Gu
+      & Dao, 2023). Blocks are pre-norm and residual, a Mamba block and a broad layer each. Speakers are an added
+      embedding. Weights follow :class:`ercfusion.layers.broad.ProbabilityGuidedFusion`. ``joint_layers`` blocks follow
+      the fusion, to track evidence in several modalities together.
 
-    The probabilities come from the recognizer's classifiers on the modalities' representations, requested by
-    :class:`~ercfusion.models.base.Outcomes` whatever the objective. These classifiers learn through the weights and, if
-    ``objective.weights.unimodal`` is above 0, from the labels; with ``detach=true`` only from the labels. Without a
-    recognizer, and in regression, present modalities have equal weights. Weights per class (``class_wise`` of the
-    layer) need fused class scores, not a vector, and are not available.
+    The probabilities come from the recognizer's classifiers on the representations
+    (:class:`~ercfusion.models.base.Outcomes`). These learn through the weights and, if ``objective.weights.unimodal``
+    is above 0, from the labels; with ``detach=true`` only from the labels. Without a recognizer, and in regression,
+    present modalities have equal weights. ``class_wise`` weights need fused class scores and are not available.
 
     Args:
         inputs: Modalities and widths.
-        width: Width d of all vectors.
+        width: Width of all vectors.
         layers: Blocks (Mamba and broad layer) per modality.
         joint_layers: Blocks on the fused vectors.
-        state: State size S per channel.
+        state: State size per channel.
         expand: Channels inside a Mamba block, as a multiple of the width.
-        taps: Utterances read by a block's convolution; 1 is one factor per channel.
-        write: Input of an utterance into the state relative to Mamba's initialisation, at the same decay; 1 suits
-            thousands of steps.
-        bidirectional: Read in both directions; false makes the model causal and allows :meth:`step`.
+        taps: Utterances read by a block's convolution.
+        write: Input into the state relative to Mamba's initialisation, at the same decay; 1 suits thousands of steps.
+        bidirectional: Read both directions; false is causal and allows ``step``.
         tied: Same weights in both directions.
         combine: Combination of the directions.
         feature_groups: Groups of feature nodes in a broad layer; 0 for no broad layers.
@@ -131,12 +128,12 @@ class BroadMamba(Architecture):
         enhancement_width: Enhancement nodes per group.
         feature_activation: Activation of the feature nodes.
         activation: Activation of the enhancement nodes.
-        trainable: False keeps the nodes' random weights, as in a classical broad learning system.
+        trainable: False keeps the nodes' random weights, as in classical broad learning.
         fusion: Weights of the modalities: confidence or entropy of their classifiers, or uniform.
         temperature: Temperature of the weights; large values equalise them.
         epsilon: Share of the weight spread evenly.
         detach: No gradient from the weights into the classifiers.
-        speakers: Speaker embedding: number, whether the last utterance had the same speaker, or none.
+        speakers: Speaker embedding: number, same or other than before, or none.
         dropout: Dropout probability in the blocks and before the head.
         input_dropout: Dropout probability on the projected input.
 

@@ -22,45 +22,39 @@ from ercfusion.ops.processes import longest_over_processes
 class Cogmen(Architecture):
     """COGMEN: Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022).
 
-    A Transformer reads the whole conversation ("global information"). Then utterances exchange messages within a window
-    ("local information"): a relational graph convolution, whose relations encode the speakers and the order, followed
-    by graph attention.
+    A Transformer reads the conversation ("global information"). Then utterances exchange messages within a window
+    ("local information"): a relational graph convolution, with relations for speakers and order, and graph attention.
 
-    - *Paper*: concatenates the modalities and runs the Transformer at that width. The neighbours of an utterance are
-      the P before and the F after it.
-    - *Released code*: messages run from the window's centre to its members, so an utterance receives from the F before
-      and the P after it. The Transformer has no padding mask: scores depend on the other conversations of the batch.
-      Relations number the speakers. The features reach the classifier only through all layers, and batch normalisation
-      mixes conversations.
-    - *Here*: modalities are projected to a common width; the Transformer is packed and pre-norm. Relations distinguish
-      same from other speaker, for any number of speakers. The direction is the paper's, with layer normalisation and a
-      residual path from the encoded input to the classifier. ``docs/models/cogmen.md`` has the effect of each on MELD's
-      dev split.
+    - *Paper*: the Transformer runs on concatenated modalities. The window has P utterances before and F after its
+      centre.
+    - *Released code*: messages run from the centre to the window, so an utterance receives from F before and P after.
+      The Transformer attends to padding: scores depend on the batch. Relations number the speakers. The classifier
+      reads only the last layer; batch normalisation mixes conversations.
+    - *Here*: projected modalities, a packed pre-norm Transformer, relations of same and other speaker (any number), the
+      paper's direction, layer normalisation, and a residual path to the classifier. ``docs/models/cogmen.md`` has their
+      effects on MELD dev.
 
     The preset ``model=cogmen_released`` is the released form.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        projection: Width of the summed modality projections; 0 concatenates the features.
         layers: Number of Transformer layers.
-        context_heads: Attention heads of the Transformer; 0 takes the first of 7 to 14 that divides the width, else 1,
-            as released.
+        context_heads: Transformer heads; 0 takes the first of 7 to 14 that divides the width, else 1, as released.
         feedforward: Width of the Transformer's feed-forward layers.
-        hidden: Width of the graph's input, of one graph attention head, and of the output.
+        hidden: Width of the graph's input, of one graph head, and of the output.
         graph_heads: Heads of the graph attention.
         past: Earlier utterances in the window; -1 for all.
         future: Later utterances in the window; -1 for all.
-        lags: Distances with a learned bias in both attentions (:class:`ercfusion.layers.relative.RelativeBias`); 0 for
-            none, as published.
-        relations: Speakers in relations: same or other, or both numbers (:class:`ercfusion.ops.graph.WindowGraph`).
-        direction: ``paper``: an utterance receives from ``past`` before and ``future`` after it; ``released``: the
-            reverse.
+        lags: Distances with a learned bias in both attentions; 0 for none, as published.
+        relations: Speakers in relations: same or other, or both numbers.
+        direction: ``paper``: receive from ``past`` before and ``future`` after; ``released``: the reverse.
         dropout: Dropout probability in the Transformer, on its input and before the classifier.
         residual: Also feed the encoded input and the Transformer's output to the classifier.
-        norm: Normalisation after the graph; ``batch`` is over the utterances of a batch.
+        norm: Normalisation after the graph; ``batch`` is over all utterances.
         norm_first: Pre-norm Transformer layers.
         activation: Activation of the Transformer.
-        mask_padding: False: the Transformer attends to padding, as in the released code; scores depend on the batch.
+        mask_padding: False attends to padding, as released; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, hidden).

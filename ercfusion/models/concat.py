@@ -1,4 +1,4 @@
-"""The floor without context: encode each modality, concatenate, classify."""
+"""The floor without context."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "n
 class Concat(Architecture):
     """Per-modality multilayer perceptrons, concatenation and a dense layer; one utterance at a time.
 
-    The plain fusion described by Mandal & Li (2025, arXiv 2505.04642): small fully connected encoders with dropout,
-    concatenation, a dense layer, softmax. A contextual model's gain over it comes from the conversation.
+    The fusion of Mandal & Li (2025, arXiv 2505.04642). A contextual model's gain over it comes from the conversation.
 
     Args:
         inputs: Modalities and widths.
         hidden: Width of the encoders and of the dense layer.
         dropout: Dropout probability after each encoder and after the dense layer.
         input_dropout: Dropout probability on the standardised features.
-        activation: Activation after each layer; ``none`` makes the model linear, without products of features.
+        activation: Activation after each layer; ``none`` makes the model linear.
 
     Shapes:
         batch -> hidden (N, hidden), one representation (N, hidden) per modality.

@@ -62,26 +62,22 @@ def readout(in_features: int, hidden: int, layers: int, dropout: float) -> nn.Se
 class DagErc(Architecture):
     """DAG-ERC: Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021).
 
-    Within each layer, an utterance receives from its predecessors: all utterances since its speaker's last one, which
-    is included (``window`` counts the speaker's utterances). Information flows only forwards. Relations distinguish
-    predecessors of the same and of other speakers.
+    Within each layer, an utterance receives from its predecessors: all utterances from its speaker's last one on.
+    Information flows only forwards. Relations distinguish predecessors of the same and of other speakers.
 
-    - *Paper*: defines the graph (section 3.2) and the layer (section 3.3): attention over the predecessors, then two
-      GRUs with the roles of utterance and message exchanged. The classifier reads all layers and the features. Text
-      only.
-    - *Released code*: omits the attention's nonlinearity, so the query cancels in the softmax and the weights do not
-      depend on the receiver. It computes padding, which cannot affect earlier utterances, and projects all predecessors
-      again for each utterance.
-    - *Here*: the exact recurrence, but much faster (:func:`ercfusion.ops.dag.dag_recursion`). Parts without gradient
-      are omitted: the query's half of the attention, its bias, and the unused attention after the layers. Any
-      modalities are projected to a common width and summed. With ``attention=gat`` the weights depend on the receiver.
+    - *Paper*: graph (section 3.2) and layer (section 3.3): attention over the predecessors, then two GRUs with
+      utterance and message exchanged. The classifier reads all layers and the features. Text only.
+    - *Released code*: omits the attention's nonlinearity, so the query cancels in the softmax: weights do not depend on
+      the receiver. It computes padding, which is harmless, and projects all predecessors again per utterance.
+    - *Here*: the exact recurrence, much faster (:func:`ercfusion.ops.dag.dag_recursion`), without parts that get no
+      gradient; any modalities, projected and summed. With ``attention=gat`` weights depend on the receiver.
 
-    The model is causal and can follow a live conversation (:class:`ercfusion.ops.dag.DagState`). The preset
+    It is causal and can follow a live conversation (:class:`ercfusion.ops.dag.DagState`). The preset
     ``model=dagerc_released`` is the released form.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        projection: Width of the summed modality projections; 0 concatenates the features.
         hidden: Width of the recurrence and of the output.
         layers: Layers of the recurrence.
         window: Earlier utterances of its own speaker within reach of an utterance.

@@ -1,4 +1,4 @@
-"""DialogueGCN: a context LSTM, then two graph convolutions over a window with learned edge weights."""
+"""DialogueGCN: a context LSTM, then two graph convolutions over a window."""
 
 from __future__ import annotations
 
@@ -204,54 +204,51 @@ class DialogueGcn(Architecture):
     """DialogueGCN: Ghosal et al., "DialogueGCN: A Graph Convolutional Neural Network for Emotion Recognition in
     Conversation" (EMNLP 2019).
 
-    A recurrent network gives the sequential context. A relational graph convolution over a window, weighted by a
-    learned similarity, and a second, plain one give the context of the speakers. The classifier reads both through
-    attention over the whole conversation.
+    An LSTM gives the sequential context; a relational graph convolution over a window, weighted by a learned
+    similarity, and a plain one give the speakers' context. The classifier reads both through attention over the
+    conversation.
 
-    - *Paper* (section 3.3): a softmax of a bilinear form weights the edges of a window (eq. 1). Relations encode both
-      speakers' numbers and their order. Each relation's messages are divided by their number again (eq. 3); those of
-      the second convolution are summed (eq. 4). Text only.
-    - *Released code*: a window's weights depend on the absolute position of its centre, not on its content, so
-      conversations are limited to 110 utterances. Messages run from the centre to the members, so received weights do
-      not sum to 1. Messages are summed with these weights only (the graph library of that time; later versions average)
-      through 30 shared basis matrices. No activation follows the convolutions. The attention's scores have a bias and a
-      tanh. The convolutions start with much smaller weights. No dropout follows the LSTM, which reads padding.
-    - *Here*: the paper's bilinear weights with the centre as receiver. They sum to 1 over a window and are not divided
-      again. Relations distinguish same from other speaker, for any number of speakers. The second convolution averages:
-      with a sum, the scale would depend on the distance from the ends. The classifier also reads the utterance's own
-      vector: attention over the conversation starts nearly equal for all utterances. Modalities are projected to a
-      common width and summed; the LSTM is packed.
+    - *Paper* (section 3.3): a softmax of a bilinear form weights the edges (eq. 1). Relations encode both speakers'
+      numbers and their order. Messages are divided by their number per relation again (eq. 3); those of the second
+      convolution are summed (eq. 4). Text only.
+    - *Released code*: edge weights depend on the centre's absolute position, not its content: at most 110 utterances.
+      Messages run from the centre to the members, so received weights do not sum to 1; they are summed (later versions
+      of the graph library average) through 30 shared basis matrices, without activation. The attention has a bias and a
+      tanh. The first convolution starts with much smaller weights. No dropout follows the LSTM, which reads padding.
+    - *Here*: bilinear weights with the centre as receiver, summing to 1, not divided again. Relations of same and other
+      speaker, for any number. The second convolution averages: a sum would depend on the distance from the ends. The
+      classifier also reads the utterance's own vector, because the attention starts nearly equal everywhere. Modalities
+      are projected and summed; the LSTM is packed.
 
     The preset ``model=dialoguegcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
     ``normalize=relation aggregate=sum`` are eqs. 3 and 4.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        projection: Width of the summed modality projections; 0 concatenates the features.
         context: LSTM units per direction.
         layers: Stacked LSTM layers.
-        bidirectional: Read in both directions.
+        bidirectional: Read both directions.
         hidden: Width of the graph convolutions, and of the output.
         past: Earlier utterances in the window; -1 for all.
         future: Later utterances in the window; -1 for all.
         edges: Edge weights: ``bilinear``, or ``position`` with a learned vector per absolute position.
         positions: Longest conversation with ``edges=position``.
-        relations: Speakers in relations: same or other, or both numbers (:class:`ercfusion.ops.graph.WindowGraph`).
-        max_speakers: Most speakers of ``relations=speaker_pair``, at most those of a training conversation; further
-            ones share the last number.
+        relations: Speakers in relations: same or other, or both numbers.
+        max_speakers: Most numbered speakers (at most those in training); further ones share the last number.
         bases: Basis matrices shared by the relations; 0 for one matrix per relation.
         normalize: ``relation`` divides each relation's messages by their number.
-        aggregate: Aggregation of the neighbours in the second convolution.
-        direction: ``paper``: an utterance receives from ``past`` before and ``future`` after it; ``released``: the
-            reverse, with weights normalised over the sent messages.
+        aggregate: Aggregation in the second convolution.
+        direction: ``paper``: receive from ``past`` before and ``future`` after; ``released``: the reverse, weights
+            normalised over sent messages.
         activation: Activation after each convolution.
-        nodal: Attention over the conversation before the classifier; ``tanh``: of the scores, as released.
+        nodal: Attention before the classifier; ``tanh`` of the scores as released.
         residual: Also feed the utterance's own vector to the classifier.
         nodal_bias: Bias in the scores of that attention.
-        dropout: Dropout probability on the projected input, in and after the LSTM.
+        dropout: Dropout probability on the projected input, in and after the LSTM, and before the head.
         context_dropout: Dropout after the LSTM.
-        initial: Initial values of the first convolution; ``released``: uniform within 1 / sqrt(bases * 2 * context).
-        mask_padding: False: the LSTM reads padding, as in the released code; scores depend on the batch.
+        initial: Initial first convolution; ``released``: uniform within 1 / sqrt(bases * 2 * context).
+        mask_padding: False reads padding, as released; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, hidden).

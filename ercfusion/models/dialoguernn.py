@@ -1,4 +1,4 @@
-"""DialogueRNN: global, party and emotion states, and attention over the emotion states."""
+"""DialogueRNN: global, party and emotion states with attention."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ from ercfusion.models.options import Share, Space, Width, WidthOrNone
 class DialogueRnn(Architecture):
     """DialogueRNN: Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019).
 
-    A global state follows the conversation, each speaker has a party state, and the emotion states follow the party
-    state of the current speaker (equations: :mod:`ercfusion.layers.dialogue_rnn`). A second attention gives each
-    utterance a mixture of all emotion states.
+    A global state follows the conversation, each speaker has a party state, and emotion states follow the current
+    speaker's (equations: :mod:`ercfusion.layers.dialogue_rnn`). A second attention mixes all emotion states for each
+    utterance.
 
-    - *Paper*: five variants: DialogueRNN, reading forwards; with updates of the listeners' states (``listener``); in
-      both directions (``bidirectional``); with attention over the emotion states (``emotion_attention``); with the last
-      two, the best one. Listeners have visual cues of their own, if available.
+    - *Paper*: five variants: reading forwards; with updates of the listeners (``listener``); in both directions
+      (``bidirectional``); with attention over the emotion states (``emotion_attention``); the last two together, its
+      best. Listeners use visual cues, if any.
     - *Released code*: updates listeners with the utterance and the speaker's new state. Dropout acts on every state
-      inside the recurrence, and on the emotion states at a rate 0.15 above the setting. The number of parties is fixed.
-      The epoch is chosen by the test loss. Early revisions pair reversed utterances with speakers in forward order.
-      Padding is harmless: the attentions are masked or end before the present.
-    - *Here*: the released listener update and dropouts, each with an option; any number of speakers. The default is the
-      last variant with two changes. Modalities are projected to a common width. The classifier also reads the
-      utterance's own input and emotion states: the mixture starts nearly equal for all utterances, and on its own does
-      not fit two conversations in 400 steps.
+      inside the recurrence, and on emotion states at 0.15 above the setting. The number of parties is fixed, and the
+      epoch is chosen by the test loss. Early revisions pair reversed utterances with speakers in forward order. Padding
+      is harmless.
+    - *Here*: the released listeners and dropouts, each with an option; any number of speakers. By default modalities
+      are projected, and the classifier also reads the utterance's own input and states: the mixture starts nearly equal
+      everywhere, and on its own does not fit two conversations in 400 steps.
 
     The preset ``model=dialoguernn_released`` has the released form and widths.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        projection: Width of the summed modality projections; 0 concatenates the features.
         global_size: Width of the global state per direction.
         party_size: Width of a party state per direction.
         emotion_size: Width of the emotion state per direction.
-        hidden: Width of the dense layer before the classifier, and of the output.
+        hidden: Width of the dense layer before the classifier.
         listener: Also update the listeners' party states.
-        bidirectional: Read in both directions; causal if this and ``emotion_attention`` are false.
+        bidirectional: Read both directions; causal if this and ``emotion_attention`` are false.
         emotion_attention: Attention over all emotion states; without ``residual`` the classifier reads only its result.
-        residual: Also feed the encoded input and the utterance's own emotion states to the classifier.
+        residual: Also feed the encoded input and the utterance's emotion states to the classifier.
         dropout: Dropout probability on the projected input and before the classifier.
         state_dropout: Dropout probability on new states inside the recurrence.
         emotion_dropout: Dropout probability on the emotion states after the recurrence.

@@ -15,9 +15,9 @@ from ercfusion._core.errors import ConfigError
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the bytes of all new tensors and stops at a limit.
+    """Adds up the bytes of new tensors and stops at a limit.
 
-    A new tensor only reserves memory; the next operation writes into it. So this stops in time.
+    A new tensor only reserves memory until the next operation writes into it, so this is in time.
     """
 
     def __init__(self, most: int) -> None:

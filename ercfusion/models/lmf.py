@@ -1,4 +1,4 @@
-"""Low-rank multimodal fusion: one vector per modality, and sums of products of their linear maps."""
+"""Low-rank fusion: sums of products of linear maps of the modalities."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from ercfusion.models.vectors import VectorFusion
 class Lmf(VectorFusion):
     """LMF: Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018).
 
-    Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) with a weight of low rank: a sum of few products, each with one
-    factor per modality. Neither the tensor nor its weight is formed, and parameters grow with the sum of the widths,
-    not their product.
+    Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) with a low-rank weight: a sum of products with one factor per
+    modality. Parameters grow with the sum of the widths, not their product.
 
-    - *Paper*: the input of TFN, one utterance at a time; products are summed over the ranks.
-    - *Released code*: weights the ranks, uses separate learning rates for the factors, and creates a dropout after the
-      fusion without applying it. The fused vector is the prediction.
-    - *Circulating copy* (in a benchmark suite): trains neither the rank weights nor the bias, so it is weaker than the
-      paper's model.
-    - *Here*: all parts are trained, at one learning rate. The fused vector has ``fused`` elements, and the classifier
-      reads it. Modalities and context are as in :class:`~ercfusion.models.tfn.Tfn`, for any number of modalities; with
-      ``context=none`` an absent one is [1; 0].
+    - *Paper*: one utterance at a time; products are summed over the ranks.
+    - *Released code*: weights the ranks, has separate learning rates for the factors, and never applies the dropout
+      after the fusion. The fused vector is the prediction.
+    - *Circulating copy* (in a benchmark suite): trains neither rank weights nor bias, so it is weaker.
+    - *Here*: all parts are trained at one rate; the classifier reads the fused vector. Any number of modalities, with
+      the context of :class:`~ercfusion.models.tfn.Tfn`; with ``context=none`` an absent one is [1; 0].
 
     The preset ``model=lmf_released`` has the published sizes.
 
@@ -36,9 +33,9 @@ class Lmf(VectorFusion):
         inputs: Modalities and widths.
         encoder: Options of :class:`~ercfusion.models.vectors.VectorFusion`.
         rank: Number of products.
-        fused: Width of the fused vector, and of the output.
+        fused: Width of the fused vector.
         fusion_dropout: Dropout probability on the z_m before the fusion.
-        post_norm: Layer normalisation of the fused vector; the size of products of M numbers varies strongly.
+        post_norm: Layer normalisation of the fused vector; the size of products varies strongly.
         post_dropout: Dropout probability on the fused vector.
         initial: Variance of the initial factors: 2 / (d_m + 1 + fused), or 2 / ((d_m + 1 + rank) * fused).
 

@@ -1,4 +1,4 @@
-"""LSDGNN: a short-distance and a long-distance DAG-ERC with an exchange between them."""
+"""LSDGNN: a short and a long DAG-ERC with an exchange."""
 
 from __future__ import annotations
 
@@ -65,9 +65,8 @@ class BiaffineExchange(nn.Module):
 def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> Tensor:
     """Inverse distance of two stacks, summed over the layers: small if they differ.
 
-    The distances of unit vectors are averaged over the utterances, so the value does not depend on padding or on the
-    division into conversations. A layer with distance d contributes 1 / (d + 0.1): at most 10, with a gradient for
-    equal stacks.
+    Distances of unit vectors are averaged over the utterances, independently of padding and conversations. A layer with
+    distance d contributes 1 / (d + 0.1): at most 10, with a gradient.
 
     Args:
         short, long: (N, L, D).
@@ -83,10 +82,10 @@ def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> T
 
 
 def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor:
-    """Regulariser of the released code: inverse distance of whole padded conversations, centred over the batch.
+    """Released regulariser: inverse distance of padded conversations, centred over the batch.
 
-    It depends on the batch and on padding (zeros here). For a batch of one conversation, centred to nothing, it is 0
-    here and infinite in the released code.
+    It depends on batch and padding (zeros here). For one conversation, centred to nothing, it is 0; in the released
+    code infinite.
 
     Args:
         short, long: (N, L, D).
@@ -110,34 +109,31 @@ def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor
 class Lsdgnn(Architecture):
     """LSDGNN: Li, Xu and Qiao, "Long-Short Distance Graph Neural Networks" (ECAI 2025, arXiv 2507.15205).
 
-    - *Paper*: two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`) on the same input. The short one reaches
-      back to its speaker's last utterance, the long one to the fifth last. In each layer they exchange vectors by
-      biaffine attention; a regulariser drives them apart. All modalities are used. The paper's curriculum belongs to
-      the training.
-    - *Released code*: the biaffine attention includes padding, so the output depends on the batch, and later
-      utterances, so it is not causal. Its result replaces the stacks' own vectors. The regulariser includes padding,
-      depends on the batch, and is infinite for a single conversation. In the stacks' attention the query cancels, as in
-      DAG-ERC.
-    - *Here*: the exchange stays within a conversation; with ``causal=true``, within its past. Its scores are scaled,
-      and the stacks' own vectors are added (``residual``). The regulariser is the auxiliary loss ``difference`` on the
-      stacks' own vectors, bounded and averaged over utterances; its weight is ``objective.weights.difference``.
+    - *Paper*: two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`), reaching back to the speaker's last and
+      fifth last utterance. In each layer they exchange vectors by biaffine attention; a regulariser drives them apart.
+    - *Released code*: the exchange includes padding, so scores depend on the batch, and later utterances, so it is not
+      causal. It replaces the stacks' own vectors. The regulariser includes padding and is infinite for one
+      conversation. The stacks' query cancels, as in DAG-ERC.
+    - *Here*: the exchange stays within a conversation; with ``causal=true``, within its past. Scores are scaled and the
+      stacks' own vectors added. The regulariser is the loss ``difference``, bounded and averaged over utterances, with
+      the weight ``objective.weights.difference``.
 
     The preset ``model=lsdgnn_released`` is the released form with a masked exchange.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of the summed projections of the modalities; 0 concatenates the features.
+        projection: Width of the summed modality projections; 0 concatenates the features.
         hidden: Width of the stacks and of the output.
         layers: Layers of each stack.
-        short: Window of the short stack: earlier utterances of its own speaker within reach of an utterance.
+        short: Window of the short stack: earlier utterances of its own speaker within reach.
         long: Window of the long stack.
-        attention: Attention in the stacks: ``dagerc`` as published; ``gat`` with weights depending on the receiver.
-        causal: No later utterances in the exchange; makes the model causal.
+        attention: ``dagerc`` as published; ``gat`` with weights depending on the receiver.
+        causal: No later utterances in the exchange.
         residual: Add the stacks' own vectors to the exchanged ones.
-        scale: Divide the scores of the exchange by the square root of ``hidden``.
+        scale: Divide the exchange's scores by the square root of ``hidden``.
         difference: Form of the regulariser; ``utterance`` averages over utterances.
         mlp_layers: Linear layers before the head.
-        dropout: Dropout probability on the exchanged vectors except the last layer's, and before the head.
+        dropout: Dropout probability on exchanged vectors except the last layer's, and before the head.
         input_dropout: Dropout probability on the encoded input.
 
     Shapes:

@@ -1,4 +1,4 @@
-"""M2FNet: a Transformer over the conversation per modality, then fusion attention."""
+"""M2FNet: a Transformer per modality, then fusion attention."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ from ercfusion.models.options import Count, CountOrNone, Number, Share, Space, W
 class M2FNet(Architecture):
     """M2FNet: Chudasama et al., "M2FNet: Multi-modal Fusion Network for Emotion Recognition" (CVPR workshops 2022).
 
-    Each modality passes through Transformer layers of its own, with one more residual around each: X + Enc(X). The main
-    stream, text, then passes through fusion attention modules with queries and values from text and keys from another
-    modality (:class:`ercfusion.layers.fusion.FusionAttention`). The classifier reads the other modalities and the last
-    text.
+    Each modality has its own Transformer layers, with a residual around each: X + Enc(X). The main stream, text, passes
+    through fusion modules with queries and values from text and keys from another modality
+    (:class:`ercfusion.layers.fusion.FusionAttention`). The classifier reads the other modalities and the last text.
 
-    - *Paper*: trains extractors for all modalities first; this is its "dialogue-level" part, on utterance vectors.
-      Encoders run at the width of the features, which are projected to a common width afterwards. The order of
-      utterances is not encoded.
-    - *Code*: the authors released none. Two re-implementations by others agree with this reading; neither reaches the
-      published figures.
-    - *Here*: modalities are projected first, with a learned vector if absent. Transformer layers are pre-norm, because
-      each Enc ends in a normalisation and X + Enc(X) would double. A learned bias encodes distance and speaker
-      (``lags``). Absent utterances are not keys of the fusion. Fusion starts as a small correction of text
-      (``residual``). Modalities are dropped at random in training (``modality_dropout``), against reliance on one.
+    - *Paper*: trains extractors first; this is its "dialogue-level" part. Encoders run at the width of the features,
+      projected afterwards. Order is not encoded.
+    - *Code*: none released. Two re-implementations by others agree with this reading; neither reaches the published
+      figures.
+    - *Here*: modalities are projected first, with a learned vector if absent. Layers are pre-norm: each Enc ends in a
+      normalisation, so X + Enc(X) would double. A learned bias encodes distance and speaker. Absent utterances are not
+      keys. Fusion starts as a small correction of text. Modalities are dropped at random in training.
 
     Any modalities can be used; a single one is not fused. The preset ``model=m2fnet_released`` is the published form.
 
@@ -40,25 +37,23 @@ class M2FNet(Architecture):
         inputs: Modalities and widths.
         main: Main stream; without text, ``text`` means the first modality.
         width: Common width of the streams; a multiple of ``heads``.
-        encode: ``projected``: encoders at the common width; ``raw``: at the features' width, projected afterwards, with
-            the largest number of heads up to ``heads`` that divides it.
+        encode: ``projected``: encoders at the common width; ``raw``: at the features' width, with at most ``heads``
+            heads, projected afterwards.
         layers: Transformer layers per modality.
-        heads: Heads of the Transformers and of the fusion's attentions.
+        heads: Heads of the Transformers and of the fusion.
         feedforward: Width of the Transformers' feed-forward layers.
-        outer_residual: X + Enc(X) around each Transformer layer, instead of Enc(X).
+        outer_residual: X + Enc(X) instead of Enc(X).
         norm_first: Pre-norm Transformer layers.
-        activation: Activation of the Transformers and the output layer.
-        lags: Distances with a learned bias in the Transformers (:class:`ercfusion.layers.RelativeBias`); 0 for none, as
-            published.
-        fusions: Number of fusion attention modules.
-        values: Source of the fusion's values: ``main`` as published; ``other``: ordinary cross-attention.
+        activation: Activation of Transformers and output layer.
+        lags: Distances with a learned bias in the Transformers; 0 for none, as published.
+        fusions: Number of fusion modules.
+        values: Source of the fusion's values: ``main`` as published; ``other``: cross-attention.
         residual: Start the fusion as a small correction of the main stream.
-        readout: Input of the output layer: all streams, as published, or their gated sum
-            (:class:`ercfusion.layers.fusion.GatedFusion`).
-        gate_start: Initial preference of the gates for the main stream (``readout=gated``).
+        readout: Input of the output layer: all streams, as published, or their gated sum.
+        gate_start: Initial preference of the gates for the main stream.
         hidden: Width of the output.
         dropout: Dropout probability in Transformers and fusion, on the projected input, and around the output layer.
-        modality_dropout: Probability of dropping each modality of an utterance in training; at least one stays.
+        modality_dropout: Probability of dropping each modality of an utterance in training; one stays.
         causal: Never read later utterances.
 
     Shapes:

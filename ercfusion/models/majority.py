@@ -8,10 +8,10 @@ from ercfusion.models.base import Architecture, Capabilities, Encoded
 
 
 class Majority(Architecture):
-    """Ignores the features; the head answers with its initial bias, the distribution of the training labels.
+    """Constant answer: the head keeps its initial bias, the distribution of the training labels.
 
-    The answer is the most frequent training label, the labels more frequent than not (multi-label), the mean
-    distribution, or the mean of the training targets (regression).
+    It gives the most frequent label, the labels more frequent than not (multi-label), or the training mean
+    (distribution, regression).
 
     Args:
         inputs: Modalities and widths.

@@ -1,4 +1,4 @@
-"""MMGCN: one deep graph over a conversation's utterances in all modalities."""
+"""MMGCN: a deep graph over a conversation's utterances in all modalities."""
 
 from __future__ import annotations
 
@@ -26,42 +26,39 @@ class Mmgcn(Architecture):
     """MMGCN: Hu et al., "MMGCN: Multimodal Fusion via Deep Graph Convolution Network for Emotion Recognition in
     Conversation" (ACL 2021).
 
-    Each modality of each utterance is a node. Edges join all nodes of one modality in the conversation, and the nodes
-    of one utterance; their weights follow the angles between the nodes' vectors. A deep graph convolution (GCNII) runs
-    over this graph. The classifier reads its input and output for all modalities of an utterance.
+    Each modality of each utterance is a node. Edges join the nodes of one modality in the conversation, and those of
+    one utterance, weighted by the angle between their vectors. The classifier reads input and output of a deep graph
+    convolution (GCNII).
 
-    - *Paper* (section 3): a bidirectional LSTM on text, a linear layer on the other modalities, a speaker embedding
-      added to every node, and plain GCNII layers, 4 on IEMOCAP.
-    - *Released code*: adds the speaker embedding to text only. Its layers have a second matrix, for the initial
-      representation. With three modalities it always has 64 layers; the script's setting of 4 is ignored. The LSTM
-      reads padding, so scores depend on the batch. It builds one dense matrix over all nodes of the batch, although the
-      graph is block-diagonal.
-    - *Here*: the paper's defaults, with a packed LSTM and no structurally zero entries in the graph
-      (:class:`ercfusion.layers.gcn2.AngularGraph`). A node's weight with itself is a constant: the published gradient
-      of the arccosine there multiplies rounding errors by 224. Absent modalities are not nodes; the classifier reads a
-      learned vector instead. Any modalities can be used.
+    - *Paper* (section 3): a bidirectional LSTM on text, a linear layer on other modalities, a speaker embedding added
+      to each node, plain GCNII layers (4 on IEMOCAP).
+    - *Released code*: adds the embedding to text only. Its layers have a second matrix for the initial representation.
+      With three modalities it has 64 layers, whatever is set. The LSTM reads padding, so scores depend on the batch.
+      The block-diagonal graph is one dense matrix over the batch.
+    - *Here*: the paper's defaults, a packed LSTM, a graph without structural zeros
+      (:class:`ercfusion.layers.gcn2.AngularGraph`). A node's weight with itself is a constant: the gradient of the
+      arccosine there multiplies rounding errors by 224. Absent modalities are not nodes; the classifier reads a learned
+      vector. Any modalities can be used.
 
     The preset ``model=mmgcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
 
     Args:
         inputs: Modalities and widths.
-        projection: Width of each modality's projection, and of the compared vectors; even.
-        recurrent: Modalities with a bidirectional LSTM; ``text`` is the modality of that name, if present.
+        projection: Width of each modality's projection; even.
+        recurrent: Modalities with a bidirectional LSTM.
         lstm_layers: Stacked LSTM layers.
-        speakers: Modalities with an added speaker embedding; speakers beyond the number in training share the last one.
-        speaker_std: Standard deviation of the initial speaker embeddings (released code: 1); large ones dominate the
+        speakers: Modalities with a speaker embedding; speakers beyond those in training share the last one.
+        speaker_std: Standard deviation of initial speaker embeddings (released code: 1); large ones dominate the
             angles.
         hidden: Width of the graph convolutions.
         layers: Number of graph convolutions.
         alpha: Share of a node's initial representation in each layer.
-        theta: Strength of the layers' matrices: ln(theta / l + 1) in layer l.
-        variant: GCNII's second form, with a separate matrix for the initial representation.
+        theta: Strength of the matrices: ln(theta / l + 1) in layer l.
+        variant: GCNII's second form, with a matrix for the initial representation.
         activation: Activation before the classifier; ``relu`` as published.
-        dropout: Dropout probability between LSTM layers, in the graph convolutions (not the angles) and before the
-            classifier.
-        residual_dropout: Also drop the graph's input on its path around the graph, as in the released code.
-        mask_padding: False: the LSTM reads padding (projected zeros), as in the released code; scores depend on the
-            batch.
+        dropout: Dropout probability in LSTM and graph convolutions (not the angles) and before the classifier.
+        residual_dropout: Also drop the graph's input on its path around the graph, as released.
+        mask_padding: False reads padding (projected zeros), as released; scores depend on the batch.
 
     Shapes:
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) per modality.

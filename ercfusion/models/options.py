@@ -1,7 +1,4 @@
-"""Types of the options of architectures, with their ranges.
-
-The ranges refuse sizes that are mistakes or come from a changed file.
-"""
+"""Types and ranges of the options of architectures."""
 
 from __future__ import annotations
 

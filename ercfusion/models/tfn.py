@@ -1,4 +1,4 @@
-"""Tensor Fusion: one vector per modality, and a linear layer on all products of their elements."""
+"""Tensor Fusion: a linear layer on all products of the modalities' elements."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from ercfusion.models.vectors import ACTIVATIONS, VectorFusion
 class Tfn(VectorFusion):
     """TFN: Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017).
 
-    Each modality becomes one vector z_m. A linear layer reads the outer product of the [1; z_m], which contains each
-    modality, each pair and the product of all. A dense layer and the classifier follow.
+    Each modality becomes one vector z_m. A linear layer reads the outer product of the [1; z_m]: each modality, each
+    pair and the product of all. A dense layer follows.
 
-    - *Paper*: one utterance at a time. Audio and visual features, averaged over the utterance, pass through three ReLU
-      layers of 32, words through an LSTM and two ReLU layers of 128. Dropout acts on elements of the tensor.
-    - *Circulating code* (a re-implementation used by benchmark suites): normalises the audio and visual input over the
-      batch, padding included. A linear layer without activation follows the text LSTM. At batch size 1 the last axis is
-      dropped.
-    - *Here*: one vector per utterance for text, too, so without the LSTM over words; one to four modalities. By default
-      an LSTM per modality reads the conversation first; ``context=none`` is the published form. Normalisation is over
-      features, or over the utterances having the modality. Dropout acts on the z_m, or on the tensor with
-      ``dropout_form=element``. The tensor is never formed (:class:`ercfusion.layers.tensor_fusion.TensorFusion`). The
-      context's output replaces an absent modality; without a context, or with ``absent=zero``, its products vanish.
+    - *Paper*: one utterance at a time. Averaged audio and visual features pass through three ReLU layers of 32, words
+      through an LSTM and two ReLU layers of 128. Dropout acts on the tensor.
+    - *Circulating code* (in benchmark suites): normalises audio and visual input over the batch, padding included. A
+      linear layer without activation follows the text LSTM. A batch of one loses its last axis.
+    - *Here*: text is one vector, too; one to four modalities. By default an LSTM per modality reads the conversation
+      first (``context=none`` as published). Normalisation is over features or present utterances. Dropout acts on the
+      z_m (``dropout_form=element``: on the tensor). The tensor is never formed
+      (:class:`ercfusion.layers.tensor_fusion.TensorFusion`). An absent modality is the context's output; without a
+      context its products vanish.
 
     The preset ``model=tfn_released`` has the published sizes.
 
     Args:
         inputs: Modalities and widths; at most four.
         encoder: Options of :class:`~ercfusion.models.vectors.VectorFusion`.
-        post: Width of the two dense layers after the tensor, and of the output.
+        post: Width of the two dense layers after the tensor.
         fusion_dropout: Dropout probability at the tensor.
-        dropout_form: Where it acts: ``factor``, elements of the z_m; ``element``, those of the tensor, as published.
-        post_norm: Layer normalisation before the first activation after the tensor; products of small numbers are tiny.
+        dropout_form: Dropped elements: ``factor``, of the z_m; ``element``, of the tensor, as published.
+        post_norm: Layer normalisation after the tensor; products of small numbers are tiny.
         post_dropout: Dropout probability after each of these dense layers.
 
     Shapes:

@@ -1,4 +1,4 @@
-"""Encoders trained for their vectors: one per modality, without conversation context."""
+"""Encoders trained for their vectors."""
 
 from __future__ import annotations
 
@@ -21,36 +21,34 @@ _FRAMES = 1 << 16
 class UtteranceEncoder(Architecture):
     """One encoder per modality, to train feature extractors (after M2FNet, Chudasama et al., CVPR workshops 2022).
 
-    - *Paper*: before fusion, a ResNet-18 on log-mel spectrograms and networks on faces and scenes with a maximum over
-      time, each followed by a projection to 300 numbers, are trained with a triplet loss.
-    - *Here*: the same step on the features of a corpus. ``docs/metric-learning.md`` describes how the vectors become a
-      feature pack.
+    - *Paper*: ResNet-18 on log-mel spectrograms, networks on faces and scenes with a maximum over time; each with a
+      projection to 300 numbers and a triplet loss.
+    - *Here*: the same step on the features of a corpus (``docs/metric-learning.md``).
 
-    A spectrogram (a modality named in ``spectrogram`` and given as sequences) passes through
-    :class:`ercfusion.layers.SpectrogramNet`. In training, long ones are cropped at random, and stretches of time and
-    bands are masked. Any other modality is a sequence of vectors, possibly of length 1: a dense layer on every frame.
-    Both end in mean and maximum over time and a projection (linear, ReLU, linear).
+    Spectrograms (modalities in ``spectrogram``, given as sequences) pass through
+    :class:`ercfusion.layers.SpectrogramNet`, in training after a random crop and masks. Other modalities are sequences
+    of vectors, possibly of length 1, with a dense layer per frame. Mean and maximum over time and a projection (linear,
+    ReLU, linear) follow.
 
-    A modality's representation is the unscaled projection, as variance and covariance terms need it. The classifier
-    reads it scaled to length sqrt(embedding): only the direction, as in feature packs.
+    The representation is the unscaled projection, as variance and covariance terms need. The classifier reads it at
+    length sqrt(embedding): only the direction, as in feature packs.
 
     Args:
         inputs: Modalities, widths and levels.
         embedding: Width of a modality's vector; 300 in the paper.
         spectrogram: Spectrogram modalities, joined by ``+``; ignored if missing or single vectors.
         channels: Channels of the first convolution stage; 64 in ResNet-18.
-        hidden: Width of the dense layer on the frames of other modalities.
+        hidden: Width of the dense layer of other modalities.
         dropout: Dropout probability before the projection.
-        frames: Length of the random crop of longer spectrograms in training; 0 for none.
-        time_masks: Masked stretches of time in training (see :class:`ercfusion.layers.SpecAugment`).
+        frames: Frames of the random crop in training; 0 for none.
+        time_masks: Masked stretches of time in training.
         time_width: Longest masked stretch in frames, at most a fifth of the utterance.
         band_masks: Masked stretches of bands in training.
         band_width: Widest masked stretch in bands.
-        noise: Standard deviation of noise in training, in units of the standardised bands.
+        noise: Standard deviation of noise in training, in units of standardised bands.
 
     Shapes:
-        batch -> hidden (N, M * embedding), the modalities' vectors concatenated; one representation (N, embedding) per
-        modality.
+        batch -> hidden (N, M * embedding); one representation (N, embedding) per modality.
     """
 
     capabilities = Capabilities(contextual=False, causal=True)
@@ -127,7 +125,7 @@ class UtteranceEncoder(Architecture):
         return Encoded(torch.cat(scaled, dim=1), modalities=encoded)
 
     def _pooled(self, name: str, stored: SequenceValues, present: Tensor) -> Tensor:
-        """(N, D') mean and maximum over the frames of a sequence; absent utterances enter no statistic."""
+        """(N, D') mean and maximum over the frames; absent utterances enter no statistic."""
         is_spectrogram = name in self.spectrograms
         if is_spectrogram and self.training and self.frames:
             stored = random_crop(stored, self.frames)

@@ -1,4 +1,4 @@
-"""One vector per utterance and modality, with or without conversation context: the input of TFN and LMF."""
+"""One vector per utterance and modality, with or without context: the input of TFN and LMF."""
 
 from __future__ import annotations
 
@@ -22,31 +22,29 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.Re
 
 
 class VectorFusion(Architecture):
-    """Base of the architectures fusing one vector z_m per modality, with their common options.
+    """Base of the architectures fusing one vector z_m per modality.
 
-    A subclass names its own options and passes the others on: ``super().__init__(inputs, **encoder)``.
+    A subclass passes the common options on: ``super().__init__(inputs, **encoder)``.
 
     Args:
         inputs: Modalities and widths.
         context: Layer over the conversation, one per modality.
-        projection: Width of the projected modalities before the context; even, for the Transformer a multiple of
-            ``heads``; unused with ``context=none``.
+        projection: Width of the context's input; even, for the Transformer a multiple of ``heads``.
         context_layers: Number of context layers.
         heads: Attention heads of the Transformer.
-        lags: Distances with a learned bias in the Transformer, for the same and for another speaker; 0 for none.
-        bidirectional: Read in both directions; false makes the model causal.
-        width: Width d_m of a modality's vector z_m.
+        lags: Distances with a learned bias in the Transformer; 0 for none.
+        bidirectional: Read both directions; false is causal.
+        width: Width d_m of z_m.
         text_width: Width of z_m of ``text``; 0 for ``width``.
         audio_width: Width of z_m of ``audio``; 0 for ``width``.
         visual_width: Width of z_m of ``visual``; 0 for ``width``.
-        layers: Dense layers from a modality's vector to z_m.
-        norm: Normalisation before these layers; ``batch`` is over the utterances having the modality.
+        layers: Dense layers before z_m.
+        norm: Normalisation before these layers; ``batch`` is over present utterances.
         activation: Activation of all dense layers.
         text_linear: No activation after the last dense layer of ``text``.
-        dropout: Dropout probability on the context's input, between its layers and on its output.
+        dropout: Dropout probability around and between context layers.
         input_dropout: Dropout probability on the features with ``context=none``.
-        absent: Replacement of an absent z_m; ``context`` is the context's output for a learned vector (``zero`` without
-            a context).
+        absent: Replacement of an absent z_m; ``context``: output for a learned vector, ``zero`` without a context.
 
     Attributes:
         vectors: Module computing the z_m.
@@ -98,14 +96,12 @@ class VectorFusion(Architecture):
 
 
 class ModalityVectors(nn.Module):
-    """One vector z_m per utterance and modality.
+    """One vector z_m per utterance and modality. Other arguments are those of :class:`VectorFusion`.
 
     Args:
         inputs: Modalities and widths.
         special: Widths of z_m by modality; 0 or a missing name means ``width``.
         width: Default width of z_m.
-        context, projection, context_layers, heads, lags, bidirectional, layers, norm, activation, text_linear, dropout,
-            input_dropout, absent: As in :class:`VectorFusion`.
 
     Shapes:
         batch -> {modality: (N, d_m)}.
@@ -205,9 +201,9 @@ def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabi
 
 
 class PresentBatchNorm(SharedBatchNorm):
-    """Batch normalisation with the statistics of the present rows; zeros in the absent ones.
+    """Batch normalisation over the present rows; zeros in the absent ones.
 
-    With fewer than two present rows in train mode, it uses the running statistics and does not update them.
+    With fewer than two present rows in train mode, it uses the running statistics unchanged.
 
     Shapes:
         x (N, D), present (N) bool -> (N, D).

@@ -86,9 +86,9 @@ def test_the_least_value_of_every_size_makes_a_model_or_a_named_error(name: str)
 
 
 def test_the_same_check_by_name_and_by_class() -> None:
-    said = "model.norm must be one of layer, batch; found 'group' (model {})"
-    assert refusal(lambda: build_architecture("cogmen", INPUTS, {"norm": "group"})) == said.format("'cogmen'")
-    assert refusal(lambda: Cogmen(INPUTS, norm="group")) == said.format("'Cogmen'")  # type: ignore[arg-type]
+    message = "model.norm must be one of layer, batch; found 'group' (model {}). Choose one of them."
+    assert refusal(lambda: build_architecture("cogmen", INPUTS, {"norm": "group"})) == message.format("'cogmen'")
+    assert refusal(lambda: Cogmen(INPUTS, norm="group")) == message.format("'Cogmen'")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'hiden'"):
         Cogmen(INPUTS, hiden=3)  # type: ignore[call-arg]
 
