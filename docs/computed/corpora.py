@@ -73,7 +73,7 @@ def card_of(name: str) -> list[str]:
     if card.layout:
         lines += ["Files in `DIR`:", "", "```text", *card.layout, "```", ""]
     if card.known_issues:
-        lines += ["Known issues, which the reader reproduces:", "", *(f"- {issue}" for issue in card.known_issues)]
+        lines += ["Known issues:", "", *(f"- {issue}" for issue in card.known_issues)]
     return [*lines, ""]
 
 
