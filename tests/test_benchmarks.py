@@ -1,6 +1,10 @@
 """Every benchmark runs, and its implementations agree. No timing: that is what ``python -m benchmarks.run`` is for."""
 
+import argparse
+import importlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -70,6 +74,36 @@ def test_command_writes_what_it_measured(tmp_path, capsys):
     assert "cogmen-graph" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out.json").read_text())["benchmarks"]["cogmen-graph"]["rows"]
     assert set(rows) == set(BENCHMARKS["cogmen-graph"].implementations)
+
+
+def typed_commands():
+    """Every command of a benchmark on a page: (module, its arguments)."""
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "benchmarks" / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    found = re.findall(r"python\s+-m\s+benchmarks\.(\w+)([^`#\n]*(?:\n[^`#\n]*(?=`))?)", text)
+    return sorted({(name, *shlex.split(rest)) for name, rest in found if "GROUP" not in rest})
+
+
+class Parsed(Exception):  # noqa: N818
+    """Arguments were understood; the command goes no further."""
+
+
+@pytest.mark.parametrize("command", typed_commands(), ids=" ".join)
+def test_commands_of_the_pages_are_understood(command, monkeypatch):
+    name, *arguments = command
+    module = importlib.import_module(f"benchmarks.{name}")
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(parser, given=None, namespace=None):
+        raise Parsed(parse_args(parser, given, namespace))
+
+    if name == "run":
+        assert run.parse(arguments)
+    elif arguments:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        with pytest.raises(Parsed):
+            module.main(arguments)
 
 
 def test_only_models_without_packed_sequences_are_batched_over_seeds():
