@@ -1,7 +1,4 @@
-"""The Python entry: train a model and get a run, or open a finished run.
-
-``ercfusion train`` and :func:`fit` both compose a configuration and call :func:`begin`.
-"""
+"""The Python entry: train a model and get a run, or open a run."""
 
 from __future__ import annotations
 
@@ -48,19 +45,19 @@ def fit(
 
     Args:
         model: A name listed by ``ercfusion train --help``, ``"module:Class"``, or a class.
-        data: Name of a corpus (``"meld"``, ``"demo/far"``). Or utterances: conversations (80 % train, 10 % dev,
-            10 % test), conversations by split, or a data frame with the columns of ``utterances.csv``.
+        data: A corpus (``"meld"``, ``"demo/far"``). Or utterances: conversations (80 % train, 10 % dev, 10 % test),
+            conversations by split, or a data frame with the columns of ``utterances.csv``.
         seed: Of initial weights, batches and dropout.
-        options: Options of the model, by name.
+        options: Options of the model.
         features: Of the utterances in ``data``, in their order: tables of one modality each, or (N, D) numbers by
             modality.
-        targets: Targets of these utterances, as the key ``targets`` of ``corpus.yaml``.
-        settings: All other settings, as in a settings file: a section as a mapping (``optimizer={"lr": 1e-3}``), the
-            choice of a group as a text (``scheduler="plateau"``), a single setting by its dotted name.
+        targets: Targets of these utterances, as in ``corpus.yaml``.
+        settings: All other settings: a section as a mapping (``optimizer={"lr": 1e-3}``), the choice of a group as a
+            text (``scheduler="plateau"``), a single setting by its dotted name.
 
     Raises:
         ConfigError: an unknown setting (the nearest is named), or an invalid value.
-        ErcfusionError: any other error of ``ercfusion train``, with the same message.
+        ErcfusionError: any other error of ``ercfusion train``.
     """
     imports = [*settings.pop("imports", ())]
     import_modules(imports)
@@ -94,11 +91,8 @@ def fit(
 def load(run: str | os.PathLike[str]) -> Run:
     """Open a finished run.
 
-    Args:
-        run: Its folder.
-
     Raises:
-        RunError: the folder has no finished run, or it is damaged.
+        RunError: no finished run, or a damaged one.
     """
     from ercfusion.records.record import read_record
 
@@ -147,7 +141,7 @@ class Run:
 
     @property
     def scores(self) -> pandas.DataFrame:
-        """One row per score: ``dev``, ``test``, and the test score's 95 % interval, ``low`` and ``high``."""
+        """One row per score: ``dev``, ``test``, and the 95 % test interval, ``low`` and ``high``."""
         import pandas
 
         metrics, intervals = self.record["metrics"], self.record["intervals"].get("test", {})
@@ -273,7 +267,7 @@ def begin(
         typed: The recorded command line; None for that of this process.
 
     Returns:
-        The record (None in the additional processes of distributed training) and the folder.
+        The record (None in additional processes) and the folder.
     """
     from ercfusion.training import run
 
@@ -298,7 +292,7 @@ def begin(
     except OSError as error:
         if error.errno is None or not run.is_first_process():
             raise
-        # A full disk or a removed folder: the files saved before are still good.
+        # The files saved before are still good.
         if (folder / run.LAST).is_file():
             resume = continue_command(folder)
             raise RunError(f"{system_words(error)}.\nFree space or restore access, then run: {resume}") from error
@@ -313,7 +307,7 @@ def continue_command(folder: Path) -> str:
 
 
 def _reopen(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder and configuration of ``resume=``; the run's modules must be named again."""
+    """Folder and configuration of ``resume=``."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.folder import check_config

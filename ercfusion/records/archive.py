@@ -1,9 +1,9 @@
-"""Archives: the records of several runs in one small file to commit and share.
+"""Archives: the records of several runs in one small file to share.
 
-An archive has no text, no weights, no paths, and of the dev split only scores. Content common to all runs is stored
-once (``shared``), followed by one line per run (``runs``). The sums of the test conversations are short texts in the
-order of ``conversations``: ``"0,0,3 0,4"`` is a confusion matrix with 3 in row 0, column 0, and 1 in row 0, column 4.
-Moments of a regression are stored column by column, so that the columns of the truth are in ``shared``.
+An archive has no texts, weights or paths, and of dev only scores. Common content is stored once (``shared``), then one
+line per run (``runs``). Sums of test conversations are texts in the order of ``conversations``: ``"0,0,3 0,4"`` is a
+confusion matrix with 3 in row 0, column 0, and 1 in row 0, column 4. Moments are stored by column, to share the
+truth's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ercfusion.records.run_schema import Archive
 
 FORMAT = 2
 
-# Paths of runs and inputs do not matter to scores and may identify people.
+# Paths do not matter to scores and may identify people.
 _LOCAL: dict[str, Any] = {
     field.key: {} if field.is_open else None
     for field in (*fields_in("").values(), *fields_in("data").values())
@@ -37,7 +37,7 @@ _LOCAL: dict[str, Any] = {
 
 
 def write_archive(path: str | Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Write records (from :func:`ercfusion.records.record.read_record`) in the order of their seeds.
+    """Write records in the order of their seeds.
 
     Raises:
         ValueError: no record.
@@ -59,7 +59,7 @@ def write_archive(path: str | Path, records: Sequence[Mapping[str, Any]]) -> Pat
 
 
 def read_archive(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of an archive, in the form of ``record.json`` without the omitted parts.
+    """Read the records of an archive, without the omitted parts.
 
     Raises:
         RunError: no such file, damaged, or of another format.
@@ -163,7 +163,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _write_columns(moments: Sequence[Sequence[Sequence[float]]]) -> dict[str, str]:
-    """Values of all conversations by dimension and index of the sum (``"0.3"``): runs share sums of the truth."""
+    """Values of all conversations by dimension and index of the sum (``"0.3"``)."""
     table = np.asarray(moments, dtype=np.float64)
     return {
         f"{dimension}.{number}": " ".join(f"{value:.9g}" for value in table[:, dimension, number])
@@ -202,7 +202,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _common(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Keys with equal values in all of ``values``, recursively in mappings."""
+    """Keys with equal values in all of ``values``, recursively."""
     first = values[0]
     shared: dict[str, Any] = {}
     for key in first:

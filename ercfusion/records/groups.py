@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seed, and differences between runs or groups."""
+"""Groups of runs that differ only in their seed, and differences between runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ercfusion.records.archive import read_archive
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
 PROCESSOR = ("processor", "instructions that torch uses")
-"""Keys of :func:`environment_of` that are missing if the system does not report them."""
+"""Keys of :func:`environment_of` that may be missing."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one model with the same settings on the same data, one per seed.
+    """Runs of one model, settings and data, one per seed.
 
     Args:
         records: At least one, sorted by seed.
@@ -82,7 +82,7 @@ class Group:
         return self._sums[1].get(key)
 
     def unlike_truth(self, other: Group) -> list[str]:
-        """Ids of the test conversations with other labels in the other group; both groups have the same ids."""
+        """Test conversations with other labels in the other group, which has the same ids."""
         unlike = np.zeros(len(self.conversations), dtype=bool)
         for key, sums in self._sums[1].items():
             if (others := other.sums(key)) is not None:
@@ -91,7 +91,7 @@ class Group:
 
 
 def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-    """(B) whether (S, B, ...) sums of the truth differ; moments are recorded with nine digits."""
+    """(B) whether (S, B, ...) sums of the truth differ; moments have nine digits."""
     equal = np.isclose(one, other, rtol=1e-6, atol=1e-6)
     return ~equal.all(axis=(0, *range(2, equal.ndim)))
 
@@ -100,12 +100,12 @@ def _unlike(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted key that decide results, without those of a single run, folder or machine."""
+    """The settings that decide results, by dotted key."""
     return {key: value for key, value in flat(config).items() if decides(key) == "result"}
 
 
 def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that prevent a resume and differ between two configurations, as (first's, second's)."""
+    """Differences of two configurations that prevent a resume, as (first's, second's)."""
 
     def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in flat(config).items() if decides(key) != "nothing"}
@@ -114,13 +114,13 @@ def changed_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Unequal values as (first's, second's); a missing one is None."""
+    """Unequal values as (first's, second's); None for a missing one."""
     keys = dict.fromkeys([*first, *second])
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of a run's data: protocol, corpus and features, by readable names."""
+    """Identity of a run's protocol, corpus and features, by readable names."""
     entries: dict[str, Any] = {
         "protocol": record["protocol"],
         "corpus": record["corpus"]["name"],
@@ -133,10 +133,7 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def other_packs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Packs of two runs with different values, by modality: name, checksum and, if known, processor of both.
-
-    Without features missing in one of the runs and those without a checksum.
-    """
+    """Packs with different values in two runs, by modality: name, checksum, processor."""
     tables = [{table["modality"]: table["source"] for table in record["features"]} for record in (first, second)]
     packs = {}
     for modality, source in tables[0].items():
@@ -156,7 +153,7 @@ def _pack_in_words(source: Mapping[str, Any]) -> str:
 
 
 def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Processor, versions and machine of a run by readable names, without unknown ones."""
+    """Processor, versions and machine of a run, as far as known."""
     environment = record["environment"]
     revision = environment.get("revision") or {}
     processor = zip(PROCESSOR, (environment["processor"], environment["instructions"]), strict=True)
@@ -178,7 +175,7 @@ def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read the records of run folders, of folders of run folders, and of archives, in this order.
+    """Read the records of run folders, of their parents, and of archives.
 
     Raises:
         RunError: there is none, a run is not finished, or it has no test scores.
@@ -202,13 +199,12 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of their first run.
 
-    A group's name is its model, plus the settings that distinguish it from other groups of that model. Of two runs with
-    one seed, the later one counts.
+    A group is named by its model and the settings that distinguish it. Of two runs with one seed, the later counts.
     """
     by_identity: dict[str, dict[int, Mapping[str, Any]]] = {}
     for record in records:
         identity = [record["config"]["preset"]["model"], settings_of(record["config"]), data_of(record)]
-        key = json.dumps(identity, sort_keys=True)  # independent of the order of keys in a file
+        key = json.dumps(identity, sort_keys=True)  # files may order keys differently
         runs = by_identity.setdefault(key, {})
         earlier = runs.get(record["seed"])
         if earlier is None or earlier["finished"] <= record["finished"]:
@@ -229,7 +225,7 @@ def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
         for rival in rivals:
             other = {**settings_of(rival["config"]), **_shown_data(rival)}
             differing = {key: value for key, (value, _) in differences(own, other).items()}
-            # Use of a modality is among the settings already.
+            # Use of a modality is a setting.
             both = own.keys() & other.keys()
             changed.update({k: v for k, v in differing.items() if k in both or not k.startswith("features ")})
         names.append(" ".join([model, *(f"{key}={typed_text(value)}" for key, value in changed.items())]))
@@ -245,7 +241,7 @@ def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of features, without folder, time and machine of their making."""
+    """Identity of features, without folder, time and machine."""
     return {
         "width": table["width"],
         **{key: value for key, value in table["source"].items() if key not in ("pack", "created", "machine")},
@@ -258,9 +254,9 @@ def _digest(table: Mapping[str, Any]) -> str:
 
 
 def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
-    """Description of each group's features; None if they are the same for all.
+    """Each group's features as text; None if they are the same.
 
-    A modality with different features gets width, tool or encoder, and checksum.
+    Different features get width, tool or encoder, and checksum.
     """
     tables = [{table["modality"]: table for table in group.records[0]["features"]} for group in groups]
     forms: dict[str, set[str]] = {}
@@ -280,10 +276,10 @@ def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
 
 
 def check_comparable(groups: Sequence[Group]) -> None:
-    """Raise an error unless a paired comparison of the runs is valid.
+    """Raise an error unless a paired comparison is valid.
 
-    Equal conversation ids are not enough: generated corpora share them, and so do releases of a corpus. Task, protocol,
-    corpus fingerprint and the labels of every test conversation must be equal for all runs of all groups.
+    Equal conversation ids are not enough: generated corpora and releases share them. Task, protocol, corpus fingerprint
+    and labels must be equal for all runs of all groups.
 
     Raises:
         RunError: two runs differ; the message names them and the difference.

@@ -1,4 +1,4 @@
-"""Intervals of one run's test scores, and cautions about them."""
+"""Intervals of a run's test scores, and cautions about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ercfusion.records.record import record_sums
 
 
 def record_intervals(predictions: Predictions, names: Iterable[str], resamples: int) -> dict[str, Any]:
-    """``intervals`` of a record: of the test scores by name; ``none`` has the reason for a missing interval."""
+    """A record's ``intervals``; ``none`` has reasons for missing ones."""
     intervals: dict[str, Any] = {"level": 0.95, "resampled": "conversations", "test": {}}
     for name in names:
         ends = interval_for(predictions, name, resamples)
@@ -30,7 +30,7 @@ def record_intervals(predictions: Predictions, names: Iterable[str], resamples: 
 
 
 def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    """:func:`cautions` for a test score of one run, from its record; empty if the record has no sums."""
+    """:func:`cautions` for a test score of a run; empty without sums."""
     task = TaskSpec.from_dict(dict(record["task"]))
     source = score_source(task, metric)
     try:
@@ -43,6 +43,6 @@ def record_cautions(record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
 
 
 def known_interval(record: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """The recorded test interval of a score, or None; older records store a missing one with zero width."""
+    """The recorded test interval of a score, or None; old records store a missing one with zero width."""
     low, high = record["intervals"]["test"].get(metric, (0.0, 0.0))
     return (low, high) if low < high else None

@@ -22,18 +22,18 @@ EPOCHS = "checkpoints/epoch-*"
 def measure_optimism(
     folder: Path, record: Mapping[str, Any], data: LoadedData, metric: str | None = None
 ) -> dict[str, Any]:
-    """Score the models of all epochs on test and write ``evaluation/optimism.json``.
+    """Score all epochs' models on test and write ``evaluation/optimism.json``.
 
     Args:
-        folder: A finished run with all epochs' models (``training.keep_every_epoch=true``).
-        metric: The score; None for the one that chose the run's checkpoint.
+        folder: A finished run trained with ``training.keep_every_epoch=true``.
+        metric: None for the score that chose the checkpoint.
 
     Returns:
-        ``metric``, the test scores ``dev_selected``, ``last_epoch`` and ``test_selected``, ``test_selected_epoch``, and
-        ``optimism``, which is ``test_selected - dev_selected``.
+        ``metric``, the test scores ``dev_selected``, ``last_epoch``, ``test_selected``, the ``test_selected_epoch``,
+        and ``optimism = test_selected - dev_selected``.
 
     Raises:
-        RunError: epochs' models are missing, or the test split has no labels.
+        RunError: models are missing, or test has no labels.
     """
     epochs = sorted(folder.glob(EPOCHS))
     if not epochs:

@@ -1,6 +1,4 @@
-"""Predictions as a Parquet file readable by any data-frame library, lossless.
-
-One row is one utterance, with the columns
+"""Predictions as a Parquet file, lossless. One row is one utterance, with the columns
 
 * ``split``, ``conversation``, ``turn``: names; ``position``: in the conversation, from 0; ``speaker``: number in the
   conversation; ``valid``: whether the utterance is labelled;
@@ -9,8 +7,7 @@ One row is one utterance, with the columns
 * ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
 * ``t/<label>``: target probabilities, only for distributions.
 
-The file has no text of the corpus, so it may be shared even if the corpus may not. Task and decision thresholds are in
-its metadata, key ``ercfusion``.
+The file has no text of the corpus. Task and decision thresholds are in its metadata, key ``ercfusion``.
 """
 
 from __future__ import annotations
@@ -49,14 +46,7 @@ def further_file(task: str) -> str:
 
 
 def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> Path:
-    """Write the predictions of some splits of one task into one file, atomically.
-
-    Args:
-        path: The file, usually ``predictions.parquet`` in the run folder.
-        predictions: By split name, at least one.
-
-    Returns:
-        ``path``.
+    """Write one task's predictions of some splits, atomically; returns ``path``.
 
     Raises:
         ValueError: no split, or splits of different tasks.
@@ -86,13 +76,10 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
 
 
 def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]:
-    """Read the predictions by split, exactly as passed to :func:`write_predictions`.
-
-    Args:
-        task: The expected task.
+    """Read the predictions by split, as passed to :func:`write_predictions`.
 
     Raises:
-        RunError: the file is missing, damaged, of another format, or holds another task's predictions.
+        RunError: missing, damaged, of another format, or of another task.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,10 +127,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
 
 
 def check_recorded(path: Path) -> None:
-    """Raise :class:`RunError` if the record next to a file has another size or checksum for it, or none.
-
-    Without a record nothing is checked.
-    """
+    """Raise :class:`RunError` if a record next to the file has another checksum for it, or none."""
     record = path.parent / RECORD
     if not record.is_file():
         return
@@ -193,7 +177,7 @@ def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | N
     result = {}
     for split in dict.fromkeys(names):
         part = table.filter(names == split)
-        # A conversation starts at position 0, so a repeated conversation stays two.
+        # A conversation starts at position 0: a repeated one stays two.
         position = part["position"].to_numpy()
         starts = np.flatnonzero(position == 0)
         lengths = np.diff(np.append(starts, len(part)))

@@ -1,4 +1,4 @@
-"""The run record: one JSON file, the source of every table, without restricted text."""
+"""The run record: one JSON file, the source of every table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions of everything that may change a number, and a description of the machine."""
+    """Versions of everything that may change a number, and the machine."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -58,7 +58,7 @@ def environment() -> dict[str, Any]:
 
 
 def revision() -> dict[str, Any] | None:
-    """Git commit of the ercfusion sources and whether they were changed since; None outside a checkout."""
+    """Git commit of the sources and whether they were changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -83,9 +83,9 @@ def command_line() -> str:
 
 
 def split_record(predictions: Predictions) -> dict[str, Any]:
-    """A record's part about one split: scores per label, and sums per conversation for later statistics.
+    """A record's part about a split: scores per label, and sums by conversation id.
 
-    The sums (:func:`ercfusion.metrics.inputs.conversation_sums`) are stored by conversation id, unique within a split.
+    See :func:`ercfusion.metrics.inputs.conversation_sums`. Ids are unique within a split.
     """
     ids = predictions.conversation_ids
     split: dict[str, Any] = {"conversations": len(predictions.lengths), "utterances": int(predictions.valid.sum())}
@@ -104,11 +104,10 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
         split: ``dev`` or ``test``.
 
     Returns:
-        Ids of the B conversations in the split's order, and the recorded arrays of
-        :func:`ercfusion.metrics.inputs.conversation_sums`.
+        Ids of the B conversations, and arrays as from :func:`ercfusion.metrics.inputs.conversation_sums`.
 
     Raises:
-        RunError: the record has no such split, or its sums do not fit the task.
+        RunError: no such split, or its sums do not fit the task.
     """
     if split not in record["splits"]:
         raise RunError(f"the record has no split {split!r}. Choose from: {', '.join(record['splits'])}.")
@@ -117,7 +116,7 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
     sums: dict[str, NDArray[Any]] = {}
     for key in task.rules.inputs:
         if key in SUMS and key in content:
-            # By id: the same conversations in the same order for every key.
+            # The same order of conversations for every key.
             ids = ids or list(content[key])
             sums[key] = SUMS[key].read([content[key][name] for name in ids], task)
             if sums[key].shape[1:] != SUMS[key].shape(task):
@@ -129,22 +128,19 @@ def record_sums(record: Mapping[str, Any], split: str = "test") -> tuple[list[st
 
 
 def rounded_scores(predictions: Predictions) -> dict[str, float]:
-    """All scores of a split, to six decimals (more would be noise and hide equality); empty without labels."""
+    """All scores of a split, to six decimals; empty without labels."""
     if not np.any(predictions.valid):
         return {}
     return {name: round(float(value), 6) for name, value in scores(predictions).items()}
 
 
 def tasks_of(record: Mapping[str, Any]) -> list[str]:
-    """Names of a run's tasks, the one that chose the checkpoint first."""
+    """Tasks of a run, the one that chose the checkpoint first."""
     return [record["task"]["name"], *record.get("others", {})]
 
 
 def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """The record from the view of one of the run's tasks.
-
-    Args:
-        task: Name of the task; None for the one that chose the checkpoint.
+    """The record from the view of one task; None for the one that chose the checkpoint.
 
     Raises:
         RunError: the run has no such task.
@@ -166,7 +162,7 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 
 
 def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise :class:`RunError` for the first record without test scores (its test split has no labels)."""
+    """Raise :class:`RunError` for the first record without test scores."""
     for record in records:
         if not record["metrics"].get("test"):
             raise RunError(
@@ -177,7 +173,7 @@ def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write ``record.json`` atomically: a run folder with one is complete."""
+    """Write ``record.json`` atomically: its folder is then complete."""
     with atomic_write(folder / RECORD) as stream:
         stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
     return folder / RECORD
@@ -187,8 +183,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """The record of a finished run.
 
     Raises:
-        RunError: no such folder, no record (the run is unfinished), damaged, or of another format; the message names
-            the key.
+        RunError: no such folder, unfinished, damaged (the message names the key), or of another format.
     """
     path = Path(folder) / RECORD
     if not path.parent.is_dir():
@@ -205,7 +200,7 @@ def checked_record(record: Any, path: Path) -> dict[str, Any]:
     """``record`` itself, if it is a valid record of this format.
 
     Args:
-        record: Of a run folder, or expanded from an archive.
+        path: Its file, for messages.
 
     Raises:
         RunError: it is not; the message names file and key.

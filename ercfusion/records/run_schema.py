@@ -1,4 +1,4 @@
-"""Schema of the files in the folders of runs and sweeps, and of records; settings have their own."""
+"""Schema of files in the folders of runs and sweeps, and of records."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class TaskResult(Open):
 
 
 class Record(TaskResult):
-    """``record.json``, also expanded from an archive; the top level has the task that chose the epoch."""
+    """``record.json``; the top level has the task that chose the epoch."""
 
     format: Literal[2]
     finished: Name
@@ -200,7 +200,7 @@ class Record(TaskResult):
 
 
 def _check_split(where: str, split: Split, size: int) -> None:
-    """Raise ValueError unless the sums of a split fit the task's outputs and each other."""
+    """Raise ValueError unless a split's sums fit its task and each other."""
     first: list[str] | None = None
     for key in ("confusion", "shift", "counts", "moments"):
         sums = getattr(split, key)

@@ -1,8 +1,4 @@
-"""The configuration of a sweep, composed from what a user typed.
-
-A run's configuration plus ``sweep`` (how to search), ``space`` (what is searched) and ``typed`` (the typed settings of
-a run, repeated in ``best.yaml``).
-"""
+"""The configuration of a sweep: a run's, plus ``sweep``, ``space`` and ``typed`` (for ``best.yaml``)."""
 
 from __future__ import annotations
 
@@ -41,8 +37,8 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
 
     Args:
         composer: Of the root ``sweep``.
-        file_entries: From ``settings=``: start values of settings that stay in the space.
-        arguments: As typed: a plain value takes its setting out of the space, Hydra's sweep syntax adds one.
+        file_entries: From ``settings=``: start values.
+        arguments: As typed: a plain value fixes a setting, Hydra's sweep syntax adds one to the space.
 
     Raises:
         ConfigError: a mistake in any of them.
@@ -62,8 +58,8 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         try:
             default = setting(config, key)
         except KeyError:
-            # A setting that may be added, such as the weight of a term, is off by default. For any other unknown key
-            # the composer raises an error with the nearest right name.
+            # A setting that may be added, such as the weight of a term, is off by default. The composer refuses other
+            # unknown keys with the nearest right name.
             plain.append(f"{key}=0.0")
             config = composer.compose([*file_entries, *plain])
             default = setting(config, key)
@@ -81,7 +77,7 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
 
 
 def _own_space(composer: Composer, config: Mapping[str, Any], known: Sequence[str], typed: bool) -> Space:
-    """The chosen space or that of the architecture, widened to hold the composed settings."""
+    """The chosen space or the architecture's, widened to hold the composed settings."""
     name = config["model"]["name"]
     entries = config.get("space")
     if name == "majority":
@@ -135,10 +131,7 @@ def _typed(composer: Composer, entries: Sequence[str], config: Mapping[str, Any]
 
 
 def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[str, Any]:
-    """The configuration, adapted to the data.
-
-    Label smoothing is not searched if it has no effect; the number of threads is fixed; both ends of every range are
-    tried on the model and the optimiser.
+    """Adapt the configuration to the data, and try both ends of every range on model and optimiser.
 
     Raises:
         ConfigError: a value does not fit, or several devices.
@@ -153,7 +146,7 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
         raise ConfigError(f"nothing is left to search for a {data.protocol.task.kind} task. Add settings to the space.")
     config = {**config, "space": space}
     if settings.training.threads is None:
-        # Scores must not depend on the number of workers or the cores of a machine.
+        # Scores must not depend on workers or cores.
         config = with_settings(config, {"training.threads": 1})
         config["typed"]["training.threads"] = 1
     check_candidate(settings, inputs)
@@ -171,7 +164,7 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
 
 
 def check_candidate(config: Config, inputs: InputSpec) -> None:
-    """Raise :class:`ConfigError` if these settings make no valid model or optimiser."""
+    """Raise :class:`ConfigError` if these settings make no model or optimiser."""
     import torch
 
     from ercfusion.models import build_architecture

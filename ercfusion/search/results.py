@@ -1,4 +1,4 @@
-"""Results of a sweep: a table, figures, the best settings as a file, and the winner trained on fresh seeds."""
+"""Results of a sweep: table, figures, best settings, and the winner on fresh seeds."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ _ENOUGH = 10
 
 
 def finish(study: Study, plan: Plan, *, rerun: bool) -> dict[str, Any]:
-    """Write the results of the trials, train the winner again, write the summary.
+    """Write the results, train the winner again, write the summary.
 
     Args:
-        study: After all trials of this machine.
         rerun: Train the winner on fresh seeds here.
 
     Raises:
@@ -129,7 +128,7 @@ def write_table(study: Study, plan: Plan) -> Path:
 
 
 def write_best(plan: Plan, best: FrozenTrial, over: int) -> Path:
-    """Write the typed settings and those of the best trial to ``best.yaml``, for ``settings=``."""
+    """Write typed and best settings to ``best.yaml``, for ``settings=``."""
     import yaml
 
     settings = {**plan.typed, **best.user_attrs["result"]["settings"]}
@@ -164,7 +163,7 @@ def importances(study: Study) -> dict[str, float]:
     varied = {key for key in study.best_trial.params if len({trial.params.get(key) for trial in complete}) > 1}
     if len(complete) < _ENOUGH or len(varied) < 2:
         return {}
-    # With fewer than five trials among the best, the estimate is noise.
+    # With fewer than five best trials the estimate is noise.
     quantile = min(0.5, max(0.1, 5 / len(complete)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,16 +199,16 @@ def draw(plan: Plan, trials: Sequence[FrozenTrial], best: FrozenTrial, importanc
 
 
 def fresh_seeds(plan: Plan) -> list[int]:
-    """Seeds of the re-run: the first whole numbers, without the sweep's own."""
+    """The first whole numbers without the sweep's seed."""
     wanted = plan.sweep.rerun
     return [seed for seed in range(wanted + 1) if seed != plan.run.root.seed][:wanted]
 
 
 def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Train the best settings on fresh seeds, several runs at a time; returns the records of the successful ones."""
+    """Train the best settings on fresh seeds; returns the records of successful runs."""
     parent = plan.folder / RERUN
     _move_earlier_winner(parent, best.number)
-    # Written before the folders: it marks them as this winner's, however incomplete they are.
+    # Written first: it marks the folders as this winner's.
     write_json(parent / WINNER, {"trial": best.number, "settings": best.user_attrs["result"]["settings"]})
     jobs = []
     for seed in seeds:
@@ -232,7 +231,7 @@ def rerun_winner(plan: Plan, best: FrozenTrial, seeds: Sequence[int]) -> list[di
 
 
 def _move_earlier_winner(parent: Path, trial: int) -> None:
-    """Rename the folder with the runs of an earlier winner."""
+    """Rename the folder of an earlier winner."""
     note = parent / WINNER
     if not note.is_file():
         return
@@ -250,7 +249,7 @@ def _rerun_summary(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str
             record["metrics"][split][plan.metric] for record in records if plan.metric in record["metrics"][split]
         ]
         if len(values) < len(records):
-            continue  # a test split without labels, or without any on which the score is defined
+            continue  # no labels, or none on which the score is defined
         statistics = seed_summary(values)
         spread = statistics["std"] if len(values) > 1 else None
         summary[split] = {"mean": round(statistics["mean"], 6), "std": spread and round(spread, 6), "values": values}
@@ -261,7 +260,7 @@ def _rerun_summary(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def report(summary: Mapping[str, Any]) -> str:
-    """The lines printed at the end of a sweep, without the folder."""
+    """The lines printed at the end."""
     trials, best, first, rerun = summary["trials"], summary["best"], summary["first"], summary["rerun"]
     synthetic = " (synthetic corpus)" if summary["synthetic"] else ""
     counts = ", ".join(f"{trials[name]} {name}" for name in ("complete", "pruned", "failed", "running") if trials[name])

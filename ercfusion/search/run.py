@@ -76,19 +76,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ercfusion")
 
 LOG = "sweep.log"
-# Seconds of silence after which another machine's trial is given up (a signal is sent every 30 s).
+# Seconds of silence before another machine's trial is given up (signals come every 30 s).
 SILENCE = 300.0
-# Rounds of worker processes in which all die without ending a trial.
+# Rounds in which all workers die without ending a trial.
 _ROUNDS = 3
 CHANGEABLE = tuple(key.partition(".")[2] for key in fields_in("sweep") if decides(key) == "nothing")
-"""Settings of a sweep that may change when it is resumed."""
+"""Settings that may change on resume."""
 
 
 # Beginning
 
 
 def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str]) -> Plan:
-    """Create the folder of a new sweep, and its study, or join an existing study.
+    """Create the folder of a new sweep, and its study, or join an existing one.
 
     Args:
         config: From :func:`ercfusion.search.config.compose_sweep`.
@@ -96,7 +96,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
         argv: The whole command line.
 
     Raises:
-        ErcfusionError: any mistake visible before the first trial; the folder is then removed.
+        ErcfusionError: a mistake visible before the first trial; the folder is then removed.
     """
     require_optuna()
     import_modules(config["imports"])
@@ -109,12 +109,12 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
     check_metric(task, metric)
     folder = empty_folder(settings, "sweep")
     config["place"] = secrets.token_hex(4)
-    # Time and place make the name unique: machines join a study only by its name.
+    # Unique: machines join a study only by its name.
     stem = f"{settings.preset.model}-{settings.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     name = f"{stem}-{config['place']}" if sweep.name is None else sweep.name
     shown_storage = masked(storage) if storage is not None else None
     config["sweep"] = section_to(replace(sweep, name=name, storage=shown_storage))
-    # One by one: quoting the whole line would change a password containing quotes.
+    # Quoting the whole line would change a password with quotes.
     shown = [shlex.quote(masked(without_secrets(argument, storage))) for argument in argv]
     config["command"] = " ".join(["python -m ercfusion.sweep", *shown])
     config["study"] = {
@@ -138,11 +138,7 @@ def begin(config: dict[str, Any], overrides: Sequence[str], argv: Sequence[str])
 
 
 def _prepared(config: Mapping[str, Any]) -> DevData:
-    """Load all data that trials may use, so that text features are extracted once and with visible progress.
-
-    Returns:
-        The data of the first trial.
-    """
+    """Load all data that trials may use, with visible progress; returns those of the first."""
     settings = Config.from_dict(config)
     check = before_features(settings, LABELLED, section_from("sweep", config["sweep"]).metric)
     for data in data_settings(config, config["space"]):
@@ -151,7 +147,7 @@ def _prepared(config: Mapping[str, Any]) -> DevData:
 
 
 def _identity(config: Mapping[str, Any], loaded: DevData, metric: str) -> dict[str, Any]:
-    """What must be equal for machines to search together, flat, so that a message can name the first difference."""
+    """What must be equal to search together, flat, for messages about the first difference."""
     corpus = loaded.data.corpus
     flat: dict[str, Any] = {"corpus": corpus.name, "protocol": loaded.data.protocol.id}
     flat["the corpus's fingerprint"] = corpus.fingerprint()
@@ -177,7 +173,7 @@ def _identity(config: Mapping[str, Any], loaded: DevData, metric: str) -> dict[s
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, str]:
-    """Identities of the data that trials may use, as read in this process."""
+    """Identities of the data that trials may use."""
     several = list(data_settings(config, config["space"]))
     identity: dict[str, str] = {}
     for number, settings in enumerate(several, start=1):
@@ -187,7 +183,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise :class:`ResumeError` if settings or data differ from those at the start of the sweep."""
+    """Raise :class:`ResumeError` if settings or data have changed since the start."""
     origin, loaded = StudyOrigin.from_dict(config["study"]), _prepared(config)
     was = origin.identity
     now = json.loads(json.dumps(_identity(config, loaded, origin.metric)))
@@ -205,12 +201,12 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
 
     Args:
         changes: New values by key.
-        imports: The sweep's modules; required unless this process has imported them.
+        imports: The sweep's modules, unless this process has imported them.
 
     Raises:
         RunError: not a sweep's folder, or its study is gone.
-        ResumeError: other settings, or the data, have changed.
-        ConfigError: a value out of its range.
+        ResumeError: other settings or data have changed.
+        ConfigError: a value out of range.
     """
     path, config = read_config(folder)
     if "sweep" not in config or "study" not in config:
@@ -227,7 +223,7 @@ def reopen(folder: str | Path, changes: Mapping[str, Any], imports: Sequence[str
     name, metric = config["sweep"]["name"], config["study"]["metric"]
     plan = Plan(path, config, storage, name, config["place"], metric)
     with named_failures(storage):
-        # The log is opened after the setup: without it the command was stopped before the study existed.
+        # The log is opened after the setup; without it there may be no study.
         if (storage is None or not (path / LOG).is_file()) and not _has_study(plan):
             create_or_join(plan, plan.origin.identity)
         study = open_study(plan)
@@ -252,7 +248,7 @@ def _has_study(plan: Plan) -> bool:
 
 
 def run_sweep(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
-    """Train the missing trials, write tables and figures, train the winner on fresh seeds; returns the summary.
+    """Train missing trials, write results, train the winner on fresh seeds; returns the summary.
 
     Args:
         plan: From :func:`begin` or :func:`reopen`.
@@ -260,7 +256,7 @@ def run_sweep(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
     """
     with one_at_a_time(plan.folder, "the sweep"), log_file(plan.folder / LOG), named_failures(plan.storage):
         remove_leftovers(plan.folder, deep=True)
-        # The changes made by resuming, for a later resume.
+        # For a later resume.
         write_json(plan.folder / "config.json", plan.config)
         _prepared(plan.config)  # fills the cache before the workers start
         study = open_study(plan)
@@ -273,7 +269,7 @@ def run_sweep(plan: Plan, *, rerun_asked: bool = False) -> dict[str, Any]:
 
 
 def run_trials(study: Study, plan: Plan) -> None:
-    """Let workers train trials until the study has enough, then wait for those of other machines."""
+    """Train trials until the study has enough, then wait for other machines."""
     hours, since = plan.sweep.timeout, time.time()
     deadline = since + 3600 * hours if hours is not None else None
     watcher = Watcher(plan, SILENCE)
@@ -322,7 +318,7 @@ def run_trials(study: Study, plan: Plan) -> None:
 
 
 def _raise_errors(errors: Sequence[str], fruitless: int) -> None:
-    """Raise the errors of workers, except the death of processes that others can replace."""
+    """Raise the errors of workers, except replaceable deaths."""
     for error in errors:
         if error.startswith("unexpected error"):
             raise RuntimeError(error)

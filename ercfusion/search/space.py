@@ -31,7 +31,7 @@ _KEYS = ("low", "high", "log", "step", "choices")
 
 
 def check_searchable(key: str, where: str = "") -> None:
-    """Raise :class:`ConfigError` for a setting that cannot be searched."""
+    """Raise :class:`ConfigError` if a setting cannot be searched."""
     if key == "seed":
         raise ConfigError(f"{where}seed is not searched. Set sweep.rerun=N to train the winner on N fresh seeds.")
     whole, single = _searchable()
@@ -45,7 +45,7 @@ def check_searchable(key: str, where: str = "") -> None:
 
 
 def _searchable() -> tuple[list[str], list[str]]:
-    """Sections with mostly searchable settings, and single settings of other sections."""
+    """Searchable sections, and single settings of other sections."""
     whole, single = ["model"], []
     for section in (*CHOICES, *SECTIONS):
         keys = [key for key, field in fields_in(section).items() if field.known.searchable]
@@ -117,7 +117,7 @@ def typed_dimension(key: str, parsed: Any, default: Any) -> Dimension:
 
     Args:
         parsed: Hydra's override.
-        default: The setting's default; if it is a whole number, so are the values of an ``interval``.
+        default: If it is a whole number, so are the values of an ``interval``.
 
     Raises:
         ConfigError: see :func:`read_dimension`; ``glob`` and unknown tags.
@@ -169,10 +169,10 @@ def holds(dimension: Dimension, value: Any) -> bool:
 
 
 def stretched(dimension: Dimension, value: Any) -> Dimension | None:
-    """The dimension, changed to hold ``value``; None if that is impossible.
+    """The dimension, changed to hold ``value``; None if impossible.
 
-    Choices get one more. A range is widened; it loses its steps if the value is between them. A logarithmic range is
-    centred on the value, keeping its ratio: another optimiser has rates of another magnitude.
+    Choices get one more. A range is widened, without steps if they miss the value. A logarithmic range is centred on
+    the value with the same ratio: another optimiser has rates of another magnitude.
     """
     if holds(dimension, value):
         return dimension
@@ -198,7 +198,7 @@ def stretched(dimension: Dimension, value: Any) -> Dimension | None:
 
 
 def clipped(dimension: Dimension, value: Any) -> Any:
-    """The nearest value of a dimension (the first choice if there is no order)."""
+    """The nearest value of a dimension; the first choice without an order."""
     if holds(dimension, value):
         return value
     if "choices" in dimension:
@@ -217,7 +217,7 @@ def clipped(dimension: Dimension, value: Any) -> Any:
 
 
 def ends(dimension: Dimension) -> list[Any]:
-    """The values tried when a dimension is checked: both ends, or every choice."""
+    """Values to check a dimension with: both ends, or every choice."""
     return list(dimension["choices"]) if "choices" in dimension else [dimension["low"], dimension["high"]]
 
 
@@ -237,7 +237,7 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
 
 
 def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration with other values by dotted key."""
+    """A copy of a configuration with other values."""
     changed = copy.deepcopy(dict(config))
     for key, value in values.items():
         *path, last = key.split(".")
@@ -249,7 +249,7 @@ def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
 
 
 def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[Data]:
-    """The sections ``data`` used by trials: one, unless settings of ``data`` are searched."""
+    """The sections ``data`` used by trials."""
     keys = [key for key in space if key.startswith("data.")]
     for values in itertools.product(*(ends(space[key]) for key in keys)):
         yield section_from("data", with_settings(config, dict(zip(keys, values, strict=True)))["data"])
@@ -259,7 +259,7 @@ def data_settings(config: Mapping[str, Any], space: Space) -> Iterator[Data]:
 
 
 def suggest(trial: Trial, key: str, dimension: Dimension) -> None:
-    """Let a trial choose its value of a dimension; an existing value stays."""
+    """Let a trial choose its value; an existing value stays."""
     if "choices" in dimension:
         trial.suggest_categorical(key, [encoded(choice) for choice in dimension["choices"]])
         return
@@ -271,15 +271,12 @@ def suggest(trial: Trial, key: str, dimension: Dimension) -> None:
 
 
 def encoded(value: Any) -> Any:
-    """A value as stored by Optuna: lists as JSON, because its choices cannot be lists."""
+    """A value for Optuna, whose choices cannot be lists: JSON."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def trial_settings(space: Space, params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a trial from Optuna's parameters.
-
-    Numbers are rounded to six digits, easy to copy, unless they equal the value in ``config``.
-    """
+    """Settings from Optuna's parameters, rounded to six digits unless equal to ``config``."""
     values = {}
     for key, dimension in space.items():
         value, default = params[key], setting(config, key)

@@ -1,4 +1,4 @@
-"""Progress of a sweep and its best settings so far: a bar on a terminal, lines in a log."""
+"""Progress of a sweep: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ercfusion")
 
-# Seconds between two readings of the storage, and between two plain lines.
+# Seconds between readings of the storage, and between plain lines.
 _PAUSE = 1.0
 _INTERVAL = 20.0
 
@@ -93,7 +93,7 @@ class SweepProgress:
         return f"best so far: trial {self.best.number}, dev {self.plan.metric} {self.best.value:.4f}"
 
     def facts(self) -> list[str]:
-        """Number of finished trials and their states, speed, estimated time left."""
+        """Finished trials by state, speed, estimated time left."""
         counts, elapsed = self.tally, time.monotonic() - self._begun
         facts = [f"{counts.over} of {counts.total} finished", f"{counts.running} running"]
         facts += [f"{count} {word}" for word, count in (("pruned", counts.pruned), ("failed", counts.failed)) if count]

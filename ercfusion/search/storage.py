@@ -1,6 +1,6 @@
-"""Storage of a sweep's trials: SQLite in its folder, a database server, or a journal file.
+"""Storage of trials: SQLite in the sweep's folder, a database server, or a journal file.
 
-Passwords stay out of files, logs and messages: only :func:`masked` addresses are written.
+Files, logs and messages have only :func:`masked` addresses.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ercfusion._core.schemas.reading import MAX_CHARACTERS, failure
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-# Address of a database, for passwords that must not be on a command line.
+# Address of a database with a password that must not be on a command line.
 VARIABLE = "ERCFUSION_SWEEP_STORAGE"
 STUDY_FILE = "study.db"
 HIDDEN = "***"
 
-# Seconds of waiting for another process's transaction in SQLite.
+# Seconds of waiting for another transaction in SQLite.
 _PATIENCE = 120
-# Attempts to create the tables of an empty database, and SQLite's messages if another process is creating them.
+# Attempts to create tables, and SQLite's messages if another process creates them.
 _ATTEMPTS = 10
 _MEANWHILE = re.compile("already exists|database is locked")
 _DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql"}
 
 
 def require_optuna() -> None:
-    """Raise :class:`MissingExtraError` if Optuna is not installed; else silence its log."""
+    """Raise :class:`MissingExtraError` without Optuna; else silence its log."""
     require_extra("optuna", "sweep", "ercfusion.sweep")
     import warnings
 
@@ -47,7 +47,7 @@ def require_optuna() -> None:
 
 
 def normalized(storage: str) -> str:
-    """The address in one form: ``journal:PATH`` with an absolute path, or a URL with an installed driver.
+    """``journal:PATH`` with an absolute path, or a URL with an installed driver.
 
     Raises:
         ConfigError: neither a URL nor a journal.
@@ -95,7 +95,7 @@ def without_secrets(text: str, storage: str | None) -> str:
 
 
 def open_storage(storage: str | None, folder: Path) -> BaseStorage:
-    """Open the storage of a sweep.
+    """Open a storage.
 
     Args:
         storage: :func:`normalized`; None for SQLite in ``folder``.
@@ -127,11 +127,7 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
 
 
 def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
-    """The error about a storage with content that no sweep writes.
-
-    Args:
-        storage, folder: See :func:`open_storage`.
-    """
+    """The error about a storage with unexpected content; arguments as in :func:`open_storage`."""
     shown = folder / STUDY_FILE if storage is None else masked(storage)
     advice = "Restore it from a copy, or begin a new sweep."
     return failure(RunError, shown, f" is damaged: {without_secrets(problem, storage)}", advice)
@@ -139,7 +135,7 @@ def damaged(storage: str | None, folder: Path, problem: str) -> ErcfusionError:
 
 @contextmanager
 def named_failures(storage: str | None) -> Iterator[None]:
-    """Failures of a storage inside the block become a :class:`RunError` without passwords."""
+    """Turn failures of a storage into :class:`RunError` without passwords."""
     try:
         yield
     except ErcfusionError as error:
@@ -173,7 +169,7 @@ def _words(error: BaseException) -> str:
 
 
 def sqlite_url(path: Path) -> str:
-    """The address of a SQLite file. Braces are doubled: Optuna reads them as a template."""
+    """The address of a SQLite file, with braces doubled for Optuna."""
     return f"sqlite:///{str(path).replace('{', '{{').replace('}', '}}')}"
 
 
@@ -195,7 +191,7 @@ def _database(url: str) -> BaseStorage:
     if sqlite:
         options["connect_args"] = {"timeout": _PATIENCE}
     elif "psycopg" in url:
-        # Old databases without an encoding would return bytes instead of texts.
+        # Old databases would return bytes instead of texts.
         options["connect_args"] = {"connect_timeout": 20, "client_encoding": "utf8"}
     for attempt in range(_ATTEMPTS):
         try:
@@ -206,20 +202,20 @@ def _database(url: str) -> BaseStorage:
                 f"sweep.storage={masked(url)} is not a database URL: {_words(error)}. Correct the address."
             ) from None
         except (IntegrityError, OperationalError, ProgrammingError) as error:
-            # Processes creating the tables of an empty database at the same moment: the slower ones fail at an existing
-            # table. SQLite raises the same type of error for this and for a failing disk.
+            # Several processes create the tables of an empty database: the slower ones fail at an existing table.
+            # SQLite has one type of error for this and for a failing disk.
             if attempt == _ATTEMPTS - 1 or (isinstance(error, OperationalError) and not _MEANWHILE.search(str(error))):
                 raise
             time.sleep(min(0.1 * 2**attempt, 2.0))
     if sqlite:
-        # A transaction that starts by reading fails at once, whatever the timeout, if another process writes before it
-        # does. A transaction that takes the lock at its start waits.
+        # A transaction that starts by reading fails at once, whatever the timeout, if another process writes first. One
+        # that takes the lock at its start waits.
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
 
 
 def chosen_storage(typed: str | None) -> str | None:
-    """The storage of a new sweep: as typed, else from :data:`VARIABLE`, else None for a file in its folder."""
+    """As typed, else from :data:`VARIABLE`, else None for a file in the folder."""
     address = typed or os.environ.get(VARIABLE) or None
     return normalized(address) if address is not None else None
 
@@ -228,11 +224,11 @@ def resumed_storage(typed: str | None, stored: str | None) -> str | None:
     """The storage of a resumed sweep.
 
     Args:
-        typed: ``sweep.storage`` as typed now; a database may have moved.
+        typed: ``sweep.storage`` as typed now.
         stored: From the folder, :func:`masked`.
 
     Raises:
-        ConfigError: the address had a password, which is not stored, and it is not given again.
+        ConfigError: a password is needed and not given again.
     """
     if typed is not None:
         return normalized(typed)

@@ -1,13 +1,13 @@
-"""The study: the state shared by all processes and machines of a sweep.
+"""The study: the state shared by all processes of a sweep.
 
-Trials have these attributes in the storage:
+Attributes of trials:
 
 - ``owner``: the folder's id and the worker's number;
 - ``starts``: epochs done at each start;
 - ``beat``: rises while a process works on the trial;
 - ``result``: see :mod:`ercfusion.search.worker`;
-- ``lost``: nobody finishes the trial, and it does not count;
-- ``continues``: folder's id and number of the lost trial with the same settings.
+- ``lost``: given up, does not count;
+- ``continues``: id and number of the lost trial with these settings.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FORMAT = 1
-# Consecutive failures that end the sweep: without any success so far, and after one.
+# Consecutive failures that end a sweep: without any success, and after one.
 HOPELESS = 3
 BROKEN = 10
-# Starts at one epoch before a trial counts as the cause of its process's death.
+# Starts at one epoch before a trial counts as killing its process.
 STARTS = 3
 # Seconds of waiting for another machine to create the study.
 _WAIT = 60
@@ -47,13 +47,13 @@ _WAIT = 60
 
 @dataclass(frozen=True)
 class StudyOrigin:
-    """What a search is about, as recorded at its start.
+    """What a search is about, recorded at its start.
 
     Args:
         metric: The dev score to optimise.
-        synthetic: Whether the corpus is synthetic.
-        identity: What must be equal for machines to search together.
-        data: Identity of the data that trials may use.
+        synthetic: Whether the corpus is.
+        identity: What must be equal to search together.
+        data: Identity of the data.
     """
 
     metric: str
@@ -69,12 +69,12 @@ class StudyOrigin:
 
 @dataclass(frozen=True)
 class Plan:
-    """The description of a sweep for each of its processes.
+    """The description of a sweep for its processes.
 
     Args:
         config: Resolved, as in ``config.json``.
         storage: Address with password; None for SQLite in the folder.
-        place: Id of the folder among those working on one study.
+        place: Id of the folder in the study.
         metric: The dev score to optimise.
     """
 
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def run(self) -> Config:
-        """The settings that trials start from; their modules must have been imported."""
+        """The start settings; their modules must be imported."""
         return Config.from_dict(self.config)
 
     @property
@@ -135,18 +135,18 @@ def make_pruner(plan: Plan) -> BasePruner:
         return pruners.NopPruner()
     if settings.pruner == "hyperband":
         return pruners.HyperbandPruner(min_resource=max(1, min(warmup, epochs)), max_resource=epochs)
-    # Epochs count from 1, and the pruner's warm-up is its first active step.
+    # Epochs count from 1; the warm-up is the pruner's first active step.
     return pruners.MedianPruner(n_startup_trials=settings.startup, n_warmup_steps=warmup + 1, n_min_trials=2)
 
 
 def make_sampler(plan: Plan, *numbers: int) -> BaseSampler:
-    """Optuna's sampler; ``numbers`` enter its seed, so no two processes try the same settings."""
+    """Optuna's sampler, with ``numbers`` in its seed: no two processes try the same."""
     from optuna import samplers
 
     seed = mix_seed(plan.sweep.seed, *numbers) % 2**32
     if plan.sweep.sampler == "random":
         return samplers.RandomSampler(seed=seed)
-    # Unfinished trials of other workers count as bad ones: the next trial keeps a distance from them.
+    # Unfinished trials count as bad ones: the next trial keeps a distance.
     return samplers.TPESampler(seed=seed, constant_liar=True)
 
 
@@ -154,7 +154,7 @@ def open_study(plan: Plan, *, compared: bool = True) -> Study:
     """Load the study of a sweep.
 
     Args:
-        compared: Also check that the trials have the plan's settings.
+        compared: Also check the settings of the trials.
 
     Raises:
         RunError: the storage cannot be reached, or has no such study.
@@ -177,11 +177,7 @@ def open_study(plan: Plan, *, compared: bool = True) -> Study:
 
 
 def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
-    """Raise :class:`RunError` unless the content of a study is that of a sweep.
-
-    Args:
-        compared: See :func:`open_study`.
-    """
+    """Raise :class:`RunError` unless a study has the content of a sweep."""
     try:
         trials = study.get_trials(deepcopy=False)
         problem = study_problem(study.user_attrs, trials, plan.space if compared else None)
@@ -193,16 +189,10 @@ def check_study(study: Study, plan: Plan, *, compared: bool = True) -> None:
 
 
 def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
-    """Create the study, or check that the existing one of this name has the same search.
-
-    Args:
-        identity: What must be equal, by name.
-
-    Returns:
-        Whether this folder founded the study.
+    """Create the study, or check that the existing one searches for the same; returns whether it was created.
 
     Raises:
-        RunError: the study of this name is another one; the message names the first difference.
+        RunError: another search; the message names the first difference.
     """
     import optuna
 
@@ -225,7 +215,7 @@ def create_or_join(plan: Plan, identity: Mapping[str, Any]) -> bool:
 
 
 def set_up(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
-    """First steps of the founder; repeating them is harmless."""
+    """First steps of the founder, repeatable."""
     if study.user_attrs.get("ready"):
         return
     study.set_user_attr("identity", dict(identity))
@@ -236,7 +226,7 @@ def set_up(study: Study, plan: Plan, identity: Mapping[str, Any]) -> None:
 
 
 def first_params(plan: Plan) -> dict[str, Any]:
-    """The first trial: the settings of a run without a sweep, moved into the space if necessary."""
+    """The settings of a run without a sweep, moved into the space if necessary."""
     return {key: encoded(clipped(dimension, setting(plan.config, key))) for key, dimension in plan.space.items()}
 
 
@@ -244,7 +234,7 @@ def _wait_until_ready(study: Study, plan: Plan) -> None:
     deadline = time.monotonic() + _WAIT
     while not study.user_attrs.get("ready"):
         if study.user_attrs.get("founder") == plan.place:
-            return  # this folder was stopped while it created the study
+            return  # this folder was stopped before
         if time.monotonic() > deadline:
             raise RunError(
                 f"the study {plan.name!r} was created but not set up: its founder was probably stopped. "
@@ -258,7 +248,7 @@ def _check_identity(study: Study, plan: Plan, identity: Mapping[str, Any]) -> No
         raise RunError(
             f"the study {plan.name!r} was not created by this version of ercfusion. Choose another sweep.name."
         )
-    # JSON turns tuples into lists and keys into texts, as in the stored one.
+    # As stored: JSON turns tuples into lists and keys into texts.
     founders, own = study.user_attrs["identity"], json.loads(json.dumps(identity))
     for key in dict.fromkeys([*founders, *own]):
         if founders.get(key) != own.get(key):
@@ -277,7 +267,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Tally:
-    """Number of trials by state. ``over`` and ``running`` count towards ``total``, lost trials do not."""
+    """Number of trials by state; lost ones do not count."""
 
     total: int
     complete: int
@@ -313,14 +303,14 @@ def tally(study: Study, trials: Sequence[FrozenTrial] | None = None) -> Tally:
 
 
 def best_trial(trials: Sequence[FrozenTrial], metric: str) -> FrozenTrial | None:
-    """The complete trial with the best score (the earliest if equal)."""
+    """The complete trial with the best score, the earliest if equal."""
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     sign = 1 if get_metric(metric).higher_is_better else -1
     return max(complete, key=lambda trial: (sign * float(trial.value or 0.0), -trial.number), default=None)
 
 
 def unfinished(trials: Sequence[FrozenTrial], place: str, number: int | None = None) -> list[FrozenTrial]:
-    """Trials started but not finished by a folder or by one of its workers."""
+    """Unfinished trials of a folder or one of its workers."""
     owners = [trial.user_attrs.get("owner") or [None, None] for trial in trials]
     return [
         trial
@@ -330,10 +320,9 @@ def unfinished(trials: Sequence[FrozenTrial], place: str, number: int | None = N
 
 
 def check_failures(trials: Sequence[FrozenTrial], place: str, since: float) -> None:
-    """Raise :class:`TrainingError` if consecutive trials fail: the cause is probably common to all.
+    """Raise :class:`TrainingError` if consecutive trials of this folder fail.
 
     Args:
-        place: Of this folder; failures of other machines do not count.
         since: Unix time of the sweep's start or resumption; earlier failures do not count.
     """
     trials = counting(trials)
@@ -359,14 +348,11 @@ def check_failures(trials: Sequence[FrozenTrial], place: str, since: float) -> N
 def next_trial(
     study: Study, plan: Plan, worker: int, deadline: float | None = None, since: float = 0.0
 ) -> Trial | None:
-    """The next trial for a worker: one of its unfinished ones, a queued one, or a new one.
+    """A worker's next trial: unfinished, queued or new; None if none is left.
 
     Args:
         deadline: Unix time after which no trial starts.
         since: See :func:`check_failures`.
-
-    Returns:
-        None if no trial is left.
 
     Raises:
         TrainingError: consecutive trials fail.
@@ -378,7 +364,7 @@ def next_trial(
         left = unfinished(trials, plan.place, worker)
         founder = study.user_attrs["founder"] == plan.place
         if left:
-            # The seed of its first start: it chooses missing values as it would have.
+            # The seed of its first start, for missing values.
             study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, left[0].number)
             return _with_params(optuna_trial.Trial(study, left[0]._trial_id), plan)
         check_failures(trials, plan.place, since)
@@ -387,15 +373,14 @@ def next_trial(
             return None
         if not counts.waiting and not counts.missing:
             return None
-        # One seed per trial: a resumed sweep goes on as if it had not been stopped, and does not repeat its first
-        # random settings.
+        # One seed per trial: a resumed sweep continues as if never stopped, without repeating random settings.
         study.sampler = make_sampler(plan, 0 if founder else int(plan.place, 16), worker, len(trials))
         trial = study.ask()
         trial.set_user_attr("owner", [plan.place, worker])
         earlier = [other for other in counting(study.get_trials(deepcopy=False)) if other.number < trial.number]
         if len(earlier) < study.user_attrs["trials"]:
             return _with_params(trial, plan)
-        # Several processes asked for the last trial at the same moment: those with the lower numbers get it.
+        # Several processes asked for the last trial: the lowest number gets it.
         give_up(study, trial.number, "surplus")
 
 
@@ -406,7 +391,7 @@ def _with_params(trial: Trial, plan: Plan) -> Trial:
 
 
 def give_up(study: Study, number: int, reason: str) -> bool:
-    """End a trial without counting it; False if another process has ended it."""
+    """End a trial without counting it; False if it has ended."""
     import optuna
 
     frozen = study.get_trials(deepcopy=False)[number]
@@ -417,14 +402,14 @@ def give_up(study: Study, number: int, reason: str) -> bool:
 
 
 def end(study: Study, number: int, state: str, value: float | None = None) -> bool:
-    """Store the end of a trial; False if another process has ended it."""
+    """Store the end of a trial; False if it has ended."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     try:
         study.tell(number, value, state=TrialState[state])
     except (ValueError, UpdateFinishedTrialError):
-        # Another machine gave it up and queued its settings.
+        # Another machine gave it up.
         if study.get_trials(deepcopy=False)[number].state.is_finished():
             return False
         raise
@@ -432,12 +417,9 @@ def end(study: Study, number: int, state: str, value: float | None = None) -> bo
 
 
 class Watcher:
-    """Gives up trials of other machines that send no signal any more.
+    """Gives up trials of other machines without signals for ``patience`` seconds.
 
     Silence is measured on this process's clock, so the machines' clocks may differ.
-
-    Args:
-        patience: Seconds of silence after which a trial is given up.
     """
 
     def __init__(self, plan: Plan, patience: float) -> None:
@@ -446,7 +428,7 @@ class Watcher:
         self._signs: dict[int, tuple[tuple[Any, ...], float]] = {}
 
     def check(self, study: Study, now: float | None = None) -> list[int]:
-        """Give up silent trials and queue their settings again; returns their numbers."""
+        """Give up silent trials and queue their settings; returns their numbers."""
         now = time.monotonic() if now is None else now
         given_up = []
         for trial in study.get_trials(deepcopy=False):
@@ -466,7 +448,7 @@ class Watcher:
 
 
 def adopt(study: Study, plan: Plan, workers: int, *, forgive: bool) -> int:
-    """Give the trials of this folder's dead processes to the workers about to start; returns their number.
+    """Give trials of dead processes to the next workers; returns their number.
 
     ``forgive``: the user stopped the processes, so their starts do not count.
     """
@@ -475,7 +457,7 @@ def adopt(study: Study, plan: Plan, workers: int, *, forgive: bool) -> int:
     trials = study.get_trials(deepcopy=False)
     own = unfinished(trials, plan.place)
     if plan.storage is None:
-        # Stopped after the storage created the trial and before it got an owner: no other machine can have started it.
+        # Stopped before the trial got an owner: no other machine can have started it.
         own += [trial for trial in trials if trial.state.name == "RUNNING" and not trial.user_attrs.get("owner")]
     for position, frozen in enumerate(own):
         trial = Trial(study, frozen._trial_id)

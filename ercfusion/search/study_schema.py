@@ -1,4 +1,4 @@
-"""Schema of a sweep's storage: attributes of the study and its trials."""
+"""Schema of a sweep's storage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Number = Annotated[int, Field(ge=-MOST, le=MOST)] | float
 
 
 class StudyAttributes(Open):
-    """Of the study; missing ones are not written yet."""
+    """Of the study, as far as written."""
 
     format: Positive | None = None
     founder: Name | None = None
@@ -56,11 +56,11 @@ class TrialAttributes(Open):
 
 
 def study_problem(attributes: Mapping[str, Any], trials: Sequence[Any], space: Mapping[str, Any] | None) -> str:
-    """The first problem of a study; empty if there is none.
+    """The first problem of a study, or empty.
 
     Args:
         trials: Optuna's frozen trials.
-        space: The sweep's dimensions; None if the study may be another sweep's.
+        space: None if the study may be another sweep's.
     """
     try:
         StudyAttributes.model_validate(attributes, strict=True)

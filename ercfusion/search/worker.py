@@ -1,7 +1,6 @@
-"""A worker process of a sweep: it takes trials, trains them, and reports their results to the study.
+"""A worker process of a sweep: it trains trials and reports to the study.
 
-A trial is trained like a run, on the same seed, in a folder like a run's, but only dev is scored; the test split is not
-loaded.
+A trial is trained like a run, on the same seed, but scored on dev only; the test split is not loaded.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ logger = logging.getLogger("ercfusion")
 # Seconds between two signals for other machines.
 BEAT = 30.0
 CHECKPOINTS = "checkpoints"
-# Keys in the configuration of a sweep and not in that of a run.
+# Keys of a sweep that runs do not have.
 OWN_KEYS = ("sweep", "space", "typed", "command", "place", "study")
 
 
@@ -54,7 +53,7 @@ class WorkerJob:
     """The task of a worker process.
 
     Args:
-        number: Of the worker, from 0.
+        number: From 0.
         deadline: Unix time after which no trial starts; None for none.
         since: Unix time of the sweep's start or resumption.
     """
@@ -66,7 +65,7 @@ class WorkerJob:
 
 
 def work(job: WorkerJob) -> int:
-    """Train trials until none is left; returns the number trained here.
+    """Train trials until none is left; returns their number.
 
     Raises:
         TrainingError: consecutive trials fail.
@@ -90,7 +89,7 @@ def work(job: WorkerJob) -> int:
 
 
 def trial_config(plan: Plan, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration of one trial, in the form of a run's."""
+    """The configuration of a trial as that of a run."""
     config = with_settings(plan.config, {**settings, "run": str(folder), "training.metric": plan.metric})
     for key in OWN_KEYS:
         config.pop(key, None)
@@ -98,7 +97,7 @@ def trial_config(plan: Plan, settings: dict[str, Any], folder: Path) -> dict[str
 
 
 def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
-    """Train or resume one trial and report its end to the study."""
+    """Train or resume one trial and report its end."""
     from optuna import TrialPruned
 
     folder = plan.trial_folder(trial.number)
@@ -119,9 +118,9 @@ def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
                 state = "PRUNED"
             except Exception as error:
                 if is_storage_failure(error) or isinstance(error, OSError | ResumeError):
-                    # Server, disk and changed data are not faults of the trial's settings.
+                    # No fault of the trial's settings.
                     raise
-                # Divergence, contradicting settings or lack of memory: other settings may work.
+                # Divergence, contradicting settings, lack of memory: others may work.
                 state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
     result = _result(folder, plan.metric, reason)
     if state == "COMPLETE" and "value" not in result:
@@ -136,7 +135,7 @@ def _frozen(study: Study, number: int) -> FrozenTrial:
 
 
 def _take_over(frozen: FrozenTrial, plan: Plan, folder: Path) -> None:
-    """Continue in the folder of the lost trial with the same settings, if it is on this machine."""
+    """Continue in the folder of the lost trial with these settings, if it is here."""
     place, number = frozen.user_attrs.get("continues") or (None, 0)
     earlier = plan.trial_folder(number)
     if place == plan.place and earlier.is_dir() and not folder.exists():
@@ -154,7 +153,7 @@ def _result(folder: Path, metric: str, reason: str) -> dict[str, Any]:
 
 
 def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Callable[[int, float], None]:
-    """The callback after every epoch: it reports the best score so far, which is the trial's value."""
+    """The callback after every epoch: it reports the best score so far."""
     from optuna import TrialPruned
 
     reported = set(frozen.intermediate_values)
@@ -169,12 +168,12 @@ def _reporter(trial: Trial, frozen: FrozenTrial, plan: Plan, folder: Path) -> Ca
 
     def on_epoch(epoch: int, score: float) -> None:
         report(epoch, score)
-        # The first trial is the baseline of all comparisons: it is not pruned.
+        # The first trial is the baseline: never pruned.
         if trial.number > 0 and trial.should_prune():
             raise TrialPruned
 
     if (folder / HISTORY).is_file():
-        # The last row may be of an epoch without a checkpoint, which is trained again.
+        # An epoch without a checkpoint is trained again.
         rows = read_history(folder / HISTORY, plan.metric) if (folder / LAST).is_file() else []
         for row in rows:
             report(int(row["epoch"]), row[f"dev/{plan.metric}"])
@@ -206,7 +205,7 @@ def dev_data(settings: Data, check: Callable[[Protocol, Splits], object] | None 
 def train_trial(
     config: Mapping[str, Any], folder: Path, plan: Plan, on_epoch: Callable[[int, float], None] | None = None
 ) -> None:
-    """Train in ``folder``, from its checkpoint if there is one; the test split is not opened."""
+    """Train in ``folder``, from its checkpoint if it has one."""
     import torch
 
     if not is_described(folder):
@@ -246,7 +245,7 @@ def _alive(trial: Trial, plan: Plan) -> Iterator[None]:
             try:
                 trial.set_user_attr("beat", count)
             except Exception as error:
-                # The storage may be away for a moment; training fails if it does not come back.
+                # It may be away for a moment; else training fails.
                 logger.debug("no signal sent: %s", error)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -259,7 +258,7 @@ def _alive(trial: Trial, plan: Plan) -> Iterator[None]:
 
 
 def tidy(study: Study, plan: Plan) -> None:
-    """Remove the weights of finished trials, except the best model; small files stay."""
+    """Remove the weights of finished trials, except the best model."""
     trials = study.get_trials(deepcopy=False)
     best = best_trial(trials, plan.metric)
     for folder in (plan.folder / "trials").glob("[0-9]*"):

@@ -1,1 +1,1 @@
-"""Train models: the LightningModule, its data and callbacks, and run folders."""
+"""Training and run folders."""

@@ -1,4 +1,4 @@
-"""Callbacks around an epoch: seeding, dev scores, selection, early stopping, checkpoints, progress."""
+"""Callbacks: seeding, dev scores, selection, early stopping, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ MODEL = "model"
 
 
 class RestrictedCheckpointIO(CheckpointIO):
-    """Checkpoints of plain containers, written completely or not at all, read with torch's restricted loading.
+    """Atomic checkpoints of plain containers, read with torch's restricted loading.
 
     Args:
-        origin: Description of the run (:func:`ercfusion.training.origin.make_origin`), written into every checkpoint; a
-            checkpoint with another origin is refused. None: neither written nor checked.
+        origin: From :func:`ercfusion.training.origin.make_origin`, stored in every checkpoint; another origin is
+            refused.
+            None: neither stored nor checked.
     """
 
     def __init__(self, origin: Mapping[str, Any] | None = None) -> None:
@@ -61,8 +62,8 @@ class RestrictedCheckpointIO(CheckpointIO):
         """Load without unpickling objects.
 
         Raises:
-            RunError: the file is damaged or holds something other than containers and tensors.
-            ResumeError: a part is missing, or the run, its settings or its data differ from the checkpoint's.
+            RunError: damaged, or with other content.
+            ResumeError: a part is missing, or run, settings or data differ.
         """
         checkpoint = read_checkpoint(path, map_location)
         if self.origin is not None:
@@ -77,9 +78,8 @@ class RestrictedCheckpointIO(CheckpointIO):
 class BatchSeed(pl.Callback):
     """Seeds torch from (seed, epoch, batch, process) before every batch.
 
-    A resumed run then repeats the uninterrupted one bit by bit on a CPU, without storing generator states. Seeding once
-    per epoch is not enough: creating the loader's iterator draws from the generator, and a resumed run creates it at
-    another moment.
+    So a resumed run repeats the uninterrupted one bit by bit on a CPU. Seeding per epoch is not enough: creating the
+    loader's iterator draws from the generator, at another moment in a resumed run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -93,21 +93,19 @@ class BatchSeed(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Scores the dev split after every epoch, saves the best model, stops early, and writes the checkpoint.
+    """Scores dev after every epoch, saves the best model, stops early, and writes the checkpoint.
 
-    Order after every epoch: compute and log the dev scores, rewrite ``metrics.csv``, save ``model/`` if the score is
-    the best so far, write ``checkpoints/last.ckpt``. A run killed in between resumes from the last complete
-    checkpoint and writes the same files again.
-
-    Under a curriculum, patience counts only epochs with all conversations in use.
+    Order: log the dev scores, rewrite ``metrics.csv``, save ``model/`` if it is the best, write
+    ``checkpoints/last.ckpt``. A run killed in between writes the same files again when it is resumed.
 
     Args:
         folder: The run folder.
         metric: The score choosing the epoch.
         max_epochs: For the progress lines.
-        patience: Epochs without improvement before training stops; 0 never stops early.
-        curriculum: Which conversations each epoch uses; None for all. A checkpoint made under another one is refused.
-        keep_every_epoch: Also save every epoch's model to ``checkpoints/epoch-NNN/`` (for the optimism diagnostic).
+        patience: Epochs without improvement before training stops (0: never), counted once all conversations are in
+            use.
+        curriculum: None for none. A checkpoint of another one is refused.
+        keep_every_epoch: Also save models to ``checkpoints/epoch-NNN/``.
         verbose: Print one line per epoch.
         on_epoch: Called last, with the epoch (from 1) and its score; an exception from it ends the training.
     """
@@ -139,7 +137,7 @@ class Selection(pl.Callback):
         self.began = False
         self._started = 0.0
 
-    # Best epoch and patience follow from the history. The checksum shows whether model/ still holds the best model.
+    # Best epoch and patience follow from the history; the checksum identifies the best model in model/.
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers for the checkpoint."""
@@ -149,8 +147,8 @@ class Selection(pl.Callback):
         """Continue the history of a checkpoint.
 
         Raises:
-            RunError: it was made under another curriculum, or is damaged.
-            ResumeError: ``metrics.csv`` or ``model/`` differs from what the checkpoint was written with.
+            RunError: of another curriculum, or damaged.
+            ResumeError: ``metrics.csv`` or ``model/`` does not belong to the checkpoint.
         """
         check(state_dict, SelectionState, self.folder / LAST, advice=ADVICE, prefix="callbacks.Selection.")
         if state_dict.get("curriculum") != self._digest:
@@ -169,7 +167,7 @@ class Selection(pl.Callback):
         count = len(self.history)
         if [_exact(row) for row in rows[:count]] != [_exact(row) for row in self.history]:
             raise failure(ResumeError, path, f": its first {count} epochs are not those of {LAST}", ADVICE)
-        # A process killed after saving the best model and before the checkpoint leaves one more row.
+        # A process killed between saving the best model and the checkpoint leaves one more row.
         if not (len(rows) == count + 1 and best_row(rows, self.metric) is rows[-1]):
             self.check_model()
 
@@ -187,7 +185,7 @@ class Selection(pl.Callback):
 
     @property
     def best(self) -> Mapping[str, float] | None:
-        """The history's row with the best dev score (the earliest if equal)."""
+        """The row with the best dev score, the earliest if equal."""
         return best_row(self.history, self.metric) if self.history else None
 
     @property
@@ -196,12 +194,12 @@ class Selection(pl.Callback):
         best = self.best
         if not self.patience or best is None:
             return False
-        # Epochs count from 1 here and from 0 in the curriculum: this is the last epoch without all conversations.
+        # Epochs count from 1 here and from 0 in the curriculum.
         learning = 0 if self.curriculum is None else self.curriculum.full_from
         return bool(self.history[-1]["epoch"] - max(best["epoch"], learning) >= self.patience)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train no further if the run was killed right after its last epoch."""
+        """Stop if patience ran out before the run was killed."""
         self.began = True
         if self.exhausted:
             trainer.should_stop = True
@@ -211,7 +209,7 @@ class Selection(pl.Callback):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Called by the trainer; the order of its steps is in the class's description."""
+        """Called by the trainer; the steps are described at the class."""
         train_seconds = time.perf_counter() - self._started
         predictions = pl_module.recognizer.predict_all(self.dev)
         epoch = trainer.current_epoch + 1
@@ -276,7 +274,7 @@ class Selection(pl.Callback):
 
 
 class TrainingBar(pl.Callback):
-    """Progress bar over all batches of all epochs, below the lines logged by :class:`Selection`."""
+    """Progress bar over all epochs."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -321,13 +319,13 @@ def _exact(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def best_row(history: list[dict[str, float]], metric: str) -> dict[str, float]:
-    """The row with the best dev score (the earliest if equal)."""
+    """The row with the best dev score, the earliest if equal."""
     sign = 1 if get_metric(metric).higher_is_better else -1
     return max(history, key=lambda row: (sign * row[f"dev/{metric}"], -row["epoch"]))
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the metrics of every epoch as CSV, atomically: a reader never sees half a line."""
+    """Write the metrics of every epoch as CSV, atomically."""
     names = list(dict.fromkeys(name for row in history for name in row))
     with atomic_write(path) as stream:
         writer = csv.DictWriter(stream, names, lineterminator="\n")
@@ -336,10 +334,10 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def read_history(path: Path, metric: str | None = None) -> list[dict[str, float]]:
-    """Inverse of :func:`write_history`: one row per epoch, counted from 1, at least one.
+    """Inverse of :func:`write_history`: one row per epoch, from 1, at least one.
 
     Args:
-        metric: A dev score required in every row; None: not checked.
+        metric: A dev score required in every row.
 
     Raises:
         RunError: missing or damaged; the message names line and column.

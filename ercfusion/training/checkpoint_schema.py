@@ -1,4 +1,4 @@
-"""Schema of a checkpoint, checked before the trainer loads it."""
+"""Schema of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ADVICE = "Restore the file, or begin a new run."
 
 
-# Values outside tensors; a run of 10,000 epochs has 200,000.
+# Values outside tensors; 10,000 epochs have 200,000.
 _MOST = 2_000_000
 
 
@@ -58,7 +58,7 @@ class SelectionState(Open):
 
 
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint of plain containers and tensors; no code in the file can run.
+    """Read a checkpoint of plain containers and tensors; no code in it can run.
 
     Raises:
         RunError: missing, damaged, or with other content.
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
         with zipfile.ZipFile(path) as archive:
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
             total = sum(part.file_size for part in archive.infolist())
-        if not stored or total > path.stat().st_size:  # refuse a small file that would unpack to a huge one
+        if not stored or total > path.stat().st_size:  # a small file must not unpack to a huge one
             raise failure(RunError, path, " is not a checkpoint: its parts are compressed", ADVICE)
         with zipfile.ZipFile(path) as archive:
             if (changed := archive.testzip()) is not None:  # torch does not check the checksums
@@ -81,8 +81,7 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
     except RunError:
         raise
     except Exception as error:
-        # torch raises many types here, among them bare RuntimeError and pickle's own. Its text recommends loading
-        # without restriction, which would let the file run code, so it is not shown.
+        # torch raises many types here. Its text recommends loading without restriction, so it is not shown.
         reason = "it is damaged"
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
             reason = "it is damaged or holds more than numbers, texts and tensors; no code in it was run"
@@ -96,11 +95,10 @@ def content_checksum(value: Any, most: float = float("inf")) -> str:
     """SHA-256 of nested plain containers, numbers, texts and tensors, in their order.
 
     Args:
-        value: A checkpoint or a part of one.
         most: Maximum bytes of all tensors.
 
     Raises:
-        ValueError: the tensors are larger, or there are more than 2,000,000 other values.
+        ValueError: larger tensors, or more than 2,000,000 other values.
     """
     import torch
 
@@ -150,7 +148,7 @@ def check_tensors(tensors: Mapping[str, Any], expected: Mapping[str, Any], path:
 
 
 def check_optimizer(state: Mapping[str, Any], parameters: Sequence[Any], path: str | Path) -> None:
-    """Raise :class:`RunError` unless an optimiser's state fits the parameters, in the optimiser's order."""
+    """Raise :class:`RunError` unless an optimiser's state fits its parameters."""
     import torch
 
     moments = state.get("state")

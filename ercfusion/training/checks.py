@@ -1,4 +1,4 @@
-"""Checks of a run before its first epoch, and of its outputs."""
+"""Checks of a run before its first epoch and of its outputs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ercfusion.tasks.heads import check_class_weights
 logger = logging.getLogger("ercfusion")
 
 SPLITS = ("train", "dev", "test")
-# Logs, predictions, figures and the record of a run together.
+# Logs, predictions, figures and the record.
 _SMALL_FILES = 16 * 2**20
 
 
 def before_features(
     config: Config, needed: Sequence[str] = SPLITS, metric: str | None = None
 ) -> Callable[[Protocol, Splits], None]:
-    """Checks of a run without features, for :func:`ercfusion.features.loading.load_data`.
+    """Checks without features, for :func:`ercfusion.features.loading.load_data`.
 
     Args:
         needed: Splits in use.
@@ -54,7 +54,7 @@ def before_features(
 
 
 def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) -> None:
-    """Raise :class:`ConfigError` if a conversation is longer than the architecture can take."""
+    """Raise :class:`ConfigError` for conversations too long for the architecture."""
     longest = architecture_limits(model.name, model.options).longest
     if longest is None:
         return
@@ -69,7 +69,7 @@ def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) 
 
 
 def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> None:
-    """Raise :class:`ConfigError` unless ``metric`` is defined on the dev split, whatever the model's answers."""
+    """Raise :class:`ConfigError` unless ``metric`` is defined on dev for any answers."""
     if metric not in scores(constant_answers(dev, task)):
         raise ConfigError(
             f"training.metric={metric} is not defined on the dev split: none of its {dev.num_utterances} utterances "
@@ -78,7 +78,7 @@ def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> Non
 
 
 def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
-    """The same prediction for every utterance: the middle of the range, or all labels equally probable."""
+    """One prediction for all utterances: the middle of the range, or equal probabilities."""
     targets = store.targets[task.name]
     return Predictions(
         task=task,
@@ -93,12 +93,9 @@ def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
 
 
 def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:
-    """Raise :class:`RunError` if the disk of the run folder clearly has too little space for the run.
-
-    The size of checkpoints follows from the parameters of ``module``.
-    """
+    """Raise :class:`RunError` if the disk has clearly too little space for the run."""
     weights = sum(value.numel() * value.element_size() for value in (*module.parameters(), *module.buffers()))
-    # A checkpoint holds the weights and Adam's two moments. The old file goes after the new one: room for both.
+    # A checkpoint holds the weights and Adam's two moments; old and new file exist together for a moment.
     needed = 2 * 3 * weights + 2 * weights + _SMALL_FILES
     if settings.keep_every_epoch:
         needed += settings.max_epochs * weights
@@ -117,7 +114,7 @@ def _mebibytes(count: float, *, up: bool = True) -> str:
 
 
 def check_finite(predictions: Predictions, split: str) -> None:
-    """Raise :class:`TrainingError` unless all outputs for a split are finite numbers."""
+    """Raise :class:`TrainingError` unless all outputs for a split are finite."""
     wrong = ~np.isfinite(predictions.output).all(axis=1)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

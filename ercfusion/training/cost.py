@@ -1,4 +1,4 @@
-"""Cost of a run: number of parameters and peak memory."""
+"""Cost of a run: parameters and peak memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count_parameters(module: torch.nn.Module) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Restart :func:`peak_memory_mib` for the next run of this process (Linux and GPUs only)."""
+    """Restart :func:`peak_memory_mib` (Linux and GPUs only)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -28,7 +28,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mib(device: str) -> float:
-    """Largest resident size of this process since the reset, or largest allocation on the GPU, in MiB."""
+    """Peak resident size of this process, or peak allocation on the GPU, since the reset, in MiB."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

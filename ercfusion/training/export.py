@@ -33,7 +33,7 @@ logger = logging.getLogger("ercfusion")
 
 TOOL = "ercfusion-run"
 PACKS = "packs"
-"""Folder of a run's packs, inside the run folder."""
+"""Folder of the packs in a run folder."""
 
 
 def check_exportable(recognizer: Recognizer) -> None:
@@ -48,23 +48,20 @@ def check_exportable(recognizer: Recognizer) -> None:
 def export_packs(
     run: StrPath, *, data: Data | None = None, out: StrPath | None = None, overwrite: bool = False
 ) -> dict[str, Path]:
-    """Export the vectors computed by the chosen model of a finished run, also for another corpus.
-
-    The vectors are float32 and have length 1. Every turn of the protocol's splits with the modality gets one.
+    """Export a finished run's representations, also of another corpus: float32 vectors of length 1.
 
     Args:
         data: The section ``data`` of another corpus with features of the same kind; None for the run's own.
-        out: Folder for the packs, one subfolder per modality; None for ``RUN/packs``, allowed only without ``data``.
+        out: Folder for the packs, one subfolder per modality; None for ``RUN/packs``, only without ``data``.
         overwrite: Replace existing packs.
 
     Returns:
         The pack's folder by modality.
 
     Raises:
-        RunError: not a run, or it has no model.
-        ConfigError: the model has no representation of a single modality, ``out`` is missing, or the run's settings
-            name modules not imported.
-        BatchError: the features have other widths than the model was trained on.
+        RunError: not a run, or without a model.
+        ConfigError: no representation of a single modality, ``out`` is missing, or modules are not imported.
+        BatchError: other feature widths than in training.
         PackError: a pack exists already.
     """
     if data is not None and out is None:
@@ -100,14 +97,14 @@ def write_packs(
     *,
     overwrite: bool = True,
 ) -> dict[str, Path]:
-    """Write a pack for every modality of which ``recognizer`` has representations (:func:`export_packs`).
+    """Write one pack per modality with representations (:func:`export_packs`).
 
     Args:
         recognizer: In eval mode.
-        target: Folder for the packs, one subfolder per modality.
+        target: Folder for the packs.
         run: Folder of the run, with ``model`` and ``environment.json``.
         learned: The training data (:func:`ercfusion.data.provenance.trained_on`).
-        overwrite: Replace existing packs: a run stopped in this function writes all of them again.
+        overwrite: Replace existing packs, as after an interruption.
     """
     keys: dict[str, list[Key]] = {}
     parts: dict[str, list[NDArray[np.float32]]] = {}
@@ -120,7 +117,7 @@ def write_packs(
             parts.setdefault(name, []).append(values)
     revision = read_environment(run).get("revision") or {}
     model = {name: sha256_of(run / "model" / name) for name in ("model.safetensors", "config.json")}
-    # The training data of the input vectors is also training data of these vectors.
+    # Training data of the inputs is training data of these vectors.
     inherited = [item for table in data.tables for item in _of_pack(table)]
     inputs = {
         f"{table.modality} features": str(table.source["sha256"]) for table in data.tables if "sha256" in table.source
@@ -156,7 +153,7 @@ def write_packs(
 
 @torch.no_grad()
 def vectors(recognizer: Recognizer, store: ConversationStore) -> dict[str, tuple[list[Key], NDArray[np.float32]]]:
-    """Keys and unit vectors (n, D) float32 by modality, for the turns of a split with the modality."""
+    """Keys and unit vectors (n, D) float32 by modality, for turns with the modality."""
     device = next(recognizer.parameters()).device
     order = [key for conversation in store.conversations for key in conversation.keys()]  # noqa: SIM118
     keys: dict[str, list[Key]] = {}

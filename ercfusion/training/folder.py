@@ -1,4 +1,4 @@
-"""Create, open and discard run folders. Their content: :mod:`ercfusion.training.run`."""
+"""Create, open and discard run folders."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ DAMAGED = "The file was changed or damaged. Restore it, or begin a new run."
 
 
 def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> Path:
-    """Create the folder of a new run with its description (:func:`describe`).
+    """Create the folder of a new run and its description.
 
     Raises:
         RunError: ``run=`` names a folder with content.
-        ConfigError: a number is out of its range, or the launcher started another number of processes.
+        ConfigError: a number is out of range, or another number of processes was started.
     """
     with from_first_process():
         settings = Config.from_dict(config)
@@ -61,22 +61,22 @@ DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
 
 
 def is_described(folder: Path) -> bool:
-    """Whether a folder can be resumed: it has all files of :func:`describe`."""
+    """Whether a folder can be resumed."""
     return all((folder / name).is_file() for name in DESCRIPTION)
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is empty or holds only what an interrupted :func:`describe` left."""
+    """Whether a folder is empty or only partly described."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    # The log and the curriculum's table remain if discarding a run was interrupted.
+    # Left if discarding a run was interrupted.
     return names <= {*DESCRIPTION, "train.log", TABLE} and not names.issuperset(DESCRIPTION)
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
-    """Write the description of a folder: configuration, typed arguments, environment.
+    """Write a folder's configuration, typed arguments and environment.
 
-    ``overrides.json`` also holds the run's identity, a random number repeated in its checkpoints. ``config.json`` is
-    written last: a folder with it can be resumed, a folder without it counts as empty.
+    ``overrides.json`` also has the run's identity, a random number repeated in its checkpoints. ``config.json`` comes
+    last: a folder without it counts as empty.
 
     Args:
         command: None for the command line of this process.
@@ -106,21 +106,20 @@ def empty_folder(config: Config, command: str, ending: str = "") -> Path:
     return folder.resolve()
 
 
-# Parent folders created for a run folder: removed with it if the run is discarded.
+# Parent folders created for a run, removed with it.
 _parents_of: dict[Path, list[Path]] = {}
 
 
 def _make(folder: Path) -> None:
-    """Create a folder and its parents, and remember which were missing."""
+    """Create a folder, and remember which parents were missing."""
     missing = [path for path in folder.absolute().parents if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     _parents_of[folder.resolve()] = missing
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder with its content, and its created parents if they are empty."""
-    # The description goes last, its configuration first: after an interruption the folder can be resumed or counts as
-    # empty.
+    """Remove a folder and its created parents, if empty."""
+    # The description goes last, its configuration first: an interrupted folder can be resumed or counts as empty.
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in DESCRIPTION:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -135,7 +134,7 @@ def discard(folder: Path) -> None:
 
 
 def _what_is_there(folder: Path) -> str:
-    """How to resume the run or sweep in ``folder``; only a full stop if there is none."""
+    """How to resume what is in ``folder``; only a full stop if nothing is."""
     if not is_described(folder):
         return "."
     try:
@@ -165,10 +164,10 @@ def free_folder(config: Config, command: str, ending: str = "") -> Path:
 
 
 def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Open an existing run folder; returns its path and configuration.
+    """Open a run folder; returns its path and configuration.
 
     Raises:
-        RunError: not a folder, without a readable ``config.json``, or a part of its description is missing.
+        RunError: not a folder, or its description is incomplete.
     """
     with from_first_process():
         path, config = read_config(folder)
@@ -192,7 +191,7 @@ def open_run_folder(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A folder's absolute path and its ``config.json``, of a run or a sweep.
+    """Absolute path and ``config.json`` of a run's or sweep's folder.
 
     Raises:
         RunError: not a folder, or without a readable ``config.json``.
@@ -213,7 +212,7 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def check_config(config: dict[str, Any], folder: Path) -> None:
-    """Check a configuration; call it again after importing its modules, whose loss terms have settings of their own.
+    """Check a configuration; again after its imports, whose loss terms have own settings.
 
     Raises:
         RunError: a value does not fit; the message names its key.
@@ -243,7 +242,7 @@ def read_overrides(folder: Path) -> dict[str, Any]:
 
 
 def run_identity(folder: Path) -> str:
-    """The identity of the run in a folder; empty if the folder is not described.
+    """The identity of the run in a folder; empty without a description.
 
     Raises:
         RunError: ``overrides.json`` is damaged.
@@ -252,30 +251,30 @@ def run_identity(folder: Path) -> str:
 
 
 def discard_if_empty(folder: Path) -> None:
-    """Remove the folder of a run if it holds only its description: it failed before its first epoch."""
+    """Remove a run folder with nothing but its description."""
     own = {*DESCRIPTION, "train.log", TABLE}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file completely or not at all."""
+    """Write a JSON file atomically."""
     with atomic_write(path) as stream:
         stream.write(json.dumps(value, indent=2) + "\n")
 
 
 class _LogFile(logging.FileHandler):
-    """Log file ignoring failed writes (full disk): the run fails at its other files, with a message."""
+    """Log file ignoring a full disk: other files of the run will fail, with a message."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Ignore errors of the operating system; report others as usual."""
+        """Ignore errors of the operating system."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Also append log messages to ``path``: a resumed run keeps the earlier ones."""
+    """Also append log messages to ``path``."""
     if not is_first_process():
         yield
         return

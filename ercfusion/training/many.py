@@ -1,6 +1,6 @@
-"""Many runs on one machine: several at a time, each in its own process on one thread.
+"""Many runs on one machine, each in its own process on one thread.
 
-Measurements behind this choice: ``benchmarks/README.md``, "Many runs on one machine".
+Measurements: ``benchmarks/README.md``, "Many runs on one machine".
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class RunJob:
     """A run to train.
 
     Args:
-        name: For people: ``cogmen, seed 3``. Names differing only in the seed share one estimate of time.
+        name: ``cogmen, seed 3``; names differing only in the seed share one estimate of time.
         config: Resolved, as in ``config.json``.
-        folder: From :func:`ercfusion.training.run.new_run_folder`; the run may be new, interrupted or complete.
+        folder: From :func:`ercfusion.training.run.new_run_folder`; new, interrupted or complete.
     """
 
     name: str
@@ -46,16 +46,15 @@ class RunJob:
 
 
 def train_run(job: RunJob) -> dict[str, Any]:
-    """Train or resume one run in this process, a worker; returns the record.
+    """Train or resume one run in a worker process; returns the record.
 
-    Without ``training.threads`` it uses one thread: the number of workers changes no result. Output of
-    libraries goes to the run's log.
+    Without ``training.threads`` it uses one thread, so the number of workers changes no result.
     """
     import torch
 
     prepare_logging()
     torch.set_num_threads(1)
-    # Only the parent writes to the terminal: no progress bar here, no output of libraries.
+    # Only the parent writes to the terminal.
     with (job.folder / "train.log").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         record = run.train(job.config, job.folder)
     assert record is not None  # None only in the additional processes of distributed training
@@ -70,16 +69,15 @@ def train_many(
     on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
     description: str = "runs",
 ) -> list[Outcome[RunJob, Any]]:
-    """Train all runs, several at a time, with progress.
+    """Train several runs at a time, with progress.
 
-    A failed run does not stop the others; its outcome has the reason. Ctrl-C stops all processes and raises
-    KeyboardInterrupt; every folder can then be resumed.
+    A failed run does not stop the others. Ctrl-C stops all and raises KeyboardInterrupt; every folder can be resumed.
 
     Args:
         workers: Processes; None for :func:`ercfusion._core.pool.default_workers`.
         work: Function of a module called for each job; it must train in the job's folder.
-        on_done: Called in this process when a run has ended; it may print.
-        description: Name of the runs in the progress lines.
+        on_done: Called in this process after each run.
+        description: Name of the runs in progress lines.
 
     Returns:
         One outcome per run, in the order of ``jobs``.
@@ -108,7 +106,7 @@ def _watched(job: RunJob) -> WatchedRun:
 def prepare_packs(configs: Sequence[Mapping[str, Any]]) -> None:
     """Build the text features needed by several runs once, with visible progress.
 
-    Skipped for a corpus with features of its own, and on errors: the run itself reports what is missing.
+    Errors are ignored: the run itself reports them.
     """
     for config in {json.dumps([config["imports"], config["data"]]): config for config in configs}.values():
         try:

@@ -1,4 +1,4 @@
-"""The LightningModule training any architecture on any task, and its batches."""
+"""The LightningModule and its batches."""
 
 from __future__ import annotations
 
@@ -40,15 +40,13 @@ class ConversationModule(pl.LightningModule):
 
     Args:
         recognizer: Prepared with the training split.
-        optimizer: ``name`` and the arguments of the torch optimiser. Weight decay applies to matrices without a true
-            attribute ``_no_weight_decay``; with ``decay_all`` to all parameters.
-        scheduler: ``name`` and its arguments: ``constant``; ``cosine`` with ``warmup``, the fraction of all steps with
-            a rising rate; ``plateau`` with ``factor`` and ``patience`` in epochs, on the dev score.
+        optimizer: Weight decay applies to matrices without a true attribute ``_no_weight_decay``; with ``decay_all`` to
+            all parameters.
+        scheduler: ``constant``, ``cosine`` (``warmup``: fraction of steps with a rising rate) or ``plateau``
+            (``factor``, ``patience`` in epochs, on the dev score).
         maximize: Whether a higher dev score is better.
-        steps: Optimiser steps of all epochs, over which ``cosine`` falls; None for the trainer's estimate, which
-            assumes epochs of equal length.
-        modality_dropout: Probability of hiding each modality of an utterance in training, for every architecture
-            (:class:`ercfusion.layers.ModalityDropout`).
+        steps: Optimiser steps of all epochs, for ``cosine``; None for the trainer's estimate (equal epochs).
+        modality_dropout: Probability of :class:`ercfusion.layers.ModalityDropout` for any architecture.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class ConversationModule(pl.LightningModule):
         if self.hide.dropout_rate > 0:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
-        # Summed over all processes: the epoch's means are weighted alike everywhere, and all processes stop together.
+        # Summed over processes: equal weights in the epoch's mean, and all stop together.
         labelled = batch.targets[self.recognizer.task.name].valid.sum() * (not batch.stand_in)
         counts = sum_over_processes(torch.stack([labelled, (~torch.isfinite(total)).long()]))
         if counts[1] > 0:
@@ -95,7 +93,7 @@ class ConversationModule(pl.LightningModule):
         return total
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser: matrices decay, the others only with ``decay_all``."""
+        """Parameter groups: matrices decay, the others only with ``decay_all``."""
         everything = self.optimizer_settings.decay_all
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         decayed = [p for p in parameters if everything or (p.ndim > 1 and not getattr(p, "_no_weight_decay", False))]
@@ -120,7 +118,7 @@ class ConversationModule(pl.LightningModule):
                 factor=schedule.factor,
                 patience=schedule.patience,
             )
-            # The trainer stores the scheduler's state in checkpoints; only epoch_scored steps it.
+            # The trainer stores its state; only epoch_scored steps it.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
         if not isinstance(schedule, Cosine):
             return optimizer
@@ -141,12 +139,12 @@ class ConversationModule(pl.LightningModule):
             check_optimizer(state, ordered, path)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a schedule, except a plateau: at this point the epoch's checkpoint is written already."""
+        """Step a schedule, except a plateau: the epoch's checkpoint is written already."""
         if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             scheduler.step()
 
     def epoch_scored(self, score: float) -> None:
-        """Step a plateau schedule with the dev score; call once per epoch, before writing its checkpoint."""
+        """Step a plateau schedule; call once per epoch, before its checkpoint."""
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 config.scheduler.step(score)
@@ -161,7 +159,7 @@ def _create(section: str, maker: Callable[..., Any], *arguments: Any, **settings
 
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
-    """The learning rate of a step as a fraction of its peak: linear rise, then half a cosine down to 0."""
+    """Learning rate as a fraction of its peak: linear rise, then half a cosine down to 0."""
     rise = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
@@ -187,20 +185,15 @@ class _Batches(Dataset[ConversationBatch]):
 
 
 def train_loader(store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> DataLoader[Any]:
-    """A loader of the sampler's batches, in this process: slicing the store is index arithmetic."""
+    """A loader of the sampler's batches, in this process: slicing is index arithmetic."""
     return DataLoader(_Batches(store), sampler=sampler, batch_size=None, pin_memory=pin_memory)
 
 
 class TrainingBatches(pl.LightningDataModule):
     """The training split's batches, for epochs of different lengths.
 
-    The trainer reads a loader's length only once, so later epochs would be cut at the length of the first. With
-    ``reload_dataloaders_every_n_epochs=1`` it asks for a loader before each epoch. The sampler's epoch is set here
-    because the trainer's own ``set_epoch`` comes later.
-
-    Args:
-        sampler: Of its conversations.
-        pin_memory: See :class:`torch.utils.data.DataLoader`.
+    The trainer reads a loader's length once. With ``reload_dataloaders_every_n_epochs=1`` it asks for a loader before
+    each epoch, earlier than its own ``set_epoch``: so the epoch is set here.
     """
 
     def __init__(self, store: ConversationStore, sampler: ConversationSampler, *, pin_memory: bool) -> None:

@@ -1,13 +1,12 @@
-"""The run behind a checkpoint: stored in it and compared when the run is resumed.
+"""The origin of a checkpoint, stored in it and compared on resume.
 
-A resumed run reads the configuration, corpus and packs again. If they changed, the first epochs would be trained on
-other data than the last, and the record would name only the later. A checkpoint therefore holds under :data:`KEY`:
+A resumed run reads configuration, corpus and packs again; if they changed, its record would be wrong about the first
+epochs. A checkpoint therefore holds under :data:`KEY`:
 
-- the identity of the run, which is also in its ``overrides.json``;
-- the resolved configuration; only settings without influence on results
-  (:func:`ercfusion.config.settings.decides`) may differ;
-- checksums of the corpus's labels, utterances, features and files (:func:`ercfusion.data.identity.data_identity`);
-- a checksum of everything else in the checkpoint.
+- the identity of the run, as in ``overrides.json``;
+- the resolved configuration; settings without influence (:func:`ercfusion.config.settings.decides`) may differ;
+- checksums of the data (:func:`ercfusion.data.identity.data_identity`);
+- a checksum of the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ercfusion.training.folder import OVERRIDES, read_environment, read_override
 
 KEY = "ercfusion"
 RESTORE = "Restore that, or begin a new run."
-# Parts that the trainer would silently initialise again if they were missing.
+# Parts that the trainer would silently initialise if missing.
 _PARTS = {"callbacks": "Selection", "loops": "fit_loop"}
 
 
@@ -47,18 +46,13 @@ def make_origin(config: Mapping[str, Any], folder: Path, data: LoadedData) -> di
 
 
 def seal(checkpoint: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint with the description of its run and a checksum."""
+    """A checkpoint with its origin and a checksum."""
     checksum = content_checksum([dict(checkpoint), dict(origin)])
     return {**checkpoint, KEY: {**origin, "sha256": checksum}}
 
 
 def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`ResumeError` unless a checkpoint is complete and of the same run, settings and data.
-
-    Args:
-        checkpoint: From :func:`ercfusion.training.checkpoint_schema.read_checkpoint`.
-        path: The checkpoint's file.
-    """
+    """Raise :class:`ResumeError` unless a checkpoint is complete and of the same run, settings and data."""
     made: Mapping[str, Any] | None = checkpoint.get(KEY)
     if made is None:
         problem = ": it does not name its settings and data"
@@ -80,7 +74,7 @@ def check_origin(checkpoint: Mapping[str, Any], origin: Mapping[str, Any], path:
 
 
 def _check_parts(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`ResumeError` if a part is missing and the trainer would silently start it again."""
+    """Raise :class:`ResumeError` if a part of :data:`_PARTS` is missing."""
     missing = [f"{part}.{name}" for part, name in _PARTS.items() if not checkpoint[part].get(name)]
     missing += [] if checkpoint["optimizer_states"] else ["optimizer_states"]
     if missing:
@@ -98,10 +92,9 @@ def _changes(made: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> lis
 
 
 def data_changes(was: Mapping[str, str], now: Mapping[str, str], packs: Mapping[str, str]) -> list[str]:
-    """Texts of the differences between two identities of data.
+    """Differences between two results of :func:`ercfusion.data.identity.data_identity` as texts.
 
     Args:
-        was, now: From :func:`ercfusion.data.identity.data_identity`.
         packs: Present pack folders by modality.
     """
     changes = []
@@ -116,7 +109,7 @@ def data_changes(was: Mapping[str, str], now: Mapping[str, str], packs: Mapping[
 
 
 def other_versions(folder: Path) -> list[str]:
-    """Texts of the versions differing from those at the start of the run in ``folder``."""
+    """Versions changed since the start of the run in ``folder``, as texts."""
     sides = []
     for current in (read_environment(folder), environment()):
         commit = (current.get("revision") or {}).get("commit", "")
@@ -128,7 +121,7 @@ def other_versions(folder: Path) -> list[str]:
 
 
 def _refusal(path: Path, problem: str, changes: Sequence[str]) -> ErcfusionError:
-    """The error with as many changes, and as much advice, as a message has room for."""
+    """The error with as many changes as fit."""
     text = problem
     for count in range(min(len(changes), 4), 0, -1):
         more = f"; {len(changes) - count} more" if count < len(changes) else ""
@@ -143,7 +136,7 @@ def _refusal(path: Path, problem: str, changes: Sequence[str]) -> ErcfusionError
 
 
 def again_command(folder: Path) -> str:
-    """The command that begins a folder's run again elsewhere; empty if the run is part of a sweep or a table."""
+    """The command that begins a folder's run again elsewhere; empty in a sweep or table."""
     if not (folder / OVERRIDES).is_file():
         return ""
     typed = read_overrides(folder)

@@ -1,7 +1,7 @@
-"""The rank of this process in a distributed run, and agreement between processes before training.
+"""Ranks of the processes of a run, and agreement between them before training.
 
-Lightning detects the launcher (``lightning_fabric.plugins.environments``) but exchanges nothing before training. The
-processes therefore meet at a store of torch.distributed, at the address and port of the later training.
+Lightning detects the launcher but exchanges nothing before training: the processes meet at a store of
+torch.distributed, at the address and port of the later training.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ercfusion.config.sections import Trainer
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
-# Passes the folder made by the first process to the processes started by Lightning.
+# The first process's folder, for processes started by Lightning.
 FOLDER_VARIABLE = "ERCFUSION_RUN_FOLDER"
-# Without any of these variables, no launcher started this process.
+# Without any of them, no launcher started this process.
 _SIGNS = (*RANKS, "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# Seconds of waiting for the other processes. On a cluster, imports may take minutes.
+# Seconds of waiting for other processes; imports may take minutes on a cluster.
 PATIENCE = 300.0
 
 
 def launcher() -> ClusterEnvironment | None:
-    """The launcher that started this process with others, as detected by Lightning; None if there is none."""
+    """The launcher of this process, as detected by Lightning, or None."""
     if not any(name in os.environ for name in _SIGNS):
         return None  # saves the imports below
     from lightning_fabric.plugins.environments import (
@@ -45,7 +45,7 @@ def launcher() -> ClusterEnvironment | None:
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    # In an allocation, a process not started by srun also has the variables of the allocation.
+    # A process not started by srun also has the allocation's variables.
     if "SLURM_PROCID" in os.environ and SLURMEnvironment.detect() and _slurm_tasks() > 1:
         return _slurm_environment()(auto_requeue=False)
     for kind in (LSFEnvironment, MPIEnvironment):
@@ -63,7 +63,7 @@ def _slurm_environment() -> type[Any]:
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
     class Slurm(SLURMEnvironment):
-        """Lightning's class, but ``--ntasks-per-node`` may be missing (:func:`check_launch` checks instead)."""
+        """Lightning's class without its own check (:func:`check_launch` checks)."""
 
         @staticmethod
         def _validate_srun_variables() -> None:
@@ -76,7 +76,7 @@ def _slurm_environment() -> type[Any]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first or only process of a run."""
+    """Whether this is the run's first or only process."""
     return _rank(launcher(), 1) == 0
 
 
@@ -90,13 +90,13 @@ def _rank(environment: ClusterEnvironment | None, devices: int) -> int:
 
 
 def leave_launcher() -> None:
-    """Make this process independent of the launcher that started it or its parent."""
+    """Make this process independent of its launcher."""
     for name in RANKS:
         os.environ.pop(name, None)
 
 
 def trainer_environment(trainer: Trainer) -> ClusterEnvironment:
-    """The trainer's launcher; a run on one device is one process, also in an allocation of several."""
+    """The trainer's launcher; a run on one device is one process."""
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     return (launcher() if _size(trainer) > 1 else None) or LightningEnvironment()
@@ -107,7 +107,7 @@ def _size(trainer: Trainer) -> int:
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Raise :class:`ConfigError` unless the launcher started as many processes as configured."""
+    """Raise :class:`ConfigError` unless as many processes as configured were started."""
     environment, wanted = launcher(), _size(trainer)
     devices, nodes = trainer.devices, trainer.num_nodes
     asked = f"trainer.devices={devices} and trainer.num_nodes={nodes}"
@@ -131,7 +131,7 @@ def check_launch(trainer: Trainer) -> None:
         return
     may_be_single = "SLURM_STEP_NUM_TASKS" not in os.environ and environment.global_rank() == 0
     if kind == "Slurm" and wanted == 1 and may_be_single:
-        return  # the number of tasks is that of the allocation: this may be the only process
+        return  # the variables are the allocation's: this may be the only process
     if wanted == 1:
         raise ConfigError(
             f"{name} started {started} processes, but the run asks for 1 ({asked}). Start one process, or train in all "
@@ -153,7 +153,7 @@ class _Meeting:
     size: int
 
     def exchange(self, name: str, text: str) -> list[str]:
-        """The texts of all processes, in the order of their ranks."""
+        """The texts of all processes, by rank."""
         from torch.distributed import DistError
 
         names = [f"{name}/{rank}" for rank in range(self.size)]
@@ -168,7 +168,7 @@ class _Meeting:
             ) from error
 
     def leave(self, name: str) -> None:
-        """Wait until all processes have read: the store disappears with the first process."""
+        """Wait until all have read: the store ends with the first process."""
         self.store.add(f"{name}/left", 1)
         if self.rank == 0:
             for _ in range(int(10 * PATIENCE)):
@@ -184,7 +184,7 @@ def _pause() -> None:
 
 
 _meeting: _Meeting | None = None
-"""Of the processes of this run; None for a single process, or if Lightning starts the others."""
+"""Of this run's processes; None for one, or if Lightning starts the others."""
 
 
 def _meet(trainer: Trainer) -> _Meeting | None:
@@ -192,7 +192,7 @@ def _meet(trainer: Trainer) -> _Meeting | None:
     nodes = size // devices
     rank = _rank(environment, devices)
     if environment is None or not environment.creates_processes_externally:
-        # Lightning starts the other processes of a node after the first one has the folder: only the nodes meet.
+        # Lightning starts a node's other processes later: only the nodes meet.
         rank, size = rank // devices, nodes
     if size == 1:
         return None
@@ -214,7 +214,7 @@ def _meet(trainer: Trainer) -> _Meeting | None:
 
 @contextmanager
 def joint_step(name: str) -> Iterator[None]:
-    """A step of all processes: a failure in one ends all of them; the first one reports it."""
+    """A common step: a failure in one process ends all; the first one reports it."""
     error: ErcfusionError | OSError | None = None
     text = ""
     try:
@@ -242,7 +242,7 @@ def joint_step(name: str) -> Iterator[None]:
 
 
 def end_meeting() -> None:
-    """End the meeting: from now on each process continues or ends on its own."""
+    """From now on each process continues or ends on its own."""
     global _meeting
     _meeting = None
     import torch
@@ -253,7 +253,7 @@ def end_meeting() -> None:
 
 @contextmanager
 def from_first_process() -> Iterator[None]:
-    """Only the first process reports an error of all processes."""
+    """Let only the first process report an error of all."""
     try:
         yield
     except ErcfusionError:
@@ -263,10 +263,7 @@ def from_first_process() -> Iterator[None]:
 
 
 def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
-    """The folder of a run for all its processes: the first one creates it and passes its name on.
-
-    Args:
-        make: Called in the first process; an exception from it ends all processes.
+    """The folder of a run for all its processes; the first one creates it with ``make``.
 
     Raises:
         ConfigError: see :func:`check_launch`.
@@ -274,7 +271,7 @@ def shared_folder(trainer: Trainer, make: Callable[[], Path]) -> Path:
     """
     global _meeting
     _meeting = None
-    # In an allocation without srun's variables the first process may be a single, valid one: then the others report.
+    # Without srun's variables the first process may be a valid single one: then the others report.
     unsure = "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" not in os.environ
     with nullcontext() if unsure else from_first_process():
         check_launch(trainer)

@@ -87,7 +87,7 @@ from ercfusion.training.processes import end_meeting, from_first_process, joint_
 
 logger = logging.getLogger("ercfusion")
 
-# Lightning logs hardware, tips and stops at INFO, and sets that level on import.
+# Lightning logs hints at INFO, and sets that level on import.
 for _chatty in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
@@ -95,20 +95,20 @@ for _chatty in ("pytorch_lightning", "lightning_fabric"):
 
 
 def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Train or resume in ``folder``, then score the chosen model once on the test split.
+    """Train or resume in ``folder``, then score the chosen model once on test.
 
     Args:
         config: As in ``config.json``.
         folder: From :func:`new_run_folder` or :func:`open_run_folder`.
 
     Returns:
-        The record; None in the additional processes of distributed training.
+        The record; None in additional processes.
     """
     if (folder / RECORD).is_file():
         logger.info("%s: this run is complete already", folder)
         return read_record(folder) if is_first_process() else None
     with joint_step("the folder and the imports"):
-        if is_first_process():  # the record needs them: find damage before training
+        if is_first_process():  # find damage before training
             read_overrides(folder)
             read_environment(folder)
         import_modules(config["imports"])
@@ -134,7 +134,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
-    """An untrained recognizer; its initial weights depend only on the seed."""
+    """An untrained recognizer; the seed determines its weights."""
     torch.manual_seed(mix_seed(config.root.seed, 0))
     objective = config.objective
     recognizer = Recognizer(
@@ -153,12 +153,12 @@ def build_recognizer(config: Config, train_store: ConversationStore) -> Recogniz
 
 
 def batch_dependence(model: Model) -> str:
-    """Why scores depend on the composition of batches; empty if they do not."""
+    """Why scores depend on batches; empty if they do not."""
     return architecture_limits(model.name, model.options).batch_dependence
 
 
 def curriculum_of(config: Config, train_store: ConversationStore) -> Curriculum | None:
-    """The curriculum of ``config``; None if all conversations are in use from the start."""
+    """The curriculum of ``config``, or None."""
     return build_curriculum(config.curriculum, train_store.conversations, train_store.tasks[0], config.root.seed)
 
 
@@ -166,7 +166,7 @@ def announce(config: Config, folder: Path, curriculum: Curriculum) -> None:
     """Write the curriculum's table and log its schedule."""
     settings, full = config.curriculum, curriculum.full_from + 1
     assert isinstance(settings, EmotionShift)
-    if not (folder / LAST).is_file():  # a checkpoint of another curriculum is refused later; keep its table
+    if not (folder / LAST).is_file():  # a checkpoint of another curriculum is refused later
         write_table(folder / TABLE, curriculum)
     lowered = f" ({settings.buckets} were asked for)" if settings.buckets > curriculum.buckets else ""
     logger.info(
@@ -193,13 +193,13 @@ def fit(
     """Run the trainer; ``folder/model`` then holds the chosen model. Returns the device's name.
 
     Args:
-        folder: Of the run; with a checkpoint, training is resumed.
+        folder: With a checkpoint, training is resumed.
         metric: The score choosing the epoch.
-        origin: The run's description for checkpoints (:func:`ercfusion.training.origin.make_origin`).
+        origin: From :func:`ercfusion.training.origin.make_origin`.
         on_epoch: See :class:`ercfusion.training.callbacks.Selection`.
 
     Raises:
-        ResumeError: the checkpoint is of another run, or its settings or data have changed.
+        ResumeError: the checkpoint is of another run, settings or data.
     """
     settings, machine = config.training, config.trainer
     recognizer = build_recognizer(config, train_store)
@@ -303,7 +303,7 @@ def fit(
         trainer.fit(module, datamodule=batches, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except ErcfusionError as error:
         if not is_first_process():
-            raise SystemExit(0) from None  # every process stops for the same reason; the first one reports it
+            raise SystemExit(0) from None  # the first process reports it
         if isinstance(error, TrainingError) and last.is_file():
             raise TrainingError(
                 f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}. Begin a new run."
@@ -316,7 +316,7 @@ def fit(
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         if selection.began or not last.is_file():
             raise
-        # The trainer fails on its own part of a checkpoint only if the file was changed.
+        # Only a changed file makes the trainer fail on its part of a checkpoint.
         problem = f" cannot be loaded by the trainer: {type(error).__name__}: {error}"
         raise failure(RunError, last, problem, ADVICE) from error
     finally:
@@ -350,12 +350,12 @@ def finish(
     device: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score the chosen model on dev and, for the only time, on test; write all results.
+    """Score the chosen model on dev and test, and write all results.
 
-    Without test labels the test split is predicted only; the record says so under ``unlabelled``.
+    Without test labels the split is predicted only; ``unlabelled`` of the record says so.
 
     Raises:
-        TrainingError: an output for the test split is not finite.
+        TrainingError: a test output is not finite.
     """
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
@@ -449,12 +449,12 @@ def finish(
 def scored_splits(
     predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
 ) -> dict[str, Any]:
-    """The record's parts about dev and test for one task, with the majority floor.
+    """The record's parts about one task, with the majority floor.
 
     Args:
         train_store: Its labels define the floor.
-        metric: Of the task; always among the scores with an interval.
-        resamples: Of the conversations, for the intervals.
+        metric: Of the task; always gets an interval.
+        resamples: Of the conversations.
     """
     floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
     headline = ["weighted_f1", "macro_f1", "accuracy", metric]
@@ -475,7 +475,7 @@ def scored_splits(
 
 
 def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
-    """Write the packs of a run; returns the record's part about them, by modality."""
+    """Write the packs of a run; returns the record's part about them."""
     corpus, protocol = data.corpus, data.protocol
     learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
     packs = {}
@@ -488,7 +488,7 @@ def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, 
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """Predictions of the majority floor: the training labels' distribution for every utterance."""
+    """The majority floor: the training labels' distribution for every utterance."""
     from dataclasses import replace
 
     head = Head(predictions.task, 1)

@@ -1,4 +1,4 @@
-"""The runs of a table: find the missing ones, train them, archive their records."""
+"""Find, train and archive the runs of a table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def archive_path(folder: Path, row: Row) -> Path:
 
 
 def read_table_records(preset: TablePreset, folders: Sequence[Path]) -> Records:
-    """The existing records; those of later folders replace those of earlier ones.
+    """The archived records; later folders win.
 
     Raises:
         RunError: an archive is damaged.
@@ -57,7 +57,7 @@ def read_table_records(preset: TablePreset, folders: Sequence[Path]) -> Records:
 
 
 def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int], dict[str, tuple[Any, Any]]]:
-    """Records made with settings other than the preset's, as {(row, seed): {setting: (was, is)}}."""
+    """Records of other settings than the preset's, as {(row, seed): {setting: (was, is)}}."""
     stale = {}
     for row in preset.rows:
         wanted = settings_of(preset.config(row, row.seeds[0]))
@@ -72,7 +72,7 @@ def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int]
 
 
 def wanted_records(preset: TablePreset, records: Records) -> dict[str, list[dict[str, Any]]]:
-    """Per row, the existing records of its seeds, in their order."""
+    """Per row, the records of its seeds, in their order."""
     return {
         row.name: [records[row.name][seed] for seed in row.seeds if seed in records[row.name]] for row in preset.rows
     }
@@ -87,7 +87,7 @@ class TableJob(RunJob):
 
     Args:
         row: Name of its row.
-        metric: The table's headline, for the optimism diagnostic; None for the protocol's own.
+        metric: For the optimism diagnostic; None for the protocol's own.
     """
 
     row: str = ""
@@ -95,13 +95,13 @@ class TableJob(RunJob):
 
 
 def table_run(job: TableJob) -> dict[str, Any]:
-    """Train one run, measure its optimism, remove its epochs' models; returns the record with the optimism."""
+    """Train one run, measure its optimism and remove its epochs' models; returns the record."""
     check_testable(job.config)
     record = train_run(job)
     path = job.folder / OPTIMISM
     if not path.is_file():
         data = load_data(section_from("data", job.config["data"]), refuse_changed=False)
-        # Not the run's own score: a row may choose its epochs by another one than the table shows.
+        # The table's score, not the one that chose the epochs.
         measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
     report = read_json(path, OptimismFile, advice="Delete the file: it is measured again.")
     for folder in job.folder.glob(EPOCHS):
@@ -111,7 +111,7 @@ def table_run(job: TableJob) -> dict[str, Any]:
 
 
 def check_testable(config: Mapping[str, Any]) -> None:
-    """Raise :class:`RunError` if the test split of a run has no labels, so that a table could show no score."""
+    """Raise :class:`RunError` if the test split has no labels."""
     import_modules(config["imports"])
     data = section_from("data", config["data"])
     corpus = open_corpus(data.name, data.raw, **data.options)
@@ -144,11 +144,11 @@ def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | No
 def make_jobs(
     preset: TablePreset, missing: Sequence[tuple[Row, int]], runs: Path, extra: Sequence[str]
 ) -> list[TableJob]:
-    """The jobs for missing records, with their run folders: new ones, or those of an earlier call.
+    """The jobs for missing records, in new run folders or those of an earlier call.
 
     Args:
-        runs: Folder of the run folders ``ROW/seed-N``.
-        extra: Arguments for all runs without influence on results, such as ``data.raw=DIR``.
+        runs: Parent of the folders ``ROW/seed-N``.
+        extra: Arguments without influence on results, such as ``data.raw=DIR``.
 
     Raises:
         ConfigError: a wrong argument.
@@ -184,7 +184,7 @@ def do_runs(
     workers: int | None,
     on_done: Callable[[Outcome[RunJob, Any]], None] | None = None,
 ) -> list[Outcome[RunJob, Any]]:
-    """Train the runs; each record is archived below ``out`` and added to ``records`` as soon as it exists."""
+    """Train the runs, and archive each record below ``out`` at once."""
     rows = {row.name: row for row in preset.rows}
 
     def keep(outcome: Outcome[RunJob, Any]) -> None:

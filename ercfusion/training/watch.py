@@ -1,4 +1,4 @@
-"""Progress of runs trained by other processes, read from their folders, and the estimated time left."""
+"""Progress of runs in other processes, read from their folders, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ercfusion.training.callbacks import HISTORY, best_row, read_history
 
 logger = logging.getLogger("ercfusion")
 
-# Seconds between two plain lines about all runs.
+# Seconds between plain lines.
 _INTERVAL = 20.0
-# Running runs shown one by one; a machine of many cores would fill the terminal.
+# Maximum number of runs shown one by one.
 _LINES = 8
 
 
@@ -39,14 +39,14 @@ class WatchedRun:
         self.max_epochs = training.max_epochs
         self.may_stop_early = bool(training.patience)
         self.metric = training.metric
-        # Runs of one kind take about the same time; the first kind is the narrower one.
+        # Runs of one kind take about the same time; the narrower kind first.
         self.kinds = (re.sub(r"[,;]?\s*\bseed[ =]\S+", "", name), model)
         self.complete = (folder / RECORD).is_file()
         self.begun: float | None = None
         self.ended: float | None = None
         self.rows: list[dict[str, float]] = []
         self._stamp = 0.0
-        self._first: tuple[int, float] | None = None  # number of epochs at the first reading, and its time
+        self._first: tuple[int, float] | None = None  # epochs at the first reading, and its time
         self.read()
         self.before = len(self.rows)
         self._first = None
@@ -70,7 +70,7 @@ class WatchedRun:
 
     @property
     def pace(self) -> float | None:
-        """Seconds per epoch, scoring and saving included; None before the first."""
+        """Seconds per epoch with scoring and saving; None before the first."""
         if not self.rows:
             return None
         if self._first is not None and self.epochs > self._first[0]:
@@ -79,7 +79,7 @@ class WatchedRun:
 
     @property
     def overhead(self) -> float | None:
-        """Seconds outside the epochs (loading, scoring, drawing) of a run observed to its end; else None."""
+        """Seconds outside the epochs of a run observed to its end; else None."""
         if self.complete or self.begun is None or self.ended is None or self.pace is None:
             return None
         return max(0.0, self.ended - self.begun - self.pace * (self.epochs - self.before))
@@ -97,10 +97,9 @@ class WatchedRun:
 
 
 def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float | None:
-    """Seconds until all runs end, if none stops early; None before the first epoch of any.
+    """Seconds until all runs end without early stops; None before the first epoch of any.
 
-    A run not yet started is assumed to take as long as those with the same name (without the seed), else of the same
-    model, else as all.
+    Runs not yet started are assumed to take as long as those of the same name (without seed), else model, else all.
     """
     paces: dict[str | None, list[float]] = {}
     for run in runs:
@@ -123,7 +122,7 @@ def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float 
             waiting.append(duration)
         else:
             busy.append(max(duration - (now - run.begun), (run.max_epochs - run.epochs) * pace))
-    # Every process takes the next run as soon as it is free.
+    # Every process takes the next run when it is free.
     free = busy + [0.0] * (workers - len(busy))
     heapq.heapify(free)
     for duration in waiting:
@@ -132,13 +131,11 @@ def seconds_left(runs: Sequence[WatchedRun], workers: int, now: float) -> float 
 
 
 class RunsProgress:
-    """Progress of many runs: a bar and one line per running run, or plain lines without a terminal.
-
-    The plain lines appear at most every 20 s. A finished run always gets a line.
+    """Progress of many runs: a bar and one line per run, or plain lines at most every 20 s without a terminal.
 
     Args:
         description: Name of the runs in the lines.
-        clock: Seconds since the Unix epoch.
+        clock: Unix time.
     """
 
     def __init__(
@@ -172,7 +169,7 @@ class RunsProgress:
         now = self._clock()
         begun = 0
         for run in self.runs:
-            # Runs are started in order, the next one whenever one ends.
+            # Runs start in order, the next one whenever one ends.
             if run.ended is None and begun < self.workers:
                 begun += 1
                 if run.begun is None:
@@ -184,7 +181,7 @@ class RunsProgress:
             logger.info("%s: %s", self.description, ", ".join(self.facts()))
 
     def ended(self, number: int, error: str | None) -> None:
-        """Report the end of a run, given its index in ``runs``."""
+        """Report the end of a run, given its index."""
         run, now = self.runs[number], self._clock()
         run.read()
         run.begun = now if run.begun is None else run.begun
@@ -202,7 +199,7 @@ class RunsProgress:
         logger.info("%s, %s (%d of %d)", ", ".join(facts), took, self._finished, len(self.runs))
 
     def facts(self) -> list[str]:
-        """Number of finished runs and epochs, speed, estimated time left."""
+        """Finished runs and epochs, speed, estimated time left."""
         now = self._clock()
         done = sum(run.epochs for run in self.runs)
         total = sum(run.epochs if run.ended is not None or run.complete else run.max_epochs for run in self.runs)
