@@ -1,7 +1,7 @@
-"""Losses as functions of tensors, for any training loop; :mod:`ercfusion.losses.terms` makes objective terms of them.
+"""Losses as functions of tensors; :mod:`ercfusion.losses.terms` makes objective terms of them.
 
-All take a mask of ``valid`` rows, compute in float32 under autocast (float64 stays), and return a sum and its divisor.
-Exceptions: :func:`concordance`, the weights and the margins.
+They take a mask of ``valid`` rows, compute in float32 under autocast (float64 stays), and return a sum and its divisor.
+Exceptions: :func:`concordance`, weights and margins.
 """
 
 from ercfusion.losses.classification import class_balanced_weights, focal_loss, smoothed_cross_entropy

@@ -1,4 +1,4 @@
-"""Shared parts of the losses: precision, unit vectors, distances, valid rows, checks."""
+"""Shared parts of the losses."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def unit(vectors: Tensor) -> Tensor:
 def distances(vectors: Tensor) -> Tensor:
     """Euclidean distances (N, N) of vectors (N, D), from one matrix product.
 
-    Centring the vectors changes no distance and saves digits. Distances below about 3e-4 of the spread (float32) are
-    lost in rounding. The gradient at distance 0 is 0.
+    Centring saves digits. Distances below about 3e-4 of the spread (float32) are lost in rounding; at 0 the gradient is
+    0.
     """
     vectors = vectors - vectors.detach().sum(0) / max(len(vectors), 1)
     square = vectors.square().sum(1)

@@ -1,7 +1,6 @@
-"""Losses of single-label classification: smoothed cross-entropy, focal loss, class-balanced weights.
+"""Losses of single-label classification.
 
-Each loss is returned as a weighted sum over labelled utterances and the sum of their weights, to be combined over
-batches and processes.
+Each is a weighted sum over labelled utterances and the sum of their weights, to be combined over batches and processes.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ def smoothed_cross_entropy(
         logits: (N, C).
         labels: (N) class indices; arbitrary if not ``valid``.
         smoothing: e, from 0 to 1.
-        weights: (C) class weights; both parts of L_i have the weight of the utterance's class.
+        weights: (C) class weights, applied to both parts.
         valid: (N) bool, the labelled utterances; None for all.
 
     Returns:
-        The sum of w_i L_i and the sum of w_i.
+        The sums of w_i L_i and of w_i.
 
     Raises:
         ValueError: ``smoothing`` is out of range.
@@ -54,19 +53,19 @@ def focal_loss(
     weights: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Focal loss: confident correct utterances count less (Lin et al., ICCV 2017, equation 5, for C classes).
+    r"""Focal loss (Lin et al., ICCV 2017, equation 5, for C classes): confident utterances count less.
 
     .. math:: L_i = (1 - p_{y_i})^{gamma} (-\log p_{y_i})
 
-    With smoothing, the factor multiplies the smoothed cross-entropy. The loss of this name in MMGCN's code differs
-    (log-probabilities in place of probabilities, summed over all classes) and is not offered.
+    With smoothing, the factor multiplies the smoothed cross-entropy. MMGCN's loss of this name differs
+    (log-probabilities for probabilities, summed over all classes).
 
     Args:
         logits, labels, smoothing, weights, valid: As for :func:`smoothed_cross_entropy`.
         gamma: Exponent, at least 0; 0 is cross-entropy.
 
     Returns:
-        The sum of w_i L_i and the sum of w_i.
+        The sums of w_i L_i and of w_i.
 
     Raises:
         ValueError: ``gamma`` or ``smoothing`` is out of range.

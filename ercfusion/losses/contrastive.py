@@ -1,6 +1,6 @@
-"""Contrastive losses over the utterances of a batch: supervised, inter-class, rank-n-contrast.
+"""Contrastive losses over the utterances of a batch.
 
-Each is returned as a sum over anchors (or pairs) and their number. :mod:`ercfusion.losses.reference` has plain loops.
+Each is a sum over anchors (or pairs) and their number. :mod:`ercfusion.losses.reference` has plain loops.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ def supervised_contrastive(
 
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log \frac{\exp(z_i z_p / t)}{\sum_{k \ne i} \exp(z_i z_k / t)}
 
-    P_i are the other keys (utterances and ``memory``) with the label of i; k runs over all keys. The sum over positives
-    is one product with their vectors' sum. The denominators are computed in chunks, again in the backward pass, so
-    memory grows with N, not N^2.
+    P_i are the other keys (utterances and ``memory``) with label i. Denominators are computed in chunks, again in the
+    backward pass, so memory grows with N, not N^2.
 
     Args:
         vectors: z (N, D).
         labels: (N) class indices; arbitrary if not ``valid``.
         temperature: t, above 0.
-        include_lonely: Count anchors without a positive, with loss 0, in the mean.
+        include_lonely: Count anchors without a positive, with loss 0.
         normalize: Scale the vectors to length 1 first.
-        valid: (N) bool, the utterances used as anchors and keys; None for all.
-        memory: Vectors (Q, D), used unscaled, and labels (Q) of earlier utterances (:class:`MemoryQueue`): keys without
+        valid: (N) bool, the anchors and keys; None for all.
+        memory: Unscaled vectors (Q, D) and labels (Q) of earlier utterances (:class:`MemoryQueue`): keys without
             gradient.
 
     Returns:
@@ -72,13 +71,12 @@ def inter_class_contrastive(
 
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \frac{z_i z_p}{t} + \log \sum_{k: y_k \ne y_i} \exp(z_i z_k / t)
 
-    The denominator without positives is from decoupled contrastive learning (Yeh et al., ECCV 2022). Shi et al. (ICIC
-    2024) proposed inter-class contrast for emotion recognition; their equations were not available, so this follows the
-    idea. The loss is at least -2 / t + log(number of keys of other classes).
+    The denominator is that of decoupled contrastive learning (Yeh et al., ECCV 2022). The idea follows Shi et al. (ICIC
+    2024), whose equations were not available. The minimum is -2 / t + log(number of keys of other classes).
 
     Args:
         vectors, labels, temperature, normalize, valid, memory: As for :func:`supervised_contrastive`.
-        include_lonely: Count anchors without a positive or a key of another class, with loss 0, in the mean.
+        include_lonely: Count anchors without a positive or a key of another class, with loss 0.
 
     Returns:
         The sum over anchors, and their number.
@@ -159,9 +157,9 @@ def _log_sum(
 
 
 class MemoryQueue(nn.Module):
-    """The last utterances, first in, first out: additional keys, without gradient.
+    """The last utterances, as keys without gradient.
 
-    Its content is part of the state, so a resumed training continues with it.
+    The content is part of the state, so a resumed training continues with it.
 
     Args:
         size: Number of utterances, at least 1.
@@ -207,12 +205,12 @@ def rank_n_contrast(
     normalize: bool = False,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Rank-N-Contrast: distances of representations ordered as those of the targets (Zha et al., NeurIPS 2023).
+    r"""Rank-N-Contrast: distances ordered as those of the targets (Zha et al., NeurIPS 2023).
 
     .. math:: L_{ik} = -\log \frac{\exp(s_{ik})}{\sum_{j \ne i,\, d_{ij} \ge d_{ik}} \exp(s_{ij})}
 
-    with :math:`s_{ij} = -|z_i - z_j|_2 / t` and :math:`d_{ij} = |y_i - y_j|_1`. Rows are sorted by target distance, and
-    the denominators are running sums: O(n^2 log n) instead of O(n^3).
+    with :math:`s_{ij} = -|z_i - z_j|_2 / t` and :math:`d_{ij} = |y_i - y_j|_1`. Sorted rows and running sums need O(n^2
+    log n) instead of O(n^3).
 
     Args:
         vectors: z (N, D).

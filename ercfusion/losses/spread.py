@@ -1,7 +1,7 @@
-"""Variance and covariance terms against collapsed representations (VICReg, Bardes et al., ICLR 2022).
+"""Terms against collapsed representations (VICReg, Bardes et al., ICLR 2022).
 
-Both need vectors before any normalisation: on the unit sphere the deviation per dimension is about 1 / sqrt(D), so the
-variance term would be constant.
+Both need unnormalised vectors: on the unit sphere the deviation per dimension is about 1 / sqrt(D), and the variance
+term constant.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Losses as terms of an objective; :mod:`ercfusion.config.terms` has their settings.
+"""Losses as terms of an objective, on representations of labelled utterances.
 
-A term reads the representations of a batch's labelled utterances, not the task's outputs.
+:mod:`ercfusion.config.terms` has their settings.
 """
 
 from __future__ import annotations
@@ -57,13 +57,12 @@ def covariance(vectors: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 class RepresentationTerm(nn.Module):
     """One loss over the representations of a batch's labelled utterances.
 
-    For a modality's representation only utterances having the modality count.
+    A modality's representation counts only for utterances having it.
 
     Args:
         name: Name in the objective.
-        settings: Settings of the registered class. A ``projection`` network between representation and loss (Chen et
-            al., ICML 2020) lets the representation keep more than the loss needs; it is trained, but not part of the
-            recognizer.
+        settings: Settings of the registered class. A ``projection`` before the loss (Chen et al., ICML 2020) lets the
+            representation keep more than the loss needs; it is not part of the recognizer.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -159,6 +158,6 @@ class RepresentationTerm(nn.Module):
         return result
 
     def _loss(self, vectors: Tensor, target: Tensor, queue: MemoryQueue | None) -> tuple[Tensor, Tensor]:
-        more = {} if queue is None else {"memory": queue.content()}
-        total, count = self.function(vectors, target, **self.options, **more)
+        memory = {} if queue is None else {"memory": queue.content()}
+        total, count = self.function(vectors, target, **self.options, **memory)
         return total, count

@@ -38,25 +38,23 @@ def triplet_loss(
     normalize: bool = True,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Triplet loss with a fixed margin and mining in the batch (Schroff et al., CVPR 2015; Hermans et al., 2017).
+    r"""Triplet loss with mining in the batch (Schroff et al., CVPR 2015; Hermans et al., 2017).
 
     .. math:: L_{apn} = \max(0, D_{ap} - D_{an} + m)
 
     for an anchor a, a positive p of its class and a negative n of another. With ``normalize``, D is half the Euclidean
-    distance of unit vectors, from 0 to 1; otherwise the Euclidean distance. Over all triplets, sorted negatives and
-    running sums need O(N^2 log N) instead of O(N^3).
+    distance of unit vectors, from 0 to 1. Over all triplets, sorting needs O(N^2 log N) instead of O(N^3).
 
     Args:
         vectors: (N, D).
         labels: (N) class indices; arbitrary if not ``valid``.
-        mining: ``hard``: the farthest positive and the closest negative per anchor; ``all``: all triplets; ``active``:
-            those with a loss above 0.
+        mining: ``hard``: farthest positive and closest negative per anchor; ``all``; ``active``: loss above 0.
         margin: m, in units of D, at least 0.
         normalize: Scale the vectors to length 1 first.
         valid: (N) bool, the utterances used; None for all.
 
     Returns:
-        The sum over triplets, and their number (``hard``: anchors with a positive and a negative).
+        The sum over triplets, and their number (``hard``: anchors with both).
 
     Raises:
         ValueError: ``mining`` or ``margin`` is out of range, or shapes do not match.
@@ -102,20 +100,18 @@ def adaptive_triplet_loss(
         L_{apn} &= \max\left(0,\; D_{ap} - (D_{an} + D_{pn}) / 2 + k (m_s + m_d)\right) \\
         m_s &= 1 + 2 / (\exp(4 D_{ap}) + e), \quad m_d = 1 + 2 / (\exp(4 - 4 D_{an}) + e)
 
-    By default D is half the Euclidean distance of unit vectors, the range intended for the margins, and margins have
-    no gradient. The factor k (``scale``) brings their sum, 2 to 6, to the scale of the distances: 0.2 to 0.6, larger
-    for close positives and far negatives.
+    By default D is half the Euclidean distance of unit vectors, as the margins intend, and margins have no gradient.
+    The factor k (``scale``) brings their sum, 2 to 6, to 0.2 to 0.6: larger for close positives and far negatives.
 
     ``literal=True`` is the published form: Euclidean D, k = 1, margins with gradient. It is degenerate:
 
     - The margins exceed 2 and the rest is hardly below -1, so the hinge never closes for distances up to 1.
-    - The margins' gradient drives D_ap towards log(8) / 4 = 0.52: closer positives are pushed apart.
-    - Without D_pn, it drives D_an towards 1 - log(16) / 4 = 0.31: farther negatives are pulled closer.
+    - The margins' gradient drives D_ap towards log(8) / 4 = 0.52, and pushes closer positives apart.
+    - Without D_pn, it drives D_an towards 1 - log(16) / 4 = 0.31, and pulls farther negatives closer.
     - Beyond D_an = 1, m_d grows like exp(4 D_an).
 
     Args:
-        vectors, labels, mining, normalize, valid: As for :func:`triplet_loss`; without ``normalize``, D is the
-            Euclidean distance.
+        vectors, labels, mining, normalize, valid: As for :func:`triplet_loss`; without ``normalize``, D is Euclidean.
         scale: k of the default form, above 0.
         literal: Use the published form.
         hinge: Limit triplets to at least 0; false only with ``literal``, as in public re-implementations.
@@ -174,7 +170,7 @@ def _prepared(
 def _hardest(vectors: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(n) D_ap, D_an, D_pn of each anchor's hardest triplet, and whether it has one (otherwise arbitrary).
 
-    The matrix only selects the triplets; differences give their distances without its rounding.
+    The matrix only selects triplets; differences give exact distances.
     """
     counted = positive.any(1) & negative.any(1)
     if len(vectors) == 0:

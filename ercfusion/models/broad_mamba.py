@@ -287,19 +287,19 @@ class BroadMamba(Architecture):
             raise ValueError(
                 f"a conversation has {batch.packing.longest} utterances. Pass one utterance per conversation."
             )
-        before = iter(() if state is None else state.mixers)
-        after: list[MambaState] = []
+        states = iter(() if state is None else state.mixers)
+        new_states: list[MambaState] = []
 
         def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
             for block in blocks:
                 assert isinstance(block, BroadMambaBlock)
-                x, new = block.step(x, next(before, None))
-                after.append(new)
+                x, new = block.step(x, next(states, None))
+                new_states.append(new)
             return x
 
         codes = self._speaker_codes(batch, None if state is None else state.speaker)
         encoded = self._encode(batch, codes, outcomes, run)
-        return encoded, BroadMambaState(tuple(after), batch.speaker)
+        return encoded, BroadMambaState(tuple(new_states), batch.speaker)
 
     def _encode(
         self,
