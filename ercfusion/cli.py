@@ -78,7 +78,7 @@ def check_current_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise ConfigError(
-            f"the current folder cannot be used ({error.strerror}). Change to another with cd."
+            f"the current folder cannot be used ({error.strerror}). Use cd to change to another."
         ) from error
 
 

@@ -42,7 +42,7 @@ def _path(key: str, text: str) -> str:
 
 def _whole(key: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= 1):
-        raise ConfigError(f"{key} takes a whole number of at least 1, not {shown(text)}. Change the value.")
+        raise ConfigError(f"{key} takes a whole number of at least 1, not {shown(text)}. Correct the value.")
     return int(text)
 
 

@@ -114,7 +114,7 @@ def test_a_current_folder_that_was_deleted(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(os, "getcwd", gone)
     message = refused(module.main, [*ARGUMENTS], capsys)
     assert message == (
-        "error: the current folder cannot be used (No such file or directory). Change to another with cd.\n"
+        "error: the current folder cannot be used (No such file or directory). Use cd to change to another.\n"
     )
 
 

@@ -127,6 +127,10 @@ def require_trusted(names: Sequence[str], again: str) -> None:
         return
     listed = ", ".join(missing)
     listed = listed if len(listed) <= 80 else f"{listed[:77]}..."
-    problem = f"the settings of this folder import {listed}, which runs code. If you trust it"
-    long = f"{problem}: {again}"
-    raise ConfigError(long if len(long) <= 300 else f"{problem}: Add imports=[...] with the names in its config.json.")
+    problem = f"the settings of this folder import {listed}, which runs code"
+    long = f"{problem}. If you trust it: {again}"
+    raise ConfigError(
+        long
+        if len(long) <= 300
+        else f"{problem}. Add imports=[...] with the names in its config.json, if you trust it."
+    )

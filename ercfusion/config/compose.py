@@ -37,7 +37,7 @@ _WEIGHT = 0.1
 """Weight of a loss term chosen by ``objective=NAME``."""
 
 MOST_RUNS = 10_000  # combinations of a multirun
-_RANGE = "is a range. Give a value, or key=a,b,c with -m; python -m ercfusion.sweep searches ranges"
+_RANGE = "Give a value, or key=a,b,c with -m; python -m ercfusion.sweep searches ranges."
 
 _BASES: dict[tuple[str, tuple[str, ...], bool, tuple[str, ...]], _Base] = {}
 """Cache of :meth:`Composer._base`: composing takes 0.1 s."""
@@ -140,7 +140,7 @@ class Composer:
         Raises:
             ConfigError: The file is unreadable or not a mapping, or a group's value is not text.
         """
-        loaded = read_yaml(path, error=ConfigError, floats=True)
+        loaded = read_yaml(path, error=ConfigError, advice="Correct the file.", floats=True)
         if not isinstance(loaded, dict):
             raise ConfigError(f"settings={path} is not a mapping. Write one setting per line, such as `model: cogmen`.")
         return self.entries(loaded, f"{path}: ")
@@ -189,7 +189,7 @@ class Composer:
                 choices.append([argument])
                 continue
             if parsed.is_interval_sweep():
-                raise ConfigError(f"{shown(argument)} {_RANGE}.")
+                raise ConfigError(f"{shown(argument)} is a range. {_RANGE}")
             key = parsed.get_key_element()
             try:
                 values = [str(value) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)]
@@ -210,12 +210,12 @@ class Composer:
         for item, line, origin in parsed:
             key = item.key_or_group
             if item.is_delete() or item.is_sweep_override():
-                reason = "has several values. Add -m to run them all"
+                problem, advice = "has several values", "Add -m to run them all."
                 if item.is_delete():
-                    reason = "deletes a setting. Remove this argument"
+                    problem, advice = "deletes a setting", "Remove this argument."
                 elif item.is_interval_sweep():
-                    reason = _RANGE
-                raise setting_error(origin, f"{shown(line)} {reason}.")
+                    problem, advice = "is a range", _RANGE
+                raise setting_error(origin, f"{shown(line)} {problem}. {advice}")
             if key not in groups:
                 values.append((item, line, origin))
             elif item.value() not in groups[key]:

@@ -89,12 +89,12 @@ class Option:
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             fits = True
         if not fits:
-            raise ConfigError(f"{key} takes {_KINDS[self.type]}, found {_shown(value)}{owner}. Change the value.")
+            raise ConfigError(f"{key} takes {_KINDS[self.type]}, found {_shown(value)}{owner}. Correct the value.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         low, high = (-math.inf, math.inf) if self.low is None or self.high is None else (self.low, self.high)
         if not low <= value <= high or math.isinf(value):
-            raise ConfigError(f"{key} must be from {low:g} to {high:g}, found {value:g}{owner}. Change the value.")
+            raise ConfigError(f"{key} must be from {low:g} to {high:g}, found {value:g}{owner}. Correct the value.")
 
     @property
     def values(self) -> str:

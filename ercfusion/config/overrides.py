@@ -143,7 +143,7 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
         except HydraException as error:
             raise ConfigError(
                 f"{origin}{shown(argument)} cannot be read: {_shortened(str(error).splitlines()[0])}. "
-                "Quote values with spaces or special characters: key='\"value\"'"
+                "Put values with spaces or special characters in quotes: key='\"value\"'"
             ) from error
         except ValueError as error:  # Python refuses numbers of more than 4,300 digits
             problem = f"{shown(argument)} cannot be read: a number has too many digits. Shorten it."
@@ -215,7 +215,8 @@ def checked_value(override: Any, line: str, base: dict[str, Any], groups: dict[s
     if key not in base:
         if field is None or not is_added(key):
             known = [*(name for name in base if name not in groups), *groups]
-            raise ConfigError(f"there is no setting {shown(key)}. {_suggestion(key, known, base)}")
+            advice = _suggestion(key, known, base)
+            raise ConfigError(f"there is no setting {shown(key)}. {advice}")
         plus = "++"  # add it, or replace an earlier argument
     allowed = field.types if field is not None and field.types else _types_of(default)
     if value is None and (field.nullable if field is not None and field.types else default is None):
@@ -227,7 +228,7 @@ def checked_value(override: Any, line: str, base: dict[str, Any], groups: dict[s
         usual = f" (default: {default})" if default is not None else ""
         raise ConfigError(
             f"{shown(line)}: {key} takes {_WORDS[str if str in allowed else allowed[-1]]}{usual}, not {_kind(value)}. "
-            "Change the value."
+            "Correct the value."
         )
     is_text = str in allowed and not hasattr(value, "keys")
     if isinstance(value, int) and not is_text and abs(value) >= 2**63:

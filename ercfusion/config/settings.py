@@ -159,7 +159,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     for field, value in _values(config):
         if problem := field.problem(value):
-            raise ConfigError(f"{field.key} {problem}. Change the value.")
+            raise ConfigError(f"{field.key} {problem}. Correct the value.")
 
 
 def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
@@ -170,8 +170,8 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
         known = fields_in(section, content.get("name") if section in CHOICES else None)
         if section in CHOICES and (extra := [key for key in content if f"{section}.{key}" not in known]):
             names = [key.partition(".")[2] for key in known]
-            hint = did_you_mean(extra[0], names)
-            raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {hint}")
+            advice = did_you_mean(extra[0], names)
+            raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {advice}")
         # The configuration may be older than the registration of a user's term.
         absent = tuple(f"objective.{name}." for name in own_terms() if section == "objective" and name not in content)
         for key, field in known.items():

@@ -39,7 +39,7 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
         return None
     if not isinstance(scheme, Mapping):
         raise ConfigError(
-            f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label; found {scheme!r}. Change the value."
+            f"{key} must be one of {', '.join(CLASS_WEIGHTS)}, or weights by label; found {scheme!r}. Correct it."
         )
     wrong = [
         f"{label}: {weight!r}"
@@ -72,7 +72,7 @@ def check_class_weights(scheme: str | Mapping[str, float], task: TaskSpec | None
         problems.append(f"Without a weight: {', '.join(missing)}.")
     if problems:
         raise ConfigError(
-            f"{key} does not fit the labels {task.schema.name}: {' '.join(problems)} Give one weight per label."
+            f"{key} does not fit the labels {task.schema.name}. Give one weight per label. {' '.join(problems)}"
         )
     return named
 

@@ -138,7 +138,7 @@ def _auxiliary(recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
         if isinstance(loss, Tensor) and shares.size > 1:
             raise ConfigError(
                 f"the auxiliary loss {name!r} of the architecture covers only this process's part of the batch. "
-                "Return an ercfusion.models.base.BatchLoss, or train in one process."
+                "Use an ercfusion.models.base.BatchLoss, or train in one process."
             )
         terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
     return terms
