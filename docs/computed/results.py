@@ -126,8 +126,6 @@ for _preset in ("meld", "mosi", "demo"):
 register("shares meld", "docs/results.md", partial(result_shares, "meld"), "meld")
 register("main scores", "README.md", partial(result_scores, "meld", complete=False), "meld")
 register("main notes", "README.md", partial(result_notes, "meld"), "meld")
-register("main verdicts", "README.md", partial(result_verdicts, "meld"), "meld")
-register("main shares", "README.md", partial(result_shares, "meld"), "meld")
 for _preset, _metrics in (
     ("mosi-fusion", ("accuracy",)),
     ("mosi-fusion-score", ("mae",)),
@@ -138,5 +136,3 @@ for _preset, _metrics in (
     register(
         f"pair sentences {_preset}", "docs/missing-modalities.md", partial(result_pair_sentences, _preset), _preset
     )
-for _preset in ("meld-emotion", "meld-sentiment"):
-    register(f"pairs {_preset}", "docs/tasks.md", partial(result_pairs, _preset), _preset)
