@@ -17,7 +17,7 @@ from ercfusion.features.executors import in_this_process
 from ercfusion.features.extractor import EXTRACTORS
 from ercfusion.testing.twins import write_twin
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "features.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-recipe.md"
 
 
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

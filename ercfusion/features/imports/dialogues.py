@@ -103,45 +103,45 @@ _LARGE = dict.fromkeys(("text", "roberta2", "roberta3", "roberta4"), 1024)
 
 FAMILIES: Mapping[str, Family] = {
     "dialoguernn-iemocap": Family(
-        "IEMOCAP_features_raw.pkl of DialogueRNN and bc-LSTM: IEMOCAP, six emotions, three modalities",
+        "IEMOCAP_features_raw.pkl of DialogueRNN and bc-LSTM: six emotions, three modalities",
         "iemocap", _NINE, _EMOTION6, "declare-lab/conv-emotion, DialogueRNN/dataloader.py (IEMOCAPDataset)", _MAJUMDER,
         {"text": 100, "audio": 100, "visual": 512},
     ),
     "dialoguernn-iemocap4": Family(
-        "IEMOCAP_features_4.pkl of COGMEN: the same tuple with four emotions",
+        "IEMOCAP_features_4.pkl of COGMEN: four emotions, three modalities",
         "iemocap", _NINE, _EMOTION4, "Exploration-Lab/COGMEN, preprocess.py (get_iemocap)", _JOSHI,
         {"text": 100, "audio": 100, "visual": 512},
     ),
     "dialoguernn-meld": Family(
-        "MELD_features_raw.pkl of DialogueRNN and bc-LSTM: MELD, seven emotions and sentiment, text and audio",
+        "MELD_features_raw.pkl of DialogueRNN and bc-LSTM: seven emotions and sentiment, text and audio",
         "meld",
         ("ids", "speakers", "=emotion", "~text", "~audio", "sentences", "train", "test", "=sentiment"),
         _MELD_LABELS, "declare-lab/conv-emotion, DialogueRNN/dataloader.py (MELDDataset)", _MAJUMDER,
         {"text": 600, "audio": 300}, meld=True,
     ),
     "mmgcn-iemocap": Family(
-        "IEMOCAP_features.pkl of MMGCN: IEMOCAP, six emotions, three modalities",
+        "IEMOCAP_features.pkl of MMGCN: six emotions, three modalities",
         "iemocap", _NINE, _EMOTION6, "hujingwen6666/MMGCN, dataloader.py (IEMOCAPDataset)", _HU,
         {"text": 100, "audio": 1582, "visual": 342},
     ),
     "mmgcn-meld": Family(
-        "MELD_features_raw1.pkl of MMGCN: MELD, seven emotions and sentiment, three modalities",
+        "MELD_features_raw1.pkl of MMGCN: seven emotions and sentiment, three modalities",
         "meld", (*_NINE, "=sentiment"), _MELD_LABELS, "hujingwen6666/MMGCN, dataloader.py (MELDDataset)", _HU,
         {"text": 600, "audio": 300, "visual": 342}, meld=True,
     ),
     "cosmic-iemocap": Family(
-        "iemocap_features_roberta.pkl of COSMIC: IEMOCAP, six emotions, four layers of RoBERTa",
+        "iemocap_features_roberta.pkl of COSMIC: six emotions, four layers of RoBERTa",
         "iemocap", ("speakers", "=emotion", *_ROBERTA), _EMOTION6,
         "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (IEMOCAPRobertaCometDataset)", _GHOSAL, _LARGE,
     ),
     "cosmic-meld": Family(
-        "meld_features_roberta.pkl of COSMIC: MELD, seven emotions and sentiment, four layers of RoBERTa",
+        "meld_features_roberta.pkl of COSMIC: seven emotions and sentiment, four layers of RoBERTa",
         "meld", ("speakers", "=emotion", "=sentiment", *_ROBERTA), _MELD_LABELS,
         "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (MELDRobertaCometDataset)", _GHOSAL, _LARGE,
         meld=True,
     ),
     "cosmic-emorynlp": Family(
-        "emorynlp_features_roberta.pkl of COSMIC: EmoryNLP, seven emotions, four layers of RoBERTa",
+        "emorynlp_features_roberta.pkl of COSMIC: seven emotions, four layers of RoBERTa",
         "emorynlp", ("speakers", "=emotion", *_ROBERTA),
         {"emotion": ("emorynlp7", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))},
         "declare-lab/conv-emotion, COSMIC/erc-training/dataloader.py (EmoryNLPRobertaCometDataset)", _GHOSAL, _LARGE,
@@ -374,9 +374,7 @@ def _check_sentiment(splits: Mapping[str, list[Conversation]]) -> None:
 # COGMEN
 
 COGMEN_FIELDS = ("vid", "speaker", "label", "text", "audio", "visual", "sentence")
-_COGMEN_TITLE = (
-    "data_{0}.pkl of COGMEN's preprocess.py: IEMOCAP, {1} emotions, three modalities and sentence embeddings"
-)
+_COGMEN_TITLE = "data_{0}.pkl of COGMEN: {1} emotions, three modalities and sentence embeddings"
 COGMEN: Mapping[str, Family] = {
     "cogmen": Family(
         _COGMEN_TITLE.format("iemocap", "six"), "iemocap", COGMEN_FIELDS, _EMOTION6,

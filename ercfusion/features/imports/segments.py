@@ -74,7 +74,7 @@ _MMSA_ORIGIN = "thuiar/MMSA, src/MMSA/data_loader.py (MMDataset)"
 _YU = "Yu et al. Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning. AAAI 2021."
 MMSA: Mapping[str, Segments] = {
     "mmsa": Segments(
-        "aligned_50.pkl or unaligned_50.pkl of MMSA: CMU-MOSI or CMU-MOSEI, sentiment from -3 to 3, sequences",
+        "aligned_50.pkl or unaligned_50.pkl of MMSA: MOSI or MOSEI, sentiment from -3 to 3, sequences",
         "", _MMSA_ORIGIN, _YU,
     ),
     "mmsa-sims": Segments(
@@ -84,12 +84,12 @@ MMSA: Mapping[str, Segments] = {
 }  # fmt: skip
 CARAT: Mapping[str, Segments] = {
     "tailor": Segments(
-        "the aligned MOSEI file of TAILOR: six emotions, several per segment, sequences",
+        "aligned MOSEI of TAILOR: six emotions, several per segment, sequences",
         "mosei", "kniter1/TAILOR, src/dataloaders/cmu_dataloader.py (AlignedMoseiDataset)",
         "Zhang et al. Tailor Versatile Multi-modal Learning for Multi-label Emotion Recognition. AAAI 2022.",
     ),
     "carat": Segments(
-        "the aligned MOSEI file of CARAT (that of TAILOR): six emotions, several per segment, sequences",
+        "aligned MOSEI of CARAT: six emotions, several per segment, sequences",
         "mosei", "chengzju/CARAT, dataloaders/cmu_dataloader.py (AlignedMoseiDataset)",
         "Peng et al. CARAT: Contrastive Feature Reconstruction and Aggregation for Multi-Modal Multi-Label Emotion "
         "Recognition. AAAI 2024.",
