@@ -141,8 +141,8 @@ def load_detector(options: Mapping[str, Any]) -> Any:
         return build(**arguments, device=options["device"])
     except Exception as error:  # among them: no connection to the hub, no such device, too little memory
         raise ConfigError(
-            f"py-feat: {name} cannot be loaded: {type(error).__name__}: {error}. Connect to the model hub once to "
-            f"download its weights, or copy the cache of a machine with them."
+            f"py-feat: {name} cannot be loaded: {type(error).__name__}: {error}. Download its weights from the "
+            f"model hub with a connection, or copy the cache of a machine with them."
         ) from error
 
 

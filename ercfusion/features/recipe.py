@@ -96,7 +96,7 @@ def read_recipe(name: str) -> Recipe:
         path = _folder() / f"{name}.yaml"
     else:
         raise ConfigError(f"features={shown(name)}: unknown recipe. {did_you_mean(name, known)}")
-    content = read_yaml(path, RecipeFile, error=ConfigError)
+    content = read_yaml(path, RecipeFile, error=ConfigError, advice="Correct the recipe: docs/add-a-recipe.md")
     return Recipe(**{"settings": {}, **content})
 
 

@@ -64,15 +64,15 @@ class Call:
         return self._function(*arguments)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnpickleError(f"the pickle tries to change {self.name}. Do not use the file; download another copy.")
+        raise UnpickleError(f"the pickle tries to change {self.name}. Download another copy of the file.")
 
     def __setstate__(self, state: Any) -> NoReturn:
-        raise UnpickleError(f"the pickle tries to change {self.name}. Do not use the file; download another copy.")
+        raise UnpickleError(f"the pickle tries to change {self.name}. Download another copy of the file.")
 
 
 class _FixedClass(type):
     def __setattr__(cls, name: str, value: Any) -> NoReturn:
-        raise UnpickleError("the pickle tries to change a class. Do not use the file; download another copy.")
+        raise UnpickleError("the pickle tries to change a class. Download another copy of the file.")
 
 
 class Sample(Record, metaclass=_FixedClass):

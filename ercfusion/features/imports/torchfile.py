@@ -164,7 +164,9 @@ def _reference(reference: Any, path: Path) -> tuple[np.dtype[Any], str, int]:
             f"{path}: a tensor has the type {name or shown(reference[1])}. Convert it to plain numbers."
         )
     if len(reference) == 6 and reference[5] is not None:
-        raise UnpickleError(f"{path}: a tensor is stored as a view, as before torch 0.4. Save it with a later torch.")
+        raise UnpickleError(
+            f"{path}: a tensor is stored as a view, as before torch 0.4. Convert it with a later torch."
+        )
     if not isinstance(key, str) or type(count) is not int or count < 0:
         raise UnpickleError(f"{path}: a tensor storage has no name or length. Download it again.")
     return np.dtype(_STORAGES[name]), key, count

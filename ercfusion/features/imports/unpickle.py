@@ -31,17 +31,17 @@ _PIECE = 1 << 20
 _XZ_MEMORY = 128 << 20
 """Memory for unpacking xz, in bytes; its highest level takes half of it."""
 _FOREIGN: Sequence[tuple[bytes, str]] = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, .hdf5, .csd), not a pickle. Choose the published pickle"),
-    (b"\x93NUMPY", "a NumPy array (.npy), not a pickle. Choose the published pickle"),
-    (b"MATLAB", "a MATLAB file (.mat), not a pickle. Choose the published pickle"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive. Unpack it first"),
-    (b"Rar!", "a RAR archive. Unpack it first"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, .hdf5, .csd), not a pickle"),
+    (b"\x93NUMPY", "a NumPy array (.npy), not a pickle"),
+    (b"MATLAB", "a MATLAB file (.mat), not a pickle"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
+    (b"Rar!", "a RAR archive"),
     (
         b"version https://git-lfs",
-        "a git-lfs pointer to the file. Run 'git lfs pull'",
+        "a git-lfs pointer to the file (git lfs pull gets it)",
     ),
-    (b"<", "a web page (a login or a warning) saved instead of the file. Download it again"),
-    (b"{", "text, probably JSON, not a pickle. Choose the published pickle"),
+    (b"<", "a web page (a login or a warning) saved instead of the file"),
+    (b"{", "text, probably JSON, not a pickle"),
 )
 
 
@@ -88,7 +88,7 @@ def _load_any(stream: Stream, head: bytes, limits: Limits) -> Any:
     start = head.lstrip()
     for magic, what in _FOREIGN:
         if start.startswith(magic):
-            raise failure(UnpickleError, path, f": this is {what}")
+            raise failure(UnpickleError, path, f": this is {what}", "Download or unpack the published pickle")
     return load_stream(stream, limits, rebuilder)
 
 

@@ -197,7 +197,7 @@ class _Comparison:
             raise PackError(
                 f"{self.differ} of {self.compared} {self.what} differ between the pickle and {corpus.card.title} under "
                 f"{protocol.id} (first: {self.first}). Choose another protocol ({', '.join(corpus.protocols)}), or "
-                f"import without a corpus."
+                f"omit data=."
             )
         return {"compared": self.compared, "differ": self.differ}
 
@@ -222,7 +222,7 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
             if name not in released:
                 raise PackError(
                     f"conversation {conversation.id!r} of the pickle: no {name!r} in {corpus.card.title} (first there: "
-                    f"{next(iter(released), '')!r}). Import without a corpus."
+                    f"{next(iter(released), '')!r}). Omit data= to import without a corpus."
                 )
             home, whole = released[name]
             moved += home != split
@@ -260,7 +260,7 @@ def _pairs(imported: Imported, own: Conversation, other: Conversation, protocol:
             if turn.id not in turns:
                 raise PackError(
                     f"conversation {own.id!r}, utterance {turn.id!r} of the pickle: not in {other.id!r} of the release "
-                    f"({', '.join(list(turns)[:3])}, ...). Import without a corpus."
+                    f"({', '.join(list(turns)[:3])}, ...). Omit data= to import without a corpus."
                 )
         return [(turn, turns[turn.id]) for turn in own.turns]
     # Without ids, turns are matched by order. Pickles omit turns without a label of their set, so the labelled turns

@@ -204,7 +204,7 @@ def test_cosmic_emorynlp_has_its_own_label_order():
         ((4,), [1, 2], r"field 4 \(audio\): found a list of 2, but a dictionary"),
         ((7,), IEMOCAP_TRAIN + IEMOCAP_TEST[:1], r"split 'test'.*is also in 'train'"),
         ((8,), [], r"split 'test': no conversations"),
-        ((8,), ["Ses05F_impro09"], r"field 'ids': has 9 conversations, but not 'Ses05F_impro09'"),
+        ((8,), ["Ses05F_impro09"], r"field 'ids': has 10 conversations, but not 'Ses05F_impro09'"),
         ((7,), IEMOCAP_TRAIN[:1], r"1 conversations, too few"),
         ((7,), "Ses01F_impro01", r"split 'train': found 'Ses01F_impro01', but a list"),
     ],
