@@ -36,10 +36,9 @@ def expected_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
 
 
 def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
-    """Mean over all C labels of the calibration error of each label against the rest (Kull et al., 2019).
+    """Mean over all C labels of the calibration error of each label's own probability (Kull et al., 2019).
 
-    The confidence is the label's own probability; the accuracy of an equal-width bin is the share of utterances with
-    this true label. Unlike :func:`expected_calibration_error`, it includes probabilities below the largest.
+    The accuracy of an equal-width bin is the share of utterances with this true label.
     """
     errors = [
         _bin_error(*_binned(rows.truth == label, confidence, _equal_width(confidence, bins), bins))
@@ -51,9 +50,8 @@ def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
 def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
     """Mean ``|accuracy - confidence|`` over bins with equally many utterances (Nixon et al., 2019).
 
-    Utterances are ordered by their largest probability and cut into ``bins`` runs; the first N modulo ``bins`` runs
-    have one more. With fewer utterances than bins, each is a bin. Utterances of equal confidence share their hits
-    evenly, so the order of rows does not matter.
+    Utterances are ordered by confidence and cut into ``bins`` runs; the first N modulo ``bins`` have one more.
+    Utterances of equal confidence share their hits evenly, so the order of rows does not matter.
     """
     confidence = rows.confidence
     _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)

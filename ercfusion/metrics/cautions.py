@@ -1,7 +1,5 @@
-"""Sentences printed next to intervals and tests whose assumptions fail.
-
-The limits were measured with ``python -m benchmarks.coverage``. It simulates test splits with few conversations, rare
-classes, nearly perfect scores and noisy seeds, and counts how often intervals without a caution contain the truth.
+"""Sentences printed next to intervals and tests whose assumptions fail. ``python -m benchmarks.coverage`` measured the
+limits on simulated test splits.
 """
 
 from __future__ import annotations
@@ -37,8 +35,8 @@ def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = Fa
 
     Args:
         task: The predicted task.
-        metric: A score with a :func:`ercfusion.metrics.registry.score_source`.
-        sums: (S, B, ...) sums of that source's key, for every seed and test conversation.
+        metric: A score.
+        sums: (S, B, ...) sums of its :func:`ercfusion.metrics.registry.score_source`.
         missing: Whether there is no interval.
     """
     source = score_source(task, metric)

@@ -1,10 +1,7 @@
 """Pairwise comparison of models on the same test conversations.
 
-:func:`paired_randomization` exchanges the predictions of two models at random, conversation by conversation, and counts
-how often the difference is at least as large as the observed one. It applies to the trained models.
-:func:`ercfusion.metrics.statistics.difference_interval` also applies to models trained with other seeds.
-:func:`compare_all` adds exchanges for pairs whose verdict depends on the Monte Carlo error of p, and marks the verdicts
-still uncertain.
+:func:`paired_randomization` tests the trained models. :func:`ercfusion.metrics.statistics.difference_interval` also
+applies to models trained with other seeds. :func:`compare_all` combines both for many pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.statistics import ANY, RESAMPLES, DifferenceIntervals, Interval, counted_conversations
 
 PERMUTATIONS = 10000
-"""Random exchanges per pair; pairs with an uncertain verdict get more, see :func:`most_exchanges`."""
+"""Random exchanges per pair; uncertain pairs get more, see :func:`most_exchanges`."""
 _CHUNK = 2**20
 # Rounding depends on the order of sums: equal differences must compare as equal.
 _ROUNDING = 1e-10
@@ -42,8 +39,8 @@ _CLOSE = 4.0
 def most_exchanges(comparisons: int, level: float = 0.95) -> int:
     """Largest number of random exchanges for one pair of a family.
 
-    Enough to tell p from Holm's smallest level, (1 - level) / comparisons. R exchanges give p >= 1 / (1 + R), so with a
-    fixed R no pair of a large family could be significant.
+    Enough to tell p from Holm's smallest level, (1 - level) / comparisons. A fixed number R gives p >= 1 / (1 + R), so
+    no pair of a large family could be significant.
     """
     return max(PERMUTATIONS, math.ceil(_BEYOND * max(comparisons, 1) / round(1 - level, 12)))
 
@@ -54,19 +51,18 @@ def paired_randomization(
     """Two-sided p of the difference between two models' mean scores, from exchanges of whole conversations.
 
     An exchange moves all seeds of a conversation at once, because their predictions are not independent. Seeds are
-    paired in order: first with first, and so on. With different numbers of seeds, both lists are repeated up to their
-    least common multiple, so every seed is in equally many pairs.
+    paired in order; with different numbers of seeds, both lists are repeated up to their least common multiple.
 
     Args:
         first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
         statistic: From summed sums (R, ...) to R numbers.
-        permutations: Number R of random exchanges. If there are at most R exchanges in all (2^B for B conversations
-            with a difference), each is made once.
-        seed: Of the random exchanges.
+        permutations: Number R of random exchanges. If there are at most R in all (2^B for B conversations with a
+            difference), each is made once.
+        seed: Of the exchanges.
 
     Returns:
-        (1 + number of differences at least as large as the observed one) / (1 + R) (Phipson and Smyth, 2010). With all
-        exchanges, their share, including the identity. 1 if the models agree.
+        (1 + number of differences at least as large as observed) / (1 + R) (Phipson and Smyth, 2010); with all
+        exchanges their share; 1 if the models agree.
 
     Raises:
         ValueError: different conversations, no count, or an undefined score.
@@ -165,16 +161,15 @@ def _exact_in_single(half: Floats) -> bool:
 def holm(p_values: Sequence[float] | NDArray[Any]) -> Floats:
     """p adjusted for the number of tests (Holm, 1979), in the order of the input.
 
-    The smallest of M is multiplied by M, the next by M - 1 and so on. Adjusted p never decrease along this order and
-    are at most 1. At adjusted p < 0.05 the probability of any wrong rejection in the family is at most 5 %, for any
-    dependence between the tests.
+    The smallest of M is multiplied by M, the next by M - 1 and so on. Adjusted p do not decrease along this order and
+    are at most 1. Below 0.05 the probability of any wrong rejection is at most 5 %, for any dependence between tests.
 
     Raises:
         ValueError: a p outside [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p values lie between 0 and 1, results {p.tolist()}")
+        raise ValueError(f"p values must be between 0 and 1, not {p.tolist()}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -198,12 +193,10 @@ class Comparison:
 
     Args:
         names: The two models.
-        difference: Mean score over seeds of the first, minus that of the second.
-        low, high: Interval of the difference, for other seeds and other conversations; NaN if there is none.
-        p: Of :func:`paired_randomization`, for other conversations.
-        p_holm: Adjusted for all comparisons of the family.
-        shown: Whether ``p_holm`` is below 1 - level (0.05) and the interval excludes 0: neither the choice of
-            conversations nor that of seeds explains the difference. False without an interval.
+        difference: Mean score of the first minus that of the second.
+        low, high: Interval of the difference, for other seeds and conversations; NaN if there is none.
+        p, p_holm: Of :func:`paired_randomization`, and adjusted for all comparisons.
+        shown: Whether ``p_holm`` is below 1 - level (0.05) and the interval excludes 0.
         exchanges: Number of exchanges behind ``p``.
         p_error, p_holm_error: Monte Carlo standard errors; 0 if every possible exchange was made.
         certain: Whether other random draws would give the same ``shown``.
@@ -235,18 +228,16 @@ def compare_all(
 ) -> list[Comparison]:
     """Compare models in pairs, with p adjusted for the number of pairs.
 
-    The number of exchanges of a pair doubles until Monte Carlo error no longer changes its verdict. An interval ending
-    close to 0 is computed again with more resamples.
+    Exchanges of a pair are doubled until Monte Carlo error no longer changes its verdict; an interval ending close to 0
+    gets more resamples.
 
     Args:
         sums_by_name: (S, B, ...) sums per model, conversations in the same order; S may differ.
         statistic: From summed sums (R, ...) to R numbers.
-        pairs: Names of the pairs, in the order of the result; None for all pairs. Fewer pairs are adjusted less: choose
-            them before reading scores.
-        resamples, permutations, level, seed: As for :func:`difference_interval` and :func:`paired_randomization`; the
-            first two are minima.
-        most_permutations: Largest number of exchanges for one pair; None for :func:`most_exchanges` of the family.
-        bounds: As for :func:`difference_interval`.
+        pairs: Pairs of names, in the order of the result; None for all. Choose them before reading scores.
+        resamples, permutations, level, seed, bounds: As for :func:`difference_interval` and
+            :func:`paired_randomization`; the first two are minima.
+        most_permutations: Largest number of exchanges for one pair; None for :func:`most_exchanges`.
 
     Raises:
         ValueError: unknown model in a pair, or an error of these two functions.

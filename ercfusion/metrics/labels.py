@@ -31,9 +31,9 @@ def _hamming(sets: Pairs, task: TaskSpec) -> float:
 
 
 def _weighted_accuracy(sets: Pairs, task: TaskSpec) -> Floats:
-    """(C) (TP * N / P + TN) / 2N per label, with P utterances having it and N not (Zadeh et al., ACL 2018, CMU-MOSEI).
+    """(C) (TP * N / P + TN) / 2N per label (Zadeh et al., ACL 2018), the mean of both recalls.
 
-    Equal to the mean of both recalls, (TP / P + TN / N) / 2. Not defined if P or N is 0.
+    P utterances have the label, N have not; not defined if either is 0.
     """
     positive = sets.target.sum(axis=0)
     negative = len(sets.target) - positive
@@ -76,9 +76,9 @@ METRICS = (
 def best_thresholds(predictions: Predictions) -> Floats:
     """(C) thresholds maximising each label's F1 on these predictions of a multi-label task.
 
-    The search is exact: F1 is constant between neighbouring probabilities, so every cut is tried at the middle of its
-    gap. Of equally good cuts the one nearest 0.5 is taken; a label without positives keeps 0.5. Choose thresholds on
-    dev, and pass them to the predictions of test.
+    The search is exact: every cut between neighbouring probabilities is tried, at the middle of its gap. Of equally
+    good cuts the one nearest 0.5 is taken; a label without positives keeps 0.5. Choose thresholds on dev, never on
+    test.
 
     Raises:
         ValueError: the task has no label sets.

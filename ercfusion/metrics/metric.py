@@ -29,32 +29,29 @@ def _any_task(task: TaskSpec) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric: name, meaning, direction and formulas.
-
-    A formula takes the value of one input and the task. ``sums`` holds formulas of sums over conversations
-    (:mod:`ercfusion.metrics.sums`), which also give intervals and tests between models. ``rows`` holds formulas of
-    utterances (:mod:`ercfusion.metrics.inputs`), for scores without such sums. Register your own with
-    :func:`ercfusion.metrics.register`.
+    """A metric: name, meaning, direction and formulas. :func:`ercfusion.metrics.register` adds your own.
 
     Args:
         name: As in ``training.metric=NAME`` and in records: letters, digits and underscores.
         title: Name in tables.
         meaning: One sentence or formula.
-        sums: Formulas by key of the sums. Each maps summed sums ``(..., *shape)`` to scores ``(...)``, NaN if not
-            defined. They must be vectorised: thousands of resamples come at once.
-        rows: Formulas by name of the rows; each gives one number. If a task has both inputs, ``rows`` gives the score
-            of a split and ``sums`` only intervals: both must agree up to rounding.
-        higher_is_better: Direction, for checkpoints, sweeps and tables.
+        sums: Formulas by key of sums over conversations (:mod:`ercfusion.metrics.sums`); they also give intervals and
+            tests. Each maps summed sums ``(..., *shape)`` and the task to scores ``(...)``, NaN if not defined, for
+            thousands of resamples at once.
+        rows: Formulas by name of rows of utterances (:mod:`ercfusion.metrics.inputs`), to one number each. If a task
+            has both inputs, ``rows`` gives the score of a split and ``sums`` only intervals: both must agree up to
+            rounding.
+        higher_is_better: Direction.
         unit: ``percent`` for shares, shown in percent; ``nats``; ``task`` for the unit of the targets; ``none``.
         bounds: Smallest and largest possible value.
-        outputs: Not empty if the formulas give a last axis with one value per output (label or dimension). The score is
-            their mean; each output is also reported as ``NAME/OUTPUT``. ``all``: defined if all outputs are;
-            ``defined``: the mean of the defined ones.
+        outputs: Not empty if formulas give a last axis with one value per output (label or dimension), reported as
+            ``NAME/OUTPUT``; the score is their mean. ``all``: defined if all outputs are; ``defined``: the mean of the
+            defined ones.
         fits: Whether a task with the inputs has the metric.
         equal_classes: Whether rare classes count as much as others, so that intervals may be too short.
         always: Whether tables show it for every task with the metric.
         empty_sets: Whether an utterance with two empty sets of labels counts 1.
-        loss: Its name in plots of training curves, if drawn with the losses.
+        loss: Its name in training curves, if drawn with the losses.
     """
 
     name: str

@@ -63,10 +63,10 @@ class Scale:
 
 
 def sims_classes(numbers: Floats, classes: int) -> Ints:
-    """Class, from 0, of numbers on CH-SIMS's scale; numbers beyond [-1, 1] belong to the outer classes.
+    """Class, from 0, of numbers on CH-SIMS's scale; outer classes include numbers beyond [-1, 1].
 
-    Compared in single precision, as in the published code: a target 0.1 is on the edge, not above it. Edges of
-    :data:`SIMS_EDGES` belong to the lower class.
+    Compared in single precision, as in the published code: 0.1 is on the edge. Edges (:data:`SIMS_EDGES`) belong to the
+    lower class.
     """
     return np.searchsorted(np.array(SIMS_EDGES[classes], np.float32), numbers.astype(np.float32)).astype(np.int64)
 

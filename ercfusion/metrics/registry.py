@@ -1,10 +1,10 @@
 """All metrics by name, and the scores of a split.
 
-Scores are computed once over all labelled utterances of a split; averaging the F1 of batches, as some published code
-does, gives another number. A score with an empty slice (no emotion shift, no non-zero sentiment) is omitted.
+Scores are computed over all labelled utterances of a split: the mean of batch F1 is another number. A score with an
+empty slice (no emotion shift, no non-zero sentiment) is omitted.
 
-Scores of a ``distribution`` task needing one right answer use the most probable target label. Rows with two equal
-maxima have none: only ``kl`` and ``binarised_macro_f1`` count them.
+For a ``distribution`` task the right answer is the most probable target label. Rows with two equal maxima have none:
+only ``kl`` and ``binarised_macro_f1`` count them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ REGISTERED: dict[str, Metric] = {metric.name: metric for family in _FAMILIES for
 
 
 def register(metric: Metric) -> Metric:
-    """Register a metric of your own by its name, and return it.
+    """Register a metric of your own, in a module named by ``imports=``, and return it.
 
-    Every task with its inputs then has the metric: as ``training.metric``, in records, tables, sweeps and plots, and
-    with intervals if it has a formula of sums. Call it in a module named by ``imports=``.
+    Every task with its inputs then has the metric: as ``training.metric``, in records, tables, sweeps and plots.
 
     Raises:
         ConfigError: the name belongs to another metric.
@@ -91,11 +90,10 @@ def scores(predictions: Predictions) -> dict[str, float]:
 
 
 def score_source(task: TaskSpec, name: str) -> tuple[str, Statistic] | None:
-    """Key of the sums behind a score, and the score as a function of summed sums.
+    """Key of the sums behind a score, and the score as a function of (R, ...) summed sums; None for scores without
+    sums.
 
-    Returns:
-        The key, and a function from (R, ...) summed sums (for a confusion matrix (R, C, C)) to (R) scores, NaN if not
-        defined; it takes any number of leading axes. None for scores without sums.
+    The function returns (R) scores, NaN if not defined, and takes any number of leading axes.
 
     Raises:
         ConfigError: the task has no such score.

@@ -1,20 +1,19 @@
 """Intervals of scores, and summaries over seeds.
 
-Utterances of a conversation are dependent, so intervals resample whole conversations; resampled utterances would give
-intervals that are too narrow. The number of draws of each conversation is multinomial, and the confusion matrix of a
-resample is the sum of the conversations' matrices with these weights: all resamples are scored at once.
+Utterances of a conversation are dependent, so intervals resample whole conversations. A resample's confusion matrix is
+the sum of the conversations' matrices, weighted by multinomial numbers of draws: all resamples are scored at once.
 
 The ends are percentiles of the resamples' scores with two corrections:
 
 * Bias. Macro F1, for example, is lower on a resample than on the sample, and lower on the sample than in the long run.
-  The percentiles therefore depend on the rank of the sample's score among the resamples (bias-corrected percentiles;
-  Efron and Tibshirani, 1993, chapter 14).
-* Width. With few conversations plain percentiles are too close together; they are moved outwards as in Student's t
-  (expanded percentiles; Hesterberg, 2015).
+  The percentiles depend on the rank of the sample's score (bias-corrected percentiles; Efron and Tibshirani, 1993,
+  chapter 14).
+* Width. With few conversations percentiles are moved outwards as in Student's t (expanded percentiles; Hesterberg,
+  2015).
 
 With fewer than :data:`FEW_CONVERSATIONS` the interval is Student's t, because percentiles cannot exceed the outermost
-resample. If all resamples are equal (one conversation, or no error) there is no interval: both ends are NaN. ``python
--m benchmarks.coverage`` measures the coverage; :mod:`ercfusion.metrics.cautions` has the exceptions.
+resample. If all resamples are equal (one conversation, or no error) both ends are NaN. ``python -m
+benchmarks.coverage`` measures the coverage; see :mod:`ercfusion.metrics.cautions` for exceptions.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from ercfusion.metrics.resamples import weights_of_resamples
 from ercfusion.metrics.sums import SUMS
 
 RESAMPLES = 2000
-# Scores without sums are computed again per resample, about a hundred times slower.
+# Scores without sums are computed per resample, about a hundred times slower.
 SLOW_RESAMPLES = 500
 FEW_CONVERSATIONS = 20
-"""With fewer conversations an interval is Student's t: percentiles of resamples are too close together."""
+"""With fewer, an interval is Student's t: percentiles are too close together."""
 FEW_SEEDS = 5
-"""With fewer seeds of a model, the seeds' part of an interval has only the degrees of freedom of the seeds."""
+"""With fewer, the seeds' part of an interval has the degrees of freedom of the seeds."""
 ANY: tuple[float, float] = (-np.inf, np.inf)
 # Parts of the resamples for the Monte Carlo error of an interval's ends.
 _PARTS = 10
-# Largest bias correction, in standard deviations of the resamples. If all resamples are on one side of the sample's
-# score, as for calibration errors, the full correction would give the outermost resample.
+# Largest bias correction, in standard deviations of the resamples. Calibration errors of resamples are all on one side
+# of the sample's: the full correction would give the outermost resample.
 _MOST_BIAS = 0.5
 # Rounding depends on the order of sums: smaller differences between resamples count as none.
 _NO_SPREAD = 1e-12
@@ -63,16 +62,16 @@ def conversation_bootstrap(
     """Interval of a statistic of summed counts, resampling conversations with replacement.
 
     Args:
-        counts_per_conversation: (B, ...) counts or other sums, for example (B, C, C) confusion matrices. Conversations
-            with zeros only (unlabelled) are not in the sample.
+        counts_per_conversation: (B, ...) counts or other sums, e.g. (B, C, C) confusion matrices. Conversations with
+            zeros only (unlabelled) are not in the sample.
         statistic: From summed counts (R, ...) to R numbers; NaN if not defined for a resample.
-        resamples: Number R of resamples.
+        resamples: R.
         level: Coverage.
         seed: Of the resamples.
-        bounds: Range of the statistic (``bounds`` of the metric).
+        bounds: Range of the statistic.
 
     Returns:
-        Lower and upper end; NaN if all resamples are equal, as with one conversation or a perfect score.
+        Lower and upper end; NaN if all resamples are equal.
 
     Raises:
         ValueError: no count, or the statistic is not defined for any resample.
@@ -93,18 +92,13 @@ def conversation_bootstrap(
 def interval_for(
     predictions: Predictions, metric: str, resamples: int | None = None, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval of a score over conversations.
+    """Bootstrap interval of a score over conversations; NaN if all resamples are equal.
 
     Args:
         predictions: Of one split.
         metric: A name of :func:`ercfusion.metrics.registry.metric_names`.
-        resamples: None for 2000 if the score has sums (:func:`ercfusion.metrics.registry.score_source`), else 500
-            (calibration, label sets, divergences: computed again per resample).
-        level: Coverage.
-        seed: Of the resamples.
-
-    Returns:
-        As :func:`conversation_bootstrap`.
+        resamples: None for 2000 if the score has sums (:func:`ercfusion.metrics.registry.score_source`), else 500.
+        level, seed: As for :func:`conversation_bootstrap`.
 
     Raises:
         ConfigError: the task has no such metric.
@@ -112,8 +106,8 @@ def interval_for(
     """
     source, bounds = score_source(predictions.task, metric), get_metric(metric).bounds
     if source is not None:
-        # Conversations with zero counts (no label true or predicted; no emotion shift possible) are dropped like
-        # unlabelled ones: they would change only the number of draws.
+        # Zero counts (no label true or predicted; no shift possible) are dropped: they would change only the number of
+        # draws.
         sums = SUMS[source[0]].of(predictions)
         if np.isnan(source[1](sums.sum(axis=0)[None])).all():
             raise ValueError(_EMPTY.format(metric))
@@ -144,18 +138,10 @@ def _interval(
     seeds: Sequence[tuple[float, int]] = (),
     deviates: Floats | None = None,
 ) -> tuple[float, float]:
-    """Ends of the interval: bias-corrected, expanded percentiles, or Student's t for few conversations.
+    """Bias-corrected, expanded percentiles, or Student's t for few conversations; NaN if the resamples do not differ.
 
-    Args:
-        values: (R) scores of the resamples, NaN if not defined.
-        point: Score of the sample.
-        conversations: Number of conversations in the sample.
-        level: Coverage.
-        seeds: Per model with several seeds, the variance they add to the values, and its degrees of freedom.
-        deviates: (R) normal deviates with these variances.
-
-    Returns:
-        Lower and upper end, NaN if the resamples do not differ.
+    ``values`` (R) are the resamples' scores, ``point`` the sample's; ``seeds`` has, per model with several seeds, the
+    variance they add and its degrees of freedom, and ``deviates`` (R) are normal with these variances.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
@@ -202,9 +188,8 @@ def _with_seeds(
 ) -> tuple[float, float]:
     """Widen an interval over conversations by the contribution of few seeds: the half-widths add in squares.
 
-    Each half-width has the t of its own degrees of freedom (after Graybill and Wang, 1980). The degrees of freedom of
-    the sum after Satterthwaite, used with more seeds, are too large if two seeds agree by chance: intervals would be
-    too short.
+    Each has the t of its own degrees of freedom (after Graybill and Wang, 1980). Satterthwaite's are too large if two
+    seeds agree by chance: intervals would be too short.
     """
     total = sum(variance for variance, _ in seeds)
     if not total:
@@ -230,25 +215,18 @@ def two_level_bootstrap(
 ) -> tuple[float, float]:
     """Interval of a score's mean over seeds, for other seeds *and* other conversations.
 
-    A resample scores every seed on the same draw of conversations. A normal deviate with the variance of the mean of S
-    seeds is added to its mean over seeds. (Drawing S of S seeds with replacement gives only (S - 1) / S of the
-    variance, and two seeds are only two values: Rao and Wu, 1988.) The part of the spread between seeds due to these
-    conversations is in their resampling already; it is measured there and subtracted (Owen, 2007). The interval is
-    stretched as in Student's t, with degrees of freedom after Satterthwaite (1946); with fewer than :data:`FEW_SEEDS`
-    seeds, with those of the seeds only.
+    A resample scores every seed on the same conversations, and adds a normal deviate with the variance of the mean of S
+    seeds (resampling few seeds would underestimate it: Rao and Wu, 1988). The part of the spread due to these
+    conversations is subtracted, because resampling counts it already (Owen, 2007). The interval is stretched as in
+    Student's t, with degrees of freedom after Satterthwaite (1946), or those of the seeds if fewer than
+    :data:`FEW_SEEDS`.
 
     Args:
-        sums: (S, B, ...) sums per seed and conversation, conversations in the same order. Those with zeros for every
-            seed are not in the sample.
-        statistic: From summed sums (R, ...) to R numbers; NaN if not defined.
-        resamples: Number R of resamples.
-        level: Coverage.
-        seed: Of the resamples.
-        bounds: As for :func:`conversation_bootstrap`.
+        sums: (S, B, ...) sums, conversations in the same order. Those with zeros for every seed are not in the sample.
+        statistic, resamples, level, seed, bounds: As for :func:`conversation_bootstrap`.
 
     Returns:
-        Lower and upper end; NaN if there is no interval. With S = 1 as :func:`conversation_bootstrap`: the interval
-        applies to this trained model.
+        Lower and upper end; NaN if there is no interval. With S = 1 as :func:`conversation_bootstrap`.
 
     Raises:
         ValueError: no seed, no count, or the statistic is not defined for any resample.
@@ -269,12 +247,11 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Interval of the difference of two models' mean scores, ``first`` minus ``second``.
 
-    As :func:`two_level_bootstrap`. Both models are scored on the same resampled conversations, so their common
-    difficulty cancels; the seeds' contributions are independent.
+    As :func:`two_level_bootstrap`, with the same resampled conversations for both models.
 
     Args:
         first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
-        statistic, resamples, level, seed, bounds: As there; bounds are those of the score.
+        statistic, resamples, level, seed, bounds: As there; bounds of the score.
 
     Raises:
         ValueError: as there, or different conversations.
@@ -301,12 +278,8 @@ class Interval:
 
 
 class DifferenceIntervals:
-    """:func:`difference_interval` for pairs of several models, each resampled once.
-
-    Args:
-        sums_by_name: (S, B, ...) sums per model, conversations in the same order.
-        statistic, level, seed, bounds: As there.
-        errors: Whether to compute the errors of the ends; otherwise they are NaN.
+    """:func:`difference_interval` for pairs of models from ``sums_by_name``, each resampled once; optionally with the
+    errors of the ends.
     """
 
     def __init__(
@@ -393,11 +366,7 @@ def _two_level(
 ) -> Interval:
     """Interval of the mean over seeds of one model, or of the difference between two.
 
-    Args:
-        groups: (S, B, ...) sums of the counted conversations.
-        resampled: (R, S) scores of each, see :func:`_resampled_scores`.
-        statistic, level, seed: As for :func:`two_level_bootstrap`.
-        errors_of_ends: Whether to compute them; otherwise they are NaN.
+    ``groups`` are (S, B, ...) sums, ``resampled`` their (R, S) scores; the errors of the ends are NaN unless asked for.
     """
     resamples = len(resampled[0])
     rng = np.random.default_rng([seed, 1])
@@ -428,11 +397,8 @@ def _two_level(
 
 
 def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
-    """Variance of the mean score of S seeds, without the contribution of the choice of conversations.
-
-    Args:
-        scores_of_seeds: (S) scores on all conversations.
-        values: (R, S) scores on the resamples: how the differences between seeds vary with the conversations.
+    """Variance of the mean of S seeds' scores (S), without the part due to the conversations, from (R, S) resampled
+    scores.
     """
     S = len(scores_of_seeds)
     own = values - values.mean(axis=1, keepdims=True)
@@ -443,14 +409,10 @@ def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
 def seed_summary(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
     """Summary of one score over several seeds.
 
-    Args:
-        values: Score per seed.
-        level: Coverage of the interval.
-
     Returns:
         ``mean``, ``std`` (sample standard deviation), ``min``, ``max``, ``n``, and ``low`` and ``high``, the Student-t
-        interval of the mean for other seeds on the same test split. With one seed, ``std``, ``low`` and ``high`` are
-        NaN; with equal scores, ``low`` and ``high`` are.
+        interval of the mean for other seeds on the same test split. NaN if not defined: all three with one seed, the
+        interval with equal scores.
 
     Raises:
         ValueError: no value.

@@ -1,16 +1,13 @@
 """Sums per conversation from which scores are computed.
 
-Most scores are functions of numbers that add up over conversations: confusion matrices, counts, moments. Their sums
-score any selection of conversations without the utterances, thousands at once. Intervals and tests between models use
-this, and a run's record keeps the sums.
-
-:data:`SUMS` has the sums by key:
+They score any selection of conversations without the utterances, for intervals and tests; a run's record keeps them.
+:data:`SUMS` by key:
 
 * ``confusion`` (B, C, C) int64, rows the truth: tasks with one right label;
 * ``shift`` (B, 2, 2) int64, of the same tasks: ``[:, 0]`` is (right, total) of utterances with another label than the
   speaker's previous labelled utterance in the conversation, ``[:, 1]`` of those with the same label;
 * ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: label sets;
-* ``moments`` (B, K, F) float64, the sums of :func:`ercfusion.metrics.moments.moments_of`: numbers.
+* ``moments`` (B, K, F) float64, see :func:`ercfusion.metrics.moments.moments_of`: numbers.
 """
 
 from __future__ import annotations

@@ -27,10 +27,8 @@ def plot_curriculum(
 
     Args:
         curriculum: The curriculum.
-        path: File to write.
+        path, title, synthetic: As for :func:`ercfusion.plots.figures.plot_training_curves`.
         epochs: Number of trained epochs, at least 1.
-        title: Of the figure.
-        synthetic: Whether the corpus is generated.
 
     Raises:
         ValueError: no epoch.

@@ -1,8 +1,7 @@
 """Figures with the same bytes for the same numbers, legible to colour-blind readers.
 
-They use matplotlib's object-oriented interface: no window system, global state or user settings. The ending of ``path``
-chooses the format (``.png``, ``.svg`` or ``.pdf``). With ``synthetic`` the title states that the corpus was generated,
-so that no figure is mistaken for one of human speech. Use :func:`plot_title` for ``title``.
+They use matplotlib's object-oriented interface, without window system, global state or user settings. The ending of
+``path`` chooses the format (``.png``, ``.svg`` or ``.pdf``).
 """
 
 from __future__ import annotations
@@ -62,13 +61,13 @@ def plot_training_curves(
     """Losses (left) and scores (right) by epoch, with a line at the chosen epoch.
 
     Args:
-        history: Values by name (``{"train/loss": [..], "dev/loss": [..], "dev/weighted_f1": [..]}``), or one mapping
-            per epoch. ``epoch`` holds the epochs' numbers, by default from 0 as in Lightning. A name with ``loss`` in
-            its last part is a loss. A missing, ``None`` or infinite value gives a gap.
+        history: Values by name (``{"train/loss": [..], "dev/weighted_f1": [..]}``), or one mapping per epoch. ``epoch``
+            holds the epochs' numbers, by default from 0. A name with ``loss`` in its last part is a loss. A missing,
+            ``None`` or infinite value gives a gap.
         path: File to write; None writes none.
         best_epoch: Number of the chosen epoch.
         title: See :func:`plot_title`.
-        synthetic: Whether the corpus is generated.
+        synthetic: Whether the corpus is generated; the title says so.
         levels: Reference scores by name, each a horizontal line.
 
     Raises:
@@ -118,9 +117,7 @@ def plot_confusion(
     Args:
         matrix: (C, C) counts, rows the truth, columns the prediction.
         labels: C names in the matrix's order.
-        path: File to write; None writes none.
-        title: See :func:`plot_title`.
-        synthetic: Whether the corpus is generated.
+        path, title, synthetic: As for :func:`plot_training_curves`.
 
     Raises:
         ValueError: another number of labels.
@@ -183,9 +180,7 @@ def plot_class_f1(
 
     Args:
         per_class: Result of :func:`ercfusion.metrics.classification.per_class`; its order is used.
-        path: File to write; None writes none.
-        title: See :func:`plot_title`.
-        synthetic: Whether the corpus is generated.
+        path, title, synthetic: As for :func:`plot_training_curves`.
     """
     names = list(per_class)
     place = np.arange(len(names))
@@ -217,9 +212,7 @@ def plot_reliability(
 
     Args:
         predictions: Of a single-label or distribution task.
-        path: File to write; None writes none.
-        title: See :func:`plot_title`; the expected calibration error is its second line.
-        synthetic: Whether the corpus is generated.
+        path, title, synthetic: As for :func:`plot_training_curves`.
 
     Raises:
         ValueError: no utterance has a single right label.
@@ -263,9 +256,7 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
 
     Args:
         predictions: Of a regression task.
-        path: File to write; None writes none.
-        title: See :func:`plot_title`.
-        synthetic: Whether the corpus is generated.
+        path, title, synthetic: As for :func:`plot_training_curves`.
 
     Raises:
         ValueError: not a regression task.

@@ -40,8 +40,7 @@ def plot_search(
         path: File to write.
         label: Of the scores.
         maximize: Whether a higher score is better.
-        title: Of the figure.
-        synthetic: Whether the corpus is generated.
+        title, synthetic: As for :func:`ercfusion.plots.figures.plot_training_curves`.
 
     Raises:
         ValueError: no trial is complete.
@@ -106,12 +105,9 @@ def plot_settings(
     Args:
         points: Trials.
         defaults: The settings to draw, each with its value outside the sweep (a dashed line).
-        path: File to write.
-        label: Of the scores.
+        path, label, title, synthetic: As for :func:`plot_search`.
         best: Number of the best trial, marked with a star.
         log: Settings on a logarithmic axis.
-        title: Of the figure.
-        synthetic: Whether the corpus is generated.
     """
     names = list(defaults)
     columns = min(4, len(names))
@@ -171,10 +167,8 @@ def plot_importance(
 
     Args:
         importance: Shares by setting.
-        path: File to write.
+        path, title, synthetic: As for :func:`plot_search`.
         complete: Number of complete trials behind them.
-        title: Of the figure.
-        synthetic: Whether the corpus is generated.
 
     Raises:
         ValueError: there are none.

@@ -99,11 +99,10 @@ class Verdict:
         group: The row.
         metric: The compared score.
         value: The run's score.
-        band: Expected range of one more run of the row.
+        band: Expected range.
         place: ``inside``, ``below`` or ``above``.
         same_seed: The recorded score of the same seed, or None.
-        settings, data, environment: Differences, as (recorded, the run's). A processor missing from one of the records
-            is not a difference.
+        settings, data, environment: Differences, as (recorded, the run's). A missing processor is not a difference.
         packs: Packs with other values, see :func:`ercfusion.records.groups.other_packs`.
     """
 
@@ -130,7 +129,7 @@ def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) ->
     Args:
         record: Of the run.
         group: See :func:`nearest_group`.
-        metric: The score; None for the one selecting the row's checkpoints.
+        metric: None for the score selecting the row's checkpoints.
 
     Raises:
         ConfigError: the task has no such metric.

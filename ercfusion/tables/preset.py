@@ -59,11 +59,10 @@ class Published:
     Args:
         score: In the unit of the metric (F1 and accuracy from 0 to 1).
         source: Paper, table.
-        selection: Split on which its authors chose the checkpoint: ``dev``, ``test``, ``last`` (the last epoch) or
-            ``unknown``.
-        differs: Why it is not comparable; see :data:`DIFFERENCES`.
-        evidence: How it was verified; see :data:`EVIDENCE`.
-        note: Other values in circulation, how the authors' code chooses the checkpoint.
+        selection: How its authors chose the checkpoint, see :data:`SELECTIONS`.
+        differs: Why it is not comparable, see :data:`DIFFERENCES`.
+        evidence: How it was verified, see :data:`EVIDENCE`.
+        note: Further facts.
     """
 
     score: float
@@ -110,11 +109,10 @@ class TablePreset:
         data: A corpus or protocol.
         settings: Of all rows.
         rows: In order.
-        task: The task shown, for runs with several; None for the one selecting checkpoints.
-        metric: Headline score, or None for the protocol's own.
+        metric, task: Of the headline score; None for those selecting checkpoints.
         also: Further scores.
         against: The row compared with all others, or None for all pairs.
-        pairs: Planned comparisons; empty for those of ``against``. Each further pair lowers the power of all.
+        pairs: Planned comparisons instead of those.
         notes: For the reader.
         config_dir: A folder of configuration groups for the rows.
     """

@@ -25,10 +25,10 @@ class Score:
     """A score over the seeds of a row.
 
     Args:
-        mean, std: Over the seeds; the sample standard deviation, NaN for one seed.
-        low, high: 95 % interval of the mean, for other seeds and other conversations; None for a score that is not a
-            function of counts, NaN if there is no interval.
-        cautions: Why the interval, and tests of differences, may not be reliable.
+        mean, std: Mean and sample standard deviation (NaN for one seed).
+        low, high: 95 % interval of the mean, for other seeds and conversations; None for a score without sums, NaN if
+            there is no interval.
+        cautions: Why the interval and tests may not be reliable.
     """
 
     mean: float
@@ -78,8 +78,7 @@ class Line:
         support: True test utterances by class.
         optimism: None if a run kept no epochs.
         parameters: Number of trainable parameters.
-        seconds_per_epoch, seconds: Means over the runs.
-        peak_mib: The largest of the runs.
+        seconds_per_epoch, seconds, peak_mib: Means over the runs; the largest memory.
         published: Each with our mean minus the published score.
     """
 
@@ -140,11 +139,7 @@ class Table:
 
 
 def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """The table of a preset.
-
-    Args:
-        preset: See :func:`ercfusion.tables.preset.read_preset`.
-        records: Of every row by its name; rows without any are listed as missing.
+    """The table of a preset, from records by name of row; rows without records are listed as missing.
 
     Raises:
         ConfigError: the task has no such metric.

@@ -1,8 +1,7 @@
 """How the settings of a table's rows were chosen, and how long they were trained.
 
-The first comments of ``conf/tuned/MODEL-DATA.yaml`` describe the search behind its settings, one line ``# - name:
-words`` for each name of :data:`KNOWN`; what is missing is *not recorded*. A model's preset describes its choice in a
-line ``# - chosen: words``.
+The first comments of ``conf/tuned/MODEL-DATA.yaml`` describe the search: a line ``# - name: words`` for each name of
+:data:`KNOWN`. A model's preset has a line ``# - chosen: words``.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ class Tuning:
     """The choice of a row's settings.
 
     Args:
-        kind: ``none`` (nothing to learn), ``default``, ``preset`` (the model's preset has training settings) or
-            ``tuned``.
-        known: For ``tuned``, the words of :data:`KNOWN`; otherwise ``chosen``, if the preset has it.
+        kind: ``none`` (nothing to learn), ``default``, ``preset`` (with training settings of the model) or ``tuned``.
+        known: The words of :data:`KNOWN` (``tuned``), or ``chosen``.
         changed: Settings of the row differing from that.
         schedule: Epochs, patience and scheduler.
         early: Whether runs can stop before the last epoch.
@@ -79,12 +77,7 @@ class Tuning:
 
 
 def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
-    """The choice of a row's settings and its schedule.
-
-    Args:
-        line: The row and its records.
-        config_dir: A folder whose ``tuned/`` is searched before the library's.
-    """
+    """The choice of a row's settings and its schedule; ``config_dir/tuned`` is searched before the library's."""
     record = line.group.records[0]
     config = record["config"]
     settings = flat(config)
@@ -111,12 +104,7 @@ def tuning_of(line: Line, config_dir: str | None = None) -> Tuning:
 
 
 def tuning_cells(table: Table, brief: bool = True) -> list[list[str]]:
-    """One line per row: how its settings were chosen, and how long its runs were trained.
-
-    Args:
-        table: Its rows.
-        brief: One word for the choice; :func:`tuning_note` has the rest.
-    """
+    """One line per row: how its settings were chosen (if ``brief`` in one word), and how long its runs were trained."""
     rows = [["model", "settings", "schedule"]]
     for line in table.lines:
         tuning = tuning_of(line, table.preset.config_dir)

@@ -83,10 +83,10 @@ def random_tables(
     Args:
         conversations: Their turns get features.
         widths: Dimensions of each modality.
-        absent: Probability of a missing modality, per turn and modality. If positive, the last turn of all lacks every
-            modality; the first has all, even if it is also the last.
-        steps: Largest number of steps T of each modality with sequence features; the last turn has none, others may
-            have none, the first has the most.
+        absent: Probability of a missing modality, per turn and modality. If positive, the last turn of all has none and
+            the first has all.
+        steps: Largest number of steps T of each modality with sequence features; the last turn has none, the first the
+            most.
         seed: Of all random numbers.
     """
     generator = np.random.default_rng([seed, 1])

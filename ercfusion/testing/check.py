@@ -50,10 +50,10 @@ def check_model(
     """Check all requirements of an architecture.
 
     Args:
-        model: A class, ``"module:Class"`` (the module is imported), or a registered name.
+        model: A class, ``"module:Class"`` (imported), or a registered name.
         task: Task of its head; default: four classes.
         options: Options of the architecture.
-        unimodal: Also put a head on each modality's representation, for architectures trained through them.
+        unimodal: Also put a head on each modality's representation.
         exempt: Requirement to the reason for failing it. An exempt requirement must fail, so that exemptions do not
             outlive their reasons.
         only: Requirements to check; default: all of :data:`CHECKS`.

@@ -1,8 +1,7 @@
-"""Twins: small generated corpora in the layouts of the official releases.
+"""Twins: small generated corpora in the layouts of the official releases, for tests without the real corpora.
 
-Readers and commands are tested on them without the real corpora. All texts and names are invented. One word of each
-sentence, the numbers of feature files and the pitch of recordings depend on the label, so that a model can learn. The
-same seed gives the same bytes.
+All texts and names are invented. Sentences, numbers of feature files and the pitch of recordings depend on the label,
+so that a model can learn. The same seed gives the same bytes.
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def write_custom(
     the first conversation of a split has one turn.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
-        sizes: Conversations by split.
+        folder, seed, sizes: As for :func:`ercfusion.testing.twins.text.write_meld`.
         split: Whether the table has the column ``split``.
         settings: Whether to write ``corpus.yaml``; without it only the column ``emotion`` is a target.
         video: Write MP4 files in the column ``video`` instead of WAV files in ``audio`` (needs PyAV).

@@ -22,12 +22,10 @@ _TAILS = ("", "It’s on the left .", "Shall we walk ?", "The kettle is on .", "
 
 
 def write_dailydialog(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES, split: bool = True) -> Path:
-    """A twin of DailyDialog's texts and emotions.
+    """A twin of DailyDialog's texts and emotions; the first dialogue of each split has one utterance.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
-        sizes: Dialogues by split. The first of each split has one utterance.
+        folder, seed, sizes: As for :func:`ercfusion.testing.twins.text.write_meld`.
         split: Whether to write the folders ``train``, ``validation`` and ``test``, or the two unsplit files.
     """
     folder = Path(folder)

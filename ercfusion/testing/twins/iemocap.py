@@ -40,8 +40,7 @@ def write_iemocap(folder: str | Path, seed: int = 0, audio: bool = True, videos:
     pieces with ``XX``.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
+        folder, seed: As for :func:`ercfusion.testing.twins.text.write_meld`.
         audio: Whether to write WAV files of the turns (16 kHz, under a second; pitch by speaker and emotion).
         videos: Whether to write a short video of every dialogue; needs PyAV.
 

@@ -37,11 +37,9 @@ def write_m3ed(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZ
     ``Other``.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
-        sizes: Dialogues by split.
-        recordings: Whether to write a tone per utterance as ``modality_speech/SPEAKER_UTTERANCE.wav``, with pitch by
-            emotion; the last utterance has none.
+        folder, seed, sizes: As for :func:`ercfusion.testing.twins.text.write_meld`.
+        recordings: Whether to write tones as ``modality_speech/SPEAKER_UTTERANCE.wav``, with pitch by emotion; the last
+            utterance has none.
     """
     folder = Path(folder)
     chance = random.Random(f"m3ed {seed}")

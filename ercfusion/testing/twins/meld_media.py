@@ -28,8 +28,7 @@ def write_meld_media(
     of test exist in two cuts, the first of them silent.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
+        folder, seed: As there.
         sizes: Conversations by split, at least two.
         within: Folder of the clips below ``folder``; ``{split}`` is the split's name (``"MELD.Raw/{split}"``).
 

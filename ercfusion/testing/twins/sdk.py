@@ -45,9 +45,7 @@ def write_mosei(
     is in no fold, and some audio frames have values that are not finite.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
-        sizes: Videos by split.
+        folder, seed, sizes: As for :func:`ercfusion.testing.twins.text.write_meld`, for videos.
         widths: Feature columns by modality.
 
     Raises:

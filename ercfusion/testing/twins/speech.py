@@ -16,12 +16,8 @@ _PITCH = (120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0, 330.0)
 
 
 def write_emodb(folder: str | Path, seed: int = 0, takes: int = 1) -> Path:
-    """A twin of EmoDB: ``takes`` recordings of 16 kHz in ``wav/`` for each of ten speakers and seven emotions.
-
-    Args:
-        folder: Output folder.
-        seed: Of all random numbers.
-        takes: 1 to 10, each with another sentence.
+    """A twin of EmoDB: ``takes`` recordings (1 to 10 sentences) of 16 kHz in ``wav/`` per speaker (ten) and emotion
+    (seven).
     """
     folder = Path(folder)
     chance = random.Random(f"emodb {seed}")
@@ -38,8 +34,7 @@ def write_ravdess(folder: str | Path, seed: int = 0, takes: int = 1, video_actor
     """A twin of RAVDESS's speech part: ``takes`` sound files for each of 24 actors and eight emotions.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
+        folder, seed: As for :func:`ercfusion.testing.twins.text.write_meld`.
         takes: 1 to 4: sentences and repetitions at normal intensity.
         video_actors: Number of actors who also have videos, with sound and without (needs PyAV).
     """

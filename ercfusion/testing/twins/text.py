@@ -48,7 +48,13 @@ _VOTE_ORDER = ("neutral", "joy", "sadness", "fear", "anger", "surprise", "disgus
 
 
 def write_meld(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
-    """A twin of MELD's three CSV files, each with a one-utterance dialogue and one of more than two speakers."""
+    """A twin of MELD's three CSV files, each with a one-utterance dialogue and one of more than two speakers.
+
+    Args:
+        folder: Output folder.
+        seed: Of all random numbers.
+        sizes: Conversations by split.
+    """
     chance = random.Random(f"meld {seed}")
     for split, size in sizes.items():
         rows: list[list[object]] = []
@@ -97,8 +103,7 @@ def write_mosi(
     """A twin of Poria's CMU-MOSI files.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
+        folder, seed: As for :func:`write_meld`.
         videos: Numbers of training and of test videos.
         widths: Feature columns by folder; default: those of the release.
         scores: Whether to write ``utterances.json``.
@@ -136,8 +141,7 @@ def write_emotionlines(folder: str | Path, seed: int = 0, dialogues: int = 30, s
     """A twin of EmotionLines' ``friends.json`` with five votes per utterance.
 
     Args:
-        folder: Output folder.
-        seed: Of all random numbers.
+        folder, seed: As for :func:`write_meld`.
         dialogues: Their number.
         split: Whether to write ``friends_{train,dev,test}.json`` instead of one file.
     """
