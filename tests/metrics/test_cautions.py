@@ -172,7 +172,7 @@ def test_tables_say_none(one_conversation) -> None:
             assert (row["low"], row["high"], row["caution"]) == ("", "", ONE)
         elif row["metric"] == "ece":
             assert row["caution"] == ""
-    assert verdict_lines(table) == ["Of 1 comparisons 0 are shown; no difference has an interval.", ""]
+    assert verdict_lines(table) == ["Of 1 differences 0 are shown; no difference has an interval.", ""]
 
 
 def test_tables_mark_intervals_with_a_caution() -> None:
