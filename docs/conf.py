@@ -18,6 +18,8 @@ version = release = __version__
 language = "en"
 
 root_doc = "docs/index"
+highlight_language = "none"
+smartquotes = False  # they turn -- into a dash
 include_patterns = [
     "docs/**",
     "CHANGELOG.md",
@@ -42,6 +44,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
+nb_execution_in_temp = True
 nb_merge_streams = True
 
 # API reference
@@ -50,7 +53,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shapes", "params_style")]
+napoleon_custom_sections = ["Shapes"]
 python_maximum_signature_line_length = 88
 
 # Appearance
@@ -61,9 +64,10 @@ html_css_files = ["site.css"]
 html_extra_path = ["_static/root"]
 html_show_sourcelink = False
 html_copy_source = False
+templates_path = ["_templates"]
+html_sidebars = {"**": ["contents.html"]}
 html_theme_options = {
-    "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "navbar_center": [],
     "show_nav_level": 1,
     "show_toc_level": 2,
     "navigation_with_keys": False,

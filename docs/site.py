@@ -18,7 +18,7 @@ from docs.computed.api import package_pages
 CHILDREN = {
     "docs/choose-a-model": "models/*",
     "docs/experiments": "../experiments/README\n../experiments/*/README",
-    "docs/api": "api/*",
+    "docs/api": "api/ercfusion\napi/*",
 }
 """The pages below another page in the table of contents."""
 

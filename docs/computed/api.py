@@ -45,7 +45,8 @@ def public_names() -> dict[str, list[tuple[str, str]]]:
     known: list[object] = []
     for module, name in sources:
         value = getattr(importlib.import_module(module), name)
-        if inspect.ismodule(value) or any(value is each for each in known) or name.startswith("__"):
+        private = any(part.startswith("_") for part in [*module.split("."), name])
+        if private or inspect.ismodule(value) or any(value is each for each in known):
             continue
         known.append(value)
         names.setdefault(".".join(module.split(".")[:2]), []).append((module, name))
@@ -62,9 +63,8 @@ def directive(module: str, name: str) -> str:
     """The autodoc directive of a public name."""
     value = getattr(importlib.import_module(module), name)
     if inspect.isclass(value):
-        options = "\n   :members:\n   :show-inheritance:"
-        if issubclass(value, Exception):
-            options = "\n   :show-inheritance:"
+        options = "" if issubclass(value, Exception) else "\n   :members:"
+        options += "" if value.__bases__ == (object,) else "\n   :show-inheritance:"
         return f".. autoclass:: {module}.{name}{options}\n"
     if inspect.isroutine(value):
         return f".. autofunction:: {module}.{name}\n"

@@ -18,12 +18,14 @@ class Part:
         page: Path of the page from the repository's root.
         compute: Returns the lines of the part.
         preset: The table in ``experiments/`` that the part is computed from, or None.
+        measured: Whether its numbers depend on the machine.
     """
 
     name: str
     page: str
     compute: Callable[[], list[str]]
     preset: str | None = None
+    measured: bool = False
 
     def split(self) -> tuple[str, str, str]:
         """The page before the part, the part, and the page after it; both marks are outside the part."""
@@ -45,11 +47,13 @@ COMPUTED: dict[str, Part] = {}
 """All parts by name. Every module of this package registers its own."""
 
 
-def register(name: str, page: str, compute: Callable[[], list[str]], preset: str | None = None) -> None:
+def register(
+    name: str, page: str, compute: Callable[[], list[str]], preset: str | None = None, measured: bool = False
+) -> None:
     """Adds a part; see :class:`Part`."""
     if name in COMPUTED:
         raise ValueError(f"the part {name!r} is registered twice. Rename one of them.")
-    COMPUTED[name] = Part(name, page, compute, preset)
+    COMPUTED[name] = Part(name, page, compute, preset, measured)
 
 
 BUILT: dict[str, Part] = {}
