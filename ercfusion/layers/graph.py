@@ -26,7 +26,7 @@ class RelationalConv(nn.Module):
     .. math:: x_t' = W_0 x_t + b + \sum_r \frac{1}{|N_r(t)|} \sum_{s \in N_r(t)} W_r x_s
 
     Schlichtkrull et al., "Modeling Relational Data with Graph Convolutional Networks" (ESWC 2018), eq. 2, with c =
-    |N_r(t)| and without basis decomposition, as in COGMEN's released code.
+    :math:`|N_r(t)|` and without basis decomposition, as in COGMEN's released code.
 
     Neighbours are averaged before they are transformed, so the products grow with the relations that can reach an
     utterance and not with the edges. With ``speaker_pair`` relations these are the 2 S relations ending in its speaker.
