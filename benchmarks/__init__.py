@@ -1,1 +1,1 @@
-"""Speed and memory of ercfusion against literal writings of the published algorithms; see README.md."""
+"""Speed and memory compared with literal implementations of the published algorithms; see README.md."""

@@ -1,4 +1,4 @@
-"""Attention in blocks against torch's attention on all pairs: time, and memory of a stack of four."""
+"""Attention in blocks compared with torch's attention on all pairs: time and memory of four layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Attention = Callable[[Tensor, float], Tensor]
 
 
 def on_all_pairs(x: Tensor, dropout: float) -> Tensor:
-    """Torch's attention with a causal mask of the whole conversation, (1, H, L, d) -> the same."""
+    """Torch's attention with a causal mask, (1, H, L, d) -> (1, H, L, d)."""
     mask = torch.ones(x.shape[2], x.shape[2], dtype=torch.bool).tril()
     return F.scaled_dot_product_attention(x, x, x, attn_mask=mask, dropout_p=dropout)
 
 
 def in_blocks(x: Tensor, dropout: float) -> Tensor:
-    """The same with :func:`ercfusion.ops.attend`."""
+    """:func:`on_all_pairs` by :func:`ercfusion.ops.attend`."""
 
     def mask(start: int, stop: int) -> Tensor:
         return torch.arange(x.shape[2]) <= torch.arange(start, stop)[:, None]
@@ -31,7 +31,7 @@ def in_blocks(x: Tensor, dropout: float) -> Tensor:
 
 
 def draw(inputs: Inputs) -> list[Tensor]:
-    """(1, H, L, d) numbers for each conversation."""
+    """(1, H, L, d) numbers per conversation."""
     generator = torch.Generator().manual_seed(0)
     lengths = [length for batch in inputs.batches for length in batch.packing.lengths]
     return [torch.randn(1, HEADS, length, WIDTH, generator=generator, requires_grad=True) for length in lengths]
@@ -57,7 +57,7 @@ def epoch(attention: Attention) -> Callable[[Inputs], Callable[[], None]]:
 
 
 def check(inputs: Inputs) -> None:
-    """Without dropout, in double precision: the same values and gradients."""
+    """Equal values and gradients without dropout, in double precision."""
     for x in draw(inputs):
         x = x.detach().double().requires_grad_()
         ours, theirs = in_blocks(x, 0.0), on_all_pairs(x, 0.0)

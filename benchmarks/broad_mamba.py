@@ -1,11 +1,9 @@
-"""Broad Mamba: a training epoch beside literal Mamba blocks, and what of it is scan and convolution.
+"""Broad Mamba: a training epoch compared with literal Mamba blocks, and its scans and convolutions.
 
-The literal form is what a project does that has the equations and no kernel: padded batches, conversations turned
-around one by one for the backward direction, the decay of all utterances, channels and states as one tensor, and a loop
-over utterances. Both have the same weights.
+The literal form has the equations and no kernel: padded batches, conversations reversed one by one, decays of all
+utterances, channels and states as one tensor, and a loop over utterances. Both have the same weights.
 
-The parts are replayed: the calls of the scan (and of the convolution) are recorded with their inputs, and run again,
-forward and backward, without the rest.
+For the parts, calls of the scan or the convolution are recorded with their inputs, and replayed forward and backward.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ def our_model(shape: Shape, **options: Any) -> Ours:
 
 
 class LiteralMixer(nn.Module):
-    """Both directions of a block on padded tensors, with the parameters of ours."""
+    """Both directions of a block on padded tensors, with our parameters."""
 
     def __init__(self, ours: BidirectionalMamba) -> None:
         super().__init__()
@@ -66,7 +64,7 @@ class LiteralMixer(nn.Module):
 
 
 def turn_around(padded: Tensor, packing: Packing) -> Tensor:
-    """Every conversation from its last utterance to its first, its padding left where it is."""
+    """Every conversation reversed, its padding unchanged."""
     rows = [torch.cat([row[:n].flip(0), row[n:]]) for row, n in zip(padded, packing.lengths, strict=True)]
     return torch.stack(rows)
 
@@ -114,7 +112,7 @@ def epoch(make: Callable[[Shape], Ours]) -> Callable[[Inputs], Callable[[], None
 
 
 def part(name: str) -> Callable[[Inputs], Callable[[], None]]:
-    """All calls of one operator in an epoch, forward and backward, with the inputs that they had."""
+    """All calls of one operator in an epoch, forward and backward, with their recorded inputs."""
 
     def setup(inputs: Inputs) -> Callable[[], None]:
         operator = getattr(mamba_layers, name)
@@ -124,9 +122,9 @@ def part(name: str) -> Callable[[Inputs], Callable[[], None]]:
             return value.detach().clone().requires_grad_() if isinstance(value, Tensor) else value
 
         def record(*arguments: Any, **options: Any) -> Tensor:
-            found: Tensor = operator(*arguments, **options)
-            calls.append(([leaf(value) for value in arguments], dict(options), torch.randn_like(found)))
-            return found
+            result: Tensor = operator(*arguments, **options)
+            calls.append(([leaf(value) for value in arguments], dict(options), torch.randn_like(result)))
+            return result
 
         model = our_model(inputs.shape)
         setattr(mamba_layers, name, record)
@@ -147,7 +145,7 @@ def part(name: str) -> Callable[[Inputs], Callable[[], None]]:
 
 
 def check_epoch(inputs: Inputs) -> None:
-    """The same logits and gradients as the literal blocks, without dropout."""
+    """Logits and gradients equal those of the literal blocks, without dropout."""
     none = {"dropout": 0.0, "input_dropout": 0.0}
     ours = our_model(inputs.shape, **none)
     literal = literal_model(inputs.shape, **none)
@@ -169,14 +167,14 @@ def check_epoch(inputs: Inputs) -> None:
 
 
 def epoch_flops(inputs: Inputs) -> dict[str, float]:
-    """Operations of one epoch by part: a product of (m, k) with (k, n) counts 2 m k n, the backward pass twice that."""
+    """Operations of one epoch by part: (m, k) times (k, n) counts 2 m k n, the backward pass twice that."""
     model = our_model(inputs.shape)
     utterances = sum(batch.packing.total for batch in inputs.batches)
     blocks = [part for part in model.modules() if isinstance(part, Mamba)]
     inside = ("A_log", "conv1d.weight", "speaker.weight")
     linear = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(inside))
     first = sum(width for width in inputs.shape.widths.values()) * model.encoder.hidden_size
-    # One exp counted as one operation: decay, two products and sums, readout; backward three times that.
+    # One exp counts as one operation: decay, two products and sums, readout; backward three times that.
     states = sum(block.d_inner * block.d_state for block in blocks)
     taps = sum(block.d_inner * block.d_conv for block in blocks)
     return {
@@ -195,7 +193,7 @@ def adam_traffic(inputs: Inputs) -> float:
 BENCHMARKS = (
     Benchmark(
         name="broad_mamba-epoch",
-        description="one training epoch: forward, backward and AdamW; then the scan and the convolution of it alone",
+        description="one training epoch: forward, backward and AdamW; then only its scans and convolutions",
         implementations={
             "literal": Implementation("padded Mamba blocks, a loop over utterances", epoch(literal_model)),
             "packed": Implementation("ours", epoch(our_model), check_epoch, epoch_flops, adam_traffic),
@@ -208,9 +206,9 @@ BENCHMARKS = (
 
 
 def shares(inputs: Inputs, epochs: int = 4, shown: int = 12) -> None:
-    """Print the share of each operator's own time in some epochs, by torch's profiler."""
+    """Print the share of each operator's own time, by torch's profiler."""
     run = epoch(our_model)(inputs)
-    run()  # what is built or compiled at first use is no part of an epoch
+    run()  # first use compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(epochs):
             run()
@@ -220,5 +218,5 @@ def shares(inputs: Inputs, epochs: int = 4, shown: int = 12) -> None:
         print(f"{row.self_cpu_time_total / total:6.1%} {row.count // epochs:6d} calls  {row.key}")
 
 
-if __name__ == "__main__":  # the profile alone
+if __name__ == "__main__":  # only the profile
     shares(make_inputs(SHAPES["iemocap"]))

@@ -1,4 +1,4 @@
-"""COGMEN against the literal algorithm: a training epoch, and the building of its graphs."""
+"""COGMEN compared with the literal algorithm: a training epoch, and its graphs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEARNING_RATE = 1e-4
 
 
 def literal_model(shape: Shape, dropout: float = 0.5) -> LiteralCogmen:
-    """The literal algorithm, with the same initial weights every time."""
+    """The literal algorithm with fixed initial weights."""
     torch.manual_seed(0)
     return LiteralCogmen(
         shape.width,
@@ -40,7 +40,7 @@ def literal_model(shape: Shape, dropout: float = 0.5) -> LiteralCogmen:
 
 
 def released_options(shape: Shape, *, mask_padding: bool, dropout: float = 0.5) -> dict[str, Any]:
-    """Options of :class:`Cogmen` that make it the same architecture as the literal algorithm."""
+    """Options of :class:`Cogmen` for the architecture of the literal algorithm."""
     return {
         **shape.model,
         "projection": 0,
@@ -60,7 +60,7 @@ def released_options(shape: Shape, *, mask_padding: bool, dropout: float = 0.5) 
 
 
 def recognizer(shape: Shape, options: dict[str, Any]) -> Recognizer:
-    """Our COGMEN with a head, with the same initial weights every time."""
+    """Our COGMEN with a head and fixed initial weights."""
     torch.manual_seed(0)
     return Recognizer("cogmen", InputSpec(shape.widths, speakers=shape.speakers), TASK, options)
 
@@ -114,7 +114,7 @@ def default_options(shape: Shape) -> dict[str, Any]:
 
 
 def same_parameters(literal: LiteralCogmen, ours: Recognizer) -> list[tuple[str, Tensor, Tensor, bool]]:
-    """Name, literal parameter, our parameter, and whether one is the transpose of the other."""
+    """Name, literal parameter, our parameter, and True if one is the transpose of the other."""
     model = ours.architecture
     assert isinstance(model, Cogmen)
     conv, attention = literal.relational, literal.attention
@@ -154,10 +154,10 @@ def same_parameters(literal: LiteralCogmen, ours: Recognizer) -> list[tuple[str,
 
 
 def check_epoch(mask_padding: bool) -> Callable[[Inputs], None]:
-    """Same logits, loss and gradients as the literal algorithm with the same weights, without dropout.
+    """Logits, loss and gradients equal those of the literal algorithm with the same weights, without dropout.
 
-    With padding masked, the literal algorithm is given one conversation at a time, where it has no padding. Batch
-    normalisation then uses its running statistics; otherwise those of the batch.
+    With masked padding, the literal algorithm gets one conversation at a time, without padding, and batch normalisation
+    uses running statistics; otherwise those of the batch.
     """
 
     def check(inputs: Inputs) -> None:
@@ -193,7 +193,7 @@ def check_epoch(mask_padding: bool) -> Callable[[Inputs], None]:
 
 
 def one_by_one(batch: ConversationBatch) -> Iterable[ConversationBatch]:
-    """The conversations of a batch, each as a batch of its own."""
+    """The conversations of a batch as batches."""
     lengths = batch.packing.lengths
     pieces = zip(
         lengths,
@@ -212,11 +212,10 @@ def one_by_one(batch: ConversationBatch) -> Iterable[ConversationBatch]:
 
 
 def epoch_flops(padded: bool, options: Callable[[Shape], dict[str, Any]]) -> Callable[[Inputs], dict[str, float]]:
-    """Operations of one epoch by part: a product of (m, k) with (k, n) counts 2 m k n, the backward pass twice that.
+    """Operations of one epoch by part: (m, k) times (k, n) counts 2 m k n, the backward pass twice that.
 
-    Only what cannot be left out: the input of the first layer needs no gradient, attention is counted on L^2 of each
-    conversation (of the longest in the batch where ``padded``), graph attention and the means of the neighbours on the
-    edges.
+    Only necessary operations: no gradient of the input. Attention counts L^2 per conversation (of the longest in the
+    batch if ``padded``), graph attention and means of neighbours count edges.
     """
 
     def flops(inputs: Inputs) -> dict[str, float]:
@@ -274,7 +273,7 @@ def literal_graphs(inputs: Inputs) -> Callable[[], list[tuple[Tensor, Tensor]]]:
 
 
 def window_graphs(inputs: Inputs) -> list[WindowGraph]:
-    """Graphs of which nothing has been computed; the released direction swaps past and future."""
+    """Graphs without computed properties; the released direction exchanges past and future."""
     shape = inputs.shape
     return [
         WindowGraph(
@@ -299,9 +298,9 @@ def our_blocks(inputs: Inputs) -> Callable[[], list[Tensor]]:
 
 def triples(edges: Tensor, relation: Tensor) -> set[tuple[int, ...]]:
     """Edges as (source, target, relation)."""
-    found = list(map(tuple, torch.cat([edges, relation[None]]).t().tolist()))
-    assert len(found) == len(set(found)), "an edge occurs twice"
-    return set(found)
+    rows = list(map(tuple, torch.cat([edges, relation[None]]).t().tolist()))
+    assert len(rows) == len(set(rows)), "an edge occurs twice"
+    return set(rows)
 
 
 def check_edges(inputs: Inputs) -> None:

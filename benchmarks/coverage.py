@@ -1,17 +1,15 @@
-"""How often intervals cover and tests find what is not there: ``python -m benchmarks.coverage``.
+"""Coverage of intervals and false positives of tests: ``python -m benchmarks.coverage``.
 
-The truth is known here, because everything is drawn from a pool: conversations of the corpus ``demo`` with their labels
-and exact posteriors, and for two models many simulated training runs. A run is the posterior sharpened or blurred, with
-errors that all runs of its model share, errors of its own and a bias of its own towards some labels. Their sizes are
-set so that the runs of the first model vary as much as those of ``cogmen`` on ``demo``, or a little more.
+Everything is drawn from a pool with known truth: conversations of the corpus ``demo`` with their labels and exact
+posteriors, and simulated training runs of two models. A run is the posterior sharpened or blurred, with errors shared
+by all runs of its model, its own errors, and its own bias towards some labels. The runs of the first model vary as much
+as those of ``cogmen`` on ``demo``, or a little more.
 
-Further cases are outside of what the intervals were made for: few conversations, seeds that differ more, rare classes,
-scores that are nearly perfect. They show where the intervals and tests still keep what they promise, and the limits of
-:mod:`ercfusion.metrics.cautions`.
+Further cases exceed the conditions of the intervals: few conversations, more variable seeds, rare classes, nearly
+perfect scores. They give the limits of :mod:`ercfusion.metrics.cautions`.
 
-A replicate draws a test split of conversations from the pool, with replacement, and a few runs of each model, none of
-them twice: two runs of one seed would have no spread. It asks whether the interval holds the pool's value, or whether a
-test claims a difference where there is none.
+A replicate draws a test split of conversations with replacement, and a few different runs per model. It counts whether
+the interval contains the pool's value, and whether a test claims a difference where none exists.
 """
 
 from __future__ import annotations
@@ -46,40 +44,40 @@ from ercfusion.metrics.statistics import (
 METRICS = ("weighted_f1", "macro_f1", "accuracy", "shift_accuracy")
 
 INTERVALS = ("one run", "mean of runs", "difference of means")
-"""The interval of one run's score, for other conversations; of the mean of the runs, and of the difference of two
-models' means, for other conversations and other runs.
+"""Of one run's score, for other conversations; of the mean of the runs and of the difference of two models' means, for
+other conversations and other runs.
 """
 EXCHANGED = "test, exchanged: p < 0.05"
-"""Two models whose predictions were exchanged, by a coin flip a conversation: the null hypothesis of the test."""
+"""Two models whose predictions were exchanged by a coin flip per conversation: the null hypothesis of the test."""
 FRESH = ("test, fresh runs: p < 0.05", "test, fresh runs: shown")
-"""Two times fresh runs of one model: a difference of seeds. By p alone, and by ``Comparison.shown``."""
+"""Two sets of runs of one model, which differ by seeds: by p only, and by ``Comparison.shown``."""
 ZERO = "difference of fresh runs"
 STUDENT = "mean of runs, Student's t"
-"""For comparison: the usual interval from the spread between runs, which knows nothing of other conversations."""
+"""For comparison: the interval from the spread between runs, which ignores other conversations."""
 PLAIN = "one run, plain percentiles"
-"""For comparison: the 2.5th to the 97.5th percentile of the resamples, without the two corrections."""
+"""For comparison: 2.5th to 97.5th percentile of the resamples, without the two corrections."""
 NONE = "one run: no interval"
 CAUTION = "one run: with a caution"
 SURE = "one run, no caution"
 SURE_MEAN = "mean of runs, no caution"
-"""How often there is no interval, or one with a caution; and how often those without a caution hold the truth."""
+"""Shares without an interval, and with a caution; coverage of intervals without a caution."""
 
 ACCEPTED = {**dict.fromkeys(INTERVALS, (0.92, 0.98)), EXCHANGED: (0.02, 0.08)}
 
 
 @dataclass(frozen=True)
 class Model:
-    """How the runs of a model are simulated: noise is added to the logarithms of the exact posterior.
+    """A model's simulated runs: noise added to the logarithms of the exact posterior.
 
     Args:
         sharpness: Mean factor of the log-posterior.
         spread: Standard deviation of the factor's logarithm between runs.
-        shared: Noise that all runs share, for every utterance and label.
-        shared_conversation: Noise that all runs share, for every conversation and label.
-        own: Noise of a single run, for every utterance and label.
-        own_conversation: Noise of a single run, for every conversation and label.
-        bias: Noise of a single run, for every label.
-        help: Added for the true label: a model that knows more than the posterior, up to nearly perfect scores.
+        shared: Noise shared by all runs, per utterance and label.
+        shared_conversation: Noise shared by all runs, per conversation and label.
+        own: Noise of one run, per utterance and label.
+        own_conversation: Noise of one run, per conversation and label.
+        bias: Noise of one run, per label.
+        help: Added for the true label, for nearly perfect scores.
     """
 
     sharpness: float = 1.0
@@ -98,13 +96,13 @@ SECOND = Model(shared=1.2)
 
 @dataclass(frozen=True)
 class Case:
-    """What is simulated.
+    """A simulation.
 
     Args:
-        title: For people.
-        models: The two that are compared.
-        settings: Conversations in the test split, and runs of each model.
-        metrics: Of the scores.
+        title: Readable name.
+        models: The two compared models.
+        settings: Conversations in the test split, and runs per model.
+        metrics: Names of the scores.
         rare: As for :func:`make_pool`.
     """
 
@@ -147,8 +145,8 @@ class Pool:
     """Runs of some models on the same conversations.
 
     Args:
-        task: What was predicted.
-        sums: For each model the arrays of ``conversation_sums``, (runs, conversations, ...).
+        task: The task.
+        sums: Per model the arrays of ``conversation_sums``, (runs, conversations, ...).
     """
 
     task: TaskSpec
@@ -173,10 +171,10 @@ def make_pool(
     """Draw the conversations and the runs.
 
     Args:
-        conversations, runs: Number in the pool, and of runs of each model.
-        models, seed: How runs are simulated, and with which draws.
-        rare: Share of the labelled utterances that each of the last two labels keeps; the others of these labels are
-            left without a label, and the models know the shares.
+        conversations, runs: Number of conversations, and of runs per model.
+        models, seed: Simulation of the runs, and seed.
+        rare: Share of the labelled utterances of each of the last two labels; others of these labels become unlabelled,
+            and the models know the shares.
     """
     corpus = DemoCorpus(seed=seed, train=1, dev=1, test=conversations)
     protocol = corpus.protocols["demo/balanced"]
@@ -199,13 +197,13 @@ def make_pool(
     if rare is not None:
         share = np.bincount(fixed["value"], minlength=C) / N
         # Two labels of r each and a rest of 1 - 2 r.
-        kept = rare / (1 - 2 * rare) * share[:-2].sum() / share[-2:]
+        share_left = rare / (1 - 2 * rare) * share[:-2].sum() / share[-2:]
         log = log.copy()
-        log[:, -2:] += np.log(kept)
-        chance = np.where(fixed["value"] < C - 2, 1.0, np.append(np.ones(C - 2), kept)[fixed["value"]])
+        log[:, -2:] += np.log(share_left)
+        chance = np.where(fixed["value"] < C - 2, 1.0, np.append(np.ones(C - 2), share_left)[fixed["value"]])
         fixed["valid"] = fixed["valid"] & (np.random.default_rng([seed, 2]).random(N) < chance)
     true = np.eye(C)[fixed["value"]]
-    found = []
+    sums = []
     for model in models:
         shared = model.shared * rng.standard_normal((N, C))
         shared += model.shared_conversation * rng.standard_normal((conversations, C))[owner]
@@ -218,18 +216,18 @@ def make_pool(
             output = np.exp(logits - logits.max(axis=1, keepdims=True))
             output /= output.sum(axis=1, keepdims=True)
             parts.append(conversation_sums(Predictions(output=output, **fixed)))
-        found.append({key: np.stack([part[key] for part in parts]).astype(np.int32) for key in parts[0]})
-    return Pool(protocol.task, tuple(found))
+        sums.append({key: np.stack([part[key] for part in parts]).astype(np.int32) for key in parts[0]})
+    return Pool(protocol.task, tuple(sums))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the weighted F1 of a model's runs varies.
+    """Variation of the weighted F1 of a model's runs.
 
     Args:
         mean: Over runs, on all conversations of the pool.
         runs: Standard deviation between runs on the same 80 conversations.
-        runs_alone: What would be left of it on infinitely many conversations.
+        runs_alone: Its limit for infinitely many conversations.
         conversations: Standard deviation of one run's score between splits of 80 conversations.
     """
 
@@ -240,7 +238,7 @@ class Spread:
 
 
 def describe(pool: Pool, model: int = 0, conversations: int = 80, draws: int = 500) -> Spread:
-    """Spread of a model's weighted F1 over splits drawn from the pool."""
+    """Variation of a model's weighted F1 over splits drawn from the pool."""
     source = score_source(pool.task, "weighted_f1")
     assert source is not None
     sums, statistic = pool.sums[model]["confusion"], source[1]
@@ -272,11 +270,10 @@ def measure(
     permutations: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Shares of the replicates in which an interval held the truth, or a test claimed a difference.
+    """Shares of the replicates whose interval contains the truth, or whose test claims a difference.
 
-    The truth is the score on all conversations of the pool: of the one run, or in the mean over all runs of the pool
-    (see :func:`true_mean`). With one run a model, the intervals of means are left out: nothing is known of other runs.
-    Replicates without an interval count neither for nor against it; shares of no replicate are NaN.
+    The truth is the score on all conversations of the pool, of the run or as :func:`true_mean`. With one run per model
+    there are no intervals of means. Replicates without an interval are not counted; shares of no replicate are NaN.
     """
     source = score_source(pool.task, metric)
     assert source is not None
@@ -284,14 +281,14 @@ def measure(
     first, second = (model[key] for model in pool.sums[:2])
     truth = [statistic(model.sum(axis=1)) for model in (first, second)]
     bounds = get_metric(metric).bounds
-    found: dict[str, list[float]] = {}
+    collected: dict[str, list[float]] = {}
     for number in range(replicates):
         rng = np.random.default_rng([seed, number])
-        chosen = rng.integers(pool.conversations, size=conversations)
+        drawn = rng.integers(pool.conversations, size=conversations)
         of_second = rng.permutation(pool.runs)[:runs]
         of_first, of_fresh = rng.permutation(pool.runs)[: 2 * runs].reshape(2, runs)
-        one, other = first[np.ix_(of_first, chosen)], second[np.ix_(of_second, chosen)]
-        fresh = first[np.ix_(of_fresh, chosen)]
+        one, other = first[np.ix_(of_first, drawn)], second[np.ix_(of_second, drawn)]
+        fresh = first[np.ix_(of_fresh, drawn)]
         flips = rng.random(conversations) < 0.5
         exchanged = [
             np.where(flips.reshape(1, -1, *[1] * (one.ndim - 2)), *sides) for sides in ((one, other), (other, one))
@@ -305,13 +302,13 @@ def measure(
             bounds=bounds,
         )
         of_one = conversation_bootstrap(one[0], statistic, resamples, seed=number, bounds=bounds)
-        held = _holds(of_one, truth[0][of_first[0]])
-        doubtful = bool(cautions(pool.task, metric, one[:1], missing=np.isnan(held)))
+        covers = _holds(of_one, truth[0][of_first[0]])
+        doubtful = bool(cautions(pool.task, metric, one[:1], missing=np.isnan(covers)))
         outcomes: dict[str, float] = {
-            "one run": held,
-            NONE: np.isnan(held),
-            CAUTION: doubtful and not np.isnan(held),
-            SURE: np.nan if doubtful else held,
+            "one run": covers,
+            NONE: np.isnan(covers),
+            CAUTION: doubtful and not np.isnan(covers),
+            SURE: np.nan if doubtful else covers,
             PLAIN: _holds(plain_percentiles(one[0], statistic, resamples, number), truth[0][of_first[0]]),
             EXCHANGED: paired_randomization(*exchanged, statistic, permutations, number) < 0.05,
             FRESH[0]: null.p < 0.05,
@@ -331,14 +328,14 @@ def measure(
                 STUDENT: _holds((student["low"], student["high"]), means[0]),
             }
         for name, outcome in outcomes.items():
-            found.setdefault(name, []).append(float(outcome))
-    return {name: _share(values) for name, values in found.items()}
+            collected.setdefault(name, []).append(float(outcome))
+    return {name: _share(values) for name, values in collected.items()}
 
 
 def true_mean(values: NDArray[Any], chosen: NDArray[Any]) -> float:
-    """Mean of a model's scores, at the distance from the chosen runs' mean that it has with infinitely many runs.
+    """Mean of a model's scores, corrected to infinitely many runs.
 
-    The mean of n of N runs, none twice, varies around the mean of all by only (N - n) / N of the variance.
+    The mean of n of N different runs varies around the mean of all with only (N - n) / N of the variance.
     """
     share = 1 - len(chosen) / len(values)
     own, all_of_them = values[chosen].mean(), values.mean()
@@ -346,12 +343,12 @@ def true_mean(values: NDArray[Any], chosen: NDArray[Any]) -> float:
 
 
 def _share(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return sum(known) / len(known) if known else float("nan")
+    numbers = [value for value in values if not np.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def plain_percentiles(sums: NDArray[Any], statistic: Statistic, resamples: int, seed: int) -> tuple[float, float]:
-    """The textbook's percentile interval."""
+    """The uncorrected percentile interval."""
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
     summed = drawn.astype(float) @ sums.reshape(len(sums), -1)
     low, high = np.nanquantile(statistic(summed.reshape(-1, *sums.shape[1:])), [0.025, 0.975])
@@ -359,7 +356,7 @@ def plain_percentiles(sums: NDArray[Any], statistic: Statistic, resamples: int, 
 
 
 def _holds(interval: tuple[float, float], value: float) -> float:
-    """1 or 0; NaN if there is no interval."""
+    """1 if the interval contains the value, else 0; NaN without an interval."""
     return float("nan") if np.isnan(interval).any() else float(interval[0] <= value <= interval[1])
 
 
@@ -371,19 +368,19 @@ _USUAL_ONLY = (PLAIN, STUDENT)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Percentages of one case, a row a setting and question, a column a metric."""
-    metrics = list(dict.fromkeys(entry["metric"] for entry in results))
+    """Percentages of one case: one row per setting and question, one column per metric."""
+    metrics = list(dict.fromkeys(result["metric"] for result in results))
     rows = [["conversations", "runs", "in % of the replicates", *metrics, "accepted"]]
-    for setting in dict.fromkeys((entry["conversations"], entry["runs"]) for entry in results):
-        found = {e["metric"]: e["shares"] for e in results if (e["conversations"], e["runs"]) == setting}
-        plain = not any(shares[NONE] or shares[CAUTION] for shares in found.values())
+    for setting in dict.fromkeys((result["conversations"], result["runs"]) for result in results):
+        shares_of = {e["metric"]: e["shares"] for e in results if (e["conversations"], e["runs"]) == setting}
+        plain = not any(shares[NONE] or shares[CAUTION] for shares in shares_of.values())
         for name in ROWS:
-            if not all(name in shares for shares in found.values()) or (plain and name in _WHERE_NEEDED):
+            if not all(name in shares for shares in shares_of.values()) or (plain and name in _WHERE_NEEDED):
                 continue
             if name in _USUAL_ONLY and results[0]["case"] != "usual":
                 continue
             accepted = "{:.0f} to {:.0f}".format(*(100 * end for end in ACCEPTED[name])) if name in ACCEPTED else ""
-            shares = [found[metric][name] for metric in metrics]
+            shares = [shares_of[metric][name] for metric in metrics]
             cells = ["-" if np.isnan(share) else f"{100 * share:.1f}" for share in shares]
             rows.append([*(str(number) for number in setting), name, *cells, accepted])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -399,24 +396,24 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--replicates", type=int, default=200, help="splits drawn for each setting and metric")
+    parser.add_argument("--replicates", type=int, default=200, help="splits per setting and metric")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--metrics", nargs="+", default=METRICS, choices=METRICS, help="of those that a case has")
-    parser.add_argument("--conversations", type=int, default=1000, help="in the pool")
-    parser.add_argument("--runs", type=int, default=40, help="of each model in the pool")
-    parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--metrics", nargs="+", default=METRICS, choices=METRICS, help="among those of a case")
+    parser.add_argument("--conversations", type=int, default=1000, help="size of the pool")
+    parser.add_argument("--runs", type=int, default=40, help="per model in the pool")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    options = parser.parse_args(arguments)
     start = time.process_time()
     pools: dict[Any, Pool] = {}
-    content: dict[str, Any] = {"replicates": chosen.replicates, "pools": {}, "results": []}
-    print(f"pools: {chosen.conversations} conversations of demo/balanced, {chosen.runs} simulated runs of 2 models")
-    for name in chosen.cases:
+    content: dict[str, Any] = {"replicates": options.replicates, "pools": {}, "results": []}
+    print(f"pools: {options.conversations} conversations of demo/balanced, {options.runs} simulated runs of 2 models")
+    for name in options.cases:
         case = CASES[name]
-        metrics = [metric for metric in case.metrics if metric in chosen.metrics]
+        metrics = [metric for metric in case.metrics if metric in options.metrics]
         if not metrics:
             continue
         if (case.models, case.rare) not in pools:
-            pools[case.models, case.rare] = make_pool(chosen.conversations, chosen.runs, case.models, rare=case.rare)
+            pools[case.models, case.rare] = make_pool(options.conversations, options.runs, case.models, rare=case.rare)
         pool = pools[case.models, case.rare]
         spreads = [describe(pool, model) for model in range(len(pool.sums))]
         print(f"\n{name}: {case.title}")
@@ -424,7 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"  model {number}: weighted F1 {spread.mean:.3f}; standard deviation {spread.conversations:.4f} "
                 f"between splits of 80 conversations,\n    {spread.runs:.4f} between runs on one split "
-                f"({spread.runs_alone:.4f} on all conversations there are)"
+                f"({spread.runs_alone:.4f} with infinitely many conversations)"
             )
         results = [
             {
@@ -432,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "conversations": conversations,
                 "runs": runs,
                 "metric": metric,
-                "shares": measure(pool, metric, conversations, runs, chosen.replicates),
+                "shares": measure(pool, metric, conversations, runs, options.replicates),
             }
             for conversations, runs in case.settings
             for metric in metrics
@@ -440,14 +437,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{table(results)}", flush=True)
         content["pools"][name] = [asdict(spread) for spread in spreads]
         content["results"] += results
-    error = 100 * np.sqrt(0.05 * 0.95 / chosen.replicates)
+    error = 100 * np.sqrt(0.05 * 0.95 / options.replicates)
     seconds = time.process_time() - start
     print(
-        f"\n{chosen.replicates} replicates: a standard error of {error:.1f} where 5 or 95 is right; {seconds:.0f} s of "
-        "processor time"
+        f"\n{options.replicates} replicates: standard error {error:.1f} at 5 or 95 %; {seconds:.0f} s of processor time"
     )
-    if chosen.json:
-        chosen.json.write_text(json.dumps(content, indent=1).replace("NaN", "null") + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(content, indent=1).replace("NaN", "null") + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""DAG-ERC against the literal algorithm: a training epoch."""
+"""DAG-ERC compared with the literal algorithm: a training epoch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "meld": {"widths": {"text": 1024}, "batch": 64, "model": {"hidden": 300, "layers": 2}},
     "tiny": {"widths": {"text": 6}, "model": {"hidden": 7, "layers": 3}},
 }
-"""What each shape of the registry is here; the conversations stay as they are."""
+"""Changes to the shapes of the registry, except their conversations."""
 
 
 def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
@@ -98,23 +98,23 @@ def our_epoch(inputs: Inputs) -> Callable[[], None]:
 
 
 def arranged(literal: LiteralDagErc, read: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What ``read`` finds in the literal algorithm's parameters, by the names and in the layout of ours.
+    """``read`` of the literal algorithm's parameters, with the names and layout of ours.
 
-    The half of the attention that the asking utterance meets, and its bias, cancel in the softmax; ours has neither.
+    The half of the attention applied to the receiver, and its bias, cancel in the softmax; ours has neither.
     """
-    found = {}
+    tensors_by_name = {}
     for name, linear in {
         "encoder.encode.linear": literal.encode,
         "encoder.readout.0": literal.first,
         "encoder.readout.2": literal.second,
         "output": literal.output,
     }.items():
-        found[f"{name}.weight"], found[f"{name}.bias"] = read(linear.weight), read(linear.bias)
+        tensors_by_name[f"{name}.weight"], tensors_by_name[f"{name}.bias"] = read(linear.weight), read(linear.bias)
     stacks: dict[str, list[Tensor]] = {}
     for layer in literal.layers:
         first, second, attention = layer.utterance_gru, layer.message_gru, layer.attention
         width = first.hidden_size
-        own = {
+        parts = {
             "input_weight": torch.cat([read(first.weight_ih), read(second.weight_hh)]),
             "input_bias": torch.cat([read(first.bias_ih), read(second.bias_hh)]),
             "message_weight": torch.cat([read(first.weight_hh), read(second.weight_ih)]),
@@ -122,15 +122,17 @@ def arranged(literal: LiteralDagErc, read: Callable[[Tensor], Tensor]) -> dict[s
             "relation": torch.stack([read(attention.same.weight), read(attention.other.weight)]),
             "query": read(attention.score.weight)[0, width:],
         }
-        for name, tensor in own.items():
+        for name, tensor in parts.items():
             stacks.setdefault(name, []).append(tensor)
     for name, tensors in stacks.items():
-        found[f"encoder.recur.{name}"] = torch.stack(tensors)[None]
-    return found
+        tensors_by_name[f"encoder.recur.{name}"] = torch.stack(tensors)[None]
+    return tensors_by_name
 
 
 def check_epoch(inputs: Inputs) -> None:
-    """Same log-probabilities, loss and gradients as the literal algorithm with the same weights, without dropout."""
+    """Log-probabilities, loss and gradients equal those of the literal algorithm with the same weights, without
+    dropout.
+    """
     literal, ours = literal_model(inputs.shape, dropout=0.0), our_model(inputs.shape, dropout=0.0)
     theirs, mine = arranged(literal, lambda parameter: parameter.detach()), dict(ours.named_parameters())
     assert {name: p.shape for name, p in theirs.items()} == {name: p.shape for name, p in mine.items()}
@@ -143,9 +145,9 @@ def check_epoch(inputs: Inputs) -> None:
         literal.zero_grad()
         ours.zero_grad()
         expected = literal(padded["features"], padded["speaker"], padded["lengths"])
-        found = ours(batch).log_softmax(1)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        loss, our_loss = F.nll_loss(expected, padded["labels"]), F.nll_loss(found, batch.targets["emotion"].value)
+        actual = ours(batch).log_softmax(1)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+        loss, our_loss = F.nll_loss(expected, padded["labels"]), F.nll_loss(actual, batch.targets["emotion"].value)
         torch.testing.assert_close(our_loss, loss)
         loss.backward()
         our_loss.backward()
@@ -166,11 +168,10 @@ def check_epoch(inputs: Inputs) -> None:
 
 
 def epoch_flops(inputs: Inputs) -> dict[str, float]:
-    """Operations of one epoch by part: a product of (m, k) with (k, n) counts 2 m k n, the backward pass twice that.
+    """Operations of one epoch by part: (m, k) times (k, n) counts 2 m k n, the backward pass twice that.
 
-    Only what cannot be left out: the features need no gradient, a conversation's first utterance gets no message and
-    its last one sends none, and the vectors that an utterance hears are added up before they are projected, by
-    relation. Attention is counted on the edges.
+    Only necessary operations: no gradient of the features, no message to the first utterance and from the last, and
+    sums of predecessors before the projection. Attention counts edges.
     """
     model = our_model(inputs.shape)
     weights = model.encoder.recur
@@ -189,7 +190,7 @@ def epoch_flops(inputs: Inputs) -> dict[str, float]:
     return {
         "GRUs": 3.0 * 2 * layers * (real + receivers) * cells,
         "relations": 3.0 * 2 * layers * messages * relation,
-        # Scores of the utterances that are heard, which are as many as hear, and the sums over the edges.
+        # Scores of the senders, as many as receivers, and the sums over the edges.
         "attention": 3.0 * 2 * layers * (receivers + edges) * width,
         "other linear": 3.0 * 2 * real * dense,
         # The features enter the first linear layer and the readout.

@@ -1,4 +1,4 @@
-"""DialogueRNN against the literal algorithm: a training epoch, without and with the listeners' update."""
+"""DialogueRNN compared with the literal algorithm: a training epoch, without and with updated listeners."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "tiny": {"model": {"global_size": 6, "party_size": 5, "emotion_size": 4, "hidden": 7}},
 }
-"""What each shape of the registry is here; the conversations stay as they are."""
+"""Changes to the shapes of the registry, except their conversations."""
 
 
 def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
@@ -106,7 +106,9 @@ def our_epoch(listener: bool) -> Callable[[Inputs], Callable[[], None]]:
 
 
 def check_epoch(listener: bool) -> Callable[[Inputs], None]:
-    """Same log-probabilities, loss and gradients as the literal algorithm with the same weights, without dropout."""
+    """Log-probabilities, loss and gradients equal those of the literal algorithm with the same weights, without
+    dropout.
+    """
 
     def check(inputs: Inputs) -> None:
         none = dict.fromkeys(DROPOUTS, 0.0)
@@ -122,10 +124,10 @@ def check_epoch(listener: bool) -> Callable[[Inputs], None]:
             literal.zero_grad()
             ours.zero_grad()
             expected = literal(padded["features"], padded["speaker"], padded["lengths"])
-            found = ours(batch).log_softmax(1)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            actual = ours(batch).log_softmax(1)
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
             F.nll_loss(expected, padded["labels"]).backward()
-            F.nll_loss(found, batch.targets["emotion"].value).backward()
+            F.nll_loss(actual, batch.targets["emotion"].value).backward()
             for name, parameter in mine.items():
                 wanted = theirs[name].grad
                 scale = float(wanted.abs().max())
@@ -145,9 +147,9 @@ def _literal_name(name: str) -> str:
 
 
 def epoch_flops(listener: bool) -> Callable[[Inputs], dict[str, float]]:
-    """Operations of one epoch by part: a product of (m, k) with (k, n) counts 2 m k n, the backward pass twice that.
+    """Operations of one epoch by part: (m, k) times (k, n) counts 2 m k n, the backward pass twice that.
 
-    Only what cannot be left out: the input needs no gradient, and attention is counted on the pairs it reads.
+    Only necessary operations: no gradient of the input. Attention counts its pairs.
     """
 
     def flops(inputs: Inputs) -> dict[str, float]:
@@ -160,7 +162,7 @@ def epoch_flops(listener: bool) -> Callable[[Inputs], dict[str, float]]:
             * inputs.shape.width
             * sum(inputs.shape.model[key] * factor for key, factor in (("global_size", 4), ("party_size", 3)))
         )
-        heard = sum(p.numel() for name, p in recurrence.named_parameters() if "listener" in name and p.ndim == 2)
+        listeners = sum(p.numel() for name, p in recurrence.named_parameters() if "listener" in name and p.ndim == 2)
         real = sum(batch.packing.total for batch in inputs.batches)
         squares = sum(length**2 for batch in inputs.batches for length in batch.packing.lengths)
         rest = sum(p.numel() for name, p in model.named_parameters() if "recurrence" not in name and p.ndim == 2)
@@ -169,7 +171,7 @@ def epoch_flops(listener: bool) -> Callable[[Inputs], dict[str, float]]:
         emotions = 3 * 2 * 2 * squares * recurrence.out_features
         return {
             "recurrence": 3 * 2 * real * cells,
-            "listeners": 3 * 2 * real * heard,
+            "listeners": 3 * 2 * real * listeners,
             "context attention": context,
             "emotion attention": emotions,
             "other linear": 3 * 2 * real * rest,

@@ -1,9 +1,8 @@
-"""Acoustic packs on real speech: ``python -m benchmarks.emodb --recordings DIR``.
+"""Acoustic packs on EmoDB: ``python -m benchmarks.emodb --recordings DIR``.
 
-The features of a recipe on EmoDB, seven emotions, leave one speaker out: unweighted average recall of a linear support
-vector machine, standardised once by the training folds, as the pipeline's users must do, and once by speaker, as the
-acoustic literature does (which needs recordings of the speaker that is to be recognised). The constant C is chosen on
-the training speakers alone, by an inner leave-one-speaker-out.
+Unweighted average recall of a linear support vector machine, seven emotions, leave-one-speaker-out. Features are
+standardised by the training folds, as in the pipeline, or by speaker, as in the acoustic literature, which needs
+recordings of the test speaker. C is chosen on the training speakers by an inner leave-one-speaker-out.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ercfusion.features.extraction import extract_pack
 from ercfusion.features.recipe import read_recipe
 
 CONSTANTS: dict[str, tuple[float, ...]] = {"egemaps": (0.003, 0.01, 0.03, 0.1), "compare": (1e-4, 3e-4, 1e-3)}
-"""C of the machine, by recipe; others take those of egemaps."""
+"""Candidates for C per recipe; other recipes use those of egemaps."""
 
 
 def features(recordings: Path, recipe: str, folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -45,32 +44,32 @@ def features(recordings: Path, recipe: str, folder: Path) -> tuple[NDArray[Any],
 
 
 def recall(values: NDArray[Any], labels: NDArray[Any], speakers: NDArray[Any], constants: Sequence[float]) -> float:
-    """Unweighted average recall over all left-out speakers together; standardised by each training fold."""
+    """Unweighted average recall over all held-out speakers, standardised by each training fold."""
     from sklearn.metrics import recall_score
 
-    guessed = np.empty_like(labels)
+    predicted = np.empty_like(labels)
     for speaker in np.unique(speakers):
         train = speakers != speaker
         constant = constants[0]
         if len(constants) > 1:
             inner = [recall(values[train], labels[train], speakers[train], (constant,)) for constant in constants]
             constant = constants[int(np.argmax(inner))]
-        guessed[~train] = fitted(values[train], labels[train], constant).predict(values[~train])
-    return float(recall_score(labels, guessed, average="macro"))
+        predicted[~train] = fitted(values[train], labels[train], constant).predict(values[~train])
+    return float(recall_score(labels, predicted, average="macro"))
 
 
 def by_speaker(values: NDArray[Any], speakers: NDArray[Any]) -> NDArray[Any]:
     """Every speaker's values with mean 0 and variance 1."""
     result = np.empty_like(values)
     for speaker in np.unique(speakers):
-        own = values[speakers == speaker]
-        spread = own.std(axis=0)
-        result[speakers == speaker] = (own - own.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+        part = values[speakers == speaker]
+        spread = part.std(axis=0)
+        result[speakers == speaker] = (part - part.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     return result
 
 
 def fitted(values: NDArray[Any], labels: NDArray[Any], constant: float) -> Any:
-    """A linear support vector machine with this C on values standardised by themselves."""
+    """A linear support vector machine with this C on standardised values."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC

@@ -1,8 +1,8 @@
 """Extraction of features from recordings: ``python -m benchmarks.extraction --recordings DIR``.
 
-Throughput (seconds of sound a second) of a plain loop over ``opensmile.Smile.process_file`` and of the pipeline with
-one worker and with two, one after another in every round; the memory that a list of 20,000 clips takes, all processes
-together; and how long it takes to open a large pack and to read a conversation of it.
+Measures throughput (seconds of sound per second) of a loop over ``opensmile.Smile.process_file``, and of the pipeline
+with one and two workers. Also the memory of all processes for 20,000 clips, and the time for opening a large pack and
+reading one conversation.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from ercfusion.features.recipe import read_recipe
 
 RECIPES = ("egemaps", "compare")
 PACK = (13_000, 6_373)
-"""Rows and columns of the pack that is opened: MELD with ComParE."""
+"""Rows and columns of the opened pack: MELD with ComParE."""
 LOOK = 20
-"""Utterances of the conversation that is read."""
+"""Utterances of the conversation read."""
 
 
 class Repeated(Corpus):
-    """``count`` clips over the recordings in a folder, every one of them another part of a file for the pipeline."""
+    """``count`` clips over the recordings in a folder, each a different part of a file for the pipeline."""
 
     card: ClassVar[CorpusCard] = CorpusCard("repeated", "Repeated recordings", "-", "-", "-")
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -63,13 +63,13 @@ class Repeated(Corpus):
         return {"train": [Conversation("all", tuple(Turn(str(turn), "a") for turn in range(self.count)))]}
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """Recordings in turn; the end tells the repetitions apart."""
-        found = {}
+        """The recordings in turn; different ends distinguish the repetitions."""
+        clips = {}
         for turn in range(self.count):
             lap, number = divmod(turn, len(self.paths))
             end = None if self.seconds is None and not lap else (self.seconds or 1e6) + lap * 1e-6
-            found["all", str(turn)] = Clip(self.paths[number], 0.0, end)
-        return found
+            clips["all", str(turn)] = Clip(self.paths[number], 0.0, end)
+        return clips
 
 
 def duration(path: Path) -> float:
@@ -79,7 +79,7 @@ def duration(path: Path) -> float:
 
 
 def throughput(folder: Path, recipe: str, clips: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of sound a second of every way, a number a round; starting processes is part of it."""
+    """Seconds of sound per second, one number per round; includes the start of processes."""
     import opensmile
 
     corpus = Repeated(folder, clips)
@@ -97,12 +97,12 @@ def throughput(folder: Path, recipe: str, clips: int, repeats: int) -> dict[str,
 
         return extract
 
-    ways = {"loop over process_file": loop, "one worker": pipeline(1), "two workers": pipeline(2)}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    extractors = {"loop over process_file": loop, "one worker": pipeline(1), "two workers": pipeline(2)}
+    speeds: dict[str, list[float]] = {name: [] for name in extractors}
     for _ in range(repeats):
-        for name, way in ways.items():
+        for name, extract_all in extractors.items():
             start = time.perf_counter()
-            way()
+            extract_all()
             speeds[name].append(seconds / (time.perf_counter() - start))
     return speeds
 
@@ -110,13 +110,17 @@ def throughput(folder: Path, recipe: str, clips: int, repeats: int) -> dict[str,
 MEMORY = """
 import sys
 from pathlib import Path
+
 from benchmarks.extraction import Repeated, peak_of_all
 from ercfusion.features.extraction import extract_pack
 from ercfusion.features.recipe import read_recipe
+
 if __name__ == "__main__":
     folder, count, seconds, recipe, out = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5]
+
     corpus = Repeated(folder, count, seconds)
     extract_pack(corpus, corpus.protocol(), read_recipe(recipe), out=out, workers=2)
+
     print(peak_of_all())
 """
 
@@ -128,7 +132,7 @@ def peak_of_all() -> str:
 
 
 def memory(folder: Path, recipe: str, count: int, seconds: float) -> dict[str, int]:
-    """Peak MiB of coordinator and largest worker while ``count`` clips of ``seconds`` are extracted."""
+    """Peak MiB of coordinator and largest worker during the extraction of ``count`` clips of ``seconds``."""
     with tempfile.TemporaryDirectory() as place:
         script = Path(place, "extract.py")
         script.write_text(MEMORY)
@@ -140,12 +144,12 @@ def memory(folder: Path, recipe: str, count: int, seconds: float) -> dict[str, i
             text=True,
             check=True,
         )
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    peaks: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
 
 
 def opening(repeats: int) -> dict[str, float]:
-    """Milliseconds to open a pack of :data:`PACK` and to read one conversation, warm; the fastest and the median."""
+    """Milliseconds for opening a pack of :data:`PACK` and reading one conversation; first, fastest and median."""
     rows, width = PACK
     with tempfile.TemporaryDirectory() as place:
         keys = [(f"dialogue-{row // LOOK}", str(row % LOOK)) for row in range(rows)]
@@ -160,7 +164,7 @@ def opening(repeats: int) -> dict[str, float]:
             fingerprint="0",
         )
         del values
-        for path in folder.iterdir():  # as old as a pack that was not made this very second
+        for path in folder.iterdir():  # older than the present second
             os.utime(path, (time.time() - 60,) * 2)
         times = []
         for number in range(repeats + 1):
@@ -170,7 +174,7 @@ def opening(repeats: int) -> dict[str, float]:
             assert np.asarray(table.values[chosen]).shape == (LOOK, width)
             times.append(1000 * (time.perf_counter() - start))
         shutil.rmtree(folder)
-    # The first look verifies the checksum of all values, once.
+    # The first opening verifies the checksum.
     return {"first (verified)": times[0], "fastest": min(times[1:]), "median": statistics.median(times[1:])}
 
 
@@ -196,11 +200,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     if arguments.many:
         for count in (arguments.many // 10, arguments.many):
-            found = memory(arguments.recordings, "egemaps", count, arguments.seconds)
-            total = found["coordinator"] + 2 * found["worker"]
+            peaks = memory(arguments.recordings, "egemaps", count, arguments.seconds)
+            total = peaks["coordinator"] + 2 * peaks["worker"]
             print(
-                f"{count:,} clips: coordinator {found['coordinator']} MiB, "
-                f"a worker {found['worker']} MiB, all {total} MiB"
+                f"{count:,} clips: coordinator {peaks['coordinator']} MiB, "
+                f"a worker {peaks['worker']} MiB, all {total} MiB"
             )
     print("a pack of {:,} x {:,}, opened and one conversation read: ".format(*PACK), end="")
     print(", ".join(f"{name} {value:.1f} ms" for name, value in opening(20).items()))

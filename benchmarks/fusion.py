@@ -1,4 +1,4 @@
-"""Tensor fusion against the written-out tensor: forward and backward of one layer, and the memory that they hold."""
+"""Tensor fusion compared with the written-out tensor: forward and backward of one layer, and memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WIDE = (128, 128, 128)
 
 
 def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
-    """3,200 utterances in one batch, with the widths at which the tensor has 33 x 129 x 33 elements.
+    """3,200 utterances in one batch, with widths for a tensor of 33 x 129 x 33 elements.
 
-    A shape with fewer utterances keeps them, and its widths.
+    A shape with fewer utterances is unchanged.
     """
     if shape.utterances > UTTERANCES:
         mean = shape.utterances / shape.conversations
@@ -88,7 +88,9 @@ def setup(make: Callable[[Inputs], nn.Module]) -> Callable[[Inputs], Callable[[]
 
 
 def check(inputs: Inputs) -> None:
-    """Same values and gradients as the literal layer with the same weights, without dropout, in double precision."""
+    """Values and gradients equal those of the literal layer with the same weights, without dropout, in double
+    precision.
+    """
     theirs, mine = literal(inputs, 0.0).double(), ours(inputs, 0.0).double()
     mine.load_state_dict(theirs.linear.state_dict())
     results = []
@@ -102,7 +104,7 @@ def check(inputs: Inputs) -> None:
 
 
 def flops(products: int) -> Callable[[Inputs], dict[str, float]]:
-    """Operations of the matrix products with the weight, as many times as it takes part in one."""
+    """Operations of ``products`` matrix products with the weight."""
 
     def count(inputs: Inputs) -> dict[str, float]:
         batch = inputs.batches[0]
@@ -113,22 +115,22 @@ def flops(products: int) -> Callable[[Inputs], dict[str, float]]:
 
 
 def kept_bytes(layer: nn.Module, z: Sequence[Tensor]) -> int:
-    """Bytes that the forward pass keeps for the backward pass, beside parameters."""
+    """Bytes saved for the backward pass, without parameters."""
     own = {parameter.data_ptr() for parameter in layer.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(z)
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def report_memory() -> None:
-    """Print what each implementation keeps between forward and backward, and holds at its peak."""
+    """Print the saved and the peak memory of each implementation."""
     inputs = make_inputs(registry.SHAPES["iemocap"])
     z = vectors(inputs)
     gradient = torch.randn(len(z[0]), OUT)
@@ -142,14 +144,14 @@ def report_memory() -> None:
     print(f"{'':20} {'kept':>8} {'times less':>10} {'peak':>8} {'times less':>10}")
     first: tuple[int, int] | None = None
     for name, layer in layers.items():
-        kept, peak = kept_bytes(layer, z), peak_of_tensors(both_ways(layer, z, gradient))
-        first = first or (kept, peak)
-        cells = f"{kept / 2**20:8.1f} {first[0] / kept:10.1f} {peak / 2**20:8.1f} {first[1] / peak:10.1f}"
+        saved, peak = kept_bytes(layer, z), peak_of_tensors(both_ways(layer, z, gradient))
+        first = first or (saved, peak)
+        cells = f"{saved / 2**20:8.1f} {first[0] / saved:10.1f} {peak / 2**20:8.1f} {first[1] / peak:10.1f}"
         print(f"{name:20} {cells}")
 
 
 def report_wide() -> None:
-    """Print time and the most memory of a process that does nothing but one call with three modalities of 128."""
+    """Print time and peak memory of a process for one call with three modalities of width 128."""
     from benchmarks.run import resident
 
     torch.manual_seed(0)

@@ -1,17 +1,16 @@
 """The selective scan on a GPU: ``python -m benchmarks.gpu_scan [--out FILE]``.
 
-Forward and backward, both directions with parameters and inputs of their own, 512 channels and 16 states: Triton's
-kernels against the CUDA kernel of ``mamba_ssm`` where that is installed, and against a torch loop over time. The other
-kernel gets its tensors already padded, transposed and, for the reverse direction, turned round, at no cost. Every
-implementation is first compared with the loops in float64.
+Forward and backward, both directions with separate inputs, 512 channels and 16 states. Compares the Triton kernels with
+the CUDA kernel of ``mamba_ssm``, if installed, and a torch loop over time. The former gets tensors already padded,
+transposed and reversed, at no cost. Results are first compared with the loops in float64.
 
-The floor is the time that the bytes take which have to be read or written once: forward u, delta, z, B, C and y;
-backward the same inputs, the gradient of y, and five gradients. Bandwidth is that of copying a large tensor.
+The floor is the time for reading and writing the necessary bytes once, at the speed of copying a large tensor. Forward
+these are u, delta, z, B, C and y; backward the same inputs, the gradient of y, and five gradients.
 
-A second table cuts long conversations into segments of several lengths; the defaults of
-:class:`ercfusion.ops.scan.triton_scan.TritonScan` should be where it is fastest.
+A second table cuts long conversations into segments of several lengths. The defaults of
+:class:`ercfusion.ops.scan.triton_scan.TritonScan` should be the fastest.
 
-``--rehearse`` runs tiny shapes on the CPU, through Triton's interpreter (``TRITON_INTERPRET=1``), to try the script.
+``--rehearse`` runs tiny shapes on the CPU in Triton's interpreter (``TRITON_INTERPRET=1``).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Function = Callable[[], list[Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """One batch: lengths of its conversations, and the dtype of what has a row for each utterance."""
+    """One batch: lengths of its conversations, and the dtype of tensors with a row per utterance."""
 
     name: str
     lengths: tuple[int, ...]
@@ -58,7 +57,7 @@ class Case:
         return f"{self.name}, {len(self.lengths)} x {max(self.lengths)} ({real / padded:.0%} real)"
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """With a leading axis for the two directions; steps and A as a Mamba layer begins with them."""
+        """Inputs with a leading axis for the two directions; steps and A have Mamba's initial values."""
         generator = torch.Generator().manual_seed(0)
         N, D, S = sum(self.lengths), self.width, self.states
 
@@ -79,7 +78,7 @@ class Case:
         return {name: x.to(device, self.dtype if name in TOKENS else torch.float32) for name, x in made.items()}
 
     def bytes(self) -> int:
-        """What has to cross the memory once."""
+        """Bytes to read or write at least once."""
         N, D, S = sum(self.lengths), self.width, self.states
         rows = 2 * N * self.dtype.itemsize
         forward = rows * (4 * D + 2 * S)
@@ -88,7 +87,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    found = []
+    batches = []
     for dtype in (torch.float32, torch.bfloat16):
         for corpus in ("iemocap", "meld"):
             generator = torch.Generator().manual_seed(0)
@@ -97,10 +96,10 @@ def cases(quick: bool) -> list[Case]:
                 chosen = torch.randint(len(drawn), (size,), generator=generator).tolist()
                 # One of the longest in each batch, as in most batches of a real epoch.
                 lengths = [SHAPES[corpus].longest, *(drawn[i] for i in chosen[1:])]
-                found.append(Case(corpus, tuple(lengths), dtype))
+                batches.append(Case(corpus, tuple(lengths), dtype))
         if not quick:
-            found += [Case("long", (2048,) * 8, dtype), Case("longer", (16384,) * 2, dtype)]
-    return found
+            batches += [Case("long", (2048,) * 8, dtype), Case("longer", (16384,) * 2, dtype)]
+    return batches
 
 
 def operator(case: Case, inputs: dict[str, Tensor], grad: Tensor, backend: str) -> Function:
@@ -118,7 +117,7 @@ def operator(case: Case, inputs: dict[str, Tensor], grad: Tensor, backend: str) 
 
 
 def mamba_ssm(case: Case, inputs: dict[str, Tensor], grad: Tensor) -> Function:
-    """The authors' kernel on (B, D, L), once for each direction; results are packed only to be compared."""
+    """The authors' kernel on (B, D, L), once per direction; results are packed only for the comparison."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     packing = Packing(case.lengths, grad.device)
@@ -145,11 +144,11 @@ def mamba_ssm(case: Case, inputs: dict[str, Tensor], grad: Tensor) -> Function:
         grads.append(pad(grad, k))
 
     def timed() -> list[Any]:
-        found = []
+        results = []
         for one, direction in zip(leaves, grads, strict=True):
             out = selective_scan_fn(**one, delta_softplus=True)
-            found.append([out.detach(), *torch.autograd.grad(out, list(one.values()), direction)])
-        return found
+            results.append([out.detach(), *torch.autograd.grad(out, list(one.values()), direction)])
+        return results
 
     def packed() -> list[Tensor]:
         names = ["out", *inputs]
@@ -162,10 +161,10 @@ def mamba_ssm(case: Case, inputs: dict[str, Tensor], grad: Tensor) -> Function:
     return timed
 
 
-def largest_error(found: list[Tensor], exact: list[Tensor]) -> float:
-    """Over all results, the largest difference as a share of the largest value."""
+def largest_error(results: list[Tensor], exact: list[Tensor]) -> float:
+    """Largest difference over all results, relative to the largest value."""
     return max(
-        float((one.double() - other).abs().max() / other.abs().max()) for one, other in zip(found, exact, strict=True)
+        float((one.double() - other).abs().max() / other.abs().max()) for one, other in zip(results, exact, strict=True)
     )
 
 
@@ -189,7 +188,7 @@ def seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> 
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, beyond what was there before."""
+    """Peak memory of one call, beyond the memory before it."""
     if device.type != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -201,7 +200,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of copying 1 GiB (on the CPU less)."""
+    """Bytes per second, read and written, of copying 1 GiB (less on the CPU)."""
     source = torch.zeros(2**28 if device.type == "cuda" else 2**20, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), device, 20)
@@ -221,7 +220,7 @@ def compare(selected: list[Case], device: torch.device, repeats: int) -> list[st
         inputs = case.inputs(device)
         grad = torch.randn(2, sum(case.lengths), case.width, device=device).to(case.dtype)
         wide = {name: x.double() for name, x in inputs.items()}
-        # The vectorised loop in float64 where the plain one would take minutes; it is tested against that.
+        # The vectorised loop if the plain one, its specification, would take minutes.
         exact = operator(case, wide, grad.double(), "torch" if sum(case.lengths) > 4096 else "reference")()
         floor = case.bytes() / rate
         base = None
@@ -246,7 +245,7 @@ def compare(selected: list[Case], device: torch.device, repeats: int) -> list[st
 
 
 def cuts(device: torch.device, repeats: int, rehearse: bool) -> list[str]:
-    """The second table: whole, and cut into segments of several lengths."""
+    """The second table: uncut, and cut into segments of several lengths."""
     from ercfusion.ops.scan.contract import ScanInputs
     from ercfusion.ops.scan.triton_scan import TritonScan
 
@@ -284,10 +283,10 @@ def cuts(device: torch.device, repeats: int, rehearse: bool) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the tables; 1 where there is no GPU."""
+    """Print the tables; 1 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_scan", description="The selective scan on a GPU.")
     parser.add_argument("--out", type=Path, help="also write the tables into this file (Markdown)")
-    parser.add_argument("--repeats", type=int, default=30, help="calls of which the median is taken")
+    parser.add_argument("--repeats", type=int, default=30, help="timed calls; the median counts")
     parser.add_argument("--quick", action="store_true", help="conversations only: no long sequences, no second table")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""COGMEN as its authors' program computes it, written out literally, to compare with.
+"""COGMEN as in its authors' program, for comparison.
 
-Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022). This is our own writing of
-the algorithm: a padded Transformer without a padding mask, a graph that is built edge by edge in Python in every
-forward pass, and PyTorch Geometric's convolutions over the list of edges.
+Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022), in our own code: a padded
+Transformer without a padding mask, a graph built edge by edge in Python in every forward pass, and PyTorch Geometric's
+convolutions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch_geometric.nn import RGCNConv, TransformerConv
 
 
 def window_pairs(length: int, past: int, future: int) -> set[tuple[int, int]]:
-    """Pairs (centre, member of the centre's window) of a conversation; -1 reaches to its end."""
+    """Pairs (centre, member of its window) of a conversation; -1 for an unlimited side."""
     pairs = set()
     for centre in range(length):
         first = 0 if past < 0 else max(0, centre - past)
@@ -25,7 +25,7 @@ def window_pairs(length: int, past: int, future: int) -> set[tuple[int, int]]:
 
 
 def relation_numbers(speakers: int) -> dict[tuple[int, int, int], int]:
-    """Number of every (speaker of the source, speaker of the target, 0 if the source comes first else 1)."""
+    """Number per (speaker of the source, speaker of the target, 0 if the source is first else 1)."""
     numbers: dict[tuple[int, int, int], int] = {}
     for source in range(speakers):
         for target in range(speakers):
@@ -120,7 +120,7 @@ class LiteralCogmen(nn.Module):
         self.output = nn.Linear(hidden, classes)
 
     def forward(self, features: Tensor, speaker: Tensor, lengths: Tensor) -> Tensor:
-        """See the class."""
+        """Log-probabilities (N, classes)."""
         encoded = self.narrow(self.encoder(features))  # padding takes part in the attention
         nodes = torch.cat([encoded[row, : int(lengths[row].item())] for row in range(len(lengths))])
         edges, relations = build_graph(lengths, speaker, self.past, self.future, self.numbers)

@@ -1,10 +1,9 @@
-"""DAG-ERC as its authors' program computes it, written out literally, to compare with.
+"""DAG-ERC as in its authors' program, for comparison.
 
-Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021). This is our own writing
-of the algorithm: a padded batch, adjacency and speaker masks filled by Python loops for every batch, and one layer
-after the other, one utterance after the other, through padding too. Each utterance asks all utterances before it
-(those that it does not hear are masked out), all of which are projected anew through both relation matrices, and
-the vectors of the layer grow by concatenation. Parameters that the authors' program makes and never uses are left out.
+Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), in our own code.
+Batches are padded, and Python loops fill adjacency and speaker masks for every batch. Layers and utterances run one
+after another, through padding too. Every step projects all earlier utterances through both relation matrices, and
+vectors grow by concatenation. Unused parameters of the authors' program are omitted.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from torch.nn import functional as F
 
 
 def build_adjacency(speakers: Sequence[Sequence[int]], longest: int, window: int) -> Tensor:
-    """(B, L, L): 1 where the row's utterance hears the column's, by stepping back from each utterance."""
+    """(B, L, L): 1 if the row's utterance receives from the column's."""
     matrices = []
     for spoke in speakers:
         adjacency = torch.zeros(longest, longest)
         for i, speaker in enumerate(spoke):
-            seen = 0
+            count = 0
             for j in reversed(range(i)):
                 adjacency[i, j] = 1
-                seen += spoke[j] == speaker
-                if seen == window:
+                count += spoke[j] == speaker
+                if count == window:
                     break
         matrices.append(adjacency)
     return torch.stack(matrices)
 
 
 def build_same_speaker(speakers: Sequence[Sequence[int]], longest: int) -> Tensor:
-    """(B, L, L): 1 where two utterances have the same speaker, one entry at a time."""
+    """(B, L, L): 1 if two utterances have the same speaker."""
     matrices = []
     for spoke in speakers:
         same = torch.zeros(longest, longest)
@@ -54,10 +53,10 @@ class LiteralAttention(nn.Module):
         self.same = nn.Linear(width, width, bias=False)
         self.other = nn.Linear(width, width, bias=False)
 
-    def forward(self, asks: Tensor, before: Tensor, heard: Tensor, same: Tensor) -> Tensor:
-        """asks (B, D), before (B, i, D), heard and same (B, i) -> (B, D)."""
-        pairs = torch.cat([asks[:, None].expand_as(before), before], 2)
-        scores = self.score(pairs)[:, :, 0] - (1 - heard) * 1e30
+    def forward(self, receiver: Tensor, before: Tensor, adjacency: Tensor, same: Tensor) -> Tensor:
+        """receiver (B, D), before (B, i, D), adjacency and same (B, i) -> (B, D)."""
+        pairs = torch.cat([receiver[:, None].expand_as(before), before], 2)
+        scores = self.score(pairs)[:, :, 0] - (1 - adjacency) * 1e30
         projected = self.same(before) * same[:, :, None] + self.other(before) * (1 - same)[:, :, None]
         return torch.bmm(scores.softmax(1)[:, None], projected)[:, 0]
 
@@ -112,7 +111,7 @@ class LiteralDagErc(nn.Module):
         self.output = nn.Linear(hidden, classes)
 
     def forward(self, features: Tensor, speaker: Tensor, lengths: Tensor) -> Tensor:
-        """See the class."""
+        """Log-probabilities (N, classes)."""
         longest = features.shape[1]
         speakers = [row[:length] for row, length in zip(speaker.tolist(), lengths.tolist(), strict=True)]
         adjacency, same = build_adjacency(speakers, longest, self.window), build_same_speaker(speakers, longest)

@@ -1,9 +1,9 @@
-"""DialogueRNN as its authors' program computes it, written out literally, to compare with.
+"""DialogueRNN as in its authors' program, for comparison.
 
-Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019). This is our own
-writing of the algorithm: a padded batch, one direction after the other, a Python loop over utterances, every party's
-update computed and the speaker's kept, states selected conversation by conversation, histories grown by concatenation,
-and one attention a receiving utterance.
+Majumder et al., "DialogueRNN: An Attentive RNN for Emotion Detection in Conversations" (AAAI 2019), in our own code.
+Batches are padded, directions run one after the other in a Python loop over utterances. Every party's update is
+computed and only the speaker's is used. States are selected per conversation, histories grow by concatenation, and
+attention runs once per receiver.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def select(states: Tensor, number: Tensor) -> Tensor:
 
 
 def reverse(values: Tensor, lengths: Tensor) -> Tensor:
-    """(L, B, ...) with every conversation turned round within its length, zeros behind it."""
+    """(L, B, ...) with every conversation reversed within its length, then zeros."""
     parts = [values[: int(length), b].flip(0) for b, length in enumerate(lengths)]
     return nn.utils.rnn.pad_sequence(parts)
 
@@ -51,14 +51,14 @@ class LiteralCell(nn.Module):
             keys = history.permute(1, 2, 0)
             weights = torch.bmm(self.query(u)[:, None], keys).softmax(2)
             context = torch.bmm(weights, history.transpose(0, 1))[:, 0]
-        heard = torch.cat([u, context], 1)[:, None].expand(-1, S, -1).flatten(0, 1)
-        spoken = self.dropout(self.party_gru(heard, parties.flatten(0, 1)).view(B, S, -1))
+        party_input = torch.cat([u, context], 1)[:, None].expand(-1, S, -1).flatten(0, 1)
+        updated = self.dropout(self.party_gru(party_input, parties.flatten(0, 1)).view(B, S, -1))
         others = parties
         if self.listener_gru is not None:
-            said = torch.cat([u, select(spoken, speaker)], 1)[:, None].expand(-1, S, -1).flatten(0, 1)
-            others = self.dropout(self.listener_gru(said, parties.flatten(0, 1)).view(B, S, -1))
+            listener_input = torch.cat([u, select(updated, speaker)], 1)[:, None].expand(-1, S, -1).flatten(0, 1)
+            others = self.dropout(self.listener_gru(listener_input, parties.flatten(0, 1)).view(B, S, -1))
         chosen = speaks[:, :, None]
-        parties = others * (1 - chosen) + spoken * chosen
+        parties = others * (1 - chosen) + updated * chosen
         emotion = self.dropout(self.emotion_gru(select(parties, speaker), emotion))
         return g, parties, emotion
 
@@ -120,7 +120,7 @@ class LiteralDialogueRnn(nn.Module):
         return emotions
 
     def forward(self, features: Tensor, speaker: Tensor, lengths: Tensor) -> Tensor:
-        """See the class."""
+        """Log-probabilities (N, classes)."""
         features, speaks = features.transpose(0, 1), F.one_hot(speaker, self.speakers).transpose(0, 1).float()
         mask = (torch.arange(len(features)) < lengths[:, None]).float()  # (B, L)
         forwards = self.emotion_dropout(self.read(self.cells[0], features, speaks))
@@ -128,7 +128,7 @@ class LiteralDialogueRnn(nn.Module):
         backwards = self.emotion_dropout(reverse(backwards, lengths))
         emotions = torch.cat([forwards, backwards], 2)
         rows = []
-        for query in emotions:  # one receiving utterance of all conversations at a time
+        for query in emotions:  # one receiver per conversation at a time
             scores = torch.bmm(self.match(query)[:, None], emotions.permute(1, 2, 0)) * mask[:, None]
             weights = scores.softmax(2) * mask[:, None]
             weights = weights / weights.sum(2, keepdim=True)

@@ -1,4 +1,4 @@
-"""The selective scan as it is usually written in torch, for comparison: padded tensors, autograd's backward pass.
+"""The selective scan as usually written in torch, for comparison: padded tensors, autograd's backward pass.
 
 Written from the description of the algorithms, in the layout (B, D, L) of the authors' program.
 """
@@ -38,7 +38,7 @@ def literal_scan(
 def loop_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
-    """The same without tensors of all steps: one step's decay at a time, steps taken apart by ``unbind``.
+    """:func:`literal_scan` without tensors of all steps: decays per step, steps from ``unbind``.
 
     Args:
         u, delta, z: (B, L, D).

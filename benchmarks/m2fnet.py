@@ -1,4 +1,4 @@
-"""M2FNet against the same network of torch's own padded encoder layers and attention: training steps."""
+"""M2FNet compared with the same network of torch's padded encoder layers and attention: training steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEARNING_RATE = 5e-4
 
 
 def published_options(shape: Shape) -> dict[str, Any]:
-    """The published form at a common width, five fusion modules; small for the tests' shape."""
+    """The published form at a common width, with five fusion modules; small for the shape ``tiny``."""
     tiny = shape.model["hidden"] < 64
     return {
         "width": 16 if tiny else 256,
@@ -40,7 +40,7 @@ def published_options(shape: Shape) -> dict[str, Any]:
 
 
 class Classified(nn.Module):
-    """Our architecture and a linear layer, without dropout, with the same initial weights every time."""
+    """Our architecture and a linear layer, without dropout, with fixed initial weights."""
 
     def __init__(self, shape: Shape, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class Classified(nn.Module):
 
 
 class PaddedM2FNet(nn.Module):
-    """Torch's encoder layers and multi-head attention on padded conversations with a key-padding mask, no dropout.
+    """Torch's encoder layers and multi-head attention on padded conversations with a mask, without dropout.
 
     Shapes:
-        features (B, L, D_m) by modality, mask (B, L) True where there is an utterance -> (B, L, classes).
+        features (B, L, D_m) by modality, mask (B, L) True at utterances -> (B, L, classes).
     """
 
     def __init__(self, shape: Shape, options: Mapping[str, Any]) -> None:
@@ -81,22 +81,22 @@ class PaddedM2FNet(nn.Module):
         self.head = nn.Linear(options["hidden"], len(EMOTIONS))
 
     def forward(self, features: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-        """See the class."""
+        """Logits (B, L, classes)."""
         x = {name: layer(features[name]) for name, layer in self.project.items()}
         for name, layer in self.encoders.items():
             x[name] = x[name] + layer(x[name], src_key_padding_mask=~mask)
         text = x["text"]
         for attend, fuse in zip(self.attend, self.fuse, strict=True):
-            found = [
+            attended = [
                 attention(text, x[name], text, key_padding_mask=~mask, need_weights=False)[0]
                 for name, attention in zip(self.others, attend, strict=True)  # type: ignore[call-overload]
             ]
-            text = fuse(torch.cat([*found, text], dim=-1))
+            text = fuse(torch.cat([*attended, text], dim=-1))
         return self.head(F.relu(self.readout(torch.cat([*(x[name] for name in self.others), text], dim=-1))))
 
     @torch.no_grad()
     def load(self, ours: Classified) -> None:
-        """Take over the weights of our model."""
+        """Copy the weights of our model."""
         model = ours.encode
         assert model.project is not None
         for name in self.project:
@@ -164,7 +164,7 @@ def our_epoch(options: Callable[[Shape], dict[str, Any]]) -> Callable[[Inputs], 
 
 
 def check_epoch(inputs: Inputs) -> None:
-    """Same logits, and the same gradients of all features, under shared weights in double precision."""
+    """Equal logits and gradients of all features with shared weights, in double precision."""
     options = published_options(inputs.shape)
     ours = Classified(inputs.shape, options).double()
     theirs = PaddedM2FNet(inputs.shape, options).double()
@@ -182,11 +182,11 @@ def check_epoch(inputs: Inputs) -> None:
 
 
 def main() -> None:
-    """Print utterances a second of every implementation: ``python -m benchmarks.m2fnet``."""
+    """Print utterances per second of every implementation: ``python -m benchmarks.m2fnet``."""
     inputs = registry.make_inputs(registry.SHAPES["iemocap"])
     inputs = Inputs(inputs.shape, inputs.batches[:1])
     utterances = inputs.batches[0].num_utterances
-    functions = {name: entry.setup(inputs) for name, entry in BENCHMARKS[0].implementations.items()}
+    functions = {name: implementation.setup(inputs) for name, implementation in BENCHMARKS[0].implementations.items()}
     seconds = dict.fromkeys(functions, float("inf"))
     for number in range(6):  # the first round warms up
         for name, function in functions.items():

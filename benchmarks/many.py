@@ -1,8 +1,8 @@
 """Many small runs on one machine: threads, processes, and several seeds in one batched model.
 
-What is timed is one epoch of each of several runs. In ``many-MODEL`` it is the epoch of ``python -m ercfusion.train``,
-with the trainer, the scoring of a dev split and the checkpoint, in processes that stay; starting them is told apart. In
-``many-seeds`` it is forward, backward and update alone, for eight seeds of ``concat`` that see the same batches.
+``many-MODEL`` times epochs of ``python -m ercfusion.train``, with trainer, dev scores and checkpoint, in persistent
+processes; their start is timed separately. ``many-seeds`` times forward, backward and update of eight seeds of
+``concat`` on the same batches.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 
-# What checkpoints say about their run; nothing is resumed here.
+# The origin in checkpoints; nothing is resumed here.
 ORIGIN: dict[str, Any] = {"format": 1, "run": "", "config": {}, "data": {}, "packs": {}}
 
 CORES = usable_cores()
 EPOCHS = 2 * CORES
-"""Epochs in one timed call of ``many-MODEL``, over all processes together."""
+"""Epochs per timed call of ``many-MODEL``, over all processes."""
 
 SEEDS = 8
 """Models in ``many-seeds``."""
@@ -47,7 +47,7 @@ SEEDS = 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# Processes that stay
+# Persistent processes
 
 
 class _OverError(Exception):
@@ -55,14 +55,14 @@ class _OverError(Exception):
 
 
 class Gate:
-    """In a worker process: lets as many epochs begin as the parent asks for, and tells it when they are over."""
+    """In a worker process: starts as many epochs as the parent requests, and reports their end."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.left = 0
 
     def __call__(self) -> None:
-        """To be called before every epoch."""
+        """Call this before every epoch."""
         if self.left == 0:
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
@@ -74,7 +74,7 @@ class Gate:
 
 
 Worker = Callable[..., None]
-"""A function that trains for ever, calling its first argument, a :class:`Gate`, before every epoch."""
+"""A function that trains without end, calling its first argument, a :class:`Gate`, before every epoch."""
 
 
 def _serve(connection: Any, threads: int, worker: Worker, arguments: tuple[Any, ...]) -> None:
@@ -84,12 +84,12 @@ def _serve(connection: Any, threads: int, worker: Worker, arguments: tuple[Any, 
 
 
 class Processes:
-    """Worker processes; calling it has them train ``epochs`` epochs together.
+    """Worker processes; a call trains ``epochs`` epochs together.
 
     Args:
-        workers: One (worker, its arguments) a process.
-        threads: Of torch, in each process.
-        epochs: For all processes together; a multiple of their number.
+        workers: One (worker, its arguments) per process.
+        threads: Torch's threads per process.
+        epochs: Of all processes together; a multiple of their number.
     """
 
     def __init__(self, workers: Iterable[tuple[Worker, tuple[Any, ...]]], threads: int, epochs: int) -> None:
@@ -129,7 +129,7 @@ class Processes:
 
 
 def made_up_store(shape: Shape, conversations: int, seed: int) -> ConversationStore:
-    """A split of the shape's lengths, widths and speakers, with random features and labels."""
+    """A random split with the shape's lengths, widths and speakers."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for number, length in enumerate(draw_lengths(shape, generator)[-conversations:]):
@@ -150,7 +150,7 @@ def made_up_store(shape: Shape, conversations: int, seed: int) -> ConversationSt
 
 @cache
 def settings(model: str) -> dict[str, Any]:
-    """What ``model=MODEL data=meld`` composes to, without an end."""
+    """The settings of ``model=MODEL data=meld``, without an end."""
     from ercfusion.config.compose import Composer
 
     return Composer().compose(
@@ -159,7 +159,7 @@ def settings(model: str) -> dict[str, Any]:
 
 
 def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
-    """The command's own training loop, an epoch at a time."""
+    """The command's own training loop."""
     from ercfusion._core.terminal import prepare_logging
     from ercfusion.config.settings import Config
     from ercfusion.training import run
@@ -175,7 +175,7 @@ def trainer_worker(gate: Gate, model: str, shape: Shape, seed: int) -> None:
 
 
 def command_epochs(model: str, processes: int, threads: int) -> Callable[[Inputs], Callable[[], None]]:
-    """``EPOCHS`` epochs of the command, in so many processes of so many threads."""
+    """``EPOCHS`` epochs of the command in these processes and threads."""
 
     def setup(inputs: Inputs) -> Processes:
         workers = [(trainer_worker, (model, inputs.shape, seed)) for seed in range(processes)]
@@ -185,14 +185,14 @@ def command_epochs(model: str, processes: int, threads: int) -> Callable[[Inputs
 
 
 def linear_flops(inputs: Inputs, model: str) -> dict[str, float]:
-    """Operations of one epoch that are products with a weight matrix, the LSTM's among them; see ``cogmen``."""
+    """Operations of one epoch in products with a weight matrix, with the LSTM's; see ``cogmen``."""
     options = {name: value for name, value in settings(model)["model"].items() if name != "name"}
     if model == "cogmen":
         return epoch_flops(False, lambda shape: options)(inputs)
     utterances = sum(batch.packing.total for batch in inputs.batches)
     recognizer = Recognizer(model, InputSpec(inputs.shape.widths, speakers=inputs.shape.speakers), TASK, options)
     matrices = {name: value.numel() for name, value in recognizer.named_parameters() if value.ndim == 2}
-    # The layers that read the features: their input needs no gradient.
+    # The first layers: their input needs no gradient.
     first = [count for name, count in matrices.items() if "weight_ih_l0" in name or ".encoders." in name]
     return {
         "products": 2.0 * 3 * utterances * sum(matrices.values()),
@@ -250,7 +250,7 @@ class OneModel:
 
 
 class BatchedModels:
-    """Several seeds at once: parameters stacked along a new first dimension, the forward pass mapped over it."""
+    """Several seeds at once: parameters stacked along a first dimension, the forward pass mapped over it."""
 
     def __init__(self, shape: Shape, seeds: Iterable[int], options: dict[str, Any]) -> None:
         models = [WithLoss(shape, seed, options).to(DEVICE).train() for seed in seeds]
@@ -270,13 +270,13 @@ class BatchedModels:
     def epoch(self, batches: Iterable[ConversationBatch]) -> None:
         for batch in batches:
             self.optimizer.zero_grad()
-            # The models share no parameter, so the gradient of the sum is that of every loss.
+            # The models share no parameter, so the gradient of the sum contains each loss's gradient.
             self._losses(batch).sum().backward()
             self._clip(1.0)
             self.optimizer.step()
 
     def _clip(self, limit: float) -> None:
-        """Every model by its own norm."""
+        """Clip each model by its own norm."""
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
         factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
@@ -319,7 +319,7 @@ def seeds_batched(inputs: Inputs) -> Callable[[], None]:
 
 
 def seeds_worker(gate: Gate, shape: Shape, seeds: list[int], batched: bool) -> None:
-    """Some of the seeds in a process: together where ``batched``, else one after the other."""
+    """Some of the seeds in a process: together if ``batched``, else one after another."""
     batches = on_device(make_inputs(shape))
     if batched:
         models: list[Any] = [BatchedModels(shape, seeds, concat_options())]
@@ -332,7 +332,7 @@ def seeds_worker(gate: Gate, shape: Shape, seeds: list[int], batched: bool) -> N
 
 
 def seeds_in_processes(batched: bool) -> Callable[[Inputs], Callable[[], None]]:
-    """One process a core on one thread; on a GPU, which they share, one process a seed."""
+    """One process with one thread per core; on a GPU one process per seed."""
 
     def setup(inputs: Inputs) -> Processes:
         count = SEEDS if DEVICE == "cuda" and not batched else min(SEEDS, CORES)
@@ -344,15 +344,15 @@ def seeds_in_processes(batched: bool) -> Callable[[Inputs], Callable[[], None]]:
 
 
 def check_batched(inputs: Inputs) -> None:
-    """Two epochs without dropout: the same weights as each seed trained by itself."""
+    """Two epochs without dropout give the weights of each seed trained separately."""
     options = {**concat_options(), "dropout": 0.0, "input_dropout": 0.0}
     batches = on_device(inputs)
     batched = BatchedModels(inputs.shape, range(3), options)
-    alone = [OneModel(inputs.shape, seed, options) for seed in range(3)]
-    for models in (batched, *alone):
+    single = [OneModel(inputs.shape, seed, options) for seed in range(3)]
+    for models in (batched, *single):
         models.epoch(batches)
         models.epoch(batches)
-    for number, (together, model) in enumerate(zip(batched.states(), alone, strict=True)):
+    for number, (together, model) in enumerate(zip(batched.states(), single, strict=True)):
         for name, expected in model.states()[0].items():
             torch.testing.assert_close(
                 together[name],
@@ -368,7 +368,7 @@ def seeds_flops(inputs: Inputs) -> dict[str, float]:
 
 
 def why_not_batched(model: str, shape: Shape) -> str | None:
-    """What stands in the way of mapping a model of the registry over its parameters; None where it works."""
+    """Why a model cannot be mapped over its parameters, or None."""
     batch = make_inputs(shape).batches[0].to(DEVICE)
     models = [Recognizer(model, InputSpec(shape.widths, speakers=shape.speakers), TASK).to(DEVICE) for _ in range(2)]
     parameters, buffers = stack_module_state(models)
@@ -378,7 +378,7 @@ def why_not_batched(model: str, shape: Shape) -> str | None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operations that are done for one model after the other
+            warnings.simplefilter("ignore")  # about operations without a batching rule
             vmap(logits, randomness="different")(parameters, buffers).sum().backward()
     except RuntimeError as error:
         return str(error).splitlines()[0]
@@ -386,7 +386,7 @@ def why_not_batched(model: str, shape: Shape) -> str | None:
 
 
 def command_benchmark(model: str) -> Benchmark:
-    cores = max(2, CORES)  # as many layouts, and so as many tests, on every machine
+    cores = max(2, CORES)  # equally many layouts, and tests, on every machine
     layouts = [(1, cores), (1, 1), (cores, 1), (cores, cores)]
     return Benchmark(
         name=f"many-{model}",
@@ -416,13 +416,13 @@ BENCHMARKS = (
             "one by one": Implementation("one after the other, all threads", seeds_one_by_one, flops=FLOPS),
             "vmap": Implementation("one batched model, all threads", seeds_batched, check_batched, FLOPS),
             "processes": Implementation(
-                "a process a core (on a GPU: a seed) on one thread",
+                "one process per core (GPU: per seed) with one thread",
                 seeds_in_processes(False),
                 flops=FLOPS,
                 processes=True,
             ),
             "vmap in processes": Implementation(
-                "a process a core on one thread, each with a batched model of its seeds",
+                "one process per core with one thread, each with a batched model of its seeds",
                 seeds_in_processes(True),
                 flops=FLOPS,
                 processes=True,

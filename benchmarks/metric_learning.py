@@ -1,13 +1,13 @@
-"""Vectors learned from sound, on real speech: ``python -m benchmarks.metric_learning --recordings DIR``.
+"""Vectors learned from sound on EmoDB: ``python -m benchmarks.metric_learning --recordings DIR``.
 
-EmoDB, seven emotions, leave one speaker out. In every fold an encoder is trained on log-mel spectrograms of the eight
-training speakers (``task=metric_learning``; the dev speaker chooses the epoch), and makes vectors of all recordings. A
-linear support vector machine, fitted to all speakers but the one that is left out, then predicts this one's emotions;
-its constant C is chosen by a machine that is fitted to the training speakers and scored on the dev speaker, because the
-encoder knows the labels of the training speakers. eGeMAPS is judged in the same way. Given is the unweighted average
-recall over all left-out speakers together, with features standardised by the speakers of the fit, and by every speaker.
+Seven emotions, leave-one-speaker-out. In every fold an encoder is trained on log-mel spectrograms of the eight training
+speakers (``task=metric_learning``; the dev speaker selects the epoch) and computes vectors of all recordings. A linear
+support vector machine, fitted to all speakers except the test speaker, predicts the emotions. Its C is chosen with a
+machine fitted to the training speakers and scored on the dev speaker, because the encoder knows the training labels.
+eGeMAPS is evaluated in the same way. The score is the unweighted average recall over all test speakers, with features
+standardised by the fitted speakers, and by every speaker.
 
-What is there below ``--out`` already is not made again: a benchmark that was stopped goes on.
+Existing files below ``--out`` are reused, so a stopped benchmark continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "literal-no-hinge": ("objective.triplet.literal=true", "objective.triplet.hinge=false"),
     "cross-entropy": ("objective=default",),
 }
-"""What is changed from the default objective."""
+"""Changes to the default objective."""
 
 Values = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ Values = NDArray[np.float64]
 def train_fold(
     recordings: Path, out: Path, variant: str, fold: str, more: Sequence[str]
 ) -> tuple[Path, dict[str, Any]]:
-    """Train one encoder, or go on with it; returns its folder and record."""
+    """Train one encoder or continue; returns its folder and record."""
     import logging
 
     from ercfusion.config.compose import Composer
@@ -71,8 +71,8 @@ def train_fold(
 def train_all(
     recordings: Path, out: Path, variants: Sequence[str], folds: Sequence[str], more: Sequence[str], workers: int
 ) -> dict[tuple[str, str], Path]:
-    """An encoder for every variant and fold, several at a time; returns their folders."""
-    found = {}
+    """An encoder per variant and fold, several at a time; returns their folders."""
+    folders = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = {
             pool.submit(train_fold, recordings, out, variant, fold, more): (variant, fold)
@@ -81,14 +81,15 @@ def train_all(
         }
         for job in as_completed(jobs):
             folder, record = job.result()
-            found[jobs[job]] = folder
+            folders[jobs[job]] = folder
             scores = ", ".join(f"{split} {record['metrics'][split]['uar']:.3f}" for split in ("dev", "test"))
             epoch, seconds = record["selection"]["epoch"], record["cost"]["seconds"]
             print(
-                f"{len(found)}/{len(jobs)} {' '.join(jobs[job])}: classifier {scores}, epoch {epoch}, {seconds:.0f} s",
+                f"{len(folders)}/{len(jobs)} {' '.join(jobs[job])}: classifier {scores}, epoch {epoch}, "
+                f"{seconds:.0f} s",
                 flush=True,
             )
-    return found
+    return folders
 
 
 class Speech:
@@ -103,7 +104,7 @@ class Speech:
         self.speakers = np.array([talk.turns[0].speaker for talk in talks])
 
     def values(self, pack: Path) -> Values:
-        """(n, D) of a pack; of a sequence its mean and deviation over time, side by side."""
+        """(n, D) of a pack; of a sequence its concatenated mean and deviation over time."""
         table = read_pack(pack)
         rows = table.rows(self.keys)
         assert (rows >= 0).all()
@@ -114,15 +115,15 @@ class Speech:
 
 
 def recall(speech: Speech, by_fold: Mapping[str, Values]) -> tuple[float, float]:
-    """Unweighted average recall over the left-out speakers of all folds, standardised by the fit and by speaker."""
+    """Unweighted average recall over the test speakers of all folds, standardised by the fit and by speaker."""
     from sklearn.metrics import recall_score
 
     results = []
-    for own in (False, True):
-        truth, guessed = [], []
+    for per_speaker in (False, True):
+        truth, predicted = [], []
         for fold, values in by_fold.items():
             test, dev = (np.isin(speech.speakers, FOLDS[fold][split]) for split in ("test", "dev"))
-            features = by_speaker(values, speech.speakers) if own else values
+            features = by_speaker(values, speech.speakers) if per_speaker else values
             train, labels = ~test & ~dev, speech.labels
             scores = [
                 recall_score(labels[dev], fitted(features[train], labels[train], C).predict(features[dev]), **_MACRO)
@@ -130,8 +131,8 @@ def recall(speech: Speech, by_fold: Mapping[str, Values]) -> tuple[float, float]
             ]
             chosen = CONSTANTS["egemaps"][int(np.argmax(scores))]
             truth.append(labels[test])
-            guessed.append(fitted(features[~test], labels[~test], chosen).predict(features[test]))
-        results.append(float(recall_score(np.concatenate(truth), np.concatenate(guessed), **_MACRO)))
+            predicted.append(fitted(features[~test], labels[~test], chosen).predict(features[test]))
+        results.append(float(recall_score(np.concatenate(truth), np.concatenate(predicted), **_MACRO)))
     return results[0], results[1]
 
 
@@ -139,21 +140,21 @@ _MACRO: Mapping[str, Any] = {"average": "macro", "zero_division": 0}
 
 
 def own_recall(folders: Sequence[Path]) -> float:
-    """The same of the classifier that was trained with the encoder."""
+    """The recall of the classifier trained with the encoder."""
     from sklearn.metrics import recall_score
 
     from ercfusion.records.predictions import read_predictions
 
     task = open_corpus("emodb").protocol().task
     parts = [read_predictions(folder / "predictions.parquet", task)["test"] for folder in folders]
-    truth, guessed = (
+    truth, predicted = (
         np.concatenate(each) for each in zip(*((p.value, p.output.argmax(1)) for p in parts), strict=True)
     )
-    return float(recall_score(truth, guessed, **_MACRO))
+    return float(recall_score(truth, predicted, **_MACRO))
 
 
 def rows(speech: Speech, out: Path, folders: Mapping[tuple[str, str], Path], folds: Sequence[str]) -> Iterator[str]:
-    """The lines of the table, each as soon as it is computed."""
+    """The lines of the table, as they are computed."""
     yield "| features | width | UAR, standardised by the fit | by speaker | own classifier |"
     yield "|---|---|---|---|---|"
     fixed = {"eGeMAPS": speech.values(out / "egemaps")} if (out / "egemaps").is_dir() else {}

@@ -1,4 +1,4 @@
-"""MMGCN against the literal algorithm: one training step on one batch, and the largest memory that it holds at once."""
+"""MMGCN compared with the literal algorithm: one training step on one batch, and peak memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALPHA, THETA = 0.1, 0.5
 
 
 def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
-    """The published batch size, and of its batches the first."""
+    """The first batch of the published size."""
     inputs = registry.make_inputs(dataclasses.replace(shape, batch=min(shape.batch, BATCH)), seed)
     return Inputs(inputs.shape, inputs.batches[:1])
 
@@ -39,10 +39,10 @@ def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
 
 
 def dense_adjacency(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The normalised matrix over all nodes of a batch as the released program computes it: (M, N, D) -> (M N, M N).
+    """The normalised matrix over all nodes of a batch as in the released program: (M, N, D) -> (M N, M N).
 
-    Zeros between conversations are stored and multiplied, cosines go through a tensor (D, n, n), and the scaling by
-    degrees is two products with diagonal matrices that are stored in full.
+    Zeros between conversations are stored and multiplied, cosines use a tensor (D, n, n), and the scaling by degrees is
+    two products with full diagonal matrices.
     """
     M, N, _ = x.shape
     adjacency = x.new_zeros(M * N, M * N)
@@ -68,7 +68,7 @@ def dense_adjacency(x: Tensor, lengths: Sequence[int]) -> Tensor:
 class LiteralMmgcn(nn.Module):
     """The released network from features to logits, without dropout, on packed features.
 
-    The text LSTM reads one conversation at a time: its padding is not what is compared here.
+    The text LSTM reads one conversation at a time, because its padding is not compared here.
 
     Shapes:
         features (N, D_m) by modality, speaker (N) -> (N, classes).
@@ -88,7 +88,7 @@ class LiteralMmgcn(nn.Module):
         self.output = nn.Linear(M * (width + hidden), len(EMOTIONS))
 
     def forward(self, batch: ConversationBatch) -> Tensor:
-        """See the class."""
+        """Logits (N, classes)."""
         lengths = batch.packing.lengths
         parts = {name: self.linear[name](value) for name, value in batch.features.items()}
         text = torch.cat([self.lstm(part[None])[0][0] for part in parts["text"].split(lengths)])
@@ -114,7 +114,7 @@ def literal_model(shape: Shape) -> LiteralMmgcn:
 
 
 def recognizer(shape: Shape, options: dict[str, Any]) -> Recognizer:
-    """Our MMGCN with a head, without dropout, with the same initial weights every time."""
+    """Our MMGCN with a head, without dropout, with fixed initial weights."""
     torch.manual_seed(0)
     inputs = InputSpec(shape.widths, speakers=shape.speakers)
     model = Recognizer("mmgcn", inputs, TASK, options)
@@ -123,7 +123,7 @@ def recognizer(shape: Shape, options: dict[str, Any]) -> Recognizer:
 
 
 def released_options(shape: Shape) -> dict[str, Any]:
-    """Options of :class:`Mmgcn` that make it the same architecture as the literal algorithm."""
+    """Options of :class:`Mmgcn` for the architecture of the literal algorithm."""
     hidden = shape.model["hidden"]
     return {
         "projection": 2 * hidden,
@@ -189,9 +189,9 @@ def same_parameters(literal: LiteralMmgcn, ours: Recognizer) -> list[tuple[str, 
 
 
 def check_step(inputs: Inputs) -> None:
-    """Same logits and gradients as the literal algorithm with the same weights, in double precision.
+    """Logits and gradients equal those of the literal algorithm with the same weights.
 
-    In single precision the rounding errors of its diagonal, times the slope of the arccosine there, would show.
+    In double precision, because single-precision errors on the diagonal are multiplied by the arccosine's slope.
     """
     literal = literal_model(inputs.shape).double()
     ours = recognizer(inputs.shape, released_options(inputs.shape)).double()
@@ -213,7 +213,7 @@ def check_step(inputs: Inputs) -> None:
 
 
 def step_flops(dense: bool) -> Callable[[Inputs], dict[str, float]]:
-    """Operations of one step: the products of the graph on what is not zero by construction, or on all.
+    """Operations of one step: products of the graph on structural nonzeros, or on all elements if ``dense``.
 
     The backward pass counts twice the forward one. Without the LSTM and the layers before it.
     """
@@ -234,7 +234,7 @@ def step_flops(dense: bool) -> Callable[[Inputs], dict[str, float]]:
     return flops
 
 
-# The graph alone: the normalised matrix and one product with it, forward and backward
+# Only the graph: the normalised matrix and one product with it, forward and backward
 
 
 def graph_input(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -269,7 +269,7 @@ def graph_and_product(product: Callable[[Tensor, Inputs], Tensor]) -> Callable[[
 
 
 def check_graph(inputs: Inputs) -> None:
-    """Same product and gradient as with the dense matrix, in double precision."""
+    """Product and gradient equal those of the dense matrix, in double precision."""
     grads = []
     for product in (dense_product, block_product):
         x = graph_input(inputs, torch.float64)
@@ -280,27 +280,24 @@ def check_graph(inputs: Inputs) -> None:
 
 
 def peak_of_tensors(function: Callable[[], Any]) -> int:
-    """Bytes of the tensors that live at once while ``function`` runs, at the most, beyond those from before it.
-
-    From the allocations and releases that torch's profiler records.
-    """
+    """Peak bytes of the tensors allocated by ``function``, from the allocations recorded by torch's profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak
 
 
 def main() -> None:
-    """Print the peaks of every implementation of every benchmark here: ``python -m benchmarks.mmgcn``."""
+    """Print the peak memory of every implementation: ``python -m benchmarks.mmgcn``."""
     inputs = make_inputs(registry.SHAPES["iemocap"])
     lengths = inputs.batches[0].packing.lengths
     print(f"{len(lengths)} conversations, {sum(lengths)} utterances, longest {max(lengths)}")
     for benchmark in BENCHMARKS:
-        peaks = {name: peak_of_tensors(entry.setup(inputs)) for name, entry in benchmark.implementations.items()}
+        peaks = {name: peak_of_tensors(each.setup(inputs)) for name, each in benchmark.implementations.items()}
         for name, peak in peaks.items():
             ratio = peaks[benchmark.reference] / peak
             print(f"{benchmark.name:12} {name:10} {peak / 2**20:8.1f} MiB   {ratio:5.1f} times less")
@@ -329,7 +326,7 @@ BENCHMARKS = (
         description="the normalised graph of that batch and one product with it, forward and backward",
         implementations={
             "literal": Implementation("one dense matrix over all nodes of the batch", graph_and_product(dense_product)),
-            "blocks": Implementation("what is not zero", graph_and_product(block_product), check_graph),
+            "blocks": Implementation("structural nonzeros", graph_and_product(block_product), check_graph),
         },
         make_inputs=make_inputs,
     ),

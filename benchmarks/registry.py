@@ -1,4 +1,4 @@
-"""What a benchmark is, the shapes and inputs that all benchmarks share, and the list of benchmarks."""
+"""Benchmarks, their shapes and inputs."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ EMOTIONS = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
 
 @dataclass(frozen=True)
 class Shape:
-    """A made-up corpus: how many conversations, how long, and what is known of every utterance.
+    """A random corpus.
 
     Args:
         conversations: Number of conversations.
-        utterances: Of all conversations together, exactly.
+        utterances: Exact number in all conversations.
         shortest, longest: Bounds of the lengths; one conversation has the longest.
-        spread: Standard deviation of the lengths before they are cut to the bounds.
+        spread: Standard deviation of the lengths before clipping to the bounds.
         widths: Modalities in order.
-        speakers: In every conversation of more than one utterance.
-        batch: Conversations in a batch.
+        speakers: Number in every conversation of more than one utterance.
+        batch: Conversations per batch.
         past, future: Window of graph models.
-        model: Sizes of the model, by the names that a group of benchmarks reads.
+        model: Sizes of the model, by the names of a group of benchmarks.
     """
 
     conversations: int
@@ -64,13 +64,13 @@ class Shape:
 
     @property
     def width(self) -> int:
-        """Of the concatenated modalities."""
+        """Width of the concatenated modalities."""
         return sum(self.widths.values())
 
 
 SHAPES: dict[str, Shape] = {
-    # The 120 training conversations of IEMOCAP with the features that COGMEN's released code uses. Only the totals and
-    # the bounds are IEMOCAP's; the single lengths are drawn.
+    # IEMOCAP's 120 training conversations with the features of COGMEN's released code. Only totals and bounds are
+    # IEMOCAP's; the lengths are random.
     "iemocap": Shape(
         conversations=120,
         utterances=5808,
@@ -84,7 +84,7 @@ SHAPES: dict[str, Shape] = {
         future=10,
         model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
     ),
-    # MELD's training split as text alone, with the 162 speaker-pair relations that nine speakers make.
+    # MELD's training split with text only; nine speakers have 162 speaker-pair relations.
     "meld": Shape(
         conversations=1038,
         utterances=9989,
@@ -98,7 +98,7 @@ SHAPES: dict[str, Shape] = {
         future=10,
         model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
     ),
-    # One conversation at a time, as long as a recorded meeting: what grows with the square of the length shows.
+    # One conversation at a time, as long as a recorded meeting, for costs quadratic in the length.
     "long": Shape(
         conversations=3,
         utterances=6000,
@@ -112,7 +112,7 @@ SHAPES: dict[str, Shape] = {
         future=10,
         model={"layers": 2, "feedforward": 2048, "hidden": 100, "graph_heads": 7},
     ),
-    # For tests. Past and future differ, so that a mistaken direction shows; one conversation has one utterance.
+    # For tests. Past and future differ to reveal a wrong direction; one conversation has one utterance.
     "tiny": Shape(
         conversations=5,
         utterances=31,
@@ -145,10 +145,10 @@ def draw_lengths(shape: Shape, generator: torch.Generator) -> list[int]:
 
 @dataclass
 class Inputs:
-    """One epoch of a made-up corpus, in the two forms that implementations take: packed, and padded with zeros.
+    """One epoch of a random corpus, packed and padded with zeros.
 
     Args:
-        shape: What it was made from.
+        shape: Its shape.
         batches: Packed batches, in the random order of one epoch.
     """
 
@@ -157,7 +157,7 @@ class Inputs:
 
     @cached_property
     def padded(self) -> list[dict[str, Tensor]]:
-        """By batch: ``features`` (B, L, D), ``speaker`` (B, L), ``lengths`` (B) and ``labels`` (N)."""
+        """Per batch: ``features`` (B, L, D), ``speaker`` (B, L), ``lengths`` (B) and ``labels`` (N)."""
         return [pad_batch(batch) for batch in self.batches]
 
 
@@ -173,7 +173,7 @@ def pad_batch(batch: ConversationBatch) -> dict[str, Tensor]:
 
 
 def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
-    """Random features, turns and labels; conversations in random order, ``shape.batch`` to a batch."""
+    """Random features, turns and labels; conversations in random order, ``shape.batch`` per batch."""
     generator = torch.Generator().manual_seed(seed)
     lengths = draw_lengths(shape, generator)
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -198,7 +198,7 @@ def make_inputs(shape: Shape, seed: int = 0) -> Inputs:
 
 
 def draw_speakers(length: int, speakers: int, generator: torch.Generator) -> Tensor:
-    """(length) speakers, numbered in order of first appearance; the turn passes on with probability 0.7."""
+    """(length) speakers in order of first appearance; the speaker changes with probability 0.7."""
     passes = torch.rand(length, generator=generator) < 0.7
     passes[0] = False
     return passes.long().cumsum(0) % speakers
@@ -209,17 +209,17 @@ def draw_speakers(length: int, speakers: int, generator: torch.Generator) -> Ten
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute what a benchmark asks for.
+    """One implementation of a benchmark.
 
     Args:
         description: One line.
-        setup: From the inputs to the function that is timed; what ``setup`` itself does is not timed.
-        check: Raises AssertionError where, on these inputs, the implementation differs from the reference. None for
-            the reference itself, and for an implementation that computes something else on purpose.
-        flops: Floating-point operations that the timed function cannot do without, by part.
-        traffic: Bytes that its optimiser cannot do without reading or writing.
-        processes: Works in processes of its own. What ``setup`` returns has ``startup``, the seconds that starting them
-            took, and ``close()``.
+        setup: From the inputs to the timed function; not timed itself.
+        check: Raises AssertionError if results differ from the reference. None for the reference, and for another
+            model.
+        flops: Necessary floating-point operations of the timed function, by part.
+        traffic: Bytes its optimiser must read or write.
+        processes: It runs in its own processes. The result of ``setup`` then has ``startup``, the seconds of their
+            start, and ``close()``.
     """
 
     description: str
@@ -236,12 +236,12 @@ class Benchmark:
 
     Args:
         name: ``group-part``.
-        description: What is timed.
-        implementations: By name; the first is the one that the others are compared with.
-        targets: How many times faster than the first an implementation should be.
-        make_inputs: From a shape and a seed to what the implementations take.
-        memory: Measure the peak memory too when asked to.
-        epochs: Training epochs in one call, for the column of epochs a second; 0 shows none.
+        description: The timed work.
+        implementations: By name; the first is the reference.
+        targets: Required speed-ups over the reference.
+        make_inputs: From a shape and a seed to the inputs.
+        memory: Measure the peak memory on request.
+        epochs: Training epochs per call, for the column of epochs per second; 0 for none.
     """
 
     name: str
@@ -254,7 +254,7 @@ class Benchmark:
 
     @property
     def reference(self) -> str:
-        """Name of the implementation that the others are compared with."""
+        """Name of the reference implementation."""
         return next(iter(self.implementations))
 
 

@@ -1,9 +1,8 @@
 """Time and check the benchmarks: ``python -m benchmarks.run cogmen``.
 
-All implementations of a benchmark run in one process, one after another in every round, so that they share whatever
-the machine is busy with; a ratio is that of the fastest rounds. The speed of plain matrix products and of copying
-memory is measured in the same rounds: the time that the work of an implementation would take at that speed is its
-floor.
+All implementations of a benchmark run in one process, one after another in every round, and share other load of the
+machine; ratios are of the fastest rounds. Matrix products and memory copies are timed in the same rounds: the time of
+an implementation's work at their speed is its floor.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ import torch
 from benchmarks.registry import MODULES, SHAPES, Benchmark, Implementation, Inputs, benchmarks
 
 MATMULS = ((1452, 1380, 4140), (1452, 1380, 1380), (1452, 1380, 2048), (1452, 2048, 1380))
-"""(m, k, n) of the products whose speed is measured: a Transformer layer of 1,380 on a quarter of 5,808 utterances."""
+"""(m, k, n) of the timed products: a Transformer layer of width 1,380 on a quarter of 5,808 utterances."""
 
 
 @dataclass
 class Timing:
-    """Seconds of one function, a number a round."""
+    """Seconds of one function, one number per round."""
 
     rounds: list[float] = field(default_factory=list)
 
@@ -42,9 +41,9 @@ class Timing:
 
 
 def time_rounds(functions: dict[str, Callable[[], Any]], repeats: int, window: float = 0.2) -> dict[str, Timing]:
-    """Every function once a round; one that is over sooner than ``window`` seconds is called again, the best call kept.
+    """Time every function once per round; repeat calls up to ``window`` seconds and use the fastest.
 
-    A call of a few milliseconds is otherwise at the mercy of a single interruption.
+    Otherwise one interruption would distort a call of a few milliseconds.
     """
     timings = {name: Timing() for name in functions}
     for _ in range(repeats):
@@ -88,7 +87,7 @@ def onednn_probe() -> tuple[Callable[[], None], float] | None:
 
 
 def copy_probe() -> tuple[Callable[[], None], float]:
-    """A copy of 256 MiB, and the bytes that it reads and writes."""
+    """A copy of 256 MiB, and its bytes read and written."""
     source = torch.ones(2**26)
     target = torch.empty_like(source).copy_(source)
 
@@ -102,7 +101,7 @@ def copy_probe() -> tuple[Callable[[], None], float]:
 
 
 def run_benchmark(benchmark: Benchmark, inputs: Inputs, names: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Timings of the named implementations, with floors where their work is known."""
+    """Timings of the named implementations, with floors if their work is known."""
     chosen = {name: benchmark.implementations[name] for name in names}
     functions: dict[str, Any] = {}
     try:
@@ -122,7 +121,7 @@ def _timed(
     functions: dict[str, Any],
     repeats: int,
 ) -> dict[str, Any]:
-    work = {name: dict(entry.flops(inputs)) for name, entry in chosen.items() if entry.flops}
+    work = {name: dict(implementation.flops(inputs)) for name, implementation in chosen.items() if implementation.flops}
     probes = {}
     if work:
         probes = {"matmul": matmul_probe(), "copy": copy_probe()}
@@ -156,7 +155,7 @@ def _timed(
 
 
 def check_benchmark(benchmark: Benchmark, inputs: Inputs) -> dict[str, str]:
-    """``agrees`` or what differs, for every implementation that can be checked."""
+    """``agrees`` or the difference, per implementation with a check."""
     verdicts = {}
     for name, implementation in benchmark.implementations.items():
         if implementation.check is not None:
@@ -169,7 +168,7 @@ def check_benchmark(benchmark: Benchmark, inputs: Inputs) -> dict[str, str]:
 
 
 def peak_memory(benchmark: Benchmark, name: str, shape: str, seed: int, threads: int) -> dict[str, float]:
-    """MiB of one implementation in a process of its own: before it is set up, and at its peak."""
+    """MiB of one implementation in its own process: before the setup, and at its peak."""
     command = [sys.executable, "-m", "benchmarks.run", benchmark.name, "--shape", shape, "--seed", str(seed)]
     command += ["--threads", str(threads), "--peak-of", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
@@ -177,7 +176,7 @@ def peak_memory(benchmark: Benchmark, name: str, shape: str, seed: int, threads:
 
 
 def report_peak(benchmark: Benchmark, name: str, inputs: Inputs) -> None:
-    """What the process of :func:`peak_memory` prints."""
+    """Print the result of :func:`peak_memory` in its process."""
     _ = inputs.padded if name == benchmark.reference else None
     before = resident("VmRSS")
     benchmark.implementations[name].setup(inputs)()
@@ -185,7 +184,7 @@ def report_peak(benchmark: Benchmark, name: str, inputs: Inputs) -> None:
 
 
 def resident(key: str) -> float:
-    """MiB of this process by the kernel's account (Linux only)."""
+    """MiB of this process according to the kernel (Linux only)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) / 1024
@@ -196,7 +195,7 @@ def resident(key: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The conditions of the measurement."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -262,32 +261,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="IMPLEMENTATION", help="may be given several times")
     parser.add_argument("--threads", type=int, default=2, help="of torch; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the made-up data; default: %(default)s")
-    parser.add_argument("--memory", action="store_true", help="also the peak memory, each in a process of its own")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random data; default: %(default)s")
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory too, in separate processes")
     parser.add_argument(
         "--check",
         choices=("none", "last", "all"),
         default="last",
-        help="compare the results first, on the last batch of the epoch or on all; default: %(default)s",
+        help="batches on which results are compared first; default: %(default)s",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to FILE")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.name is None and not options.list:
         parser.error("name a benchmark, or use --list")
-    known = [benchmark.name for benchmark in benchmarks()]
-    if options.name is not None and options.name not in MODULES and options.name not in known:
-        parser.error(f"no benchmark {options.name!r}; there are {', '.join([*MODULES, *known])}")
+    names = [benchmark.name for benchmark in benchmarks()]
+    if options.name is not None and options.name not in MODULES and options.name not in names:
+        parser.error(f"no benchmark {options.name!r}; there are {', '.join([*MODULES, *names])}")
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 1 where an implementation does not agree with its reference."""
+    """Exit status 1 if an implementation differs from its reference."""
     options = parse(arguments)
     chosen = benchmarks(options.name if options.name in MODULES else None)
-    chosen = [entry for entry in chosen if options.name in (None, entry.name, *MODULES)]
+    chosen = [benchmark for benchmark in chosen if options.name in (None, benchmark.name, *MODULES)]
     if options.list:
         for benchmark in chosen:
             print(f"{benchmark.name}: {benchmark.description}")

@@ -1,9 +1,8 @@
-"""The selective scan, forward and backward, against two common ways to write it in torch.
+"""The selective scan, forward and backward, compared with two common implementations in torch.
 
-The floor is that of the work which no algorithm can leave out: of every state at every utterance one exponential and
-six operations forward, and twelve more backward (the gradient of the state, those of decay, input, B, C and A), at the
-speed at which the C library's exponential runs over numbers that stay in the first cache; and what has to cross the
-memory once. ``python -m benchmarks.scan`` prints these floors.
+The floor counts the necessary work: per state and utterance one exponential and six operations forward, twelve more
+backward (gradients of state, decay, input, B, C and A). Its speed is that of the C library's exponential on numbers in
+the first cache. Each necessary byte crosses the memory once. ``python -m benchmarks.scan`` prints the floors.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ SIZES = {"iemocap": (512, 16), "meld": (512, 16), "tiny": (20, 3)}
 """Channels and states: an inner width of 2 x 256 with Mamba's usual number of states."""
 
 FULL = {"iemocap": (32, 110), "meld": (32, 33), "tiny": (3, 7)}
-"""Conversations and utterances of the benchmark in which all are equally long."""
+"""Conversations and utterances of the benchmark with equal lengths."""
 
 EXPONENTIAL = 12
-"""Operations of one: reduction, a polynomial of degree six, the exponent."""
+"""Operations per exponential: reduction, a polynomial of degree six, the exponent."""
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass
 class ScanCase(Inputs):
-    """One batch; ``lengths`` of its conversations, and what :func:`selective_scan` takes."""
+    """One batch: ``lengths`` of its conversations, and arguments of :func:`selective_scan`."""
 
     lengths: tuple[int, ...] = ()
     width: int = 0
@@ -70,7 +69,7 @@ class ScanCase(Inputs):
 
     @cached_property
     def direction(self) -> Tensor:
-        """(N, D): the gradient that comes in."""
+        """(N, D): the gradient of the output."""
         return torch.randn(sum(self.lengths), self.width, generator=torch.Generator().manual_seed(self.seed + 1))
 
 
@@ -114,7 +113,7 @@ def padded_form(case: ScanCase, across: bool) -> tuple[Tensors, Tensor]:
 
 
 def of_case(inputs: Inputs) -> ScanCase:
-    """``benchmarks.run`` cuts inputs to their last batch for the check, and forgets what is ours."""
+    """The case; ``benchmarks.run`` reduces inputs to their last batch for the check."""
     return inputs if isinstance(inputs, ScanCase) else ragged_inputs(inputs.shape)  # type: ignore[return-value]
 
 
@@ -159,9 +158,9 @@ def check(other: Callable[[Inputs], Callable[[], object]], across: bool | None) 
             swapped = [x.transpose(1, 2) if n in TOKENS and across else x for n, x in zip(names, results, strict=True)]
             return [case.packing.pack(x) if n in TOKENS else x for n, x in zip(names, swapped, strict=True)]
 
-        wanted = packed(literal(case)(), True)  # type: ignore[arg-type]
-        found = packed(other(case)(), across)  # type: ignore[arg-type]
-        for name, left, right in zip(("out", *case.packed), found, wanted, strict=True):
+        expected = packed(literal(case)(), True)  # type: ignore[arg-type]
+        actual = packed(other(case)(), across)  # type: ignore[arg-type]
+        for name, left, right in zip(("out", *case.packed), actual, expected, strict=True):
             scale = float(right.detach().abs().max())
             torch.testing.assert_close(left, right, rtol=0, atol=2e-5 * scale, msg=lambda text, n=name: f"{n}: {text}")
 
@@ -176,15 +175,15 @@ def work(inputs: Inputs) -> Mapping[str, float]:
 
 
 def traffic(inputs: Inputs) -> float:
-    """Bytes: u, delta, z read twice and the gradient once, the output and three gradients written, in float32."""
+    """Bytes in float32: u, delta, z read twice, the gradient once; the output and three gradients written."""
     case = of_case(inputs)
     return 4.0 * sum(case.lengths) * case.width * (3 + 1 + 4 + 3)
 
 
 def vector_speed(seconds: float = 0.5) -> float:
-    """Operations a second of all threads together: exponentials of cached numbers, by the C library's polynomial.
+    """Operations per second of all threads: exponentials of cached numbers by the C library's polynomial.
 
-    torch's own elementwise functions would be bound by the cost of a call on arrays that small.
+    On such small arrays torch's elementwise functions would be limited by the cost of a call.
     """
     import ctypes
     from concurrent.futures import ThreadPoolExecutor
@@ -233,7 +232,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         name="scan-ragged",
-        description="forward and backward of one batch of real lengths, which the first two have to pad",
+        description="forward and backward of one batch of real lengths, which the first two pad",
         implementations=IMPLEMENTATIONS,
         targets={"native": 40.0},
         make_inputs=ragged_inputs,
@@ -242,7 +241,7 @@ BENCHMARKS = (
 
 
 def floor(case: ScanCase) -> dict[str, float]:
-    """Seconds that one direction's work takes at the measured vector speed, and its bytes at the speed of a copy."""
+    """Seconds of one direction's work at the measured vector speed, and of its bytes at the speed of a copy."""
     from benchmarks.run import copy_probe
 
     probe, amount = copy_probe()
@@ -260,7 +259,7 @@ def floor(case: ScanCase) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":  # the floors alone
+if __name__ == "__main__":  # only the floors
     torch.set_num_threads(2)
     for name, make in (("full", full_inputs), ("ragged", ragged_inputs)):
         case = make(registry.SHAPES["iemocap"])

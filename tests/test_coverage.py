@@ -135,7 +135,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert header.split()[-3:] == ["accuracy", "shift_accuracy", "accepted"]
     assert sum("92 to 98" in line for line in lines) == 10
     assert sum("2 to 8" in line and "92" not in line for line in lines) == 4
-    assert lines[-1].startswith("2 replicates: a standard error of 15.4 where 5 or 95 is right")
+    assert lines[-1].startswith("2 replicates: standard error 15.4 at 5 or 95 %")
     written = json.loads((tmp_path / "all.json").read_text())
     assert written["replicates"] == 2
     assert list(written["pools"]) == ["usual"]
