@@ -62,12 +62,11 @@ class BcLstm(Architecture):
     """bc-LSTM: Poria et al., "Context-Dependent Sentiment Analysis in User-Generated Videos" (ACL 2017).
 
     - *Paper* (sections 3.2 and 3.3): a bidirectional LSTM over utterances. ``flat`` ("non-hierarchical") reads the
-      concatenated modalities. ``hierarchical`` trains one network per modality, then another on their concatenated
-      outputs.
-    - *Released code*: the second level is trained on frozen outputs of the first. The loss masks padding, but the LSTMs
-      read it. Training stops on the loss of the last fifth of the training videos.
-    - *Here*: the LSTM is packed: it reads no padding. Both levels are trained in one run, the first by the objective
-      term ``unimodal``. With ``detach=true`` the second sends no gradient into the first, as published.
+      concatenated modalities; ``hierarchical`` trains one network per modality, then another on their outputs.
+    - *Released code*: the second level reads frozen outputs of the first. The LSTMs read padding. Training stops on the
+      loss of the last fifth of the training videos.
+    - *Here*: the LSTM is packed. Both levels are trained in one run, the first by the objective term ``unimodal``;
+      ``detach=true`` separates them as published.
 
     Args:
         inputs: Modalities and widths.

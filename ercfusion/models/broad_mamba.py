@@ -100,15 +100,14 @@ class BroadMamba(Architecture):
     - *Paper* (abstract): a bidirectional state space model per modality instead of attention; a broad learning system
       for features in a wider space; label probabilities predicted by each modality as fusion weights. No code was
       released.
-    - *Here*: everything else, so no figure is the paper's. Mamba's selective state space model with its convolution (Gu
-      & Dao, 2023). Blocks are pre-norm and residual, a Mamba block and a broad layer each. Speakers are an added
-      embedding. Weights follow :class:`ercfusion.layers.broad.ProbabilityGuidedFusion`. ``joint_layers`` blocks follow
-      the fusion, to track evidence in several modalities together.
+    - *Here*: everything else, so no figure is the paper's. Blocks of Mamba (Gu & Dao, 2023) and a broad layer, pre-norm
+      and residual; an added speaker embedding; weights by :class:`ercfusion.layers.broad.ProbabilityGuidedFusion`;
+      ``joint_layers`` blocks after the fusion, to track evidence in several modalities together.
 
     The probabilities come from the recognizer's classifiers on the representations
     (:class:`~ercfusion.models.base.Outcomes`). These learn through the weights and, if ``objective.weights.unimodal``
     is above 0, from the labels; with ``detach=true`` only from the labels. Without a recognizer, and in regression,
-    present modalities have equal weights. ``class_wise`` weights need fused class scores and are not available.
+    present modalities have equal weights.
 
     Args:
         inputs: Modalities and widths.

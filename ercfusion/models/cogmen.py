@@ -22,17 +22,16 @@ from ercfusion.ops.processes import longest_over_processes
 class Cogmen(Architecture):
     """COGMEN: Joshi et al., "COGMEN: COntextualized GNN based Multimodal Emotion recognitioN" (NAACL 2022).
 
-    A Transformer reads the conversation ("global information"). Then utterances exchange messages within a window
-    ("local information"): a relational graph convolution, with relations for speakers and order, and graph attention.
+    A Transformer reads the conversation. Then utterances exchange messages within a window: a relational graph
+    convolution, with relations for speakers and order, and graph attention.
 
     - *Paper*: the Transformer runs on concatenated modalities. The window has P utterances before and F after its
       centre.
     - *Released code*: messages run from the centre to the window, so an utterance receives from F before and P after.
-      The Transformer attends to padding: scores depend on the batch. Relations number the speakers. The classifier
-      reads only the last layer; batch normalisation mixes conversations.
-    - *Here*: projected modalities, a packed pre-norm Transformer, relations of same and other speaker (any number), the
-      paper's direction, layer normalisation, and a residual path to the classifier. ``docs/models/cogmen.md`` has their
-      effects on MELD dev.
+      The Transformer attends to padding. Relations number the speakers. The classifier reads only the last layer; batch
+      normalisation mixes conversations.
+    - *Here*: modalities are projected, the Transformer is packed, relations suit any number of speakers, the direction
+      is the paper's. ``docs/models/cogmen.md`` has the effect of the options on MELD dev.
 
     The preset ``model=cogmen_released`` is the released form.
 

@@ -63,14 +63,14 @@ class DagErc(Architecture):
     """DAG-ERC: Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021).
 
     Within each layer, an utterance receives from its predecessors: all utterances from its speaker's last one on.
-    Information flows only forwards. Relations distinguish predecessors of the same and of other speakers.
+    Relations distinguish predecessors of the same and of other speakers.
 
     - *Paper*: graph (section 3.2) and layer (section 3.3): attention over the predecessors, then two GRUs with
       utterance and message exchanged. The classifier reads all layers and the features. Text only.
-    - *Released code*: omits the attention's nonlinearity, so the query cancels in the softmax: weights do not depend on
-      the receiver. It computes padding, which is harmless, and projects all predecessors again per utterance.
+    - *Released code*: without the attention's nonlinearity the query cancels in the softmax. Padding is computed,
+      without effect; all predecessors are projected again per utterance.
     - *Here*: the exact recurrence, much faster (:func:`ercfusion.ops.dag.dag_recursion`), without parts that get no
-      gradient; any modalities, projected and summed. With ``attention=gat`` weights depend on the receiver.
+      gradient; any modalities. With ``attention=gat`` weights depend on the receiver.
 
     It is causal and can follow a live conversation (:class:`ercfusion.ops.dag.DagState`). The preset
     ``model=dagerc_released`` is the released form.

@@ -209,16 +209,15 @@ class DialogueGcn(Architecture):
     conversation.
 
     - *Paper* (section 3.3): a softmax of a bilinear form weights the edges (eq. 1). Relations encode both speakers'
-      numbers and their order. Messages are divided by their number per relation again (eq. 3); those of the second
-      convolution are summed (eq. 4). Text only.
-    - *Released code*: edge weights depend on the centre's absolute position, not its content: at most 110 utterances.
-      Messages run from the centre to the members, so received weights do not sum to 1; they are summed (later versions
-      of the graph library average) through 30 shared basis matrices, without activation. The attention has a bias and a
-      tanh. The first convolution starts with much smaller weights. No dropout follows the LSTM, which reads padding.
-    - *Here*: bilinear weights with the centre as receiver, summing to 1, not divided again. Relations of same and other
-      speaker, for any number. The second convolution averages: a sum would depend on the distance from the ends. The
-      classifier also reads the utterance's own vector, because the attention starts nearly equal everywhere. Modalities
-      are projected and summed; the LSTM is packed.
+      numbers and the order. Messages are divided by their number per relation again (eq. 3), those of the second
+      convolution summed (eq. 4). Text only.
+    - *Released code*: edge weights depend on the centre's position, not its content: at most 110 utterances. Messages
+      run from the centre to the members, so received weights do not sum to 1; they are summed (later versions of the
+      graph library average) through 30 shared basis matrices, without activation. The attention has a bias and a tanh.
+      The first convolution starts much smaller. The LSTM reads padding, without dropout after it.
+    - *Here*: bilinear weights summing to 1, not divided again; relations for any number of speakers. The second
+      convolution averages: a sum would depend on the distance from the ends. The classifier also reads the utterance's
+      own vector, because the attention starts nearly equal everywhere. The LSTM is packed.
 
     The preset ``model=dialoguegcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
     ``normalize=relation aggregate=sum`` are eqs. 3 and 4.

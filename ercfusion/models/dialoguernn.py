@@ -25,16 +25,14 @@ class DialogueRnn(Architecture):
     speaker's (equations: :mod:`ercfusion.layers.dialogue_rnn`). A second attention mixes all emotion states for each
     utterance.
 
-    - *Paper*: five variants: reading forwards; with updates of the listeners (``listener``); in both directions
-      (``bidirectional``); with attention over the emotion states (``emotion_attention``); the last two together, its
-      best. Listeners use visual cues, if any.
-    - *Released code*: updates listeners with the utterance and the speaker's new state. Dropout acts on every state
-      inside the recurrence, and on emotion states at 0.15 above the setting. The number of parties is fixed, and the
-      epoch is chosen by the test loss. Early revisions pair reversed utterances with speakers in forward order. Padding
-      is harmless.
-    - *Here*: the released listeners and dropouts, each with an option; any number of speakers. By default modalities
-      are projected, and the classifier also reads the utterance's own input and states: the mixture starts nearly equal
-      everywhere, and on its own does not fit two conversations in 400 steps.
+    - *Paper*: five variants: forwards; with ``listener`` updates; ``bidirectional``; with ``emotion_attention``; the
+      last two together, its best. Listeners use visual cues, if any.
+    - *Released code*: listeners read the utterance and the speaker's new state. Dropout acts on every recurring state,
+      and on emotion states at 0.15 above the setting. The number of parties is fixed; the epoch is chosen by the test
+      loss. Early revisions reverse utterances but not speakers. Padding is harmless.
+    - *Here*: the released listeners and dropouts, each with an option; any number of speakers. By default the
+      classifier also reads the utterance's own input and states: the mixture starts nearly equal everywhere, and on its
+      own does not fit two conversations in 400 steps.
 
     The preset ``model=dialoguernn_released`` has the released form and widths.
 

@@ -18,14 +18,14 @@ class Lmf(VectorFusion):
     """LMF: Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018).
 
     Tensor Fusion (:class:`ercfusion.models.tfn.Tfn`) with a low-rank weight: a sum of products with one factor per
-    modality. Parameters grow with the sum of the widths, not their product.
+    modality. Parameters grow with the sum of the widths.
 
     - *Paper*: one utterance at a time; products are summed over the ranks.
-    - *Released code*: weights the ranks, has separate learning rates for the factors, and never applies the dropout
-      after the fusion. The fused vector is the prediction.
-    - *Circulating copy* (in a benchmark suite): trains neither rank weights nor bias, so it is weaker.
-    - *Here*: all parts are trained at one rate; the classifier reads the fused vector. Any number of modalities, with
-      the context of :class:`~ercfusion.models.tfn.Tfn`; with ``context=none`` an absent one is [1; 0].
+    - *Released code*: weights the ranks, has separate learning rates for the factors, never applies its dropout after
+      the fusion. The fused vector is the prediction.
+    - *Circulating copy* (in a benchmark suite): trains neither rank weights nor bias.
+    - *Here*: all parts are trained at one rate; the classifier reads the fused vector. Context as in
+      :class:`~ercfusion.models.tfn.Tfn`; with ``context=none`` an absent modality is [1; 0].
 
     The preset ``model=lmf_released`` has the published sizes.
 

@@ -111,12 +111,10 @@ class Lsdgnn(Architecture):
 
     - *Paper*: two DAG-ERC stacks (:class:`~ercfusion.models.dagerc.DagErc`), reaching back to the speaker's last and
       fifth last utterance. In each layer they exchange vectors by biaffine attention; a regulariser drives them apart.
-    - *Released code*: the exchange includes padding, so scores depend on the batch, and later utterances, so it is not
-      causal. It replaces the stacks' own vectors. The regulariser includes padding and is infinite for one
-      conversation. The stacks' query cancels, as in DAG-ERC.
-    - *Here*: the exchange stays within a conversation; with ``causal=true``, within its past. Scores are scaled and the
-      stacks' own vectors added. The regulariser is the loss ``difference``, bounded and averaged over utterances, with
-      the weight ``objective.weights.difference``.
+    - *Released code*: the exchange includes padding (scores depend on the batch) and later utterances (not causal), and
+      replaces the stacks' own vectors. The regulariser includes padding and is infinite for one conversation.
+    - *Here*: the exchange stays within a conversation; with ``causal=true``, within its past. The regulariser is the
+      loss ``difference``, bounded and averaged over utterances, with the weight ``objective.weights.difference``.
 
     The preset ``model=lsdgnn_released`` is the released form with a masked exchange.
 

@@ -21,17 +21,17 @@ class M2FNet(Architecture):
 
     Each modality has its own Transformer layers, with a residual around each: X + Enc(X). The main stream, text, passes
     through fusion modules with queries and values from text and keys from another modality
-    (:class:`ercfusion.layers.fusion.FusionAttention`). The classifier reads the other modalities and the last text.
+    (:class:`ercfusion.layers.fusion.FusionAttention`). The classifier reads all streams.
 
-    - *Paper*: trains extractors first; this is its "dialogue-level" part. Encoders run at the width of the features,
-      projected afterwards. Order is not encoded.
+    - *Paper*: trains extractors first; this is its "dialogue-level" part. Encoders run at the width of the features.
+      Order is not encoded.
     - *Code*: none released. Two re-implementations by others agree with this reading; neither reaches the published
       figures.
-    - *Here*: modalities are projected first, with a learned vector if absent. Layers are pre-norm: each Enc ends in a
-      normalisation, so X + Enc(X) would double. A learned bias encodes distance and speaker. Absent utterances are not
-      keys. Fusion starts as a small correction of text. Modalities are dropped at random in training.
+    - *Here*: modalities are projected first. Layers are pre-norm: each Enc ends in a normalisation, so X + Enc(X) would
+      double. A learned bias encodes distance and speaker. Absent utterances are not keys. Fusion starts as a small
+      correction of text.
 
-    Any modalities can be used; a single one is not fused. The preset ``model=m2fnet_released`` is the published form.
+    A single modality is not fused. The preset ``model=m2fnet_released`` is the published form.
 
     Args:
         inputs: Modalities and widths.

@@ -30,15 +30,14 @@ class Mmgcn(Architecture):
     one utterance, weighted by the angle between their vectors. The classifier reads input and output of a deep graph
     convolution (GCNII).
 
-    - *Paper* (section 3): a bidirectional LSTM on text, a linear layer on other modalities, a speaker embedding added
-      to each node, plain GCNII layers (4 on IEMOCAP).
-    - *Released code*: adds the embedding to text only. Its layers have a second matrix for the initial representation.
-      With three modalities it has 64 layers, whatever is set. The LSTM reads padding, so scores depend on the batch.
-      The block-diagonal graph is one dense matrix over the batch.
-    - *Here*: the paper's defaults, a packed LSTM, a graph without structural zeros
-      (:class:`ercfusion.layers.gcn2.AngularGraph`). A node's weight with itself is a constant: the gradient of the
-      arccosine there multiplies rounding errors by 224. Absent modalities are not nodes; the classifier reads a learned
-      vector. Any modalities can be used.
+    - *Paper* (section 3): a bidirectional LSTM on text, a linear layer on other modalities, a speaker embedding on each
+      node, plain GCNII layers (4 on IEMOCAP).
+    - *Released code*: the embedding is on text only; layers have a second matrix for the initial representation; with
+      three modalities there are 64, whatever is set. The LSTM reads padding. The graph is one dense matrix over the
+      batch.
+    - *Here*: the paper's form, packed, without structural zeros (:class:`ercfusion.layers.gcn2.AngularGraph`). A node's
+      weight with itself is a constant: the gradient of the arccosine there multiplies rounding errors by 224. Absent
+      modalities are not nodes.
 
     The preset ``model=mmgcn_released`` is the released form; add ``model.mask_padding=false`` for its padding.
 

@@ -22,11 +22,10 @@ class Tfn(VectorFusion):
 
     - *Paper*: one utterance at a time. Averaged audio and visual features pass through three ReLU layers of 32, words
       through an LSTM and two ReLU layers of 128. Dropout acts on the tensor.
-    - *Circulating code* (in benchmark suites): normalises audio and visual input over the batch, padding included. A
-      linear layer without activation follows the text LSTM. A batch of one loses its last axis.
-    - *Here*: text is one vector, too; one to four modalities. By default an LSTM per modality reads the conversation
-      first (``context=none`` as published). Normalisation is over features or present utterances. Dropout acts on the
-      z_m (``dropout_form=element``: on the tensor). The tensor is never formed
+    - *Circulating code* (in benchmark suites): normalises audio and visual input over the batch with padding; a linear
+      layer follows the text LSTM. A batch of one loses its last axis.
+    - *Here*: text is one vector, too; one to four modalities. An LSTM per modality reads the conversation first, unless
+      ``context=none``. Dropout acts on the z_m by default. The tensor is never formed
       (:class:`ercfusion.layers.tensor_fusion.TensorFusion`). An absent modality is the context's output; without a
       context its products vanish.
 
