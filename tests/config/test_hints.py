@@ -157,7 +157,7 @@ def test_an_interrupted_sweep(nasty: Path, capsys: Any, monkeypatch: pytest.Monk
         found.append((folder, changes))
         return SimpleNamespace(folder=Path(folder), storage=None)
 
-    monkeypatch.setattr(run, "carry_on", interrupted)
+    monkeypatch.setattr(run, "run_sweep", interrupted)
     monkeypatch.setattr(run, "reopen", reopen)
     status, _, err = command(sweep.main, [f"resume={nasty}"], capsys)
     assert status == 130
