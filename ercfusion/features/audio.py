@@ -37,10 +37,9 @@ _DEFAULTS: Mapping[str, Any] = {
 class OpenSmileExtractor:
     """openSMILE on the sound of a clip.
 
-    The values are bit-identical to ``opensmile.Smile(feature_set, feature_level)`` on the same file, with
-    ``sampling_rate=rate, resample=True`` if it is resampled and ``channels=range(n), mixdown=True`` for n channels
-    (by default, ``Smile`` reads the first channel only). Exception: floating-point samples beyond -1 to 1 are
-    clipped here and wrap around in ``Smile``.
+    Values are bit-identical to ``opensmile.Smile(feature_set, feature_level)`` with ``sampling_rate=rate,
+    resample=True`` (if resampled) and ``channels=range(n), mixdown=True``, except that samples beyond -1 to 1 are
+    clipped.
 
     Settings:
         feature_set: One of :data:`FEATURE_SETS`.
@@ -50,7 +49,7 @@ class OpenSmileExtractor:
 
     Raises:
         ConfigError: unknown setting or value.
-        MissingExtraError: the package ``opensmile`` is not installed.
+        MissingExtraError: openSMILE is not installed.
     """
 
     kind = "audio"
@@ -77,7 +76,7 @@ class OpenSmileExtractor:
 
     @property
     def licence(self) -> str:
-        """openSMILE's terms; the package has the full text."""
+        """openSMILE's terms."""
         return (
             "openSMILE is licensed by audEERING for research, teaching and personal use only; commercial use needs a "
             "licence of its own. The terms are in the file LICENSE of the package opensmile."
@@ -100,10 +99,10 @@ class OpenSmileExtractor:
             )
 
     def __call__(self, clip: Clip) -> Extracted:
-        """Features (T, D) of one clip, T = 1 for functionals; silence is noted.
+        """Features (T, D); T = 1 for functionals.
 
         Raises:
-            ClipError: the clip cannot be read, or is too short for the feature set.
+            ClipError: unreadable, or too short for the feature set.
         """
         self.prepare()
         sound = read_sound(clip, self.settings["rate"], self.settings["resample"])
@@ -118,5 +117,5 @@ class OpenSmileExtractor:
         return Extracted(np.asarray(values, dtype=np.float32), "; ".join(sound.notes), sound.seconds)
 
     def remarks(self, clips: Sequence[Clip]) -> dict[Clip, str]:
-        """Clips processed at another sampling rate than most; see :func:`.sound.uneven_rates`."""
+        """See :func:`.sound.uneven_rates`."""
         return uneven_rates(clips, self.settings["rate"], self.settings["resample"])

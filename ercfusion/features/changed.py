@@ -1,4 +1,4 @@
-"""Detect recordings that changed after their features were extracted."""
+"""Detect recordings changed after extraction."""
 
 from __future__ import annotations
 
@@ -17,15 +17,10 @@ logger = logging.getLogger("ercfusion")
 
 
 def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str) -> Finding | None:
-    """Compare the recordings on this machine with those that a pack was made from.
-
-    Args:
-        folder, manifest: The pack.
-        corpus: Corpus of the recordings.
-        place: The pack as the user named it, for the message.
+    """Compare the recordings on this machine with those of a pack, named ``place`` in the message.
 
     Returns:
-        A fault if values are from other recordings, a note if only recordings without features changed, or None.
+        A fault if values are outdated, a note if only recordings without features changed, or None.
     """
     listed = read_recordings(folder, manifest)
     if not listed:
@@ -54,11 +49,7 @@ def changed_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus
 
 
 def check_recordings(folder: Path, manifest: Mapping[str, Any], corpus: Corpus, place: str, *, refuse: bool) -> None:
-    """Refuse an outdated pack, or warn; see :func:`changed_recordings`.
-
-    Raises:
-        PackError: values are from other recordings, and ``refuse``.
-    """
+    """Refuse an outdated pack with :class:`PackError`, or warn."""
     finding = changed_recordings(folder, manifest, corpus, place)
     if finding is not None and finding.level == "fault" and refuse:
         raise PackError(finding.text)

@@ -1,8 +1,7 @@
-"""Adapter of Py-Feat: settings, loading, and detecting the faces in pictures.
+"""Adapter of Py-Feat 2.1.5 (and 2.0.0).
 
-Written for version 2.1.5, and usable with 2.0.0: ``feat.Detectorv1`` (a chain of separate models) and
-``feat.Detectorv2`` (one network). ``detect(tensor, data_type="tensor")`` takes pictures (B, 3, H, W) uint8 and returns
-a pandas table with a row per face, and a row of NaN for a picture without faces.
+``detect(tensor, data_type="tensor")`` of ``feat.Detectorv1`` (separate models) and ``feat.Detectorv2`` (one network)
+takes pictures (B, 3, H, W) uint8 and returns a pandas table, one row per face, and a row of NaN without faces.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ercfusion.features.extractor import check_settings
 from ercfusion.features.faces import FaceTable
 from ercfusion.features.fex import FEX_COLUMNS, fex_table
 
-# Choices of each detector's constructor, its own default first. None: the model is not loaded.
+# Choices of the constructors, default first; None: not loaded.
 _MODELS: Mapping[str, Mapping[str, tuple[str | None, ...]]] = {
     "v1": {
         "face_model": ("retinaface", "img2pose"),
@@ -38,10 +37,10 @@ _MODELS: Mapping[str, Mapping[str, tuple[str | None, ...]]] = {
     },
 }
 _DEVICES = ("cpu", "cuda", "mps", "auto")
-# The model of the first detector that each set of columns comes from.
+# The first detector's model of each set of columns.
 _SOURCES = {"aus": "au_model", "emotions": "emotion_model", "gaze": "gaze_model"}
 _MINE: Mapping[str, Any] = {"version": "v1", "device": "cpu", "batch_size": 8}
-# Settings that affect speed and memory, and values by no more than rounding.
+# Settings of speed and memory, affecting values only by rounding.
 RUNNING = ("device", "batch_size")
 
 _LICENCES = {
@@ -57,18 +56,18 @@ _LICENCES = {
 
 
 def check_detector(given: Any, columns: Sequence[str]) -> dict[str, Any]:
-    """The settings of a detector, with defaults.
+    """The settings of a detector, with Py-Feat's defaults.
+
+    Models not needed for ``columns`` are not loaded, nor is an identity model unless named.
 
     Args:
         given: ``version``: ``v1`` (default) or ``v2``. ``device``: ``cpu`` (default), ``cuda``, ``mps`` or ``auto``.
             ``batch_size``: pictures at a time (8). Models of ``v1``: ``face_model``, ``landmark_model``, ``au_model``,
             ``emotion_model``, ``gaze_model``, ``identity_model``; of ``v2``: ``face_model``, ``identity_model``.
-            Defaults are Py-Feat's, but models not needed for ``columns`` are not loaded. The identity model is
-            loaded only if named: faces are tracked by position.
         columns: Names of :data:`~ercfusion.features.faces.FEX_SETS`.
 
     Raises:
-        ConfigError: unknown setting or value, or a set of columns without its model.
+        ConfigError: unknown setting or value, or columns without their model.
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"detector={given!r}: not a mapping. Give settings by name, for example {{version: v1}}.")
@@ -105,15 +104,12 @@ def check_detector(given: Any, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def detector_licence(version: str | None) -> str:
-    """Terms of a detector's weights according to the licence files of Py-Feat 2.1.5; of both detectors for None."""
+    """Terms of the weights in Py-Feat 2.1.5; of both detectors for None."""
     return _LICENCES[version] if version else f"First detector: {_LICENCES['v1']} Second detector: {_LICENCES['v2']}"
 
 
 def load_detector(options: Mapping[str, Any]) -> Any:
-    """Create a detector; on first use, Py-Feat downloads its weights from a model hub.
-
-    Args:
-        options: From :func:`check_detector`.
+    """Create a detector from :func:`check_detector`'s settings; the first use downloads weights from a model hub.
 
     Raises:
         MissingExtraError: Py-Feat is not installed, too old, or cannot be imported.
@@ -129,17 +125,17 @@ def load_detector(options: Mapping[str, Any]) -> Any:
         raise MissingExtraError(
             f"py-feat: the installed version has no {name}. Install version 2.0 or later: pip install 'ercfusion[face]'"
         ) from error
-    except Exception as error:  # the import loads torchvision, torchcodec and xgboost, and fails if one does
+    except Exception as error:  # from torchvision, torchcodec or xgboost
         raise MissingExtraError(
             f"py-feat: installed, but the import fails: {type(error).__name__}: {error}. Install versions of "
             f"torchvision and torchcodec made for the installed torch."
         ) from error
     arguments = {key: value for key, value in options.items() if key in _MODELS[options["version"]]}
     if options["version"] == "v2":
-        del arguments["face_model"]  # there is only one, and the constructor has no such argument
+        del arguments["face_model"]  # not an argument of the constructor
     try:
         return build(**arguments, device=options["device"])
-    except Exception as error:  # among them: no connection to the hub, no such device, too little memory
+    except Exception as error:  # connection, device, memory
         raise ConfigError(
             f"py-feat: {name} cannot be loaded: {type(error).__name__}: {error}. Download its weights from the "
             f"model hub with a connection, or copy the cache of a machine with them."
@@ -147,15 +143,10 @@ def load_detector(options: Mapping[str, Any]) -> Any:
 
 
 def detect_faces(detector: Any, images: Sequence[NDArray[np.uint8]], min_score: float) -> FaceTable:
-    """The faces in pictures of one size.
-
-    Args:
-        detector: From :func:`load_detector`.
-        images: At least one, (height, width, 3) uint8, red, green, blue.
-        min_score: The detector's own threshold.
+    """The faces in at least one picture (height, width, 3) uint8 RGB, all of one size.
 
     Returns:
-        A row per face, ``frame`` counted from 0; a picture without faces has a row of NaN or none.
+        A row per face, ``frame`` from 0; NaN or no row for a picture without faces.
 
     Raises:
         ClipError: Py-Feat failed, or its answer lacks required columns.
@@ -175,7 +166,7 @@ def detect_faces(detector: Any, images: Sequence[NDArray[np.uint8]], min_score: 
         cells = {name: np.asarray(fex[name], dtype=np.float64) for name in fex.columns if name in FEX_COLUMNS}
         frame = np.asarray(fex["frame"], dtype=np.int64)
         return fex_table(cells, frame, np.full(len(frame), np.nan))
-    except Exception as error:  # its models raise any exception for a picture they cannot handle
+    except Exception as error:  # models raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise ClipError(
             f"py-feat failed: {type(error).__name__}: {reason}. Check that the recording plays, and convert it if not."
@@ -184,7 +175,7 @@ def detect_faces(detector: Any, images: Sequence[NDArray[np.uint8]], min_score: 
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    # Importing feat sets OMP_NUM_THREADS=1 for this process and its children; the user's setting is restored.
+    # Importing feat sets OMP_NUM_THREADS=1 for this process and its children.
     before = os.environ.get("OMP_NUM_THREADS")
     try:
         yield
@@ -195,7 +186,7 @@ def _environment_kept() -> Iterator[None]:
 
 @contextmanager
 def _without_bar(detector: Any) -> Iterator[None]:
-    # The first detector draws a progress bar per clip even with progress_bar=False.
+    # The first detector ignores progress_bar=False.
     module: Any = sys.modules[type(detector).__module__]
     bar = getattr(module, "tqdm", None)
     if bar is None:

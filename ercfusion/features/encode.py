@@ -1,12 +1,11 @@
-"""Text encoders as extractors: sentence vectors, and hidden states of any transformer, pooled or per token.
+"""Text encoders as extractors.
 
-Names of the vectors here:
+Vectors of a text:
 
-- ``sentence`` (tool ``sentence-transformers``): the encoder's own definition of the vector of a text;
+- ``sentence`` (tool ``sentence-transformers``): the encoder's own;
 - ``mean``: mean of the last layer over the tokens, without special tokens;
-- ``cls``: last layer at the first token (``[CLS]``, ``<s>``); the DAG-ERC line of work uses it with a RoBERTa
-  fine-tuned on the corpus;
-- ``last4``: mean of the last four layers at the first token; COSMIC and its followers use the four layers one by one;
+- ``cls``: last layer at the first token (``[CLS]``, ``<s>``);
+- ``last4``: mean of the last four layers at the first token (COSMIC uses the layers one by one);
 - ``tokens``: last layer per token, without special tokens: sequence features.
 """
 
@@ -49,13 +48,11 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 class SentenceExtractor:
-    """Sentence vectors (1, D) by sentence-transformers.
-
-    The values are bit-identical to those of :func:`ercfusion.features.text.build_text_table`.
+    """Sentence vectors (1, D), bit-identical to :func:`ercfusion.features.text.build_text_table`.
 
     Settings:
-        encoder: ``all-MiniLM-L6-v2`` (from an installed package), a model folder, or a name on the hub.
-        device: A torch device name; None uses a GPU if there is one.
+        encoder: ``all-MiniLM-L6-v2`` (installed), a model folder, or a name on the hub.
+        device: A torch device; None prefers a GPU.
     """
 
     modality = "text"
@@ -71,11 +68,11 @@ class SentenceExtractor:
 
     @property
     def licence(self) -> str:
-        """Empty: terms differ between encoders; recipes state them."""
+        """Empty: recipes state it."""
         return ""
 
     def identity(self, texts: str) -> dict[str, str]:
-        """Encoder (for a folder, its content too) and texts."""
+        """Encoder, with a folder's content, and texts."""
         return encoder_identity(self.settings["encoder"], texts)
 
     def prepare(self) -> None:
@@ -103,11 +100,11 @@ class TransformerExtractor:
     """Hidden states (T, D) of a Hugging Face encoder in evaluation mode.
 
     Settings:
-        encoder: A model folder, a name on the hub (``roberta-large``), or ``all-MiniLM-L6-v2`` (installed).
+        encoder: A model folder, a name on the hub, or ``all-MiniLM-L6-v2`` (installed).
         pooling: ``mean``, ``cls``, ``last4`` or ``tokens``; see :mod:`ercfusion.features.encode`.
-        max_tokens: Length at which texts are cut; at most the model's own limit.
-        dtype: ``float32``, or ``float16`` to halve large token sequences.
-        device: A torch device name; None uses a GPU if there is one.
+        max_tokens: Length at which texts are cut.
+        dtype: ``float32`` or ``float16``.
+        device: A torch device; None prefers a GPU.
 
     Raises:
         ConfigError: unknown setting or value, or (when prepared) a model that cannot be loaded.
@@ -135,7 +132,7 @@ class TransformerExtractor:
 
     @property
     def licence(self) -> str:
-        """Empty: terms differ between encoders; recipes state them."""
+        """Empty: recipes state it."""
         return ""
 
     def identity(self, texts: str) -> dict[str, str]:
@@ -167,7 +164,7 @@ class TransformerExtractor:
         self._loaded = tokenizer, model.eval().to(device), files
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.floating[Any]]]:
-        """(1, D) or, for ``tokens``, (T, D) of every text; a text of special tokens only keeps the first of them."""
+        """(1, D) or, for ``tokens``, (T, D) per text; a text of special tokens keeps the first of them."""
         import torch
 
         self.prepare()
@@ -203,7 +200,7 @@ class TransformerExtractor:
         return [part.float().cpu().numpy().astype(self.settings["dtype"]) for part in parts]
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Version of torch, and the checksums of the model's files."""
+        """Version of torch, checksums of the model's files."""
         self.prepare()
         assert self._loaded is not None
         versions = {"torch": package_version("torch")}

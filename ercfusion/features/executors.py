@@ -1,10 +1,7 @@
-"""Executors of an extraction: processes of this machine, or a cluster of dask.distributed.
+"""Executors of an extraction: local processes, or a cluster of dask.distributed.
 
-Both yield, for each finished group of items, its results, or None and the reason if the processes working on it died.
-Any other error, such as a model that cannot be loaded, ends the extraction.
-
-The values do not depend on the executor or the number of processes: groups are fixed, and torch has one thread per
-process.
+They yield the results of each group of items, or None and a reason if its processes died; other errors end the
+extraction. Values do not depend on the executor: groups are fixed, and torch has one thread per process.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ logger = logging.getLogger("ercfusion")
 CONNECT = "20s"
 """Timeout for connecting to a cluster's scheduler."""
 _READS = 3
-"""Attempts to read a file that changes while it is read."""
+"""Attempts to read a file that changes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Group:
     """Items processed together.
 
     Args:
-        recipe: The recipe, in plain containers that can be sent to any process.
-        numbers: Positions of the items in the work list.
+        recipe: Sent to other processes.
+        numbers: Positions in the work list.
         items: Texts, or one clip.
         root: See :class:`~ercfusion.features.work.WorkList`.
     """
@@ -57,7 +54,7 @@ Outcomes = Iterator[tuple[Group, list[Result] | None, str | None]]
 
 
 def in_this_process(groups: Iterable[Group]) -> Outcomes:
-    """Process the groups here, one by one: for few texts, starting processes takes longer than the work."""
+    """Process groups here, for few texts: starting processes takes longer."""
     import torch
 
     threads = torch.get_num_threads()
@@ -70,7 +67,7 @@ def in_this_process(groups: Iterable[Group]) -> Outcomes:
 
 
 def on_processes(groups: Iterable[Group], workers: int) -> Outcomes:
-    """Process the groups in ``workers`` processes here; a process that dies is replaced and its recording reported."""
+    """Process groups in ``workers`` processes; one that dies is replaced."""
     with closing(stream_jobs(groups, do_group, workers=workers, threads=1, ahead=workers)) as stream:
         for _, outcome in stream:
             if outcome.error not in (None, DIED):
@@ -79,12 +76,12 @@ def on_processes(groups: Iterable[Group], workers: int) -> Outcomes:
 
 
 def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outcomes:
-    """Process the groups on the cluster with the scheduler at ``address``, or on ``workers`` local dask processes.
+    """Process groups on the cluster with the scheduler at ``address``, or on ``workers`` local dask processes.
 
-    Every worker needs ercfusion, and the recordings under the same paths as on this machine.
+    Workers need ercfusion, and the recordings under the same paths.
 
     Raises:
-        RunError: the scheduler does not answer or disappeared, or a worker failed.
+        RunError: the scheduler does not answer, or a worker failed.
         MissingExtraError: dask.distributed is not installed.
     """
     require_extra("distributed", "cluster", "Extracting on a cluster (executor=dask)")
@@ -113,7 +110,7 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
                 running[future.key] = group
                 done.add(future)
 
-        # A bounded number of groups in flight: neither the work list nor its results need to fit into memory.
+        # Bounded, so that the results need not fit into memory.
         for _ in range(3 * slots):
             submit()
         for future in done:
@@ -139,10 +136,10 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
 
 
 def do_group(group: Group) -> list[Result]:
-    """Extract the items of one group (runs in a worker); a recording's fault becomes a result, others are raised."""
+    """Extract one group in a worker; a recording's fault becomes a result."""
     extractor = _prepared(group.recipe)
     if isinstance(extractor, TextExtractor):
-        with _encoding:  # tokenizers are not thread-safe, and cluster workers may have threads
+        with _encoding:  # tokenizers are not thread-safe
             return [Result(values) for values in extractor.encode(group.items)]
     return [_do_clip(extractor, clip, group.root) for clip in group.items]
 
@@ -150,7 +147,7 @@ def do_group(group: Group) -> list[Result]:
 def _do_clip(extractor: Callable[[Clip], Any], clip: Clip, root: Path | None) -> Result:
     path: Path = extractor.source(clip) if hasattr(extractor, "source") else clip.path
     for _ in range(_READS):
-        # The file may be replaced while it is read: values and recorded checksum must be of the same content.
+        # Values and checksum must be of the same content.
         before = _stamp(path)
         result = _extracted(extractor, clip)
         source = source_of(path, root)
@@ -167,7 +164,7 @@ def _extracted(extractor: Callable[[Clip], Any], clip: Clip) -> Result:
     except ConfigError:
         raise
     except Exception as error:
-        # Tools raise any exception for a damaged file: one recording must not end the work on the others.
+        # Tools raise anything for a damaged file.
         return Result(None, f"unexpected {type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}")
     if not isinstance(extracted, Extracted):
         extracted = Extracted(extracted)
@@ -203,10 +200,10 @@ EXECUTORS: dict[str, Callable[..., Outcomes]] = {"local": on_processes, "dask": 
 
 
 def executor(name: str, *, address: str | None, workers: int) -> Callable[[Iterable[Group]], Outcomes]:
-    """The executor chosen by the command's settings.
+    """The executor by name.
 
     Raises:
-        ConfigError: unknown executor, or an address for local processes.
+        ConfigError: unknown, or an address for local processes.
     """
     if name not in EXECUTORS:
         raise ConfigError(f"executor={name}: unknown executor. {did_you_mean(name, EXECUTORS)}")

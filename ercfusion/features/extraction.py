@@ -1,8 +1,6 @@
-"""Extraction of feature packs from recordings or texts, the same pipeline for every tool.
+"""Extraction of feature packs, the same for every tool.
 
-The work list is fixed at the start. Every result is appended at once to a journal next to the pack, so a stopped
-extraction continues from there. The pack appears when it is complete. Recordings without features are recorded as
-missing, with the reason.
+Results are appended to a journal next to the pack, so a stopped extraction continues. The pack appears when complete.
 """
 
 from __future__ import annotations
@@ -60,9 +58,9 @@ from ercfusion.features.work import WorkList, clip_work, relative_name, text_wor
 logger = logging.getLogger("ercfusion")
 
 _WORK, _JOURNAL, _RAW = "work.json", "journal.bin", "values.raw"
-# Up to this number, groups of texts are encoded in this process: starting others takes longer.
+# Up to this many groups of texts are encoded in this process.
 _FEW_GROUPS = 32
-# Rounds of extracting again the recordings that changed during the last one.
+# Rounds for recordings that change meanwhile.
 _ROUNDS = 3
 
 
@@ -72,9 +70,9 @@ class Extraction:
 
     Args:
         folder: The pack.
-        missing: Reason for each turn without features.
-        notes: Oddity for each turn with one.
-        existed: The pack was complete before, and nothing was done.
+        missing: Reasons of turns without features.
+        notes: Oddities by turn.
+        existed: Nothing was to be done.
     """
 
     folder: Path
@@ -96,19 +94,16 @@ def extract_pack(
     retry: bool = False,
     strict: bool = False,
 ) -> Extraction:
-    """Make the pack of a recipe for all turns of a corpus, or continue a stopped extraction.
-
-    In an existing pack, only changed recordings are extracted again; the old pack stays until the new one is complete.
+    """Make the pack of a recipe, continue a stopped extraction, or extract changed recordings again.
 
     Args:
         corpus, protocol: Source of the texts, or of the recordings: :meth:`Corpus.clips`.
         recipe: Tool and settings.
-        out: The pack's folder; by default below ``$ERCFUSION_PACKS`` or the user's cache, where training finds it.
+        out: The pack's folder; by default where training finds it.
         workers: Processes; None for one per core.
         executor_name, address: ``local``, or ``dask`` and the address of its scheduler.
         fresh: Discard earlier results.
-        retry: Try again the turns missing from an existing pack, and compare its recordings by content instead of
-            size and modification time.
+        retry: Try missing turns again, and compare recordings by content.
         strict: Stop at the first recording without features.
 
     Raises:
@@ -138,7 +133,7 @@ def extract_pack(
             _clear_if_written(building, target)
             return Extraction(target, old.remarks("missing"), old.remarks("notes"), existed=True)
         announce_changed(old, changed, work, extractor)
-    refuse_if_in_the_way(target, overwrite=has_pack(target))  # now, not after hours of work
+    refuse_if_in_the_way(target, overwrite=has_pack(target))  # before hours of work
     if extractor.licence:
         _announce(extractor.tool, extractor.licence)
     remarks = _remarks_on_all(extractor, work)
@@ -181,14 +176,14 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
     """The pack of a recipe in its default folder; of several, the one covering most of ``splits``.
 
     Raises:
-        PackError: there is none (the message has the command to make it), or several cover equally many turns.
+        PackError: none, or several covering equally many turns.
     """
     root = default_pack_folder(corpus.name, recipe.name, settings={}, fingerprint="").parent
     fingerprints = corpus.pack_fingerprints()
     try:
         extractor = recipe.extractor()
         wanted = {"tool": extractor.tool, **_settings(extractor, recipe)}
-    except MissingExtraError:  # packs can be used without the tool that made them
+    except MissingExtraError:  # packs do not need their tool
         wanted = {"tool": recipe.tool, **recipe.settings}
     everyone = [conversation for split in splits.values() for conversation in split]
     keys = {(conversation.id, turn.id) for conversation in everyone for turn in conversation.turns}
@@ -222,7 +217,7 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
 
 
 def _settings(extractor: Any, recipe: Recipe) -> dict[str, Any]:
-    # With defaults, because defaults may change.
+    # With defaults, which may change.
     return dict(getattr(extractor, "settings", recipe.settings))
 
 
@@ -239,10 +234,10 @@ def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any,
 
 
 def _announce(tool: str, licence: str) -> None:
-    # Once per user: licence terms must be seen without becoming noise.
+    # Once per user.
     try:
         seen = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
-    except RunError:  # no folder to remember it: show it every time
+    except RunError:  # no folder to remember it
         logger.info("%s", licence)
         return
     if seen.exists():
@@ -256,7 +251,6 @@ def _announce(tool: str, licence: str) -> None:
 
 
 def _remarks_on_all(extractor: Any, work: WorkList) -> dict[Any, str]:
-    # Before hours of work, not after.
     remarks: dict[Any, str] = extractor.remarks(work.items) if hasattr(extractor, "remarks") else {}
     if remarks:
         first, text = next(iter(remarks.items()))
@@ -277,7 +271,7 @@ def _forget(building: Path) -> None:
 
 
 def _clear(building: Path) -> None:
-    # Only this module's files; the work list first, because nothing is continued without it.
+    # The work list first: nothing is continued without it.
     _forget(building)
     (building / _RAW).unlink(missing_ok=True)
     for path in list(building.iterdir()):
@@ -288,8 +282,8 @@ def _clear(building: Path) -> None:
 
 
 def _clear_if_written(building: Path, target: Path) -> None:
-    # After a process killed between writing the pack and removing this folder. The raw values are written before the
-    # manifest on the same disk, so their times show whether the pack is complete.
+    # After a process killed between writing the pack and removing this folder: the raw values are older than a complete
+    # pack's manifest.
     if not building.is_dir():
         return
     raw = building / _RAW
@@ -299,11 +293,11 @@ def _clear_if_written(building: Path, target: Path) -> None:
             with one_at_a_time(building, f"the pack {target.name}"):
                 _clear(building)
     except (OSError, RunError) as error:
-        logger.debug("%s stays: %s", building, error)  # another process works there, or it cannot be removed
+        logger.debug("%s stays: %s", building, error)
 
 
 def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus: Corpus) -> None:
-    # Results of two tools or two versions of a corpus never end in one pack.
+    # Results of two tools or corpus versions must not end in one pack.
     here = {
         "tool_version": extractor.tool_version,
         "corpus": corpus.name,
@@ -326,7 +320,7 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
 
 
 def _groups(work: WorkList, recipe: Recipe, batch: int, journal: Journal) -> Sequence[Group]:
-    # Cut before finished items are skipped: the groups, and so the values, are the same after a stop.
+    # Cut before finished items are skipped, so that groups, and values, are the same after a stop.
     groups = []
     for start in range(0, len(work.items), batch):
         numbers = tuple(range(start, min(start + batch, len(work.items))))
@@ -415,7 +409,7 @@ def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping
     missing = {work.keys[at]: record.reason for at, record in enumerate(records) if record.position < 0}
     if not stored:
         reasons = "; ".join(dict.fromkeys(missing.values()))[:300]
-        _forget(building)  # nothing to keep: the next attempt tries everything
+        _forget(building)  # the next attempt tries everything
         raise PackError(
             f"none of the {len(records)} turns has features: {reasons.rstrip('.')}. Check the recordings with "
             "ercfusion.doctor."
@@ -451,7 +445,7 @@ def _assemble(journal: Journal, work: WorkList, building: Path, remarks: Mapping
 
 
 def _note(own: str, remark: str) -> str:
-    # The note of a pack that is continued may contain the remark already.
+    # A reused note may contain the remark.
     return own if remark in own else "; ".join(part for part in (own, remark) if part)
 
 

@@ -24,8 +24,8 @@ class Extracted:
 
     Args:
         values: (T, D); T = 1 at level ``utterance``.
-        note: An oddity that did not prevent extraction; empty if none.
-        seconds: Duration of the processed recording; 0 for texts.
+        note: An oddity.
+        seconds: Duration of the recording.
     """
 
     values: NDArray[np.floating[Any]]
@@ -34,13 +34,11 @@ class Extracted:
 
 
 class ClipExtractor(Protocol):
-    """An extractor of recordings.
+    """An extractor of recordings, created from a recipe's settings in every process.
 
-    It is created from a recipe's settings in the coordinating process and in every worker; ``prepare`` loads what is
-    heavy. For a clip without features it raises :class:`~ercfusion.features.clip_error.ClipError` with the reason.
-
-    Optional members: ``remarks(clips) -> dict[Clip, str]`` (clips unlike the others), ``source(clip) -> Path`` (the
-    file actually read), ``settings`` (all settings with defaults).
+    A clip without features raises :class:`~ercfusion.features.clip_error.ClipError`. Optional members:
+    ``remarks(clips) -> dict[Clip, str]`` (clips unlike the others), ``source(clip) -> Path`` (the file read),
+    ``settings`` (with defaults).
     """
 
     kind: Literal["audio", "visual"]
@@ -51,7 +49,7 @@ class ClipExtractor(Protocol):
 
     @property
     def licence(self) -> str:
-        """The tool's licence terms in one or two sentences; empty if there are none."""
+        """The tool's terms in one or two sentences, or empty."""
 
     @property
     def dimension_names(self) -> list[str] | None:
@@ -66,7 +64,7 @@ class ClipExtractor(Protocol):
 
 @runtime_checkable
 class TextExtractor(Protocol):
-    """An extractor of texts, called with ``batch`` texts at a time."""
+    """An extractor of texts, ``batch`` at a time."""
 
     modality: str
     level: Level
@@ -79,7 +77,7 @@ class TextExtractor(Protocol):
         """Licence terms of the model."""
 
     def identity(self, texts: str) -> dict[str, str]:
-        """What distinguishes one pack from another, from the digest of all texts and their keys."""
+        """What identifies a pack, from the digest of texts and keys."""
 
     def prepare(self) -> None:
         """Load the model, once per process."""
@@ -88,7 +86,7 @@ class TextExtractor(Protocol):
         """Features (T, D) of each text."""
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Further settings that affect the values, and checksums of the model's files."""
+        """Further settings affecting the values, and checksums of the model's files."""
 
 
 EXTRACTORS: Registry[Any] = Registry(
@@ -106,11 +104,7 @@ EXTRACTORS: Registry[Any] = Registry(
 
 
 def register_extractor(name: str, target: str) -> None:
-    """Register an extractor under a name for ``tool: NAME`` in recipes.
-
-    Args:
-        name: A new name.
-        target: ``"module:Class"``; the class has the members of :class:`ClipExtractor` or :class:`TextExtractor`.
+    """Register ``"module:Class"`` for ``tool: NAME`` in recipes.
 
     Raises:
         ConfigError: the name is taken.
@@ -119,10 +113,10 @@ def register_extractor(name: str, target: str) -> None:
 
 
 def check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any], tool: str) -> dict[str, Any]:
-    """``defaults`` updated with ``settings`` (without the key ``tool``, which every extractor receives).
+    """``defaults`` updated with ``settings``, without the key ``tool``.
 
     Raises:
-        ConfigError: unknown setting; the message names the nearest.
+        ConfigError: unknown setting.
     """
     given = {key: value for key, value in settings.items() if key != "tool"}
     for key in given:

@@ -18,7 +18,7 @@ STATISTICS = ("mean", "std", "min", "max")
 
 LANDMARKS = tuple(f"{axis}_{number}" for axis in "xy" for number in range(68))
 
-# Py-Feat: action units of the facial action coding system in both detectors, 0 (absent) to 1.
+# Py-Feat's action units, 0 (absent) to 1.
 _FEX_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 17, 20, 23, 24, 25, 26, 28, 43)
 _ANGLES = ("Pitch", "Roll", "Yaw")
 FEX_SETS: Mapping[str, tuple[str, ...]] = {
@@ -46,12 +46,9 @@ OPENFACE_SETS: Mapping[str, tuple[str, ...]] = {
     "gaze_angles": ("gaze_angle_x", "gaze_angle_y"),
 }
 
-# A face continues a track if the rectangles overlap this much (intersection over union), ...
+# See track_faces: overlap; distance in face sizes; frames.
 _OVERLAP = 0.3
-# ... or, for a moving head at a low frame rate, if the centres are at most this share of the face size apart and one
-# is at most twice as large.
 _REACH = 0.5
-# Maximum distance in frames between two sights of a face in one track, e.g. with a hand in between.
 _PATIENCE = 3
 
 
@@ -61,13 +58,15 @@ class FaceTable:
 
     Args:
         columns: D names.
-        values: (R, D) float64; NaN if the tool gave none.
-        frame: (R,) int64, frame number.
-        seconds: (R,) float64 from the beginning of the recording; NaN if unknown.
-        rectangle: (R, 4) float64: left, top, width, height in pixels; NaN if unknown.
-        score: (R,) float64, 0 to 1: the tool's confidence in the face; NaN if unknown.
+        values: (R, D) float64.
+        frame: (R,) int64.
+        seconds: (R,) float64 from the recording's start.
+        rectangle: (R, 4) float64: left, top, width, height in pixels.
+        score: (R,) float64, 0 to 1: the tool's confidence.
         detected: (R,) bool; False for a frame without a face.
         track: (R,) int64, equal for one face in several frames; -1 if unknown.
+
+    Unknown floats are NaN.
     """
 
     columns: tuple[str, ...]
@@ -83,22 +82,18 @@ class FaceTable:
         return len(self.frame)
 
     def rows(self, index: NDArray[Any]) -> FaceTable:
-        """The rows at ``index`` (positions, or a mask)."""
+        """The rows at positions, or of a mask."""
         parts: dict[str, Any] = {name: getattr(self, name)[index] for name in _ARRAYS}
         return replace(self, **parts)
 
     def matrix(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """(R, len(names)) values of the named columns.
-
-        Raises:
-            KeyError: no such column.
-        """
+        """(R, len(names)) values of columns; KeyError if one is missing."""
         place = {name: number for number, name in enumerate(self.columns)}
         return self.values[:, [place[name] for name in names]]
 
     @property
     def area(self) -> NDArray[np.float64]:
-        """(R,) square pixels; NaN if the rectangle is unknown."""
+        """(R,) square pixels, or NaN."""
         return self.rectangle[:, 2] * self.rectangle[:, 3]
 
 
@@ -106,7 +101,7 @@ _ARRAYS = tuple(field.name for field in fields(FaceTable) if field.name != "colu
 
 
 def join_tables(tables: Sequence[FaceTable]) -> FaceTable:
-    """All rows of at least one table, with the same columns."""
+    """All rows of tables with the same columns."""
     parts: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in _ARRAYS}
     return replace(tables[0], **parts)
 
@@ -120,14 +115,14 @@ def track_faces(frame: NDArray[np.int64], rectangle: NDArray[np.float64]) -> NDA
     ends. Only positions are compared: two people changing places between two frames exchange their numbers.
 
     Args:
-        frame: (R,) frame number, consecutive over the frames used.
+        frame: (R,) consecutive numbers.
         rectangle: (R, 4) left, top, width, height.
 
     Returns:
-        (R,) track of each row, numbered from 0 in order of first appearance.
+        (R,) tracks from 0, in order of first appearance.
     """
     track = np.full(len(frame), -1, dtype=np.int64)
-    last: dict[int, int] = {}  # track to the row of its latest face
+    last: dict[int, int] = {}  # track to its latest row
     begun = 0
     for number in np.unique(frame).tolist():
         here = np.flatnonzero(frame == number).tolist()
@@ -152,7 +147,7 @@ def track_faces(frame: NDArray[np.int64], rectangle: NDArray[np.float64]) -> NDA
 
 
 def _compare(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Intersection over union, distance of the centres in sizes of the smaller face, ratio of sizes."""
+    """Intersection over union, distance of centres in sizes of the smaller face, ratio of sizes."""
     low, high = np.maximum(one[:2], other[:2]), np.minimum(one[:2] + one[2:], other[:2] + other[2:])
     common = float(np.prod(np.clip(high - low, 0, None)))
     areas = float(one[2] * one[3]), float(other[2] * other[3])
@@ -166,19 +161,15 @@ def choose_faces(table: FaceTable, which: WhichFace, min_score: float = 0.0) -> 
     """The rows of the chosen faces, ordered by frame, then by track.
 
     Args:
-        table: Frames numbered consecutively, for tracking.
-        which: ``largest``: the face with the largest rectangle in each frame, the first of equal ones.
-            ``longest_tracked``: the track in most frames, of equal ones that with the largest mean area. ``all``:
-            every face. Tracks unknown to the tool come from :func:`track_faces`.
-        min_score: Minimum score; faces with an unknown score stay.
-
-    Returns:
-        At most one row per frame, except for ``all``; empty if there is no face.
+        table: Frames numbered consecutively.
+        which: ``largest``: the first largest rectangle per frame. ``longest_tracked``: the track in most frames, then
+            with the largest mean area. ``all``: every face.
+        min_score: Minimum score; unknown scores pass.
 
     Raises:
         ClipError: ``largest``, and a frame has several faces of unknown size.
     """
-    # Negated, so that an unknown (NaN) score passes.
+    # Negated for NaN.
     faces = table.rows(table.detected & ~(table.score < min_score))
     if which == "largest":
         area = faces.area
@@ -201,15 +192,15 @@ def choose_faces(table: FaceTable, which: WhichFace, min_score: float = 0.0) -> 
 
 
 def pool_rows(values: NDArray[np.float64], statistics: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Statistics over the rows; non-finite values are ignored.
+    """Statistics over the finite values.
 
     Args:
         values: (R, D), R at least 1.
         statistics: Of :data:`STATISTICS`; ``std`` is the population's (0 for one row).
 
     Returns:
-        (len(statistics) * D) values, a block of D per statistic, and (D) True for columns without any finite value,
-        whose statistics are 0.
+        (len(statistics) * D) values, a block per statistic, and (D) True for columns without finite values, which
+        become 0.
     """
     clean = np.where(np.isfinite(values), values, np.nan)
     void = np.asarray(np.isnan(clean).all(axis=0))
@@ -219,16 +210,13 @@ def pool_rows(values: NDArray[np.float64], statistics: Sequence[str]) -> tuple[N
 
 
 def fill_rows(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Replace non-finite values by the mean of their column over the clip.
-
-    Args:
-        values: (R, D).
+    """Replace non-finite values of (R, D) by their column's mean.
 
     Returns:
-        (R, D) finite values, and (D) True for columns without any finite value, which become 0.
+        (R, D) finite values, and (D) True for columns without finite values, which become 0.
     """
     clean = np.where(np.isfinite(values), values, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of an empty column becomes 0 below
+        warnings.simplefilter("ignore", RuntimeWarning)  # empty columns
         mean = np.nanmean(clean, axis=0)
     return np.where(np.isnan(clean), np.nan_to_num(mean), clean), np.asarray(np.isnan(clean).all(axis=0))

@@ -1,23 +1,20 @@
 """Read face tables written by Py-Feat or OpenFace, without either tool.
 
-**Fex** is Py-Feat's table, one row per face, and a row of NaN for a frame without a face. The columns read here are
-those of its sources and test files at version 2.1.5:
+**Fex** is Py-Feat's table (2.1.5), one row per face, and a row of NaN for a frame without a face:
 
 - ``frame``; ``FaceRectX``, ``FaceRectY``, ``FaceRectWidth``, ``FaceRectHeight`` in pixels; ``FaceScore``;
 - landmarks ``x_0`` to ``x_67`` and ``y_0`` to ``y_67`` in pixels;
-- ``Pitch``, ``Roll``, ``Yaw`` (degrees in its older test files, radians from 2.x), in later files ``X``, ``Y``, ``Z``;
-- twenty action units ``AU01`` to ``AU43``, 0 to 1;
-- emotions, 0 to 1: ``anger`` to ``neutral`` (first detector) or ``Neutral`` to ``Anger`` (second detector);
+- ``Pitch``, ``Roll``, ``Yaw`` (degrees in older files, radians from 2.x); later files also ``X``, ``Y``, ``Z``;
+- action units ``AU01`` to ``AU43``, 0 to 1; emotions, 0 to 1: ``anger`` ... or (second detector) ``Anger`` ...;
 - ``valence`` and ``arousal``, -1 to 1 (second detector); ``gaze_pitch``, ``gaze_yaw``, ``gaze_angle`` in radians.
 
-Other columns (identity vectors, mesh, blendshapes) are ignored.
 Cheong, Jolly, Xie, Byrne, Kenney, Chang. Py-Feat: Python Facial Expression Analysis Toolbox. Affective Science 4, 2023.
 
 **OpenFace** 2.0 (class ``RecorderCSV``) writes a blank before each name. A sequence has ``frame`` (from 1),
 ``face_id``, ``timestamp`` (seconds), ``confidence`` (0 to 1), ``success`` (0 or 1); a picture has ``face`` and
 ``confidence``. Optional: gaze directions (unit vectors) and angles (radians), ``pose_T*`` (mm), ``pose_R*`` (radians),
-landmarks (pixels), action unit intensities ``AU*_r`` (0 to 5) and presences ``AU*_c`` (0 or 1). Earlier versions have
-no ``face_id`` and no gaze angles.
+landmarks (pixels), action units ``AU*_r`` (0 to 5) and ``AU*_c`` (0 or 1). Earlier versions have no ``face_id`` and no
+gaze angles.
 Baltrusaitis, Zadeh, Lim, Morency. OpenFace 2.0: Facial Behavior Analysis Toolkit. FG 2018.
 """
 
@@ -53,19 +50,14 @@ FEX_COLUMNS = {*_CAPITALISED, *RECTANGLE, "FaceScore"}.union(*FEX_SETS.values())
 
 
 def read_fex(path: StrPath, *, video_fps: float | None = None) -> FaceTable:
-    """Read a table written by Py-Feat's ``to_csv``.
-
-    Emotions have the first detector's names. Rows keep the file's order; rows of frames without a face have
-    ``detected`` False.
+    """Read a table of Py-Feat's ``to_csv``; emotions get the first detector's names.
 
     Args:
         path: The file.
-        video_fps: Frames per second of the recording, for the times: a Fex file has frame numbers only. Without it,
-            all times are NaN.
+        video_fps: Frames per second, for the times (NaN without it): a Fex file has frame numbers only.
 
     Raises:
-        CorpusFormatError: the file is empty, not UTF-8, or not a Fex; a cell is not a number; a frame number belongs
-            to two inputs. The message names file, line and column.
+        CorpusFormatError: not a Fex, a cell is not a number, or a frame number belongs to two inputs.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -85,13 +77,7 @@ def read_fex(path: StrPath, *, video_fps: float | None = None) -> FaceTable:
 def fex_table(
     cells: Mapping[str, NDArray[np.float64]], frame: NDArray[np.int64], seconds: NDArray[np.float64]
 ) -> FaceTable:
-    """The face table for columns of a Fex.
-
-    Args:
-        cells: (R,) values by name: rectangle, ``FaceScore``, and any other columns.
-        frame: (R,) frame number.
-        seconds: (R,) time, or NaN.
-    """
+    """The face table of a Fex's columns: (R,) values by name, frame numbers, and times or NaN."""
     named = {_CAPITALISED.get(name, name): values for name, values in cells.items()}
     columns = _in_order(named, FEX_SETS)
     rectangle = np.stack([named[name] for name in RECTANGLE], axis=1)
@@ -103,15 +89,13 @@ def fex_table(
 
 
 def read_openface(path: StrPath) -> FaceTable:
-    """Read a table written by OpenFace for a sequence (FeatureExtraction, FaceLandmarkVidMulti) or a picture.
+    """Read a table of OpenFace for a sequence (FeatureExtraction, FaceLandmarkVidMulti) or a picture.
 
-    OpenFace writes no rectangles; the rectangle around the landmarks is used if there are landmarks. Rows with
-    ``success`` 0 have ``detected`` False and NaN values. ``face_id`` becomes the track; without it, the file follows
-    one face, track 0. All faces of a picture are in frame 0 at second 0.
+    The rectangle is the one around the landmarks, if there are any. ``success`` 0 means no face. ``face_id`` becomes
+    the track (0 without it). Faces of a picture are in frame 0 at second 0.
 
     Raises:
-        CorpusFormatError: the file is empty, not UTF-8, or not OpenFace's; a cell is not a number; ``success`` is
-            neither 0 nor 1. The message names file, line and column.
+        CorpusFormatError: not OpenFace's, a cell is not a number, or ``success`` is neither 0 nor 1.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -145,10 +129,10 @@ def read_openface(path: StrPath) -> FaceTable:
 def _read(
     path: Path, forms: Sequence[Sequence[str]], known: Iterable[str], kind: str, text: str = ""
 ) -> tuple[dict[str, NDArray[np.float64]], list[int], list[str]]:
-    """(R,) numbers by column, for the required and existing ``known`` columns; lines; cells of column ``text``.
+    """(R,) numbers by column, lines, and cells of column ``text``.
 
-    ``forms`` are alternative lists of required columns, recognised by their first column. Cells are converted while
-    the file is read: an OpenFace file can have 714 columns, most of them unused.
+    ``forms`` are alternative lists of required columns, recognised by the first. Cells are converted while reading: an
+    OpenFace file can have 714 columns, most of them unused.
     """
     records = read_records(path)
     header_line, names = next(records)

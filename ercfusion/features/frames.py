@@ -1,8 +1,4 @@
-"""Choosing and decoding the frames of a clip.
-
-Frames are chosen here and not by a face detector: every corpus and tool uses the same stated rate, whatever the
-file's rate.
-"""
+"""Choose and decode the frames of a clip, at a stated rate for every corpus and tool."""
 
 from __future__ import annotations
 
@@ -19,18 +15,13 @@ from ercfusion._core.errors import require_extra
 from ercfusion.data.media import Clip
 from ercfusion.features.clip_error import ClipError
 
-# Containers round time stamps, commonly to milliseconds. Two stamps closer than this are equal.
+# Containers round time stamps, commonly to milliseconds.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a recording.
-
-    Args:
-        time: Seconds from the beginning of the file (0 for a picture file).
-        image: (height, width, 3) uint8, red, green, blue, rotated upright.
-    """
+    """One frame: its time in seconds (0 for a picture file) and pixels (height, width, 3) uint8 RGB, upright."""
 
     time: float
     image: NDArray[np.uint8]
@@ -44,21 +35,17 @@ def choose_times(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> NDArray[np.int64]:
-    """Positions of the frames to use.
+    """Positions of the frames to use, (K,) rising.
 
-    Time is divided into slots of 1 / ``fps`` seconds from the first frame in the window, and the first frame of each
-    slot is used. So rounded time stamps and irregular rates cause no drift: of 25 frames per second, ``fps=5`` uses
-    every fifth. A recording with a lower rate gives all its frames, none repeated. If more than ``max_frames`` remain,
-    as many are chosen at equal distances.
+    Time is divided into slots of 1 / ``fps`` seconds from the first frame in the window. The first frame of each slot
+    is used, so irregular times cause no drift. If more than ``max_frames`` remain, as many are chosen at equal
+    distances.
 
     Args:
         times: (T,) seconds, rising.
         start, end: The window in seconds, end excluded; None for no end.
         fps: Frames per second; None for all.
-        max_frames: Maximum number of frames; None for no limit.
-
-    Returns:
-        (K,) positions in ``times``, rising; empty if the window has no frame.
+        max_frames: None for no limit.
     """
     inside = times >= start - TOLERANCE
     if end is not None:
@@ -68,7 +55,7 @@ def choose_times(
         slots = np.floor((times[taken] - times[taken[0]] + TOLERANCE) * fps)
         taken = taken[np.unique(slots, return_index=True)[1]]
     if max_frames is not None and len(taken) > max_frames:
-        # The middles of max_frames equal parts: neither end is preferred.
+        # The middles of equal parts.
         middles = (np.arange(max_frames) + 0.5) * len(taken) / max_frames
         taken = taken[middles.astype(np.int64)]
     return taken.astype(np.int64)
@@ -77,16 +64,11 @@ def choose_times(
 def read_frames(clip: Clip, *, fps: float | None = None, max_frames: int | None = None) -> Iterator[Frame]:
     """Decode the frames of a clip chosen by :func:`choose_times`, one at a time.
 
-    A first pass reads the time stamps without decoding, so that ``max_frames`` spreads over the whole clip; the second
-    decodes the chosen frames. A picture file is one frame, whatever the clip's times.
-
-    Args:
-        clip: A video or a picture in any format that PyAV reads.
-        fps, max_frames: See :func:`choose_times`.
+    A first pass reads only time stamps. A picture file is one frame, whatever the clip's times.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ClipError: the file is missing, empty or cannot be decoded, has no video stream, or no frame in the window.
+        ClipError: missing, empty or undecodable file, no video stream, or no frame in the window.
     """
     require_extra("av", "face", "Reading frames")
     check_window(clip)
@@ -112,7 +94,7 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
         sought = clip.start > 0 and _seek(container, stream, origin, clip.start)
         times = _stamps(container, stream, origin, clip.end)
     if sought and (not len(times) or times[0] > clip.start + TOLERANCE):
-        # Without an index, some formats seek to a later place: read those from the beginning.
+        # Without an index, some formats seek too far.
         sought = False
         with _video(clip.path) as (container, stream, origin):
             times = _stamps(container, stream, origin, clip.end)
@@ -131,7 +113,7 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
             if time is None or time < wanted[given] - TOLERANCE:
                 continue
             yield Frame(time, _upright(picture))
-            # Skips several if frames in between could not be decoded.
+            # Frames in between may be undecodable.
             given = int(np.searchsorted(wanted, time + TOLERANCE, side="right"))
             if given == len(wanted):
                 return
@@ -141,7 +123,7 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
 
 @contextmanager
 def _video(path: Path) -> Iterator[tuple[Any, Any, float]]:
-    """The open file, its video stream, and its start time in seconds."""
+    """The open file, its video stream, and its start in seconds."""
     import av
 
     if not path.is_file():
@@ -150,9 +132,9 @@ def _video(path: Path) -> Iterator[tuple[Any, Any, float]]:
     if path.stat().st_size == 0:
         raise ClipError("the file is empty (0 bytes). Copy it again.")
     try:
-        # An absolute path: FFmpeg takes a colon in a relative one for a protocol.
+        # Absolute: FFmpeg takes a colon in a relative path for a protocol.
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
-            # The cover picture of a sound file is a video stream too.
+            # Cover pictures are video streams too.
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise ClipError("the file has no video stream. Choose a recipe for sound, or another file.")
@@ -167,26 +149,26 @@ def _is_picture(container: Any) -> bool:
 
 
 def _seek(container: Any, stream: Any, origin: float, start: float) -> bool:
-    """Seek to the last key frame before ``start``; False if the format cannot."""
+    """Seek to the key frame before ``start``; False if the format cannot."""
     import av
 
     try:
         container.seek(int((start + origin) / stream.time_base), stream=stream, backward=True)
     except av.error.FFmpegError:
-        return False  # the caller reads from the beginning: same frames, slower
+        return False  # the caller reads from the beginning
     return True
 
 
 def _stamps(container: Any, stream: Any, origin: float, end: float | None) -> NDArray[np.float64]:
-    """Seconds of the frames from the present position to ``end``, (T,) rising, without decoding."""
+    """Seconds of the frames from here to ``end``, (T,) rising, without decoding."""
     times = []
     for packet in container.demux(stream):
-        # AVI states only decoding times, which differ from display times by a constant.
+        # AVI has only decoding times: display times minus a constant.
         time = _seconds(packet.dts if packet.pts is None else packet.pts, stream, origin)
         if time is not None and not packet.is_discard:
             times.append(time)
         decoded_at = _seconds(packet.dts, stream, origin)
-        # No frame is displayed before it is decoded, so later packets are outside the window.
+        # No frame is displayed before it is decoded.
         if end is not None and decoded_at is not None and decoded_at > end:
             break
     return np.array(sorted(times), dtype=np.float64)
@@ -198,7 +180,7 @@ def _seconds(stamp: int | None, stream: Any, origin: float) -> float | None:
 
 def _upright(picture: Any) -> NDArray[np.uint8]:
     image: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
-    # Telephones store the sensor's picture and an angle; detectors miss faces on their side.
+    # Telephones store an angle; detectors miss faces on their side.
     if picture.rotation % 90 == 0 and picture.rotation % 360:
         image = np.ascontiguousarray(np.rot90(image, picture.rotation // 90))
     return image

@@ -1,7 +1,6 @@
 """The journal of an extraction: a file to which every result is appended at once.
 
-A record holds the item's number, its values or the reason for their absence, the file read, and a checksum. If the
-writer is interrupted, at most the last record is incomplete; it is cut off when the file is opened again.
+If the writer is interrupted, at most the last record is incomplete; it is cut off at the next opening.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ _AGAIN = "Move it away, or start again with --fresh."
 
 
 def _valid_remarks(remarks: Any) -> bool:
-    """Whether a record's remarks are a reason, a duration, and a source or None."""
     if not (isinstance(remarks, list) and len(remarks) == 3 and isinstance(remarks[0], str)):
         return False
     source = remarks[2]
@@ -59,9 +57,9 @@ class Result:
 
     Args:
         values: (T, D) float32 or float16, or None.
-        reason: Why there are no values, or an oddity; empty if neither.
-        seconds: Duration of the processed recording.
-        source: The file read, as it was then; None for texts.
+        reason: Of missing values, or an oddity.
+        seconds: Duration of the recording.
+        source: The file as read; None for texts.
     """
 
     values: NDArray[np.floating[Any]] | None
@@ -72,7 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """A stored result without its values, and their position in the file (-1 without values)."""
+    """A result with the position of its values in the file (-1 without values)."""
 
     position: int
     rows: int
@@ -86,11 +84,8 @@ class Record:
 class Journal:
     """The results of an extraction by item number.
 
-    Args:
-        path: The file. Its records are read, and an incomplete last one is cut off.
-
     Raises:
-        PackError: not a journal.
+        PackError: the file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +107,7 @@ class Journal:
         self.close()
 
     def append(self, item: int, result: Result) -> None:
-        """Append a result: safe at once if this process ends, after some seconds if the machine does."""
+        """Append a result; a power failure costs at most the last seconds."""
         values = result.values
         half = values is not None and values.dtype == np.float16
         rows, width = (0, 0) if values is None else values.shape
@@ -134,7 +129,7 @@ class Journal:
         self.records[item] = Record(start, rows, width, half, result.reason, result.seconds, result.source)
 
     def values(self, item: int) -> NDArray[np.floating[Any]]:
-        """Values (T, D) of an item with values."""
+        """Values (T, D) of an item."""
         record = self.records[item]
         return self._read(record.position, record.rows, record.width, record.half)
 

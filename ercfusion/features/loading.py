@@ -1,4 +1,4 @@
-"""Load conversations and feature tables from the configuration group ``data``."""
+"""Load conversations and features by the configuration group ``data``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class LoadedData:
 
     Args:
         corpus: The reader.
-        protocol: Task, dev source and modalities; its id ends in ``-other`` if the files differ from the release.
-        splits: Conversations of train, dev and test.
+        protocol: Its id ends in ``-other`` if the files differ from the release.
+        splits: Train, dev and test.
         tables: One per modality, in the models' order.
     """
 
@@ -52,16 +52,12 @@ class LoadedData:
         return data_identity(self.corpus, self.protocol, self.splits, self.tables, self.fingerprint)
 
     def protocol_of(self, task: str) -> str:
-        """Id of the protocol for comparing one task's scores with other runs."""
+        """Id of the protocol for comparing one task's scores."""
         own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER))
         return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.splits).id
 
     def store(self, split: str) -> ConversationStore:
-        """A split as tensors.
-
-        Raises:
-            ConfigError: no such split.
-        """
+        """A split as tensors; ConfigError if there is none."""
         if split not in self.splits:
             raise ConfigError(f"split {split!r}: unknown. {did_you_mean(split, self.splits)}")
         return ConversationStore(self.splits[split], self.tables, self.protocol.tasks)
@@ -77,8 +73,8 @@ def load_data(
 
     Args:
         settings: The section ``data``.
-        check: Called with the conversations before features are read or extracted; its errors end the call.
-        refuse_changed: Refuse a pack whose recordings changed since; False warns, for runs trained with its values.
+        check: Called before features are read; its errors end the call.
+        refuse_changed: Refuse packs with changed recordings; False warns, for runs trained with them.
 
     Raises:
         ConfigError: a modality that neither the corpus nor a pack offers.
@@ -154,7 +150,7 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Da
 def check_packs(
     corpus: Corpus, tables: Sequence[FeatureTable], packs: Mapping[str, str], *, refuse_changed: bool
 ) -> None:
-    """Compare the recordings of packs with those used; see :func:`load_data`."""
+    """Compare the packs' recordings with those used."""
     from ercfusion.data.pack import read_manifest
     from ercfusion.features.changed import check_recordings
 
@@ -165,13 +161,13 @@ def check_packs(
 
 
 def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
-    """A table's pack as the user named it, or its folder, for messages."""
+    """A table's pack as typed, or its folder."""
     given = packs.get(table.modality)
     return str(table.source["pack"]) if given is None else f"data.packs.{table.modality}={given}"
 
 
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:
-    """Number of dev and test turns, by split, whose labels trained a pack's values, and a sentence about it."""
+    """Dev and test turns, by split, whose labels trained a pack's values, and a sentence about it."""
     from ercfusion.data.pack import read_manifest
 
     if "trained_on" not in table.source:
@@ -182,10 +178,10 @@ def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits
 
 
 def pack_folder(corpus: Corpus, splits: Splits, modality: str, place: str) -> str:
-    """The folder of ``data.packs``: a folder, or the default folder of a recipe's pack.
+    """The folder of ``data.packs``: a folder, or a recipe's default folder.
 
     Raises:
-        PackError: the recipe's pack does not exist; the message has the command to make it.
+        PackError: the recipe's pack does not exist.
     """
     from ercfusion.features.extraction import find_pack
 

@@ -1,8 +1,8 @@
-"""Log-mel spectrograms as sequence features, for networks trained on sound itself.
+"""Log-mel spectrograms as sequence features.
 
 Frames are cut without padding, weighted by a periodic Hann window and Fourier-transformed at the next power of two.
-The power spectrum is summed under triangles equally wide on a mel scale: HTK's (O'Shaughnessy's formula, 2595 log10(1
-+ f / 700)) or that of Slaney's Auditory Toolbox (1998), which is linear up to 1 kHz.
+Triangles equally wide on a mel scale sum the power spectrum: HTK's (O'Shaughnessy: 2595 log10(1 + f / 700)), or that of
+Slaney's Auditory Toolbox (1998), linear up to 1 kHz.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class LogMelExtractor:
     """The log-mel spectrogram of a clip.
 
     Settings:
-        rate: Samples per second after resampling.
-        window, hop: Length and distance of frames in milliseconds, rounded to samples.
-        bands: Number of triangles, the width of the features.
-        lowest, highest: Lower end of the first triangle and upper end of the last, in Hz.
+        rate: Hz, after resampling.
+        window, hop: Length and distance of frames in ms, rounded to samples.
+        bands: Number of triangles.
+        lowest, highest: Ends of the first and last triangle in Hz.
         scale: ``slaney`` or ``htk``.
         floor: Minimum energy, above 0; the logarithm is natural.
 
@@ -113,11 +113,11 @@ class LogMelExtractor:
         """Nothing to load."""
 
     def __call__(self, clip: Clip) -> Extracted:
-        """Log energies (T, bands) of one clip; a clip shorter than a window is padded with silence, and noted.
+        """Log energies (T, bands); a clip shorter than a window is padded with silence.
 
         Raises:
             ClipError: the clip cannot be read.
-            MissingExtraError: a package for reading or resampling it is not installed.
+            MissingExtraError: a package is not installed.
         """
         sound = read_sound(clip, self.settings["rate"], "all")
         notes = sound.notes
@@ -129,8 +129,7 @@ class LogMelExtractor:
     def spectrogram(self, samples: Tensor) -> NDArray[np.float32]:
         """Log energies (T, bands) of a waveform (n,), T = 1 + (max(n, window) - window) // hop.
 
-        Computed in float64: a quiet band next to a loud one keeps its precision, and the number of threads does not
-        affect the stored values.
+        In float64: quiet bands keep their precision, and the number of threads has no effect.
         """
         samples = samples.double()
         if len(samples) < self.window:
@@ -144,15 +143,7 @@ class LogMelExtractor:
 
 
 def mel_filters(bands: int, transform: int, rate: int, lowest: float, highest: float, scale: str) -> Tensor:
-    """Triangular filters with peak 1, (transform // 2 + 1, bands) float64.
-
-    Args:
-        bands: Number of triangles; each starts and ends at its neighbours' peaks.
-        transform: Length of the Fourier transform, in samples.
-        rate: Samples per second.
-        lowest, highest: Hz.
-        scale: One of :data:`SCALES`; peaks are equidistant on it.
-    """
+    """Triangular filters with peak 1, (transform // 2 + 1, bands) float64, with peaks equidistant on the scale."""
     edges = _edges(bands, lowest, highest, scale)
     lines = torch.arange(transform // 2 + 1, dtype=torch.float64) * rate / transform
     rising = (lines[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -161,7 +152,7 @@ def mel_filters(bands: int, transform: int, rate: int, lowest: float, highest: f
 
 
 def _edges(bands: int, lowest: float, highest: float, scale: str) -> Tensor:
-    """(bands + 2) frequencies in Hz: start of the first triangle, the peaks, end of the last triangle."""
+    """(bands + 2) frequencies in Hz: first start, peaks, last end."""
     first, last = (_to_mel(frequency, scale) for frequency in (lowest, highest))
     mels = torch.linspace(first, last, bands + 2, dtype=torch.float64)
     if scale == "htk":

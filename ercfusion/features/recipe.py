@@ -1,4 +1,4 @@
-"""Recipes in ``features/``, one YAML file each: the tool that makes a feature pack, and its settings."""
+"""Recipes: the tool of a feature pack and its settings, one YAML file each in ``features/``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Recipe:
     """How a pack is made.
 
     Args:
-        name: Identifier; the pack's folder name starts with it.
-        tool: A name of :data:`~ercfusion.features.extractor.EXTRACTORS`, or ``module:Class`` of an extractor.
+        name: Start of the pack's folder name.
+        tool: A name of :data:`~ercfusion.features.extractor.EXTRACTORS`, or ``module:Class``.
         settings: Settings of the tool.
         about: The result in one line.
-        licence: Licence of weights or rules not covered by the tool's own note.
+        licence: Terms not covered by the tool's own.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Recipe:
     licence: str = ""
 
     def with_settings(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with changed settings; dotted keys address nested ones (``detector.version``)."""
+        """A copy with changed settings; dotted keys are nested (``detector.version``)."""
         settings: dict[str, Any] = {**self.settings}
         for key, value in changes.items():
             *path, last = key.split(".")
@@ -49,7 +49,7 @@ class Recipe:
         return replace(self, settings=settings)
 
     def extractor(self) -> Any:
-        """The tool with these settings, before anything heavy is loaded.
+        """The tool with these settings, nothing heavy loaded.
 
         Raises:
             ConfigError: unknown tool or setting.
@@ -76,15 +76,15 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes shipped with the library."""
+    """Names of the shipped recipes."""
     return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """A recipe by name, or by the path of a YAML file.
+    """A recipe by name or path.
 
     Raises:
-        ConfigError: no such recipe, or an invalid file; the message names file and key.
+        ConfigError: no such recipe, or an invalid file.
     """
     from ercfusion.features.recipe_schema import RecipeFile
 

@@ -1,7 +1,4 @@
-"""Reuse of results: from an existing pack, and from the journal of a stopped extraction.
-
-A value is reused only if its recording is unchanged and the tool has the same version.
-"""
+"""Reuse of results from an existing pack or a journal, if recording and tool version are the same."""
 
 from __future__ import annotations
 
@@ -40,8 +37,7 @@ class ExistingPack:
 
     Args:
         folder, manifest: The pack.
-        states: For each item that is a recording known to the pack: its state compared with the one used, and the
-            record of that one.
+        states: State and record of each recording known to the pack, by item.
     """
 
     folder: Path
@@ -49,7 +45,7 @@ class ExistingPack:
     states: dict[int, tuple[State, Source]]
 
     def changed(self, work: WorkList) -> list[int]:
-        """The items whose recordings differ from those of the pack."""
+        """Items whose recordings differ from the pack's."""
         unknown = State.CHANGED, None
         return [
             number
@@ -65,16 +61,10 @@ class ExistingPack:
 def existing_pack(
     target: Path, corpus: Corpus, identity: Mapping[str, Any], work: WorkList, extractor: Any, *, doubt: bool
 ) -> ExistingPack:
-    """The pack in a folder, with its recordings compared.
-
-    Args:
-        target: The folder.
-        corpus, identity: What it must have been made from.
-        work, extractor: The present recordings.
-        doubt: Compare the recordings by content.
+    """The pack in a folder, with its recordings compared (by content if ``doubt``).
 
     Raises:
-        PackError: it was made from something else, or with other settings.
+        PackError: another corpus, tool or settings.
     """
     manifest = read_manifest(target)
     if manifest["corpus"] != corpus.name or manifest["corpus_fingerprint"] not in corpus.pack_fingerprints():
@@ -102,7 +92,7 @@ def existing_pack(
 
 
 def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
-    """Log remarks about a pack used unchanged: another tool version, recordings removed since."""
+    """Log another tool version and recordings removed since."""
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
         logger.info(
@@ -124,7 +114,7 @@ def announce(pack: ExistingPack, work: WorkList, extractor: Any) -> None:
 
 
 def announce_changed(pack: ExistingPack, changed: Sequence[int], work: WorkList, extractor: Any) -> None:
-    """Log the recordings that changed and are extracted again."""
+    """Log the recordings extracted again."""
     if not changed:
         return
     paths = source_paths(work, extractor)
@@ -138,16 +128,10 @@ def announce_changed(pack: ExistingPack, changed: Sequence[int], work: WorkList,
 
 
 def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: Any, *, retry: bool) -> None:
-    """Copy the results of a pack into a journal, except those of changed recordings.
-
-    Args:
-        pack: The pack.
-        journal: Its own results take precedence.
-        work, extractor: The extraction's.
-        retry: Do not copy the reasons of missing turns.
+    """Copy the results of unchanged recordings from a pack into a journal; with ``retry``, only those with values.
 
     Raises:
-        PackError: another version of the tool made the pack, or the pack was replaced in the meantime.
+        PackError: made by another version of the tool, or replaced in the meantime.
     """
     version = pack.manifest["tool_version"]
     if version != extractor.tool_version:
@@ -178,15 +162,9 @@ def take_over(pack: ExistingPack, journal: Journal, work: WorkList, extractor: A
 
 
 def forget_changed(journal: Journal, work: WorkList, extractor: Any, *, finished: bool) -> int:
-    """Drop results of recordings that changed since.
+    """Drop results of changed recordings, and return their number.
 
-    Args:
-        journal: The remaining records get the present modification times.
-        work, extractor: The extraction's.
-        finished: All items are extracted: a recording removed since keeps its features.
-
-    Returns:
-        Number of dropped results.
+    With ``finished``, a recording removed since keeps its features. Remaining records get the present times.
     """
     paths = source_paths(work, extractor)
     pairs = {number: (record.source, paths[number]) for number, record in journal.records.items() if number in paths}
@@ -209,7 +187,7 @@ def forget_changed(journal: Journal, work: WorkList, extractor: Any, *, finished
 
 
 def source_paths(work: WorkList, extractor: Any) -> dict[int, Path]:
-    """The file read for each item: the recording, or another tool's table of it; texts have none."""
+    """The file read for each item that is not a text: the recording, or another tool's table."""
     items = {number: item for number, item in enumerate(work.items) if not isinstance(item, str)}
     if hasattr(extractor, "source"):
         return {number: extractor.source(item) for number, item in items.items()}

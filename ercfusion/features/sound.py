@@ -1,7 +1,4 @@
-"""Read sound files (WAV, FLAC, ...) and the sound tracks of videos.
-
-A waveform is one channel of float32 numbers, -1 to 1, resampled at most once, to the recipe's rate.
-"""
+"""Read sound files and sound tracks of videos as one channel of float32, resampled at most once."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from ercfusion.features.clip_error import ClipError
 
 Resample = Literal["tracks", "all", "none"]
 
-# Sound files that libsndfile reads with sample accuracy.
+# Read by libsndfile with sample accuracy.
 _PLAIN = {".wav", ".flac", ".ogg", ".aif", ".aiff", ".au", ".w64", ".caf"}
-# Peaks below this (-80 dB of full scale) are silence: less than four steps of 16-bit sound.
+# -80 dB of full scale: less than four steps of 16-bit sound.
 SILENCE = 1e-4
-# Seconds decoded before a clip's start: compressed sound depends on the packets before it.
+# Seconds decoded before a clip's start: packets depend on earlier ones.
 _LEAD = 0.5
 # Samples read at a time.
 _PART = 1 << 20
@@ -35,9 +32,9 @@ class Sound:
     """A waveform.
 
     Args:
-        samples: (n,) float32, -1 to 1, channels mixed.
-        rate: Samples per second.
-        cut: Why less was read than requested; empty if nothing is missing.
+        samples: (n,) float32, -1 to 1.
+        rate: Hz.
+        cut: Why less was read than requested.
     """
 
     samples: NDArray[np.float32]
@@ -74,19 +71,18 @@ def check_sound_settings(rate: int | None, resample: str) -> None:
 
 
 def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none") -> Sound:
-    """The sound of a clip, as one channel.
+    """The sound of a clip.
 
-    Channels of sound files are averaged; those of a video's track are mixed by FFmpeg's rules (in surround sound the
-    centre carries the voices).
+    Channels of sound files are averaged; FFmpeg mixes those of videos (in surround sound, the centre has the voices).
 
     Args:
         clip: The file, and the part of it.
-        rate: Rate after resampling.
-        resample: ``tracks``: resample sound tracks of videos and compressed sound, while plain files (WAV, FLAC, ...)
-            keep their rate; ``all``: resample every clip; ``none``: resample nothing.
+        rate: Hz, after resampling.
+        resample: ``tracks``: sound tracks of videos and compressed sound; ``all``: plain files (WAV, FLAC, ...) too;
+            ``none``: nothing.
 
     Raises:
-        ClipError: the file is missing, empty or damaged, or has no sound between start and end.
+        ClipError: missing, empty or damaged file, or no sound between start and end.
         MissingExtraError: soundfile or PyAV is not installed.
     """
     try:
@@ -117,14 +113,10 @@ def read_sound(clip: Clip, rate: int | None = None, resample: Resample = "none")
 
 
 def uneven_rates(clips: Sequence[Clip], rate: int | None, resample: Resample) -> dict[Clip, str]:
-    """Clips whose sound would be processed at another sampling rate than most, with a note for each.
+    """Clips processed at another sampling rate than most, with a note each.
 
-    Acoustic features depend on the rate: loudness and spectral measures of one voice differ at 16 and 48 kHz. Only
-    headers are read; missing and unreadable files are ignored.
-
-    Args:
-        clips: The clips of one pack.
-        rate, resample: As in :func:`read_sound`.
+    Loudness and spectral measures of one voice differ at 16 and 48 kHz. Only headers are read; unreadable files are
+    ignored.
     """
     rates: dict[Path, int] = {}
     for path in dict.fromkeys(clip.path for clip in clips):
@@ -135,7 +127,7 @@ def uneven_rates(clips: Sequence[Clip], rate: int | None, resample: Resample) ->
     counts = Counter(rates.values())
     if len(counts) < 2:
         return {}
-    # Of equally frequent rates the higher one, so that the order of the clips has no effect.
+    # The higher of equally frequent rates, whatever the order of clips.
     usual = max(counts, key=lambda value: (counts[value], value))
     return {
         clip: f"processed at {rates[clip.path]} Hz, most of this pack at {usual} Hz"
@@ -177,7 +169,7 @@ def _plain(clip: Clip) -> Sound:
 
 
 def _samples(stream: Any, count: int) -> NDArray[np.float32]:
-    # In parts: a damaged header can announce more than fits into memory.
+    # A damaged header can announce more than fits into memory.
     parts = [stream.read(min(count, _PART), dtype="float32", always_2d=True)]
     while len(parts[-1]) == _PART and (count := count - _PART) > 0:
         parts.append(stream.read(min(count, _PART), dtype="float32", always_2d=True))
@@ -224,7 +216,7 @@ def _track(clip: Clip, rate: int | None) -> Sound:
 
 
 def _needed(frames: Any, clip: Clip, rate: int) -> Any:
-    # The decoded frames between start and end, the first and last cut to the sample.
+    # Frames between start and end, cut to the sample.
     import av
 
     first = round(clip.start * rate)
@@ -249,7 +241,7 @@ def _needed(frames: Any, clip: Clip, rate: int) -> Any:
             part = av.AudioFrame.from_ndarray(values, format=frame.format.name, layout=frame.layout.name)
             part.sample_rate = frame.sample_rate
             frame = part
-        frame.pts = None  # one piece without gaps, whatever the container says
+        frame.pts = None  # without gaps
         yield frame
 
 

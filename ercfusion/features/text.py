@@ -32,7 +32,7 @@ from ercfusion.features.encoders import (
 from ercfusion.features.extractor import package_version
 
 BATCH = 64
-"""Texts encoded together; affects the last digits of the vectors."""
+"""Texts encoded together; affects last digits."""
 
 logger = logging.getLogger("ercfusion")
 
@@ -45,20 +45,17 @@ def build_text_table(
     device: str | None = None,
     progress: bool = True,
 ) -> FeatureTable:
-    """Sentence vectors (R, D), float32, of all turns with a text.
-
-    A turn without text (None or blank) has no key: it lacks the modality. Equal texts are encoded once, in order of
-    length to avoid padding.
+    """Sentence vectors (R, D), float32, of all turns with a text; a blank text lacks the modality.
 
     Args:
         conversations: Of any number of splits.
-        encoder: ``all-MiniLM-L6-v2``, a model folder, a name on the hub, or an encoder from :func:`load_encoder`.
-        batch_size: Texts at a time; affects speed, memory, and values by no more than rounding.
-        device: A torch device name; None uses a GPU if there is one.
+        encoder: A name for :func:`load_encoder`, or its result.
+        batch_size: Texts at a time; affects last digits.
+        device: A torch device; None prefers a GPU.
         progress: Show a progress bar.
 
     Raises:
-        MissingExtraError: sentence-transformers, or the package with the default encoder, is not installed.
+        MissingExtraError: a package is not installed.
         ConfigError: the encoder cannot be loaded.
         BatchError: no turn has a text.
     """
@@ -72,7 +69,6 @@ def build_text_table(
     unique = distinct_texts(spoken)
     vectors: list[NDArray[np.float32]] = []
     batch: list[str] = []
-    # Progress counts texts, not batches, so that the rate is comparable.
     for number, text in enumerate(track(unique, "encoding text") if progress else unique, start=1):
         batch.append(text)
         if len(batch) == batch_size or number == len(unique):
@@ -95,21 +91,21 @@ def text_pack(
     device: str | None = None,
     conversations: Mapping[str, Sequence[Conversation]] | None = None,
 ) -> FeatureTable:
-    """The text features of all splits of a corpus, read from their pack, which is built if it does not exist.
+    """The text features of a corpus from their pack, which is built if missing.
 
-    The pack is identified by the corpus's fingerprint, its texts and the encoder, so protocols with the same texts
-    share it. A process wanting a pack that another is building waits for it.
+    Corpus fingerprint, texts and encoder identify the pack, so protocols with the same texts share it. Other processes
+    wait for the one building it.
 
     Args:
         corpus, protocol: Source of the texts.
         encoder: See :func:`build_text_table`.
-        folder: The pack's folder; by default below ``$ERCFUSION_PACKS`` or the user's cache.
+        folder: By default below ``$ERCFUSION_PACKS`` or the user's cache.
         progress, batch_size, device: For building.
-        conversations: ``corpus.conversations(protocol)``, if the caller has them.
+        conversations: ``corpus.conversations(protocol)``, if known.
 
     Raises:
-        PackError: the pack is damaged, was made from something else, or cannot be written.
-        MissingExtraError, ConfigError, BatchError: see :func:`build_text_table`; only when building.
+        PackError: damaged, made from something else, or not writable.
+        MissingExtraError, ConfigError, BatchError: see :func:`build_text_table`.
     """
     splits = corpus.conversations(protocol) if conversations is None else conversations
     everyone = [conversation for split in splits.values() for conversation in split]
@@ -136,19 +132,19 @@ def text_pack(
 
 
 def text_pack_folder(corpus: Corpus, identity: Mapping[str, str]) -> Path:
-    """Default folder of the text pack of a sentence encoder."""
+    """Default folder of a sentence encoder's pack."""
     encoder = identity["encoder"]
     recipe = "minilm" if encoder == DEFAULT_ENCODER else re.sub(r"[^a-z0-9.]+", "-", encoder.lower())
     return bound_pack_folder(corpus, recipe, identity, "text")
 
 
 def licence_of_texts(corpus: Corpus) -> str:
-    """Terms of use of vectors made from a corpus's texts."""
+    """Terms of vectors of a corpus's texts."""
     return f"Made from the texts of: {corpus.card.title}. {corpus.card.licence}"
 
 
 def spoken_texts(conversations: Iterable[Conversation]) -> list[tuple[Key, str]]:
-    """Key and text of every turn with a text."""
+    """Keys and texts of turns with a text."""
     return [
         ((conversation.id, turn.id), turn.text)
         for conversation in conversations
@@ -158,7 +154,7 @@ def spoken_texts(conversations: Iterable[Conversation]) -> list[tuple[Key, str]]
 
 
 def distinct_texts(spoken: Sequence[tuple[Key, str]]) -> list[str]:
-    """Distinct texts, longest first: out-of-memory errors come at once, and batches need little padding."""
+    """Distinct texts, longest first: little padding, and out-of-memory errors at once."""
     return sorted(dict.fromkeys(text for _, text in spoken), key=len, reverse=True)
 
 
@@ -192,14 +188,14 @@ def _write(
             torch_used=True,
         )
     except PackError:
-        # Without working locks (some network file systems) another process may have written the same pack.
+        # Some network file systems have no locks: another process may have written it.
         if not has_pack(target):
             raise
 
 
 @contextmanager
 def _building_lock(target: Path) -> Iterator[None]:
-    # The operating system frees the lock of a killed process, so no lock is ever stale. filelock comes with torch.
+    # filelock comes with torch. The system frees a killed process's lock.
     from filelock import FileLock, Timeout
 
     try:

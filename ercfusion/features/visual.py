@@ -1,10 +1,7 @@
 """Visual features: faces of a clip, detected by Py-Feat or read from tables of Py-Feat or OpenFace.
 
-:mod:`ercfusion.features.frames` chooses the frames, :mod:`ercfusion.features.faces` the face and its statistics. So
-the same settings mean the same for every tool and corpus.
-
-Cheong, Jolly, Xie, Byrne, Kenney, Chang. Py-Feat: Python Facial Expression Analysis Toolbox. Affective Science 4, 2023.
-Baltrusaitis, Zadeh, Lim, Morency. OpenFace 2.0: Facial Behavior Analysis Toolkit. FG 2018.
+Sources: see :mod:`ercfusion.features.fex`. Choice of frames: :mod:`ercfusion.features.frames`; of faces:
+:mod:`ercfusion.features.faces`.
 """
 
 from __future__ import annotations
@@ -53,7 +50,7 @@ _TABLE: Mapping[str, Any] = {"folder": None, "pattern": "{stem}.csv", "tool_vers
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "py-feat": {**_COMMON, "fps": 5.0, "detector": {}},
     "fex": {**_COMMON, **_TABLE, "video_fps": None},
-    # OpenFace marks valid rows itself (success); its confidence is not the probability of a face.
+    # OpenFace marks valid rows itself (success).
     "openface": {**_COMMON, **_TABLE, "columns": ["aus", "pose", "gaze"], "min_score": 0.0},
 }
 _OPENFACE_LICENCE = (
@@ -65,31 +62,26 @@ class VisualExtractor:
     """Faces of a clip, as one vector or as a sequence of frames.
 
     Settings:
-        tool: ``py-feat`` (detects faces in the clip's frames), ``fex`` or ``openface`` (reads the table written for
-            the clip's file, without the tool).
+        tool: ``py-feat`` (detects faces), ``fex`` or ``openface`` (reads the table written for the clip's file).
         fps: Frames per second; None for all. Default: 5 for ``py-feat``, all rows of a table.
-        max_frames: Maximum number of frames per clip, at equal distances; None for no limit.
-        columns: Sets of columns, in the order of the features: names of :data:`~ercfusion.features.faces.FEX_SETS`, or
-            of :data:`~ercfusion.features.faces.OPENFACE_SETS` for ``openface``.
+        max_frames: Maximum number of frames, at equal distances.
+        columns: Names of :data:`~ercfusion.features.faces.FEX_SETS`, or of
+            :data:`~ercfusion.features.faces.OPENFACE_SETS` for ``openface``, in the order of the features.
         which_face: ``largest``, ``longest_tracked`` or ``all``; see :func:`~ercfusion.features.faces.choose_faces`.
-        pooling: Statistics over the frames, of ``mean``, ``std``, ``min``, ``max``. They form one vector, a block of
-            columns per statistic, then ``face_share``: the share of the frames with a chosen face. None gives a
-            sequence, a row per chosen face, with a last column ``track`` for ``which_face=all``. Neither has rows for
-            frames without a face.
-        min_score: Minimum confidence in a face, 0 to 1 (``FaceScore``, ``confidence``).
+        pooling: Statistics over the frames, of ``mean``, ``std``, ``min``, ``max``: one block of columns each, then
+            ``face_share``, the share of frames with a chosen face. None gives a sequence, a row per chosen face, with
+            a last column ``track`` for ``which_face=all``.
+        min_score: Minimum confidence, 0 to 1 (``FaceScore``, ``confidence``).
         detector: For ``py-feat``; see :func:`~ercfusion.features.detector.check_detector`.
-        folder, pattern: For tables: a clip's table is ``folder/pattern``, with ``{stem}``, ``{name}`` and ``{parent}``
-            of the clip's file (name without and with ending, folder's name); None for the clip's own folder. Rows
-            outside the clip's start and end are ignored.
-        video_fps: For ``fex``: frames per second of the recording. Needed for clips with start or end, and for
-            ``fps``.
-        tool_version: For tables: version of the tool, for the record.
+        folder, pattern: For tables: ``folder/pattern`` is a clip's table, with ``{stem}``, ``{name}`` and ``{parent}``
+            of the clip's file; folder None is the clip's own. Rows outside the clip are ignored.
+        video_fps: For ``fex``: frames per second of the recording; needed for parts of recordings, and with ``fps``.
+        tool_version: For tables, for the record.
 
-    Missing numbers (NaN) are ignored by the statistics, and replaced in sequences by the mean of their column over the
-    clip. A column without any number in a clip becomes 0, and a note says so.
+    Statistics ignore NaN; sequences replace it by the clip's mean of the column. A column without numbers becomes 0.
 
     Raises:
-        ConfigError: unknown setting or value, or contradicting settings.
+        ConfigError: unknown or contradicting settings.
         MissingExtraError: ``py-feat`` or PyAV is needed and not installed.
     """
 
@@ -128,7 +120,7 @@ class VisualExtractor:
             self.tool_version = package_version("py-feat")
         else:
             _check_pattern(chosen["pattern"])
-            # A pack records the folder's name without its path, which is private.
+            # Without the path, which is private.
             self._folder = None if chosen["folder"] is None else expanded(chosen["folder"])
             chosen["folder"] = None if self._folder is None else self._folder.name
             self.tool_version = str(chosen["tool_version"])
@@ -142,37 +134,32 @@ class VisualExtractor:
 
     @property
     def licence(self) -> str:
-        """Terms of the tool and, for Py-Feat, of its models' weights."""
+        """Terms of the tool and of Py-Feat's weights."""
         if self.tool == "openface":
             return _OPENFACE_LICENCE
         return detector_licence(self.settings["detector"]["version"] if self.tool == "py-feat" else None)
 
     @property
     def dimension_names(self) -> list[str]:
-        """``AU01.mean``, ..., ``face_share`` for an utterance; the columns (and ``track``) for a sequence."""
+        """``AU01.mean``, ..., ``face_share``; for a sequence the columns (and ``track``)."""
         if self.settings["pooling"] is None:
             return [*self.columns, "track"] if self.settings["which_face"] == "all" else list(self.columns)
         return [f"{column}.{name}" for name in self.settings["pooling"] for column in self.columns] + ["face_share"]
 
     def prepare(self) -> None:
-        """Load the detector, once per process; tables need none.
-
-        Raises:
-            MissingExtraError: Py-Feat cannot be imported.
-            ConfigError: it cannot be loaded, for example because its weights cannot be downloaded.
-        """
+        """Load Py-Feat's detector; see :func:`~ercfusion.features.detector.load_detector`."""
         if self.tool == "py-feat" and self._detector is None:
             self._detector = load_detector(self._options)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Sent to a worker without the detector, which may be on a device, and without the table, quick to read again.
+        # For workers: the detector may be on a device.
         return self.__dict__ | {"_detector": None, "_latest": None}
 
     def __call__(self, clip: Clip) -> Extracted:
-        """Features (T, D) float32 of one clip; T = 1 if pooled.
+        """Features (T, D) float32; T = 1 if pooled.
 
         Raises:
-            ClipError: the file is missing, empty or unreadable, has nothing between start and end, or shows no face.
+            ClipError: missing, empty or unreadable file, nothing between start and end, or no face.
         """
         self.prepare()
         table, looked = self._detected(clip) if self.tool == "py-feat" else self._recorded(clip)
@@ -202,7 +189,7 @@ class VisualExtractor:
         return (self._folder or clip.path.parent) / name
 
     def _detected(self, clip: Clip) -> tuple[FaceTable, int]:
-        """All faces that Py-Feat detects in the frames, numbered from 0, and the number of frames."""
+        """Py-Feat's faces, frames numbered from 0, and the number of frames."""
         tables: list[FaceTable] = []
         batch: list[NDArray[np.uint8]] = []
         times: list[float] = []
@@ -215,7 +202,7 @@ class VisualExtractor:
             batch.clear()
 
         for frame in read_frames(clip, fps=self.settings["fps"], max_frames=self.settings["max_frames"]):
-            # The frames of a batch form one tensor, and a recording may change its frame size.
+            # One tensor per batch, but frame sizes may change.
             if batch and (len(batch) == self._options["batch_size"] or batch[0].shape != frame.image.shape):
                 look()
             batch.append(frame.image)
@@ -226,7 +213,7 @@ class VisualExtractor:
         return table, len(times)
 
     def _recorded(self, clip: Clip) -> tuple[FaceTable, int]:
-        """The rows of the clip's table in its window, frames numbered from 0, and the number of frames."""
+        """The table's rows in the clip, frames numbered from 0, and the number of frames."""
         check_window(clip)
         table = self._table(self.source(clip))
         frames, first, frame = np.unique(table.frame, return_index=True, return_inverse=True)
@@ -234,7 +221,7 @@ class VisualExtractor:
         if np.isnan(times).any():
             if clip.start > 0 or clip.end is not None:
                 raise ClipError("the clip is a part of its recording, and a Fex file has no times. Set video_fps.")
-            # Without times there is neither window nor rate: any rising numbers will do.
+            # No window and no rate: any rising numbers will do.
             times = frames.astype(np.float64)
         taken = choose_times(
             times,
@@ -252,7 +239,7 @@ class VisualExtractor:
         return replace(table.rows(inside), frame=np.searchsorted(taken, frame[inside]).astype(np.int64)), len(taken)
 
     def _table(self, path: Path) -> FaceTable:
-        # Consecutive turns of a long recording share a table: read it once.
+        # Consecutive turns share a table.
         if self._latest is None or self._latest[0] != path:
             if not path.is_file():
                 raise ClipError(
@@ -264,7 +251,7 @@ class VisualExtractor:
                 else:
                     table = read_openface(path)
             except CorpusFormatError as error:
-                # The reason is stored in the pack, without this machine's folders.
+                # Without this machine's folders: the pack stores it.
                 raise ClipError(str(error).replace(str(path), path.name)) from error
             self._require_columns(table, path.name)
             self._latest = (path, table)

@@ -1,4 +1,4 @@
-"""Work lists: the distinct recordings or texts of a corpus, and the turns that each belongs to."""
+"""Work lists: distinct recordings or texts of a corpus, and their turns."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class WorkList:
     Args:
         items: Distinct recordings or texts, in processing order.
         keys: Turns, in the order of the pack's rows.
-        owners: Position in ``items`` for each key.
-        digest: SHA-256 over keys and items; identifies the list.
-        root: Folder to which recorded file names are relative.
+        owners: Position in ``items`` per key.
+        digest: SHA-256 over keys and items.
+        root: Folder for relative file names.
     """
 
     items: Sequence[Any]
@@ -37,7 +37,7 @@ class WorkList:
 
 
 def text_work(corpus: Corpus, splits: Splits) -> WorkList:
-    """The texts of all turns with a text.
+    """All texts of a corpus.
 
     Raises:
         BatchError: there is none.
@@ -55,10 +55,10 @@ def text_work(corpus: Corpus, splits: Splits) -> WorkList:
 
 
 def clip_work(corpus: Corpus, protocol: Protocol, kind: Any) -> WorkList:
-    """The recordings of all turns with one, in the order of the conversations.
+    """All recordings of a corpus.
 
     Raises:
-        ConfigError, CorpusNotFoundError: the corpus has no such recordings, or they are missing.
+        ConfigError, CorpusNotFoundError: no such recordings, or they are missing.
         BatchError: no turn has one.
     """
     clips = corpus.clips(protocol, kind)
@@ -76,7 +76,7 @@ def clip_work(corpus: Corpus, protocol: Protocol, kind: Any) -> WorkList:
 
 
 def relative_name(path: Path, root: Path | None) -> str:
-    """``path`` relative to ``root``, or its last part if it is outside."""
+    """``path`` relative to ``root``, or its last part if outside."""
     if root is None:
         return path.name
     name = os.path.relpath(path, root)

@@ -1,4 +1,4 @@
-"""Checks of a foreign pickle's content: every helper returns a checked value or raises with the place."""
+"""Checks of a foreign pickle's content; errors name the place."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ _BITS = 64
 
 
 class LayoutError(PackError):
-    """A pickle's content does not fit its layout; the message has field, id, found and expected, at most 600 letters.
-
-    Args:
-        message: Cut by :func:`~ercfusion._core.errors.bounded`.
-    """
+    """A pickle's content does not fit its layout; the message has at most 600 letters."""
 
     def __init__(self, message: str) -> None:
         super().__init__(bounded(message))
@@ -35,14 +31,13 @@ class Imported:
 
     Args:
         layout: The layout's name.
-        corpus: Name of the corpus, or empty if several are possible.
-        title: Title for people.
-        licence: Known terms.
-        citation: Paper of the code that the layout comes from.
-        tasks: Labelled tasks, the main one first; the conversations' targets have these names.
-        splits: Conversations of train, dev and test.
+        corpus: Empty if several are possible.
+        title, licence: For people.
+        citation: Paper of the layout's code.
+        tasks: Names of the conversations' targets, the main one first.
+        splits: Train, dev and test.
         tables: Features by modality.
-        positions: The file has no utterance ids: turns are named by position, from 0.
+        positions: Turns have no ids and are named by position.
         notes: Decisions about what the file leaves open.
     """
 
@@ -59,7 +54,7 @@ class Imported:
 
 
 def shown(value: object) -> str:
-    """A short description of a value, for messages."""
+    """A short description of a value."""
     if value is None or isinstance(value, bool | float | np.number) or (isinstance(value, int) and abs(value) < 10**20):
         return repr(value)
     if isinstance(value, str | bytes):
@@ -72,14 +67,14 @@ def shown(value: object) -> str:
 
 
 def fail(where: str, value: object, expected: str, *, text: str = "") -> NoReturn:
-    """Raise :class:`LayoutError` for a value at a place; ``text`` replaces the value's own description."""
+    """Raise :class:`LayoutError` for a value at a place, described by ``text`` if given."""
     raise LayoutError(
         f"{where}: found {text or shown(value)}, but {expected} is expected. Check that layout= is the file's layout."
     )
 
 
 def text(value: Any, where: str) -> str:
-    """Text, bytes (UTF-8, else latin-1) or a whole number, as text without surrounding white space."""
+    """Text, bytes (UTF-8, else latin-1) or a whole number, as stripped text."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bytes):
@@ -112,7 +107,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def sequence(value: Any, where: str, length: int | None = None) -> list[Any]:
-    """A list, tuple or array as a list, of ``length`` items if given."""
+    """A list, tuple or array as a list, of a length if given."""
     if not isinstance(value, list | tuple) and not (isinstance(value, np.ndarray) and value.ndim):
         fail(where, value, "a list" if length is None else f"a list of {length}")
     if length is not None and len(value) != length:
@@ -121,7 +116,7 @@ def sequence(value: Any, where: str, length: int | None = None) -> list[Any]:
 
 
 def whole(value: Any, where: str) -> int:
-    """A whole number, also from floats such as 3.0."""
+    """A whole number, or a float such as 3.0."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, int) and value.bit_length() > _BITS:
@@ -134,7 +129,7 @@ def whole(value: Any, where: str) -> int:
 
 
 def numbers(value: Any, where: str, ndim: int) -> NDArray[Any]:
-    """An array of real numbers with ``ndim`` dimensions, also from (equally long) lists."""
+    """An array of real numbers with ``ndim`` dimensions, also from lists."""
     if isinstance(value, list | tuple):
         if ndim > 1:
             # Level by level: lists of unequal length, or holding themselves, are reported with their place.
@@ -160,7 +155,7 @@ def numbers(value: Any, where: str, ndim: int) -> NDArray[Any]:
 
 
 def same_ids(fields: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> None:
-    """Check that every dictionary has every conversation of the splits."""
+    """Check that every field has every conversation of the splits."""
     for name, items in fields.items():
         for conversation in wanted:
             if conversation not in items:
@@ -171,7 +166,7 @@ def same_ids(fields: Mapping[str, Mapping[str, Any]], wanted: Sequence[str]) -> 
 
 
 def disjoint(splits: Mapping[str, Sequence[str]]) -> None:
-    """Check that no conversation occurs twice, and that train and test are not empty."""
+    """Check that no conversation occurs twice, and train and test are not empty."""
     places: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:
@@ -190,7 +185,7 @@ def table(modality: str, rows: Mapping[Key, NDArray[Any]], level: Level = "utter
     """The vectors (D) or sequences (T, D) of one modality as a table.
 
     Raises:
-        LayoutError: two widths D, or no rows at all; the key is named.
+        LayoutError: two widths D, or no rows.
     """
     if not rows:
         raise LayoutError(f"modality {modality!r}: no utterance has features. Check that the file is complete.")

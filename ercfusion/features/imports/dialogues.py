@@ -1,7 +1,6 @@
-"""Layouts with one item per conversation: the tuples of the DialogueRNN line of work, and COGMEN's lists of samples.
+"""Layouts with one item per conversation: tuples of the DialogueRNN line of work, COGMEN's lists of samples.
 
-A tuple has dictionaries by conversation (speakers, labels, features, sentences; one list item per utterance) and the
-lists of conversations of the splits. :data:`FAMILIES` names the public loader in which each order of fields was read.
+A tuple has dictionaries by conversation (speakers, labels, features, sentences) and the lists of the splits.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ DEV_SHARE = 0.1
 DEV_SEED = 0
 _NUMBER = re.compile(r"[0-9]{1,9}")
 MELD_STARTS: Mapping[str, int] = {"train": 0, "dev": 1039, "test": 1153}
-"""First dialogue number of each split in MELD's pickles (60 is absent, the last is 1432), as read in public loaders."""
+"""First dialogue of each split in MELD's pickles (60 is absent, the last is 1432), as in public loaders."""
 
 _IEMOCAP6 = ("happy", "sad", "neutral", "angry", "excited", "frustrated")
 _MELD7 = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -53,7 +52,7 @@ _MELD_SENTIMENT: Mapping[str, frozenset[str]] = {
     "surprise": frozenset({"positive", "negative"}),
     **{name: frozenset({"negative"}) for name in ("fear", "sadness", "disgust", "anger")},
 }
-"""Sentiments of each emotion in all 13,708 utterances of MELD; any other reveals a wrong label order."""
+"""Sentiments per emotion in all 13,708 utterances of MELD; others reveal a wrong label order."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class Family:
     Args:
         title: Description of the file.
         corpus: Its corpus.
-        fields: The tuple's fields in order: ``ids``, ``speakers``, ``sentences``, ``train``, ``dev``, ``test``,
-            ``=NAME`` for labels of the task NAME, ``~NAME`` for features, ``?`` for ignored fields.
-        labels: Task name to (schema, names of the indices 0, 1, ... in the file's order).
+        fields: In order: ``ids``, ``speakers``, ``sentences``, ``train``, ``dev``, ``test``, ``=NAME`` for labels,
+            ``~NAME`` for features, ``?`` for ignored fields.
+        labels: Task to (schema, names of the indices 0, 1, ...).
         origin: Public code in which the order was read.
         citation: The paper.
         widths: Widths of the published file; others are noted.
@@ -164,7 +163,7 @@ class _Labels:
 
 
 def fields_fit(name: str, content: Any) -> bool:
-    """Whether the content is a tuple with the layout's number of fields and its dictionaries and lists."""
+    """Whether the content is a tuple with the layout's dictionaries and lists."""
     family = FAMILIES[name]
     if not isinstance(content, tuple | list) or len(content) != len(family.fields):
         return False
@@ -176,10 +175,10 @@ def fields_fit(name: str, content: Any) -> bool:
 
 
 def read_tuple(name: str, content: Any) -> Imported:
-    """The content of a pickle in one of the layouts :data:`FAMILIES`.
+    """Read a layout of :data:`FAMILIES`.
 
     Raises:
-        LayoutError: a field has a wrong type, length or width, or a label is out of range.
+        LayoutError: a wrong type, length or width, or a label out of range.
     """
     family = FAMILIES[name]
     if not isinstance(content, tuple | list) or len(content) != len(family.fields):
@@ -349,7 +348,6 @@ def _sentence(value: Any, where: str) -> str:
 
 
 def _speaker(value: Any, where: str) -> str:
-    """Name of a speaker given as a name, a number or a one-hot vector (MELD's pickles)."""
     if isinstance(value, str | bytes | int | np.integer):
         return identifier(value, where)
     vector = numbers(value, where, 1)
@@ -385,13 +383,13 @@ COGMEN: Mapping[str, Family] = {
         "Exploration-Lab/COGMEN, preprocess.py and cogmen/Sample.py", _JOSHI,
     ),
 }  # fmt: skip
-"""COGMEN's preprocessed files: ``{"train": [...], "dev": [...], "test": [...]}`` with one sample per conversation."""
+"""COGMEN's files: ``{"train": [...], "dev": [...], "test": [...]}`` with one sample per conversation."""
 
 _SBERT = "sbert_sentence_embeddings"
 
 
 def samples_fit(content: Any) -> bool:
-    """Whether the content is a dictionary of train, dev and test with lists of samples."""
+    """Whether the content is COGMEN's: lists of samples by split."""
     if not isinstance(content, dict) or set(map(str, content)) != set(SPLITS):
         return False
     samples = [sample for part in content.values() if isinstance(part, list | tuple) for sample in part]
@@ -403,14 +401,13 @@ def _attributes(sample: Any) -> dict[str, Any]:
 
 
 def read_samples(name: str, content: Any) -> Imported:
-    """The content of a pickle in one of the layouts :data:`COGMEN`.
+    """Read a layout of :data:`COGMEN`.
 
-    ``text`` is the sentence embedding used by COGMEN's models, and ``text_cnn`` the 100 dimensions of the earlier
-    pickle; samples without embeddings have only the latter, as ``text``. Splits are the file's (dev is the first tenth
-    of the training list).
+    ``text`` is the sentence embedding used by COGMEN's models, ``text_cnn`` the 100 dimensions of the earlier pickle;
+    without embeddings, the latter are ``text``. Dev is the file's: the first tenth of the training list.
 
     Raises:
-        LayoutError: as in :func:`read_tuple`, or the labels are those of the sibling layout.
+        LayoutError: as in :func:`read_tuple`, or labels of the sibling layout.
     """
     family = COGMEN[name]
     parts = mapping(content, f"layout {name!r}")
@@ -462,7 +459,7 @@ def _index(turn: Turn, labels: _Labels) -> int:
 
 
 def meld_place(name: str) -> tuple[str, int] | None:
-    """Split and MELD's own dialogue number for a number of the pickles; None if not a number."""
+    """Split and MELD's own number of a dialogue of the pickles; None if not a number."""
     if not _NUMBER.fullmatch(name):
         return None
     number = int(name)
@@ -471,7 +468,7 @@ def meld_place(name: str) -> tuple[str, int] | None:
 
 
 def scene_name(name: str) -> str | None:
-    """EmoryNLP's scene name, without the split, of an id ``season_episode_scene``, also ``s01_e02_c03``; else None."""
+    """EmoryNLP's scene name, without the split, of ``1_4_8`` or ``s01_e04_c08``; else None."""
     match = re.fullmatch(r"[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)[_\-]?[A-Za-z]*0*(\d+)", name)
     if match is None or len(re.findall(r"\d+", name)) != 3:
         return None

@@ -1,4 +1,4 @@
-"""Layouts of foreign pickles by name, and detection of the layout."""
+"""Layouts of foreign pickles by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYOUTS: Mapping[str, str] = {
 ORIGINS: Mapping[str, str] = {
     name: layout.origin for group in (FAMILIES, COGMEN, MMSA, CARAT) for name, layout in group.items()
 }
-"""Public code (repository, file) in which each layout's fields were read."""
+"""Public code (repository, file) in which each layout was read."""
 
 
 def _reader(name: str) -> Callable[[str, Any], Imported]:
@@ -30,11 +30,7 @@ def _reader(name: str) -> Callable[[str, Any], Imported]:
 
 
 def detect_layout(content: Any) -> list[str]:
-    """Names of the layouts with the content's outer form, best guess first; its details are not checked.
-
-    Args:
-        content: From :func:`~ercfusion.features.imports.unpickle.safe_load`.
-    """
+    """Layouts with the outer form of :func:`safe_load`'s content, best guess first."""
     fitting = [name for name in FAMILIES if fields_fit(name, content)]
     if samples_fit(content):
         fitting += COGMEN
@@ -64,15 +60,11 @@ def _widths_fit(name: str, content: Any) -> bool:
 
 
 def read_layout(content: Any, layout: str | None) -> Imported:
-    """A pickle's content in ercfusion's terms.
-
-    Args:
-        content: From :func:`~ercfusion.features.imports.unpickle.safe_load`.
-        layout: A name of :data:`LAYOUTS`.
+    """The content of a pickle, read as a layout of :data:`LAYOUTS`.
 
     Raises:
         ConfigError: no layout, or an unknown one; the message lists those that fit.
-        LayoutError: the content does not fit the layout; the message has field, id, found and expected.
+        LayoutError: the content does not fit.
     """
     if layout is not None and layout in LAYOUTS:
         try:

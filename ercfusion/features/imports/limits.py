@@ -1,4 +1,4 @@
-"""Limits on the memory and work of reading a foreign pickle."""
+"""Limits of reading a foreign pickle."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from ercfusion._core.schemas.reading import failure
 from ercfusion.features.imports.rebuild import UnpickleError
 
 VARIABLE = "ERCFUSION_PICKLE_LIMITS"
-"""Environment variable: a whole number multiplying all limits except the depth."""
+"""Environment variable: factor for all limits except the depth."""
 MAX_DEPTH = 100
-"""Maximum depth of nested containers and objects. Published files have at most 15."""
+"""Depth of nested objects; published files have at most 15."""
 MEMORY, MEMORY_PER_BYTE = 256 << 20, 16
-"""Maximum memory in bytes: a constant, and bytes per byte of the (unpacked) file."""
+"""Bytes of memory: a constant, and per byte of the (unpacked) file."""
 INSTRUCTIONS, INSTRUCTIONS_PER_BYTE, MOST_INSTRUCTIONS = 4_000_000, 2, 100_000_000
-"""Maximum number of instructions: a constant, instructions per byte of the (compressed) file, and an upper limit.
-Each takes about a microsecond; a number in a list is one."""
+"""A constant, per byte of the (compressed) file, and an upper limit. An instruction, such as a number in a list, takes
+about a microsecond."""
 WORK = 1_000_000_000
-"""Maximum steps comparing keys, five seconds: 12,000 keys in one container, neither text nor whole numbers."""
+"""Steps comparing keys (five seconds): 12,000 keys in one container, neither text nor whole numbers."""
 UNPACKED, UNPACKED_PER_BYTE = 64 << 20, 16
-"""Maximum unpacked size in bytes: a constant, and bytes per byte of the compressed file."""
+"""Unpacked bytes: a constant, and per compressed byte."""
 
 
 @dataclass
 class Limits:
-    """What reading a file may still take, shared with pickles inside it.
+    """What reading a file may still take.
 
     Args:
-        path: The file, for messages.
+        path: The file.
         memory: Bytes.
-        instructions: Pickle instructions.
+        instructions: Of the pickle.
         work: Steps of hashing and comparing keys.
-        total_memory: ``memory`` at the start; no object may be larger.
-        total_instructions: ``instructions`` at the start.
+        total_memory, total_instructions: At the start.
     """
 
     path: Path
@@ -48,17 +47,13 @@ class Limits:
 
     @classmethod
     def of(cls, path: Path, stored: int, size: int) -> Limits:
-        """The limits for a file of ``stored`` bytes, ``size`` when unpacked."""
+        """The limits for a file of ``stored`` bytes, ``size`` unpacked."""
         memory = factor() * (MEMORY + MEMORY_PER_BYTE * size)
         instructions = factor() * min(INSTRUCTIONS + INSTRUCTIONS_PER_BYTE * stored, MOST_INSTRUCTIONS)
         return cls(path, memory, instructions, factor() * WORK, memory, instructions)
 
     def take(self, *, memory: int = 0, instructions: int = 0, work: int = 0) -> None:
-        """Subtract what is used.
-
-        Raises:
-            UnpickleError: a limit is exceeded.
-        """
+        """Subtract; UnpickleError if a limit is exceeded."""
         self.memory -= memory
         self.instructions -= instructions
         self.work -= work
@@ -76,7 +71,7 @@ class Limits:
 
 
 def factor() -> int:
-    """The value of the environment variable :data:`VARIABLE`; 1 by default.
+    """The value of :data:`VARIABLE`, by default 1.
 
     Raises:
         ConfigError: not a whole number from 1 to 1000.

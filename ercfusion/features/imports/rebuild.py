@@ -1,7 +1,6 @@
 """The closed list of what a foreign pickle may build: :data:`KNOWN`.
 
-The names stand for functions of this module. NumPy's own functions are not used: type strings, shapes and buffers are
-checked first, and structured or date types are refused. A file cannot change any function or class.
+The names stand for functions of this module, which check types, shapes and buffers before NumPy sees them.
 """
 
 from __future__ import annotations
@@ -22,17 +21,13 @@ class UnpickleError(PackError):
 
 
 class Record:
-    """The attributes of another code base's sample object, without its code.
-
-    Args:
-        fields: Attribute name to value.
-    """
+    """The attributes of another code base's object, without its code."""
 
     __slots__ = ("fields",)
     fields: dict[str, Any]
 
     def __new__(cls) -> Record:
-        """An empty record: pickles build objects without calling ``__init__``."""
+        """An empty record: pickles do not call ``__init__``."""
         record = super().__new__(cls)
         record.fields = {}
         return record
@@ -44,12 +39,7 @@ class Record:
 
 
 class Call:
-    """The replacement of a name: the file can call it, but not change it.
-
-    Args:
-        name: Module and name in the file.
-        function: The function called.
-    """
+    """The replacement of a name: the file can call it, but not change it."""
 
     __slots__ = ("_function", "name")
     name: str
@@ -76,7 +66,7 @@ class _FixedClass(type):
 
 
 class Sample(Record, metaclass=_FixedClass):
-    """The class of a file's sample objects; unlike :class:`Record`, the file can name it."""
+    """The class of a file's sample objects; the file can name it, unlike :class:`Record`."""
 
     __slots__ = ()
 
@@ -256,7 +246,7 @@ _COLLECTIONS: Mapping[str, Callable[..., Any]] = {
     "deque": lambda items=(), most=None: deque(_from(list, *_CONTAINERS)(items), most),
 }
 SAMPLES = (("cogmen.Sample", "Sample"), ("dgcn.Sample", "Sample"))
-"""Classes read as plain attributes: COGMEN's, and that of the DialogueGCN code it grew from."""
+"""COGMEN's samples, and those of the DialogueGCN code it grew from."""
 
 
 def _table() -> dict[tuple[str, str], Callable[..., Any]]:

@@ -1,11 +1,11 @@
 """Simulate a pickle without building anything, and refuse one that takes too much.
 
-Python's pickle interpreter is written in C: it cannot be interrupted while it compares keys, and deeply nested objects
-overflow the C stack when they are hashed or freed. So every pickle is first simulated with proxies for its objects.
-A proxy has the object's depth, its size in bytes (shared parts counted each time), and the work of hashing it.
+Python's interpreter of pickles is C: it cannot be interrupted while it compares keys, and hashing or freeing deeply
+nested objects overflows its stack. So every pickle is simulated first, with proxies for its objects: depth, size in
+bytes (shared parts counted each time), and work of hashing.
 
-A container may not change once another one holds it. Picklers do so only for containers holding themselves; without
-these, depth and size are exact and cycles cannot occur.
+A container may not change once another one holds it, as picklers do only for containers holding themselves. So depth
+and size are exact, and cycles cannot occur.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Scan:
     Args:
         data: Buffer with the pickle.
         limits: Reduced by what reading takes.
-        persistent: Allow references to objects outside the pickle.
+        persistent: Allow references to objects outside.
         check_name: Raises for a refused module and name at a byte.
     """
 
@@ -103,7 +103,7 @@ class Scan:
         """Simulate the pickle at byte ``start``; returns the byte behind it.
 
         Raises:
-            UnpickleError: the pickle is cut off, ill-formed, or exceeds a limit.
+            UnpickleError: cut off, ill-formed, or beyond a limit.
         """
         data, end, place, steps = self._data, len(self._data), start, 0
         try:

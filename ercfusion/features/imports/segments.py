@@ -1,8 +1,7 @@
-"""Layouts with one item per video segment: MMSA's dictionaries, and the six-emotion MOSEI of TAILOR and CARAT.
+"""Layouts with one item per video segment: MMSA's dictionaries, the six-emotion MOSEI of TAILOR and CARAT.
 
-Both have a dictionary of train, valid and test with one array per modality, (segments, T, D), padded to a common T.
-Padding is removed by the file's lengths if there are any, otherwise by cutting frames of zeros at both ends. A segment
-without other frames has no row and lacks the modality.
+Train, valid and test have one array per modality, (segments, T, D), padded to a common T. Padding is removed by the
+file's lengths, or by cutting frames of zeros at both ends; a segment of zeros lacks the modality.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _MMSA_KNOWN = (
 _BETWEEN = "$_$"
 _CARAT_MODALITIES: Mapping[str, str] = {"text": "src-text", "audio": "src-audio", "visual": "src-visual"}
 _CARAT_FIRST = 4
-"""Number of the first emotion, in the order of the schema ``mosei6``; smaller ones are the decoder's marks."""
+"""Number of the first emotion of the schema ``mosei6``; smaller ones are the decoder's marks."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class Segments:
 
     Args:
         title: Description of the file.
-        corpus: Its corpus, or empty if several have the layout.
+        corpus: Empty if several have the layout.
         origin: Public code in which the fields were read.
         citation: The paper.
-        low, high: Range of the sentiment scores.
+        low, high: Range of sentiment scores.
     """
 
     title: str
@@ -98,12 +97,12 @@ CARAT: Mapping[str, Segments] = {
 
 
 def mmsa_fits(content: Any) -> bool:
-    """Whether the content is a dictionary of train, valid and test with MMSA's fields."""
+    """Whether the content has MMSA's fields."""
     return _parts_have(content, _MMSA_NEEDED)
 
 
 def carat_fits(content: Any) -> bool:
-    """Whether the content is a dictionary of train, valid and test with TAILOR's fields."""
+    """Whether the content has TAILOR's fields."""
     return _parts_have(content, (*_CARAT_MODALITIES.values(), "tgt"))
 
 
@@ -186,15 +185,15 @@ def _lengths(part: Mapping[str, Any], modality: str, count: int, where: str) -> 
 
 
 def read_mmsa(name: str, content: Any) -> Imported:
-    """The content of a pickle of MMSA (``aligned_50.pkl``, ``unaligned_50.pkl``, ``unaligned_39.pkl``).
+    """Read MMSA's ``aligned_50.pkl``, ``unaligned_50.pkl`` or ``unaligned_39.pkl``.
 
-    Ids are ``video$_$segment``: a conversation is a video with one speaker, its turns sorted by segment. Targets:
-    ``sentiment_score`` (field ``regression_labels``) and, with the field ``annotations``, ``polarity`` (negative,
-    neutral, positive). ``text`` is the field of that name (BERT or GloVe vectors), ``visual`` is ``vision``. Lengths
-    are ``audio_lengths``, ``vision_lengths`` and BERT's mask. NaN and -inf become 0, as in MMSA's loader.
+    Ids are ``video$_$segment``: a conversation is a video with one speaker. Targets: ``sentiment_score`` (field
+    ``regression_labels``) and, with ``annotations``, ``polarity`` (negative, neutral, positive). ``text`` has BERT or
+    GloVe vectors. Lengths are ``audio_lengths``, ``vision_lengths`` and BERT's mask. NaN and -inf become 0, as in
+    MMSA's loader.
 
     Raises:
-        LayoutError: a field is missing, not as long as ``id``, or has values out of range.
+        LayoutError: a field is missing, not as long as ``id``, or out of range.
     """
     layout = MMSA[name]
     notes: list[str] = []
@@ -309,11 +308,11 @@ def _in_order(segment: str) -> tuple[bool, int, str]:
 
 
 def read_carat(name: str, content: Any) -> Imported:
-    """The content of the aligned MOSEI file of TAILOR and CARAT (written by ``torch.save``).
+    """Read the aligned MOSEI file of TAILOR and CARAT (``torch.save``).
 
-    The file has no ids: every segment is a conversation of one turn, named by split and position. ``tgt`` has a begin
-    mark, the emotions of a segment, and an end mark; 4 to 9 are happy, sad, anger, surprise, disgust and fear. -inf
-    (COVAREP's logarithms) becomes 0, as in the original loaders.
+    Without ids, every segment is a conversation of one turn. ``tgt`` has a begin mark, emotions, and an end mark; 4 to
+    9 are happy, sad, anger, surprise, disgust and fear. -inf (COVAREP's logarithms) becomes 0, as in the original
+    loaders.
 
     Raises:
         LayoutError: a field is missing, not as long as ``tgt``, or a label is out of range.

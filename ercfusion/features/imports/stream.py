@@ -1,4 +1,4 @@
-"""Read one pickle of a stream with a closed list of names; see :mod:`ercfusion.features.imports.unpickle`."""
+"""Read one pickle of a stream with a closed list of names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ercfusion.features.imports.scan import Scan
 Stream = io.BytesIO | mmap.mmap
 
 Names = Callable[[str, str, Limits, bool], Callable[..., Any] | None]
-"""Replacement of a torch module and name, given the limits and whether the pickle is nested; None refuses the name."""
+"""Replacement of torch's module and name, given limits and nesting; None refuses it."""
 
 
 def load_stream(
@@ -35,8 +35,8 @@ def load_stream(
         stream: Seekable.
         limits: Reduced by what reading takes.
         tensor_names: Replacements of torch's names.
-        persistent: Resolves references to objects outside the pickle (torch stores tensors there); None refuses them.
-        inner: The pickle is inside a tensor of another pickle, and may contain none.
+        persistent: Resolves references to objects outside (torch's storages); None refuses them.
+        inner: The pickle is inside a tensor, and may contain none.
 
     Raises:
         UnpickleError: see :func:`~ercfusion.features.imports.unpickle.safe_load`.

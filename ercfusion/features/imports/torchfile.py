@@ -1,7 +1,7 @@
-"""Files of ``torch.save``, read as NumPy arrays without torch.
+"""Read files of ``torch.save`` as NumPy arrays, without torch.
 
-Both formats are read: the ZIP archive (``data.pkl`` and one raw file per storage, since torch 1.6) and the older
-sequence of pickles followed by raw storages. Models, optimisers, sparse and quantised tensors are refused.
+Formats: the ZIP archive (``data.pkl`` and one raw file per storage, since torch 1.6) and the older sequence of pickles
+and raw storages. Models, optimisers, sparse and quantised tensors are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ercfusion.features.imports.rebuild import UnpickleError
 from ercfusion.features.imports.stream import Stream, load_stream
 
 TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of files written before torch 1.6: a pickled magic number."""
+"""Start of files before torch 1.6: a pickled magic number."""
 
 _STORAGES: Mapping[str, str] = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "LongStorage": "i8", "IntStorage": "i4",
@@ -38,13 +38,7 @@ class _Storage:
 
 
 def rebuilder(module: str, name: str, limits: Limits, inner: bool) -> Callable[..., Any] | None:
-    """Replacement of a name of torch in a pickle; None if plain tensors do not need it.
-
-    Args:
-        module, name: As in the file.
-        limits: Limits of reading the file.
-        inner: The pickle is inside a tensor of another one, and may contain none.
-    """
+    """Replacement of torch's module and name; None if plain tensors do not need it."""
     if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
         return _tensor
     if module == "torch.storage" and name == "_load_from_bytes" and not inner:
@@ -99,15 +93,10 @@ def load_archive(archive: zipfile.ZipFile, limits: Limits) -> Any:
 
 
 def load_legacy(stream: Stream, limits: Limits, *, inner: bool = False) -> Any:
-    """The content of a file of ``torch.save`` from before torch 1.6.
-
-    Args:
-        stream: It begins with :data:`TORCH_LEGACY`.
-        limits: Limits of reading.
-        inner: The stream is part of a pickle.
+    """The content of a file from before torch 1.6; ``inner`` if it is part of a pickle.
 
     Raises:
-        UnpickleError: the file is cut off, or from a big-endian machine.
+        UnpickleError: cut off, or from a big-endian machine.
     """
     path = limits.path
     size = len(stream) if isinstance(stream, mmap.mmap) else stream.getbuffer().nbytes

@@ -1,9 +1,7 @@
 """A reader of foreign pickles that runs nothing from them.
 
-A pickle can name any function of any installed package and have it called. This reader accepts a closed list of names:
-containers, numbers, text, NumPy arrays, storages of torch tensors, and the sample classes of two code bases as plain
-records. Any other name is refused before it is imported. :mod:`ercfusion.features.imports.scan` bounds depth, memory
-and work before anything is built.
+A pickle can name any function of any installed package and have it called. This reader accepts a closed list of names
+and refuses others before they are imported. :mod:`ercfusion.features.imports.scan` bounds depth, memory and work.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from ercfusion.features.imports.torchfile import TORCH_LEGACY, load_archive, loa
 
 _PIECE = 1 << 20
 _XZ_MEMORY = 128 << 20
-"""Memory for unpacking xz, in bytes; its highest level takes half of it."""
+"""Bytes of memory for unpacking xz; its highest level takes half."""
 _FOREIGN: Sequence[tuple[bytes, str]] = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (.h5, .hdf5, .csd), not a pickle"),
     (b"\x93NUMPY", "a NumPy array (.npy), not a pickle"),
@@ -46,15 +44,13 @@ _FOREIGN: Sequence[tuple[bytes, str]] = (
 
 
 def safe_load(path: StrPath) -> Any:
-    """The content of a pickle or a file of ``torch.save``, as harmless objects.
+    """The content of a pickle or a file of ``torch.save``, also compressed (gzip, bzip2, xz), as harmless objects.
 
-    Files may be compressed with gzip, bzip2 or xz; Python 2's strings are read as latin-1. Arrays and torch tensors
-    become arrays (a subclass of :class:`numpy.ndarray`), the sample objects of COGMEN and its ancestor
-    :class:`Record`.
+    Python 2's strings are read as latin-1. Arrays and tensors become arrays (a subclass of :class:`numpy.ndarray`),
+    sample objects of COGMEN and its ancestor :class:`Record`.
 
     Raises:
-        UnpickleError: the file needs a refused name (the message has module, name and byte), is not a pickle, or is
-            damaged. Nothing of it was executed.
+        UnpickleError: a refused name, another kind of file, or damage. Nothing of the file was executed.
     """
     path = Path(path)
     if not path.is_file():

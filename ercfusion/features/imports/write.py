@@ -1,4 +1,4 @@
-"""Write a foreign pickle as feature packs, with a corpus of its own or for a corpus's official release."""
+"""Write a foreign pickle as feature packs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from ercfusion.features.imports.unpickle import safe_load
 CUSTOM = "custom"
 TABLE, SETTINGS, PACKS = "utterances.csv", "corpus.yaml", "packs"
 MOST_DIFFERENT = 0.01
-"""Maximum share of labels, or of speakers, differing between pickle and release; a larger one means another version of
-the corpus, or another order."""
+"""Share of labels, or of speakers, that may differ from the release; more means another version or order."""
 _TOLERANCE = 0.01
 
 logger = logging.getLogger(__name__)
@@ -41,25 +40,21 @@ def import_pickle(
     corpus: Corpus | None = None,
     protocol: Protocol | str | None = None,
 ) -> Path:
-    """Write the features of a foreign pickle as packs.
+    """Write the features of a foreign pickle as packs, and return their folder.
 
     Without ``corpus``, ``out`` becomes a corpus (``data=custom data.raw=OUT``) with the pickle's texts, speakers,
-    splits and labels. With it, ``out`` has only packs for the official release, ``OUT/packs/MODALITY``: every utterance
-    of the pickle must exist there, and labels and speakers must agree.
+    splits and labels. With it, ``out`` has only packs for the official release, ``OUT/packs/MODALITY``.
 
     Args:
         path: The pickle; see :func:`~ercfusion.features.imports.unpickle.safe_load`.
         layout: A name of :data:`~ercfusion.features.imports.layouts.LAYOUTS`.
-        out: A new or empty folder. It appears complete or not at all.
-        corpus: The official release.
-        protocol: A protocol of the corpus, for comparing labels; by default the first.
-
-    Returns:
-        The folder.
+        out: A new or empty folder, which appears complete or not at all.
+        corpus: The official release; every utterance must exist there.
+        protocol: Its protocol, for comparing labels; by default the first.
 
     Raises:
         ConfigError: unknown layout, or a layout of another corpus.
-        UnpickleError: the pickle needs a refused name, or is damaged.
+        UnpickleError: a refused name, or damage.
         LayoutError: the content does not fit the layout.
         PackError: pickle and release disagree, a value is NaN or infinite, or ``out`` cannot be written.
         CorpusNotFoundError, CorpusFormatError: the release is missing, or not as released.
