@@ -1,7 +1,7 @@
 """Errors caused by a user's input.
 
-A message names the place (file, line, key), what was found there and what to do. The commands print only the message,
-without a traceback, and exit with status 2.
+A message contains the place (file, line, key), the problem and what to do. The commands print it without a traceback
+and exit with status 2.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _LONG_WORD = re.compile(r"(\S{60})\S{140,}")
 
 
 def bounded(message: str) -> str:
-    """Shorten a message about a file's content: words to 200 letters, the message to 600 characters."""
+    """Shorten a message: words to 200 letters, the whole to 600 characters."""
     message = _LONG_WORD.sub(r"\1...", message)
     return message if len(message) <= 600 else message[:597] + "..."
 
 
 class ErcfusionError(Exception):
-    """Base class of errors caused by input, configuration or files, not by a defect of the library."""
+    """Base class of errors caused by input, configuration or files."""
 
 
 class ConfigError(ErcfusionError):
-    """A setting does not exist, has the wrong type or contradicts another setting."""
+    """An unknown setting, a wrong type or a contradiction."""
 
 
 class CorpusNotFoundError(ErcfusionError):
@@ -32,18 +32,14 @@ class CorpusNotFoundError(ErcfusionError):
 
 
 class CorpusFormatError(ErcfusionError):
-    """The content of a corpus file differs from the official release.
-
-    Args:
-        message: Shortened: words to 200 letters, the message to 600 characters.
-    """
+    """A corpus file differs from the official release. The message is shortened by :func:`bounded`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(bounded(message))
 
 
 class PackError(ErcfusionError):
-    """A feature pack is damaged, incomplete or belongs to another corpus or recipe."""
+    """A feature pack is damaged, incomplete or of another corpus or recipe."""
 
 
 class MissingExtraError(ErcfusionError):
@@ -59,7 +55,7 @@ class RunError(ErcfusionError):
 
 
 class ResumeError(RunError):
-    """A checkpoint is incomplete, or its settings, data or versions have changed."""
+    """A checkpoint is incomplete, or settings, data or versions have changed."""
 
 
 class TrainingError(ErcfusionError):
@@ -69,8 +65,8 @@ class TrainingError(ErcfusionError):
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` elements of ``choices`` similar to ``word``, the best first.
 
-    Similar: at most a third of the letters changed, missing, added or swapped with the next; one is the beginning of
-    the other; or the same words in another order.
+    Similar: at most a third of the letters differ or are swapped; one is the beginning of the other; or the same words
+    in another order.
     """
     if len(word) > _LONGEST:
         return []
@@ -94,7 +90,7 @@ _BETWEEN = r"[^a-z0-9]+"
 
 
 def _edits(one: str, other: str, limit: int) -> int:
-    """Number of letters changed, missing, added or swapped with the next; ``limit + 1`` if above ``limit``."""
+    """Letters changed, missing, added or swapped; ``limit + 1`` if above ``limit``."""
     if abs(len(one) - len(other)) > limit:
         return limit + 1
     before: list[int] = []
@@ -111,7 +107,7 @@ def _edits(one: str, other: str, limit: int) -> int:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A sentence with the nearest choice, or with all choices if none is similar."""
+    """A sentence with the nearest choice, or with all choices."""
     known = list(choices)
     close = nearest(word, known, count=1)
     if close:
@@ -120,13 +116,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def require_extra(module: str, extra: str, purpose: str) -> None:
-    """Raise :class:`MissingExtraError` unless ``module`` can be imported.
-
-    Args:
-        module: Import name, for example ``"sentence_transformers"``.
-        extra: Extra of ercfusion with the package, for example ``"text"``.
-        purpose: Subject of the error message.
-    """
+    """Raise :class:`MissingExtraError` unless ``module`` can be imported; ``purpose`` is the subject of the message."""
     import importlib.util
 
     if importlib.util.find_spec(module) is None:

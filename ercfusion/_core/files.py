@@ -1,8 +1,7 @@
 """Files and folders that are either complete or absent, checksums, and the cache folder.
 
-Content is written under a hidden temporary name in the same folder, synced to disk and renamed, so that readers never
-see half a file. A writer holds a lock (``flock``) on its temporary file. :func:`remove_leftovers` deletes temporary
-files of killed processes, recognised by the free lock. Without locks they remain.
+Content is written under a hidden temporary name in the same folder, synced and renamed. The writer holds a lock
+(``flock``) on it, so :func:`remove_leftovers` recognises and deletes temporary files of killed processes.
 """
 
 from __future__ import annotations
@@ -52,28 +51,19 @@ def user_cache() -> Path:
 
 
 def expanded(path: StrPath) -> Path:
-    """Replace ``~`` by the home folder; ``~nobody`` of an unknown user stays unchanged."""
+    """Replace ``~`` by the home folder, if it exists."""
     return Path(os.path.expanduser(path))
 
 
 def shipped_folder(installed: str, checkout: str) -> Path:
-    """A folder of data files of the library.
-
-    Args:
-        installed: Its name in the installed package.
-        checkout: Its name in a checkout, next to the package.
-    """
+    """A folder with data of the library: ``installed`` in the package, or ``checkout`` next to it."""
     package = Path(__file__).resolve().parents[1]
     folder = package / installed
     return folder if folder.is_dir() else package.parent / checkout
 
 
 def sha256_of(path: StrPath) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -83,13 +73,9 @@ def atomic_write(path: StrPath, mode: Literal["w"] = "w") -> AbstractContextMana
 @overload
 def atomic_write(path: StrPath, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
 def atomic_write(path: StrPath, mode: Literal["w", "wb"] = "w") -> AbstractContextManager[Any]:
-    r"""Write a file that appears under ``path`` only if the block ends without an exception.
+    r"""Write a file that replaces ``path`` only if the block ends without an exception.
 
-    An existing file stays unchanged until then. Parent folders are created; symbolic links are followed. Text is UTF-8
-    with ``\n`` line ends.
-
-    Raises:
-        OSError: The file cannot be written.
+    Parent folders are created; symbolic links are followed. Text is UTF-8 with ``\n`` line ends.
     """
     return _writing(path, mode)
 
@@ -117,18 +103,16 @@ def _remove_tree(folder: Path) -> None:
 def atomic_folder(
     path: StrPath, *, overwrite: bool = False, discard: Callable[[Path], None] = _remove_tree
 ) -> Iterator[Path]:
-    """Fill an empty folder that appears as ``path`` only if the block ends without an exception.
+    """Fill an empty folder that becomes ``path`` only if the block ends without an exception.
 
     Args:
         path: Final name. Parent folders are created.
-        overwrite: Replace an existing folder: in one step on Linux, elsewhere in two. After a kill between the two,
-            :func:`remove_leftovers` restores the old folder.
+        overwrite: Replace an existing folder, in one step on Linux. Elsewhere, :func:`remove_leftovers` restores the
+            old folder after a kill between the two steps.
         discard: Removes the old folder, which then has a hidden name.
 
     Raises:
-        FileExistsError: ``path`` exists and ``overwrite`` is False; also at the end of the block, if another process
-            wrote it first.
-        OSError: The folder cannot be written.
+        FileExistsError: ``path`` exists and ``overwrite`` is False; also at the end of the block.
     """
     final = Path(os.path.realpath(path))
     if not overwrite and _occupied(final):
@@ -153,11 +137,7 @@ def atomic_folder(
 
 @contextmanager
 def scratch_folder(target: StrPath) -> Iterator[Path]:
-    """A hidden temporary folder next to a file to be written, removed at the end of the block.
-
-    Raises:
-        OSError: It cannot be created.
-    """
+    """A hidden temporary folder next to ``target``, removed at the end of the block."""
     final = Path(os.path.realpath(target))
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent)
@@ -186,17 +166,13 @@ def remove_leftovers(folder: StrPath, *, deep: bool = False, discard: Callable[[
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a name is that of a temporary file or lock of this module."""
+    """Whether a name is a temporary name or lock of this module."""
     return name == LOCK or _HIDDEN.fullmatch(name) is not None
 
 
 @contextmanager
 def one_at_a_time(folder: StrPath, work: str) -> Iterator[None]:
-    """Lock a folder for one process.
-
-    Args:
-        folder: Created if missing; contains the hidden lock file.
-        work: What is done, for the message.
+    """Lock a folder for one process; the folder is created.
 
     Raises:
         RunError: Another process holds the lock.
@@ -254,7 +230,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
     """Lock a file or folder; returns a handle to close, or None if the file system has no locks.
 
     Raises:
-        FileNotFoundError: It was missing, renamed or removed.
+        FileNotFoundError: It was removed or replaced.
         BlockingIOError: Another process or thread has the lock (only without ``wait``).
     """
     if fcntl is None:
@@ -302,11 +278,7 @@ def _settle(leftover: Path, final: Path, kind: str, discard: Callable[[Path], No
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Add the path to an error of writing, which lacks it, for example on a full disk.
-
-    Raises:
-        OSError: In place of a library's own error with a system error number.
-    """
+    """Add the path to an error of writing, which lacks it, for example on a full disk."""
     if isinstance(error, OSError):
         if error.errno is not None and error.filename is None:
             error.filename = str(path)

@@ -1,7 +1,6 @@
 """The processor and the instructions used by torch.
 
-The last digits of sums depend on both: features encoded on another processor differ by about 1e-7 (relative), and a
-model trained on them makes other decisions.
+The last digits of sums depend on both: features differ by about 1e-7 (relative), and models trained on them differ.
 """
 
 from __future__ import annotations
@@ -18,11 +17,7 @@ _KEYS = ("model name", "cpu", "Hardware", "Model")
 
 
 def machine(torch_used: bool = True) -> dict[str, Any]:
-    """``processor``, and with torch ``instructions`` (such as ``AVX2``) and ``threads``.
-
-    Args:
-        torch_used: Whether torch computed in this process; False avoids its import.
-    """
+    """``processor``, and with ``torch_used`` also ``instructions`` (such as ``AVX2``) and ``threads``."""
     result: dict[str, Any] = {"processor": processor()}
     if torch_used:
         import torch
@@ -34,7 +29,7 @@ def machine(torch_used: bool = True) -> dict[str, Any]:
 
 @cache
 def processor() -> str:
-    """The processor's model name, or the architecture if the name is unknown."""
+    """The processor's model name, or its architecture."""
     return _from_cpuinfo() or _from_sysctl() or platform.processor() or platform.machine() or "unknown"
 
 

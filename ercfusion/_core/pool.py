@@ -1,7 +1,7 @@
 """Parallel work in processes of this machine.
 
-The models are small, so one process per core with one thread each is fastest (``benchmarks/README.md``, group
-``many``). Processes are spawned, not forked, to start clean. Each serves many jobs, because a start takes seconds.
+One process per core with one thread each is fastest for the small models (``benchmarks/README.md``, group ``many``).
+Processes are spawned, not forked, and serve many jobs, because a start takes seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIED = "its process died twice (killed, perhaps for lack of memory)"
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 RANKS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_LOCALID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
-"""Variables of launchers, removed in workers: a worker is never a rank of distributed training."""
+"""Variables of launchers, removed in workers, which are not ranks of distributed training."""
 
 # Seconds between calls of ``on_tick``.
 _TICK = 0.5
@@ -41,13 +41,7 @@ _GIB_PER_WORKER = 1.5
 
 @dataclass(frozen=True)
 class Outcome(Generic[J, R]):
-    """The result of a job.
-
-    Args:
-        job: The job.
-        result: Return value of ``work``; None after a failure.
-        error: Message for the user, or None.
-    """
+    """A job with the return value of ``work`` or an error message."""
 
     job: J
     result: R | None
@@ -55,7 +49,7 @@ class Outcome(Generic[J, R]):
 
 
 def default_workers(jobs: int) -> int:
-    """Number of processes: one per usable core, at most one per job, limited by free memory; with GPUs, one per GPU."""
+    """One process per usable core, limited by jobs and free memory; with GPUs, one per GPU."""
     gpus = len(visible_gpus())
     if gpus:
         return max(1, min(gpus, jobs))
@@ -74,7 +68,7 @@ def visible_gpus() -> list[str]:
 
 
 def assigned_gpus(workers: int, gpus: Sequence[str]) -> list[str]:
-    """One GPU per process, used in turn if there are more processes than GPUs."""
+    """One GPU per process, in turn."""
     return [gpus[number % len(gpus)] for number in range(workers)] if gpus else []
 
 
@@ -100,17 +94,9 @@ def run_jobs(
     on_done: Callable[[Outcome[J, R]], None] | None = None,
     on_tick: Callable[[], None] | None = None,
 ) -> list[Outcome[J, R]]:
-    """Run ``work`` for every job in ``workers`` processes; see :func:`stream_jobs`.
+    """Run ``work`` for every job; see :func:`stream_jobs`. Returns one outcome per job, in the order of ``jobs``.
 
-    Args:
-        jobs: Picklable objects, started in this order.
-        work: Module-level function. Its log messages reach only files that it opens.
-        workers: Number of processes.
-        on_done: Called in this process after each job, in the order of completion.
-        on_tick: Called in this process about twice per second.
-
-    Returns:
-        One outcome per job, in the order of ``jobs``.
+    ``on_done`` is called after each job, in the order of completion.
     """
     outcomes: dict[int, Outcome[J, R]] = {}
     for number, outcome in stream_jobs(jobs, work, workers=workers, limit=len(jobs), on_tick=on_tick):
@@ -132,15 +118,14 @@ def stream_jobs(
 ) -> Generator[tuple[int, Outcome[J, R]], None, None]:
     """Run ``work`` for each job in ``workers`` processes; yields (number, outcome) as jobs end.
 
-    Memory does not grow with the number of jobs, and a failed job does not stop the others. If a process dies, the jobs
-    then running are repeated one at a time, which identifies the culprit; work with checkpoints resumes. The processes
-    end with the generator or this process.
+    A failed job does not stop the others. If a process dies, the jobs then running are repeated one at a time to find
+    the culprit. The processes end with the generator or this process.
 
     Args:
         jobs: Picklable objects, consumed lazily and in order.
-        work: Module-level function.
+        work: Module-level function. Its log messages reach only files that it opens.
         workers: Number of processes.
-        limit: Maximum number of processes, usually the number of jobs; None if unknown.
+        limit: Maximum number of processes, usually the number of jobs.
         threads: torch threads per process; None for cores / workers.
         ahead: Number of jobs queued for busy processes.
         on_tick: Called in this process about twice per second.
@@ -206,7 +191,7 @@ def _processes(workers: int, count: int, threads: int | None) -> ProcessPoolExec
 
 
 def _quiet_tracker() -> None:
-    """Start the semaphore tracker without its warnings, which it prints if we are killed."""
+    """Start the semaphore tracker without the warnings that it prints if we are killed."""
     from multiprocessing import resource_tracker
 
     before = os.environ.get("PYTHONWARNINGS")

@@ -46,9 +46,8 @@ class _RateColumn(ProgressColumn):
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield the items of ``iterable`` and show the progress.
 
-    On a terminal: a bar with count, rate and estimated time left. Otherwise: log lines (logger ``ercfusion``, level
-    INFO) after 2 s, then at most every 10 s, and at the end if the loop took 2 s. ``ERCFUSION_QUIET=1`` silences both.
-    On a terminal, loops inside a tracked loop are silent.
+    On a terminal: a bar with count, rate and estimated time left; nested loops are silent. Otherwise: log lines (logger
+    ``ercfusion``, level INFO) after 2 s, then every 10 s, and at the end. ``ERCFUSION_QUIET=1`` silences both.
 
     Args:
         iterable: Consumed lazily.
@@ -71,12 +70,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 class LiveView:
-    """A display on the terminal that is redrawn by :meth:`refresh`, below the log lines.
+    """A display of ``picture()``, a rich renderable, below the log lines on a terminal.
 
-    Nothing is drawn without a terminal or while another bar is shown.
-
-    Args:
-        picture: Returns a rich renderable.
+    Nothing is drawn while another bar is shown.
     """
 
     def __init__(self, picture: Callable[[], Any]) -> None:

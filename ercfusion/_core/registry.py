@@ -16,8 +16,8 @@ T = TypeVar("T")
 class Registry(dict[str, str], Generic[T]):
     """A mapping from names to ``"module:Class"``.
 
-    :meth:`load` also accepts a class, or ``"module:Class"`` of an imported module. Names may come from untrusted files,
-    so it imports only modules of registered classes. :func:`import_modules` imports others.
+    Names may come from untrusted files, so :meth:`load` imports only modules of registered classes;
+    :func:`import_modules` imports others.
 
     Args:
         kind: Noun for messages, such as ``"architecture"``.
@@ -29,7 +29,7 @@ class Registry(dict[str, str], Generic[T]):
         self.kind = kind
 
     def load(self, named: str | type[T]) -> type[T]:
-        """Return the class with this name.
+        """Return a class by name or ``"module:Class"``.
 
         Raises:
             ConfigError: The name is unknown, its module is not imported, or the module lacks the class.
@@ -62,7 +62,7 @@ class Registry(dict[str, str], Generic[T]):
         return next((name for name, known in self.items() if known == target), target)
 
     def users_modules(self, name: str) -> list[str]:
-        """The module of a user's class, in a list; other processes import it. Empty for classes of the library."""
+        """The module of a user's class, for other processes to import; empty for classes of the library."""
         module, colon, _ = self.get(name, name).partition(":")
         return [module] if colon and module.partition(".")[0] != "ercfusion" else []
 
@@ -99,7 +99,7 @@ def import_modules(names: Iterable[str]) -> None:
 
 
 def import_again(names: Sequence[str], known: Sequence[str], what: str) -> None:
-    """Import the modules that a command names when it resumes a folder whose settings import ``known``.
+    """Import modules typed with ``resume=``; they must be in ``known``, the folder's settings.
 
     Raises:
         ConfigError: A module is not in ``known``, or cannot be imported.
@@ -115,12 +115,8 @@ def import_again(names: Sequence[str], known: Sequence[str], what: str) -> None:
 def require_trusted(names: Sequence[str], again: str) -> None:
     """Raise :class:`ConfigError` if a run folder names modules that this process has not imported.
 
-    Importing runs code, and a run folder may come from a stranger. A module is trusted once it is imported, because the
-    user's command or program named it.
-
-    Args:
-        names: Modules in the folder's configuration.
-        again: The command to type, or what to do in Python.
+    Importing runs code, and the folder may come from a stranger. Imported modules were named by the user's command or
+    program. ``again`` is the command to type, or what to do in Python.
     """
     missing = [name for name in names if name not in sys.modules]
     if not missing:

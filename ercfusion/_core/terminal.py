@@ -39,7 +39,7 @@ codecs.register_error(_ESCAPES, _escaped)
 
 
 def prepare_logging() -> None:
-    """Log the library's messages as plain lines on stderr, and hide unimportant warnings of dependencies."""
+    """Log the library's messages as plain lines on stderr, and hide unimportant warnings."""
     logger = logging.getLogger("ercfusion")
     if not logger.handlers:
         handler: logging.Handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler()

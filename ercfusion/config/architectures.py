@@ -1,6 +1,6 @@
 """Architectures as choices of the configuration: names, option defaults and search spaces.
 
-The module of an architecture is imported when a configuration chooses it.
+A module is imported when a configuration chooses its architecture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ercfusion.config.options import check_options, options_of, with_defaults
 
 
 def architectures_in(folder: Path) -> dict[str, str]:
-    """The architectures in files of ``ercfusion.models``, such as ``broad_mamba.py`` with the class ``BroadMamba``."""
+    """The architectures in a folder: ``broad_mamba.py`` with the class ``BroadMamba``."""
     targets = {}
     for path in sorted(folder.glob("*.py")):
         for name in re.findall(r"(?m)^class (\w+)\(", path.read_text(encoding="utf-8")):
@@ -29,11 +29,7 @@ ARCHITECTURES: Registry[object] = Registry("architecture", architectures_in(Path
 
 
 def store_architectures(config_dir: str | None) -> None:
-    """Add every architecture without a file to the groups ``model`` and ``space``.
-
-    Args:
-        config_dir: A user's folder of groups.
-    """
+    """Add every architecture without a file to the groups ``model`` and ``space``."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -49,9 +45,6 @@ def add_class(target: str) -> str:
     """The name of ``"module:Class"`` in the group ``model``: the text itself, if the class is not registered.
 
     Imports the module: pass only names from the user's own command or program.
-
-    Raises:
-        ConfigError: The module cannot be imported or lacks the class.
     """
     import_modules([target.partition(":")[0]])
     ARCHITECTURES.load(target)
@@ -61,14 +54,7 @@ def add_class(target: str) -> str:
 
 
 def complete_model(composed: Any) -> None:
-    """Add the defaults of all model options, and the search space, to a composed configuration.
-
-    Args:
-        composed: OmegaConf configuration, changed in place.
-
-    Raises:
-        ConfigError: A preset contains an unknown option.
-    """
+    """Add the defaults of all model options, and the search space, to a composed configuration."""
     from omegaconf import OmegaConf, open_dict
 
     given = OmegaConf.to_container(composed["model"]) if composed.get("model") else {}
@@ -87,12 +73,11 @@ def _complete(model: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _parts(model: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and options of a section ``model``."""
     return model["name"], {name: value for name, value in model.items() if name != "name"}
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless the options of the section ``model`` are allowed."""
+    """Raise :class:`ConfigError` unless the options in the section ``model`` are allowed."""
     if model["name"] in ARCHITECTURES:
         name, given = _parts(model)
         check_options(f"model {name!r}", "model", options_of(ARCHITECTURES.load(name)), given)

@@ -1,4 +1,4 @@
-"""Compose a configuration from the package's groups and ``key=value`` arguments."""
+"""Compose a configuration from groups and ``key=value`` arguments."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class _Base(NamedTuple):
 
 
 class Composer:
-    """Composes configurations from the package's groups and ``key=value`` arguments.
+    """Composes configurations from groups and ``key=value`` arguments.
 
     Args:
-        root: Name of the root configuration, such as ``train``.
+        root: Root configuration: ``train`` or ``sweep``.
         config_dir: A user's folder of additional groups.
     """
 
@@ -86,11 +86,10 @@ class Composer:
 
         Args:
             overrides: Arguments as typed.
-            options: False omits the defaults of the model's options, so that no model is imported.
+            options: False omits the model's options, so that no model is imported.
 
         Raises:
-            ConfigError: Not ``key=value``, an unknown key or choice (the message contains the nearest), or a wrong
-                type.
+            ConfigError: Not ``key=value``, an unknown key or choice, or a wrong type.
         """
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -135,23 +134,14 @@ class Composer:
         return section
 
     def settings(self, path: str) -> list[str]:
-        """The content of a settings file (``settings=``) as arguments with their origin.
-
-        Raises:
-            ConfigError: The file is unreadable or not a mapping, or a group's value is not text.
-        """
+        """The content of a settings file (``settings=``) as arguments with their origin."""
         loaded = read_yaml(path, error=ConfigError, advice="Correct the file.", floats=True)
         if not isinstance(loaded, dict):
             raise ConfigError(f"settings={path} is not a mapping. Write one setting per line, such as `model: cogmen`.")
         return self.entries(loaded, f"{path}: ")
 
     def entries(self, loaded: Mapping[str, Any], origin: str = "") -> list[str]:
-        """Settings by name, nested or dotted, as arguments.
-
-        Args:
-            loaded: A text is the choice of a group, a mapping contains single settings.
-            origin: Prefix of messages about them.
-        """
+        """Settings by name, nested or dotted, as arguments; ``origin`` is the prefix of messages about them."""
         groups, arguments = self.groups(), []
         for key, value in ((str(name), value) for name, value in loaded.items()):
             if key in groups and isinstance(value, str):
@@ -163,7 +153,7 @@ class Composer:
         return sorted(arguments, key=lambda argument: argument.partition("=")[0] not in groups)
 
     def split_ranges(self, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-        """Ordinary arguments, and the parsed ones in sweep syntax by key (``a=1,2``, ``a=interval(1,2)``)."""
+        """Ordinary arguments, and those in sweep syntax by key (``a=1,2``, ``a=interval(1,2)``)."""
         plain: list[str] = []
         ranges: dict[str, Any] = {}
         for argument, parsed in zip(overrides, parse(overrides), strict=True):
@@ -176,7 +166,7 @@ class Composer:
         return plain, ranges
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The values of ordinary arguments by key, as plain containers; the last one wins."""
+        """The values of ordinary arguments by key; the last one wins."""
         return {str(parsed.key_or_group): parsed.value() for parsed in parse(overrides)}
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
@@ -238,7 +228,7 @@ class Composer:
         return base, changes
 
     def _base(self, root: str, chosen: tuple[str, ...], *, options: bool = True) -> _Base:
-        """The configuration of chosen groups, before settings are changed."""
+        """The configuration of the chosen groups."""
         key = (root, chosen, options, tuple(TERMS))
         if self.config_dir is None and key in _BASES:
             return _BASES[key]
@@ -262,7 +252,7 @@ class Composer:
         return base
 
     def _composed(self, root: str, chosen: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-        """The content of the files of chosen groups, and the choices of model and corpus."""
+        """The configuration of the chosen groups from files only, and the names of model and corpus."""
         from omegaconf import open_dict
 
         with self._initialized() as compose:
@@ -298,11 +288,7 @@ class Composer:
 
 
 def _completed(composed: Any) -> Any:
-    """Add the default of every setting absent from the files.
-
-    Raises:
-        ConfigError: A file contains an unknown optimiser, schedule or curriculum.
-    """
+    """Add the default of every setting absent from the files."""
     from omegaconf import OmegaConf
 
     sections = [section for section in (*SECTIONS, *CHOICES) if section != "sweep" or "sweep" in composed]

@@ -34,11 +34,7 @@ CORPORA: Registry[object] = Registry(
 
 
 def store_corpora(config_dir: str | None) -> None:
-    """Add every corpus without a file to the group ``data``.
-
-    Args:
-        config_dir: A user's folder of groups.
-    """
+    """Add every corpus without a file to the group ``data``."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -55,14 +51,7 @@ def corpus_options(name: str) -> tuple[Option, ...]:
 
 
 def complete_corpus(composed: Any) -> None:
-    """Add the defaults of the corpus options to a composed configuration.
-
-    Args:
-        composed: OmegaConf configuration, changed in place.
-
-    Raises:
-        ConfigError: A preset contains an unknown option.
-    """
+    """Add the defaults of the corpus options to a composed configuration."""
     from omegaconf import OmegaConf, open_dict
 
     data = composed.get("data")
@@ -75,11 +64,11 @@ def complete_corpus(composed: Any) -> None:
 
 
 def check_corpus(data: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless the options of the section ``data`` are allowed."""
+    """Raise :class:`ConfigError` unless the options in the section ``data`` are allowed."""
     if data["name"] in CORPORA:
         check_corpus_options(data["name"], data["options"])
 
 
 def check_corpus_options(name: str, given: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` unless a corpus has these options and their values are allowed."""
+    """Raise :class:`ConfigError` unless a corpus has these options and allows their values."""
     check_options(f"corpus {name!r}", "data.options", corpus_options(name), given)

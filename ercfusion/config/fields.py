@@ -1,7 +1,7 @@
 """Type, default, range, meaning and effect of a setting.
 
-A section of the configuration is a frozen dataclass with fields made by :func:`setting`. Command line checks, file
-schemas, search spaces, comparison of runs and reference pages are computed from :func:`fields_of`.
+Sections are frozen dataclasses with fields made by :func:`setting`. Checks, file schemas, search spaces, comparisons
+and reference pages are computed from :func:`fields_of`.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def setting(
     Args:
         default: Default value; a mapping is copied.
         meaning: One line for ``--help`` and the reference page.
-        low, high: Limits of a number, of the elements of a list or the values of a mapping.
+        low, high: Limits of a number, or of the numbers in a list or mapping.
         above, below: Exclusive limits.
         choices: Allowed texts.
         searchable: Whether a sweep may search it.
-        decides: ``result``: part of the experiment. ``run``: distinguishes runs of an experiment; fixed when a run is
-            resumed. ``nothing``: places, output and hardware; may change when a run is resumed.
+        decides: ``result``: part of the experiment. ``run``: fixed when a run is resumed. ``nothing``: may change when
+            a run is resumed.
         path: ``file`` or ``name`` for values used verbatim; in a file, ``~`` is the home folder.
-        pattern: ``module`` if the list contains module names.
-        share: Whether a number with a decimal point is a share up to 1.0, and a whole number a count.
+        pattern: ``module`` for a list of module names.
+        share: Whether a float is a share up to 1.0, and an integer a count.
     """
     options = tuple(choices) if choices else None
     known = Known(meaning, low, high, above, below, options, searchable, decides, path, pattern, share)
@@ -83,7 +83,7 @@ class Field:
     Args:
         key: Dotted, as typed.
         types: Types of a value other than null.
-        element: Type of the elements of a list or of the values of a mapping; ``object`` for any, None for other types.
+        element: Type inside a list or mapping; ``object`` for any, None for other types.
         nullable: Whether null is allowed.
         default: Default value, with the section's default choice.
         known: See :func:`setting`.
@@ -102,9 +102,7 @@ class Field:
         return self.types == (dict,)
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value of the right type, such as ``must be at least 1, found 0``; else an empty
-        string.
-        """
+        """The problem of a value of the right type, such as ``must be at least 1, found 0``, or an empty string."""
         if value is None or isinstance(value, bool):
             return ""
         known = self.known
@@ -189,12 +187,7 @@ def _read(annotation: Any) -> tuple[tuple[type, ...], type | None, bool]:
 
 
 def fields_of(section: type, name: str = "") -> dict[str, Field]:
-    """The settings of a section by name, in order.
-
-    Args:
-        section: A dataclass.
-        name: Name of the section for the dotted keys; empty for the top level.
-    """
+    """The settings of a dataclass by name; ``name`` is the section in the dotted keys."""
     return _fields_of(section, name)
 
 
@@ -214,14 +207,14 @@ def _fields_of(section: type, name: str) -> dict[str, Field]:
 
 
 def plain(value: Any) -> Any:
-    """A value as in files: lists instead of tuples, plain mappings."""
+    """Lists instead of tuples, and plain mappings, as in files."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def frozen(value: Any) -> Any:
-    """A value as in sections: tuples instead of lists."""
+    """Tuples instead of lists, as in sections."""
     return tuple(frozen(inner) for inner in value) if isinstance(value, list) else value
 
 

@@ -1,7 +1,4 @@
-"""Commands in messages, quoted for a shell and for the command line parser.
-
-Each has a named place; the tests run the command of every place.
-"""
+"""Commands in messages, quoted for a shell and for the parser; the tests run one of every place."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def command(place: str, module: str, *words: str, settings: Mapping[str, object]
 
     Args:
         place: A key of :data:`PLACES`.
-        module: Name of the command, such as ``train``.
+        module: Command, such as ``train``.
         words: Paths, flags and settings as typed.
         settings: Settings by key, appended to the words.
     """
@@ -53,12 +50,7 @@ def command(place: str, module: str, *words: str, settings: Mapping[str, object]
 
 
 def resume_command(place: str, module: str, folder: Path) -> str:
-    """The command that resumes the run or sweep in a folder, with the modules of its settings.
-
-    Args:
-        place, module: See :func:`command`.
-        folder: Folder with ``config.json``; without a readable one no modules are added.
-    """
+    """The command that resumes the run or sweep in a folder, with the modules in its ``config.json``."""
     try:
         config = read_json(folder / "config.json")
     except ErcfusionError:
@@ -68,7 +60,7 @@ def resume_command(place: str, module: str, folder: Path) -> str:
 
 
 def naming(names: object) -> list[str]:
-    """The argument ``imports=[a,b.c]`` in a list; empty without modules, or if a name is invalid."""
+    """``imports=[a,b.c]`` in a list; empty without modules, or if a name is invalid."""
     if not isinstance(names, list) or not names:
         return []
     known = all(isinstance(name, str) and all(map(str.isidentifier, name.split("."))) for name in names)

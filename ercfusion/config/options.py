@@ -1,7 +1,7 @@
 """Options of a constructor, read from its signature and docstring, and checks of their values.
 
 Options are keyword-only parameters. The annotation gives type, range (:class:`Range` in ``Annotated``) and choices
-(``Literal``); the section ``Args`` of the class's docstring gives the meaning.
+(``Literal``); the section ``Args`` of the docstring gives the meaning.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 @dataclass(frozen=True)
 class Range:
-    """Lowest and highest value of a number, for example ``Annotated[int, Range(1, 8)]``."""
+    """Limits of a number: ``Annotated[int, Range(1, 8)]``."""
 
     low: float
     high: float
 
 
 class IfGiven:
-    """Marks an option that a configuration omits unless it is set: ``Annotated[int | None, IfGiven]``."""
+    """Marks an option that a configuration omits unless set: ``Annotated[int | None, IfGiven]``."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ class Option:
         name: Parameter name.
         type: bool, int, float, str or list; None for any value.
         default: Default value.
-        low: Lowest number, or None without a limit.
-        high: Highest number.
+        low, high: Limits of a number, or None.
         choices: Allowed values; empty for any.
         nullable: Whether None is allowed.
-        meaning: One line from the docstring; may be empty.
+        meaning: One line; may be empty.
         if_given: Whether a configuration omits the option at its default.
     """
 
@@ -71,10 +70,7 @@ class Option:
     def check(self, value: Any, key: str, owner: str = "") -> None:
         """Raise :class:`ConfigError` unless ``value`` is allowed.
 
-        Args:
-            value: Value to check.
-            key: Setting name in messages, such as ``model.hidden``.
-            owner: End of messages, such as " (model 'cogmen')".
+        ``key`` is the setting in messages (``model.hidden``), ``owner`` their end (" (model 'cogmen')").
         """
         if self.type is None or (value is None and self.nullable):
             return
@@ -120,9 +116,9 @@ def _shown(value: Any) -> str:
 
 
 def options_of(constructor: Callable[..., Any]) -> tuple[Option, ...]:
-    """The options of a class or factory function: its keyword-only parameters, in order.
+    """The keyword-only parameters of a class or factory function, in order.
 
-    A constructor with ``**options`` also has the options of its parent class, which come first.
+    A constructor with ``**options`` has the options of its parent class first.
     """
     return _read(constructor)
 
@@ -158,11 +154,7 @@ def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
 def check_options(owner: str, section: str, options: Sequence[Option], given: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` for an unknown option or a value not allowed.
 
-    Args:
-        owner: Name in messages, such as ``model 'cogmen'``.
-        section: Section of the settings: ``model``.
-        options: All options of the constructor.
-        given: Values by name.
+    ``owner`` (``model 'cogmen'``) and ``section`` (``model``) are used in messages.
     """
     known = _known(owner, options, given)
     for name, value in given.items():
@@ -172,13 +164,8 @@ def check_options(owner: str, section: str, options: Sequence[Option], given: Ma
 def with_defaults(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of all options in a configuration, in the constructor's order.
 
-    Args:
-        owner: Name in messages, such as ``model 'cogmen'``.
-        options: All options of the constructor.
-        given: Values by name.
-
     Raises:
-        ConfigError: The constructor does not have an option.
+        ConfigError: The constructor lacks an option.
     """
     _known(owner, options, given)
     return {
@@ -189,11 +176,7 @@ def with_defaults(owner: str, options: Sequence[Option], given: Mapping[str, Any
 
 
 def _known(owner: str, options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Option]:
-    """The options by name.
-
-    Raises:
-        ConfigError: ``given`` contains another name.
-    """
+    """The options by name, which must include ``given``."""
     known = {option.name: option for option in options}
     for name in given:
         if name not in known:
@@ -223,7 +206,6 @@ def _option(name: str, annotation: Any, default: Any, meaning: str) -> Option:
 
 
 def _without_notes(annotation: Any) -> tuple[Any, list[Any]]:
-    """The type in ``Annotated``, and its notes."""
     if typing.get_origin(annotation) is not typing.Annotated:
         return annotation, []
     annotation, *notes = typing.get_args(annotation)
@@ -231,7 +213,7 @@ def _without_notes(annotation: Any) -> tuple[Any, list[Any]]:
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """The annotation ``X`` of ``X | None``, and whether it contained None."""
+    """``X`` of ``X | None``, and whether None was there."""
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return annotation, False
     others = [part for part in typing.get_args(annotation) if part is not type(None)]
@@ -239,7 +221,7 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
 
 
 def _meanings(constructor: Callable[..., Any]) -> dict[str, str]:
-    """The entries of ``Args`` by name; those of base classes included."""
+    """The entries of ``Args`` by name, with those of base classes."""
     meanings: dict[str, str] = {}
     for part in reversed(inspect.getmro(constructor)) if isinstance(constructor, type) else [constructor]:
         meanings |= _entries(part.__doc__ or "")

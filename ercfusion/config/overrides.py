@@ -1,4 +1,4 @@
-"""Arguments of the form ``key=value``: parsed, checked against the configuration, and written."""
+"""Arguments of the form ``key=value``: parsed, checked and written."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def naming(origin: str) -> Iterator[None]:
 
 
 def literal_text(key: str, value: Any) -> str:
-    """Like :func:`override_text`, but ``${name}`` in a text is literal and does not refer to another setting."""
+    """Like :func:`override_text`, with ``${name}`` as literal text."""
     if isinstance(value, str):
         value = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
     return override_text(key, value)
 
 
 def override_text(key: str, value: Any) -> str:
-    """``key=value`` as read by :func:`parse`; :mod:`ercfusion.config.hints` quotes it for a shell."""
+    """``key=value`` as read by :func:`parse`, not quoted for a shell."""
     if is_path(key) and isinstance(value, str):
         if value.startswith("~") and not is_name(key):
             value = f"./{value}"  # not the home folder
@@ -109,11 +109,7 @@ def expand_protocol(argument: str) -> list[str]:
 
 
 def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
-    """Parse arguments with Hydra's grammar.
-
-    Args:
-        overrides: Of the form ``key=value``.
-        several: Whether a comma in a path separates values, as with ``-m``.
+    """Parse arguments with Hydra's grammar; with ``several`` (``-m``) a comma in a path separates values.
 
     Raises:
         ConfigError: An argument cannot be parsed.
@@ -152,7 +148,7 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
 
 
 def _path_text(text: str, several: bool, *, home: bool) -> str:
-    """A path, typed with or without quotes, in Hydra's grammar; with ``home``, ``~`` is the home folder."""
+    """A path in Hydra's grammar, typed with or without quotes; with ``home``, ``~`` is the home folder."""
     if text in ("", "null") or "${" in text:
         return text
     if several and "," in text and not os.path.exists(os.path.expanduser(text)):
@@ -271,7 +267,7 @@ def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
 
 
 def _fits(allowed: tuple[type, ...], value: Any) -> bool:
-    """Whether a parsed value has one of the types; without types, any value fits."""
+    """Whether a parsed value has one of the types; empty for any."""
     if not allowed:
         return True
     if isinstance(value, bool):

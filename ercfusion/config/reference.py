@@ -1,4 +1,4 @@
-"""Options of models and corpora from their constructors, for ``--help`` and the pages' tables."""
+"""Options of models and corpora, for ``--help`` and the pages' tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,8 @@ _WIDTH = 118
 
 
 def model_help(composer: Composer, arguments: Sequence[str]) -> str:
-    """The description of a model and its options: value, default, allowed and searched values, meaning.
-
-    Args:
-        composer: With root ``train`` or ``sweep``.
-        arguments: As typed, with ``model=NAME``; arguments unrelated to model and corpus are ignored.
-
-    Raises:
-        ConfigError: Unknown model or option.
+    """The description of the model in ``arguments`` and its options: value, default, allowed and searched values,
+    meaning.
     """
     names = ("model=", "model.", "data=")
     config = composer.compose(
@@ -49,15 +43,7 @@ def model_help(composer: Composer, arguments: Sequence[str]) -> str:
 
 
 def corpus_help(composer: Composer, arguments: Sequence[str]) -> str:
-    """The description of a corpus and its options: value, default, allowed values, meaning.
-
-    Args:
-        composer: With root ``train`` or ``sweep``.
-        arguments: As typed, with ``data=NAME``; arguments unrelated to the corpus are ignored.
-
-    Raises:
-        ConfigError: Unknown corpus or option.
-    """
+    """The description of the corpus in ``arguments`` and its options: value, default, allowed values, meaning."""
     chosen = [argument for argument in arguments if argument.startswith(("data=", "data."))]
     config = composer.compose([part for argument in chosen for part in expand_protocol(argument)], options=False)
     name, given = config["data"]["name"], config["data"]["options"]

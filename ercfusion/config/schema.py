@@ -31,7 +31,7 @@ class Model(BaseModel):
 
 
 class OtherTerm(BaseModel):
-    """Settings of a loss term registered only by another user's module."""
+    """Settings of a loss term registered in another user's module."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     __pydantic_extra__: dict[str, Value]
@@ -118,7 +118,7 @@ def _fields(section: type, name: str) -> dict[str, Any]:
 
 
 def _choice(section: str) -> Any:
-    """A section whose settings depend on its ``name``: all settings of all choices, then checked for the chosen one."""
+    """A section whose settings depend on its ``name``."""
     names = fields_in(section)
     every: dict[str, Any] = {field.key.partition(".")[2]: (_type(field), None) for field in names.values()}
     every["name"] = (_type(names[f"{section}.name"]), ...)

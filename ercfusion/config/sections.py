@@ -1,7 +1,4 @@
-"""Sections of the configuration: names, defaults, ranges and meanings of all settings.
-
-Options of models and corpora are not here; they come from the constructors.
-"""
+"""Names, defaults, ranges and meanings of all settings; options of models and corpora are in the constructors."""
 
 from __future__ import annotations
 
@@ -122,11 +119,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective.
-
-    Args:
-        parts: Settings of each loss and term by name; see :mod:`ercfusion.config.terms`.
-    """
+    """The training objective; ``parts`` has the settings of each loss and term (:mod:`ercfusion.config.terms`)."""
 
     weights: Mapping[str, float] = setting(
         {"task": 1.0, "unimodal": 0.0},
@@ -439,4 +432,4 @@ CHOICES: Mapping[str, tuple[type, ...]] = {
     "scheduler": (Cosine, Plateau, Constant),
     "curriculum": (Curriculum, EmotionShift, WeightedShift),
 }
-"""Sections whose settings depend on their ``name``; the first choice is the default."""
+"""Sections whose settings depend on their ``name``; the first is the default."""

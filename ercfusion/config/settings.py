@@ -1,4 +1,4 @@
-"""All settings by dotted key, the defaults of every section, and the typed configuration of a run."""
+"""All settings by dotted key, their defaults, and the typed configuration of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def choice_of(section: str, name: str) -> type:
     """The class of a choice of ``optimizer``, ``scheduler`` or ``curriculum``.
 
     Raises:
-        ConfigError: Unknown choice; the message contains the nearest.
+        ConfigError: Unknown choice.
     """
     known: dict[str, type] = {one.choice: one for one in CHOICES[section]}  # type: ignore[attr-defined]
     if name not in known:
@@ -48,11 +48,9 @@ def names_of(section: str) -> list[str]:
 
 
 def fields_in(section: str, name: str | None = None) -> dict[str, Field]:
-    """The settings of a section by dotted key, in order.
+    """The settings of a section by dotted key; an empty ``section`` is the top level.
 
-    Args:
-        section: Empty for the top level.
-        name: Choice of ``optimizer`` and similar sections; None for the settings of all choices.
+    ``name`` is the choice of ``optimizer`` and similar sections; None for the settings of all choices.
     """
     if not section:
         return {field.key: field for field in fields_of(Root).values()}
@@ -72,10 +70,7 @@ def fields_in(section: str, name: str | None = None) -> dict[str, Field]:
 
 
 def field_of(key: str) -> Field | None:
-    """The setting with a dotted key, or None; also for a key added by a user to an open setting.
-
-    Options of architectures are not included.
-    """
+    """The setting with a dotted key, also one added to an open setting; None for model options and unknown keys."""
     section, dot, rest = key.partition(".")
     if not dot:
         return fields_in("").get(key)
@@ -118,12 +113,7 @@ def is_name(key: str) -> bool:
 
 
 def defaults_of(section: str, name: str | None = None) -> dict[str, Any]:
-    """The default settings of a section, as in a configuration.
-
-    Args:
-        section: Empty for the top level.
-        name: Choice of ``optimizer`` and similar sections; None for the default.
-    """
+    """The defaults of a section; see :func:`fields_in`. ``None`` is the default choice."""
     if section in CHOICES:
         name = names_of(section)[0] if name is None else name
     values: dict[str, Any] = {}
@@ -152,11 +142,7 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise :class:`ConfigError` for unknown settings and values outside the range or choices.
-
-    Args:
-        config: A configuration whose values have the right types.
-    """
+    """Raise :class:`ConfigError` for unknown settings and values outside the range or choices."""
     for field, value in _values(config):
         if problem := field.problem(value):
             raise ConfigError(f"{field.key} {problem}. Correct the value.")
@@ -201,11 +187,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Config:
-    """The configuration of a run: one object per section.
-
-    Args:
-        root: Settings of the top level.
-    """
+    """The configuration of a run: one object per section; ``root`` is the top level."""
 
     preset: Preset
     root: Root
@@ -263,7 +245,7 @@ def section_from(name: Literal["optimizer"], content: Mapping[str, Any]) -> Opti
 @overload
 def section_from(name: str, content: Mapping[str, Any]) -> Any: ...
 def section_from(name: str, content: Mapping[str, Any]) -> Any:
-    """Create a section from plain containers, whose types and ranges were checked."""
+    """Create a section from checked plain containers."""
     section = choice_of(name, content["name"]) if name in CHOICES else SECTIONS[name]
     made = _made(section, content)
     if isinstance(made, Objective):
@@ -274,7 +256,7 @@ def section_from(name: str, content: Mapping[str, Any]) -> Any:
 
 
 def section_of(name: str, given: Mapping[str, Any]) -> Any:
-    """Create a section from some of its settings; others have their defaults.
+    """Create a section from some of its settings and defaults.
 
     Raises:
         ConfigError: An unknown setting, or a value out of range.

@@ -1,7 +1,6 @@
 """Losses of the objective: their settings and functions.
 
-A loss term is one class, here or in a user's module, with the decorator :func:`term`. Its section ``objective.NAME``,
-checks and reference page are computed from it.
+A loss term is one class with the decorator :func:`term`, here or in a user's module.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class Term:
     Class attributes:
         function: ``function(vectors, target, **settings)`` returns the sum of losses and its divisor; a callable or
             ``"module:function"``.
-        reads: Targets passed to the function: ``classes``, ``numbers``, or empty for none.
-        queue: A subclass with a setting of this name receives ``memory=(vectors, targets)``, the earlier utterances.
+        reads: Targets of the function: ``classes``, ``numbers``, or empty for none.
+        queue: A setting of this name adds ``memory=(vectors, targets)``, the earlier utterances.
     """
 
     function: ClassVar[str | Callable[..., Any]] = ""
@@ -93,7 +92,7 @@ class SupCon(Term):
 @term("inter_class")
 @dataclass(frozen=True)
 class InterClass(Term):
-    """Contrast with utterances of other classes only (after Yeh et al., ECCV 2022; Shi et al., ICIC 2024)."""
+    """Contrast with other classes only (after Yeh et al., ECCV 2022; Shi et al., ICIC 2024)."""
 
     function = "ercfusion.losses.contrastive:inter_class_contrastive"
     reads = "classes"

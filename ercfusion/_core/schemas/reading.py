@@ -1,8 +1,10 @@
 """Read JSON, YAML and CSV files that may be damaged or hostile.
 
-Every failure becomes one :class:`~ercfusion._core.errors.ErcfusionError` of at most 3 lines and 300 characters: file,
-line or key, what was found, what to do. Results are plain containers of bounded size and depth, without NaN, infinity
-or integers of more than 64 bits.
+Every failure is one error of at most 3 lines and 300 characters: file, line or key, problem, advice. Results are plain
+containers of bounded size and depth, without NaN, infinity or integers of more than 64 bits.
+
+The readers share these arguments: ``schema`` is checked (None: only the format), ``error`` is the class of errors,
+``advice`` says what to do about a damaged file, and ``most`` is the maximum size in bytes.
 """
 
 from __future__ import annotations
@@ -45,14 +47,7 @@ def shown(value: Any) -> str:
 
 
 def failure(error: type[ErcfusionError], path: str | Path, problem: str, advice: str = "") -> ErcfusionError:
-    """The error about a file, shortened to the limits of this module.
-
-    Args:
-        error: Its class.
-        path: The file.
-        problem: Begins with the place: ``", line 3: ..."`` or ``": ..."``.
-        advice: What to do; omitted if too long.
-    """
+    """The error about a file, shortened. ``problem`` begins with the place: ``", line 3: ..."`` or ``": ..."``."""
     where = str(path)
     if len(where) > _MAX_PATH:
         where = "..." + where[3 - _MAX_PATH :]
@@ -66,12 +61,7 @@ def failure(error: type[ErcfusionError], path: str | Path, problem: str, advice:
 
 
 def setting_error(origin: str, message: str) -> ErcfusionError:
-    """The error about a setting; shortened if it comes from a file.
-
-    Args:
-        origin: The file followed by ``": "``; empty for a typed setting.
-        message: What is wrong.
-    """
+    """The error about a setting; ``origin`` is the file followed by ``": "``, or empty for a typed setting."""
     return failure(ConfigError, origin.removesuffix(": "), f": {message}") if origin else ConfigError(message)
 
 
@@ -81,11 +71,7 @@ def setting_error(origin: str, message: str) -> ErcfusionError:
 def read_bytes(
     path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "", most: int = 64 * MIB
 ) -> bytes:
-    """The content of a regular file of at most ``most`` bytes.
-
-    Raises:
-        ErcfusionError: Of class ``error``, if the file is missing, too large, unreadable or not a regular file.
-    """
+    """The content of a regular file of at most ``most`` bytes."""
     path = Path(path)
     try:
         status = path.stat()
@@ -124,18 +110,7 @@ def read_json(
     advice: str = "",
     most: int = 64 * MIB,
 ) -> Any:
-    """The content of a JSON file as plain containers, checked against ``schema``.
-
-    Args:
-        path: The file.
-        schema: None checks only JSON itself.
-        error: Class of the errors.
-        advice: What to do about a damaged file, as a sentence.
-        most: Maximum size in bytes.
-
-    Raises:
-        ErcfusionError: Of class ``error``; see the module.
-    """
+    """The content of a JSON file as plain containers, checked against ``schema``."""
     text = read_text(path, error=error, advice=advice, most=most)
     return parse_json(text, path, schema, error=error, advice=advice)
 
@@ -236,15 +211,8 @@ def read_yaml(
     """The content of a YAML file as plain containers, checked against ``schema``; dates stay text.
 
     Args:
-        path: The file.
-        schema: None checks only YAML itself.
-        error: Class of the errors.
-        advice: What to do, as a sentence.
         text: Content of the file if it was read already.
         floats: Read ``1e-3`` as a number, like YAML 1.2 and OmegaConf.
-
-    Raises:
-        ErcfusionError: Of class ``error``; see the module.
     """
     if text is None:
         text = read_text(path, error=error, advice=advice, most=MAX_BYTES)
@@ -263,11 +231,7 @@ def read_yaml(
 
 
 def read_rows(path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "") -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as mappings from column to cell.
-
-    Raises:
-        ErcfusionError: Of class ``error``: invalid CSV, no header, a duplicate column, or a row of another length.
-    """
+    """The rows of a CSV file with a header, as mappings from column to cell."""
     text = read_text(path, error=error, advice=advice)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
@@ -303,15 +267,8 @@ def check(
     advice: str = "",
     prefix: str = "",
 ) -> None:
-    """Raise ``error`` with file and key unless ``value`` fits ``schema``.
-
-    Args:
-        value: Plain containers.
-        schema: The expected structure.
-        path: The file.
-        error: Class of the error.
-        advice: What to do, as a sentence.
-        prefix: Key of ``value`` in the file, with a dot at its end.
+    """Raise ``error`` with file and key unless ``value`` fits ``schema``; ``prefix`` is the key of ``value`` with a
+    dot.
     """
     from pydantic import ValidationError
 
@@ -322,13 +279,7 @@ def check(
 
 
 def described_problem(problem: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
-    """The most informative problem of a validation, beginning with the key.
-
-    Args:
-        problem: Raised by ``schema``.
-        schema: The schema.
-        prefix: See :func:`check`.
-    """
+    """The most informative problem of a validation, beginning with the key."""
     # An unknown key is often the missing one, misspelt, and more informative.
     details = problem.errors(include_url=False)
     order = {"extra_forbidden": 0, "missing": 2}
@@ -388,7 +339,7 @@ def _expected(kind: str, detail: ErrorDetails) -> str:
 
 
 def _names_at(schema: Any, places: Sequence[Any]) -> list[str]:
-    """Names of the fields in the part of a schema at ``places``; empty if it has none."""
+    """Names of the fields in a schema at ``places``; may be empty."""
     current: Any = _model_in(schema)
     for place in places:
         if current is None:
@@ -404,7 +355,7 @@ def _names_at(schema: Any, places: Sequence[Any]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> Any:
-    """The model, list or mapping in an annotation such as ``Annotated[list[Model], ...] | None``, or None."""
+    """The model, list or mapping in an annotation, or None."""
     from pydantic import BaseModel
 
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -36,13 +36,7 @@ class _Tensors(RootModel[dict[Name, _Tensor]]):
 
 @dataclass(frozen=True)
 class Header:
-    """The place of a tensor in a file.
-
-    Args:
-        dtype: Name in the format: ``F32``, ``I64``, ...
-        shape: Shape of the tensor.
-        first: Index of its first byte.
-    """
+    """Type (``F32``, ``I64``, ...), shape and first byte of a tensor in a file."""
 
     dtype: str
     shape: list[int]
@@ -50,11 +44,7 @@ class Header:
 
 
 def read_header(path: str | Path, *, error: type[ErcfusionError] = RunError, advice: str = "") -> dict[str, Header]:
-    """The tensors of a safetensors file by name, with sizes checked against the file.
-
-    Raises:
-        ErcfusionError: Of class ``error``: missing, damaged, or wrong sizes.
-    """
+    """The tensors of a safetensors file by name, with sizes checked against the file."""
     path = Path(path)
     try:
         size = path.stat().st_size

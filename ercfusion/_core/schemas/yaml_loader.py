@@ -84,12 +84,7 @@ for _first in "-+.0123456789":
 
 
 def parse_yaml(text: str, *, floats: bool = False) -> tuple[Any, str]:
-    """The content of a YAML text, and its problem (place and reason) or an empty string.
-
-    Args:
-        text: Content of the file.
-        floats: See :func:`ercfusion._core.schemas.reading.read_yaml`.
-    """
+    """The content of a YAML text, and its problem (place and reason) or an empty string."""
     loader = None
     try:
         loader = (_FloatLoader if floats else _Loader)(text)
