@@ -20,11 +20,10 @@ OF = ("hidden", "modalities", "both")
 class Term:
     """Settings of a loss on representations; a subclass adds its own, passed to the function as keywords.
 
-    Class attributes:
-        function: ``function(vectors, target, **settings)`` returns the sum of losses and its divisor; a callable or
-            ``"module:function"``.
-        reads: Targets of the function: ``classes``, ``numbers``, or empty for none.
-        queue: A setting of this name adds ``memory=(vectors, targets)``, the earlier utterances.
+    - ``function(vectors, target, **settings)`` returns the sum of losses and its divisor; a callable or
+      ``"module:function"``.
+    - ``reads``: targets of the function: ``classes``, ``numbers``, or empty for none.
+    - A setting named ``queue`` adds ``memory=(vectors, targets)``, the earlier utterances.
     """
 
     function: ClassVar[str | Callable[..., Any]] = ""
