@@ -55,15 +55,15 @@ def model_list() -> list[str]:
     return wrapped(f"The models: {', '.join(links)}.")
 
 
-def allowed(option: Option) -> str:
-    """Choices or range of an option, as one word if possible; empty for sizes, switches and texts."""
+def default_cell(option: Option) -> str:
+    """The default of an option; with its range if it is a fraction, or among its choices in bold type."""
+    default = typed_text(option.default)
     if option.choices:
-        return ", ".join(map(str, option.choices))
-    if option.type is float and option.low is not None and option.high is not None:
-        if (option.low, option.high) == (0, 1):
-            return "0–1"
-        return "" if option.low < -1 else ">0" if option.low > 0 else "≥0"
-    return ""
+        return ", ".join(f"**{choice}**" if choice == option.default else str(choice) for choice in option.choices)
+    if option.type is float and option.low is not None and option.low > -1:
+        limits = "0–1" if option.high == 1 else ">0" if option.low > 0 else "≥0"
+        return f"{default} ({limits})"
+    return default
 
 
 def wrapped(sentence: str) -> list[str]:
@@ -99,15 +99,10 @@ def model_options(name: str) -> list[str]:
         sentence = f"Other options: as for [{SHARED[name]}]({SHARED[name]}.md), with {' '.join(differing)}."
         inherited = ["", *wrapped(sentence)]
         options = tuple(option for option in options if option.name not in base)
-    ranges = any(allowed(option) for option in options)
-    rows = [
-        f"| option | default |{' values |' if ranges else ''} meaning |",
-        f"|---|---|{'---|' if ranges else ''}---|",
-    ]
+    rows = ["| option | default (range, choices) | meaning |", "|---|---|---|"]
     for option in options:
         meaning = option.meaning.replace("|", "\\|")
-        values = f" {allowed(option)} |" if ranges else ""
-        rows.append(f"| `{option.name}` | {typed_text(option.default)} |{values} {meaning} |")
+        rows.append(f"| `{option.name}` | {default_cell(option)} | {meaning} |")
     return rows + inherited + preset_options(name)
 
 

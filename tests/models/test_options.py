@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
+from docs.computed.models import model_options
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.options import Option, Range, check_options, defaults_of, options_of
@@ -212,3 +213,21 @@ def test_annotations_that_only_a_type_checker_sees() -> None:
 
     (option,) = options_of(Hidden)
     assert (option.type, option.default) == (int, 3)
+
+
+def test_the_option_table_of_a_page() -> None:
+    rows = {row.split("`")[1]: row for row in model_options("concat") if row.startswith("| `")}
+    assert list(rows) == ["hidden", "dropout", "input_dropout", "activation"]
+    assert rows["hidden"].startswith("| `hidden` | 256 | Width")
+    assert rows["dropout"].startswith("| `dropout` | 0.4 (0–1) | ")
+    assert rows["activation"].startswith("| `activation` | **gelu**, relu, none | ")
+    assert model_options("majority") == ["No options."]
+
+
+def test_shared_options_are_in_one_table() -> None:
+    own, shared = "\n".join(model_options("lmf")), "\n".join(model_options("tfn"))
+    assert "| `rank` |" in own
+    assert "| `context` |" in shared
+    assert "| `context` |" not in own
+    assert "Other options: as for [tfn](tfn.md), with `dropout=0.4`." in own
+    assert "`model=lmf_released` sets `context=none`" in own
