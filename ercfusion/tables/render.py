@@ -282,7 +282,7 @@ def _feature(pack: Mapping[str, Any]) -> str:
 COMPARISON_NOTE = (
     "p: paired randomisation test exchanging the two models' confusion matrices of conversations at random. It applies "
     "to these trained models on other conversations; the interval resamples seeds too. *Shown*: p is below 0.05 after "
-    "Holm's correction over this table, and the interval excludes 0."
+    "Holm's correction over this table, and 0 is outside the interval."
 )
 
 
@@ -294,7 +294,7 @@ def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
     least, most = min(drawn), max(drawn)
     number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
     doubtful = sum(not pair.certain for pair in comparisons)
-    text = f"p is from {number} per pair; the number after ± is the Monte Carlo standard error of p (Holm). "
+    text = f"Each p is from {number} per pair; the number after ± is the Monte Carlo standard error of p (Holm). "
     if not doubtful:
         return text + "No verdict depends on the random draws."
     return text + (
