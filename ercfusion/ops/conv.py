@@ -419,7 +419,7 @@ def _sum_of_taps(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Sequen
     taps = weight.to(dtype).t().flip(0)  # (W, D), that of the utterance itself first
     W = len(taps)
     y = x * taps[0] if bias is None else torch.addcmul(bias.to(dtype), x, taps[0])
-    for j in range(1, W):
+    for j in range(1, W):  # crosses conversations; corrected below
         later, earlier = _shifted(j, reverse)
         y[later].addcmul_(x[earlier], taps[j])
     for step, rows in enumerate(_heads(lengths, W - 1, reverse, x.device)):

@@ -148,6 +148,7 @@ class _Call:
             self.rows("z", inputs.z)
         self.rows("Bs", inputs.B)
         self.rows("Cs", inputs.C)
+        # A and states as (S, D): vectors run over channels, which must be contiguous.
         self.whole("A", inputs.A.transpose(1, 2))
         if inputs.D is not None:
             self.whole("skip", inputs.D)
@@ -202,6 +203,7 @@ class _Call:
             memory = ctypes.c_void_p(_scratch(needed))
             work(ctypes.byref(self.arguments), ctypes.c_int64(backward), ctypes.byref(counter), memory)
 
+        # Workers take tasks from the shared counter until none is left; this thread is one of them.
         workers = min(torch.get_num_threads(), self.arguments.K * self.groups * self.blocks)
         others = [_threads(workers - 1).submit(worker) for _ in range(workers - 1)]
         worker()

@@ -122,6 +122,7 @@ class _Segments:
 
 
 def _segments(offsets: Tensor, lengths: tuple[int, ...], longest: int, segment: int) -> _Segments:
+    # Without a long conversation, segments are the conversations, and the launches for states between them are omitted.
     if max(lengths, default=0) <= longest:
         return _Segments(offsets[:-1], offsets[1:], offsets, offsets, list(lengths), False)
     start: list[int] = []
@@ -130,6 +131,7 @@ def _segments(offsets: Tensor, lengths: tuple[int, ...], longest: int, segment: 
     counts: list[int] = []
     row = 0
     for of, length in enumerate(lengths):
+        # An empty conversation has one empty segment, which stores its final state.
         size = segment if length > longest else max(length, 1)
         own = range(row, row + max(length, 1), size)
         start += own
@@ -224,6 +226,7 @@ class _Call:
         """The state before every segment, (K, segments, D, S)."""
         if not self.segments.cut:
             return self.initial
+        # Per segment: the last state from h = 0 (local) and the sum of dt (total), which determine its map of states.
         local, self.total = self._empty(*self._edges()), self._empty(*self._edges()[:3])
         self._launch(
             scan_kernel, len(self.segments.lengths), out=local, final=local, total=self.total, LOCAL=True,
@@ -235,6 +238,7 @@ class _Call:
         """All gradients, from those of the outputs and of the final states."""
         initial = self.received()
         if self.segments.cut:
+            # (B2) is the adjoint of the same map: the gradient of a segment's last state follows from later segments.
             local = self._empty(*self._edges())
             self._launch(adjoint_kernel, len(self.segments.lengths), local=local, **self._strided("grad", grad))
             final = self._carry(local, final, True)
@@ -242,6 +246,7 @@ class _Call:
         sizes, K, G, S = self.segments.lengths, self.K, self.G, self.S
         du, ddelta = self._like(self.u), self._like(self.delta)
         dz = None if self.z is None else self._like(self.z)
+        # Partial sums: per block of channels of a group (first axis), and per segment.
         db, dc = (self._empty(self.blocks, K, self.N, G, S) for _ in range(2))
         da = self._empty(len(sizes), K, self.D, S)
         dskip, dbias = (self._empty(len(sizes), K, self.D) for _ in range(2))
@@ -279,6 +284,8 @@ class _Call:
 
     def _turns(self) -> list[tuple[int, int, int]]:
         """(first segment, number of segments, room in tiles) per launch of the backward pass."""
+        # Tiles within ``scratch`` bytes. Segments of ``rows`` utterances need at most rows / steps tiles, rounded down,
+        # one more per segment, and one (see the positions in ``backward_kernel``).
         most = self.scratch // (4 * self.K * max(self.programs, 1) * self.tile)
         turns: list[tuple[int, int, int]] = []
         begin = rows = 0
