@@ -31,19 +31,16 @@ class BroadLearning(nn.Module):
         Z_i = \phi(X W_i + b_i), \quad H_j = \xi([Z_1 \ldots Z_n] W_j + b_j), \quad
         Y = [Z_1 \ldots Z_n, H_1 \ldots H_m] W
 
-    All groups of one kind read the same input, so each kind is one matrix product, and only the total number of its
-    nodes matters.
-
-    In the paper the nodes' weights are random and W is a ridge solution: ``trainable=False`` keeps random weights as
-    buffers, and :meth:`fit_ridge` solves for the readout. By default gradients train all weights.
+    Only the total number of nodes of each kind matters. By default gradients train all weights. In the paper the nodes'
+    weights are random and W is a ridge solution: use ``trainable=False`` and :meth:`fit_ridge`.
 
     Args:
         width: D of the input.
         feature_groups, feature_width: n, and nodes per group.
         enhancement_groups, enhancement_width: m, and nodes per group; 0 for no enhancement nodes.
-        activation: Activation of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or ``gelu``.
+        activation: Of the enhancement nodes: ``linear``, ``tanh``, ``relu`` or ``gelu``.
         trainable: Train the nodes' weights. The readout is always trained.
-        feature_activation: Activation of the feature nodes.
+        feature_activation: Of the feature nodes.
         out_features: Width of the readout; ``width`` if 0.
 
     Raises:
@@ -155,14 +152,14 @@ class ProbabilityGuidedFusion(nn.Module):
     - ``entropy``: :math:`w_m = \mathrm{softmax}_m(-H(p_m) / T)`, the entropy divided by its maximum;
     - ``class_wise``: :math:`w_{mc} = \mathrm{softmax}_m(p_{mc} / T)`, a weight per class, for fusing class scores.
 
-    Then :math:`w \leftarrow (1 - \epsilon) w + \epsilon / M'` over the M' present modalities. An absent modality has
-    weight 0; if all are absent, all count as present.
+    Then :math:`w \leftarrow (1 - \epsilon) w + \epsilon / M'` over the M' present modalities; all count as present if
+    none is.
 
     Args:
         rule: ``confidence``, ``entropy`` or ``class_wise``.
         temperature: T above 0; large values make the weights equal.
         detach: Send no gradient through the weights to the classifiers.
-        epsilon: Share of the weight distributed evenly, in [0, 1].
+        epsilon: In [0, 1].
 
     Raises:
         ValueError: an option out of its range.

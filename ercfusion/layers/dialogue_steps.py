@@ -4,12 +4,11 @@ Equations: :mod:`ercfusion.layers.dialogue_rnn`. Conversations are sorted by len
 ``running`` of them are not finished, and their rows (dirs, running, D) are consecutive. Emotion states do not feed back
 into the other states, so they form a chain of their own.
 
-If listeners are not updated, the old state of a speaker is the state after the speaker's previous utterance. It is read
-from the history of states by an index, and every state is read at most once, so its gradient is read by the index of
-the speaker's next utterance.
+If listeners are not updated, a speaker's old state is the state after the speaker's previous utterance. It is read by
+an index, at most once, so its gradient is read by the index of the speaker's next utterance.
 
-Both chains have a hand-written backward pass. Autograd would add to the gradient of every weight at every step, which
-costs more than the rest. Here the gradients of the gates of all steps are stored, and one product per weight follows.
+Both chains have a hand-written backward pass. Autograd would add to every weight's gradient at every step, which costs
+more than the rest; here the gradients of the gates of all steps are stored, and one product per weight follows.
 """
 
 from __future__ import annotations

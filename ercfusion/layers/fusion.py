@@ -26,24 +26,20 @@ class FusionAttention(nn.Module):
     .. math::
         F_k = \mathrm{MHA}_k(Q = T,\; K = X_k,\; V = T), \qquad T' = W [F_1; \dots; F_K; T] + b
 
-    T is the main stream (text), X_k another stream, MHA multi-head attention over the utterances of the same
-    conversation, each with its own weights. The weight of utterance j for utterance i comes from the text of i and, for
-    example, the audio of j; the value is the text of j. ``values="other"`` is ordinary cross-attention, :math:`V =
-    X_k`.
+    T is the main stream (text), X_k another stream, MHA multi-head attention within a conversation, each with its own
+    weights. ``values="other"`` is ordinary cross-attention, :math:`V = X_k`. An utterance without modality k is not a
+    key of :math:`F_k`; without any key, :math:`F_k` is zero.
 
-    An utterance without modality k is not a key of :math:`F_k`. Without any key, :math:`F_k` is zero.
-
-    All heads and streams share one attention call: the streams are placed on the axis of the heads. Keys have no bias
-    because softmax cancels it.
+    All heads and streams share one attention call. Keys have no bias because softmax cancels it.
 
     Args:
         width: D; a multiple of ``heads``.
-        others: K, the number of other streams; at least 1.
+        others: K, at least 1.
         heads: Heads of each MHA.
         dropout: Dropout probability on attention weights.
         values: Source of the values, ``main`` or ``other``.
-        residual: Return T + s * T' instead of T', with a learned s per dimension, initially 0.1, so that training
-            starts near the main stream.
+        residual: Return T + s * T' with a learned s per dimension, initially 0.1, so that training starts near the main
+            stream.
         causal: Attend to the past and the utterance itself only.
 
     Shapes:
@@ -164,9 +160,9 @@ class GatedFusion(nn.Module):
 
     .. math:: g = \mathrm{norm}(W [x_1; \dots; x_M] + b), \qquad y = \sum_m g_m x_m
 
-    After Arevalo et al., "Gated Multimodal Units for Information Fusion" (ICLR workshops 2017), whose unit has vector
-    gates and two modalities. An absent modality is zero in the input of the gate and has weight zero. With softmax the
-    weights of the present modalities sum to 1; an utterance without any modality gives zero.
+    After Arevalo et al., "Gated Multimodal Units for Information Fusion" (ICLR workshops 2017), who have vector gates
+    and two modalities. An absent modality is zero in the gate's input and has weight zero; with softmax the other
+    weights sum to 1. Without any modality the result is zero.
 
     Args:
         width: D.

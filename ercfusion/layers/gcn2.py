@@ -1,8 +1,8 @@
 """A deep graph convolution (GCNII), and MMGCN's graph of angular similarities in block form.
 
 A node is one modality m of one utterance i. MMGCN's graph (Hu et al., ACL 2021) joins nodes of the same modality within
-a conversation, and nodes of the same utterance across modalities. For a conversation of n utterances the matrix has M
-full (n, n) blocks on its diagonal and diagonal blocks elsewhere. Nothing larger than the full blocks is formed here.
+a conversation, and nodes of the same utterance across modalities. So the matrix of n utterances has M full (n, n)
+blocks, and diagonal blocks elsewhere; nothing larger is formed here.
 
 M modalities, N utterances of the batch, P slots (utterances and padding), F width of a node.
 """

@@ -57,11 +57,11 @@ class Mamba(nn.Module):
         h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t u_t, \quad
         o_t = W_{out} ((C_t \cdot h_t + D u_t) \, \mathrm{silu}(z_t))
 
-    with :math:`A = -\exp(A_{log})`. Parameters have the names, shapes and initial distributions of the authors' module:
-    published weights load with ``load_state_dict``. A conversation's result does not depend on the others.
+    with :math:`A = -\exp(A_{log})`. Published weights load with ``load_state_dict``: names, shapes and initial
+    distributions are those of the authors' module. A conversation's result does not depend on the others.
 
-    In a module of half precision A_log, D and the bias of the steps stay in float32; the recurrence is always in
-    float32 (or float64). ``A_log`` and ``D`` carry ``_no_weight_decay``, the bias ``_no_reinit``.
+    A_log, D and the bias of the steps stay in float32 in half precision, and the recurrence is in float32 (or float64).
+    ``A_log`` and ``D`` carry ``_no_weight_decay``, the bias ``_no_reinit``.
 
     Args:
         d_model: d.
@@ -77,7 +77,7 @@ class Mamba(nn.Module):
         bias: Add biases to the two outer projections.
 
     Raises:
-        ValueError: a size below 1, an unknown ``dt_init``, or bounds that are not 0 < dt_min <= dt_max.
+        ValueError: an option out of its range.
 
     Shapes:
         x (N, d) with the packing of the N utterances -> (N, d). Padded x (B, L, d) with lengths (B), or None if all are
@@ -159,7 +159,7 @@ class Mamba(nn.Module):
 
         Args:
             x: (N, d), or padded (B, L, d).
-            packing: Packing of packed x, or its offsets (B + 1). None: one conversation, or x is padded.
+            packing: Packing of packed x, or its offsets (B + 1). None: one conversation.
             lengths: Lengths of padded x. None: all L.
             reverse: Read every conversation from its last utterance to its first.
         """

@@ -25,9 +25,8 @@ class PackedLSTM(nn.Module):
     Shapes:
         x (N, in_features) -> (N, out_features).
 
-    The recurrence sees no padding unless the call gives ``padding`` (in_features). Then every conversation is padded
-    with this row to the longest of the batch, and the backward direction reads the padding first, as in released
-    programs that do not pack. Results then depend on the batch.
+    With ``padding`` (in_features) conversations are padded with this row to the longest of the batch, and the backward
+    direction reads the padding first, as in released programs that do not pack. Results then depend on the batch.
     """
 
     def __init__(

@@ -54,14 +54,14 @@ def random_crop(stored: SequenceValues, frames: int) -> SequenceValues:
 class SpecAugment(nn.Module):
     """Masks time stretches and bands of a spectrogram in training (Park et al., Interspeech 2019), and adds noise.
 
-    Masked cells become 0, the mean after standardisation. The width of each stretch is drawn between 0 and its limit,
-    then its position, from torch's global generator. In eval mode the values are unchanged.
+    Masked cells become 0, the mean after standardisation. Widths are uniform up to the limit, positions uniform, from
+    torch's global generator.
 
     Args:
-        time_masks, time_width: Number of stretches per utterance, and their largest width in frames; each is at most a
-            fifth of the utterance.
+        time_masks, time_width: Stretches per utterance, and their largest width in frames, at most a fifth of the
+            utterance each.
         band_masks, band_width: Number of stretches of bands, and their largest width.
-        noise: Standard deviation of normal noise, in units of the standardised values.
+        noise: Standard deviation of normal noise.
 
     Shapes:
         (N, T, D), mask (N, T) -> (N, T, D), zero if the mask is False.
@@ -110,10 +110,9 @@ def _stretch(size: int, length: Tensor, limit: Tensor) -> Tensor:
 class MaskedBatchNorm(nn.Module):
     """Batch normalisation of padded spectrograms with the statistics of real frames.
 
-    In training, mean and variance of a channel are computed over all bands of the frames in the mask, and running
-    averages are updated; eval mode uses the running averages. Without padding it equals :class:`torch.nn.BatchNorm2d`.
-    If a channel has fewer than two values in training, the running averages are used and not updated. Distributed
-    training uses the statistics of the whole batch.
+    Statistics are those of a channel over all bands of the frames in the mask, of the whole batch in distributed
+    training; in eval mode running averages. Without padding it equals :class:`torch.nn.BatchNorm2d`. If a channel has
+    fewer than two values in training, the running averages are used and not updated.
 
     Args:
         channels: C.

@@ -65,17 +65,15 @@ class TensorFusion(_Fusion):
 
     .. math:: y = W \, \mathrm{vec}([1; z_1] \otimes \dots \otimes [1; z_M]) + b
 
-    Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017), section 4.2. With the ones,
-    the tensor contains every modality, every pair and so on up to the product of all. An absent modality is [1; 0]:
-    terms with it vanish.
+    Zadeh et al., "Tensor Fusion Network for Multimodal Sentiment Analysis" (EMNLP 2017), section 4.2. The tensor
+    contains every modality, every pair and so on up to the product of all. Terms with an absent modality, [1; 0],
+    vanish.
 
-    By default dropout acts on the numbers of the z_m, not on the ones, and drops every element with a dropped factor.
-    ``dropout_form="element"`` is the published form, dropout of single elements of the tensor, with a mask computed
-    from a seed tile by tile in each pass.
+    By default dropout acts on the numbers of the z_m, not on the ones. ``dropout_form="element"`` is the published
+    form, dropout of single elements of the tensor.
 
-    The weights are those of ``torch.nn.Linear`` on the flattened tensor, the index of the last modality changing
-    fastest, so checkpoints of the plain form load. Computed in the dtype of the weights, also under autocast.
-    Differentiable once.
+    Checkpoints of ``torch.nn.Linear`` on the flattened tensor load; the index of the last modality changes fastest.
+    Computed in the dtype of the weights, also under autocast. Differentiable once.
 
     Args:
         widths: d_m of 1 to 4 modalities, in the order of the tensor.
@@ -165,12 +163,11 @@ class LowRankFusion(_Fusion):
     .. math:: y_o = \sum_{r=1}^R w_r \prod_m F_m[r, o] \cdot [1; z_m] + b_o
 
     Liu et al., "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors" (ACL 2018), section 3.2, with the
-    weights w over the ranks of the released code, which the paper omits. F, w and b are all trained. The factors are
-    multiplied in at least single precision, because products of M of them leave the range of half precision.
+    weights w of the released code, which the paper omits. Products are in at least single precision, because M factors
+    leave the range of half precision. An absent modality is [1; 0].
 
-    F and w are initially normal by Glorot's rule for the matrices, with variances 2 / (d_m + 1 + H) and 2 / (1 + R); b
-    is zero. The released code applies the rule to the factors as stacks of R matrices, which gives the variance 2 /
-    ((d_m + 1 + R) H): ``initial="released"``. An absent modality is [1; 0].
+    F and w are initially normal with Glorot's variances 2 / (d_m + 1 + H) and 2 / (1 + R); b is zero.
+    ``initial="released"`` has the released code's variance of F, 2 / ((d_m + 1 + R) H).
 
     Args:
         widths: d_m of one or more modalities.

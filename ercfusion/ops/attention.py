@@ -28,15 +28,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) ->
     .. math:: y_t = \sum_u \mathrm{drop}(\mathrm{softmax}_u(q_t^\top k_u / \sqrt{d} + m_{tu}))\, v_u
 
     Vaswani et al., "Attention Is All You Need" (2017), eq. 1. Long conversations are divided into blocks of queries
-    (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). Only the inputs of a block are saved; the
-    backward pass computes its scores, biases and dropout again, which costs one more forward pass. The block size
-    depends only on H and L, hence not on the other conversations. No division inside ``torch.compile``, nor without
-    dropout if all queries have the same keys: torch's own attention then stores no scores.
+    (Rabe & Staats, "Self-attention Does Not Need O(n^2) Memory", 2021), whose scores are computed again in the backward
+    pass. Block sizes depend only on H and L. There is one block inside ``torch.compile``, and without dropout if all
+    queries have the same keys, because torch's own attention then stores no scores.
 
     Args:
         q, k, v: (B, H, L, d).
         mask: See :data:`Mask`. A query needs at least one key.
-        dropout: Dropout probability on weights; with several blocks, random numbers are drawn per block.
+        dropout: Dropout probability on weights; random numbers are drawn per block.
 
     Returns:
         (B, H, L, d).

@@ -77,11 +77,10 @@ def causal_conv(
     """Convolve every conversation with its own past.
 
     Packed input has ``offsets``; without them, (N, D) is one conversation and three dimensions are a padded batch. With
-    ``reverse="both"`` one call computes both directions, forward first. Every tensor except ``offsets`` may then have a
-    leading axis of 2; without it both directions share the tensor.
+    ``reverse="both"`` every tensor except ``offsets`` may have a leading axis of 2, forward first; without it both
+    directions share the tensor.
 
     Sums are in float32 (float64 if an input is). Gradients reach x, weight, bias and initial; differentiable once.
-    Specification: :func:`causal_conv_reference`.
 
     Args:
         x: (N, D), or padded (B, L, D).
@@ -89,9 +88,8 @@ def causal_conv(
         bias: (D).
         offsets: (B + 1) first rows of the conversations, then N; or a :class:`Packing`, whose lengths are on the host.
         lengths: (B), of a padded batch; None if all are L. Padding is not read, and zero in the result.
-        reverse: False reads each conversation from its first utterance, True from its last, ``"both"`` in both
-            directions.
-        activation: None or ``silu``, applied to the sum.
+        reverse: Read each conversation from its last utterance; or ``"both"``.
+        activation: None or ``silu``.
         initial: (B, W - 1, D), the earlier inputs in the order of reading; None for zeros.
 
     Returns:

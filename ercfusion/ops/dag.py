@@ -1,17 +1,15 @@
 """The recurrence of DAG-ERC along directed acyclic graphs of utterances, for packed conversations.
 
 Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3. An utterance
-receives from its predecessors *in its own layer*, so a layer runs through a conversation from left to right. The
-published program runs layer after layer and projects all predecessors at every step. Here
+receives from its predecessors *in its own layer*. The published program runs layer after layer, utterance after
+utterance, and projects all predecessors at every step. Here
 
-- all layers, stacks and conversations advance together as a wavefront: utterance t of layer l is computed at step t +
-  l, so a conversation of n utterances takes n + L - 1 steps instead of n L;
-- a step is three grouped matrix products (vector, message and relations of every layer); predecessors are averaged per
-  relation *before* the projection, so none is projected twice;
-- attention is computed on existing edges, not on padded windows. The sums of a message have the same terms in the same
-  order whatever follows or is in the batch;
-- the backward pass is written by hand: one walk through the steps for the gradients of the vectors, then one matrix
-  product over all steps per weight.
+- layers, stacks and conversations advance together as a wavefront: utterance t of layer l is computed at step t + l, in
+  n + L - 1 steps instead of n L;
+- a step is three grouped matrix products, and predecessors are averaged per relation *before* the projection;
+- attention is computed on existing edges, so the sums of a message have the same terms in the same order in every
+  batch;
+- the hand-written backward pass walks once through the steps, then computes one matrix product per weight.
 
 N utterances of B conversations, D width, S stacks, L layers.
 """
@@ -42,16 +40,16 @@ def dag_windows(speaker: Tensor, packing: Packing, window: int) -> Tensor:
     """The first predecessor of every utterance; section 3.2 of the paper.
 
     The predecessors of utterance i are the utterances from the ``window``-th last one of its speaker before i up to i -
-    1, or all earlier ones if the speaker has fewer: a contiguous range.
+    1, or all earlier ones if the speaker has fewer.
 
     Args:
         speaker: (N) integers, distinct within a conversation.
         packing: The conversations.
-        window: How many earlier utterances of its own speaker an utterance reaches back to; at least 1.
+        window: At least 1.
 
     Returns:
-        (N) rows of the packed batch: the predecessors of utterance i are ``result[i]`` to ``i - 1``. The first
-        utterance of a conversation has its own row, hence no predecessor.
+        (N) rows of the packed batch: the predecessors of utterance i are ``result[i]`` to ``i - 1``, none for the first
+        of a conversation.
 
     Raises:
         ValueError: ``window`` is not positive.
@@ -149,9 +147,8 @@ class _Plan:
     """The schedule of the wavefront and the list of edges.
 
     Step t in [0, T), T = longest + L, contains utterance i of layer l with i + l = t (layer 0 is the input). The
-    vectors of all steps are one tensor (T, (L + 1) S, B, D). Groups are ordered with the *last* layer first, rows with
-    the longest conversation first. So the groups computed at a step are a slice with ascending positions, and the
-    conversations that have not ended are the first rows.
+    vectors of all steps are one tensor (T, (L + 1) S, B, D), the *last* layer and the longest conversation first. So
+    the groups computed at a step are a slice with ascending positions, and running conversations are the first rows.
 
     Edges are sorted by receiver (position, stack, row), then by relation, then by distance. So the edges of a step are
     a slice, and the rows of their sources in the tensor are ``base + t * stride``.

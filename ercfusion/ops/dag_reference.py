@@ -24,9 +24,9 @@ SLOPE = 0.2
 class DagWeights(NamedTuple):
     """Weights of S stacks of L layers of width D.
 
-    The first axis after the layer of the first four has two GRUs, each with reset, update and new gate in the order of
-    :class:`torch.nn.GRUCell`: GRU_c, whose input is the utterance and whose state is the message, then GRU_p with these
-    exchanged. So ``input_*`` contains GRU_c's input side and GRU_p's state side.
+    The first four contain two GRUs with gates in the order of :class:`torch.nn.GRUCell`: GRU_c, whose input is the
+    utterance and whose state is the message, then GRU_p with these exchanged. So ``input_*`` contains GRU_c's input
+    side and GRU_p's state side.
 
     Args:
         input_weight: (S, L, 6 D, D), applied to the utterance's vector of the layer below.

@@ -1,14 +1,13 @@
 """Exchange between the processes of distributed training, with the gradients of a single process.
 
-Data-parallel training gives each of W processes a share of every batch and averages their gradients. The average equals
-the gradient of one process only if the loss is a mean over items and every process has equally many. A loss over pairs,
-a batch statistic, or shares of different size break it.
+Data-parallel training averages the gradients of W processes. This equals the gradient of one process only if the loss
+is a mean over items and every process has equally many, not for losses over pairs or batch statistics.
 
 Here every process collects the *outputs* of the whole batch (:class:`Shares`) and computes the loss L of the whole
 batch. Let z_r be the rows of process r and w a weight used before the collection. Then dL/dw = sum_r dL/dz_r dz_r/dw.
 Process r keeps only the path through its own rows, without communication in the backward pass. The average over
-processes divides the sum by W, so the backward pass of the collection multiplies by W. Weights used after the
-collection have the whole gradient in every process, and the average leaves it unchanged.
+processes divides the sum by W, so the backward pass of the collection multiplies by W. The gradients of weights used
+after the collection are equal in all processes, and so is their average.
 """
 
 from __future__ import annotations

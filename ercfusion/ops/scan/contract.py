@@ -91,10 +91,9 @@ class ScanGradients(NamedTuple):
 class ScanBackend(Protocol):
     """A backend of the selective scan.
 
-    ``forward`` and ``backward`` are called without a graph and with autocast off. They may return any dtype. The caller
-    converts the output to that of ``u``, the final state to float32 (float64 if an input is), a gradient to that of its
-    input. A class attribute ``final_gradient = False`` means no gradient of the final state in ``backward``; another
-    backend is then chosen.
+    ``forward`` and ``backward`` are called without a graph and with autocast off, and may return any dtype; the caller
+    converts. A class attribute ``final_gradient = False`` means no gradient of the final state; another backend is then
+    chosen.
     """
 
     @property

@@ -1,16 +1,11 @@
 """The selective scan of Mamba on packed or padded conversations, as one differentiable operator of torch.
 
-Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024). Beyond the authors' program
-it accepts conversations of different lengths without padding, the reverse direction, both directions in one call, an
-initial state, a gradient of the final state, and any device.
-
 :func:`selective_scan` converts its arguments into one form by views; the operators ``ercfusion::selective_scan`` and
 ``ercfusion::selective_scan_backward`` choose a backend and run it. For ``torch.compile`` they are opaque.
 
-A tensor shared by directions, utterances or groups enters the operator once and is expanded inside
-(:class:`ercfusion.ops.scan.contract.ScanInputs`). Autograd would sum the gradients of the copies in the tensor's own
-dtype: in bfloat16, two rounded gradients of opposite sign can leave only rounding errors. The operator sums them in the
-dtype of the computation and rounds once.
+A tensor shared by directions, utterances or groups is expanded inside the operator, so that gradients of the copies are
+summed in the dtype of the computation and rounded once. Autograd would sum rounded gradients: in bfloat16 two of
+opposite sign can leave only rounding errors.
 """
 
 from __future__ import annotations
@@ -47,9 +42,10 @@ def selective_scan(
     return_final_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""A linear recurrence per channel with input-dependent step, input and output weights.
+    r"""A linear recurrence per channel with input-dependent step, input and output weights (Mamba's S6).
 
-    Mamba's S6 (algorithm 2 of the paper). For every conversation and every channel d, with S states each,
+    Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), algorithm 2. For every
+    conversation and every channel d, with S states each,
 
     .. math::
         \Delta_t &= \mathrm{softplus}(\delta_t + \mathrm{bias}) \\
@@ -57,34 +53,30 @@ def selective_scan(
         y_t &= (\langle C_t, h_t\rangle + D u_t)\, \mathrm{silu}(z_t)
 
     Softplus, bias, D and z are optional. The input's factor :math:`\Delta B` is Euler's rule, as in the authors'
-    program (the paper's equation 4 has the exact one).
+    program (the paper's equation 4 is exact).
 
     Computed in float32, or float64 if an input is. Every tensor has a gradient, from the output and from the final
-    state; differentiable once. No conversation's result depends on the others.
+    state; differentiable once. A conversation's result does not depend on the others.
 
-    **Packed**: u is (N, D), the N utterances of all conversations, and ``offsets`` contains their first rows.
-    **Padded**: u is (B, L, D) with ``lengths``. The padding is not read, and is 0 in the output and in every gradient.
-
-    **Both directions** (``reverse="both"``): every tensor may have a leading axis of 2, forward and reverse; without it
-    the directions share the tensor.
+    **Packed**: u is (N, D), with the first rows of the conversations in ``offsets``. **Padded**: u is (B, L, D), with
+    ``lengths``; the padding is not read, and is 0 in the output and in every gradient. **Both directions**: every
+    tensor may have a leading axis of 2, forward and reverse; without it the directions share the tensor.
 
     Args:
-        u: (N, D) or (B, L, D); floating. Three dimensions mean padded, unless ``offsets`` is given.
+        u: (N, D) or (B, L, D). Three dimensions mean padded, unless ``offsets`` is given.
         delta: Like u.
         A: (D, S), usually negative. Complex A represents conjugate pairs: y is twice the real part of the sum.
-        B: (N, S), or (N, G, S) for G groups of neighbouring channels; G divides D. (1, D, S) is constant over
-            utterances. Padded: (B, L, S), (B, L, G, S), (1, 1, D, S) or (D, S). Packed (D, S) is refused, as it could
-            mean (N, S).
+        B: (N, S), (N, G, S) for G groups of neighbouring channels, or (1, D, S), constant over utterances. Padded: (B,
+            L, S), (B, L, G, S), (1, 1, D, S) or (D, S). Packed (D, S) is refused, as it could mean (N, S).
         C: Like B; form and groups may differ.
         D: (D), direct path from input to output.
         z: Like u; gates the output.
         delta_bias: (D), added to delta.
         delta_softplus: Apply softplus to delta plus bias (the identity above 20).
-        offsets: (B + 1) integers from 0 to N, on any device; conversation b has the rows ``offsets[b]`` to ``offsets[b
-            + 1]``. A :class:`Packing` has its lengths on the host; a tensor on a GPU is read once per call, which waits
-            for the device. None in packed form: one conversation.
-        lengths: (B) integers from 0 to L, for padded tensors only. None: all are L. Under ``torch.compile`` without
-            graph breaks, use a sequence of int.
+        offsets: (B + 1) integers from 0 to N. A :class:`Packing` has its lengths on the host; a tensor on a GPU is read
+            once per call, which waits for the device. None: one conversation.
+        lengths: (B) integers from 0 to L; None: all are L. Under ``torch.compile`` without graph breaks, use a sequence
+            of int.
         reverse: Read from each conversation's last utterance to its first; or ``"both"``.
         initial_state: (B, D, S), the state before the first utterance in reading direction. None: zeros.
         return_final_state: Return the state after the last utterance in reading direction too.
@@ -92,8 +84,8 @@ def selective_scan(
             ERCFUSION_SCAN_BACKEND. None: the first that accepts.
 
     Returns:
-        y like u, in its dtype; with ``return_final_state`` also the final state (B, D, S) in the dtype of the
-        computation. With both directions (2, N, D) or (2, B, L, D), and (2, B, D, S).
+        y like u, in its dtype; with ``return_final_state`` also the state (B, D, S) in the dtype of the computation.
+        With both directions (2, N, D) or (2, B, L, D), and (2, B, D, S).
 
     Raises:
         ValueError: shapes, devices or offsets that do not fit together, or a forced backend that declines.

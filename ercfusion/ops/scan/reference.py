@@ -1,9 +1,6 @@
 """The selective scan as plain loops: the specification of :mod:`ercfusion.ops.scan`.
 
-Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), section 3 and algorithm 2,
-for conversations of different lengths, in either direction.
-
-K directions (1 or 2), B conversations, N utterances of the whole batch, D channels, S states, G groups.
+Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), section 3 and algorithm 2.
 """
 
 from __future__ import annotations
@@ -35,31 +32,16 @@ def scan_reference(
     reverse: Sequence[bool],
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""The scan step by step, one state per conversation, channel and direction; differentiable by autograd.
+    """The scan step by step; differentiable by autograd.
 
-    .. math::
-        \Delta_t &= \mathrm{softplus}(\delta_t + b) \\
-        h_t &= e^{\Delta_t A} h_{t-1} + \Delta_t u_t B_t \\
-        y_t &= (\langle C_t, h_t\rangle + D u_t)\, \mathrm{silu}(z_t)
-
-    Softplus, D and z are optional. The decay is the exact solution for constant A within one step of length
-    :math:`\Delta`; the input's factor :math:`\Delta B` is Euler's, as in the authors' program. Complex A represents
-    conjugate pairs of states: y is twice the real part of the sum.
+    Equations (F1) to (F4) of :mod:`ercfusion.ops.scan.contract`. The decay is the exact solution for constant A within
+    one step; the input's factor dt B is Euler's, as in the authors' program. Complex A represents conjugate pairs of
+    states: y is twice the real part of the sum.
 
     Args:
-        u: (K, N, D).
-        delta: (K, N, D).
-        A: (K, D, S), real or complex.
-        B: (K, N, G, S); channels d with ``d // (D / G) == g`` use group g.
-        C: (K, N, G, S).
-        D: (K, D) or None.
-        z: (K, N, D) or None.
-        delta_bias: (K, D) or None.
-        initial: (K, B, D, S), the states before the first step, or None for zeros.
+        u, delta, A, B, C, D, z, delta_bias, initial, lengths, reverse, softplus: See
+            :class:`ercfusion.ops.scan.contract.ScanInputs`; A, B, C and initial may be complex.
         offsets: Not used.
-        lengths: Lengths of the conversations.
-        reverse: Per direction, read from the last utterance to the first.
-        softplus: Apply softplus, the identity above 20.
 
     Returns:
         (K, N, D) in the dtype of ``u``, and the states (K, B, D, S) after the last step.

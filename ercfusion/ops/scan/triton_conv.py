@@ -1,13 +1,11 @@
 """The short causal convolution of :mod:`ercfusion.ops.conv` on CUDA in Triton.
 
-A program computes a tile of rows of the packed batch and channels. Every row knows the bounds of its conversation, so
-conversations need no padding. The sums over rows for the gradients of weights and bias are written per tile and added
-in a second step, without atomics. Computes in float32, or float64 if an input is.
+A program computes a tile of rows of the packed batch and channels; every row knows the bounds of its conversation. Sums
+over rows are written per tile and added in a second step, without atomics. Computes in float32, or float64 if an input
+is.
 
-K directions (1 or 2), N utterances of B conversations, D channels, W taps.
-
-With x the input, v_t the sum before the activation and g_t its gradient, in reading direction (derivation in
-``_gradients`` of :mod:`ercfusion.ops.conv`):
+With v_t the sum before the activation and g_t its gradient, in reading direction (derivation in ``_gradients`` of
+:mod:`ercfusion.ops.conv`):
 
 .. code-block:: text
 
@@ -142,7 +140,7 @@ def causal_conv_forward(
     reverse: Sequence[bool],
     silu: bool,
 ) -> Tensor:
-    """``y_t = bias + sum_j weight[:, W - 1 - j] x_{t - j}`` in each conversation; in reverse ``x_{t + j}``.
+    """:func:`ercfusion.ops.conv.causal_conv` for K directions.
 
     Args:
         x: (K, N, D), of any real floating dtype, like all tensors here.
@@ -157,8 +155,7 @@ def causal_conv_forward(
         (K, N, D) in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes that do not fit together, another dtype, or tensors outside CUDA (except in Triton's
-            interpreter).
+        ValueError: shapes, dtypes or devices that do not fit.
     """
     call = _arguments(x, weight, bias, offsets, lengths, reverse, silu)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

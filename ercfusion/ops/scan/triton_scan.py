@@ -1,20 +1,17 @@
 """The selective scan on CUDA in Triton; it needs no compiler at installation and no padding.
 
-Conversations are short, so time is sequential, in registers, and everything else parallel: one program (a warp) per
-direction, conversation and block of channels, in one launch. Long conversations are cut into segments. From the state h
-before it, a segment ends with exp(A sum dt) h + (its end state from h = 0). So the segments are scanned from zero, one
-launch computes the state before every segment, and a second scan starts from these states.
+Conversations are short, so time is sequential, in registers: one program (a warp) per direction, conversation and block
+of channels, in one launch. Long conversations are cut into segments. From the state h before it, a segment ends with
+exp(A sum dt) h + (its end state from h = 0). So the segments are scanned from zero, one launch computes the state
+before every segment, and a second scan starts from these states.
 
-The backward pass stores nothing from the forward pass. It scans again and stores the state before every few utterances
-(a block). Then, from the last block to the first, it recomputes the states of the block in registers and runs backwards
-through it, after the equations of :mod:`ercfusion.ops.scan.contract`.
+The backward pass scans again and stores the state before every few utterances (a block). Then, from the last block to
+the first, it recomputes the states of the block in registers and runs backwards through it (Gu and Dao, COLM 2024,
+section 3.3.2; equations in :mod:`ercfusion.ops.scan.contract`).
 
 Sums over channels (for B and C) and over conversations (for A, D and the bias of delta) are written as partial sums and
 added in a second step, without atomics. Every run therefore has the same bits. Segments depend only on the length of
-their conversation, blocks only on the widths, so a conversation's results do not depend on the others in the batch.
-
-Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (COLM 2024), section 3; recomputation in
-the backward pass is their section 3.3.2.
+their conversation, blocks only on the widths, so a conversation's results do not depend on the batch.
 """
 
 from __future__ import annotations
