@@ -39,8 +39,8 @@ def smoothed_cross_entropy(
         ValueError: ``smoothing`` is out of range.
     """
     logits, labels = rows_of(valid, logits, labels)
-    each, weight = _cross_entropy(logits, labels, smoothing, weights)
-    return (weight * each).sum(), weight.sum()
+    loss, weight = _cross_entropy(logits, labels, smoothing, weights)
+    return (weight * loss).sum(), weight.sum()
 
 
 @in_full_precision
@@ -72,19 +72,19 @@ def focal_loss(
     """
     check_not_negative("gamma", gamma)
     logits, labels = rows_of(valid, logits, labels)
-    each, weight = _cross_entropy(logits, labels, smoothing, weights)
+    loss, weight = _cross_entropy(logits, labels, smoothing, weights)
     # log(1 - p) from the other classes' logits: near p = 1 the difference has no digits, and its powers below 1 have
     # infinite slope.
-    own = F.one_hot(labels, logits.shape[1]).bool()
-    others = logits.masked_fill(own, -torch.inf).logsumexp(1) - logits.logsumexp(1)
-    return (weight * (gamma * others).exp() * each).sum(), weight.sum()
+    target = F.one_hot(labels, logits.shape[1]).bool()
+    log_others = logits.masked_fill(target, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+    return (weight * (gamma * log_others).exp() * loss).sum(), weight.sum()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must be from 0 to 1, found {smoothing}. Choose a number in this range.")
-    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return each, torch.ones_like(each) if weights is None else weights.to(each).index_select(0, labels)
+    loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return loss, torch.ones_like(loss) if weights is None else weights.to(loss).index_select(0, labels)
 
 
 def class_balanced_weights(counts: Tensor, beta: float = 0.999) -> Tensor:

@@ -136,9 +136,9 @@ def _contrast(
                 for start in range(0, number, rows)
             ]
         )
-    counted = (positives > 0) & (others > 0) if others_only else positives > 0
-    each = torch.where(counted, repulsion - attraction / positives.clamp(min=1), 0.0)
-    return each.sum(), each.new_tensor(float(number)) if include_lonely else counted.sum().to(each)
+    included = (positives > 0) & (others > 0) if others_only else positives > 0
+    losses = torch.where(included, repulsion - attraction / positives.clamp(min=1), 0.0)
+    return losses.sum(), losses.new_tensor(float(number)) if include_lonely else included.sum().to(losses)
 
 
 def _log_sum(
@@ -148,12 +148,12 @@ def _log_sum(
     if others_only:
         keep = labels[:, None] != key_labels
     else:
-        own = torch.arange(start, start + len(anchors), device=anchors.device)
-        keep = own[:, None] != torch.arange(len(keys), device=anchors.device)
-    some = keep.any(1, keepdim=True)
+        rows_of_anchors = torch.arange(start, start + len(anchors), device=anchors.device)
+        keep = rows_of_anchors[:, None] != torch.arange(len(keys), device=anchors.device)
+    has_key = keep.any(1, keepdim=True)
     # Rows without keys keep all, and the result is discarded: the gradient of log(0) is NaN.
-    logits = (anchors @ keys.t()).masked_fill(~keep & some, -torch.inf)
-    return torch.where(some.squeeze(1), logits.logsumexp(1), 0.0)
+    logits = (anchors @ keys.t()).masked_fill(~keep & has_key, -torch.inf)
+    return torch.where(has_key.squeeze(1), logits.logsumexp(1), 0.0)
 
 
 class MemoryQueue(nn.Module):

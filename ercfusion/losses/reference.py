@@ -135,8 +135,8 @@ def covariance_reference(vectors: Tensor) -> Tensor:
     for d in range(width):
         for e in range(width):
             if d != e:
-                one, other = vectors[:, d] - vectors[:, d].mean(), vectors[:, e] - vectors[:, e].mean()
-                total = total + ((one * other).sum() / (number - 1)) ** 2
+                first, second = vectors[:, d] - vectors[:, d].mean(), vectors[:, e] - vectors[:, e].mean()
+                total = total + ((first * second).sum() / (number - 1)) ** 2
     return total / width
 
 

@@ -52,8 +52,8 @@ def covariance_loss(vectors: Tensor, *, valid: Tensor | None = None) -> tuple[Te
     (vectors,) = rows_of(valid, vectors)
     centred = _centred(vectors)
     matrix = centred.t() @ centred / max(len(vectors) - 1, 1)
-    own = torch.eye(matrix.shape[0], dtype=torch.bool, device=matrix.device)
-    return _whole(matrix.masked_fill(own, 0.0).square().sum() / vectors.shape[1], vectors)
+    diagonal = torch.eye(matrix.shape[0], dtype=torch.bool, device=matrix.device)
+    return _whole(matrix.masked_fill(diagonal, 0.0).square().sum() / vectors.shape[1], vectors)
 
 
 def _centred(vectors: Tensor) -> Tensor:

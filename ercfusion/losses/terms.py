@@ -72,8 +72,8 @@ class RepresentationTerm(nn.Module):
         super().__init__()
         self.name, self.settings = name, settings
         self.queue = int(getattr(settings, "queue", 0))
-        own = ("of", "projection", "queue")
-        self.options = {key: getattr(settings, key) for key in fields_of(type(settings)) if key not in own}
+        handled = ("of", "projection", "queue")
+        self.options = {key: getattr(settings, key) for key in fields_of(type(settings)) if key not in handled}
         self.projections = nn.ModuleDict()
         self.queues = nn.ModuleDict()
         self.function = settings.load()
@@ -139,12 +139,12 @@ class RepresentationTerm(nn.Module):
             losses.append(self._of("hidden", hidden, target, valid))
         if self.settings.of != "hidden":
             for name, vectors in modalities.items():
-                counted = valid & present[name] if name in present else valid
-                losses.append(self._of(f"modality {name}", vectors, target, counted))
+                included = valid & present[name] if name in present else valid
+                losses.append(self._of(f"modality {name}", vectors, target, included))
         return losses
 
-    def _of(self, key: str, vectors: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        rows = counted.nonzero().squeeze(1)
+    def _of(self, key: str, vectors: Tensor, target: Tensor, included: Tensor) -> tuple[Tensor, Tensor]:
+        rows = included.nonzero().squeeze(1)
         vectors, target = vectors.index_select(0, rows), target.index_select(0, rows)
         if key in self.projections:
             vectors = self.projections[key](vectors)

@@ -62,9 +62,9 @@ def triplet_loss(
     check_not_negative("margin", margin)
     vectors, positive, negative = _prepared(vectors, labels, mining, valid, normalize, halves=normalize)
     if mining == "hard":
-        far, near, _, counted = _hardest(vectors, positive, negative)
-        each = torch.where(counted, (far - near + margin).clamp(min=0), 0.0)
-        return each.sum(), counted.sum().to(each)
+        far, near, _, included = _hardest(vectors, positive, negative)
+        losses = torch.where(included, (far - near + margin).clamp(min=0), 0.0)
+        return losses.sum(), included.sum().to(losses)
     if len(vectors) == 0:
         return vectors.sum(), vectors.new_zeros(())
     matrix = distances(vectors)
@@ -130,9 +130,9 @@ def adaptive_triplet_loss(
     vectors, positive, negative = _prepared(vectors, labels, mining, valid, normalize, halves=halves)
     form = partial(_adaptive, scale=scale, literal=literal, hinge=hinge)
     if mining == "hard":
-        far, near, between, counted = _hardest(vectors, positive, negative)
-        each = torch.where(counted, form(far, near, between), 0.0)
-        return each.sum(), counted.sum().to(each)
+        far, near, between, included = _hardest(vectors, positive, negative)
+        losses = torch.where(included, form(far, near, between), 0.0)
+        return losses.sum(), included.sum().to(losses)
     matrix, number = distances(vectors), len(vectors)
     sums, active = [matrix.sum() * 0.0], [torch.zeros((), dtype=torch.long, device=matrix.device)]
     rows = max(1, _ENTRIES // max(1, number * number))
@@ -163,8 +163,8 @@ def _prepared(
     if normalize:
         vectors = unit(vectors)
     same = labels[:, None] == labels
-    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return vectors / 2 if halves else vectors, same & ~own, ~same
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return vectors / 2 if halves else vectors, same & ~itself, ~same
 
 
 def _hardest(vectors: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -172,24 +172,24 @@ def _hardest(vectors: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tenso
 
     The matrix only selects triplets; differences give exact distances.
     """
-    counted = positive.any(1) & negative.any(1)
+    included = positive.any(1) & negative.any(1)
     if len(vectors) == 0:
         empty = vectors.sum(1)
-        return empty, empty, empty, counted
+        return empty, empty, empty, included
     with torch.no_grad():
         matrix = distances(vectors)
         far = matrix.masked_fill(~positive, -torch.inf).argmax(1)
         near = matrix.masked_fill(~negative, torch.inf).argmin(1)
     positives, negatives = vectors.index_select(0, far), vectors.index_select(0, near)
     pairs = ((vectors, positives), (vectors, negatives), (positives, negatives))
-    ap, an, pn = ((one - other).norm(dim=1) for one, other in pairs)
-    return ap, an, pn, counted
+    ap, an, pn = ((first - second).norm(dim=1) for first, second in pairs)
+    return ap, an, pn, included
 
 
 def _adaptive(ap: Tensor, an: Tensor, pn: Tensor, *, scale: float, literal: bool, hinge: bool) -> Tensor:
     margins = adaptive_margins(ap, an) if literal else scale * adaptive_margins(ap.detach(), an.detach())
-    each = ap - (an + pn) / 2 + margins
-    return each.clamp(min=0) if hinge else each
+    losses = ap - (an + pn) / 2 + margins
+    return losses.clamp(min=0) if hinge else losses
 
 
 def adaptive_margins(ap: Tensor, an: Tensor) -> Tensor:
@@ -205,6 +205,6 @@ def _all_of(
     ap: Tensor, positive: Tensor, negative: Tensor, matrix: Tensor, *, form: partial[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Sum over the triplets [a, p, n] of some anchors, and the number above 0."""
-    each = form(ap[:, :, None], ap[:, None, :], matrix)
-    each = torch.where(positive[:, :, None] & negative[:, None, :], each, 0.0)
-    return each.sum(), (each > 0).sum()
+    losses = form(ap[:, :, None], ap[:, None, :], matrix)
+    losses = torch.where(positive[:, :, None] & negative[:, None, :], losses, 0.0)
+    return losses.sum(), (losses > 0).sum()

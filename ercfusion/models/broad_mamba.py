@@ -322,7 +322,7 @@ class BroadMamba(Architecture):
             predictions = [outcomes(name, value) for name, value in singles.items()]
         else:
             predictions = []
-        logits = [each for each in predictions if each is not None]
+        logits = [value for value in predictions if value is not None]
         if not logits:  # Equal weights for the present modalities.
             return self.fuse(values, values.new_zeros(*values.shape[:2], 1), batch.present)
         return self.fuse(values, torch.stack(logits, dim=1), batch.present)

@@ -59,9 +59,9 @@ class EdgeAttention(nn.Module):
             padded = packing.pad(x)
             scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
         # A padded row has no neighbour and attends to itself: a softmax over nothing is NaN.
-        own = torch.eye(packing.longest, dtype=torch.bool, device=x.device)
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = wide.masked_fill(~(graph.adjacency | own), -math.inf).softmax(-1)
+        itself = torch.eye(packing.longest, dtype=torch.bool, device=x.device)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = scores.masked_fill(~(graph.adjacency | itself), -math.inf).softmax(-1)
         return weights * packing.mask[:, :, None]
 
 
@@ -195,8 +195,8 @@ class NodalAttention(nn.Module):
         padded = packing.pad(x)
         scores = packing.pad(self.score(x)) @ padded.transpose(1, 2)
         scores = scores.tanh() if self.tanh else scores
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        weights = wide.masked_fill(~packing.mask[:, None, :], -math.inf).softmax(-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = scores.masked_fill(~packing.mask[:, None, :], -math.inf).softmax(-1)
         return packing.pack(weights.to(padded.dtype) @ padded), weights
 
 
@@ -330,8 +330,8 @@ class DialogueGcn(Architecture):
         self.nodal = None if nodal == "none" else NodalAttention(width + hidden, nodal == "tanh", nodal_bias)
         self.residual = residual
         self.context_dropout = context_dropout
-        both = 2 if residual and self.nodal is not None else 1
-        self.classifier = nn.Linear(both * (width + hidden), hidden)
+        parts = 2 if residual and self.nodal is not None else 1
+        self.classifier = nn.Linear(parts * (width + hidden), hidden)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode the conversations."""
@@ -345,8 +345,8 @@ class DialogueGcn(Architecture):
         if self.direction == "released":
             # Weights of sent messages: [t, u] becomes the weight of receiver t in the window of centre u.
             graph, weights = self._graph(batch, self.future, self.past), weights.transpose(1, 2)
-        spoken = self.activate(self.relational(context, graph, weights))
-        local = self.activate(self.plain(spoken, graph))
+        messages = self.activate(self.relational(context, graph, weights))
+        local = self.activate(self.plain(messages, graph))
 
         out = torch.cat([context, local], dim=1)
         attention = {"edges": weights[:, None]}

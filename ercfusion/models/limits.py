@@ -20,9 +20,9 @@ class _Allocations(TorchDispatchMode):
     A new tensor only reserves memory until the next operation writes into it, so this is in time.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self.most = most
+        self.limit = limit
         self.allocated = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -31,7 +31,7 @@ class _Allocations(TorchDispatchMode):
             for value in tree_iter(result):
                 if isinstance(value, torch.Tensor):
                     self.allocated += value.numel() * value.element_size()
-        if self.allocated > self.most:
+        if self.allocated > self.limit:
             raise _TooLargeError
         return result
 
@@ -41,14 +41,14 @@ class _TooLargeError(Exception):
 
 
 @contextmanager
-def allocation_limit(name: str, most: int | None = None) -> Iterator[None]:
+def allocation_limit(name: str, limit: int | None = None) -> Iterator[None]:
     """Raise :class:`ConfigError` as soon as the tensors created in the block exceed a limit.
 
     Args:
         name: Name of the architecture.
-        most: Limit in bytes; the memory of this machine if None.
+        limit: Limit in bytes; the memory of this machine if None.
     """
-    limit = memory_of_machine() if most is None else most
+    limit = memory_of_machine() if limit is None else limit
     message = (
         f"model {name!r}: with these options and inputs it needs more than {limit / 2**30:.1f} GiB. "
         "Choose smaller sizes, for example model.hidden or model.layers."

@@ -75,8 +75,8 @@ def difference(short: Tensor, long: Tensor, packing: Packing | None = None) -> T
     Returns:
         Scalar, at least in single precision.
     """
-    wide = torch.promote_types(short.dtype, torch.float32)
-    unit = [F.normalize(value.to(wide), dim=-1, eps=1e-6) for value in (short, long)]
+    dtype = torch.promote_types(short.dtype, torch.float32)
+    unit = [F.normalize(value.to(dtype), dim=-1, eps=1e-6) for value in (short, long)]
     distance = ((unit[0] - unit[1]).square().sum(-1) + 1e-12).sqrt().mean(0)  # (L)
     return (1 / (distance + FLOOR)).sum()
 
@@ -94,12 +94,12 @@ def difference_released(short: Tensor, long: Tensor, packing: Packing) -> Tensor
     Returns:
         Scalar, at least in single precision.
     """
-    wide = torch.promote_types(short.dtype, torch.float32)
+    dtype = torch.promote_types(short.dtype, torch.float32)
     if packing.size == 1:
-        return short.to(wide).sum() * 0.0
+        return short.to(dtype).sum() * 0.0
     unit = []
     for value in (short, long):
-        rows = packing.pad(value.to(wide)).transpose(1, 2).flatten(2)  # (B, L, T * D)
+        rows = packing.pad(value.to(dtype)).transpose(1, 2).flatten(2)  # (B, L, T * D)
         rows = rows - rows.mean(0)
         unit.append(rows / (rows.norm(dim=2, keepdim=True) + 1e-6))
     distance = ((unit[0] - unit[1]).square().sum(2) + 1e-12).sqrt().mean(0)  # (L)
