@@ -51,9 +51,9 @@ def groups_table() -> list[str]:
     composer = Composer()
     chosen = {
         name: str(choice)
-        for entry in yaml_of("train")["defaults"]
-        if isinstance(entry, dict)
-        for name, choice in entry.items()
+        for item in yaml_of("train")["defaults"]
+        if isinstance(item, dict)
+        for name, choice in item.items()
         if not name.startswith("optional ")
     }
     rows = ["| group | default | choices |", "|---|---|---|"]

@@ -33,17 +33,17 @@ SUBJECTS = {
 """Heading to the packages and modules whose messages are below it; the longest name decides."""
 VERBS = re.compile(
     "(?:If [^,]*, |To [^,]*, )?(?:"
-    "Add|Allow|Begin|Build|Check|Choose|Close|Compare|Continue|Convert|Copy|Correct|Create|Delete|Download|Drop|Edit|"
-    "Export|Extract|Fill|Fit|Free|Get|Give|Increase|Install|Keep|Leave|List|Load|Look|Lower|Make|Mark|Measure|Move|"
+    "Add|Allow|Begin|Build|Check|Choose|Close|Compare|Continue|Convert|Copy|Correct|Create|Delete|Derive|Download|Drop|Edit|"
+    "Export|Extract|Fill|Fit|Free|Get|Give|Increase|Install|Keep|Label|Leave|List|Load|Look|Lower|Make|Mark|Measure|Move|"
     "Name|Omit|Open|Pass|Put|Raise|Read|Record|Reduce|Register|Remove|Rename|Repeat|Replace|Report|Reproduce|Resume|"
     "Restore|Run|Say|Score|Select|Set|Shorten|Sort|Split|Start|State|Switch|Take|Train|Try|Turn|Type|Unpack|Update|"
     r"Upgrade|Use|Wait|Write)\b",
 )
 """What a sentence with advice begins with."""
 _PASSED = ("advice", "message", "problem", "reason", "remedy", "text", "words", "why", "what")
-# After a colon or semicolon, advice begins with one of these verbs, which are no nouns.
+# After a colon or semicolon, advice begins with one of these verbs, which are not nouns.
 _CLAUSE = r"(?:use|get|give|choose|install|add|remove|take|copy|repeat|check|convert|delete|rename|train) "
-_END = re.compile(rf"(?<=[.?!])\s+(?=[A-Z`{{])|(?<=[:;])\s+(?={_CLAUSE})")
+_END = re.compile(rf"(?<=[.?!}}])\s+(?=[A-Z`{{])|(?<=[:;])\s+(?={_CLAUSE}|Did you)")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ class Function:
     node: ast.FunctionDef
 
     @property
+    def is_method(self) -> bool:
+        """Whether it is called on an object."""
+        arguments = self.node.args.args
+        return bool(arguments) and arguments[0].arg in ("self", "cls")
+
+    @property
     def parameters(self) -> list[str]:
         """The names of its parameters but ``self``."""
         arguments = self.node.args
@@ -157,9 +163,9 @@ def constants(function: Function) -> dict[str, str]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             values.setdefault(node.targets[0].id, []).append(node.value)
     return {
-        name: rendered(found[0], {})
-        for name, found in values.items()
-        if len(found) == 1 and _is_text(found[0]) and name not in function.parameters
+        name: rendered(results[0], {})
+        for name, results in values.items()
+        if len(results) == 1 and _is_text(results[0]) and name not in function.parameters
     }
 
 
@@ -210,6 +216,8 @@ def rendered(node: ast.expr, values: Mapping[str, str]) -> str:
         return values[node.id]
     if isinstance(node, ast.Call):
         name = name_of(node.func)
+        if isinstance(node.func, ast.Attribute) and name in ("strip", "rstrip", "lstrip", "removesuffix", "capitalize"):
+            return rendered(node.func.value, values)
         if name == "did_you_mean":
             return "Did you mean {name}?"
         (one,) = functions().get(name, [None]) if len(functions().get(name, ())) == 1 else [None]
@@ -267,6 +275,7 @@ def made(call: ast.Call, values: Mapping[str, str], kinds: frozenset[str]) -> tu
     return None
 
 
+@cache
 def messages() -> list[Message]:
     """Every message of the package."""
     result: list[Message] = []
@@ -310,7 +319,11 @@ def followed(function: Function, kinds: frozenset[str]) -> list[Message]:
     anywhere = len(functions()[name]) == 1 and not name.startswith("_")
     for module in trees() if anywhere else [function.module]:
         for caller, call in calls(module):
-            if name_of(call.func) != name or (caller is not None and caller.node.name == name):
+            if (
+                isinstance(call.func, ast.Attribute) != function.is_method
+                or name_of(call.func) != name
+                or (caller is not None and caller.node.name == name)
+            ):
                 continue
             values = {**texts_of(module), **(caller.constants() if caller else {})}
             own = {**texts_of(function.module), **function.constants(), **bound(function, call, values)}
@@ -337,9 +350,9 @@ def shown(text: str) -> str:
 def message_tables() -> list[str]:
     """One heading per subject, with one row per message."""
     lines: list[str] = []
-    found = messages()
+    results = messages()
     for heading in SUBJECTS:
-        rows = {(one.problem, " ".join(one.advice)) for one in found if one.subject == heading}
+        rows = {(one.problem, " ".join(one.advice)) for one in results if one.subject == heading}
         lines += [f"## {heading}", "", "| message | what to do |", "|---|---|"]
         lines += [f"| {shown(problem)} | {shown(advice)} |" for problem, advice in sorted(rows)]
         lines += [""]
@@ -347,11 +360,11 @@ def message_tables() -> list[str]:
 
 
 def without_advice() -> list[str]:
-    """The place and text of every message to users that does not say what to do."""
+    """The place and text of every message to users that does not say what to do, nor passes another one on."""
     return [
         f"ercfusion/{one.module.replace('.', '/')}.py:{one.line}: {one.text}"
         for one in messages()
-        if not one.advice and one.error not in ("ValueError", "TypeError")
+        if not one.advice and one.error not in ("ValueError", "TypeError") and not re.search(r"\{error\}\.?$", one.text)
     ]
 
 

@@ -200,7 +200,7 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
             key.
     """
     path = find_preset(str(path))
-    entries = _Entries(path, "", read_yaml(path, error=ConfigError))
+    entries = _Entries(path, "", read_yaml(path, error=ConfigError, advice="Correct the file."))
     seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
     rows = []
     for name, content in entries.need("rows", dict).items():

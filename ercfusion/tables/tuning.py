@@ -20,6 +20,7 @@ from ercfusion.tables.table import Line, Table
 
 KNOWN = ("split", "seeds", "space", "trials")
 UNKNOWN = "not recorded"
+_ADVICE = "Correct the file."
 _CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -199,7 +200,7 @@ def _tuned(model: str, data: str, config_dir: str | None) -> tuple[dict[str, Any
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     facts = dict(re.findall(r"(?m)^# - (\w+): (.+)$", text))
-    content = read_yaml(path, error=ConfigError, text=text, floats=True) or {}
+    content = read_yaml(path, error=ConfigError, advice=_ADVICE, text=text, floats=True) or {}
     return flat(content), {name: facts.get(name, UNKNOWN).rstrip(".") for name in KNOWN}
 
 
@@ -211,4 +212,6 @@ def _preset(model: str) -> tuple[bool, str]:
         return False, ""
     text = path.read_text(encoding="utf-8")
     chosen = re.search(r"(?m)^# - chosen: (.+)$", text)
-    return bool(set(read_yaml(path, error=ConfigError, text=text)) - {"model"}), chosen[1] if chosen else ""
+    return bool(set(read_yaml(path, error=ConfigError, advice=_ADVICE, text=text)) - {"model"}), chosen[
+        1
+    ] if chosen else ""
