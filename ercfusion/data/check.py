@@ -1,7 +1,4 @@
-"""Checks of ``doctor`` for every corpus: counts, labels, speakers, leaks between splits, features.
-
-The functions return findings; the command prints them. :mod:`ercfusion.data.check_media` checks recordings.
-"""
+"""Checks of ``doctor`` for every corpus; :mod:`ercfusion.data.check_media` checks recordings."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 
 _BLOCK = 4096
-"""Rows of a feature table checked at a time; tables may be memory-mapped and larger than memory."""
+"""Rows of a feature table checked at a time."""
 _LEAK_WORDS = 8
-"""Words from which on a repeated conversation is not chance."""
+"""Words from which on a repetition is not chance."""
 _PROMPTED = 4
-"""Conversations per different text from which on a corpus consists of prompted, repeating sentences."""
+"""Conversations per different text from which on sentences are prompted."""
 
 
 def check_corpus(
@@ -35,14 +32,14 @@ def check_corpus(
     names: Mapping[str, Sequence[str]] | None = None,
     media: bool = True,
 ) -> list[Finding]:
-    """All checks of a corpus under a protocol, including those of the corpus itself.
+    """All checks of a corpus under a protocol.
 
     Args:
-        corpus: The corpus; read once here and once for its own checks.
-        protocol: Defines the splits and the targets.
+        corpus: The corpus.
+        protocol: Defines splits and targets.
         tables: Features to check.
         names: Modality to the names of its dimensions.
-        media: Check recordings, if the corpus has any.
+        media: Check recordings.
     """
     splits = corpus.conversations(protocol)
     findings = check_counts(splits, corpus.card, default=protocol.id == corpus.protocol().id)
@@ -61,13 +58,9 @@ def check_corpus(
 
 
 def check_counts(splits: Splits, card: CorpusCard, *, default: bool = True) -> list[Finding]:
-    """Conversations and utterances of every split, compared with the card if it states them.
+    """Conversations and utterances of every split, compared with the card.
 
-    Args:
-        splits: Conversations by split.
-        card: Card with the counts of the corpus's default protocol.
-        default: ``splits`` are those of the default protocol. Another protocol may split the same conversations
-            differently: then only the total is compared.
+    With ``default=False`` the protocol may split the same conversations differently: then only the total is compared.
     """
     sizes = {split: _sizes(splits.get(split, [])) for split in dict.fromkeys([*splits, *card.counts])}
     expected = {split: {**sizes[split], **card.counts.get(split, {})} for split in sizes}
@@ -110,7 +103,7 @@ def _unlike(expected: Mapping[str, int]) -> str:
 
 
 def check_label_counts(splits: Splits, card: CorpusCard, protocol: Protocol) -> list[Finding]:
-    """Number of utterances per label and split, compared with the card if it states them for this protocol."""
+    """Utterances per label and split, compared with the card."""
     findings = []
     for split, expected in card.labels.get(protocol.id, {}).items():
         counts: Counter[str] = Counter()
@@ -231,8 +224,8 @@ def check_unseen_labels(splits: Splits, task: TaskSpec) -> list[Finding]:
 def check_overlap(splits: Splits) -> list[Finding]:
     """Conversations and speakers in more than one split.
 
-    The same sequence of texts in two splits is a leak. Short texts ("Hey!", "Hi!") repeat by chance and are only
-    noted; in a corpus of prompted sentences repetition is intended. Shared speakers are usual, but limit the claims.
+    The same texts in two splits are a leak; short texts repeat by chance, prompted sentences by intention. Shared
+    speakers are usual, but limit the claims.
     """
     texts: dict[tuple[str, ...], dict[str, str]] = {}
     speakers: dict[str, set[str]] = {}
@@ -279,13 +272,7 @@ def check_overlap(splits: Splits) -> list[Finding]:
 
 
 def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None = None) -> list[Finding]:
-    """Missing turns, values that are not finite, and constant columns of one modality.
-
-    Args:
-        splits: Conversations by split.
-        table: The features.
-        names: Names of the dimensions; without them columns are numbered from 0.
-    """
+    """Missing turns, values that are not finite, and constant columns of one modality; ``names`` are of dimensions."""
     topic = f"features {table.modality}"
     findings = []
     for split, conversations in splits.items():
@@ -321,7 +308,7 @@ def check_table(splits: Splits, table: FeatureTable, names: Sequence[str] | None
 def _constant(
     topic: str, split: str, low: NDArray[np.float64], high: NDArray[np.float64], names: Sequence[str] | None
 ) -> Finding:
-    # Zeros are typical of a detector without detections; other constants, of a setting.
+    # Zeros are typical of a detector without detections.
     same = low >= high
     kinds = {
         "always 0": same & (low == 0) & (high == 0),
@@ -339,10 +326,7 @@ def _constant(
 
 
 def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
-    """Different utterances with equal values; a fault if they are more than half of those with features.
-
-    For the modality ``text``, utterances with the same text are not counted.
-    """
+    """Different utterances (for ``text``: different texts) with equal values; a fault for more than half of them."""
     groups: dict[bytes, list[tuple[str, str, bool]]] = {}
     present = 0
     for split, conversations in splits.items():
@@ -374,7 +358,7 @@ def check_duplicates(splits: Splits, table: FeatureTable) -> list[Finding]:
 
 
 def check_modalities(splits: Splits, tables: Sequence[FeatureTable]) -> list[Finding]:
-    """Utterances without one of the modalities, or without all of them; for two or more tables."""
+    """Utterances without one of the modalities, or without all of them."""
     if len(tables) < 2:
         return []
     findings = []
@@ -399,7 +383,7 @@ def _keys(conversations: Sequence[Conversation]) -> list[Key]:
 
 
 def _blocks(table: FeatureTable, groups: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    # Blocks of at most _BLOCK utterances: for each row of values the position in `groups`, and the values.
+    # For each row of values the position in `groups`, and the values; at most _BLOCK utterances at a time.
     present = np.flatnonzero(groups >= 0)
     for start in range(0, len(present), _BLOCK):
         owner = present[start : start + _BLOCK]

@@ -1,6 +1,6 @@
-"""Checks of ``doctor`` for recordings: absent, empty, damaged or equal files, and lengths unlike the transcript.
+"""Checks of ``doctor`` for recordings: absent, empty, damaged or equal files, and unlikely lengths.
 
-Files are not decoded: names, sizes and headers are read, and the contents of files of equal size.
+Only names, sizes and headers are read, and the contents of files of equal size.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ RULE = (
     f"or shorter than {SHORT_PER_WORD:g} s per word"
 )
 _SHOWN = 3
-"""Number of examples in one finding."""
+"""Examples per finding."""
 _LISTED = 50
-"""Number of absent files listed in one finding."""
+"""Absent files listed per finding."""
 _MANY = 20
 """Recordings of one length from which on this is not chance."""
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
 
 
 class _UnreadableError(Exception):
-    # A header without usable information; raised and caught in this module only.
+    # A header without usable information; never leaves this module.
     pass
 
 
 @dataclass
 class _File:
-    # Facts of one file; seconds and rate are None if its header does not give them.
+    # None: not in the header.
     size: int
     seconds: float | None = None
     rate: int | None = None
@@ -53,14 +53,9 @@ class _File:
 
 
 def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Finding]:
-    """Check recordings: absent, empty or damaged files, equal files, and clips with an unlikely length.
+    """Check recordings: absent, empty, damaged or equal files, and unlikely lengths.
 
-    A corpus without recordings, or with none of its files present, has no findings, unless its own table names them.
-
-    Args:
-        corpus: Its :meth:`~ercfusion.data.corpus.Corpus.clips` are checked, for sound and for pictures.
-        protocol: Protocol for these.
-        splits: Conversations under the protocol.
+    Without any recording there are no findings, unless the corpus's own table names recordings.
     """
     findings: list[Finding] = []
     files: dict[Path, _File] = {}
@@ -94,7 +89,7 @@ def check_clips(corpus: Corpus, protocol: Protocol, splits: Splits) -> list[Find
 
 
 def _read_headers(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, _File]) -> list[Path]:
-    # Adds size and header of every existing file; returns the added paths.
+    # Returns the added paths.
     fresh = []
     paths = dict.fromkeys(clip.path for clip in clips.values())
     for path in track([path for path in paths if path not in files], f"reading headers of {kind} recordings"):
@@ -111,9 +106,7 @@ def _read_headers(clips: Mapping[Key, Clip], kind: MediaKind, files: dict[Path, 
 
 
 def header(path: Path) -> tuple[float | None, int | None]:
-    """Duration in seconds and sampling rate in Hz of a file, from its header.
-
-    Each is None if the header does not state it, or if reading it needs a package that is not installed.
+    """Duration in seconds and sampling rate in Hz according to a file's header; None if unknown.
 
     Raises:
         Exception: the header cannot be read.
@@ -122,7 +115,7 @@ def header(path: Path) -> tuple[float | None, int | None]:
         try:
             return _wave_header(path)
         except (wave.Error, EOFError, RuntimeError) as error:
-            # The standard library reads plain samples only; PyAV also reads the other formats of WAV files.
+            # The standard library reads plain samples only; PyAV reads the others.
             if not has_av():
                 if "unknown format" in str(error):
                     return None, sampling_rate(path)
@@ -239,7 +232,7 @@ def _rates(topic: str, files: Mapping[Path, _File]) -> list[Finding]:
 
 
 def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[Path, _File]) -> list[Finding]:
-    # Clips far too long, far too short, or ending after their recording.
+    # Clips too long, too short, or ending after their recording.
     long, short, beyond = [], [], []
     for split, turns in _turns(splits).items():
         for key, turn in turns.items():
@@ -271,7 +264,7 @@ def _fit(topic: str, splits: Splits, clips: Mapping[Key, Clip], files: Mapping[P
 
 
 def _seconds(clip: Clip, turn: Turn, duration: float | None) -> float | None:
-    # Of a part from its times; of a whole file from its header, or else from the turn's times.
+    # Of a part from its times; else from the header, or from the turn's times.
     if clip.end is not None:
         return clip.end - clip.start
     if duration is not None:

@@ -17,9 +17,8 @@ class Target:
 
     Args:
         value: A label name (single-label), a frozenset of names (multi-label), a map from name to probability
-            (distribution), or a number or tuple of numbers (regression). ``None``: the turn is not labelled and serves
-            as context, without loss and metrics.
-        votes: Raw counts of annotators by label name, if the corpus has them.
+            (distribution), or a number or tuple of numbers (regression). ``None``: not labelled, context only.
+        votes: Counts of annotators by label name.
     """
 
     value: TargetValue | None
@@ -31,7 +30,7 @@ class Target:
         return self.value is not None
 
     def mapped(self, label_map: LabelMap) -> Target:
-        """The single-label target in another schema; the value is None if the map returns ``None``."""
+        """The single-label target in another schema."""
         if not isinstance(self.value, str):
             raise TypeError("only single-label targets can be mapped between schemas")
         return Target(label_map(self.value))
@@ -43,9 +42,9 @@ class Turn:
 
     Args:
         id: Unique within its conversation.
-        speaker: Name of the speaker; models use only its identity within the conversation.
+        speaker: Name; models use only its identity within the conversation.
         text: The words, if known.
-        start, end: Seconds from the beginning of the recording, if known.
+        start, end: Seconds in the recording, if known.
         targets: Targets by task name.
     """
 
@@ -62,9 +61,9 @@ class Conversation:
     """Turns in order of speech.
 
     Args:
-        id: Unique within the corpus, over all splits. Features have the key (conversation id, turn id).
+        id: Unique within the corpus.
         turns: At least one.
-        synthetic: Generated, not recorded; marks all results made from it.
+        synthetic: Generated, not recorded.
     """
 
     id: str
@@ -96,15 +95,15 @@ class Conversation:
         return [number[turn.speaker] for turn in self.turns]
 
     def keys(self) -> list[tuple[str, str]]:
-        """(conversation id, turn id) of every turn: the keys of features."""
+        """(conversation id, turn id) of every turn."""
         return [(self.id, turn.id) for turn in self.turns]
 
 
 def count_label_shifts(conversations: Sequence[Conversation], task: str, *, same_speaker: bool) -> int:
     """Number of label changes between consecutive utterances.
 
-    With ``same_speaker``, between consecutive utterances of a speaker within a conversation (as in the published counts
-    for MELD); otherwise between neighbours. Unlabelled turns are skipped.
+    With ``same_speaker``, between consecutive utterances of a speaker (as in MELD's published counts); otherwise
+    between neighbours. Unlabelled turns are skipped.
     """
     shifts = 0
     for conversation in conversations:

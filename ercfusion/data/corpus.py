@@ -37,11 +37,11 @@ class Protocol:
 
     Args:
         id: ``corpus/name``, for example ``meld/7way``.
-        task: What is predicted; its metric chooses the checkpoint.
+        task: Its metric chooses the checkpoint.
         description: One line.
-        dev_source: Origin of the dev split: the release, or a part of the training split drawn by a seed.
-        modalities: Modalities of the corpus under this protocol; the default inputs of a model.
-        others: Further tasks with targets on the turns; ``data.tasks`` selects among them.
+        dev_source: Origin of the dev split.
+        modalities: The default inputs of a model.
+        others: Further tasks; ``data.tasks`` selects among them.
     """
 
     id: str
@@ -67,10 +67,10 @@ class CorpusCard:
         licence: The terms in one sentence.
         obtain: How to get the raw data.
         citation: Paper to cite.
-        layout: Files expected in the raw folder.
-        counts: Split to ``{"conversations": .., "utterances": ..}`` of the release; ``doctor`` compares them.
-        labels: Protocol id to split to ``{label: utterances}`` of the release; ``doctor`` compares them.
-        known_issues: Oddities of the release; the reader reproduces them.
+        layout: Files in the raw folder.
+        counts: Split to ``{"conversations": .., "utterances": ..}`` of the release.
+        labels: Protocol id to split to ``{label: utterances}`` of the release.
+        known_issues: Oddities of the release.
         synthetic: Generated, not recorded.
     """
 
@@ -91,8 +91,8 @@ class Finding:
     """One line of the report of ``doctor``.
 
     Args:
-        level: ``ok`` (as the card states), ``note`` (odd but known or harmless) or ``fault`` (do not train on this).
-        topic: What was checked, in a few words.
+        level: ``ok`` (as on the card), ``note`` (odd but harmless) or ``fault`` (do not train on this).
+        topic: Subject of the check.
         text: The result.
     """
 
@@ -102,11 +102,7 @@ class Finding:
 
 
 def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
-    """80 % train, 10 % dev and 10 % test, drawn by conversation, for a release without splits.
-
-    The split depends only on the seed and the ids (:func:`~ercfusion.data.permute.seeded_permutation`). Conversations
-    keep their order within a split.
-    """
+    """80 % train, 10 % dev, 10 % test by conversation, depending only on seed and ids; order is kept within a split."""
     order = seeded_permutation((conversation.id for conversation in conversations), seed)
     dev, test = round(0.8 * len(order)), round(0.9 * len(order))
     parts = (order[:dev], order[dev:test], order[test:])
@@ -115,15 +111,7 @@ def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
 
 
 def check_unique_ids(corpus: str, splits: Splits) -> None:
-    """Check that ids of conversations are unique, within a split and across splits.
-
-    Args:
-        corpus: Title of the corpus, for the message.
-        splits: Conversations as the reader returned them.
-
-    Raises:
-        CorpusFormatError: two conversations have the same id.
-    """
+    """Raise :class:`CorpusFormatError` for two conversations with the same id; ``corpus`` is for the message."""
     places: dict[str, str] = {}
     twice: dict[str, list[str]] = {}
     for split, conversations in splits.items():
@@ -154,7 +142,7 @@ _TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".txt", ".csv", ".parquet", ".json",
 
 
 def _similar(root: Path, missing: Sequence[str]) -> str:
-    # Advice if a missing file exists in another format, with other capitals or with a second file name extension.
+    # Advice if a missing file exists in another format or under a similar name.
     for name in missing:
         wanted = Path(name)
         folder = root / wanted.parent
@@ -202,12 +190,11 @@ class Corpus(ABC):
 
     @abstractmethod
     def conversations(self, protocol: Protocol) -> Splits:
-        """Conversations of train, dev and test under ``protocol``.
+        """Conversations of train, dev and test.
 
         Raises:
             CorpusNotFoundError: raw files are missing.
-            CorpusFormatError: a file differs from the release (the message names file, line and column), or two
-                conversations have the same id.
+            CorpusFormatError: a file differs from the release, or two conversations have the same id.
         """
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
@@ -215,36 +202,26 @@ class Corpus(ABC):
         return {}
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """The recording of every turn that has one, by (conversation, turn), in the order of the conversations.
-
-        Files of the release are included even if they do not exist; extraction records them as missing.
+        """Recordings by (conversation, turn), in the order of the conversations, also of absent files.
 
         Raises:
             ConfigError: the corpus has no such recordings.
-            CorpusNotFoundError: none of the recordings exists; the message names the folders searched.
-                to get them.
+            CorpusNotFoundError: none of the recordings exists.
         """
         raise ConfigError(
             f"corpus {self.name!r}: {self.card.title} has no {kind} recordings. Choose another modality or corpus."
         )
 
     def named_clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """Recordings named by the corpus's own files; none by default.
-
-        ``doctor`` calls this if :meth:`clips` finds no file: a file that is named and absent is a fault, but the
-        optional recordings of a release are not.
-        """
+        """Recordings named by the corpus's own files, whose absence is a fault for ``doctor``; none by default."""
         return {}
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Decisions of the reader not settled by the files; training logs them and ``doctor`` reports them."""
+        """Decisions of the reader, logged by training and reported by ``doctor``."""
         return []
 
     def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
-        """Comparisons with further counts of the release, which are not per split; none by default.
-
-        A fault means different files from the release.
-        """
+        """Comparisons with counts of the release which are not per split; a fault means different files."""
         return []
 
     def findings(self, protocol: Protocol) -> list[Finding]:
@@ -260,7 +237,7 @@ class Corpus(ABC):
         return []
 
     def fingerprint(self) -> str:
-        """SHA-256 of names and contents of :meth:`files`; identifies the version of a corpus."""
+        """SHA-256 of names and contents of :meth:`files`."""
         digest = hashlib.sha256(self.card.name.encode())
         for path in self.files():
             digest.update(path.name.encode())
@@ -269,9 +246,7 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def source_fingerprint(self, source: str | None = None) -> str:
-        """Fingerprint of the sources of features in the corpus; feature packs are bound to it.
-
-        By default :meth:`fingerprint`, because the files of a release do not change.
+        """Fingerprint of the sources of features; feature packs are bound to it. By default :meth:`fingerprint`.
 
         Args:
             source: ``text``, ``audio`` or ``visual``; None for all of them.
@@ -279,14 +254,14 @@ class Corpus(ABC):
         return self.fingerprint()
 
     def pack_fingerprints(self) -> tuple[str, ...]:
-        """Fingerprints accepted in a pack made from this version of the corpus."""
+        """Fingerprints accepted in packs."""
         return (self.fingerprint(),)
 
     def protocol(self, identifier: str | None = None) -> Protocol:
-        """The protocol called ``identifier`` (with or without the corpus's name); None returns the first one.
+        """A protocol by its id, with or without the corpus's name; None returns the first one.
 
         Raises:
-            ConfigError: unknown protocol; the message names the nearest.
+            ConfigError: unknown protocol.
         """
         if identifier is None:
             return next(iter(self.protocols.values()))
@@ -298,14 +273,9 @@ class Corpus(ABC):
         return self.protocols[full]
 
     def with_tasks(self, protocol: Protocol, names: Sequence[str] | None) -> Protocol:
-        """The protocol restricted to the tasks of a run.
+        """The protocol restricted to some of its tasks; None selects its own task.
 
-        Args:
-            protocol: A protocol of this corpus.
-            names: Names of tasks; the first one chooses the checkpoint. None selects the protocol's own task.
-
-        Returns:
-            The protocol; if the first task is the own task of another protocol, it has that protocol's id.
+        The first task chooses the checkpoint; if it is another protocol's own task, the result has that protocol's id.
 
         Raises:
             ConfigError: ``names`` is empty, or a name is unknown or repeated.
@@ -356,7 +326,7 @@ class Corpus(ABC):
         """Paths of the named files below :meth:`root`.
 
         Raises:
-            CorpusNotFoundError: a file is missing; the message has its path, how to get it and the licence.
+            CorpusNotFoundError: a file is missing.
         """
         root = self.root()
         missing = [name for name in names if not (root / name).is_file()]

@@ -6,19 +6,15 @@ Conversation", AAAI 2022)::
     DIF = (N_shift + N_spk) / (N_utt + N_spk)
 
 with N_shift changes of label, N_spk speakers and N_utt utterances. In Li, Xu and Qiao (LSDGNN with improved curriculum
-learning, ECAI 2025) a change a -> b counts ``weight * S(a, b) + beta`` instead of 1. S is a similarity from an emotion
-wheel: changes between similar emotions are the hard ones.
+learning, ECAI 2025) a change a -> b counts ``weight * S(a, b) + beta`` instead of 1, with a similarity S from an
+emotion wheel.
 
-Conversations are sorted by difficulty, cut into buckets and introduced at a pace. The part used by an epoch depends
-only on settings, seed and epoch: a run can be resumed at any epoch. Differences from papers or released code:
+Conversations are sorted by difficulty, cut into buckets and introduced at a pace, depending only on settings, seed and
+epoch. Differences from released programs:
 
-- An unlabelled utterance breaks the chain: no change is counted to it or from it. (One released program counts "no
-  label" as a label: sparsely labelled conversations become hard.)
-- Sizes of buckets differ by at most one. (Released programs cut off ``ceil(n / K)`` at a time, which may give fewer
-  than K buckets and then fails.)
+- No change is counted to or from an unlabelled utterance (one program counts "no label" as a label).
+- Sizes of buckets differ by at most one (programs cut off ``ceil(n / K)`` at a time, which may give too few buckets).
 - Equally hard conversations are ordered by a hash of seed and id, not by position in a file.
-
-Loads no torch.
 """
 
 from __future__ import annotations
@@ -52,7 +48,7 @@ TABLE = "curriculum.csv"
 
 
 def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same") -> list[tuple[str, str]]:
-    """Changes of label in a conversation, in order, as (label before, label after).
+    """Changes of label as (label before, label after), in order.
 
     Args:
         conversation: With targets of ``task``; an unlabelled utterance breaks the chain.
@@ -61,7 +57,7 @@ def label_changes(conversation: Conversation, task: TaskSpec, scope: str = "same
             different speakers; ``both``: between any neighbours.
 
     Raises:
-        ValueError: unknown scope, or a task that is not single-label.
+        ValueError: unknown scope, or another kind of task.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}; found {scope!r}")
@@ -93,13 +89,8 @@ def shift_difficulty(
 ) -> float:
     """DIF of a conversation, above 0; at most 1 if no change costs more than 1.
 
-    N_utt includes unlabelled utterances. The sum of the costs is rounded once and does not depend on their order.
-
-    Args:
-        conversation: See :func:`label_changes`.
-        task: A single-label task.
-        scope: See :func:`label_changes`.
-        cost: Cost of a change between two labels; None: 1 each.
+    N_utt includes unlabelled utterances; the order of the costs does not matter. ``cost`` is that of a change between
+    two labels (None: 1); for the others see :func:`label_changes`.
     """
     changes = label_changes(conversation, task, scope)
     shifts = float(len(changes)) if cost is None else math.fsum(cost(before, after) for before, after in changes)
@@ -108,10 +99,10 @@ def shift_difficulty(
 
 
 def wheel_similarity(schema: LabelSchema) -> NDArray[np.float64]:
-    """(C, C) similarities S of the labels in the schema's order, from 0 to 1, symmetric.
+    """(C, C) similarities S of the labels, from 0 to 1, symmetric, with 1 on the diagonal.
 
     0 between labels of opposite valence; 1 / C between neutral and any other; otherwise the cosine of their angle on
-    the wheel, at least 0 (Yang et al. 2022). 1 on the diagonal.
+    the wheel, at least 0 (Yang et al. 2022).
 
     Raises:
         ConfigError: a label is not on the wheel.
@@ -133,13 +124,13 @@ def wheel_similarity(schema: LabelSchema) -> NDArray[np.float64]:
 
 
 def _folded(angle: int) -> int:
-    """The angle from the positive axis, 0 to 20, of an angle from 0 to 39 (in units of pi / 20)."""
+    """Angle from the positive axis, 0 to 20, of an angle from 0 to 39 (units of pi / 20)."""
     angle %= 40
     return min(angle, 40 - angle)
 
 
 def change_cost(schema: LabelSchema, weight: float = 1.0, beta: float = 0.4) -> Callable[[str, str], float]:
-    """Cost of a change a -> b, ``weight * S(a, b) + beta`` (Li et al. 2025); see :func:`wheel_similarity`."""
+    """Cost of a change a -> b, ``weight * S(a, b) + beta`` (Li et al. 2025)."""
     similarity = wheel_similarity(schema)
     return lambda before, after: weight * float(similarity[schema.index(before), schema.index(after)]) + beta
 
@@ -149,15 +140,15 @@ def change_cost(schema: LabelSchema, weight: float = 1.0, beta: float = 0.4) -> 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Conversations in the order of their introduction, and the pace. Epochs are counted from 0.
+    """Conversations in the order of their introduction, and the pace.
 
-    With K buckets of p epochs each, and t the epoch:
+    With K buckets of p epochs each, and epoch t (from 0):
 
     - ``baby_step``: buckets 1 to t // p + 1, then all (Yang et al. 2022, with p = 1).
-    - ``one_pass``: only bucket t // p + 1, one after the other, then all.
-    - ``linear``: the first share c(t) = c0 + (1 - c0) t / T of the conversations (Platanios et al., NAACL 2019). The
-      first bucket is c0 = 1 / K, and T = (K - 1) p: all are in use at the same epoch as with baby steps.
-    - ``root``: c(t) = sqrt(c0^2 + (1 - c0^2) t / T), slower with more conversations in use (same source).
+    - ``one_pass``: only bucket t // p + 1, then all.
+    - ``linear``: the first share c(t) = c0 + (1 - c0) t / T of the conversations (Platanios et al., NAACL 2019), with
+      c0 = 1 / K and T = (K - 1) p, as with baby steps.
+    - ``root``: c(t) = sqrt(c0^2 + (1 - c0^2) t / T) (same source).
 
     Shares are rounded up to whole conversations, in integer arithmetic.
 
@@ -168,9 +159,6 @@ class Curriculum:
         buckets: K, from 1 to n.
         pacing: One of :data:`PACINGS`.
         epochs_per_bucket: p, at least 1.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     ids: tuple[str, ...]
@@ -246,7 +234,7 @@ class Curriculum:
 
     @cached_property
     def digest(self) -> str:
-        """Checksum of order, buckets and pace: with another digest an epoch may use other conversations."""
+        """Checksum of order, buckets and pace."""
         content = [[self.ids[index] for index in self.order], self.buckets, self.pacing, self.epochs_per_bucket]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -256,13 +244,7 @@ def build_curriculum(
 ) -> Curriculum | None:
     """The curriculum of the configuration group ``curriculum``; None for ``curriculum=none``.
 
-    The number of buckets is limited to the number of conversations.
-
-    Args:
-        settings: The section.
-        conversations: Conversations of the training split.
-        task: Task of the labels.
-        seed: Seed of the run; orders equally hard conversations.
+    There are at most as many buckets as conversations; ``seed`` orders equally hard ones.
 
     Raises:
         ConfigError: a task that is not single-label, or labels without an emotion wheel.

@@ -18,11 +18,11 @@ class FeatureTable:
     """All vectors of one modality of one corpus.
 
     Args:
-        modality: Any name: ``text``, ``audio``, ``visual``, ``mocap``, ...
-        keys: One (conversation id, turn id) per group of rows; absent turns lack the modality.
+        modality: Any name: ``text``, ``audio``, ``visual``, ...
+        keys: (conversation id, turn id) per group of rows; absent turns lack the modality.
         values: (R, D) numbers; may be memory-mapped. At level ``utterance`` R equals ``len(keys)``.
         offsets: At level ``sequence``, shape (len(keys) + 1): key k owns the rows ``offsets[k]`` to ``offsets[k + 1]``.
-        source: Origin of the values for the run record (a pack's folder and checksum, or a corpus reader).
+        source: Origin of the values, for the run record.
     """
 
     def __init__(

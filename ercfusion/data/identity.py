@@ -23,14 +23,7 @@ def data_identity(
 ) -> dict[str, str]:
     """Checksums by name of the part, in the order of reports about changes.
 
-    Checksums of features are those of ``values.safetensors`` in their ``pack.json``; without a pack they are computed.
-
-    Args:
-        corpus: The reader.
-        protocol: Its tasks determine the labels.
-        splits: Conversations of the splits.
-        tables: Features of the modalities.
-        fingerprint: Fingerprint of the files of the corpus.
+    Checksums of features are those of their ``pack.json``; without a pack they are computed.
     """
     identity = {
         "corpus": corpus.name,

@@ -17,10 +17,9 @@ class Clip:
     """The recording of one turn: a file, or a part of one.
 
     Args:
-        path: A file of sound, video or, for ``visual``, a picture. It need not exist: missing or damaged files are
-            recorded when read.
+        path: A file of sound, video or, for ``visual``, a picture; it need not exist.
         start: Start of the turn, in seconds of the file.
-        end: End of the turn, in seconds of the file; None for the end of the file.
+        end: End of the turn; None for the end of the file.
     """
 
     path: Path
@@ -29,25 +28,25 @@ class Clip:
 
 
 BEYOND = 0.5
-"""Seconds by which a turn may end after its recording without a note: times are rounded, tracks end a little early."""
+"""Seconds by which a turn may end after its recording without a note."""
 RATES = (1000, 192_000)
-"""Range of accepted sampling rates in Hz; others mean a damaged header: 1 Hz would make hours of a second."""
+"""Accepted sampling rates in Hz; others mean a damaged header."""
 
 
 def sampling_rate(path: Path) -> int | None:
-    """Samples per second according to the header; None if it cannot be read with the installed packages."""
+    """Samples per second according to the header; None if unreadable."""
     header = _wave_header(path)
     return header[0] if header is not None else _plain_rate(path) or _track_rate(path)
 
 
 def announced_frames(path: Path) -> int | None:
-    """Frames of sound according to the header of a WAV file; None for other files and unknown lengths."""
+    """Frames of sound according to the header of a WAV file; None if unknown."""
     header = _wave_header(path)
     return None if header is None else header[1]
 
 
 def _wave_header(path: Path) -> tuple[int, int | None] | None:
-    # Rate and frames. Programs writing into a pipe do not know the length, and announce the largest.
+    # Rate and frames. Programs writing into a pipe announce the largest length.
     if path.suffix.lower() != ".wav":
         return None
     try:
@@ -76,10 +75,7 @@ def has_av() -> bool:
 
 
 def track_rate(container: Any) -> int | None:
-    """Samples per second of the first sound track of an open container of PyAV.
-
-    None if it has no sound, or no decoder is installed for it.
-    """
+    """Samples per second of the first sound track of an open container of PyAV; None without sound or decoder."""
     tracks = container.streams.audio
     return int(getattr(tracks[0], "rate", None) or 0) or None if tracks else None
 

@@ -7,14 +7,13 @@ Files of a pack::
     values.safetensors    ``values`` (R, D) float32 or float16; at level ``sequence`` also ``offsets`` (keys + 1) int64
     recordings.json       path, size, modification time and checksum of each recording, if made from recordings
 
-Reading a pack runs no code. Values are memory-mapped: opening time does not depend on the size.
+Reading a pack runs no code. Values are memory-mapped.
 
-Verification (argument ``verify`` of :func:`read_pack`):
+``verify`` of :func:`read_pack`: fields, sizes and agreement of keys, offsets and values are always checked.
 
-- Always: the fields of ``pack.json``, the sizes of both files, and agreement of keys, offsets and values.
-- ``auto``: also the checksum of the keys; and at the first reading the checksum of the values and a search for NaN and
-  infinity. The user's cache remembers path, size, modification time and checksum of verified packs.
-- ``full``: checksums and the search every time. Only this detects a disk with changing bits.
+- ``auto``: also the checksum of the keys, and once the checksum and finiteness of the values; the user's cache
+  remembers path, size, modification time and checksum.
+- ``full``: checksums and finiteness every time; detects a disk with changing bits.
 - ``none``: nothing more.
 """
 
@@ -77,8 +76,7 @@ Verify = Literal["auto", "full", "none"]
 def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str, Any], fingerprint: str) -> Path:
     """Default folder of a recipe's pack: ``ROOT/corpus/recipe-HASH``.
 
-    ROOT is ``$ERCFUSION_PACKS``, or ``packs`` in the user's cache. HASH covers the settings and the corpus's
-    fingerprint: every corpus version has its own folder.
+    ROOT is ``$ERCFUSION_PACKS``, or ``packs`` in the user's cache; HASH covers settings and fingerprint.
     """
     root = os.environ.get("ERCFUSION_PACKS")
     identity = json.dumps([dict(settings), fingerprint], sort_keys=True, allow_nan=False)
@@ -87,20 +85,14 @@ def default_pack_folder(corpus: str, recipe_name: str, *, settings: Mapping[str,
 
 
 def bound_pack_folder(corpus: Corpus, recipe_name: str, settings: Mapping[str, Any], source: str) -> Path:
-    """Folder of a recipe's pack of a corpus.
-
-    Args:
-        corpus: The corpus.
-        recipe_name, settings: Name and settings of the recipe.
-        source: ``text``, ``audio`` or ``visual``; see :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint`.
-    """
+    """Folder of a recipe's pack of a corpus, made from its ``text``, ``audio`` or ``visual`` source."""
     return default_pack_folder(
         corpus.name, recipe_name, settings=settings, fingerprint=corpus.source_fingerprint(source)
     )
 
 
 def has_pack(folder: StrPath) -> bool:
-    """Whether ``folder`` is a pack; nothing is verified, but :func:`write_pack` writes complete packs only."""
+    """Whether ``folder`` is a pack; nothing is verified."""
     folder = Path(folder)
     if not folder.is_dir():
         tidy_packs(folder.parent)
@@ -108,7 +100,7 @@ def has_pack(folder: StrPath) -> bool:
 
 
 def tidy_packs(parent: StrPath) -> None:
-    """Remove files of killed writers among the packs in ``parent``, and restore a pack that was being replaced."""
+    """Remove files of killed writers among the packs in ``parent``, and restore replaced packs."""
     remove_leftovers(parent, discard=_discard)
 
 
@@ -132,41 +124,35 @@ def write_pack(
     torch_used: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write ``table`` as a pack. The folder appears complete or not at all.
+    """Write ``table`` as a pack; the folder appears complete or not at all.
 
     Args:
-        folder: Folder of the pack; created.
-        table: Values (R, D); float16 is kept, other types are stored as float32.
-        tool, tool_version: Program that computed the values.
+        folder: Folder to create.
+        table: Values (R, D); float16 is kept, other types become float32.
+        tool, tool_version: Program of the values.
         settings: Its settings; JSON values.
-        corpus, fingerprint: Name of the corpus, and its :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint` for
-            the source of the values.
-        licence: Terms of use of the values.
+        corpus, fingerprint: Name and :meth:`~ercfusion.data.corpus.Corpus.source_fingerprint` of the corpus.
+        licence: Terms of use.
         dimension_names: D names.
-        sources: Name to SHA-256 of further sources (media files, model weights).
+        sources: Name to SHA-256 of further sources.
         missing: Turns without features, with the reason.
         notes: Turns with questionable features, with the reason.
-        remarks: Last part of a note, if it compares the turn with the others of the pack.
-        recordings: Source files of the values (:mod:`ercfusion.data.recordings`).
-        trained_on: Labels behind the values, if they were trained (:mod:`ercfusion.data.provenance`).
-        torch_used: The pack records torch's instruction set and threads.
-        overwrite: Replace an existing pack after the new one is complete. Only files listed in its ``pack.json`` are
-            deleted; a folder with other files, also hidden ones, is refused.
-
-    Returns:
-        The folder.
+        remarks: Part of a note comparing the turn with others.
+        recordings: Source files (:mod:`ercfusion.data.recordings`).
+        trained_on: Labels behind trained values (:mod:`ercfusion.data.provenance`).
+        torch_used: Record torch's instruction set and threads.
+        overwrite: Replace a pack; only files listed in its ``pack.json`` are deleted.
 
     Raises:
-        PackError: a value is NaN or infinite (the first key is named), the number of names is not D, the folder is in
-            use, or the disk is full.
+        PackError: a value is not finite, there are not D names, or the folder cannot be written.
     """
     import safetensors
 
     folder = Path(folder)
     if dimension_names is not None and len(dimension_names) != table.width:
         raise PackError(
-            f"{folder}: {len(dimension_names)} dimension names were given for {table.width} dimensions. Give one name "
-            "per dimension, or none."
+            f"{folder}: {len(dimension_names)} dimension names were given for {table.width} dimensions. Give D "
+            "names or none."
         )
     refuse_if_in_the_way(folder, overwrite)
     dtype = np.float16 if table.values.dtype == np.float16 else np.float32
@@ -175,8 +161,8 @@ def write_pack(
     fault = first_not_finite(values, table.keys, table.offsets, dimension_names)
     if fault:
         raise PackError(
-            f"{folder}: features {table.modality!r} were not written: {fault}. Correct the extraction, or remove "
-            "the turn from the table: a turn without a row has no such modality."
+            f"{folder}: features {table.modality!r} were not written: {fault}. Correct the extraction, or remove the "
+            "turn."
         )
     offsets = None if table.offsets is None else table.offsets.astype(np.int64, copy=False)
     manifest: dict[str, Any] = {
@@ -220,21 +206,21 @@ def write_pack(
                 stream.write("\n")
     except FileExistsError as error:
         raise PackError(
-            f"{folder}: another process wrote this pack in the meantime. Use that pack, or choose another folder."
+            f"{folder}: another process wrote this pack. Use that pack, or choose another folder."
         ) from error
     except (OSError, safetensors.SafetensorError) as error:  # SafetensorError: the disk is full
         raise PackError(
-            f"{folder}: the pack could not be written: {error}. Free disk space, or choose another folder, for example "
-            "with the environment variable ERCFUSION_PACKS."
+            f"{folder}: the pack could not be written: {error}. Free disk space, or choose another folder "
+            "(ERCFUSION_PACKS)."
         ) from error
     return folder
 
 
 def read_manifest(folder: StrPath) -> dict[str, Any]:
-    """Content of ``pack.json``, checked for the fields of this format version.
+    """Content of ``pack.json``.
 
     Raises:
-        PackError: the folder or file is missing, is not JSON, has another format or version, or lacks a field.
+        PackError: missing, damaged, or of another format or version.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -243,7 +229,7 @@ def read_manifest(folder: StrPath) -> dict[str, Any]:
     if not folder.is_dir():
         raise PackError(f"{folder}: there is no such folder. Build the pack, or correct the path.")
     if not path.exists():
-        raise PackError(f"{folder} has no {MANIFEST}: it is not a feature pack, or was copied in part. {AGAIN}")
+        raise PackError(f"{folder} has no {MANIFEST}: it is not a feature pack, or incomplete. {AGAIN}")
     manifest = read_json(path, error=PackError, advice=AGAIN)
     if not isinstance(manifest, dict) or manifest.get("format") != "ercfusion-pack":
         problem = " does not describe a feature pack (its field 'format' is not 'ercfusion-pack'). Correct the path"
@@ -271,13 +257,12 @@ def read_pack(
 
     Args:
         folder: Folder of the pack.
-        corpus, fingerprint: Expected name of the corpus, and its accepted fingerprints
-            (:meth:`~ercfusion.data.corpus.Corpus.pack_fingerprints`); None does not check.
+        corpus, fingerprint: Expected name and accepted fingerprints of the corpus; None does not check.
         width: Expected D; None does not check.
         verify: See :mod:`ercfusion.data.pack`.
 
     Returns:
-        The table; its ``source`` has folder, checksum of the values, tool, settings and corpus for the run record.
+        The table; its ``source`` is for the run record.
 
     Raises:
         PackError: the pack is damaged, or belongs to another corpus or model.
@@ -341,20 +326,18 @@ def refuse_if_in_the_way(folder: Path, overwrite: bool) -> None:
     if others := inside - (listed or {MANIFEST, KEYS, VALUES, RECORDINGS}):
         # Also with overwrite: files outside a pack are never deleted.
         raise PackError(
-            f"{folder} holds other files, for example {min(others)}. Move them away, or choose another folder for the "
-            "pack."
+            f"{folder} holds other files, for example {min(others)}. Move them away, or choose another folder."
         )
     if not overwrite:
-        raise PackError(f"{folder} exists already. Choose another folder, or pass overwrite=True to replace the pack.")
+        raise PackError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     if not listed:
         raise PackError(
-            f"{folder} holds {min(inside)}, but no {MANIFEST} of ours lists it; only listed files are replaced. "
-            "Move it away, or choose another folder for the pack."
+            f"{folder} holds {min(inside)}, but no {MANIFEST} of ours lists it. Move it away, or choose another folder."
         )
 
 
 def _listed(folder: Path) -> set[str]:
-    # Files of one of our packs, of any version; empty without a readable manifest.
+    # Files of a pack of any version; empty without a readable manifest.
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
@@ -367,7 +350,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _discard(old: Path) -> None:
-    # The manifest is deleted last: after a kill, the next writer can continue.
+    # The manifest goes last: after a kill, the next writer can continue.
     try:
         for name in (*sorted(_listed(old) - {MANIFEST}), MANIFEST):
             (old / name).unlink(missing_ok=True)
@@ -398,7 +381,7 @@ def _check_identity(
     if width is not None and width != manifest["width"]:
         raise PackError(
             f"{folder} holds {manifest['modality']!r} features of width {manifest['width']}, but width {width} is "
-            "expected. Give the pack that the model was trained with, or train with this one."
+            "expected. Give the model's pack, or train with this one."
         )
 
 

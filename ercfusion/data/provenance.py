@@ -1,6 +1,6 @@
 """Labels behind the vectors of a pack, and detection of leaks into dev and test.
 
-Vectors trained with the label of an utterance reveal it. If the utterance is in dev or test, scores there mean nothing.
+Vectors trained with the label of an utterance reveal it: scores on it mean nothing.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ def trained_on(
 
 
 def checked(items: Any, where: str) -> TrainedOn:
-    """``items`` of a pack's description; None is empty.
-
-    Raises:
-        PackError: they do not have the form of :data:`TrainedOn`.
-    """
+    """``items`` of a pack's description, checked; None is empty."""
     if items is None:
         return ()
     if isinstance(items, list) and all(
@@ -55,7 +51,7 @@ def checked(items: Any, where: str) -> TrainedOn:
 
 
 def summary(items: TrainedOn) -> list[dict[str, Any]]:
-    """``items`` with numbers of turns instead of their ids, for records of runs."""
+    """``items`` with numbers of turns, for run records."""
     return [
         {
             **{name: item[name] for name in ("corpus", "protocol", "split")},
@@ -66,13 +62,7 @@ def summary(items: TrainedOn) -> list[dict[str, Any]]:
 
 
 def leaks(items: TrainedOn, corpus: str, splits: Splits) -> dict[str, int]:
-    """Number of turns of dev and of test that the values were trained with, by split; empty if there are none.
-
-    Args:
-        items: Items of a pack.
-        corpus: Name of the corpus, of any version.
-        splits: Conversations of the protocol.
-    """
+    """Number of turns of dev and of test behind trained values, by split; empty if there are none."""
     trained = {
         (conversation, turn)
         for item in items
@@ -89,7 +79,7 @@ def leaks(items: TrainedOn, corpus: str, splits: Splits) -> dict[str, int]:
 
 
 def leak_text(items: TrainedOn, leaked: Mapping[str, int], protocol: str) -> str:
-    """The result of :func:`leaks` in words, with advice."""
+    """Result and advice of :func:`leaks` in words."""
     counts = " and ".join(f"{number:,} of {split}" for split, number in leaked.items())
     origins = ", ".join(dict.fromkeys(f"the {item['split']} split of {item['protocol']}" for item in items))
     return (

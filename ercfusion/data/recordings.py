@@ -1,8 +1,7 @@
 """Recordings behind the values of a pack, and detection of their changes.
 
-A pack lists its recordings in ``recordings.json``, one per line: path relative to the corpus, size, modification time
-and SHA-256. Equal size and time mean an unchanged recording. If only the time differs, the checksum is compared, and
-an equal one is remembered in the user's cache. Absent recordings do not count as changed.
+``recordings.json`` has path, size, modification time and SHA-256 of each. If only the time differs, the checksum is
+compared, and an equal one is remembered in the user's cache. Absent recordings do not count as changed.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Source:
 
     Args:
         name: Path relative to the corpus.
-        sha256: Checksum of the content; empty if the file was absent or unreadable.
+        sha256: Checksum; empty if absent or unreadable.
         size: Bytes; -1 if unknown.
-        modified: Modification time in nanoseconds; 0 if the file was absent.
+        modified: Modification time in nanoseconds; 0 if absent.
         used: A turn has values made from it.
     """
 
@@ -83,13 +82,13 @@ def source_of(path: Path, root: Path | None) -> Source:
 def compare(
     source: Source, path: Path, *, trusted: Mapping[str, Any] | None = None, doubt: bool = False
 ) -> tuple[State, Source]:
-    """Compare a file with its record; returns the state, and if unchanged the record with the present size and time.
+    """State of a file compared with its record, and the record, updated if unchanged.
 
     Args:
         source: The record.
         path: The file.
         trusted: Name to [size, modification time] of files with verified content.
-        doubt: Compare the content even if size and time are equal.
+        doubt: Compare the content in any case.
     """
     try:
         status = path.stat()
@@ -107,7 +106,7 @@ def compare(
 def compare_all(
     pairs: Iterable[tuple[Source, Path]], *, memory: Path | None = None, doubt: bool = False
 ) -> dict[Source, tuple[State, Source]]:
-    """:func:`compare` for many, each once; comparisons of content show progress and are remembered in ``memory``."""
+    """:func:`compare` for many; comparisons of content are remembered in ``memory``."""
     trusted = _remembered(memory)
     results: dict[Source, tuple[State, Source]] = {}
     slow: dict[Source, Path] = {}
@@ -148,7 +147,7 @@ def read_recordings(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Sour
     """Recordings of a pack by name; None if it does not list them.
 
     Raises:
-        PackError: the list is missing, damaged or not the one named in ``manifest``.
+        PackError: the list is missing or damaged.
     """
     file = manifest["files"].get(RECORDINGS)
     if file is None:

@@ -14,29 +14,19 @@ POOL = 8
 
 
 class ConversationSampler(Sampler[list[int]]):
-    """Batches of conversation indices, in an order depending only on (seed, epoch).
+    """Batches of conversation indices, in an order depending only on (seed, epoch): runs can be resumed.
 
-    A run resumed at any epoch has the same batches as the uninterrupted run.
-
-    With ``length_aware`` the shuffled conversations are sorted by length within pools of :data:`POOL` batches and cut
-    into batches, which are shuffled again. Conversations of one batch then have similar lengths, and layers with
-    padding waste little.
-
-    In distributed training the batches are those of a single process; every process gets a share of each. In a last
-    batch with fewer conversations than processes some shares are empty.
-
-    With a curriculum each epoch uses a part of the conversations: the number of batches depends on the epoch. An epoch
-    with all conversations has the same batches as without a curriculum.
+    In distributed training every process gets a share of each batch, which may be empty in the last one. A
+    curriculum selects a part of the conversations per epoch; with all of them, batches are as without it.
 
     Args:
         lengths: Utterances of each conversation.
         batch_size: Conversations per batch, over all processes.
         seed: Seed of the run.
-        length_aware: See above.
+        length_aware: Batches have conversations of similar length: sorted within pools of :data:`POOL` batches.
         rank, world_size: This process and the number of processes.
         curriculum: Conversations by epoch; None uses all.
-        limit: Maximum number of batches per epoch, at least 1; or, as a float up to 1.0, their share (rounded down, at
-            least one); None for all. Batches are in random order: each epoch has others.
+        limit: Maximum number of batches per epoch, or as a float up to 1.0 their share (at least one); None for all.
 
     Raises:
         ValueError: more processes than conversations in a batch, or another split's curriculum.

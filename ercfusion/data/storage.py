@@ -1,7 +1,4 @@
-"""The files of a feature pack: keys, values, checksums, and the memory of verified files.
-
-:mod:`ercfusion.data.pack` describes them and is the only user of this module.
-"""
+"""The files of a feature pack, and the memory of verified files; used by :mod:`ercfusion.data.pack` only."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ RECORDINGS = "recordings.json"
 AGAIN = "Build the pack again, or copy it again from its source."
 
 _DTYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
-# Numbers per block in the search for NaN: 16 MB of float32.
+# 16 MB of float32.
 _BLOCK = 1 << 22
-# A file modified this recently could change again without a visible change of its modification time.
+# A file modified this recently could change again within the resolution of its modification time.
 CLOCK_GRAIN_NS = 2_000_000_000
 
 
@@ -153,7 +150,7 @@ def check_checksum(path: Path, expected: str) -> None:
 def first_not_finite(
     values: NDArray[Any], keys: Sequence[Key], offsets: NDArray[Any] | None, names: Sequence[str] | None
 ) -> str:
-    """Key and place of the first NaN or infinite value of (R, D) values in words; empty if all are finite."""
+    """Place of the first NaN or infinite value of (R, D) values in words; empty without one."""
     for start, block in _blocks(values):
         finite = np.isfinite(block)
         if finite.all():
@@ -169,7 +166,7 @@ def first_not_finite(
 
 
 def _blocks(tensor: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    # Start and rows of each block; the memory of a mapped block is released afterwards.
+    # The memory of a mapped block is released afterwards.
     mapped = getattr(tensor, "_mmap", None)
     step = max(1, _BLOCK // max(1, int(np.prod(tensor.shape[1:]))))
     for start in range(0, len(tensor), step):
@@ -182,7 +179,7 @@ def _blocks(tensor: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def state_of(path: Path, checksum: str) -> dict[str, Any]:
-    """Facts that must be unchanged for a verification of ``path`` to stay valid. Take them before verifying."""
+    """State of a file for which a verification stays valid; take it before verifying."""
     status = path.stat()
     return {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": checksum}
 

@@ -21,7 +21,7 @@ def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> Tas
     """Targets of all turns as tensors, in the order of the conversations.
 
     Raises:
-        CorpusFormatError: a turn's value does not fit the task; the message names conversation and turn.
+        CorpusFormatError: a value does not fit the task.
     """
     turns = [(conversation, turn) for conversation in conversations for turn in conversation.turns]
     count, size = len(turns), task.size
@@ -55,12 +55,11 @@ class ConversationStore:
 
     Args:
         conversations: At least one.
-        tables: Features in the order in which models receive them.
+        tables: Features in the order of models' inputs.
         tasks: Tasks whose targets are encoded.
 
     Raises:
-        BatchError: there is no feature table, or no table has any turn of the split. One of several tables may lack
-            all of them: the turns then lack its modality.
+        BatchError: no conversations, or no features of any turn.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class ConversationStore:
         )
 
     def batches(self, conversations: int) -> Iterator[ConversationBatch]:
-        """The split in order, as batches of ``conversations`` conversations (the last one may be smaller)."""
+        """The split in order, as batches of ``conversations`` conversations."""
         for start in range(0, len(self), conversations):
             yield self.batch(range(start, min(start + conversations, len(self))))
 

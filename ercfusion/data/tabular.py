@@ -1,7 +1,6 @@
 """Strict reading of released CSV and JSON files; errors name file, line, column and remedy.
 
-All readers use this module. The only accepted differences from a release are a byte order mark and Windows line ends.
-A user's own table may also have another separator and another encoding.
+A byte order mark and Windows line ends are accepted; a user's own table may have another separator and encoding.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 _DIGITS = 9
-"""Maximum number of digits of a whole number in a cell; no release counts further."""
+"""Maximum digits of a whole number."""
 _TIME = re.compile(r"(\d{1,2}):([0-5]?\d):([0-5]?\d)(?:[.,](\d{1,6}))?")
 _WIDE = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -35,9 +34,9 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 RELEASED = "Get the file again from the release, or save it as UTF-8."
-"""Advice for a file of a release in another encoding than UTF-8."""
+"""Advice for a file which is not UTF-8."""
 SEPARATORS: Mapping[str, str] = {",": "commas", ";": "semicolons", "\t": "tabs"}
-"""Separators of cells in a user's own table, with their names; releases use the first."""
+"""Separators of a user's own table; releases use the first."""
 _BINARY = (
     (b"PK\x03\x04", "an Excel workbook (.xlsx) or another zip file"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"),
@@ -52,10 +51,10 @@ class Row:
 
     Args:
         path: The file.
-        line: First line of the record, from 1 (a quoted cell may contain line breaks).
+        line: First line of the record, from 1.
         cells: Text by column name, as stored.
-        decimal: Decimal separator of numbers.
-        own: The file is a user's own table, not part of a release.
+        decimal: Decimal separator.
+        own: A user's own table, not part of a release.
     """
 
     path: Path
@@ -72,7 +71,7 @@ class Row:
         raise CorpusFormatError(f"{self.path}, line {self.line}, column {column!r}: {problem}")
 
     def text(self, column: str) -> str:
-        """The cell without white space around it; an empty cell is an error."""
+        """The cell, stripped; an empty cell is an error."""
         value = self.cells[column].strip()
         if not value:
             advice = "Fill it." if self.own else "Get the file again from the release."
@@ -80,14 +79,14 @@ class Row:
         return value
 
     def integer(self, column: str) -> int:
-        """The cell as a whole number that is not negative."""
+        """The cell as a whole number from 0."""
         value = self.cells[column].strip()
-        # int() would also take "1_000", "+3" and digits of other scripts; releases have none of them.
+        # int() would also take "1_000", "+3" and digits of other scripts.
         if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS):
             self.fail(
                 column,
                 f"found {value!r}, but a whole number (0, 1, 2, ...) is expected. Correct the cell, or get the file "
-                f"again from the release (spreadsheet programs rewrite numbers).",
+                f"again (spreadsheet programs rewrite numbers).",
             )
         return int(value)
 
@@ -99,10 +98,10 @@ class Row:
             self.fail(
                 column,
                 f"found {value!r}, but a time HH:MM:SS,mmm (for example 00:20:57,256) is expected. Correct the cell, "
-                f"or get the file again from the release (spreadsheet programs rewrite times).",
+                f"or get the file again (spreadsheet programs rewrite times).",
             )
         hours, minutes, seconds, fraction = match.groups()
-        # Via whole microseconds: the result is the float nearest to the decimal value.
+        # Via whole microseconds: the nearest float to the decimal value.
         micro = ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 10**6 + int((fraction or "0").ljust(6, "0"))
         return micro / 10**6
 
@@ -115,11 +114,11 @@ class Row:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            self.fail(column, f"found {cell!r}, but a number is expected. Write it like 0.25: with a point, no comma.")
+            self.fail(column, f"found {cell!r}, but a number is expected. Write it like 0.25.")
         return value
 
     def label(self, column: str, schema: LabelSchema, text: str | None = None) -> str:
-        """The cell, or its part ``text``, as a label in the schema's spelling; case and Unicode form are ignored."""
+        """The cell, or its part ``text``, in the schema's spelling; case and Unicode form are ignored."""
         value = self.cells[column].strip() if text is None else text
         label = schema.find(value)
         if label is None:
@@ -130,26 +129,23 @@ class Row:
 
 
 def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED) -> str:
-    """Content of a text file without its byte order mark, line ends as stored.
+    """Content of a text file without its byte order mark.
 
     Args:
         path: The file.
-        encoding: Its encoding; None for UTF-8.
-        remedy: Advice if the file has another encoding; ``{encoding}`` in it is replaced by the probable one.
+        encoding: None for UTF-8.
+        remedy: Advice for another encoding; ``{encoding}`` becomes the probable one.
 
     Raises:
-        CorpusFormatError: the file is empty or has another encoding; the message names line and byte.
+        CorpusFormatError: the file is empty or has another encoding.
     """
     data = path.read_bytes()
     if not data.removeprefix(codecs.BOM_UTF8).strip():
-        raise CorpusFormatError(
-            f"{path} is empty ({len(data)} bytes): the download or copy was cut off. Get the file again."
-        )
+        raise CorpusFormatError(f"{path} is empty ({len(data)} bytes): it was cut off. Get the file again.")
     for mark, format_name in _BINARY:
         if data.startswith(mark):
             raise CorpusFormatError(
-                f"{path} is {format_name}, in spite of its name. Open it in the program that wrote it and save it as "
-                f"CSV (UTF-8) under this name."
+                f"{path} is {format_name}, in spite of its name. Open it in its program and save it as CSV (UTF-8)."
             )
     if encoding is None:
         for mark, name in _WIDE:
@@ -159,7 +155,7 @@ def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED
     try:
         text = data.decode(encoding or "utf-8-sig").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        # The position in the error does not count the byte order mark.
+        # The error's position does not count the byte order mark.
         skipped = len(codecs.BOM_UTF8) if encoding is None and data.startswith(codecs.BOM_UTF8) else 0
         position = error.start + skipped
         line = data.count(b"\n", 0, position) + 1
@@ -184,7 +180,7 @@ def read_text(path: Path, encoding: str | None = None, *, remedy: str = RELEASED
 
 
 def _probable_encoding(data: bytes) -> tuple[str, str]:
-    # A name for Python, and a description. Text of a Western language has few bytes beyond ASCII.
+    # A name for Python, and a description. Western text has few bytes beyond ASCII.
     beyond = sum(byte >= 0x80 for byte in data)
     try:
         data.decode("cp1252")
@@ -199,16 +195,7 @@ def _probable_encoding(data: bytes) -> tuple[str, str]:
 def read_records(
     path: Path, *, encoding: str | None = None, separator: str = ",", remedy: str = RELEASED
 ) -> Iterator[tuple[int, list[str]]]:
-    """Records of a CSV file, each with its first line number; blank lines are skipped.
-
-    Args:
-        path: The file.
-        encoding, remedy: See :func:`read_text`.
-        separator: Separator of cells.
-
-    Raises:
-        CorpusFormatError: see :func:`read_text`; or a quotation mark is missing.
-    """
+    """Records of a CSV file with their first line numbers, without blank lines; see :func:`read_text`."""
     return _records(path, read_text(path, encoding, remedy=remedy), separator)
 
 
@@ -236,14 +223,14 @@ def _names_separator(cells: Sequence[str]) -> bool:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """Records of a CSV file of a release, which has a header line.
+    """Records of a released CSV file with a header line.
 
     Args:
         path: The file.
-        columns: Required columns, in any order; other columns are kept.
+        columns: Required columns, in any order.
 
     Raises:
-        CorpusFormatError: see :func:`read_records`; or a column is missing or repeated, a record has more or fewer
+        CorpusFormatError: the file cannot be read, a column is missing or repeated, a record has another number of
             cells than the header, or there are no records.
     """
     text = read_text(path)
@@ -251,8 +238,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     separator = _separator(path, text, columns)
     if separator != ",":
         advice = (
-            f"The cells are separated by {SEPARATORS[separator]}, as spreadsheet programs save them. Get the file "
-            f"again from the release, or save it with commas."
+            f"The cells are separated by {SEPARATORS[separator]}. Get the file again from the release, or save it with "
+            f"commas."
         )
     return _rows(path, text, columns, ",", advice)
 
@@ -262,16 +249,8 @@ def read_own_table(
 ) -> tuple[list[Row], str]:
     """Records of a user's own table, and its separator, one of :data:`SEPARATORS`.
 
-    The separator is the one that yields the required columns. With another separator than the comma, numbers may have
-    a decimal comma (``Row.decimal``). Names of columns are in composed Unicode (NFC).
-
-    Args:
-        path: The file.
-        columns: Required columns.
-        encoding, remedy: See :func:`read_text`.
-
-    Raises:
-        CorpusFormatError: see :func:`read_table`.
+    The separator is the one yielding the required columns; without commas, numbers may have a decimal comma. See
+    :func:`read_text` and :func:`read_table`.
     """
     text = read_text(path, encoding, remedy=remedy)
     separator = _separator(path, text, columns)
@@ -280,7 +259,7 @@ def read_own_table(
 
 
 def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
-    # The first separator giving all columns; otherwise the one giving most columns.
+    # The first one giving all columns, or else most columns.
     headers = {}
     for separator in SEPARATORS:
         try:
@@ -323,20 +302,20 @@ def _rows(
     if not rows:
         raise CorpusFormatError(
             f"{path} has a header line and no records. "
-            f"{'Add a row per utterance.' if own else 'The download or copy was cut off. Get the file again.'}"
+            f"{'Add a row per utterance.' if own else 'It was cut off. Get the file again.'}"
         )
     return rows
 
 
 def _found_columns(column: str, header: Sequence[str]) -> str:
-    # The nearest of the names in the header: it has to be renamed.
+    # The nearest name in the header has to be renamed.
     near = nearest(column, header, count=1)
     hint = f" Is it {near[0]!r}?" if near else ""
     return f"Found: {', '.join(map(repr, header)) or 'nothing but commas'}.{hint}"
 
 
 def group_rows(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
-    """Rows by key; keys in order of first appearance, rows in file order."""
+    """Rows by key, in order of first appearance."""
     groups: dict[K, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -344,13 +323,7 @@ def group_rows(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row
 
 
 def check_unique(rows: Iterable[Row], key: Callable[[Row], Hashable], columns: Sequence[str]) -> None:
-    """Raise :class:`CorpusFormatError` with both lines if two rows have the same key.
-
-    Args:
-        rows: Rows of one file.
-        key: Key of a row.
-        columns: Columns of the key, for the message.
-    """
+    """Raise :class:`CorpusFormatError` if two rows have the same key; ``columns`` are those of the key."""
     seen: dict[Hashable, Row] = {}
     for row in rows:
         first = seen.setdefault(key(row), row)
@@ -366,15 +339,15 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        CorpusFormatError: see :func:`read_text`; or it is not JSON (the message names line and column).
+        CorpusFormatError: the file cannot be read, or is not JSON.
     """
     text = read_text(path)
     try:
         content = load_json(text)
     except json.JSONDecodeError as error:
         raise CorpusFormatError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). The file was edited or "
-            f"cut off. Correct it, or get it again from the release."
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Correct it, or get the "
+            f"file again from the release."
         ) from error
     except (ValueError, RecursionError) as error:
         reason = "too many levels" if isinstance(error, RecursionError) else str(error)
@@ -384,35 +357,29 @@ def read_json(path: Path) -> Any:
 
 
 def pick(value: Any, key: str, kind: type[T], path: Path, where: str) -> T:
-    """``value[key]`` of a JSON object, checked.
+    """``value[key]`` of a JSON object, checked to be of type ``kind`` (``float`` accepts whole numbers).
 
-    Args:
-        value: Should be an object.
-        key: Its required key.
-        kind: Required type of the item (``float`` accepts whole numbers).
-        path: The file, for the message.
-        where: Position of the object in the file, for the message.
+    ``path`` and ``where`` are for the message.
 
     Raises:
-        CorpusFormatError: not an object, no such key, or an item of another type.
+        CorpusFormatError: not an object, no such key, or another type.
     """
     if not isinstance(value, dict):
         raise CorpusFormatError(
-            f"{path}, {where}: found {shown(value)}, but an object with the key {key!r} is expected. Correct the file, "
-            f"or get it again from the release."
+            f"{path}, {where}: found {shown(value)}, but an object with the key {key!r} is expected. Get it again."
         )
     if key not in value:
         raise CorpusFormatError(
             f"{path}, {where}: no key {key!r}. Found: {', '.join(map(repr, value)) or 'nothing'}. "
-            f"Get the file again from the release, or rename the key."
+            f"Get the file again, or rename the key."
         )
     item = value[key]
-    # In Python, JSON's true is an int, and a score of 2 is an int although 2.0 is meant.
+    # In Python, JSON's true is an int, and 2 is an int although 2.0 is meant.
     if kind is float and isinstance(item, int) and not isinstance(item, bool):
         item = float(item)
     if not isinstance(item, kind) or isinstance(item, bool):
         raise CorpusFormatError(
             f"{path}, {where}, key {key!r}: found {shown(item)}, but a value of type {kind.__name__} is expected. "
-            f"Correct the file, or get it again from the release."
+            f"Get the file again."
         )
     return item

@@ -1,7 +1,6 @@
 """Checks of splits and features before training.
 
-A run opens the test split last. Its faults must be reported before the first epoch, and faults of conversations before
-the extraction of features, which may take much longer than training.
+The test split is opened last, and extraction of features may take longer than training: faults are reported first.
 """
 
 from __future__ import annotations
@@ -17,23 +16,20 @@ from ercfusion.data.store import encode_targets
 logger = logging.getLogger("ercfusion")
 
 LABELLED = ("train", "dev")
-"""Splits that need labels: one is for training, the other chooses the epoch."""
+"""Splits that need labels."""
 
 
 def check_splits(protocol: Protocol, splits: Splits, needed: Sequence[str] = ("train", "dev", "test")) -> list[str]:
     """Check that the splits of a run exist, can be read and, except for test, have labels.
 
-    Args:
-        protocol: Its tasks are checked; only train needs labels of all of them.
-        splits: Conversations by split.
-        needed: Names of the splits of the run.
+    Only train needs labels of all tasks.
 
     Returns:
-        Splits without any label of the first task, which are predicted but not scored: ``["test"]`` or nothing.
+        Splits without labels of the first task, which are predicted but not scored: ``["test"]`` or nothing.
 
     Raises:
         ConfigError: a split is missing or empty, or train or dev has no label.
-        CorpusFormatError: an invalid target; the message names conversation and turn.
+        CorpusFormatError: an invalid target.
     """
     sizes = ", ".join(f"{name}: {len(part)}" for name, part in splits.items())
     unlabelled = []
@@ -60,12 +56,7 @@ def check_splits(protocol: Protocol, splits: Splits, needed: Sequence[str] = ("t
 
 
 def check_presence(tables: Sequence[FeatureTable], splits: Splits, places: Mapping[str, str]) -> None:
-    """Warn of modalities missing in all turns of a split.
-
-    Args:
-        tables: The features of the run.
-        splits: All conversations of the corpus.
-        places: Modality to the folder of its pack, if it has one.
+    """Warn of modalities missing in all turns of a split; ``places`` are folders of packs, by modality.
 
     Raises:
         BatchError: a table has no turn of the corpus, or no turn of a split has any modality.

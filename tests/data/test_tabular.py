@@ -107,7 +107,7 @@ def test_not_an_integer(write, cell):
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
 def test_a_release_with_another_separator_is_refused_by_name(write, separator, name):
     message = problem(read_table, write(f"a{separator}b\n1{separator}2\n"), ["a", "b"])
-    assert f"separated by {name}, as spreadsheet programs save them" in message
+    assert f"separated by {name}. Get the file again from the release" in message
     rows, found = read_own_table(write(f"a{separator}b\n1,5{separator}2\n"), ["a", "b"])
     assert (rows[0].cells, rows[0].decimal, found) == ({"a": "1,5", "b": "2"}, ",", separator)
 

@@ -1,9 +1,8 @@
 """Computational sequences: the ``.csd`` files of the CMU Multimodal SDK.
 
-A ``.csd`` file is an HDF5 container with one root group, named after the sequence, containing ``metadata``,
-``data/<key>/features`` (T, D) and ``data/<key>/intervals`` (T, 2) in seconds. A key is a video's id, or ``id[3]`` for
-the parts of a video in a sequence aligned by the SDK. Source: ``mmsdk/mmdatasdk/computational_sequence`` and
-``dataset.py`` of CMU-MultiComp-Lab/CMU-MultimodalSDK.
+A ``.csd`` file is an HDF5 container with one root group, containing ``data/<key>/features`` (T, D) and
+``data/<key>/intervals`` (T, 2) in seconds. A key is a video's id, or ``id[3]`` for parts of a video. Source:
+``mmsdk/mmdatasdk/computational_sequence`` and ``dataset.py`` of CMU-MultiComp-Lab/CMU-MultimodalSDK.
 
 Released files have up to 20 GB; only the requested video is read.
 """
@@ -25,30 +24,27 @@ from ercfusion._core.schemas.reading import shown
 from ercfusion.data.tabular import pick, read_json, read_text
 
 EPSILON = 1e-5
-"""Seconds; overlaps and segments which are not longer are ignored. The SDK's ``align`` uses the same number."""
+"""Seconds; shorter overlaps and segments are ignored, as by the SDK's ``align``."""
 
 FOLD_NAMES: Mapping[str, tuple[str, str]] = {
     "train": ("train", "standard_train_fold"),
     "dev": ("valid", "standard_valid_fold"),
     "test": ("test", "standard_test_fold"),
 }
-"""Split to its key in ``splits.json`` and to its variable in the SDK's ``cmu_*_std_folds.py``."""
+"""Split to its key in ``splits.json`` and its variable in ``cmu_*_std_folds.py``."""
 
 _MOST = 1 << 30
-"""Maximum bytes of one array. An hour of the widest released features has a third of it."""
+"""Maximum bytes of one array, three times an hour of the widest released features."""
 
 _AGAIN = "The file was cut off or is of another kind. Get it again."
 
 
 class ComputationalSequence:
-    """A ``.csd`` file, open for reading; use it in a ``with`` statement.
-
-    Args:
-        path: The file.
+    """A ``.csd`` file, open for reading, for a ``with`` statement.
 
     Raises:
         MissingExtraError: h5py is not installed.
-        CorpusFormatError: not an HDF5 file, or without a single root group with a group ``data``.
+        CorpusFormatError: not a computational sequence.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +60,7 @@ class ComputationalSequence:
                 self.name = roots[0] if roots else ""
                 root = self._file[self.name] if len(roots) == 1 else None
                 data = root.get("data") if isinstance(root, h5py.Group) else None
-                # Parts by video, in the order of their names; they are sorted by time when read.
+                # Parts by video; they are sorted by time when read.
                 self._parts: dict[str, list[str]] = {}
                 for key in data if isinstance(data, h5py.Group) else ():
                     self._parts.setdefault(key.split("[")[0], []).append(key)
@@ -95,19 +91,15 @@ class ComputationalSequence:
         return list(self._parts)
 
     def intervals(self, video: str) -> NDArray[np.float64]:
-        """Start and end of every step, in seconds, shape (T, 2), sorted by start.
-
-        Raises:
-            CorpusFormatError: the array is missing, or is not a (T, 2) matrix of numbers.
-        """
+        """Start and end of every step in seconds, shape (T, 2), sorted by start."""
         times = self._times(video)
         return times[_by_start(times)]
 
     def features(self, video: str) -> NDArray[Any]:
-        """Values of the steps, shape (T, D), in the order of :meth:`intervals`, with the file's type.
+        """Values of the steps, shape (T, D), in the order of :meth:`intervals`.
 
         Raises:
-            CorpusFormatError: see :meth:`intervals`; or the values are not a matrix with one row per interval.
+            CorpusFormatError: not a matrix with one row per interval.
         """
         times = self._times(video)
         parts = [self._array(key, "features") for key in self._parts[video]]
@@ -120,11 +112,7 @@ class ComputationalSequence:
         return values[_by_start(times)]
 
     def numbers(self, video: str) -> NDArray[np.float64]:
-        """:meth:`features` as numbers.
-
-        Raises:
-            CorpusFormatError: see :meth:`features`; or they are text.
-        """
+        """:meth:`features` as numbers; text is an error."""
         values = self.features(video)
         if values.dtype.kind not in "fiu":
             self.fail(video, f"the features are of type {values.dtype}, but numbers are expected")
@@ -132,11 +120,7 @@ class ComputationalSequence:
             return values.astype(np.float64)
 
     def words(self, video: str) -> list[str]:
-        """:meth:`features` of a sequence of words, as text; ``sp`` is the aligner's mark of a pause.
-
-        Raises:
-            CorpusFormatError: see :meth:`features`; or they are not one UTF-8 string per step.
-        """
+        """:meth:`features` as words; ``sp`` is a pause. Other values are an error."""
         values = self.features(video)
         if values.shape[1] != 1 or values.dtype.kind not in "SUO":
             self.fail(video, f"found {values.shape[1]} columns of type {values.dtype}, but one of words is expected")
@@ -170,7 +154,7 @@ class ComputationalSequence:
             group = self._data[key]
             dataset = group.get(name) if isinstance(group, h5py.Group) else None
             if isinstance(dataset, h5py.Dataset) and dataset.shape:
-                # The declared shape may be false: h5py would allocate it, and fill missing values with zeros.
+                # The declared shape may be false: h5py would fill missing values with zeros.
                 if dataset.nbytes > _MOST:
                     self.fail(key, f"{name} of the shape {shown(dataset.shape)}: at most {_MOST >> 20} MiB are read")
                 if dataset.size and not dataset.id.get_storage_size():
@@ -195,8 +179,7 @@ def _by_start(times: NDArray[np.float64]) -> NDArray[np.int64]:
 def overlapping(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.int64]:
     """Rows of ``times`` (T, 2) sharing more than :data:`EPSILON` seconds with the segment from ``start`` to ``end``.
 
-    This is the SDK's rule (``align`` in ``mmsdk/mmdatasdk/dataset/dataset.py``): a step on the border of two segments
-    belongs to both. A segment without duration has no steps.
+    The SDK's rule (``align`` in ``mmsdk/mmdatasdk/dataset/dataset.py``): a step may belong to two segments.
     """
     if end - start <= EPSILON:
         return np.zeros(0, dtype=np.int64)
@@ -205,10 +188,7 @@ def overlapping(times: NDArray[np.float64], start: float, end: float) -> NDArray
 
 
 def read_folds(path: Path) -> dict[str, frozenset[str]]:
-    """Video ids of train, dev and test, from a ``splits.json`` or from the SDK's ``cmu_*_std_folds.py``.
-
-    The Python file is parsed, not executed: three assignments of literal lists of strings are read. Repeated ids in
-    one list count once.
+    """Video ids of train, dev and test, from a ``splits.json`` or the SDK's ``cmu_*_std_folds.py`` (parsed, not run).
 
     Raises:
         CorpusFormatError: a list is missing, empty, or not of strings, or an id is in two lists.
@@ -260,5 +240,5 @@ def _assignments(path: Path) -> dict[str, Any]:
 
 
 def spoken_text(words: Sequence[str]) -> str | None:
-    """The words as one text, without the marks of pauses; None where nothing was said."""
+    """The words as one text, without pauses; None without words."""
     return " ".join(word.strip() for word in words if word.strip() not in ("", "sp")) or None

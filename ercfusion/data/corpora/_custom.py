@@ -42,12 +42,12 @@ _TYPES: Mapping[type, str] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Content of ``corpus.yaml``, checked for keys and types.
+    """Content of ``corpus.yaml``.
 
     Args:
-        path: The file; None if there is none.
+        path: The file, if it exists.
         values: Values by key, without ``targets``.
-        targets: Target name to its settings; None if the file names no targets.
+        targets: Target name to its settings; None if the file names none.
     """
 
     path: Path | None = None
@@ -64,7 +64,7 @@ def read_settings(path: Path) -> Settings:
     """Read ``corpus.yaml``.
 
     Raises:
-        CorpusFormatError: not YAML, an unknown key, or a value of another type; file and key are named.
+        CorpusFormatError: not YAML, an unknown key, or a value of another type.
     """
     text = read_text(path, remedy="Save it as UTF-8.")
     content = read_yaml(path, error=CorpusFormatError, advice="Correct it.", text=text)
@@ -82,7 +82,7 @@ def read_settings(path: Path) -> Settings:
 
 def _target_settings(path: Path, name: Any, value: Any) -> dict[str, Any]:
     where = f"targets.{name}"
-    # Names become parts of protocol ids and of names of weights, in which "/" and "." are separators.
+    # Names become parts of protocol ids and of names of weights.
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         _fail(path, where, "a target's name has letters, digits, _ and - only. Rename it and its column")
     if name in RESERVED:
@@ -161,22 +161,13 @@ def _fail(path: Path, key: str, problem: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class TargetReader:
-    """Reader of one target of ``utterances.csv``.
-
-    Args:
-        task: The target's task.
-        columns: Its columns: its own, or one per label (distribution) or dimension (regression).
-    """
+    """Reader of one target of ``utterances.csv``, from its columns."""
 
     task: TaskSpec
     columns: tuple[str, ...]
 
     def read(self, row: Row) -> Target:
-        """The target of a row; not labelled if its cells are empty.
-
-        Raises:
-            CorpusFormatError: not a label, not a number, or a number out of range; or only some cells are empty.
-        """
+        """The target of a row; not labelled if its cells are empty."""
         cells = [row[column].strip() for column in self.columns]
         if not any(cells):
             return Target(None)
@@ -192,11 +183,7 @@ class TargetReader:
 
 
 def target_readers(settings: Settings, header: Sequence[str], rows: Sequence[Row]) -> list[TargetReader]:
-    """Readers of the targets in the order of ``corpus.yaml``, or only of the column ``emotion`` if it names none.
-
-    Raises:
-        CorpusFormatError: a target has no column, or its labels are neither listed nor in the table.
-    """
+    """Readers of the targets of ``corpus.yaml``, by default of the column ``emotion``."""
     if settings.targets is not None:
         return [_reader(settings, name, entries, header, rows) for name, entries in settings.targets.items()]
     if DEFAULT_TARGET not in header:
@@ -271,7 +258,7 @@ def _require(table: Path, name: str, columns: Sequence[str], header: Sequence[st
 
 
 def _labels_in(name: str, rules: TaskKind, rows: Sequence[Row], synonyms: Mapping[str, str]) -> list[str]:
-    # Labels of a column: neutral first, the others in alphabetical order; spellings of one label are merged.
+    # Neutral first, the others in alphabetical order.
     spellings: Counter[str] = Counter()
     meant = {label_key(spelling): label for spelling, label in synonyms.items()}
     for row in rows:
@@ -290,10 +277,7 @@ def _labels_in(name: str, rules: TaskKind, rows: Sequence[Row], synonyms: Mappin
 
 
 def usual_spellings(spellings: Counter[str]) -> dict[str, str]:
-    """Most frequent spelling of every label, by its :func:`~ercfusion.batch.labels.label_key`.
-
-    Ties: composed Unicode first, then the first spelling.
-    """
+    """Most frequent spelling of every label, by :func:`~ercfusion.batch.labels.label_key`; ties: composed Unicode."""
     best: dict[str, str] = {}
     for spelling in spellings:  # in order of first appearance
         key = label_key(spelling)

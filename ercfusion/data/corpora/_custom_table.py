@@ -1,7 +1,4 @@
-"""Reading ``utterances.csv``: missing values, order of turns, splits, spellings and paths.
-
-A decision not settled by the file becomes a note, which training logs and ``doctor`` reports.
-"""
+"""Reading ``utterances.csv``; decisions become notes, logged by training and reported by ``doctor``."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ _REMEDY = "Read it with data.options.encoding={encoding}, or save it as UTF-8."
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of the reader, checked (see :class:`~ercfusion.data.corpora.custom.CustomCorpus`)."""
+    """Settings of :class:`~ercfusion.data.corpora.custom.CustomCorpus`."""
 
     split_seed: int | None = None
     encoding: str | None = None
@@ -63,14 +60,7 @@ class Options:
 
 @dataclass
 class Table:
-    """Content of ``utterances.csv``.
-
-    Args:
-        path: The file.
-        header: Names of its columns.
-        rows: Records in file order.
-        notes: Decisions of the reader.
-    """
+    """Content of ``utterances.csv``, with the decisions of the reader."""
 
     path: Path
     header: list[str]
@@ -79,11 +69,7 @@ class Table:
 
 
 def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
-    """Rows of ``utterances.csv``; missing values become empty cells, ids and speakers are in composed Unicode.
-
-    Raises:
-        CorpusFormatError: the file cannot be read, or two rows have the same ids.
-    """
+    """Rows of ``utterances.csv``; missing values become empty cells, ids and speakers are in composed Unicode."""
     rows, separator = read_own_table(path, REQUIRED, encoding=options.encoding, remedy=_REMEDY)
     header = [column for column in rows[0].cells if column]
     table = Table(path, header, rows)
@@ -135,11 +121,7 @@ def _note(topic: str, text: str) -> Finding:
 
 
 def time_of(row: Row, column: str) -> float | None:
-    """``start`` or ``end`` of a row in seconds; None for an empty cell.
-
-    Raises:
-        CorpusFormatError: not a number, or negative.
-    """
+    """``start`` or ``end`` of a row in seconds; None for an empty cell."""
     value = row.number(column) if row.cells.get(column, "").strip() else None
     if value is not None and value < 0:
         row.fail(column, f"{value:g} is negative. Give seconds from the beginning of the recording.")
@@ -147,11 +129,7 @@ def time_of(row: Row, column: str) -> float | None:
 
 
 def check_times(table: Table) -> None:
-    """Note turns without duration.
-
-    Raises:
-        CorpusFormatError: turns end before they start; all of them are named.
-    """
+    """Note turns without duration, and refuse turns ending before they start."""
     wrong, equal = [], []
     for row in table.rows:
         start, end = time_of(row, "start"), time_of(row, "end")
@@ -171,13 +149,10 @@ def check_times(table: Table) -> None:
 
 
 def order_turns(table: Table, groups: Mapping[str, list[Row]], order: str | None) -> dict[str, list[Row]]:
-    """Rows of every conversation in order of speech.
-
-    The order is by the numbers in ``turn``, or by ``start`` if ids are not numbers. If the rows of the file have
-    another order, a note says so.
+    """Rows of every conversation in order of the numbers in ``turn``, or of ``start`` if ids are not numbers.
 
     Raises:
-        CorpusFormatError: two contradicting orders, without a sign of the right one.
+        CorpusFormatError: two contradicting orders.
         ConfigError: ``order`` names a column without an order.
     """
     if order == "file":
@@ -262,7 +237,7 @@ def _sorted_by(groups: Mapping[str, list[Row]], key: object) -> dict[str, list[R
 
 
 def grouped(table: Table, order: str | None) -> dict[str, list[Row]]:
-    """Conversations in order of their first rows, each with its rows in order of speech (:func:`order_turns`)."""
+    """Conversations in order of their first rows; see :func:`order_turns`."""
     return order_turns(table, group_rows(table.rows, lambda row: row.text("conversation")), order)
 
 
@@ -283,11 +258,8 @@ def drawn(names: Sequence[str], seed: int) -> dict[str, str]:
 def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | None) -> tuple[dict[str, str], str]:
     """Split of every conversation, and the origin of dev in words.
 
-    A column ``split`` decides. If it names no dev, a tenth of the training conversations is drawn as dev.
-
     Raises:
-        CorpusFormatError: a value is not a split, a conversation is in two, or train has fewer than two conversations
-            to draw dev from.
+        CorpusFormatError: a value is not a split, a conversation is in two, or dev cannot be drawn.
         ConfigError: a seed was given but nothing is drawn.
     """
     if "split" not in table.header:
@@ -375,11 +347,7 @@ def _form(part: str, label: str) -> str:
 
 
 def recording(root: Path, cell: str) -> Path:
-    """The file named in a cell of ``audio`` or ``video``.
-
-    Backslashes separate folders, unless a file has one in its name. Names in another Unicode form are found too: some
-    systems store decomposed names.
-    """
+    """The file named in a cell; backslashes separate folders, and the name's Unicode form does not matter."""
     path = root / cell
     if path.exists():
         return path

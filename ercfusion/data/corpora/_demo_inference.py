@@ -1,8 +1,7 @@
 """The exact posterior of the process generating ``demo``, for observers with all of the evidence or a part.
 
-The likelihood is a product of factors (:mod:`ercfusion.data.corpora._demo_process`). The chain of the speakers'
-emotions is computed by forward-backward on their joint state of C ** 3 values (a conversation of two has a third,
-silent speaker). Flatness, signs, further labels and the key are summed out in closed form.
+The chain of the speakers' emotions is computed by forward-backward on their joint state of C ** 3 values (a third
+speaker may be silent). Flatness, signs, further labels and the key are summed out in closed form.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from ercfusion.data.corpora._demo_process import (
 
 @dataclass(frozen=True)
 class View:
-    """The evidence of an observer. Speakers, flags and lengths are visible to all.
+    """The evidence of an observer, besides speakers, flags and lengths.
 
     Args:
-        modalities: Modalities with visible features, if available.
+        modalities: Modalities with visible features.
         product: The product dimensions are visible.
-        radius: Turn i uses only the features of the turns i - radius to i + radius; None: of all turns.
-        complete: Missing modalities are visible too.
+        radius: Turn i uses the features of the turns i - radius to i + radius; None: of all turns.
+        complete: Missing modalities are visible.
     """
 
     modalities: tuple[str, ...] = MODALITIES
@@ -51,19 +50,14 @@ class View:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Exact probabilities given the evidence of a view.
-
-    Args:
-        primary: (N, C) p(y_i = c); rows sum to 1.
-        labels: (N, C) p(label k is in the set of turn i). Equal to ``primary`` if sets have one label.
-    """
+    """Exact probabilities (N, C): p(y_i = c), and p(label k is in the set of turn i)."""
 
     primary: Floats
     labels: Floats
 
 
 def posterior(process: Process, sample: Sample, view: View | None = None) -> Posterior:
-    """The exact posterior of every turn for one observer (default: all of the evidence)."""
+    """The exact posterior of every turn for one observer."""
     view = View() if view is None else view
     mask = _mask(sample, view)
     visible = _visible(sample, mask, view.product)
@@ -78,7 +72,7 @@ def posterior(process: Process, sample: Sample, view: View | None = None) -> Pos
 
 
 def cues_only(process: Process, sample: Sample) -> Floats:
-    """(N, C) p(label k in the set | the label's own cue at this turn), each label with its overall rate."""
+    """(N, C) p(label k in the set | its cue at this turn)."""
     rate = np.array(process.prior) @ process.label_rates
     cues = np.concatenate([x[:, CUES] for x in _visible(sample, sample.available, True)], axis=1)
     odds = rate / (1.0 - rate) * np.exp(process.cue * cues)
@@ -93,8 +87,8 @@ def _mask(sample: Sample, view: View) -> Bools:
 def _visible(sample: Sample, mask: Bools, product: bool) -> tuple[Floats, ...]:
     """The features, with zeros for everything invisible.
 
-    For codes, cues and product dimensions zero is exactly equivalent to absence: all possible means of such a block
-    have the same length and are equally likely at zero. Groups need the mask, because a flat turn's mean is 0.
+    For codes, cues and products zero is equivalent to absence: all possible means of such a block have the same length.
+    Groups need the mask, because a flat turn's mean is 0.
     """
     visible = []
     for m in range(len(MODALITIES)):
@@ -114,7 +108,7 @@ class _Labels:
 
 
 def _labels_given_primary(process: Process, cues: Floats) -> _Labels:
-    # Given the primary emotion the labels are independent, and each has one cue: two cases per label, summed.
+    # Given the primary emotion the labels are independent: two cases per label, summed.
     rates = process.label_rates[None]
     shown = rates * np.exp(0.5 * process.cue * cues)[:, None]
     hidden = (1.0 - rates) * np.exp(-0.5 * process.cue * cues)[:, None]
@@ -123,7 +117,7 @@ def _labels_given_primary(process: Process, cues: Floats) -> _Labels:
 
 def _likelihood(process: Process, visible: tuple[Floats, ...], mask: Bools, cue_evidence: Floats) -> Floats:
     """(N, C) p(features of a turn | y_i = c), up to a factor per turn. Meaningless at recall turns."""
-    # Two cases per turn: flat or not. Log-densities are relative to the flat case, whose own is then 0.
+    # Two cases per turn; log-densities are relative to the flat one.
     expressive = np.zeros_like(cue_evidence)
     for m, strength in enumerate(process.groups):
         expressive += strength * visible[m][:, GROUPS] @ GROUP_CENTRES[m].T - 0.5 * strength**2 * mask[:, m, None]
@@ -183,7 +177,7 @@ class _Chain:
         return marginal
 
     def smooth_windows(self, radius: int) -> Floats:
-        """(N, C) p(y_i = c | features of turns i - radius to i + radius), with all speakers of the conversation known.
+        """(N, C) p(y_i = c | features of turns i - radius to i + radius).
 
         Turns before a window are summed out by the forward pass without evidence; turns after it sum to 1.
         """

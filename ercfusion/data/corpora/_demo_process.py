@@ -2,36 +2,33 @@
 
 This module is the specification; :mod:`ercfusion.data.corpora._demo_inference` inverts it exactly.
 
-**Emotions.** Every speaker s has a current emotion e_s, one of the C labels of the schema ``demo6``, first drawn from
-``prior``. At turn i with the given speaker s_i, the shown emotion y_i is
+**Emotions.** Every speaker s has an emotion e_s, one of the C labels of ``demo6``, first drawn from ``prior``. At turn
+i of the speaker s_i the shown emotion y_i is
 
-* with probability ``inertia`` the speaker's own e_s,
-* with probability ``contagion`` the current emotion of the *source*: the most recent other speaker before turn i.
-  Without one, this probability is added to the next case,
+* with probability ``inertia`` the speaker's e_s,
+* with probability ``contagion`` the emotion of the *source*, the most recent other speaker (without one, as below),
 * otherwise a new draw from ``prior``.
 
-Then e_s becomes y_i. Without features, p(y_i = c) = prior[c] at every turn except recall turns. Speakers follow an
-independent walk: with probability ``pass_floor`` the next turn is another speaker's.
+Then e_s becomes y_i. Without features, p(y_i = c) = prior[c] except at recall turns. With probability ``pass_floor``
+the next turn is another speaker's.
 
-**Features.** Unit Gaussian noise on every dimension except the flags, around a mean depending on the turn:
+**Features.** Unit Gaussian noise on every dimension except the flags, around a mean:
 
-* *groups*: each modality separates three pairs of emotions (:data:`GROUPS_OF`), never the two of a pair. The three
-  pairings share no pair: any two modalities separate all six emotions. With probability ``flat`` the group means of all
-  three modalities are 0; nothing marks such a turn.
-* *product*: for each of three bits a sign z = +1 or -1 is drawn; text shows ``product * z``, audio
-  ``product * z * g(y)``, with the emotion's code g(y) (:data:`PRODUCT_CODES`). Either one says nothing about y.
-* *cues*: one dimension per label, two in each modality: ``+cue / 2`` if the label is in the turn's label set, else
-  ``-cue / 2``.
-* *far evidence*: a conversation has a key K, uniform over the labels and independent of everything else. The key turn,
-  one of the first ``KEY_SPAN`` turns, also shows K in the text's code dimensions. At a recall turn, at least
-  ``recall_gap`` turns later, y_i = K, only flags and noise are shown, and e_s does not change.
+* *groups*: each modality separates three pairs of emotions (:data:`GROUPS_OF`); the pairings share no pair, so two
+  modalities separate all six. With probability ``flat`` the means are 0 in all modalities, unmarked.
+* *product*: for each of three bits a sign z = +1 or -1; text shows ``product * z``, audio ``product * z * g(y)``, with
+  the emotion's code g(y) (:data:`PRODUCT_CODES`). Either one says nothing about y.
+* *cues*: one dimension per label, two per modality: ``+cue / 2`` if the label is in the set, else ``-cue / 2``.
+* *far evidence*: a conversation has a uniform, independent key K. The key turn, one of the first ``KEY_SPAN``, shows K
+  in the text's code dimensions. At a recall turn, at least ``recall_gap`` turns later, y_i = K, only flags and noise
+  are shown, and e_s does not change.
 * *flags*: two dimensions of every modality, exactly 0 or 1: key turn, recall turn.
 
-**Label sets.** The set contains the primary emotion y_i. Every other label k is added independently with probability
-``cooccurrence[y_i][k]`` (0 in the single-label protocols). At recall turns the set is {K}.
+**Label sets.** The set contains y_i; every other label k is added independently with probability
+``cooccurrence[y_i][k]``. At recall turns the set is {K}.
 
-**Missing modalities.** Each (turn, modality) is missing with probability ``missing``, independent of everything else;
-if all three would be, one drawn uniformly is kept.
+**Missing modalities.** Each (turn, modality) is missing independently with probability ``missing``; if all three would
+be, one drawn uniformly is kept.
 """
 
 from __future__ import annotations
@@ -92,23 +89,22 @@ class Process:
     """Parameters of the process; strengths are in units of the noise's standard deviation.
 
     Args:
-        inertia: Probability of keeping one's own emotion.
-        contagion: Probability of taking the source's emotion; ``inertia + contagion <= 1``.
-        groups: Strength of the group evidence in text, audio and visual: length of the mean vector.
-        flat: Probability of a turn without group evidence.
-        product: Strength of the product evidence in each of its dimensions.
-        cue: Distance between the two means of a label's cue.
+        inertia: Probability of keeping the emotion.
+        contagion: Probability of taking the source's emotion.
+        groups: Strength of groups in text, audio and visual: length of the mean vector.
+        flat: Probability of a turn without groups.
+        product: Strength of the product per dimension.
+        cue: Distance between the two means of a cue.
         key: Strength of the key's code.
-        recall_rate: Probability of recall at a late enough turn; 0 means no key turn either.
-        recall_gap: Minimum number of turns from the key turn to a recall turn.
-        missing: Probability of a missing modality at a turn.
-        cooccurrence: (C, C) probabilities of further labels given the primary one; the diagonal is read as 1.
-            None: no further labels, and a single-label task.
-        turns: Minimum and maximum number of turns of a conversation; lengths are uniform.
-        sizes: Default number of conversations in train, dev and test.
-        prior: (C) probabilities of a new emotion, in schema order.
-        three_speakers: Probability of three speakers rather than two.
-        pass_floor: Probability of another speaker (uniform) at the next turn.
+        recall_rate: Probability of recall at a late enough turn; 0 also means no key turn.
+        recall_gap: Minimum number of turns between key and recall.
+        missing: Probability of a missing modality.
+        cooccurrence: (C, C) probabilities of further labels given the primary one; None: a single-label task.
+        turns: Minimum and maximum turns per conversation, uniform.
+        sizes: Conversations in train, dev and test.
+        prior: (C) probabilities of a new emotion.
+        three_speakers: Probability of three speakers instead of two.
+        pass_floor: Probability of another speaker at the next turn.
     """
 
     inertia: float
@@ -138,16 +134,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn split with all variables of the process: B conversations, N turns in all, concatenated.
+    """One drawn split with all variables: B conversations of N turns in all, concatenated.
 
     Args:
-        lengths: (B) turns of each conversation.
-        speaker: (N) 0 to 2, numbered arbitrarily within the conversation.
+        lengths: (B) turns.
+        speaker: (N) 0 to 2.
         key, recall: (N) the flags.
         primary: (N) class index y_i.
-        labels: (N, C) the label set, including the primary emotion.
-        features: For each modality (N, D) float32, drawn also if the modality is missing.
-        available: (N, 3) False if the modality is missing.
+        labels: (N, C) the label set.
+        features: For each modality (N, D) float32, also if missing.
+        available: (N, 3) False if missing.
     """
 
     lengths: Ints
@@ -171,11 +167,7 @@ class Sample:
 
 
 def sources(speaker: Ints) -> Ints:
-    """For each turn of one conversation, the most recent other speaker before it; -1 without one.
-
-    Args:
-        speaker: (n) the speakers.
-    """
+    """(n) the most recent other speaker before each turn of a conversation; -1 without one."""
     latest = np.full(len(speaker), -1, dtype=np.int64)
     for i in range(1, len(speaker)):
         latest[i] = speaker[i - 1] if speaker[i - 1] != speaker[i] else latest[i - 1]
@@ -203,7 +195,7 @@ def draw(process: Process, conversations: int, rng: np.random.Generator) -> Samp
 
 
 def _draw_emotions(process: Process, n: int, rng: np.random.Generator) -> tuple[Ints, Bools, Bools, Ints, Ints]:
-    """Speakers, key flags, recall flags and emotions of one conversation of n turns, and its K, repeated n times."""
+    """Speakers, key flags, recall flags, emotions and K (repeated) of one conversation of n turns."""
     count = 3 if rng.random() < process.three_speakers else 2
     # The speaker moves on by 0 (stays) or by 1 .. count - 1 places.
     moves = np.where(rng.random(n) < process.pass_floor, rng.integers(1, count, size=n), 0)

@@ -1,9 +1,8 @@
 """IEMOCAP's two text files per dialogue: evaluation and transcription.
 
-The first line of an utterance has its times, name, agreed label (``xxx`` if there is none) and the means of valence,
-activation and dominance. ``C-E1`` and so on are categorical raters, ``A-E1`` dimensional ones. ``C-F1`` or ``A-M1`` are
-actors rating themselves; they count neither for the label nor for the means. Source: the release's notes, as quoted by
-public readers.
+An utterance's first line has times, name, agreed label (``xxx`` without one) and means of valence, activation and
+dominance. ``C-E1`` and so on are categorical raters, ``A-E1`` dimensional ones; ``C-F1`` or ``A-M1`` are actors rating
+themselves, who do not count. Source: the release's notes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ RATED: Mapping[str, str] = {
     "disgust": "disgust",
     "other": OTHER,
 }
-"""Choices of a rater, in lower case, and their labels in the schema ``iemocap9`` (or :data:`OTHER`)."""
+"""Choices of a rater, in lower case, and their labels in ``iemocap9`` (or :data:`OTHER`)."""
 LOW, HIGH = 1.0, 5.0
 """Range of the raters' valence, activation and dominance."""
 
@@ -56,12 +55,11 @@ class Utterance:
     """One utterance of an evaluation file.
 
     Args:
-        id: The name without the dialogue's, for example ``F000``; its letter is the speaker's sex.
-        start, end: Seconds from the beginning of the dialogue's recording.
+        id: For example ``F000``; the letter is the speaker's sex.
+        start, end: Seconds of the dialogue's recording.
         code: One of :data:`CODES`.
-        vad: Means of valence, activation and dominance, 1 to 5; None if one of them is out of range.
-        ballots: Labels named by each categorical rater, of ``iemocap9`` or :data:`OTHER`, one or several per rater;
-            without actors rating themselves.
+        vad: Means of valence, activation and dominance, 1 to 5; None out of range.
+        ballots: Labels of ``iemocap9`` or :data:`OTHER`, by categorical rater, without the actors.
     """
 
     id: str
@@ -73,13 +71,13 @@ class Utterance:
 
     @property
     def votes(self) -> dict[str, int]:
-        """Number of raters naming each label of ``iemocap9``, in its order."""
+        """Number of raters per label of ``iemocap9``."""
         named = Counter(label for ballot in self.ballots for label in ballot)
         return {label: named[label] for label in get_schema("iemocap9").labels}
 
     @property
     def majority(self) -> str | None:
-        """The label (or :data:`OTHER`) named by more than half of the raters; None if there is not exactly one."""
+        """The label (or :data:`OTHER`) named by more than half of the raters, or None."""
         named = Counter(label for ballot in self.ballots for label in ballot)
         most = [label for label, count in named.items() if 2 * count > len(self.ballots)]
         return most[0] if len(most) == 1 else None
@@ -93,9 +91,9 @@ class Dialogue:
         name: For example ``Ses01F_impro01``; the letter is the person with the markers.
         session: 1 to 5.
         utterances: In order of their start.
-        texts: Words by utterance id, including utterances without ratings.
-        pieces: Ids with ``XX``: transcribed sounds and fragments, which are not utterances.
-        nameless: Number of transcribed lines without an utterance's name, such as ``M: ...``.
+        texts: Words by utterance id.
+        pieces: Ids with ``XX``: sounds and fragments.
+        nameless: Number of lines without an utterance's name.
     """
 
     name: str
@@ -107,22 +105,16 @@ class Dialogue:
 
 
 def dialogue_files(folder: Path) -> list[Path]:
-    """Files of a folder named after a dialogue, sorted by name; others, such as macOS's ``._Ses...``, are skipped."""
+    """Files of a folder named after a dialogue, sorted by name."""
     files = [path for path in folder.glob("Ses*.txt") if path.is_file() and _DIALOGUE.fullmatch(path.stem)]
     return sorted(files, key=lambda path: path.name)
 
 
 def read_dialogue(evaluation: Path, transcription: Path, session: int) -> Dialogue:
-    """A dialogue from its two files.
-
-    Args:
-        evaluation: ``dialog/EmoEvaluation/NAME.txt``.
-        transcription: ``dialog/transcriptions/NAME.txt``.
-        session: Session of the folder.
+    """A dialogue from its files in ``dialog/EmoEvaluation`` and ``dialog/transcriptions``.
 
     Raises:
-        CorpusFormatError: a line differs from the release, an utterance is repeated, or the dialogue belongs to
-            another session; the message names file and line.
+        CorpusFormatError: a line differs from the release, an utterance is repeated, or the session is another one.
     """
     name = evaluation.stem
     match = _DIALOGUE.fullmatch(name)

@@ -50,19 +50,10 @@ class SpeechCorpus(Corpus):
 
     @abstractmethod
     def utterances(self) -> list[Utterance]:
-        """All utterances in order of their ids.
-
-        Raises:
-            CorpusNotFoundError: there is no recording.
-            CorpusFormatError: a file's name is not one of the release.
-        """
+        """All utterances in order of their ids."""
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """The utterances of each split's speakers, sorted by id.
-
-        Raises:
-            CorpusNotFoundError, CorpusFormatError: see :meth:`utterances`; also for an empty split.
-        """
+        """The utterances of each split's speakers, sorted by id."""
         spoken = self.utterances()
         splits: Splits = {}
         for split in SPLITS:
@@ -77,12 +68,7 @@ class SpeechCorpus(Corpus):
 
 
 def cyclic_folds(prefix: str, groups: Mapping[str, Sequence[str]]) -> dict[str, Fold]:
-    """Protocol id to fold: one group is test, the next one (after the last, the first) dev, all others train.
-
-    Args:
-        prefix: Prefix of the ids, for example ``emodb/7way-spk``.
-        groups: Rest of the id to the speakers of the group.
-    """
+    """Protocol id (``prefix`` and name of a group) to fold: the group is test, the next one dev, all others train."""
     names = list(groups)
     folds: dict[str, Fold] = {}
     for position, name in enumerate(names):
@@ -93,14 +79,7 @@ def cyclic_folds(prefix: str, groups: Mapping[str, Sequence[str]]) -> dict[str, 
 
 
 def fold_protocols(folds: Mapping[str, Fold], schema: LabelSchema, role: str, dev_source: str) -> dict[str, Protocol]:
-    """Protocols of folds, with a single label and unweighted average recall.
-
-    Args:
-        folds: Folds by protocol id.
-        schema: The labels.
-        role: Word for a speaker, for example ``actor``.
-        dev_source: Origin of dev, for all folds.
-    """
+    """Protocols of folds, with a single label and unweighted average recall; ``role`` is a word for a speaker."""
     task = TaskSpec(TASK, "single_label", schema, metric="uar")
     protocols = {}
     for identifier, fold in folds.items():

@@ -77,17 +77,8 @@ _NO_PROTOCOLS: Mapping[str, Protocol] = {}
 class CustomCorpus(Corpus):
     """Reader of ``utterances.csv`` and, if it exists, ``corpus.yaml``.
 
-    Required columns: ``conversation`` and ``turn`` (ids; a turn's is unique within its conversation). Optional:
-    ``speaker``, ``text``, ``split`` (train, dev or test, equal within a conversation), ``start`` and ``end``
-    (seconds), ``audio`` and ``video`` (paths relative to the folder), and one or more columns per target (``targets``
-    in ``corpus.yaml``). An empty cell of a target means: not labelled. Further columns are not read.
-
-    ``card`` and ``protocols`` depend on the folder: one protocol ``custom/<target>`` per target, in the order of
-    ``corpus.yaml``. The class has a general card and no protocols. The files are read once, but packs are searched
-    every time.
-
-    Decisions not settled by the file (separator, order of turns, words for missing values, spellings of a label) are
-    reported by :meth:`notes`.
+    ``card`` and ``protocols`` depend on the folder: one protocol ``custom/<target>`` per target; the class has a
+    general card and no protocols. The files are read once, packs are searched every time.
 
     Args:
         raw: The folder.
@@ -162,8 +153,7 @@ class CustomCorpus(Corpus):
 
         Raises:
             CorpusNotFoundError: the folder or ``utterances.csv`` is missing.
-            CorpusFormatError: a cell or key cannot be read, two rows have the same ids, a conversation is in two
-                splits, or the order of turns is ambiguous; file, line and column are named.
+            CorpusFormatError: the files cannot be read, or contradict themselves.
             ConfigError: ``split_seed`` was given but nothing is drawn.
         """
         part = self._parts[0]
@@ -174,11 +164,7 @@ class CustomCorpus(Corpus):
         return splits
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
-        """The packs in ``packs/``, by the name of their folder.
-
-        Raises:
-            PackError: a pack is damaged, was made from other files, or has another modality than its folder.
-        """
+        """The packs in ``packs/``, by the name of their folder; see :func:`~ercfusion.data.pack.read_pack`."""
         from ercfusion.data.pack import read_pack
 
         tables = {}
@@ -190,16 +176,14 @@ class CustomCorpus(Corpus):
         return tables
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """The recording of every turn with one: for ``visual`` from column ``video``; for ``audio`` from ``audio``, or
-        from ``video`` if that cell is empty.
+        """The recording of every turn with one, from column ``video``, or for ``audio`` first from ``audio``.
 
-        A file named by one turn only is read whole; one named by several turns is cut at their ``start`` and ``end``.
-        The key ``recordings`` of ``corpus.yaml`` (``turn`` or ``conversation``) decides for all files instead.
+        A file named by several turns is cut at their ``start`` and ``end``, unless the key ``recordings`` of
+        ``corpus.yaml`` says otherwise.
 
         Raises:
             ConfigError: no turn names such a recording.
-            CorpusFormatError: a file is to be cut and a turn has no times or no duration, or two turns name a file
-                that belongs to one.
+            CorpusFormatError: times for cutting are missing, or two turns name a file that belongs to one.
             CorpusNotFoundError: none of the files exists.
         """
         clips = self.named_clips(protocol, kind)
@@ -253,11 +237,7 @@ class CustomCorpus(Corpus):
         return len(users) > 1 if recordings is None else recordings == "conversation"
 
     def source_fingerprint(self, source: str | None = None) -> str:
-        """SHA-256 of the sources of features; see :meth:`Corpus.source_fingerprint`.
-
-        ``text``: ids and texts. ``audio``, ``visual``: ids, names of recordings, and times if these are cut. Labels,
-        splits and other contents of ``utterances.csv`` and ``corpus.yaml`` are not included.
-        """
+        """SHA-256 of ids and texts, or of ids, names of recordings and the times at which these are cut."""
         sources = [source] if source in ("text", *_COLUMNS) else ["text", *_COLUMNS]
         parts: list[list[str]] = []
         for name in sources:
@@ -277,7 +257,7 @@ class CustomCorpus(Corpus):
         return (self.fingerprint(), *(self.source_fingerprint(source) for source in (None, "text", *_COLUMNS)))
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Decisions about separator, missing values, order, splits, spellings of labels, times and paths."""
+        """Decisions of the reader: separator, missing values, order, splits, spellings, times and paths."""
         readers, parts = self._targets, self._parts  # computing these may add notes
         assert readers
         assert parts

@@ -24,22 +24,18 @@ END = "__eou__"
 """Mark at the end of every utterance."""
 SPLIT_SEED = 0
 CUT_UTTERANCE = ("train", 7852, 12, 11)
-"""Split, line, utterances and labels of a dialogue with an extra cut in one of two circulating train texts."""
+"""Split, line, utterances and labels of a dialogue with an extra cut in one of two circulating texts."""
 _CUT_AFTER = 5
 MISMATCHES = 1
-"""Accepted number of dialogues in the unsplit files with unequal numbers of labels and utterances; they are omitted."""
+"""Accepted number of dialogues of the unsplit files with unequal numbers of labels and utterances."""
 
 
 class DailyDialogCorpus(Corpus):
-    """Reader of the release's split folders, or without them of its unsplit files.
+    """Reader of the release's split folders, or without them of its unsplit files (split 80/10/10 by a fixed seed).
 
-    Split files: ``train/dialogues_train.txt``, ``train/dialogues_emotion_train.txt``, and so on with ``validation`` and
-    ``test``; also one folder deeper (``train/train``, as extracted by some tools) or directly in the raw folder. The
-    unsplit ``dialogues_text.txt`` and ``dialogues_emotion.txt`` are split 80/10/10 in an order with a fixed seed.
-
-    Conversations are called ``train/12`` (unsplit: ``all/12``) after their line, from 0, turns after their position.
-    The two speakers alternate, as the paper says; they are called ``train/12/A`` and ``train/12/B``. Acts and topics
-    are not read.
+    The six split files may be one folder deeper or directly in the raw folder. Conversations are called ``train/12``
+    (unsplit: ``all/12``) after their line, from 0, turns after their position. Two speakers alternate:
+    ``train/12/A`` and ``train/12/B``. Acts and topics are not read.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -81,9 +77,9 @@ class DailyDialogCorpus(Corpus):
             "Many dialogues occur more than once, also in two splits (Wen et al., LREC 2022): test scores are too "
             "high. doctor reports a fault; the reader removes nothing.",
             "Speakers are not released; they are assumed to alternate.",
-            "One of two circulating train texts has 12 utterances for the 11 labels of line 7852; its utterances 5 and "
-            "6 are read as one, which gives the published counts.",
-            "Results on a seeded split of the unsplit files are not comparable with those on the released split.",
+            "One of two circulating train texts has 12 utterances for the 11 labels of line 7852; utterances 5 and 6 "
+            "are read as one, which gives the published counts.",
+            "Results on the unsplit files are not comparable with those on the released split.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
@@ -117,12 +113,7 @@ class DailyDialogCorpus(Corpus):
         return self.require([f"{part}/{name}" for part in PARTS.values() for name in _names(part)])
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """Dialogues in file order within each split.
-
-        Raises:
-            CorpusNotFoundError: neither layout is complete.
-            CorpusFormatError: texts and emotions do not match, or an emotion is not a number from 0 to 6.
-        """
+        """Dialogues in file order within each split."""
         files = self.files()
         if len(files) > len(WHOLE):
             return {
@@ -133,7 +124,7 @@ class DailyDialogCorpus(Corpus):
         return drawn_splits(dialogues, SPLIT_SEED)
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Use of the train text with the extra cut (:data:`CUT_UTTERANCE`), whose two parts are joined."""
+        """Use of the train text with the extra cut (:data:`CUT_UTTERANCE`)."""
         files = self.files()
         split, line, utterances, labels = CUT_UTTERANCE
         if len(files) == len(WHOLE):
@@ -191,7 +182,7 @@ def _lines(path: Path) -> list[str]:
 def _read(
     texts: Path, emotions: Path, prefix: str, allowed: int
 ) -> tuple[list[Conversation], list[tuple[int, int, int]]]:
-    # The dialogues, and of the omitted ones: line, number of utterances, number of labels.
+    # Also the omitted dialogues: line, number of utterances, number of labels.
     spoken, labelled = _lines(texts), _lines(emotions)
     if len(spoken) != len(labelled):
         raise CorpusFormatError(

@@ -1,9 +1,7 @@
 """The embedded corpus ``demo``: generated conversations with a known exact posterior.
 
-Speakers, labels and features of text, audio and visual are drawn from the process of
-:mod:`ercfusion.data.corpora._demo_process`. Its exact inverse gives the score of the most probable labels on every
-split (:meth:`DemoCorpus.reachable`), and the scores of observers without context, without fusion, or without one kind
-of evidence (:meth:`DemoCorpus.ceilings`).
+They are drawn from the process of :mod:`ercfusion.data.corpora._demo_process`, whose exact inverse gives the scores of
+observers with all (:meth:`DemoCorpus.reachable`) or a part (:meth:`DemoCorpus.ceilings`) of the evidence.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from ercfusion.data.features import FeatureTable
 WINDOW = 10
 """Radius, in turns, of the observer ``window`` in :meth:`DemoCorpus.ceilings`."""
 
-_GENERATION = 1  # Increase with every change of the generated data: it is part of the fingerprint.
+_GENERATION = 1  # Part of the fingerprint: increase it with every change of the data.
 _WORDS = ("lorem", "ipsum", "dolor", "amet", "elit", "magna", "nulla", "velit")
 
 PROCESSES: Mapping[str, Process] = MappingProxyType(
@@ -86,7 +84,7 @@ PROCESSES: Mapping[str, Process] = MappingProxyType(
 VALENCE = TaskSpec(
     "valence", "single_label", LabelSchema("demo3", ("neutral", "positive", "negative"), neutral="neutral")
 )
-"""A second task of the single-label protocols, a function of the emotion. Every fifth turn is not labelled."""
+"""A second task, a function of the emotion; every fifth turn is not labelled."""
 _VALENCES: Mapping[str, str] = MappingProxyType(
     {
         "neutral": "neutral",
@@ -111,9 +109,8 @@ _Size = Annotated[int | None, Range(1, 100_000_000), IfGiven]
 class DemoCorpus(Corpus):
     """Generated conversations with six emotions and the features text (24), audio (16) and visual (16 dimensions).
 
-    Equal arguments give equal bytes. The process of a protocol does not depend on ``seed``: two seeds are two samples
-    of one population, and a model trained on one may be scored on the other. A split does not depend on the sizes of
-    the others.
+    Equal arguments give equal bytes. Two seeds are two samples of one population. A split does not depend on the sizes
+    of the others.
 
     Args:
         raw: Must be None: there are no files.
@@ -193,17 +190,13 @@ class DemoCorpus(Corpus):
         return dict(self._features[protocol.id])
 
     def posterior(self, protocol: Protocol, split: str) -> Floats:
-        """(N, C) exact probabilities of the labels given the whole conversation, turns in the conversations' order.
-
-        Single-label tasks: p(y_i = c), rows summing to 1. Multi-label task: p(label c in the set).
-        """
+        """(N, C) exact probabilities of the labels given the conversation: p(y_i = c), or p(label c in the set)."""
         return posterior(_process(protocol), self._sample(protocol, split)).labels
 
     def reachable(self, protocol: Protocol, split: str) -> dict[str, float]:
         """``weighted_f1``, ``macro_f1`` and ``accuracy`` (0 to 1) of the exact posterior's decisions on a split.
 
-        The decision is the most probable label; in the multi-label task, every label with a probability above 0.5, and
-        accuracy is the share of turns whose whole set is right. Empty for the task ``valence``.
+        The decision is the most probable label, or every label above 0.5 (accuracy: whole sets). Empty for ``valence``.
         """
         if protocol.task == VALENCE:
             return {}
@@ -211,18 +204,16 @@ class DemoCorpus(Corpus):
         return scores(truth, _decide(self.posterior(protocol, split), _process(protocol)))
 
     def ceilings(self, protocol: Protocol, split: str) -> dict[str, dict[str, float]]:
-        """Scores (see :meth:`reachable`) of exact observers with a part of the evidence, by observer.
+        """Scores (see :meth:`reachable`) of exact observers who know process, speakers and flags, by observer.
 
-        All of them know the process, speakers and flags, and decide by their own exact posterior.
-
-        * ``majority``: always the most frequent label of the process.
+        * ``majority``: always the most frequent label.
         * ``context_free``: the turn's own features.
         * ``text``, ``audio``, ``visual``: one modality, of all turns.
         * ``no_product``: everything but the product dimensions.
-        * ``window``: the features of the turns up to :data:`WINDOW` before and after.
-        * ``cues_only`` (multi-label task): for each label, its own cue at the turn.
+        * ``window``: the turns up to :data:`WINDOW` before and after.
+        * ``cues_only`` (multi-label task): for each label, its cue at the turn.
         * ``full``: everything; equal to :meth:`reachable`.
-        * ``complete``: everything, and the missing modalities.
+        * ``complete``: also the missing modalities.
         """
         process, sample = _process(protocol), self._sample(protocol, split)
         views = {
@@ -249,7 +240,7 @@ class DemoCorpus(Corpus):
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that determines the data: the generator's version and parameters."""
+        """SHA-256 of the generator's version and parameters."""
         described = f"demo generation={_GENERATION} seed={self._seed} sizes={self._sizes} processes={PROCESSES}"
         return hashlib.sha256(described.encode()).hexdigest()
 
@@ -264,12 +255,7 @@ class DemoCorpus(Corpus):
 
 
 def scores(truth: Bools, predicted: Bools) -> dict[str, float]:
-    """``weighted_f1``, ``macro_f1`` and ``accuracy`` (share of equal rows), 0 to 1.
-
-    Args:
-        truth, predicted: (N, C) label sets; one label per row in a single-label task. ``macro_f1`` is a mean over the
-            labels in either of them.
-    """
+    """``weighted_f1``, ``macro_f1`` (over labels in either) and ``accuracy`` (share of equal rows) of (N, C) sets."""
     right = (truth & predicted).sum(axis=0)
     support = truth.sum(axis=0)
     occurs = support + predicted.sum(axis=0) > 0
@@ -318,5 +304,5 @@ def _targets(labels: Bools, turn: int, protocol: Protocol) -> dict[str, Target]:
 
 
 def _placeholder(number: int) -> str:
-    """Words unlike speech, which depend only on the position of the turn."""
+    """Words unlike speech, depending only on the position."""
     return "[generated] " + " ".join(_WORDS[(number * step) % len(_WORDS)] for step in (1, 3, 5))

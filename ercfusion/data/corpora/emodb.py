@@ -1,7 +1,7 @@
 """EmoDB, the Berlin Database of Emotional Speech: ten sentences, acted by ten speakers in seven emotions.
 
-Sentences and file names are from the database's documentation, as given by audeering's public converter (spelling
-differs a little between copies: "Heute abend", "hoch getragen"). The counts are those of the 535 files.
+Sentences and file names are from the database's documentation (spelling differs a little between copies). The counts
+are those of the 535 files.
 """
 
 from __future__ import annotations
@@ -81,11 +81,8 @@ _SCHEME = (
 class EmodbCorpus(SpeechCorpus):
     """Reader of the wav files in the raw folder or its subfolder ``wav``.
 
-    A file is a conversation of one utterance, called after the file (``03a01Fa``). Its turn is ``0``, its speaker the
-    first two digits. Every protocol tests one speaker: ``emodb/7way-spk03`` and so on. Dev is the next speaker in the
-    order 03, 08, 09, 10, 11, 12, 13, 14, 15, 16 (after 16: 03).
-
-    The fingerprint covers the files' content. The corpus has no features; audio features are extracted into packs.
+    A file is a conversation of one utterance, called after it (``03a01Fa``); the speaker is the first two digits. Every
+    protocol tests one speaker; dev is the next one in the order 03, 08, 09, 10, 11, 12, 13, 14, 15, 16.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -113,11 +110,7 @@ class EmodbCorpus(SpeechCorpus):
     )
 
     def files(self) -> list[Path]:
-        """The recordings, sorted by name.
-
-        Raises:
-            CorpusNotFoundError: there is no recording.
-        """
+        """The recordings, sorted by name."""
         root = self.root()
         folder = root / "wav" if (root / "wav").is_dir() else root
         paths = [path for path in recordings(folder, [".wav"]) if path.parent == folder]

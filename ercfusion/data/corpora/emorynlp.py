@@ -31,7 +31,7 @@ QUOTED_COUNTS: dict[str, dict[str, int]] = {
     "dev": {"conversations": 89, "utterances": 954},
     "test": {"conversations": 79, "utterances": 984},
 }
-"""Counts quoted in papers; not part of the card, because the release was not available to confirm them."""
+"""Counts quoted in papers; unconfirmed, and not part of the card."""
 
 _TO_SENTIMENT = map_between("emorynlp7", "emorynlp3")
 _SCENE = ("Season", "Episode", "Scene_ID")
@@ -50,10 +50,9 @@ def _protocol(name: str, task: str, schema: str, description: str) -> Protocol:
 class EmoryNlpCorpus(Corpus):
     """Reader of the released files ``emorynlp_{train,dev,test}_final.csv``.
 
-    A conversation is one scene, called ``split/s01e02c03`` after season, episode and scene; a turn's id is its
-    utterance number. The released speaker is a list of names. Several speakers become one, called by all names in
-    alphabetical order (``Joey Tribbiani & Ross Geller``); an empty list becomes ``(unknown)``. Empty times stay
-    unknown. Every turn has the targets ``emotion`` and ``sentiment`` (the usual grouping of the emotions).
+    A conversation is one scene, called ``split/s01e02c03`` after season, episode and scene. Several speakers become
+    one, called by all names in alphabetical order (``Joey Tribbiani & Ross Geller``); without a name ``(unknown)``.
+    Targets: ``emotion`` and ``sentiment`` (its usual grouping).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(

@@ -28,8 +28,7 @@ PUSH_COUNTS = (1000, 14742)
 """Dialogues and utterances of EmotionPush, from its paper."""
 _PUSH = "push"
 
-# The file has cp1252 bytes that were read as Latin-1: an apostrophe is the control character U+0092. Five of the 32
-# codes are undefined in cp1252 and unchanged.
+# cp1252 bytes were read as Latin-1: an apostrophe is the control character U+0092. Five codes are undefined.
 _C1_TO_CP1252 = {
     code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 }
@@ -63,18 +62,14 @@ def _counts(*numbers: int) -> dict[str, int]:
 
 
 class EmotionLinesCorpus(Corpus):
-    """Reader of ``friends.json``, or of ``friends_{train,dev,test}.json`` if all three exist.
+    """Reader of ``friends.json`` (split 80/10/10 by a fixed seed), or of ``friends_{train,dev,test}.json``.
 
-    ``friends.json`` has no official split: it is split 80/10/10 by dialogue, in an order with a fixed seed.
-    Conversations are called ``friends/12`` (``train/12`` and so on with the three files) after their position in the
-    file, turns after their position in the dialogue.
+    Conversations are called ``friends/12`` or ``train/12``, and turns, after their position. EmotionPush (chats) has
+    the same format: ``emotionpush.json``, or another file recognised by its counts or its speakers (numbers), gives
+    conversations ``push/12`` and protocols ``emotionlines/push-majority`` and so on.
 
-    EmotionPush (chats), the other part of EmotionLines, has the same format. ``emotionpush.json`` is read if there is
-    no ``friends.json``; under another name EmotionPush is recognised by its counts or its speakers, which are numbers.
-    Its conversations are called ``push/12``, its protocols ``emotionlines/push-majority`` and so on.
-
-    Every turn has three targets: ``emotion`` (the released majority label; not labelled without three of five votes),
-    ``emotion_distribution`` (the shares of the votes) and ``emotions`` (see :func:`named_by_two`).
+    Targets: ``emotion`` (the released majority label), ``emotion_distribution`` (shares of the votes) and ``emotions``
+    (:func:`named_by_two`).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(

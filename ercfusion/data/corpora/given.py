@@ -42,16 +42,12 @@ def write_given(
 
     Args:
         place: Parent folder.
-        data: Conversations (80 % of them train, 10 % dev, 10 % test), or conversations by split, or a data frame with
-            the columns of ``utterances.csv``, at least ``conversation`` and ``turn``.
-        features: Tables of one modality each, or arrays (N, D) by modality, one row per utterance in the order of
-            ``data``.
-        targets: Content of the key ``targets`` of ``corpus.yaml``. By default ``emotion``, a single label with the
-            labels of the data.
+        data: Conversations, or conversations by split, or a data frame with the columns of ``utterances.csv``.
+        features: Tables, or arrays (N, D) by modality, with one row per utterance in the order of ``data``.
+        targets: ``targets`` of ``corpus.yaml``.
 
     Raises:
-        ConfigError: no utterances, missing columns, a target that cannot be written, or features with another number
-            of rows.
+        ConfigError: no utterances, missing columns, a target that cannot be written, or another number of rows.
     """
     rows = _frame_rows(data) if hasattr(data, "columns") else _conversation_rows(data)
     if not rows:

@@ -1,7 +1,7 @@
 """IEMOCAP: acted dialogues of two people in five sessions, rated by several observers (Busso et al. 2008).
 
-Layout, counts and the published relabelling come from readers and statistics in public repositories, which agree with
-each other; the release itself was not available. If the two differ, the release's own text files decide.
+Layout, counts and the published relabelling come from public repositories, which agree with each other; the release
+was not available.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LABELS: Mapping[int, Mapping[str, int]] = {
     4: dict(zip(_ORDER, (65, 143, 258, 327, 238, 481), strict=True)),
     5: dict(zip(_ORDER, (143, 245, 384, 170, 299, 381), strict=True)),
 }
-"""Utterances of each of the six usual labels by session, from the release's evaluation files."""
+"""Utterances per label and session, from the release's evaluation files."""
 
 PUBLISHED_HAPPY: frozenset[str] = frozenset(
     f"{dialogue}_{turn}"
@@ -71,8 +71,8 @@ PUBLISHED_HAPPY: frozenset[str] = frozenset(
 )
 """The 53 utterances without agreement which are ``happy`` in the feature files of DialogueRNN, MMGCN and COGMEN.
 
-The reason is undocumented. The list, from the read-me of the public repository ``emodet``, explains exactly the
-difference between the release (595 happy) and those files (648).
+The reason is undocumented. The list (read-me of the public repository ``emodet``) explains exactly the difference
+between the release (595 happy) and those files (648).
 """
 
 Labels = Literal["six", "four", "happy_alone"]
@@ -80,7 +80,7 @@ Labels = Literal["six", "four", "happy_alone"]
 
 @dataclass(frozen=True)
 class _Plan:
-    # A protocol: session of test, set of labels, and use of the published files' labels.
+    # Session of test, set of labels, and use of the published files' labels.
     test: int
     labels: Labels = "six"
     published: bool = False
@@ -124,7 +124,7 @@ def _protocol(name: str, plan: _Plan) -> Protocol:
 
 
 def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
-    # Test only: the counts of labels of the dev dialogues are unknown.
+    # Test only: the dev dialogues' counts are unknown.
     labels = {}
     for name, plan in _PLANS.items():
         if name.startswith(("vad", "votes")):
@@ -140,20 +140,17 @@ def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
 
 
 class IemocapCorpus(Corpus):
-    """Reader of the full release; conversations need only the two folders of text files.
+    """Reader of the full release; text needs two folders of text files only.
 
-    A conversation is a dialogue (``Ses01F_impro01``). Its turns are the rated utterances in order of their start; the
-    ids are the rest of their names (``F000``). The speaker is session and sex (``Ses01_F``): the letter in the
-    utterance's name. The letter in the dialogue's name is the person with the markers. Consecutive turns may overlap.
+    A conversation is a dialogue (``Ses01F_impro01``), a turn a rated utterance (``F000``), in order of start; turns may
+    overlap. The speaker is session and sex (``Ses01_F``) by the letter in the utterance's name. The letter in the
+    dialogue's name is the person with the markers.
 
-    Every turn has three targets under every protocol:
+    Targets under every protocol:
 
     - ``emotion``: in the protocol's labels (six under ``vad-ses5`` and ``votes-ses5``);
-    - ``votes``: shares of the labels of ``iemocap9`` among all labels named by raters, without the actors' own answers
-      and "other";
+    - ``votes``: shares of the labels of ``iemocap9``, without actors' own answers and "other";
     - ``vad``: released means of valence, activation and dominance, 1 to 5.
-
-    A value is None without agreement, for another label, or if all votes are "other".
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -177,18 +174,18 @@ class IemocapCorpus(Corpus):
         labels=_card_labels(),
         known_issues=(
             "151 dialogues and 10,039 rated utterances (1,819 / 1,811 / 2,136 / 2,103 / 2,170 by session). 2,507 have "
-            "no majority, and 152 are labelled fear, surprise, disgust or other: unlabelled context under the "
-            "protocols of six and four emotions (the four also without the 1,849 frustrated).",
+            "no majority, and 152 are labelled fear, surprise, disgust or other: unlabelled context for six and four "
+            "emotions (for four also the 1,849 frustrated).",
             "The feature files behind most published numbers (DialogueRNN, MMGCN, COGMEN) label 53 utterances without "
             "majority happy, 1 of them in session 5, and omit all unlabelled utterances: 7,433 utterances instead of "
             "7,380, test 1,623 instead of 1,622. The protocols ending in -cogmen follow them.",
             "Numbers with excited merged into happy (5,531 utterances) and without excited (4,490; 4,543 in the "
             "published files) are both called four-way, but are not comparable.",
-            "There is no official split. Both speakers of a session are in one split; the scripted half repeats the "
-            "same three plays in every session: its sentences are in train and in test.",
+            "There is no official split. Both speakers of a session are in one split. The scripted half repeats three "
+            "plays in every session: its sentences are in train and in test.",
             "Turns of the two speakers overlap in time.",
-            "The reader omits transcribed lines without a name (M: ...) and pieces with XX in their name: they were "
-            "not rated.",
+            "Transcribed lines without a name (M: ...) and pieces with XX in their name are omitted: they were not "
+            "rated.",
             "Videos show both people; no file names the halves.",
         ),
     )
@@ -197,11 +194,7 @@ class IemocapCorpus(Corpus):
     }
 
     def files(self) -> list[Path]:
-        """Evaluation and transcription of every dialogue, by session and name.
-
-        Raises:
-            CorpusNotFoundError: a session's folder or a transcription is missing.
-        """
+        """Evaluation and transcription of every dialogue, by session and name."""
         return [path for _, *paths in self._pairs() for path in paths]
 
     def conversations(self, protocol: Protocol) -> Splits:
@@ -226,10 +219,9 @@ class IemocapCorpus(Corpus):
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         """The recording of every turn.
 
-        ``audio``: the turn's own file below ``sentences/wav``. ``visual``: the dialogue's video below
-        ``dialog/avi/DivX`` with the turn's start and end. The video shows both people side by side. Public readers
-        take the left half for the person with the markers (the letter in the dialogue's name) and the right half for
-        the other; this is unconfirmed.
+        ``audio``: the turn's file below ``sentences/wav``. ``visual``: the dialogue's video below ``dialog/avi/DivX``
+        with the turn's times. It shows both people; public readers take the left half for the person with the markers
+        (unconfirmed).
 
         Raises:
             CorpusNotFoundError: none of the recordings exists.
@@ -239,7 +231,7 @@ class IemocapCorpus(Corpus):
             pattern = "sentences/wav/DIALOGUE/*.wav" if kind == "audio" else "dialog/avi/DivX/*.avi"
             raise CorpusNotFoundError(
                 f"{self.card.title}: no {kind} recording was found below {self._release()} (searched: "
-                f"Session{{1..5}}/{pattern}). This copy has only text files. Extract the full release.\n"
+                f"Session{{1..5}}/{pattern}). Extract the full release.\n"
                 f"{self._how_to_get()}"
             )
         return clips
@@ -270,7 +262,7 @@ class IemocapCorpus(Corpus):
         return findings
 
     def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
-        """Dialogues and rated utterances by session; not for the published feature files, which omit utterances."""
+        """Dialogues and rated utterances by session; not for the published feature files."""
         if _PLANS[protocol.id.partition("/")[2]].published:
             return []
         return _counts([dialogue for part in splits.values() for dialogue in part])
@@ -296,7 +288,7 @@ class IemocapCorpus(Corpus):
         paths = _paths(self._places(protocol, kind))
         missing = [path.name for path in paths if not path.is_file()]
         if len(missing) == len(paths):
-            # Text needs only the text files.
+            # A copy for text only is complete.
             return []
         text = f"{kind}: {len(paths) - len(missing)} of {len(paths)} files exist"
         if missing:
@@ -344,7 +336,7 @@ def _paths(clips: Mapping[Key, Clip]) -> list[Path]:
 
 
 def _label(label: str, plan: _Plan) -> str | None:
-    # Name of one of the nine labels under the protocol; None if the protocol does not have it.
+    # Name under the protocol of one of the nine labels, or None.
     if label not in get_schema("iemocap6"):
         return None
     if plan.labels == "four":
@@ -360,7 +352,7 @@ def _emotion(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> str | Non
 
 
 def _emotion_votes(utterance: Utterance, plan: _Plan) -> dict[str, int]:
-    # Two labels merged under the protocol (happy and excited) count once per rater.
+    # Merged labels (happy and excited) count once per rater.
     ballots = [{_label(label, plan) for label in ballot} for ballot in utterance.ballots]
     labels = get_schema("iemocap6" if plan.labels == "six" else "iemocap4").labels
     return {label: sum(label in ballot for ballot in ballots) for label in labels}

@@ -1,9 +1,6 @@
 """M3ED: dialogues of two from Chinese TV series, with one or more emotions per utterance by three annotators.
 
-The layout is that of the repository AIM3-RUC/RUCM3ED according to public readers. ``annotation.json`` maps a series to
-its dialogues, a dialogue to ``SpeakerInfo`` and ``Dialog``, and ``Dialog`` to utterances with ``StartTime``,
-``EndTime``, ``Text``, ``Speaker`` and ``EmoAnnotation``. ``splitInfo`` lists the series of each split. The reader was
-tested on generated files only.
+The layout is that of the repository AIM3-RUC/RUCM3ED according to public readers; tested on generated files only.
 """
 
 from __future__ import annotations
@@ -73,15 +70,12 @@ def _protocol(name: str, task: str, kind: str, metric: str, description: str) ->
 class M3edCorpus(Corpus):
     """Reader of ``annotation.json`` and of the three lists of series.
 
-    Conversations (``anjia_1``) and turns (``anjia_1_1``) have the release's names; turns are in the order of the number
-    at the end. A speaker is called ``series/name``, or ``dialogue/A`` and ``dialogue/B`` if the file has no names or
-    equal ones. Times are seconds from the beginning of the dialogue; a time unlike HH:MM:SS:FF leaves the turn without
-    times, and ``doctor`` counts such turns.
+    Conversations (``anjia_1``) and turns (``anjia_1_1``) have the release's names. A speaker is called ``series/name``,
+    or ``dialogue/A`` without different names. Times are seconds of the dialogue, or None if malformed.
 
-    Every turn has three targets, with the raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (the set in
-    ``final_mul_emo``) and ``emotion_distribution`` (the shares of the annotators' votes). An annotator naming several
-    emotions votes for each, as in the authors' rule for the final emotions; names outside the seven (``Other``) do not
-    count.
+    Targets, with raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (``final_mul_emo``) and
+    ``emotion_distribution`` (the annotators' votes). An annotator votes for each named emotion of the seven, as in the
+    authors' rule.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(

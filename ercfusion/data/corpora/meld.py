@@ -38,7 +38,7 @@ CLIP_FOLDERS: dict[str, str] = {
     "dev": "dev_splits_complete",
     "test": "output_repeated_splits_test",
 }
-"""Folders in ``train.tar.gz``, ``dev.tar.gz`` and ``test.tar.gz``, which are part of ``MELD.Raw.tar.gz``."""
+"""Folders in the three archives in ``MELD.Raw.tar.gz``."""
 CUT_AGAIN = "final_videos_test"
 """Prefix of test clips that were cut again; the file without it shows another scene."""
 BAD_CLIPS: dict[Key, str] = {
@@ -47,23 +47,23 @@ BAD_CLIPS: dict[Key, str] = {
 }
 """Turns without a usable clip."""
 _ABSENT = 1000
-"""Maximum number of absent dialogue numbers listed; one wrong number could skip millions."""
+"""Maximum number of absent dialogue numbers listed."""
 _Cut = tuple[str, str, float, float]
 LONG_CLIP = 60.0
-"""Seconds from which on a clip cannot be one utterance; its end time is wrong."""
+"""Longer clips have a wrong end time."""
 
 
 @dataclass(frozen=True)
 class MeldOddities:
-    """Oddities of one of MELD's files, which the reader reproduces. Utterances are named ``dialogue/utterance``.
+    """Oddities of one of MELD's files. Utterances are named ``dialogue/utterance``.
 
     Args:
-        absent_dialogues: Numbers missing between 0 and the highest dialogue number, at most 1,000.
+        absent_dialogues: Numbers missing below the highest dialogue number, at most 1,000.
         late_starts: Dialogues not starting at utterance 0.
-        gaps: Dialogues with numbers missing between the first and the last utterance.
+        gaps: Dialogues with missing utterance numbers.
         repeated_clips: (season, episode, start, end) of more than one utterance.
         no_duration: Utterances ending at or before their start.
-        long_clips: Utterances longer than :data:`LONG_CLIP` seconds, with their durations.
+        long_clips: Durations above :data:`LONG_CLIP` seconds.
         time_steps_back: Dialogues with an utterance starting before the previous one.
     """
 
@@ -100,8 +100,8 @@ def _protocol(name: str, task: TaskSpec, description: str) -> Protocol:
 class MeldCorpus(Corpus):
     """Reader of the released files ``{train,dev,test}_sent_emo.csv``.
 
-    Conversations are called ``split/dialogue`` (for example ``train/12``), because every file numbers its dialogues
-    from 0. A turn's id is its utterance number. Every turn has the targets ``emotion`` and ``sentiment``.
+    Conversations are called ``split/dialogue`` (``train/12``), because every file counts from 0; a turn's id is its
+    utterance number. Targets: ``emotion`` and ``sentiment``.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -109,9 +109,8 @@ class MeldCorpus(Corpus):
         title="MELD (Multimodal EmotionLines Dataset)",
         licence="GPL-3.0 for the annotations (declare-lab/MELD); the clips come from television: research only.",
         obtain=(
-            "Download the three CSV files from https://github.com/declare-lab/MELD, folder data/MELD. The clips "
-            "(MELD.Raw.tar.gz, about 11 GB, linked in its read-me; with three archives in it) are needed only to "
-            "extract audio and visual features."
+            "Download the three CSV files from https://github.com/declare-lab/MELD, folder data/MELD. Audio and visual "
+            "features also need the clips (MELD.Raw.tar.gz, about 11 GB, with three archives in it; see its read-me)."
         ),
         citation=(
             "Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea. MELD: A Multimodal Multi-Party Dataset for Emotion "
@@ -138,16 +137,16 @@ class MeldCorpus(Corpus):
         known_issues=(
             "Train has 1,038 dialogues instead of the 1,039 of the read-me: number 60 is absent.",
             "10 dialogues of train do not start at utterance 0; 65 / 2 / 2 dialogues have gaps in the utterance "
-            "numbers: the previous turn is not always the previous utterance.",
-            "20 / 1 / 4 clips (season, episode, start, end) have two utterances in one split, and 5 clips are in two "
-            "splits: train/12 and test/85 share two utterances, three more pairs share one.",
+            "numbers.",
+            "20 / 1 / 4 clips have two utterances in one split, and 5 clips are in two splits: train/12 and test/85 "
+            "share two utterances, three more pairs share one.",
             "Some times are wrong: one utterance of test has no duration, two of test last longer than a minute (up "
             "to 304.9 s), and in 23 / 4 / 4 dialogues start times step back.",
             "70 / 6 / 12 dialogues have only one utterance.",
             "Same-speaker emotion shifts are 4,001 / 427 / 1,003 (4,003 / 427 / 1,003 were published).",
-            "Speakers are names; 'All' and other groups occur as a speaker.",
-            "Of the clips, dia125_utt3 of train is damaged and dia110_utt7 of dev is absent; 132 clips of test exist "
-            "twice, and final_videos_test... has the annotated words.",
+            "'All' and other groups occur as a speaker.",
+            "Clip dia125_utt3 of train is damaged and dia110_utt7 of dev is absent; 132 clips of test exist twice, and "
+            "final_videos_test... has the annotated words.",
             "Dev and test also have clips (4 and 5) of utterances absent from the CSV files.",
         ),
     )
@@ -177,7 +176,7 @@ class MeldCorpus(Corpus):
         return {split: _oddities(_dialogues(path)) for split, path in zip(SPLITS, self.files(), strict=True)}
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Oddities of each file, clips in two splits, and the state of the video files if there are any."""
+        """Oddities of each file, clips in two splits, and the state of the video files."""
         findings = [finding for split, odd in self.oddities().items() for finding in _describe(split, odd)]
         if shared := self.shared_clips():
             pairs = ", ".join(" = ".join(places) for places in shared)
@@ -188,12 +187,11 @@ class MeldCorpus(Corpus):
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         """The video of every turn; its sound track (of two or six channels) is the ``audio`` clip.
 
-        The folders :data:`CLIP_FOLDERS` are searched in the raw folder, in its subfolder of the split's name
-        (``train/train_splits``), and both again in ``MELD.Raw``. The clip of turn 3 of ``test/12`` is
-        ``dia12_utt3.mp4``, or its second cut (:data:`CUT_AGAIN`) if there is one, which has the annotated words.
+        The folders :data:`CLIP_FOLDERS` are searched in the raw folder, in its subfolder of the split's name, and both
+        again in ``MELD.Raw``. Test clips with a second cut (:data:`CUT_AGAIN`) use it: it has the annotated words.
 
         Raises:
-            CorpusNotFoundError: there is no clip at all; the message names the folders.
+            CorpusNotFoundError: there is no clip.
         """
         folders = self._clip_folders()
         names = {split: _listed(folder) for split, folder in folders.items()}
@@ -201,8 +199,8 @@ class MeldCorpus(Corpus):
             folders_train = ", ".join(str(folder) for folder in self._candidates("train"))
             raise CorpusNotFoundError(
                 f"{self.card.title}: no clips were found. Folders searched for the training split: {folders_train}; "
-                f"for dev and test likewise {CLIP_FOLDERS['dev']} and {CLIP_FOLDERS['test']}. Extract MELD.Raw.tar.gz, "
-                f"and then train.tar.gz, dev.tar.gz and test.tar.gz, in the raw folder.\n"
+                f"for dev and test {CLIP_FOLDERS['dev']} and {CLIP_FOLDERS['test']}. Extract MELD.Raw.tar.gz, and then "
+                f"train.tar.gz, dev.tar.gz and test.tar.gz, in the raw folder.\n"
                 f"{self._how_to_get()}"
             )
         clips = {}
@@ -223,7 +221,7 @@ class MeldCorpus(Corpus):
         ]
 
     def _clip_folders(self) -> dict[str, Path]:
-        # The first existing folder, or else the first one, for the path in a message.
+        # The first existing folder, or else the first one.
         folders = {}
         for split in SPLITS:
             candidates = self._candidates(split)
@@ -252,7 +250,7 @@ class MeldCorpus(Corpus):
         return findings
 
     def shared_clips(self) -> list[tuple[str, ...]]:
-        """Clips in more than one split, each as a tuple of its utterances (``split/dialogue/utterance``)."""
+        """Clips in more than one split, as tuples of utterances (``split/dialogue/utterance``)."""
         places: dict[_Cut, list[str]] = {}
         for split, path in zip(SPLITS, self.files(), strict=True):
             for number, rows in _dialogues(path).items():
@@ -262,12 +260,12 @@ class MeldCorpus(Corpus):
 
 
 def clip_name(dialogue: str, utterance: str) -> str:
-    """The release's name of a clip, from the numbers of dialogue and utterance."""
+    """The release's name of a clip."""
     return f"dia{dialogue}_utt{utterance}.mp4"
 
 
 def _listed(folder: Path) -> set[str]:
-    # One listing instead of ten thousand checks; macOS's "._dia0_utt0.mp4" files are excluded.
+    # One listing instead of ten thousand checks; without macOS's "._dia0_utt0.mp4".
     return {path.name for path in folder.glob("[!.]*.mp4")} if folder.is_dir() else set()
 
 

@@ -52,14 +52,11 @@ class _Utterance:
 
 
 class MosiCorpus(Corpus):
-    """Reader of the release's three feature CSVs per part, its transcripts and, if given, the sentiment scores.
+    """Reader of three feature CSVs per part, transcripts and, if given, sentiment scores.
 
-    A conversation is a video. Its turns are sorted by the number at the end of their ids, because the rows of the CSVs
-    are not in order of speech. The CSVs have no ids: ``utterances.json`` lists them in row order. Without it the order
-    is rebuilt from ``transcripts.csv`` (positive before negative, ids in alphabetical order), with the same result but
-    without scores.
-
-    Every turn has the targets ``sentiment`` and, if known, ``sentiment_score``.
+    A conversation is a video, its turns sorted by the number at the end of their ids. ``utterances.json`` lists the ids
+    in row order of the CSVs; without it the order is rebuilt from ``transcripts.csv`` (positive before negative, ids in
+    alphabetical order), without scores. Targets: ``sentiment`` and, if known, ``sentiment_score``.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -88,13 +85,12 @@ class MosiCorpus(Corpus):
             "test": {"conversations": 31, "utterances": 752},
         },
         known_issues=(
-            "The release has no dev split; its own script stops early on the last 20 % of the training videos in file "
-            "order. Here the dev videos are drawn by a fixed seed and not trained on.",
-            "In a video all positive rows come before all negative ones, not in order of speech: the row order would "
-            "reveal the label to a model.",
+            "The release has no dev split; its script stops early on the last 20 % of the training videos in file "
+            "order. Here dev is drawn by a fixed seed and not trained on.",
+            "All positive rows of a video come before all negative ones: the row order would reveal the label.",
             "Utterances with the score 0 (65 of the training videos, 31 of the test videos) are labelled positive.",
             "32 of the 100 visual columns are constant.",
-            "The text and visual vectors come from networks trained on the labels of all 62 training videos, including "
+            "Text and visual vectors come from networks trained on the labels of all 62 training videos, including "
             "dev. A linear classifier reaches 98 % (text) and 92 % (visual) on train, 99 % and 91 % on dev, but 76 % "
             "and 52 % on test: dev scores are far too high, and early stopping on them means little.",
         ),
@@ -157,7 +153,7 @@ class MosiCorpus(Corpus):
         return tables
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Zero scores, scores against labels, origin of the row order, and widths unlike the release's."""
+        """Zero scores, scores against labels, and widths unlike the release's."""
         findings = []
         for part, rows in self._rows().items():
             scored = [row for row in rows if row.score is not None]
@@ -199,8 +195,7 @@ def _identifier(text: str, where: str) -> tuple[str, int]:
     match = re.fullmatch(r"(.+)_([0-9]{1,9})", text.strip())
     if match is None:
         raise CorpusFormatError(
-            f"{where}: found the id {shown(text)}, but VIDEO_NUMBER (for example abc_12) is expected. Get the file "
-            "again."
+            f"{where}: found the id {shown(text)}, but VIDEO_NUMBER (for example abc_12) is expected. Get it again."
         )
     return match[1], int(match[2])
 
@@ -227,8 +222,7 @@ def _transcripts(path: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
             )
         if cells[3] not in ("0", "1"):
             raise CorpusFormatError(
-                f"{where}, column 4: found {cells[3]!r}, but the label 0 (negative) or 1 (positive) is expected. Get "
-                "the file again."
+                f"{where}, column 4: found {cells[3]!r}, but the label 0 or 1 is expected. Get the file again."
             )
         number, first = numbers.setdefault(key[0], (cells[2], line))
         if number != cells[2]:
@@ -266,7 +260,7 @@ def _listed(path: Path, spoken: Mapping[tuple[str, int], tuple[str, int, int]]) 
             if part_before != part:
                 raise CorpusFormatError(
                     f"{path}, {where}: the video {key[0]!r} is that of {earlier} too, but belongs to one part only. "
-                    "Remove it from one of the two, or get the file again."
+                    "Remove it from one, or get the file again."
                 )
             if key not in spoken:
                 raise CorpusFormatError(
@@ -333,7 +327,7 @@ def _matrix(path: Path) -> NDArray[np.float64]:
     try:
         matrix = np.loadtxt(io.StringIO(text), delimiter=",", quotechar='"', comments=None, ndmin=2)
     except ValueError as error:
-        # numpy does not report the line reliably: read the file again to find it.
+        # numpy does not report the line reliably.
         _explain(path)
         raise CorpusFormatError(f"{path}: not a table of numbers ({error}). Get the file again.") from error
     if matrix.shape[1] < 2:
@@ -362,7 +356,7 @@ def _explain(path: Path) -> None:
             except ValueError as error:
                 raise CorpusFormatError(
                     f"{path}, line {line}, column {column + 1}: found {cell!r}, but a number is expected. Get the file "
-                    f"again from the release."
+                    f"again."
                 ) from error
 
 

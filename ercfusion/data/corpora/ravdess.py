@@ -1,8 +1,7 @@
 """RAVDESS: two English sentences, acted by 24 actors in eight emotions, as sound and as video.
 
-Layout, names of files and counts are from the release's page (Zenodo 1188976), as given by public readers. The five
-folds are those of Luna-Jiménez, Griol, Callejas, Kleinlein, Montero and Fernández-Martínez (Sensors 2021, 21, 7665),
-section 3.1.
+Layout, names and counts are from the release's page (Zenodo 1188976). The five folds are those of Luna-Jiménez, Griol,
+Callejas, Kleinlein, Montero and Fernández-Martínez (Sensors 2021, 21, 7665), section 3.1.
 """
 
 from __future__ import annotations
@@ -58,18 +57,12 @@ _SPEECH = "01"
 class RavdessCorpus(SpeechCorpus):
     """Reader of the speech part: ``.wav`` and ``.mp4`` files at any depth below the raw folder.
 
-    The release has ``Audio_Speech_Actors_01-24/Actor_01/03-01-06-01-02-01-01.wav`` and
-    ``Video_Speech_Actor_01/Actor_01/01-01-06-01-02-01-01.mp4``; all archives present are read, without files of the
-    song part. A name consists of modality, channel, emotion, intensity, statement, repetition and actor. The three
-    files with equal names except for the modality (03 sound, 01 video with sound, 02 video without) are one take and
-    one conversation of one utterance, called by the other six parts (``01-06-01-02-01-01``). Its turn is ``0``, its
-    speaker the actor.
+    A name consists of modality, channel, emotion, intensity, statement, repetition and actor. Files with equal names
+    except for the modality (03 sound, 01 video with sound, 02 video without) are one take: a conversation of one
+    utterance, called by the other six parts (``01-06-01-02-01-01``). Protocols ``ravdess/8way-fold0`` to ``fold4`` test
+    that fold of Luna-Jiménez et al.; dev is the next one.
 
-    Protocols ``ravdess/8way-fold0`` to ``fold4`` test that fold of Luna-Jiménez et al. The paper has no dev split;
-    here dev is the next fold (after 4: 0).
-
-    The fingerprint covers the names of the utterances, not 25 GB of recordings: packs stay valid when videos are added
-    to the sound files.
+    The fingerprint covers the names of the utterances: packs stay valid when videos are added.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -90,8 +83,8 @@ class RavdessCorpus(SpeechCorpus):
         known_issues=(
             "Acted: 12 men (odd numbers) and 12 women say two sentences; texts carry no emotion.",
             "96 utterances are neutral, 192 have each other emotion; other work often merges calm with neutral.",
-            "The published folds have no dev split; here the fold after that of test is dev and not trained on: about "
-            "14 actors train instead of 19.",
+            "The published folds have no dev split; here the fold after that of test is dev: about 14 actors train "
+            "instead of 19.",
             "A widespread copy has every sound file twice; the reader uses the first.",
         ),
     )
@@ -111,10 +104,7 @@ class RavdessCorpus(SpeechCorpus):
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
-        """For ``audio`` the sound file, or the video without one; for ``visual`` the video, with or without sound.
-
-        A missing recording has its path in the release.
-        """
+        """For ``audio`` the sound file, or else the video; for ``visual`` the video."""
         files = self._files()
         codes = MODALITIES[kind]
         if not any(code in codes for code, _ in files):

@@ -1,9 +1,8 @@
 """CMU-MOSEI and CMU-MOSI from the files of the CMU Multimodal SDK: monologues with word and frame features.
 
-Both corpora are computational sequences (``.csd``, see :mod:`ercfusion.data.corpora._csd`) with times: one file has the
-labels of the segments, one the words, one each kind of features. File names, columns of labels, ranges and binarisation
-are from the SDK's repository, CMU-MultiComp-Lab/CMU-MultimodalSDK, folder
-``mmsdk/mmdatasdk/dataset/standard_datasets``. The reader was tested on generated files only.
+The ``.csd`` files (:mod:`ercfusion.data.corpora._csd`) have labels, words and features with times. File names, columns,
+ranges and binarisation are those of the SDK's repository, CMU-MultiComp-Lab/CMU-MultimodalSDK, folder
+``mmsdk/mmdatasdk/dataset/standard_datasets``. Tested on generated files only.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 
 EMOTIONS = get_schema("mosei6")
-"""Labels in the order of columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
+"""Columns 1 to 6 of MOSEI's labels; column 0 is the sentiment."""
 SPLITS_FILE = "splits.json"
 MOSEI_FEATURES: Mapping[str, Mapping[str, str]] = {
     "text": {
@@ -85,22 +84,22 @@ def _protocols(corpus: str, *more: Protocol) -> dict[str, Protocol]:
 
 @dataclass(frozen=True)
 class _Counts:
-    # Statistics of reading: steps used, steps with a value that is not finite, words without frames.
+    # Steps read, steps with values that are not finite, words without frames.
     steps: int
     replaced: int
     empty_words: int
 
 
 class _SdkCorpus(Corpus):
-    """Common part of the two corpora; a subclass names its files and the columns of its labels.
+    """Common part of the two corpora.
 
     Args:
-        raw: Folder with the files, or with folders of them as made by the SDK's downloader.
+        raw: Folder with the files or subfolders of them.
         text: ``GloVe`` (300 dimensions per word), ``GloVe_with_SP`` (also with steps for pauses), a file's name, or
             None for features of the words by ``data.encoder``.
-        level: ``utterance``: a vector per segment, the mean over its steps; ``sequence``: all its steps.
-        align: With ``level=sequence``: all frames (``none``; over a hundred per second in COVAREP, gigabytes of memory
-            for the corpus), or one step per word in every modality (``words``).
+        level: ``utterance``: the mean over a segment's steps; ``sequence``: all its steps.
+        align: With ``level=sequence``: all frames (``none``; for COVAREP gigabytes of memory), or one step per word
+            (``words``).
     """
 
     labels_file: ClassVar[str]
@@ -128,7 +127,7 @@ class _SdkCorpus(Corpus):
             )
         if align == "words" and text is None:
             raise ConfigError(
-                f"corpus {self.name!r}: align=words takes the words' times from the text features, but text is null. "
+                f"corpus {self.name!r}: align=words takes words' times from the text features, but text is null. "
                 f"Set data.options.text=GloVe, or omit align."
             )
         self._level = level
@@ -146,21 +145,18 @@ class _SdkCorpus(Corpus):
         self._counts: dict[str, _Counts] = {}
 
     def protocol(self, identifier: str | None = None) -> Protocol:
-        """The protocol, without audio or visual among its modalities if these features are switched off.
-
-        Text always stays: if ``text`` is null, ``data.encoder`` makes features of the words.
-        """
+        """The protocol, with the modalities switched on; ``data.encoder`` replaces switched-off text features."""
         protocol = super().protocol(identifier)
         modalities = tuple(name for name in protocol.modalities if name == "text" or name in self._sources)
         return replace(protocol, modalities=modalities)
 
     def files(self) -> list[Path]:
-        """Labels, words and splits; not the feature files, whose hashing takes minutes."""
+        """Labels, words and splits; hashing the feature files would take minutes."""
         self.root()
         return [self._place(self.labels_file), self._place(self.words_file), self._folds()]
 
     def conversations(self, protocol: Protocol) -> Splits:
-        """Videos of each fold, sorted by id, with their labelled segments in order of time."""
+        """Videos of each fold, sorted by id, with their segments in order of time."""
         labels, words, folds = self.files()
         split_of = {video: split for split, videos in read_folds(folds).items() for video in videos}
         splits: Splits = {"train": [], "dev": [], "test": []}
@@ -177,16 +173,13 @@ class _SdkCorpus(Corpus):
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
         """The chosen features of every segment, by modality.
 
-        The steps of a segment are those overlapping it (:func:`~ercfusion.data.corpora._csd.overlapping`); a segment
-        without steps lacks the modality. Values that are not finite become 0 (COVAREP writes minus infinity and NaN
-        for silence); ``source["replaced"]`` counts these steps.
-
-        ``level=utterance``: the mean over the steps. ``level=sequence``: all steps; T is the number of frames, or with
-        ``align=words`` of words, each with the mean of the overlapping frames, or zeros without any (the SDK's
-        ``align`` and ``impute``).
+        A segment has the steps overlapping it (:func:`~ercfusion.data.corpora._csd.overlapping`); without any it lacks
+        the modality. Values that are not finite (COVAREP at silence) become 0; ``source["replaced"]`` counts their
+        steps. With ``align=words`` a word has the mean of its overlapping frames, or zeros (the SDK's ``align`` and
+        ``impute``).
 
         Raises:
-            CorpusNotFoundError: a file is missing; the message names the setting to omit the modality.
+            CorpusNotFoundError: a file is missing.
             CorpusFormatError: a file is damaged, or has rows of different widths.
         """
         videos = [video for part in self.conversations(protocol).values() for video in part]
@@ -277,7 +270,7 @@ class _SdkCorpus(Corpus):
         return targets
 
     def _table(self, modality: str, paths: Mapping[str, Path], videos: list[Conversation]) -> FeatureTable:
-        # Two passes: times first, to allocate the matrix once at its full size; then values.
+        # Times first, to allocate the matrix once; then values.
         path = paths[modality]
         with ExitStack() as stack:
             sequence = stack.enter_context(ComputationalSequence(path))
@@ -323,7 +316,7 @@ class _SdkCorpus(Corpus):
     def _plan(
         self, sequence: ComputationalSequence, text: ComputationalSequence | None, videos: list[Conversation]
     ) -> dict[str, dict[Key, list[NDArray[np.int64]]]]:
-        # By video and turn: groups of steps, each giving one row. Turns and videos without steps are omitted.
+        # By video and turn: groups of steps, one per row.
         plan: dict[str, dict[Key, list[NDArray[np.int64]]]] = {}
         for video in videos:
             if video.id not in sequence:
@@ -373,7 +366,7 @@ class _SdkCorpus(Corpus):
         )
 
     def _places(self, name: str) -> list[Path]:
-        # In the raw folder, or in the subfolders made by the SDK's downloader.
+        # Also in subfolders: the SDK's downloader makes them.
         root = self.root()
         return [path for path in (root / name, *sorted(root.glob(f"*/{Path(name).name}"))) if path.is_file()]
 
@@ -383,10 +376,9 @@ class _SdkCorpus(Corpus):
 
 
 class MoseiCorpus(_SdkCorpus):
-    """Reader of CMU-MOSEI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
+    """Reader of CMU-MOSEI's ``.csd`` files: videos with labelled segments, numbered from 0 in order of time.
 
-    A turn's id is the segment's number in order of time, from 0. Every turn has three targets: ``emotions`` (those of
-    six with a score above 0; the set may be empty), ``sentiment`` (negative below 0, else positive) and
+    Targets: ``emotions`` (those of six with a score above 0), ``sentiment`` (negative below 0, else positive) and
     ``sentiment_score`` (-3 to 3).
 
     Args:
@@ -406,8 +398,8 @@ class MoseiCorpus(_SdkCorpus):
         title="CMU-MOSEI",
         licence="Research use; the SDK states no licence for the data, and the videos belong to their authors.",
         obtain=(
-            f"{_FOLDS_ADDRESS}/CMU_MOSEI: cmu_mosei.py lists the addresses of the .csd files (features 1.5 to 17 GB "
-            f"each), cmu_mosei_std_folds.py is the split."
+            f"{_FOLDS_ADDRESS}/CMU_MOSEI: addresses of the .csd files (features 1.5 to 17 GB each) in cmu_mosei.py, "
+            f"the split in cmu_mosei_std_folds.py."
         ),
         citation=(
             "Bagher Zadeh, Liang, Poria, Cambria, Morency. Multimodal Language Analysis in the Wild: CMU-MOSEI Dataset "
@@ -420,14 +412,14 @@ class MoseiCorpus(_SdkCorpus):
             *_default_files(MOSEI_FEATURES),
         ),
         known_issues=(
-            "Emotions are multi-label: present means a mean score above 0 over three annotators. Papers with the "
-            "strongest emotion as a single label are not comparable.",
-            "Segments with the sentiment 0 count as positive in mosei/binary (negative against non-negative, the "
-            "convention of papers before 2019). acc2_non0 among the scores of mosei/score omits them.",
+            "Emotions are multi-label: a mean score above 0 over three annotators. Papers with the strongest emotion "
+            "as a single label are not comparable.",
+            "The sentiment 0 counts as positive in mosei/binary (the convention before 2019); acc2_non0 of mosei/score "
+            "omits it.",
             "A segment without overlapping words or frames lacks the modality. The SDK's own pipeline drops such "
             "segments: published numbers of utterances are lower.",
             "COVAREP has values that are not finite; they become 0.",
-            "Each conversation has one speaker: models of speaker relations have no use here.",
+            "Each conversation has one speaker.",
         ),
     )
     protocols: ClassVar[Mapping[str, Protocol]] = _protocols(
@@ -443,10 +435,9 @@ class MoseiCorpus(_SdkCorpus):
 
 
 class MosiSdkCorpus(_SdkCorpus):
-    """Reader of CMU-MOSI's ``.csd`` files. A conversation is a video, its turns are the labelled segments.
+    """Reader of CMU-MOSI's ``.csd`` files: videos with labelled segments, numbered from 0 in order of time.
 
-    Every turn has both targets: ``sentiment`` (negative below 0, else positive) and ``sentiment_score`` (-3 to 3). The
-    corpus ``mosi`` has the same videos with other features and another split.
+    Targets: ``sentiment`` (negative below 0, else positive) and ``sentiment_score`` (-3 to 3).
 
     Args:
         audio: ``COVAREP``, ``openSMILE_IS09``, ``OpenSmile_EB10``, a file's name, or None for no audio features.
@@ -465,8 +456,8 @@ class MosiSdkCorpus(_SdkCorpus):
         title="CMU-MOSI (files of the CMU Multimodal SDK)",
         licence="Research use; the SDK states no licence for the data, and the videos belong to their authors.",
         obtain=(
-            f"{_FOLDS_ADDRESS}/CMU_MOSI: cmu_mosi.py lists the addresses of the .csd files, cmu_mosi_std_folds.py is "
-            f"the split."
+            f"{_FOLDS_ADDRESS}/CMU_MOSI: addresses of the .csd files in cmu_mosi.py, the split in "
+            f"cmu_mosi_std_folds.py."
         ),
         citation="Zadeh, Zellers, Pincus, Morency. MOSI: Multimodal Corpus of Sentiment Intensity. 2016.",
         layout=(
@@ -476,8 +467,8 @@ class MosiSdkCorpus(_SdkCorpus):
             *_default_files(MOSI_FEATURES),
         ),
         known_issues=(
-            "Segments with the score 0 count as positive in mosi_sdk/binary (negative against non-negative, the "
-            "convention of papers before 2019). acc2_non0 among the scores of mosi_sdk/score omits them.",
+            "The score 0 counts as positive in mosi_sdk/binary (the convention before 2019); acc2_non0 of "
+            "mosi_sdk/score omits it.",
             "A segment without overlapping words or frames lacks the modality.",
             "93 videos of 89 speakers: some speakers may be in two folds.",
             "COVAREP has values that are not finite; they become 0.",
