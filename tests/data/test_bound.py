@@ -50,7 +50,7 @@ def test_other_files_get_another_protocol(
         data = load_data(Data(name="meld", raw=str(raw), protocol="3way"))
     assert data.protocol.id == "meld/3way-other"
     assert data.protocol.task == open_corpus("meld").protocol("3way").task
-    assert "recorded as meld/3way-other, and tables do not mix it with meld/3way" in caplog.text
+    assert "recorded as meld/3way-other and not compared with meld/3way" in caplog.text
     doctor(["data=meld", f"data.raw={raw}"])
     assert "runs are recorded under meld/7way-other" in capsys.readouterr().out
 
