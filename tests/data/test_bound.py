@@ -52,7 +52,7 @@ def test_other_files_get_another_protocol(
     assert data.protocol.task == open_corpus("meld").protocol("3way").task
     assert "recorded as meld/3way-other and not compared with meld/3way" in caplog.text
     doctor(["data=meld", f"data.raw={raw}"])
-    assert "runs are recorded under meld/7way-other" in capsys.readouterr().out
+    assert "runs are recorded as meld/7way-other" in capsys.readouterr().out
 
 
 def test_the_counts_decide(tmp_path: Path) -> None:
