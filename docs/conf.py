@@ -53,7 +53,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Shapes", ("Class attributes", "params_style")]
+napoleon_custom_sections = ["Shapes", ("Class attributes", "params_style"), ("Settings", "params_style")]
 python_maximum_signature_line_length = 88
 
 # Appearance

@@ -1,7 +1,7 @@
 """The API reference: one page per public package.
 
 Public names are those of a package's ``__all__``, those that the Python examples of the pages import from a module of
-the package, and the architectures.
+the package, the architectures, and the extractors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from docs.computed.registry import ROOT, register_built
 from ercfusion.config.architectures import ARCHITECTURES
+from ercfusion.features.extractor import EXTRACTORS
 
 
 def examples() -> Iterator[str]:
@@ -39,7 +40,8 @@ def public_names() -> dict[str, list[tuple[str, str]]]:
     """(module, name) of every public name, by package; each object once."""
     sources = [("ercfusion", name) for name in importlib.import_module("ercfusion").__all__]
     sources += [(package, name) for package in packages() for name in importlib.import_module(package).__all__]
-    sources += [(ARCHITECTURES.load(name).__module__, ARCHITECTURES.load(name).__name__) for name in ARCHITECTURES]
+    classes = [registry.load(name) for registry in (ARCHITECTURES, EXTRACTORS) for name in registry]
+    sources += [(each.__module__, each.__name__) for each in classes]
     sources += imported()
     names: dict[str, list[tuple[str, str]]] = {}
     known: list[object] = []
