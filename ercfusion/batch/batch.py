@@ -47,21 +47,19 @@ class ConversationBatch:
     """B conversations with N utterances in all, packed without padding.
 
     Three masks are separate: *padding* exists only in the result of :meth:`pad`, *availability* is a property of the
-    corpus, *drop* hides values on purpose. A model reads their combination :attr:`present`, and values through
-    :meth:`values`, which replaces the content of an absent modality by zeros.
+    corpus, *drop* hides values on purpose. Models read their combination :attr:`present`, and values through
+    :meth:`values`.
 
     Args:
         packing: Lengths and offsets of the conversations.
         features: (N, D) values by modality, in the column order of the masks.
         speaker: (N) integers, numbered from 0 within each conversation in order of first appearance.
         available: (N, M) bool, True if the corpus has the modality.
-        drop: (N, M) bool, True if the modality is hidden on purpose; None hides nothing.
+        drop: (N, M) bool, True if the modality is hidden; None hides nothing.
         targets: Targets by task name.
-        sequences: Sequence features by modality. ``features`` holds the mean of their vectors for utterance-level
-            models.
+        sequences: Sequence features by modality; ``features`` holds the mean of their vectors.
         ids: (B) conversation ids; may be empty.
-        stand_in: This process of distributed training has no share of the batch. Its conversations belong to another
-            process and do not count.
+        stand_in: In distributed training: the conversations belong to another process and do not count.
     """
 
     packing: Packing

@@ -1,9 +1,8 @@
 """Task kinds and their registry.
 
-A kind defines how its tasks are encoded, learned, decided, scored, written, read and drawn. Files contain its name; its
-class is in one file of :mod:`ercfusion.tasks.kinds`. No other code may branch on the name.
-
-Importing this module or a kind does not load torch: extraction processes do not need it.
+A kind defines how its tasks are encoded, learned, decided, scored, written, read and drawn. Each is a file of
+:mod:`ercfusion.tasks.kinds`; no other code may branch on the name. Importing this module or a kind does not load torch,
+for extraction processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Label schemas, the only place that defines the order of labels.
 
-Labels are stored and passed by name because code bases of the field disagree on their order: MELD and its cause-pair
-annotation, or the IEMOCAP pickles. Get an index from a :class:`LabelSchema` and keep it local.
+Labels are stored and passed by name because code bases of the field disagree on their order. Get an index from a
+:class:`LabelSchema` and keep it local.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ class DagStack(nn.Module):
     """S independent stacks of L layers over directed acyclic graphs of utterances, from the same input.
 
     Shen et al., "Directed Acyclic Graph Network for Conversational Emotion Recognition" (ACL 2021), section 3;
-    equations in :func:`ercfusion.ops.dag.dag_recursion`. The layers are causal and depend only on the equality of
-    speakers.
+    equations in :func:`ercfusion.ops.dag.dag_recursion`. Causal; only the equality of speakers matters.
 
     Args:
         width: D, of input and output.
@@ -27,7 +26,7 @@ class DagStack(nn.Module):
         attention: ``dagerc`` (as published) or ``gat`` (scores depend on the receiver too).
 
     Raises:
-        ValueError: no layer, no window, a window below 1, or an unknown attention.
+        ValueError: an option out of its range.
 
     Shapes:
         h (N, width), speaker (N), packing of the N utterances -> (S, L, N, width).

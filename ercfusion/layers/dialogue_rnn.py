@@ -69,14 +69,13 @@ class DialogueCell(nn.Module):
 class DialogueRecurrence(nn.Module):
     """Emotion states of DialogueRNN; equations in :mod:`ercfusion.layers.dialogue_rnn`.
 
-    The backward direction has its own parameters and reads every conversation from its last utterance to its first.
-    Parties are the speakers of the conversation; their number and order are free. Listeners are updated from the first
-    utterance on, also before they speak.
+    The backward direction has its own parameters and reads every conversation from its last utterance. Any number of
+    speakers; listeners are updated from the first utterance on, also before they speak.
 
     Args:
         in_features: Width of the utterance vectors.
         global_size, party_size, emotion_size: Widths of the three states.
-        listener: Update the listening parties (DialogueRNN_l of the paper); otherwise they keep their state.
+        listener: Update the listening parties (DialogueRNN_l of the paper).
         bidirectional: Add a backward direction, which doubles the output width.
         dropout: Dropout probability on every new state, also inside the recurrence.
 

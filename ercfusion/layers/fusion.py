@@ -232,8 +232,8 @@ class GatedFusion(nn.Module):
 class ConcatFusion(nn.Module):
     """A small network per modality, concatenation, and one dense layer.
 
-    The plain fusion of Mandal & Li (2025, arXiv 2505.04642), who give the kinds of layers but no sizes. A learned
-    vector replaces an absent modality.
+    The plain fusion of Mandal & Li (2025, arXiv 2505.04642), who give no sizes. A learned vector replaces an absent
+    modality.
 
     Args:
         widths: D_m, widths of the M streams.
@@ -269,8 +269,8 @@ class ModalityDropout(nn.Module):
     """Hides whole modalities in training.
 
     Every present modality of an utterance is hidden with probability p, unless that would hide all of them. After
-    Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition" (TPAMI 2016). Values are not rescaled: a hidden
-    modality is treated as absent.
+    Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition" (TPAMI 2016), without rescaling: a hidden
+    modality is absent.
 
     Args:
         p: Probability per modality.

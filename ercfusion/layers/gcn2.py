@@ -33,9 +33,8 @@ SHORT = 8
 class LengthBuckets:
     """Slots for the M * N nodes of a batch, grouping conversations of similar length.
 
-    Bucket k contains B_k conversations padded to L_k, the longest of them. Its slots are consecutive, ordered by
-    modality, conversation and position. A flat tensor of nodes is therefore split into buckets, and a bucket viewed as
-    (M * B_k, L_k, ...), without copies.
+    Bucket k contains B_k conversations padded to L_k. Its slots are consecutive, ordered by modality, conversation and
+    position, so a bucket of a flat tensor of nodes is a view (M * B_k, L_k, ...).
 
     Args:
         packing: The conversations.
@@ -201,9 +200,8 @@ class GCN2Conv(nn.Module):
     .. math:: r = (1 - \alpha) \hat A h + \alpha h_0, \quad h' = (1 - \beta_l) r + \beta_l s W, \quad
               \beta_l = \ln(\theta / l + 1)
 
-    with s = r, or with ``variant`` s = [A h; h_0], in which the first layer's input has its own matrix. Chen et al.,
-    "Simple and Deep Graph Convolutional Networks" (ICML 2020), eqs. 5 and 6, and their variant GCNII* without the
-    factors 1 - alpha and alpha on s, as in MMGCN's code.
+    with s = r, or with ``variant`` s = [A h; h_0]. Chen et al., "Simple and Deep Graph Convolutional Networks" (ICML
+    2020), eqs. 5 and 6, and their variant GCNII* without the factors 1 - alpha and alpha on s, as in MMGCN's code.
 
     Args:
         features: F.

@@ -1,8 +1,7 @@
 """Graph convolutions over window graphs.
 
-Both layers have a sparse form over the list of edges and a dense form over (B, L, L) blocks, with equal results. The
-dense form, a few batched matrix products, is faster for conversations of 10 to 110 utterances; the sparse form is used
-if the blocks would exceed :data:`DENSE_LIMIT`.
+Both layers have a sparse form over edges and a dense form over (B, L, L) blocks, with equal results. The dense form is
+faster for conversations of 10 to 110 utterances, and used up to :data:`DENSE_LIMIT`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RelationalConv(nn.Module):
     :math:`|N_r(t)|` and without basis decomposition, as in COGMEN's released code.
 
     Neighbours are averaged before they are transformed, so the products grow with the relations that can reach an
-    utterance and not with the edges. With ``speaker_pair`` relations these are the 2 S relations ending in its speaker.
+    utterance (2 S with ``speaker_pair``) and not with the edges.
 
     Args:
         in_features, out_features: Widths.

@@ -63,8 +63,8 @@ class Standardize(nn.Module):
 class ModalityProjection(nn.Module):
     """Modalities at a common width, or unchanged: the input of most architectures.
 
-    With a common width: one linear layer per modality, and a learned vector for an absent modality. Without: the
-    features, with zeros for an absent modality.
+    With a common width: one linear layer per modality, and a learned vector for an absent one. Without: the features,
+    zero if absent.
 
     Args:
         widths: Dimensions of each modality.

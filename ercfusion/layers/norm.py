@@ -12,9 +12,8 @@ from ercfusion.ops.processes import differentiable_sum, processes, stands_in, su
 class SharedBatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` with the statistics of the whole batch in distributed training.
 
-    In train mode every process must call it. Unlike :class:`torch.nn.SyncBatchNorm` it works on the CPU. If the whole
-    batch has fewer than two rows, it uses the running statistics and does not update them;
-    :class:`torch.nn.BatchNorm1d` raises an error.
+    In train mode every process must call it. Unlike :class:`torch.nn.SyncBatchNorm` it works on the CPU. With fewer
+    than two rows in the whole batch it uses the running statistics and does not update them.
 
     Shapes:
         (N, D) -> (N, D).

@@ -185,8 +185,7 @@ class _Block(nn.Module):
 class SpectrogramNet(nn.Module):
     """ResNet-18 (He et al., CVPR 2016) on one-channel spectrograms of any length, without pooling and classifier.
 
-    A 7 x 7 convolution and a 3 x 3 maximum, both of stride 2, then four stages of two blocks; the last three halve time
-    and bands. One step of the result covers 32 frames. Results do not depend on padding or on the batch.
+    One step of the result covers 32 frames. Results do not depend on padding or on the batch.
 
     Args:
         channels: Channels of the first stage, doubled by every later one; 64 in ResNet-18.

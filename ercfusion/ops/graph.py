@@ -1,8 +1,8 @@
 """Window graphs over the utterances of conversations, built by arithmetic on offsets.
 
-An edge (s, t) carries a message from utterance s to utterance t of the same conversation. In the window graph of
-DialogueGCN (Ghosal et al., EMNLP 2019) and COGMEN (Joshi et al., NAACL 2022) utterance t receives from the ``past``
-utterances before it, itself, and the ``future`` utterances after it.
+An edge (s, t) carries a message from utterance s to utterance t, which receives from the ``past`` utterances before it,
+itself, and the ``future`` utterances after it (DialogueGCN, Ghosal et al., EMNLP 2019; COGMEN, Joshi et al., NAACL
+2022).
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def _edge_count(length: int, past: int, future: int) -> int:
 class WindowGraph:
     """The window graph of a batch with a relation per edge, as a list of edges and as blocks.
 
-    The relation of an edge (s, t) combines ``c``, 0 if s is before t and 1 otherwise (also for a self-loop), with the
-    speakers:
+    With ``c`` = 0 if s is before t and 1 otherwise (also for a self-loop), the relation of (s, t) is
 
     - ``same_other``: ``2 * [speaker_s != speaker_t] + c``, four relations.
     - ``speaker_pair``: ``2 * (S * speaker_s + speaker_t) + c``, ``2 * S ** 2`` relations, as in COGMEN. Speakers after

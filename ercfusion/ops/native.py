@@ -1,8 +1,7 @@
 """Compiles C sources on first use, once per machine and user, without headers of Python or torch.
 
-The library of a source file is in a cache folder of the user (``ERCFUSION_CACHE``, else the platform's). Its name
-contains a hash of the source, the compiler's version, the flags and the processor. It is written under a temporary name
-and renamed, so processes can build at the same time.
+Libraries are in a cache folder of the user, under a hash of the source, the compiler's version, the flags and the
+processor. They are written under a temporary name and renamed, so processes can build at the same time.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class Grouping:
 def choose_grouping(factors: Sequence[int], out_features: int) -> Grouping:
     """The grouping with the fewest temporary numbers per utterance.
 
-    These are G + R + H R, or K if every modality is summed over (the tensor itself, a chunk at a time); for a
-    rearranged weight also its copies, divided by :data:`CALL` utterances.
+    These are G + R + H R, or K if every modality is summed over, plus for a rearranged weight its copies divided by
+    :data:`CALL` utterances.
 
     Args:
         factors: d_m + 1 per modality.
@@ -165,7 +165,7 @@ def _mix(x: Tensor) -> Tensor:
 def element_keep(seed: int, rows: range, columns: range, p: float, device: torch.device | str = "cpu") -> Tensor:
     """The dropout mask of the tensors, a function of the seed and of an element's position only.
 
-    Any part of the mask can therefore be computed in either pass, with the same result on every device.
+    So both passes can compute any part of it, with the same result on every device.
 
     Args:
         seed: Its lowest 64 bits are used.
@@ -374,14 +374,13 @@ def tensor_fusion(
 ) -> Tensor:
     """A linear layer without bias on the flattened outer product of the [1; z_m], without forming the product.
 
-    Equal to :func:`tensor_fusion_reference`. Only the z and the weight are saved for the backward pass. Differentiable
-    once.
+    Equal to :func:`tensor_fusion_reference`. Differentiable once.
 
     Args:
         z: (N, d_m) per modality, of the weight's dtype.
         weight: (H, K); the index of the last modality changes fastest, and index 0 is the constant of each.
         grouping: :func:`choose_grouping` by default; affects speed and rounding only.
-        element_dropout: Dropout probability of an element of an utterance's tensor, by :func:`element_keep`.
+        element_dropout: Dropout probability of an element, by :func:`element_keep`.
         seed: Seed of the dropout mask.
         temporary: Approximate number of temporary numbers in memory.
 

@@ -1,7 +1,7 @@
 """The CUDA kernel of the package ``mamba_ssm`` as a backend of the selective scan.
 
-The kernel takes padded tensors (B, D, L), one direction, no initial state, and no gradient of the final state.
-Conversations are therefore padded, and for the reverse direction each is reversed at its own end.
+The kernel takes padded tensors (B, D, L) and one direction. Conversations are therefore padded, and for the reverse
+direction each is reversed at its own end.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class _Scan(ctypes.Structure):
 class NativeScan:
     """Forward pass and recomputing backward pass in C; float32, or float64 if an input is.
 
-    Results have the same bits for any number of threads (torch's, :func:`torch.get_num_threads`), and for a
-    conversation whatever else is in the batch. Its own exponentials are accurate to 2 units in the last place.
+    Results have the same bits for any number of threads, and for a conversation in every batch. Its own exponentials
+    are accurate to 2 units in the last place.
     """
 
     name = "native"
