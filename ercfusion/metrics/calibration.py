@@ -50,8 +50,8 @@ def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
 def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
     """Mean ``|accuracy - confidence|`` over bins with equally many utterances (Nixon et al., 2019).
 
-    Utterances are ordered by confidence and cut into ``bins`` runs; the first N modulo ``bins`` have one more.
-    Utterances of equal confidence share their hits evenly, so the order of rows does not matter.
+    The first N modulo ``bins`` bins have one more. Utterances of equal confidence share their hits evenly, so the order
+    of rows does not matter.
     """
     confidence = rows.confidence
     _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)

@@ -31,13 +31,8 @@ def why_none(conversations: int) -> str:
 
 
 def cautions(task: TaskSpec, metric: str, sums: NDArray[Any], missing: bool = False) -> tuple[str, ...]:
-    """Cautions for an interval of ``metric`` and for tests of its differences.
-
-    Args:
-        task: The predicted task.
-        metric: A score.
-        sums: (S, B, ...) sums of its :func:`ercfusion.metrics.registry.score_source`.
-        missing: Whether there is no interval.
+    """Cautions for an interval of ``metric`` and for tests of its differences, from (S, B, ...) ``sums``; ``missing``:
+    there is no interval.
     """
     source = score_source(task, metric)
     if source is None:

@@ -23,10 +23,8 @@ from ercfusion.metrics.sums import SUMS
 class ClassCounts:
     """Hits, true and predicted utterances of every class, each (..., C).
 
-    Args:
-        sums: (..., C, C) confusion matrices, rows the truth; or (..., C, 3) true positives, false positives and false
-            negatives.
-        key: ``confusion`` or ``counts``.
+    ``sums`` are (..., C, C) confusion matrices, rows the truth, or (..., C, 3) true positives, false positives and
+    false negatives (``key="counts"``).
     """
 
     def __init__(self, sums: NDArray[Any], key: str = "confusion") -> None:

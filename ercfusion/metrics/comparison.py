@@ -37,10 +37,9 @@ _CLOSE = 4.0
 
 
 def most_exchanges(comparisons: int, level: float = 0.95) -> int:
-    """Largest number of random exchanges for one pair of a family.
+    """Largest number of random exchanges for one pair of a family: enough to tell p from Holm's smallest level.
 
-    Enough to tell p from Holm's smallest level, (1 - level) / comparisons. A fixed number R gives p >= 1 / (1 + R), so
-    no pair of a large family could be significant.
+    A fixed number R gives p >= 1 / (1 + R), so no pair of a large family could be significant.
     """
     return max(PERMUTATIONS, math.ceil(_BEYOND * max(comparisons, 1) / round(1 - level, 12)))
 
@@ -51,13 +50,12 @@ def paired_randomization(
     """Two-sided p of the difference between two models' mean scores, from exchanges of whole conversations.
 
     An exchange moves all seeds of a conversation at once, because their predictions are not independent. Seeds are
-    paired in order; with different numbers of seeds, both lists are repeated up to their least common multiple.
+    paired in order; lists of different lengths are repeated up to their least common multiple.
 
     Args:
         first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
         statistic: From summed sums (R, ...) to R numbers.
-        permutations: Number R of random exchanges. If there are at most R in all (2^B for B conversations with a
-            difference), each is made once.
+        permutations: Number R of random exchanges. If there are at most R in all, each is made once.
         seed: Of the exchanges.
 
     Returns:
@@ -228,16 +226,16 @@ def compare_all(
 ) -> list[Comparison]:
     """Compare models in pairs, with p adjusted for the number of pairs.
 
-    Exchanges of a pair are doubled until Monte Carlo error no longer changes its verdict; an interval ending close to 0
-    gets more resamples.
+    Exchanges are doubled until Monte Carlo error no longer changes a verdict; an interval ending close to 0 gets more
+    resamples.
 
     Args:
         sums_by_name: (S, B, ...) sums per model, conversations in the same order; S may differ.
         statistic: From summed sums (R, ...) to R numbers.
-        pairs: Pairs of names, in the order of the result; None for all. Choose them before reading scores.
-        resamples, permutations, level, seed, bounds: As for :func:`difference_interval` and
-            :func:`paired_randomization`; the first two are minima.
-        most_permutations: Largest number of exchanges for one pair; None for :func:`most_exchanges`.
+        pairs: Names of the pairs, in the order of the result; None for all.
+        resamples, permutations: Minima, as for :func:`difference_interval` and :func:`paired_randomization`.
+        level, seed, bounds: As there.
+        most_permutations: Maximum for one pair; None for :func:`most_exchanges`.
 
     Raises:
         ValueError: unknown model in a pair, or an error of these two functions.

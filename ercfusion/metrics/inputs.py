@@ -1,7 +1,4 @@
-"""Inputs of metrics: sums over conversations, and rows of labelled utterances.
-
-A task kind declares the inputs it has; a metric declares those it needs.
-"""
+"""Inputs of metrics, declared by task kinds: sums over conversations, and rows of labelled utterances."""
 
 from __future__ import annotations
 
@@ -17,21 +14,14 @@ from ercfusion.metrics.sums import SUMS
 
 
 def conversation_sums(predictions: Predictions) -> dict[str, NDArray[Any]]:
-    """Sums of every conversation by key, first axis B; see :mod:`ercfusion.metrics.sums`.
-
-    Unlabelled utterances are not counted: a conversation with none labelled has zeros.
-    """
+    """Sums of every conversation by key, first axis B (:mod:`ercfusion.metrics.sums`), of labelled utterances only."""
     return {name: SUMS[name].of(predictions) for name in predictions.task.rules.inputs if name in SUMS}
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The n utterances with one right label (input ``labelled``) of single-label and distribution tasks.
-
-    Args:
-        truth: (n) index of the right label.
-        probability: (n, C).
-        right: (n) bool, whether the prediction is correct.
+    """The n utterances with one right label (input ``labelled``): its index, probabilities (n, C), and whether the
+    prediction is correct.
     """
 
     truth: Ints

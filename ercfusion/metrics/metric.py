@@ -35,18 +35,15 @@ class Metric:
         name: As in ``training.metric=NAME`` and in records: letters, digits and underscores.
         title: Name in tables.
         meaning: One sentence or formula.
-        sums: Formulas by key of sums over conversations (:mod:`ercfusion.metrics.sums`); they also give intervals and
-            tests. Each maps summed sums ``(..., *shape)`` and the task to scores ``(...)``, NaN if not defined, for
-            thousands of resamples at once.
+        sums: Formulas by key of sums over conversations (:mod:`ercfusion.metrics.sums`), with intervals and tests. Each
+            maps summed sums ``(..., *shape)`` and the task to scores ``(...)``, NaN if not defined.
         rows: Formulas by name of rows of utterances (:mod:`ercfusion.metrics.inputs`), to one number each. If a task
-            has both inputs, ``rows`` gives the score of a split and ``sums`` only intervals: both must agree up to
-            rounding.
+            has both inputs, ``rows`` scores a split and ``sums`` gives intervals; they must agree up to rounding.
         higher_is_better: Direction.
         unit: ``percent`` for shares, shown in percent; ``nats``; ``task`` for the unit of the targets; ``none``.
         bounds: Smallest and largest possible value.
-        outputs: Not empty if formulas give a last axis with one value per output (label or dimension), reported as
-            ``NAME/OUTPUT``; the score is their mean. ``all``: defined if all outputs are; ``defined``: the mean of the
-            defined ones.
+        outputs: Not empty if formulas give a last axis with one value per output, reported as ``NAME/OUTPUT``; the
+            score is their mean. ``all``: defined if all are; ``defined``: the mean of the defined ones.
         fits: Whether a task with the inputs has the metric.
         equal_classes: Whether rare classes count as much as others, so that intervals may be too short.
         always: Whether tables show it for every task with the metric.
@@ -111,13 +108,7 @@ class Metric:
         return {name: number for name, number in numbers.items() if number == number}
 
     def statistic(self, key: str, task: TaskSpec, part: str = "") -> Statistic:
-        """The score, or that of one output, as a function of summed sums.
-
-        Args:
-            key: Of ``sums``.
-            task: The predicted task.
-            part: Name of an output; empty for the score itself.
-        """
+        """The score, or that of the output ``part``, as a function of summed sums of ``key``."""
         formula = self.sums[key]
         place = task.output_names.index(part) if part else None
 

@@ -18,11 +18,8 @@ CELLS = ("00", "01", "10", "11")
 
 @dataclass(frozen=True)
 class Moment:
-    """A number per utterance and dimension, to be summed.
-
-    Args:
-        meaning: What is summed.
-        of: From outputs (n, K), targets (n, K) and the middle of the task's range to (n, K).
+    """A number per utterance and dimension to be summed: ``of`` maps outputs (n, K), targets (n, K) and the middle of
+    the task's range to (n, K).
     """
 
     meaning: str

@@ -1,10 +1,8 @@
 """All metrics by name, and the scores of a split.
 
 Scores are computed over all labelled utterances of a split: the mean of batch F1 is another number. A score with an
-empty slice (no emotion shift, no non-zero sentiment) is omitted.
-
-For a ``distribution`` task the right answer is the most probable target label. Rows with two equal maxima have none:
-only ``kl`` and ``binarised_macro_f1`` count them.
+empty slice is omitted. For a ``distribution`` task the right answer is the most probable target label; rows with two
+equal maxima are counted only by ``kl`` and ``binarised_macro_f1``.
 """
 
 from __future__ import annotations
@@ -25,8 +23,6 @@ REGISTERED: dict[str, Metric] = {metric.name: metric for family in _FAMILIES for
 
 def register(metric: Metric) -> Metric:
     """Register a metric of your own, in a module named by ``imports=``, and return it.
-
-    Every task with its inputs then has the metric: as ``training.metric``, in records, tables, sweeps and plots.
 
     Raises:
         ConfigError: the name belongs to another metric.

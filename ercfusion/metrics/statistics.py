@@ -1,19 +1,11 @@
 """Intervals of scores, and summaries over seeds.
 
-Utterances of a conversation are dependent, so intervals resample whole conversations. A resample's confusion matrix is
-the sum of the conversations' matrices, weighted by multinomial numbers of draws: all resamples are scored at once.
-
-The ends are percentiles of the resamples' scores with two corrections:
-
-* Bias. Macro F1, for example, is lower on a resample than on the sample, and lower on the sample than in the long run.
-  The percentiles depend on the rank of the sample's score (bias-corrected percentiles; Efron and Tibshirani, 1993,
-  chapter 14).
-* Width. With few conversations percentiles are moved outwards as in Student's t (expanded percentiles; Hesterberg,
-  2015).
-
-With fewer than :data:`FEW_CONVERSATIONS` the interval is Student's t, because percentiles cannot exceed the outermost
-resample. If all resamples are equal (one conversation, or no error) both ends are NaN. ``python -m
-benchmarks.coverage`` measures the coverage; see :mod:`ercfusion.metrics.cautions` for exceptions.
+Utterances of a conversation are dependent, so intervals resample whole conversations, as sums weighted by multinomial
+numbers of draws. The ends are bias-corrected percentiles (Efron and Tibshirani, 1993, chapter 14), because macro F1,
+for example, is lower on a resample than on the sample. With few conversations they are moved outwards as in Student's t
+(expanded percentiles; Hesterberg, 2015); with fewer than :data:`FEW_CONVERSATIONS` the interval is Student's t. If all
+resamples are equal (one conversation, or no error) both ends are NaN. ``python -m benchmarks.coverage`` measures the
+coverage.
 """
 
 from __future__ import annotations
@@ -59,19 +51,15 @@ def conversation_bootstrap(
     seed: int = 0,
     bounds: tuple[float, float] = ANY,
 ) -> tuple[float, float]:
-    """Interval of a statistic of summed counts, resampling conversations with replacement.
+    """Interval of a statistic of summed counts, resampling conversations; NaN if all resamples are equal.
 
     Args:
-        counts_per_conversation: (B, ...) counts or other sums, e.g. (B, C, C) confusion matrices. Conversations with
-            zeros only (unlabelled) are not in the sample.
+        counts_per_conversation: (B, ...) counts or other sums. Conversations with zeros only are not in the sample.
         statistic: From summed counts (R, ...) to R numbers; NaN if not defined for a resample.
         resamples: R.
         level: Coverage.
         seed: Of the resamples.
         bounds: Range of the statistic.
-
-    Returns:
-        Lower and upper end; NaN if all resamples are equal.
 
     Raises:
         ValueError: no count, or the statistic is not defined for any resample.
@@ -216,17 +204,13 @@ def two_level_bootstrap(
     """Interval of a score's mean over seeds, for other seeds *and* other conversations.
 
     A resample scores every seed on the same conversations, and adds a normal deviate with the variance of the mean of S
-    seeds (resampling few seeds would underestimate it: Rao and Wu, 1988). The part of the spread due to these
-    conversations is subtracted, because resampling counts it already (Owen, 2007). The interval is stretched as in
-    Student's t, with degrees of freedom after Satterthwaite (1946), or those of the seeds if fewer than
-    :data:`FEW_SEEDS`.
+    seeds (resampling few seeds would underestimate it: Rao and Wu, 1988), without the part due to the conversations
+    (Owen, 2007). The interval is stretched as in Student's t, with degrees of freedom after Satterthwaite (1946), or
+    those of the seeds if fewer than :data:`FEW_SEEDS`.
 
     Args:
-        sums: (S, B, ...) sums, conversations in the same order. Those with zeros for every seed are not in the sample.
-        statistic, resamples, level, seed, bounds: As for :func:`conversation_bootstrap`.
-
-    Returns:
-        Lower and upper end; NaN if there is no interval. With S = 1 as :func:`conversation_bootstrap`.
+        sums: (S, B, ...) sums, conversations in the same order; with S = 1 as :func:`conversation_bootstrap`.
+        statistic, resamples, level, seed, bounds: As there.
 
     Raises:
         ValueError: no seed, no count, or the statistic is not defined for any resample.
@@ -247,11 +231,8 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Interval of the difference of two models' mean scores, ``first`` minus ``second``.
 
-    As :func:`two_level_bootstrap`, with the same resampled conversations for both models.
-
-    Args:
-        first, second: (S1, B, ...) and (S2, B, ...) sums, conversations in the same order.
-        statistic, resamples, level, seed, bounds: As there; bounds of the score.
+    As :func:`two_level_bootstrap`, with the same resampled conversations for both; ``first`` and ``second`` are (S1, B,
+    ...) and (S2, B, ...) sums, and ``bounds`` those of the score.
 
     Raises:
         ValueError: as there, or different conversations.
@@ -267,8 +248,7 @@ class Interval:
 
     Args:
         low, high: Its ends; NaN if there is no interval.
-        low_error, high_error: Monte Carlo standard errors of the ends, from ten equal parts of the resamples; NaN with
-            fewer than 200.
+        low_error, high_error: Monte Carlo standard errors of the ends; NaN with fewer than 200 resamples.
     """
 
     low: float
@@ -336,10 +316,8 @@ def counted_mask(*groups: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def counted_conversations(*groups: NDArray[Any]) -> list[Floats]:
-    """(S, B, ...) sums per model as float64, without conversations that have no count in any model.
-
-    Raises:
-        ValueError: as :func:`counted_mask`.
+    """(S, B, ...) sums per model as float64, without conversations uncounted in every model; errors of
+    :func:`counted_mask`.
     """
     counted = counted_mask(*groups)
     return [group[:, counted].astype(np.float64) for group in groups]
@@ -407,12 +385,11 @@ def _seed_variance(scores_of_seeds: Floats, values: Floats) -> float:
 
 
 def seed_summary(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """Summary of one score over several seeds.
+    """``mean``, ``std`` (sample standard deviation), ``min``, ``max``, ``n``, ``low`` and ``high`` of one score over
+    several seeds.
 
-    Returns:
-        ``mean``, ``std`` (sample standard deviation), ``min``, ``max``, ``n``, and ``low`` and ``high``, the Student-t
-        interval of the mean for other seeds on the same test split. NaN if not defined: all three with one seed, the
-        interval with equal scores.
+    ``low`` and ``high`` are the Student-t interval of the mean for other seeds on the same test split. NaN: all three
+    with one seed, the interval with equal scores.
 
     Raises:
         ValueError: no value.

@@ -1,11 +1,8 @@
-"""Sums per conversation from which scores are computed.
-
-They score any selection of conversations without the utterances, for intervals and tests; a run's record keeps them.
-:data:`SUMS` by key:
+"""Sums per conversation, which score any selection of conversations without the utterances. By key (:data:`SUMS`):
 
 * ``confusion`` (B, C, C) int64, rows the truth: tasks with one right label;
-* ``shift`` (B, 2, 2) int64, of the same tasks: ``[:, 0]`` is (right, total) of utterances with another label than the
-  speaker's previous labelled utterance in the conversation, ``[:, 1]`` of those with the same label;
+* ``shift`` (B, 2, 2) int64, of the same tasks: (right, total) of utterances with another label than the speaker's
+  previous labelled utterance in the conversation, and of those with the same;
 * ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: label sets;
 * ``moments`` (B, K, F) float64, see :func:`ercfusion.metrics.moments.moments_of`: numbers.
 """
@@ -43,7 +40,7 @@ class Sums(ABC):
 
     @abstractmethod
     def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
-        """The part of (..., *shape) sums depending on labels only: equal for all models on equal data."""
+        """The part of ``(..., *shape)`` sums depending on labels only: equal for all models on equal data."""
 
     def occurrences(self, sums: NDArray[Any]) -> NDArray[Any] | None:
         """(..., C) true utterances per label; None for sums without them."""
@@ -219,7 +216,7 @@ SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Count
 
 def shift_slices(predictions: Predictions) -> tuple[Bools, Bools]:
     """(N) masks of labelled utterances with another right label than the speaker's previous labelled utterance in the
-    conversation, and of those with the same. A speaker's first labelled utterance is in neither.
+    conversation, and of those with the same; a speaker's first one is in neither.
     """
     truth, labelled = predictions.labels()
     rows = np.flatnonzero(labelled)

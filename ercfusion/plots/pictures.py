@@ -28,12 +28,10 @@ def task_history(history: Sequence[Mapping[str, float]], task: str) -> list[dict
 def training_figure(
     history: Sequence[Mapping[str, float]], record: Mapping[str, Any], path: Path | None = None
 ) -> Figure:
-    """Losses and scores by epoch, with the levels of the majority class and, if known, the exact posterior.
+    """Losses and scores by epoch (one row of ``history`` each), with the levels of the majority class and the exact
+    posterior.
 
-    Args:
-        history: One row per epoch.
-        record: Of the run.
-        path: File to write; None writes none.
+    ``path`` None writes no file.
     """
     chosen = record["selection"]["metric"]
     shown = [

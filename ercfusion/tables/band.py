@@ -56,12 +56,7 @@ def prediction_band(values: Sequence[float], runs: int = 1, level: float = 0.95)
 
 
 def nearest_group(record: Mapping[str, Any], groups: Sequence[Group], row: str | None = None) -> Group:
-    """The recorded row of a run: the one with the fewest different settings.
-
-    Args:
-        record: Of the run.
-        groups: The rows of a table.
-        row: Name of the row; None to search for it.
+    """The recorded row of a run: ``row``, or the one with the fewest different settings.
 
     Raises:
         ConfigError: no such row.
@@ -97,8 +92,7 @@ class Verdict:
 
     Args:
         group: The row.
-        metric: The compared score.
-        value: The run's score.
+        metric, value: The run's score.
         band: Expected range.
         place: ``inside``, ``below`` or ``above``.
         same_seed: The recorded score of the same seed, or None.
@@ -124,12 +118,7 @@ class Verdict:
 
 
 def judge(record: Mapping[str, Any], group: Group, metric: str | None = None) -> Verdict:
-    """Compare a run with the records of its row.
-
-    Args:
-        record: Of the run.
-        group: See :func:`nearest_group`.
-        metric: None for the score selecting the row's checkpoints.
+    """Compare a run with the records of its row by ``metric``; None for the score selecting the row's checkpoints.
 
     Raises:
         ConfigError: the task has no such metric.

@@ -54,16 +54,7 @@ EVIDENCE = ("paper read", "secondary source", "not found")
 
 @dataclass(frozen=True)
 class Published:
-    """A published score.
-
-    Args:
-        score: In the unit of the metric (F1 and accuracy from 0 to 1).
-        source: Paper, table.
-        selection: How its authors chose the checkpoint, see :data:`SELECTIONS`.
-        differs: Why it is not comparable, see :data:`DIFFERENCES`.
-        evidence: How it was verified, see :data:`EVIDENCE`.
-        note: Further facts.
-    """
+    """A published score in the metric's own unit; the module has the format."""
 
     score: float
     source: str
@@ -75,16 +66,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
-
-    Args:
-        name: Unique in the table.
-        model: A choice of the group ``model``.
-        settings: Further settings, as on the command line.
-        seeds: One run per seed.
-        note: A sentence for the reader.
-        published: Published scores of the same model.
-    """
+    """A row of the table; its name is unique, and ``settings`` are as on the command line."""
 
     name: str
     model: str
@@ -101,21 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TablePreset:
-    """A table; the module has the format of its file.
-
-    Args:
-        path: The file.
-        title: Heading.
-        data: A corpus or protocol.
-        settings: Of all rows.
-        rows: In order.
-        metric, task: Of the headline score; None for those selecting checkpoints.
-        also: Further scores.
-        against: The row compared with all others, or None for all pairs.
-        pairs: Planned comparisons instead of those.
-        notes: For the reader.
-        config_dir: A folder of configuration groups for the rows.
-    """
+    """A table; the module has the format of its file. ``config_dir`` is a folder of configuration groups."""
 
     path: Path
     title: str
@@ -196,8 +164,7 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
     """Read and check a preset; every row's configuration is composed once.
 
     Raises:
-        ConfigError: not YAML, a key missing, unknown or of the wrong type, or a wrong setting. The message has file and
-            key.
+        ConfigError: not YAML, a key missing, unknown or of the wrong type, or a wrong setting; with file and key.
     """
     path = find_preset(str(path))
     entries = _Entries(path, "", read_yaml(path, error=ConfigError, advice="Correct the file."))

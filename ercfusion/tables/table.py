@@ -70,8 +70,6 @@ class Line:
     """A row of the table with its scores and costs.
 
     Args:
-        row: From the preset.
-        group: Its runs.
         test: Score by metric.
         dev: Of the headline metric.
         class_f1: Mean F1 in percent by class; empty for regression.
@@ -101,12 +99,8 @@ class Table:
     """A computed table.
 
     Args:
-        preset: Its preset.
-        task: The predicted task.
-        metric: The headline.
-        metrics: All scores shown, the headline first.
-        lines: The rows with records.
-        missing: The rows without.
+        metrics: All scores shown, the headline ``metric`` first.
+        lines, missing: The rows with and without records.
         comparisons: Between pairs of rows (except the majority class), by the headline.
         reachable: Headline score of the exact posterior (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if known.
         floor: Headline score of the majority class.

@@ -116,9 +116,7 @@ def tuning_cells(table: Table, brief: bool = True) -> list[list[str]]:
 def tuning_note(table: Table, brief: bool = False) -> str:
     """How the settings were chosen, and the consequence for comparisons; empty if all rows agree.
 
-    Args:
-        table: Its rows.
-        brief: Without the origin of each choice and the differences between schedules.
+    ``brief``: without the origin of each choice and the differences between schedules.
     """
     tunings = {line.row.name: tuning_of(line, table.preset.config_dir) for line in table.lines}
     rivals = {name: tuning for name, tuning in tunings.items() if tuning.kind != "none"}

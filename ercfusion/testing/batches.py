@@ -50,8 +50,8 @@ def random_conversations(
     Args:
         lengths: Utterances of each conversation.
         tasks: Tasks with targets; distribution tasks get votes too.
-        speakers: Speakers per conversation, if it is long enough: the first turns introduce one each.
-        labelled: Probability of a label per turn. The first turn of all always has one.
+        speakers: Speakers per conversation; the first turns introduce one each.
+        labelled: Probability of a label per turn. The first turn of all has one.
         seed: Of all random numbers.
     """
     generator = np.random.default_rng(seed)
@@ -188,13 +188,7 @@ def cast(batch: ConversationBatch, dtype: torch.dtype) -> ConversationBatch:
 
 
 def take(batch: ConversationBatch, conversations: Sequence[int], turns: int | None = None) -> ConversationBatch:
-    """Some conversations of a batch.
-
-    Args:
-        batch: Their source.
-        conversations: Their positions, in the order of the result.
-        turns: Only the first turns of each.
-    """
+    """Some conversations of a batch by position, in this order; with ``turns``, only the first turns of each."""
     starts = batch.offsets.tolist()
     lengths = [batch.packing.lengths[b] for b in conversations]
     if turns is not None:

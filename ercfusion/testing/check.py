@@ -122,8 +122,8 @@ def check_gradients(case: Case) -> None:
 def check_overfits(case: Case) -> None:
     """Two conversations are memorised, without dropout, within :data:`OVERFIT_STEPS` steps of Adam.
 
-    All decisions must be right; probabilities of a distribution task and regressed numbers within a twentieth of their
-    range on average. Not for models with ``learns=False``.
+    All decisions are right; probabilities and regressed numbers are within a twentieth of their range on average. Not
+    for models with ``learns=False``.
     """
     recognizer = without_dropout(case.build())
     assert isinstance(recognizer, Recognizer)

@@ -57,14 +57,14 @@ def write_custom(
 ) -> Path:
     """A twin of an own corpus, with 16 kHz recordings in ``recordings/``.
 
-    Conversations alternate between one file per turn and one file for all turns. Every seventh turn has no emotion, and
-    the first conversation of a split has one turn.
+    Conversations alternate between one file per turn and one file for all turns. Every seventh turn has no emotion; the
+    first conversation of a split has one turn.
 
     Args:
         folder, seed, sizes: As for :func:`ercfusion.testing.twins.text.write_meld`.
         split: Whether the table has the column ``split``.
-        settings: Whether to write ``corpus.yaml``; without it only the column ``emotion`` is a target.
-        video: Write MP4 files in the column ``video`` instead of WAV files in ``audio`` (needs PyAV).
+        settings: Whether to write ``corpus.yaml``; without it only ``emotion`` is a target.
+        video: Write MP4 files (column ``video``, needs PyAV) instead of WAV files (``audio``).
     """
     folder = Path(folder)
     chance = random.Random(f"custom {seed}")

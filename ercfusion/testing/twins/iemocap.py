@@ -36,13 +36,13 @@ def write_iemocap(folder: str | Path, seed: int = 0, audio: bool = True, videos:
     """A twin of the release's tree: four dialogues of a dozen and more turns in each of the five sessions.
 
     Raters disagree or name two emotions or another one, so some turns have no label. Two utterances relabelled by the
-    published feature files are in sessions 1 and 5. Turns overlap, and transcriptions have lines without a name and
-    pieces with ``XX``.
+    published feature files are in sessions 1 and 5. Turns overlap; transcriptions have lines without a name and pieces
+    with ``XX``.
 
     Args:
         folder, seed: As for :func:`ercfusion.testing.twins.text.write_meld`.
-        audio: Whether to write WAV files of the turns (16 kHz, under a second; pitch by speaker and emotion).
-        videos: Whether to write a short video of every dialogue; needs PyAV.
+        audio: Write WAV files of the turns (16 kHz, under a second; pitch by speaker and emotion).
+        videos: Write a short video of every dialogue; needs PyAV.
 
     Raises:
         MissingExtraError: ``videos`` without PyAV.
