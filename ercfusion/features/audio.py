@@ -42,7 +42,7 @@ class OpenSmileExtractor:
     clipped.
 
     Settings:
-        feature_set: One of :data:`FEATURE_SETS`.
+        feature_set: ``eGeMAPSv02``, ``ComParE_2016``, ``emobase``, ``IS09`` to ``IS13``, or ``GeMAPSv01b``.
         feature_level: ``functionals`` (one vector per utterance), ``descriptors`` (one per 10 ms), or
             ``descriptors_deltas`` (their derivatives; not for the GeMAPS family).
         rate, resample: See :func:`ercfusion.features.sound.read_sound`.
