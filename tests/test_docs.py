@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -106,22 +107,38 @@ def test_examples_run(name: str, workplace: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, encoding="utf-8")
             elif block.language == "python" and kind != "not run":
-                # Line breaks in front, so that a traceback names the line of the page.
-                exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+                run_example(page, block, namespace)
+
+
+def run_example(page: Path, block: Block, namespace: dict[str, Any]) -> None:
+    # Line breaks in front, so that a traceback names the line of the page.
+    exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+COMMAND_PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *PAGES]
+
+
+def commands_of(block: Block) -> Iterator[list[str]]:
+    """The words of every command of ercfusion in a block that is not a program: its module, and what follows."""
+    if block.language == "python":
+        return
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if "-m ercfusion." not in line and not line.startswith("ercfusion "):
+            continue
+        words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
+        if words[0] == "ercfusion":
+            yield [f"ercfusion.{words[1]}", *words[2:]]
+        # After variables of the environment, python or a launcher: torchrun, srun.
+        for place, (word, module) in enumerate(pairwise(words), start=1):
+            if word == "-m" and module.startswith("ercfusion."):
+                yield words[place:]
+                break
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    for page in [*PAGES, DOCS.parent / "README.md"]:
+    for page in COMMAND_PAGES:
         for block in blocks(page):
-            if block.language not in ("sh", "bash"):
-                continue
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
-                # After variables of the environment, python or a launcher: torchrun, srun.
-                for place, (word, module) in enumerate(pairwise(words), start=1):
-                    if word == "-m" and module.startswith("ercfusion."):
-                        yield page.name, words[place:]
-                        break
+            yield from ((page.name, words) for words in commands_of(block))
 
 
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +195,101 @@ def understand_sweep(composer: Any, settings: list[str]) -> None:
         composer.compose(settings)
     else:
         compose_sweep(composer, [], settings)
+
+
+TINY_CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
+TINY_RUN = ("training.max_epochs=1", "training.bootstrap=50", "training.pictures=false", "training.threads=1",
+            "trainer=cpu")  # fmt: skip
+TINY_SWEEP = ("sweep.trials=2", "sweep.rerun=0", "sweep.workers=1")
+
+
+def shortened(words: list[str], *groups: tuple[str, ...]) -> list[str]:
+    """A command with tiny sizes: of several values of a setting the first two, and other sizes than those typed."""
+    tiny = {word.partition("=")[0]: word for group in groups for word in group}
+    kept = [word for word in words if word.partition("=")[0] not in tiny]
+    if {"-m", "--multirun"} & set(words):
+        kept = [",".join(word.split(",")[:2]) if "[" not in word else word for word in kept]
+        return [*kept, *tiny.values(), "workers=1"]
+    return [*kept, *tiny.values()]
+
+
+def runnable(module: str, words: list[str], runs: tuple[Path, Path]) -> list[str] | None:
+    """A command as it can be run without restricted data: on tiny sizes, with a tiny run for each RUN; else None.
+
+    Not run, only parsed and composed (:func:`test_commands_are_understood`): what needs a corpus under a licence, its
+    recordings or pickles, several machines or GPUs; ``reproduce``, which trains a whole table; sweeps of unlimited
+    length, and what continues a sweep that the page does not have.
+    """
+    command = module.removeprefix("ercfusion.")
+    named = dict(word.split("=", 1) for word in words if "=" in word)
+    own = "data.raw" in named and Path(named["data.raw"]).is_dir()
+    if {"--help", "--cfg"} & set(words):
+        return words
+    if command in ("evaluate", "compare", "verify"):
+        first = words.index("RUN") if "RUN" in words else 0
+        swapped = [str(runs[place > first]) if word == "RUN" else word for place, word in enumerate(words)]
+        if command == "verify":
+            swapped[1:2] = ["demo"]
+        missing = [word for word in swapped[:1] if not word.startswith("-") and not Path(word).is_dir()]
+        return None if missing else swapped
+    if command == "doctor":
+        return words if own or "data.raw" not in named else None
+    if command == "reproduce" or (command == "sweep" and "sweep.trials" not in named):
+        return None
+    if any(word.startswith("trainer") and word != "trainer=cpu" for word in words):
+        return None
+    if any(not Path(named[key]).exists() for key in ("resume", "settings", "import") if key in named):
+        return None
+    if command == "extract":
+        return words if own or "import" in named else None
+    free = named.get("data", "demo").startswith("demo")
+    if not (free or own) or any(word.startswith("sweep.storage") for word in words):
+        return None
+    if "resume" in named:
+        return words
+    sizes = (TINY_CORPUS, TINY_RUN) if free else (TINY_RUN,)
+    return shortened(words, *sizes, TINY_SWEEP) if command == "sweep" else shortened(words, *sizes)
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs, for the first RUN of a command and the second."""
+    from ercfusion.train import main
+
+    folder = tmp_path_factory.mktemp("pages")
+    tiny = [*TINY_CORPUS, *TINY_RUN, "model=concat", "training.keep_every_epoch=true"]
+    for seed in (0, 1):
+        assert main([*tiny, f"seed={seed}", f"run={folder / str(seed)}"]) == 0
+    return folder / "0", folder / "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem) for page in COMMAND_PAGES if any(map(list, map(commands_of, blocks(page))))],
+)
+def test_commands_run(page: Path, workplace: Path, tiny_runs: tuple[Path, Path]) -> None:
+    """The files, programs and commands of a page, in their order."""
+    namespace: dict[str, Any] = {"__name__": "example"}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks(page):
+            kind, _, argument = block.comment.partition(": ")
+            if kind == "file":
+                path = workplace / argument
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text, encoding="utf-8")
+            elif block.language == "python" and kind != "not run":
+                run_example(page, block, namespace)
+            for module, *words in commands_of(block):
+                if (typed := runnable(module, words, tiny_runs)) is None:
+                    continue
+                shown = f"{page.name}: python -m {module} {shlex.join(typed)}"
+                try:
+                    status = importlib.import_module(module).main(typed)
+                except Exception as error:
+                    raise AssertionError(f"{shown}: {error}") from error
+                # A tiny run is outside the band of the recorded ones, and a page's corpus may have faults to show.
+                assert status in ((0, 1) if module in ("ercfusion.verify", "ercfusion.doctor") else (0,)), shown
 
 
 # Links and form
