@@ -45,8 +45,8 @@ class Encoded:
         hidden: (N, hidden_size), the input of the heads.
         modalities: Representations (N, D_m) by modality, if any; the objective term ``unimodal`` puts a head on each.
         attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` is set.
-        losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; scalars only without distributed
-            training.
+        losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; distributed training needs a
+            :class:`BatchLoss`, not a scalar.
     """
 
     hidden: Tensor

@@ -44,7 +44,8 @@ class VectorFusion(Architecture):
         text_linear: No activation after the last dense layer of ``text``.
         dropout: Dropout probability around and between context layers.
         input_dropout: Dropout probability on the features with ``context=none``.
-        absent: Replacement of an absent z_m; ``context``: output for a learned vector, ``zero`` without a context.
+        absent: Replacement of an absent z_m; ``context``: output of the context for a learned vector, ``zero`` without
+            a context.
 
     Attributes:
         vectors: Module computing the z_m.
