@@ -157,8 +157,9 @@ def fitted(config: dict[str, Any], data: LoadedData, inputs: InputSpec) -> dict[
             try:
                 check_candidate(Config.from_dict(with_settings(config, {key: value})), inputs)
             except ConfigError as error:
+                reason = str(error).rstrip(".")
                 raise ConfigError(
-                    f"the space reaches {key}={value}, which cannot be used: {error}. Give {key} another range."
+                    f"the space reaches {key}={value}, which cannot be used: {reason}. Give {key} another range."
                 ) from error
     return config
 

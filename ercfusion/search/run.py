@@ -325,4 +325,6 @@ def _raise_errors(errors: Sequence[str], fruitless: int) -> None:
         if "its process died" not in error:
             raise RunError(error)
     if fruitless >= _ROUNDS:
-        raise TrainingError(f"the worker processes die without ending a trial: {errors[0]}. Set sweep.workers=1.")
+        raise TrainingError(
+            f"the worker processes die without ending a trial: {errors[0].rstrip('.')}. Set sweep.workers=1."
+        )

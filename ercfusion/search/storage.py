@@ -165,7 +165,7 @@ def _words(error: BaseException) -> str:
     while cause is not None and cause.__cause__ is not None:
         cause = cause.__cause__  # the driver's own message is the clearest
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[0].strip()
+    return lines[0].strip().rstrip(".")
 
 
 def sqlite_url(path: Path) -> str:

@@ -341,7 +341,8 @@ def check_failures(trials: Sequence[FrozenTrial], place: str, since: float) -> N
     reason = last[-1].user_attrs.get("result", {}).get("reason", "for an unknown reason")
     which = "last" if hopeful else "first"
     raise TrainingError(
-        f"the {which} {len(last)} trials have all failed, the latest with: {reason}. Correct the cause, then resume."
+        f"the {which} {len(last)} trials have all failed, the latest with: {reason.rstrip('.')}. Correct "
+        "the cause, then resume."
     )
 
 

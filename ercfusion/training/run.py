@@ -254,8 +254,9 @@ def fit(
         )
     except (MisconfigurationException, ValueError) as error:
         shown = ", ".join(f"{name}={value}" for name, value in asdict(machine).items())
+        reason = str(error).splitlines()[0].rstrip(".!")
         raise ConfigError(
-            f"cannot create a trainer with {shown} on this machine: {str(error).splitlines()[0]}. Set "
+            f"cannot create a trainer with {shown} on this machine: {reason}. Set "
             "trainer.accelerator and trainer.devices to what the machine has."
         ) from error
     try:
