@@ -193,7 +193,7 @@ def test_mistakes_of_verify(places, capsys):
     other = run_folder(places, "other", record("bclstm", 0))
     assert "Choose another table" in refused(verify.main, [other, preset], capsys)
     (places / "new.yaml").write_text(PRESET)
-    assert "no recorded run yet" in refused(verify.main, [run, str(places / "new.yaml")], capsys)
+    assert "no recorded run" in refused(verify.main, [run, str(places / "new.yaml")], capsys)
 
 
 @pytest.mark.parametrize("entry", [compare.main, verify.main])

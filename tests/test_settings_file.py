@@ -71,7 +71,7 @@ def test_what_is_typed_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("training.max_epochs: many\n", "mine.yaml: \"training.max_epochs='many'\": training.max_epochs takes a whole"),
         ("seed: 0\nseed: 1\n", "mine.yaml, line 2: not valid YAML"),
         ("model: [\n", "mine.yaml, line 2: not valid YAML"),
-        ("- model\n", "must hold settings by name"),
+        ("- model\n", "is not a mapping"),
         (None, "mine.yaml is missing"),
     ],
 )
