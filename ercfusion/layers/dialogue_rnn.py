@@ -67,10 +67,11 @@ class DialogueCell(nn.Module):
 
 
 class DialogueRecurrence(nn.Module):
-    """Emotion states of DialogueRNN; equations in :mod:`ercfusion.layers.dialogue_rnn`.
+    """DialogueRNN's emotion states, computed from global and party states.
 
-    The backward direction has its own parameters and reads every conversation from its last utterance. Any number of
-    speakers; listeners are updated from the first utterance on, also before they speak.
+    Equations: :mod:`ercfusion.layers.dialogue_rnn`. The backward direction has its own parameters and reads every
+    conversation from its last utterance. Any number of speakers; listeners are updated from the first utterance on,
+    also before they speak.
 
     Args:
         in_features: Width of the utterance vectors.

@@ -19,9 +19,9 @@ VALUES = ("main", "other")
 
 
 class FusionAttention(nn.Module):
-    r"""Attention in which one main stream and each other stream weight a conversation together.
+    r"""M2FNet's fusion attention: queries and values from the main stream, keys from each other stream.
 
-    The fusion attention module of M2FNet (Chudasama et al., CVPR workshops 2022). With K other streams,
+    Chudasama et al. (CVPR workshops 2022). With K other streams,
 
     .. math::
         F_k = \mathrm{MHA}_k(Q = T,\; K = X_k,\; V = T), \qquad T' = W [F_1; \dots; F_K; T] + b

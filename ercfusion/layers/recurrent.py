@@ -10,7 +10,7 @@ from ercfusion.ops.processes import longest_over_processes
 
 
 class PackedLSTM(nn.Module):
-    """Bidirectional LSTM over the utterances of each conversation.
+    """LSTM over the utterances of each conversation, in one or both directions.
 
     Hochreiter & Schmidhuber (1997); as a context network over utterances: Poria et al., "Context-Dependent Sentiment
     Analysis in User-Generated Videos" (ACL 2017).

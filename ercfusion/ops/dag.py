@@ -82,8 +82,7 @@ def dag_recursion(
     with GRU(input; state), one relation r for predecessors of the same speaker and one for others, and m = 0 without
     predecessors. :math:`\alpha` is a softmax over the predecessors of
 
-    - ``dagerc``: :math:`w^\top h^l_j`. The published score is linear in :math:`[h^{l-1}_i; h^l_j]`; its part in
-      :math:`h^{l-1}_i` and its bias are equal for all j and cancel in the softmax, so they are omitted.
+    - ``dagerc``: :math:`w^\top h^l_j`. The published part in :math:`h^{l-1}_i` and the bias cancel in the softmax.
     - ``gat``: :math:`w^\top \mathrm{LeakyReLU}(h^{l-1}_i + h^l_j)`, which depends on the receiver i too (as in Brody et
       al., ICLR 2022; not in the paper).
 

@@ -1,5 +1,6 @@
-"""Kernels of :mod:`ercfusion.ops.scan.triton_scan`, which describes the algorithm. Equation numbers (F1) to (B8) are
-those of :mod:`ercfusion.ops.scan.contract`.
+"""Kernels of :mod:`ercfusion.ops.scan.triton_scan`, which describes the algorithm.
+
+Equation numbers (F1) to (B8) are those of :mod:`ercfusion.ops.scan.contract`.
 
 A program holds the states of ``BLOCK`` channels as a tile (HIGH, BLOCK, LOW) with HIGH * LOW >= S: state s of a channel
 is [s // LOW, :, s % LOW]. In the order of states in memory, LOW is inside a thread, HIGH is distributed over the next
