@@ -398,7 +398,7 @@ def test_no_number_of_things_is_typed() -> None:
     """A count in a sentence ("seven commands") is wrong after the next addition."""
     number = "four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|\\d+"
     thing = "commands|groups|corpora|recipes|layouts|extractors|metrics|presets|optimisers|schedules"
-    for page in [*PAGES, DOCS.parent / "README.md"]:
+    for page in [*PAGES, DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md"]:
         outside = "\n".join(prose(page))
         assert not (found := re.findall(rf"(?i)\b(?:{number}) (?:{thing})\b", outside)), f"{page.name}: {found}"
 

@@ -41,7 +41,7 @@ def result_scores(preset: str, *, complete: bool = True) -> list[str]:
             kind = tuning_of(line, computed.preset.config_dir).kind
             row.append("" if kind == "none" else kind)
         if with_published:
-            row.append("; ".join(published_text(first, one, gap) for one, gap in line.published))
+            row.append("; ".join(published_text(first, paper, gap) for paper, gap in line.published))
         rows.append(row)
     return markdown_table(rows).splitlines()
 

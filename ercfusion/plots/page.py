@@ -101,7 +101,7 @@ def interval_picture(table: Table) -> str:
     for line in above or table.lines:
         score = line.test[table.metric]
         seeds = [float(value) for value in line.group.values(table.metric)]
-        rows.append((line.row.name, score, seeds, [one.score for one, _ in line.published]))
+        rows.append((line.row.name, score, seeds, [paper.score for paper, _ in line.published]))
     known = [value for _, score, seeds, others in rows for value in (*(score.interval or ()), *seeds, *others)]
     numbers = [value for value in [*known, table.reachable] if value is not None]
     low, high = min(numbers), max(numbers)

@@ -36,7 +36,7 @@ def as_latex(table: Table) -> str:
             bounds += f" {MARK}" if score.cautions else ""
         cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
         if published:
-            numbers = (number(head, one.score) + EVIDENCE_MARKS[one.evidence] for one, _ in line.published)
+            numbers = (number(head, paper.score) + EVIDENCE_MARKS[paper.evidence] for paper, _ in line.published)
             cells.append(_tex("; ".join(numbers)))
         cells += map(_tex, choice)
         lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
@@ -78,7 +78,7 @@ def as_csv(table: Table) -> str:
     )
     for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
         for metric, score in line.test.items():
-            published = [one for one, _ in line.published] if metric == table.metric else []
+            published = [paper for paper, _ in line.published] if metric == table.metric else []
             writer.writerow(
                 [
                     line.row.name,
@@ -90,9 +90,9 @@ def as_csv(table: Table) -> str:
                     *_costs(line),
                     "; ".join(score.cautions),
                     *choice,
-                    "; ".join(_plain(one.score) for one in published),
-                    "; ".join(one.evidence for one in published),
-                    "; ".join(one.selection for one in published),
+                    "; ".join(_plain(paper.score) for paper in published),
+                    "; ".join(paper.evidence for paper in published),
+                    "; ".join(paper.selection for paper in published),
                 ]
             )
     return stream.getvalue()

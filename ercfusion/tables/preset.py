@@ -215,7 +215,7 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
     published = []
     for number, content in enumerate(entries.get("published", list, [])):
         part = _Entries(entries.path, f"{entries.prefix}published[{number}].", content)
-        one = Published(
+        paper = Published(
             score=float(part.need("score", int | float)),
             source=part.need("source", str),
             selection=part.get("selection", str, "unknown"),
@@ -226,15 +226,15 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
         if "checked" in part.left:
             raise part.wrong("checked", f"not a key. Use evidence, one of {', '.join(EVIDENCE)}.")
         part.done()
-        if one.selection not in SELECTIONS:
-            raise part.wrong("selection", did_you_mean(one.selection, SELECTIONS))
-        if one.evidence not in EVIDENCE:
-            raise part.wrong("evidence", did_you_mean(one.evidence, EVIDENCE))
-        for name_of_difference in one.differs:
-            if name_of_difference not in DIFFERENCES:
-                text = shown(name_of_difference)
+        if paper.selection not in SELECTIONS:
+            raise part.wrong("selection", did_you_mean(paper.selection, SELECTIONS))
+        if paper.evidence not in EVIDENCE:
+            raise part.wrong("evidence", did_you_mean(paper.evidence, EVIDENCE))
+        for difference in paper.differs:
+            if difference not in DIFFERENCES:
+                text = shown(difference)
                 raise part.wrong("differs", f"{text} is unknown. {did_you_mean(text, DIFFERENCES)}")
-        published.append(one)
+        published.append(paper)
     row = Row(
         name=name,
         model=entries.need("model", str),

@@ -130,7 +130,7 @@ def score_cells(table: Table, tuning: bool = True) -> Cells:
         if features is not None:
             row.append(features[place])
         if len(rows[0]) > len(row):
-            row.append("; ".join(published_text(head, one, gap) for one, gap in line.published))
+            row.append("; ".join(published_text(head, paper, gap) for paper, gap in line.published))
         rows.append(row)
     if not tuning:
         return rows
@@ -197,7 +197,7 @@ def cost_cells(table: Table) -> Cells:
                 f"{line.seconds:.0f}",
                 f"{line.peak_mib:.0f}",
                 _listed(record["device"] for record in line.group.records),
-                _listed(str(number_of_threads) for number_of_threads in threads),
+                _listed(str(count) for count in threads),
             ]
         )
     return rows
@@ -207,11 +207,11 @@ def published_cells(table: Table) -> Cells:
     """How the published numbers were verified, and why they are not comparable."""
     rows = [["model", metric_name(table.metric), "seen in", "chosen on", "differs in", "source"]]
     for line in table.lines:
-        for one, _ in line.published:
-            source = f"{one.source}. {one.note}" if one.note else one.source
-            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in one.differs) or "nothing known"
-            score = number(table.metric, one.score) + EVIDENCE_MARKS[one.evidence]
-            rows.append([line.row.name, score, one.evidence, one.selection, differs, source])
+        for paper, _ in line.published:
+            source = f"{paper.source}. {paper.note}" if paper.note else paper.source
+            differs = ", ".join(f"{name} [{MARKS[name]}]" for name in paper.differs) or "nothing known"
+            score = number(table.metric, paper.score) + EVIDENCE_MARKS[paper.evidence]
+            rows.append([line.row.name, score, paper.evidence, paper.selection, differs, source])
     return rows if len(rows) > 1 else []
 
 
@@ -368,10 +368,12 @@ def sections(table: Table) -> list[tuple[str, str, Cells]]:
 
 def published_legend(table: Table) -> str:
     """Legend of the marks of published numbers; empty if there are none."""
-    published = [one for line in table.lines for one, _ in line.published]
-    states = {one.evidence for one in published}
+    published = [paper for line in table.lines for paper, _ in line.published]
+    states = {paper.evidence for paper in published}
     marks = [f"{EVIDENCE_MARKS[state]}: {words}" for state, words in EVIDENCE_WORDS.items() if state in states]
-    marks += [f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in one.differs for one in published)]
+    marks += [
+        f"[{MARKS[name]}]: {MARK_WORDS[name]}" for name in MARKS if any(name in paper.differs for paper in published)
+    ]
     return f"Marks of published numbers: {'; '.join(marks)}." if marks else ""
 
 

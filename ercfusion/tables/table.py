@@ -188,7 +188,7 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
         seconds_per_epoch=float(np.mean([cost["seconds_per_epoch"] for cost in costs])),
         seconds=float(np.mean([cost["seconds"] for cost in costs])),
         peak_mib=max(float(cost["peak_memory_mib"]) for cost in costs),
-        published=tuple((one, scores[metrics[0]].mean - one.score) for one in row.published),
+        published=tuple((paper, scores[metrics[0]].mean - paper.score) for paper in row.published),
     )
 
 

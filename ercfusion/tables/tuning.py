@@ -152,7 +152,7 @@ def tuning_note(table: Table, brief: bool = False) -> str:
 
 def _seed_sentences(table: Table, tuned: Mapping[str, Tuning]) -> list[str]:
     reported = {seed for line in table.lines if line.row.name in tuned for seed in line.group.seeds}
-    chosen = {name: {int(seed) for seed in re.findall(r"\d+", one.known["seeds"])} for name, one in tuned.items()}
+    chosen = {name: {int(seed) for seed in re.findall(r"\d+", tuning.known["seeds"])} for name, tuning in tuned.items()}
     among = [name for name in tuned if reported & chosen[name]]
     doubt = [name for name in tuned if not chosen[name]]
     sentences = []
