@@ -296,7 +296,7 @@ def test_two_processes_keep_the_pace(tmp_path: Path) -> None:
         *("-m", "ercfusion.train", *settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}"), timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("all conversations are in use from epoch 4 on") == 1
+    assert done.stderr.count("all conversations are in use from epoch 4") == 1
     train(one, *settings, "training.batch_size=3")
     for row, other in zip(history(two), history(one), strict=True):
         for name in ("epoch", "lr", "train/loss", "dev/nll"):
