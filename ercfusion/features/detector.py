@@ -55,13 +55,13 @@ _LICENCES = {
 }
 
 
-def check_detector(given: Any, columns: Sequence[str]) -> dict[str, Any]:
+def check_detector(chosen: Any, columns: Sequence[str]) -> dict[str, Any]:
     """The settings of a detector, with Py-Feat's defaults.
 
     Models not needed for ``columns`` are not loaded, nor is an identity model unless named.
 
     Args:
-        given: ``version``: ``v1`` (default) or ``v2``. ``device``: ``cpu`` (default), ``cuda``, ``mps`` or ``auto``.
+        chosen: ``version``: ``v1`` (default) or ``v2``. ``device``: ``cpu`` (default), ``cuda``, ``mps`` or ``auto``.
             ``batch_size``: pictures at a time (8). Models of ``v1``: ``face_model``, ``landmark_model``, ``au_model``,
             ``emotion_model``, ``gaze_model``, ``identity_model``; of ``v2``: ``face_model``, ``identity_model``.
         columns: Names of :data:`~ercfusion.features.faces.FEX_SETS`.
@@ -69,9 +69,9 @@ def check_detector(given: Any, columns: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: unknown setting or value, or columns without their model.
     """
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"detector={given!r}: not a mapping. Give settings by name, for example {{version: v1}}.")
-    version = given.get("version", _MINE["version"])
+    if not isinstance(chosen, Mapping):
+        raise ConfigError(f"detector={chosen!r}: not a mapping. Give settings by name, for example {{version: v1}}.")
+    version = chosen.get("version", _MINE["version"])
     if version not in _MODELS:
         raise ConfigError(f"detector.version={version!r}: unknown. {did_you_mean(str(version), _MODELS)}")
     models = _MODELS[version]
@@ -80,7 +80,7 @@ def check_detector(given: Any, columns: Sequence[str]) -> dict[str, Any]:
         name: None if name in {*_SOURCES.values(), "identity_model"} - needed else choices[0]
         for name, choices in models.items()
     }
-    options = check_settings(given, {**_MINE, **defaults}, f"detector {version} of py-feat")
+    options = check_settings(chosen, {**_MINE, **defaults}, f"detector {version} of py-feat")
     for name, choices in {**models, "device": _DEVICES}.items():
         if options[name] not in choices:
             raise ConfigError(
@@ -176,11 +176,11 @@ def detect_faces(detector: Any, images: Sequence[NDArray[np.uint8]], min_score: 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
     # Importing feat sets OMP_NUM_THREADS=1 for this process and its children.
-    before = os.environ.get("OMP_NUM_THREADS")
+    threads = os.environ.get("OMP_NUM_THREADS")
     try:
         yield
     finally:
-        if before is None:
+        if threads is None:
             os.environ.pop("OMP_NUM_THREADS", None)
 
 

@@ -170,7 +170,7 @@ class TransformerExtractor:
         self.prepare()
         assert self._loaded is not None
         tokenizer, model, _ = self._loaded
-        given = tokenizer(
+        tokens = tokenizer(
             list(texts),
             padding=True,
             truncation=True,
@@ -178,17 +178,17 @@ class TransformerExtractor:
             return_tensors="pt",
             return_special_tokens_mask=True,
         )
-        special = given.pop("special_tokens_mask").bool().to(model.device)
-        given = {name: tensor.to(model.device) for name, tensor in given.items()}
+        special = tokens.pop("special_tokens_mask").bool().to(model.device)
+        tokens = {name: tensor.to(model.device) for name, tensor in tokens.items()}
         pooling = self.settings["pooling"]
         with torch.inference_mode():
-            output = model(**given, output_hidden_states=pooling == "last4")
+            output = model(**tokens, output_hidden_states=pooling == "last4")
             hidden = output.last_hidden_state
             if pooling == "last4":
                 pooled = torch.stack([layer[:, 0] for layer in output.hidden_states[-4:]]).mean(0)
             elif pooling == "cls":
                 pooled = hidden[:, 0]
-            own = given["attention_mask"].bool() & ~special
+            own = tokens["attention_mask"].bool() & ~special
             own[:, 0] |= ~own.any(1)
             if pooling == "tokens":
                 parts = [rows[keep] for rows, keep in zip(hidden, own, strict=True)]

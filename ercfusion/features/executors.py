@@ -148,10 +148,10 @@ def _do_clip(extractor: Callable[[Clip], Any], clip: Clip, root: Path | None) ->
     path: Path = extractor.source(clip) if hasattr(extractor, "source") else clip.path
     for _ in range(_READS):
         # Values and checksum must be of the same content.
-        before = _stamp(path)
+        stamp = _stamp(path)
         result = _extracted(extractor, clip)
         source = source_of(path, root)
-        if before == _stamp(path) == (source.size, source.modified):
+        if stamp == _stamp(path) == (source.size, source.modified):
             return replace(result, source=source)
     return Result(None, "the file changes while it is read. Wait until it is complete.", source=source)
 

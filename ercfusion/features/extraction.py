@@ -193,8 +193,8 @@ def find_pack(corpus: Corpus, recipe: Recipe, modality: str, splits: Splits) -> 
         if not has_pack(folder):
             continue
         manifest = read_manifest(folder)
-        made = {"tool": manifest["tool"], **manifest["settings"]}
-        if manifest["corpus_fingerprint"] in fingerprints and all(made.get(key) == wanted[key] for key in wanted):
+        origin = {"tool": manifest["tool"], **manifest["settings"]}
+        if manifest["corpus_fingerprint"] in fingerprints and all(origin.get(key) == wanted[key] for key in wanted):
             covered = len(keys.intersection(read_keys(folder / KEYS)))
             best = [*best, folder] if covered == most else [folder] if covered > most else best
             most = max(most, covered)
@@ -236,15 +236,15 @@ def _target(out: StrPath | None, corpus: Corpus, recipe: Recipe, extractor: Any,
 def _announce(tool: str, licence: str) -> None:
     # Once per user.
     try:
-        seen = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
+        marker = user_cache() / "licences" / f"{tool}-{sha256(licence.encode()).hexdigest()[:12]}"
     except RunError:  # no folder to remember it
         logger.info("%s", licence)
         return
-    if seen.exists():
+    if marker.exists():
         return
     logger.info("%s", licence)
     try:
-        with atomic_write(seen) as stream:
+        with atomic_write(marker) as stream:
             stream.write(licence + "\n")
     except OSError as error:
         logger.debug("could not record that the licence was shown: %s", error)
@@ -298,7 +298,7 @@ def _clear_if_written(building: Path, target: Path) -> None:
 
 def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus: Corpus) -> None:
     # Results of two tools or corpus versions must not end in one pack.
-    here = {
+    current = {
         "tool_version": extractor.tool_version,
         "corpus": corpus.name,
         "corpus_fingerprint": corpus.source_fingerprint(_source(extractor)),
@@ -308,14 +308,14 @@ def _check_work(building: Path, extractor: Any, identity: dict[str, Any], corpus
     if not path.is_file():
         (building / _JOURNAL).unlink(missing_ok=True)
         with atomic_write(path) as stream:
-            json.dump(here, stream, indent=2)
+            json.dump(current, stream, indent=2)
         return
-    before = read_json(path, Work, error=PackError, advice="Start again with --fresh.")
-    for name in dict.fromkeys([*here, *before]):
-        if before.get(name) != here.get(name):
+    earlier = read_json(path, Work, error=PackError, advice="Start again with --fresh.")
+    for name in dict.fromkeys([*current, *earlier]):
+        if earlier.get(name) != current.get(name):
             raise PackError(
-                f"{building}: a stopped extraction had {name} {str(before.get(name))[:60]}, now it is "
-                f"{str(here.get(name))[:60]}. Start again with --fresh, or choose another folder with out=."
+                f"{building}: a stopped extraction had {name} {str(earlier.get(name))[:60]}, now it is "
+                f"{str(current.get(name))[:60]}. Start again with --fresh, or choose another folder with out=."
             )
 
 

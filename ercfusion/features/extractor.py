@@ -118,11 +118,11 @@ def check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any], too
     Raises:
         ConfigError: unknown setting.
     """
-    given = {key: value for key, value in settings.items() if key != "tool"}
-    for key in given:
+    chosen = {key: value for key, value in settings.items() if key != "tool"}
+    for key in chosen:
         if key not in defaults:
             raise ConfigError(f"{tool}: unknown setting {key!r}. {did_you_mean(key, defaults)}")
-    return {**defaults, **given}
+    return {**defaults, **chosen}
 
 
 def package_version(package: str) -> str:

@@ -104,20 +104,20 @@ def _frames(clip: Clip, fps: float | None, max_frames: int | None) -> Iterator[F
         raise ClipError(
             f"no frame between {clip.start:g} s and {until} of the recording. Correct start and end in the table."
         )
-    given = 0
+    index = 0
     with _video(clip.path) as (container, stream, origin):
         if sought:
             _seek(container, stream, origin, clip.start)
         for picture in container.decode(stream):
             time = _seconds(picture.pts, stream, origin)
-            if time is None or time < wanted[given] - TOLERANCE:
+            if time is None or time < wanted[index] - TOLERANCE:
                 continue
             yield Frame(time, _upright(picture))
             # Frames in between may be undecodable.
-            given = int(np.searchsorted(wanted, time + TOLERANCE, side="right"))
-            if given == len(wanted):
+            index = int(np.searchsorted(wanted, time + TOLERANCE, side="right"))
+            if index == len(wanted):
                 return
-    if given == 0:
+    if index == 0:
         raise ClipError(f"cannot be decoded: none of {len(wanted)} frames. Convert the recording, or copy it again.")
 
 

@@ -162,8 +162,8 @@ def check_packs(
 
 def pack_place(table: FeatureTable, packs: Mapping[str, str]) -> str:
     """A table's pack as typed, or its folder."""
-    given = packs.get(table.modality)
-    return str(table.source["pack"]) if given is None else f"data.packs.{table.modality}={given}"
+    place = packs.get(table.modality)
+    return str(table.source["pack"]) if place is None else f"data.packs.{table.modality}={place}"
 
 
 def known_labels(table: FeatureTable, corpus: Corpus, protocol: Protocol, splits: Splits) -> tuple[dict[str, int], str]:

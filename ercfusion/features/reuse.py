@@ -72,12 +72,12 @@ def existing_pack(
             f"{target}: holds a pack of another version of {manifest['corpus']!r}. Choose another folder with out=, or "
             "replace it with --fresh."
         )
-    made = {"tool": manifest["tool"], **manifest["settings"]}
+    origin = {"tool": manifest["tool"], **manifest["settings"]}
     for name, value in identity.items():
-        if made.get(name) != value:
+        if origin.get(name) != value:
             raise PackError(
-                f"{target}: holds a pack with {name} {str(made.get(name))[:60]}, not {str(value)[:60]}. Choose another "
-                "folder with out=, or replace it with --fresh."
+                f"{target}: holds a pack with {name} {str(origin.get(name))[:60]}, not {str(value)[:60]}. Choose "
+                "another folder with out=, or replace it with --fresh."
             )
     listed = read_recordings(target, manifest)
     pack = ExistingPack(target, manifest, {})

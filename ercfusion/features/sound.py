@@ -159,12 +159,12 @@ def _plain(clip: Clip) -> Sound:
                 return Sound(np.empty(0, np.float32), stream.samplerate)
             stream.seek(first)
             samples = _samples(stream, last - first)
-            rate, held = int(stream.samplerate), int(stream.frames)
+            rate, length = int(stream.samplerate), int(stream.frames)
     except (soundfile.SoundFileError, OSError) as error:
         raise ClipError(f"cannot be decoded: {_first_line(error)} Convert the recording, or copy it again.") from error
     mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     return Sound(
-        np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(held, first + len(mixed)))
+        np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(length, first + len(mixed)))
     )
 
 
@@ -176,12 +176,12 @@ def _samples(stream: Any, count: int) -> NDArray[np.float32]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _cut_off(clip: Clip, rate: int, held: int) -> str:
+def _cut_off(clip: Clip, rate: int, length: int) -> str:
     # The file ends before its header says: an interrupted copy or download.
     announced = announced_frames(clip.path)
-    if announced is None or announced <= held or (clip.end is not None and round(clip.end * rate) <= held):
+    if announced is None or announced <= length or (clip.end is not None and round(clip.end * rate) <= length):
         return ""
-    return f"cut off: the file announces {announced / rate:.2f} s of sound and holds {held / rate:.2f} s"
+    return f"cut off: the file announces {announced / rate:.2f} s of sound and holds {length / rate:.2f} s"
 
 
 def _resampled(sound: Sound, rate: int) -> NDArray[np.float32]:

@@ -121,12 +121,12 @@ def text_pack(
                 _write(target, table, loaded, identity, corpus)
                 logger.info("text features of %s: %s", corpus.name, target)
     table = read_pack(target, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
-    made: Mapping[str, Any] = table.source["settings"]
+    origin: Mapping[str, Any] = table.source["settings"]
     for name, wanted in identity.items():
-        if made.get(name) != wanted:
+        if origin.get(name) != wanted:
             raise PackError(
-                f"{target}: made with {name} {str(made.get(name))[:40]}, not {wanted[:40]}. Choose another folder, or "
-                "delete this one to build it again."
+                f"{target}: made with {name} {str(origin.get(name))[:40]}, not {wanted[:40]}. Choose another folder, "
+                "or delete this one to build it again."
             )
     return table
 

@@ -265,16 +265,16 @@ class VisualExtractor:
             raise ClipError(f"{where}: no column {missing[0]!r} of the set {name!r}. Set columns to {advice}.")
 
 
-def _names(setting: str, given: Any, known: Sequence[str]) -> list[str]:
-    """``given`` as a checked list of names."""
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise ConfigError(f"{setting}={given!r}: not a list of names. Write one, for example [{known[0]}].")
-    for name in given:
+def _names(setting: str, value: Any, known: Sequence[str]) -> list[str]:
+    """``value`` as a checked list of names."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ConfigError(f"{setting}={value!r}: not a list of names. Write one, for example [{known[0]}].")
+    for name in value:
         if name not in known:
             raise ConfigError(f"{setting}: unknown name {name!r}. {did_you_mean(str(name), known)}")
-        if list(given).count(name) > 1:
+        if list(value).count(name) > 1:
             raise ConfigError(f"{setting}: {name!r} is listed twice. Remove one.")
-    return list(given)
+    return list(value)
 
 
 def _is_number(value: Any) -> bool:

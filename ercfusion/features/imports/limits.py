@@ -76,7 +76,7 @@ def factor() -> int:
     Raises:
         ConfigError: not a whole number from 1 to 1000.
     """
-    given = os.environ.get(VARIABLE, "").strip() or "1"
-    if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= 1000):
-        raise ConfigError(f"{VARIABLE}={given[:40]}: not a whole number from 1 to 1000. Set it to 4, for example.")
-    return int(given)
+    value = os.environ.get(VARIABLE, "").strip() or "1"
+    if not (value.isascii() and value.isdigit() and len(value) <= 4 and 1 <= int(value) <= 1000):
+        raise ConfigError(f"{VARIABLE}={value[:40]}: not a whole number from 1 to 1000. Set it to 4, for example.")
+    return int(value)

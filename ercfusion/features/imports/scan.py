@@ -66,7 +66,7 @@ class _Node:
 
 
 # Results of calls that later instructions can fill; all others cannot be filled.
-_MADE: Mapping[str, str] = {
+_FILLABLE: Mapping[str, str] = {
     **dict.fromkeys(("OrderedDict", "defaultdict", "Counter", "dict"), "dict"),
     **dict.fromkeys(("list", "deque"), "list"),
     "set": "set",
@@ -197,9 +197,9 @@ class Scan:
             self._fill(name, place)
         elif name == "BUILD":
             state = stack.pop()
-            made = stack[-1]
-            if type(made) is _Node and made.kind != "name":
-                self._hold(made, [state], place)
+            target = stack[-1]
+            if type(target) is _Node and target.kind != "name":
+                self._hold(target, [state], place)
                 self._memory += _weight(state)
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()
@@ -404,15 +404,15 @@ class Scan:
             self._fail(f", byte {place}: calls something other than a name")
         if type(arguments) is not _Node or arguments.kind != "tuple":
             self._fail(f", byte {place}: a call without arguments")
-        made = _MADE.get(called.name, "object")
-        node = _Node(made, _OBJECT_BYTES >> 1, 1)
+        kind = _FILLABLE.get(called.name, "object")
+        node = _Node(kind, _OBJECT_BYTES >> 1, 1)
         self._memory += (_DEQUE_BYTES if called.name == "deque" else _OBJECT_BYTES) + arguments.weight
         self._hold(node, [arguments], place)
         node.wild, node.firsts = arguments.inner
         self._work += 10 * arguments.work + 100
-        if made == "set" or called.name in ("frozenset", "Counter"):
+        if kind == "set" or called.name in ("frozenset", "Counter"):
             self._compare(max(node.wild, node.firsts), arguments.work)
-        elif made == "dict":
+        elif kind == "dict":
             self._compare(node.firsts, arguments.work)
         self._settle(0)
         self._stack.append(node)

@@ -219,9 +219,9 @@ def _match(imported: Imported, corpus: Corpus, protocol: Protocol) -> tuple[dict
                     f"conversation {conversation.id!r} of the pickle: no {name!r} in {corpus.card.title} (first there: "
                     f"{next(iter(released), '')!r}). Omit data= to import without a corpus."
                 )
-            home, whole = released[name]
-            moved += home != split
-            pairs = _pairs(imported, conversation, whole, protocol)
+            released_split, release = released[name]
+            moved += released_split != split
+            pairs = _pairs(imported, conversation, release, protocol)
             keys.update({(conversation.id, own.id): (name, other.id) for own, other in pairs})
             _compare(imported, conversation.id, pairs, protocol, labels, speakers)
     if not labels.compared:
@@ -287,9 +287,12 @@ def _compare(
         place = f"conversation {conversation!r}, utterance {own.id!r}"
         speakers.add(first == second, f"{place}: {own.speaker!r} and {other.speaker!r}")
         name = protocol.task.name
-        mine, theirs = own.targets.get(name), other.targets.get(name)
-        if mine is not None and theirs is not None and mine.valid and theirs.valid:
-            labels.add(_same(mine.value, theirs.value), f"{place}: {_words(mine.value)} and {_words(theirs.value)}")
+        imported_target, target = own.targets.get(name), other.targets.get(name)
+        if imported_target is not None and target is not None and imported_target.valid and target.valid:
+            labels.add(
+                _same(imported_target.value, target.value),
+                f"{place}: {_words(imported_target.value)} and {_words(target.value)}",
+            )
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
