@@ -137,10 +137,10 @@ def test_a_probe_is_saved(tmp_path: Path) -> None:
 def test_a_probe_needs_another_term(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     check_objective(section_of("objective", {"probe": True, "weights": {"triplet": 1.0}}))
     for weights in ({}, {"task": 1.0, "unimodal": 1.0, "triplet": 0.0}):
-        with pytest.raises(ConfigError, match=r"objective\.probe=true: .* would learn nothing"):
+        with pytest.raises(ConfigError, match=r"objective\.probe=true: .* learns nothing"):
             check_objective(section_of("objective", {"probe": True, "weights": weights}))
     message = refused(main, [*TINY, "objective.probe=true", f"run={tmp_path / 'run'}"], capsys)
-    assert "would learn nothing" in message
+    assert "learns nothing" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -243,7 +243,7 @@ def test_without_export_and_without_anything_to_export(
     assert not (tmp_path / "plain" / "packs").exists()
     assert "packs" not in read(tmp_path / "plain" / "record.json")
     message = refused(main, [*TINY, "model=majority", "task.export=true", f"run={tmp_path / 'no'}"], capsys)
-    assert "majority with these options has no representation of single modalities" in message
+    assert "majority with these options has no representation of a single modality" in message
 
 
 def test_any_model_can_export(tmp_path: Path) -> None:
@@ -296,10 +296,8 @@ def test_what_was_trained_with_the_labels_to_be_predicted(
         assert main([*arguments, f"run={tmp_path / 'run'}"]) == 0
     warnings = [entry.getMessage() for entry in caplog.records if "trained with the labels" in entry.getMessage()]
     assert len(warnings) == 1
-    assert (
-        "emodb/7way-spk11: 7 of dev and 7 of test (they were trained on the train split of emodb/7way-spk03-other)"
-        in warnings[0]
-    )
+    assert "emodb/7way-spk11: 7 of dev and 7 of test (trained on" in warnings[0]
+    assert "of emodb/7way-spk03-other)" in warnings[0]
     (fed,) = read(tmp_path / "run" / "record.json")["features"]
     assert fed["source"]["leak"] == {"dev": 7, "test": 7}
     status, out, _ = command(doctor.main, [*place.data, other, pack], capsys)
