@@ -423,11 +423,10 @@ def listening_chain(
 ) -> Tensor:
     """:class:`PartyChain` with updated listeners: every party's state changes at every step.
 
-    Differentiated by autograd.
+    Differentiated by autograd. Further arguments are those of :class:`PartyChain`.
 
     Args:
-        steps, global_u, party_u, query, p_weight, party_bias, global_weight, global_bias, context_weight, mask,
-            party_mask: As there.
+        steps: The steps.
         slot: (N) speakers numbered from 0 in each conversation, from :func:`speaker_slots`.
         listener_u: (dirs, N, 3 Dp), contribution of u to the gates of the listener GRU, with biases.
         speech_weight: (dirs, 3 Dp, Dp), of the speaker's new state in the listener GRU's input.
