@@ -140,7 +140,7 @@ def test_meld_tuples(fields):
     assert set(labels(conversation, "sentiment")) <= {"neutral", "positive", "negative"}
     assert conversation.speakers == ("speaker 0", "speaker 1", "speaker 2")
     assert [task.name for task in found.tasks] == ["emotion", "sentiment"]
-    assert not any("has the width" in note for note in found.notes)
+    assert not any("in the published file" in note for note in found.notes)
     np.testing.assert_array_equal(vector(found.tables["audio"], ("61", "1")), content[4][61][1])
 
 
