@@ -1,13 +1,7 @@
 """The grammar of the commands, declared once per command.
 
-A command line has three kinds of words:
-
-- a *positional* argument is a folder or a preset (``RUN``);
-- a *key* has a value: ``name=value``, without dashes;
-- a *flag* has no value: ``--name``.
-
-Every command also has the keys ``imports=`` and ``config_dir=`` and the flag ``--help``. Parsing, messages, help, shell
-completion and the pages' tables are computed from the declaration.
+A command line has three kinds of words: *positional* arguments (``RUN``), *keys* with a value (``name=value``) and
+*flags* (``--name``). Parsing, messages, help, shell completion and the pages' tables are computed from the declaration.
 """
 
 from __future__ import annotations
@@ -138,9 +132,8 @@ COMMON_FLAGS = (Flag("help", "print this text", "h"),)
 
 @dataclass(frozen=True)
 class Positional:
-    """An argument without a name, with the minimum and maximum number (``None``: unlimited).
-
-    ``choices``: Allowed words; empty for a path.
+    """An argument without a name, with its minimum and maximum number (``None``: unlimited) and choices (empty for a
+    path).
     """
 
     name: str
@@ -164,7 +157,7 @@ class Typed:
         flags: Flags, without dashes.
         keys: Values of the command's own keys.
         settings: ``key=value`` of the configuration, as typed.
-        composer: Composer of the command's configuration, with the user's presets.
+        composer: With the user's presets.
     """
 
     words: tuple[str, ...]
@@ -240,11 +233,7 @@ class Command:
         return section in self.sections if self.sections else not own or name == "imports"
 
     def main(self, argv: Sequence[str], act: Callable[[Typed], int]) -> int:
-        """Print the help if requested (of a model or corpus with ``model=NAME`` or ``data=NAME``), else call ``act``.
-
-        Returns:
-            The exit status.
-        """
+        """Print the help if requested, else call ``act``; returns the exit status."""
         if asked := {"--help", "-h"}.intersection(argv) or not (argv or self.bare):
             values = {name: text for name, _, text in (word.partition("=") for word in argv)}
             common = {key.name: key.read(key.name, values[key.name]) for key in COMMON_KEYS if key.name in values}
@@ -265,7 +254,7 @@ class Command:
         With ``resume=`` the command imports them itself, after comparing them with the folder's.
 
         Raises:
-            ConfigError: An unknown word (the message contains the nearest), a wrong value, or a failed import.
+            ConfigError: An unknown word, a wrong value or a failed import.
         """
         flags, positional, keys, settings = set(), [], dict[str, Any](), []
         for place, word in enumerate(argv):

@@ -38,12 +38,7 @@ DAMAGED = "Copy the folder again, or train again: the file was changed or damage
 
 @dataclass
 class TaskLogits:
-    """Logits of one task for N utterances.
-
-    Args:
-        logits: (N, L).
-        unimodal: (N, L) by modality, from the heads on single modalities.
-    """
+    """(N, L) logits of one task, and those of its heads on single modalities."""
 
     logits: Tensor
     unimodal: dict[str, Tensor]
@@ -54,9 +49,9 @@ class Recognized:
     """Output of a recognizer for N utterances.
 
     Args:
-        logits: (N, K).
+        logits: (N, L), of the first task.
         encoded: Output of the architecture.
-        unimodal: (N, K) logits by modality, from the heads on single modalities.
+        unimodal: (N, L) by modality, from the heads on single modalities.
         others: Logits of further tasks by name.
     """
 
@@ -71,13 +66,12 @@ class Recognized:
 
 
 class TaskHeads(nn.Module):
-    """The heads of a further task.
+    """The heads of a further task, with ``settings`` of :class:`ercfusion.tasks.heads.Head`.
 
     Args:
         task: The task.
         width: Width of the architecture's vectors.
         widths: Widths of the modalities with a head.
-        settings: See :class:`ercfusion.tasks.heads.Head`.
     """
 
     def __init__(self, task: TaskSpec, width: int, widths: Mapping[str, int], **settings: Any) -> None:
@@ -267,13 +261,8 @@ class Recognizer(nn.Module):
         heads.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
 
     def choose_thresholds(self, dev: Predictions) -> Predictions:
-        """Set the decision thresholds that are best on dev, for task kinds with thresholds.
-
-        Args:
-            dev: Predictions of the dev split for one task.
-
-        Returns:
-            The predictions with these thresholds.
+        """Set the decision thresholds that are best on ``dev``, for task kinds with thresholds; returns ``dev`` with
+        them.
         """
         if dev.task.rules.thresholds:
             self.set_thresholds(dev.task.rules.best_thresholds(dev), dev.task.name)
