@@ -46,6 +46,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of other libraries, with paths of this machine
 
 # API reference
 autodoc_member_order = "bysource"
