@@ -43,49 +43,128 @@ def fit(
 ) -> Run:
     """Train a model on a corpus, choose the epoch on dev, score once on test.
 
+    Every call starts a new run. An interrupted run continues with ``python -m ercfusion.train resume=FOLDER``.
+
     Args:
-        model: A name listed by ``ercfusion train --help``, ``"module:Class"``, or a class.
-        data: A corpus (``"meld"``, ``"demo/far"``). Or utterances: conversations (80 % train, 10 % dev, 10 % test),
-            conversations by split, or a data frame with the columns of ``utterances.csv``.
+        model: A name listed by ``ercfusion train --help``, ``"module:Class"``, or a class
+            (:class:`~ercfusion.models.Architecture`).
+        data: A corpus (``"meld"``, ``"demo/far"``). Or utterances: a data frame with the columns of ``utterances.csv``;
+            a list of :class:`~ercfusion.data.conversation.Conversation` (80 % train, 10 % dev, 10 % test); or a mapping
+            from ``train``, ``dev`` and ``test`` to such lists.
         seed: Of initial weights, batches and dropout.
-        options: Options of the model.
-        features: Of the utterances in ``data``, in their order: tables of one modality each, or (N, D) numbers by
-            modality.
+        options: Options of the model by name.
+        features: Of the utterances in ``data``: a mapping from modality to numbers (N, D), one row per utterance in the
+            order of ``data``; or a list of :class:`~ercfusion.data.features.FeatureTable`, whose keys may leave out
+            utterances.
         targets: Targets of these utterances, as in ``corpus.yaml``.
         settings: All other settings: a section as a mapping (``optimizer={"lr": 1e-3}``), the choice of a group as a
-            text (``scheduler="plateau"``), a single setting by its dotted name.
+            text (``scheduler="plateau"``), a single setting by its dotted name (``**{"data.raw": "calls"}``).
+            ``output`` is the parent folder of run folders, by default ``outputs`` in the working directory; ``run`` is
+            the run folder, by default ``OUTPUT/train/MODEL-CORPUS/TIME-seedSEED``.
 
     Raises:
-        ConfigError: an unknown setting (the nearest is named), or an invalid value.
-        ErcfusionError: any other error of ``ercfusion train``.
+        ConfigError: an unknown setting (the message names the nearest), or an argument of another type or value.
+        BatchError: a task without labels, or no features.
+        CorpusNotFoundError, CorpusFormatError, PackError: files of the corpus or of feature packs are missing or wrong.
+        MissingExtraError: an optional dependency is not installed.
+        TrainingError: the loss is not finite.
+        RunError: the run folder exists or cannot be written.
+
+    Example:
+        >>> utterances = pandas.read_csv("calls/utterances.csv")  # doctest: +SKIP
+        >>> run = ercfusion.fit("cogmen", utterances, features={"audio": audio})  # doctest: +SKIP
     """
-    imports = [*settings.pop("imports", ())]
+    imports = [*_imports(settings.pop("imports", ()))]
+    _check_arguments(model, options, features, targets, settings)
     import_modules(imports)
     if not isinstance(model, str):
         model = ARCHITECTURES.name_of(model)
     if ":" in model:
         model = add_class(model)
+    composer = Composer("train", settings.pop("config_dir", None))
+    groups = composer.groups()
+    _check_sections(settings, groups)
     corpus = data.partition("/")[0] if isinstance(data, str) else "custom"
     known = [*ARCHITECTURES.users_modules(model), *CORPORA.users_modules(corpus)]
     imports = list(dict.fromkeys([*imports, *known]))
-    composer = Composer("train", settings.pop("config_dir", None))
     arguments: dict[str, Any] = {"model": model, **({"imports": imports} if imports else {})}
+    from ercfusion.data.corpora.given import check_utterances, path_advice, write_given
+
     if isinstance(data, str):
+        if data.lower().endswith((".csv", ".tsv")) or (corpus not in groups["data"] and os.path.exists(data)):
+            raise ConfigError(path_advice(data))
         if features or targets:
             raise ConfigError(f"data={data!r} has its own features and targets. Omit features= and targets=.")
         arguments["data"] = data
     else:
-        from ercfusion.data.corpora.given import write_given
-
+        check_utterances(data)
         folder = expanded(str(settings.get("output", "outputs"))) / "corpora"
         arguments |= {"data": "custom", "data.raw": str(write_given(folder, data, features, targets).resolve())}
-    arguments |= {f"model.{name}": value for name, value in (options or {}).items()}
-    entries = composer.entries({**arguments, "seed": seed, **settings})
+    arguments |= {f"model.{name}": _plain(f"options[{name!r}]", value) for name, value in (options or {}).items()}
+    settings = {name: _plain(name, value) for name, value in {"seed": seed, **settings}.items()}
+    entries = composer.entries({**arguments, **settings})
     typed = [part for assignment in entries for part in expand_protocol(assignment)]
     record, folder = begin(entries, composer.compose(typed), command("python entry", "train", *entries))
     if record is None:
         raise RunError("fit trains in one process. Use ercfusion train for distributed training.")
     return Run(folder, record)
+
+
+def _imports(names: Any) -> Sequence[str]:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"imports={names!r} is not a list. Give module names, for example imports=['my_models'].")
+    return names
+
+
+def _check_arguments(model: Any, options: Any, features: Any, targets: Any, settings: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` for arguments of another type than :func:`fit` documents."""
+    from ercfusion.data.corpora.given import check_features
+
+    if not isinstance(model, str | type):
+        kind = "None" if model is None else f"an object of the class {type(model).__name__}"
+        raise ConfigError(
+            f"model is {kind}. Give a name such as 'cogmen', 'module:Class' or a class, with its options in options=."
+        )
+    if not isinstance(options, Mapping | None):
+        raise ConfigError(f"options={options!r} is not a mapping. Give options by name, for example {{'hidden': 16}}.")
+    check_features(features)
+    if targets is not None and not (
+        isinstance(targets, Mapping) and all(isinstance(target, Mapping) for target in targets.values())
+    ):
+        raise ConfigError(
+            f"targets={targets!r} is not a mapping of mappings. Write targets as in corpus.yaml, for example "
+            "{'emotion': {'kind': 'single_label'}}."
+        )
+    if settings.get("resume") is not None:
+        resume = continue_command(expanded(settings["resume"]))
+        raise ConfigError(f"resume: fit starts new runs only. Run: {resume}")
+    if not isinstance(settings.get("output", ""), str | os.PathLike):
+        raise ConfigError(f"output={settings['output']!r} is not a path. Give a folder.")
+
+
+def _check_sections(settings: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise :class:`ConfigError` for a section that is neither a mapping nor a name."""
+    for name, value in settings.items():
+        if name in groups and not isinstance(value, str | Mapping):
+            raise ConfigError(
+                f"{name}={value!r} is neither a mapping nor a name. Give the section's settings as a mapping, or a "
+                f"name: {', '.join(groups[name])}."
+            )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as a command line can contain it: paths become text, numpy's numbers Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(f"{name}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, inner) for inner in value]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(f"{name} is a {type(value).__name__}. Give a text, number, list or mapping.")
 
 
 def load(run: str | os.PathLike[str]) -> Run:

@@ -212,6 +212,82 @@ def test_features_belong_to_utterances() -> None:
         ercfusion.fit("concat", "demo", features={"audio": np.zeros((1, 1))})
 
 
+def frame() -> pandas.DataFrame:
+    rows = [("c", turn, "a", label) for turn, label in enumerate(("joy", "anger", "joy"))]
+    return pandas.DataFrame(rows, columns=["conversation", "turn", "speaker", "emotion"])
+
+
+class _Unusual:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"options": 16}, "options=16 is not a mapping. Give options by name"),
+        ({"options": {"hidden": _Unusual()}}, "options['hidden'] is a _Unusual. Give a text, number, list or mapping."),
+        ({"training": 5}, "training=5 is neither a mapping nor a name. Give the section's settings as a mapping"),
+        ({"optimizer": 5}, "or a name: adadelta, adam, adamw, sgd."),
+        ({"imports": "models"}, "imports='models' is not a list."),
+        ({"resume": "some-run"}, "fit starts new runs only. Run: python -m ercfusion.train resume="),
+        ({"output": None}, "output=None is not a path. Give a folder."),
+        ({"model": None}, "model is None. Give a name"),
+        ({"model": _Unusual()}, "model is an object of the class _Unusual. Give a name"),
+        ({"data": [{"conversation": "c"}]}, "data contains the type dict. Give pandas.DataFrame(data)"),
+        ({"data": {"train": conversations()[0]}}, "data['train'] has the type Conversation. Give a corpus name"),
+        ({"data": np.zeros((3, 2))}, "data has the type ndarray. Give a corpus name, a pandas data frame"),
+        ({"data": None}, "data has the type NoneType. Give a corpus name"),
+        ({"data": Path("calls")}, "data='calls' is a path. Give data='custom' with **{'data.raw': 'calls'}."),
+        (
+            {"data": "calls/utterances.csv"},
+            "Read it with pandas.read_csv and give the data frame, or give data='custom'",
+        ),
+        ({"data": Path("a.csv")}, "with **{'data.raw': '.'} for a folder with utterances.csv."),
+        ({"data": "folder"}, "data='folder' is a path. Give data='custom'"),
+        ({"features": np.zeros((3, 2))}, "features has the type ndarray of shape (3, 2). Give arrays by modality"),
+        ({"data": frame(), "features": [np.zeros((3, 2))]}, "features contains the type ndarray. Give arrays by"),
+        ({"data": frame(), "features": {0: np.zeros((3, 2))}}, "features: 0 is not the name of a modality. Use a text"),
+        ({"data": frame(), "features": {"audio": [["loud"]] * 3}}, "features['audio'] has no numbers (could not"),
+        ({"data": frame(), "targets": {"emotion": "single_label"}}, "is not a mapping of mappings. Write targets as"),
+    ],
+)
+def test_arguments_of_another_type(
+    arguments: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        ercfusion.fit(**{"model": "concat", **arguments})
+    assert message in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_a_value_that_is_not_finite_is_located_by_its_turn(value: float, tmp_path: Path) -> None:
+    values = np.zeros((30, 4))
+    values[4, 2] = value
+    with pytest.raises(ConfigError) as caught:
+        write_given(tmp_path, conversations(), {"audio": values})
+    assert str(caught.value).startswith("features 'audio': conversation 'c1', turn '1' has ")
+    assert " in dimension 2. Correct the value" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_and_numpy_numbers_are_settings(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    run = ercfusion.fit(
+        "concat",
+        options={"hidden": np.int64(8)},
+        run=tmp_path / "run",
+        trainer="cpu",
+        training={**TRAINING, "max_epochs": np.int64(1)},
+        **DEMO,
+    )
+    assert run.folder == tmp_path / "run"
+    assert run.record["config"]["model"]["hidden"] == 8
+    assert not [str(one.message) for one in recwarn if "LeafSpec" in str(one.message)]
+
+
 # One line each
 
 

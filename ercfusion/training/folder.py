@@ -7,6 +7,7 @@ import logging
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -292,3 +293,11 @@ def log_file(path: Path) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Hide a deprecation warning about the trainer's own code; commands hide all of its warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\). is deprecated")
+        yield

@@ -78,7 +78,7 @@ from ercfusion.training.export import PACKS, check_exportable, write_packs
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
-from ercfusion.training.folder import is_first_process, log_file, read_environment, read_overrides
+from ercfusion.training.folder import is_first_process, log_file, quiet_trainer, read_environment, read_overrides
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
@@ -113,7 +113,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             read_environment(folder)
         import_modules(config["imports"])
     settings = Config.from_dict(config)
-    with log_file(folder / "train.log"):
+    with log_file(folder / "train.log"), quiet_trainer():
         if settings.training.threads is not None:
             torch.set_num_threads(settings.training.threads)
         with joint_step("the data"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,18 @@ from ercfusion.data.corpora._custom import TABLE
 from ercfusion.data.corpora.custom import PACKS, SETTINGS, CustomCorpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.pack import write_pack
+from ercfusion.data.storage import first_not_finite
 from ercfusion.tasks.kinds.multi_label import NOTHING, SEPARATOR
 
 if TYPE_CHECKING:
     import pandas
 
 Conversations = Sequence[Conversation] | Mapping[str, Sequence[Conversation]]
+"""Conversations, or conversations by split (``train``, ``dev``, ``test``)."""
+
 Features = Sequence[FeatureTable] | Mapping[str, NDArray[Any]]
+"""Feature tables, or arrays (N, D) by modality with one row per utterance."""
+
 _TOOL, _VERSION = "ercfusion.fit", "1"
 
 
@@ -47,8 +53,11 @@ def write_given(
         targets: ``targets`` of ``corpus.yaml``.
 
     Raises:
-        ConfigError: no utterances, missing columns, a target that cannot be written, or another number of rows.
+        ConfigError: another type of argument, no utterances, missing columns, a target that cannot be written, another
+            number of rows, or a value that is not finite.
     """
+    check_utterances(data)
+    check_features(features)
     rows = _frame_rows(data) if hasattr(data, "columns") else _conversation_rows(data)
     if not rows:
         raise ConfigError("data has no utterances. Give at least one conversation for each of train, dev and test.")
@@ -84,6 +93,58 @@ def write_given(
         shutil.rmtree(building, ignore_errors=True)
         raise
     return folder
+
+
+def check_utterances(data: Any) -> None:
+    """Raise :class:`ConfigError` unless ``data`` is a data frame, conversations, or conversations by split."""
+    if hasattr(data, "columns"):
+        if not hasattr(data, "iloc"):
+            raise ConfigError(f"data has the type {_type(data)}. Convert it to a pandas data frame.")
+        return
+    if isinstance(data, os.PathLike):
+        raise ConfigError(path_advice(os.fspath(data)))
+    by_split = isinstance(data, Mapping)
+    for split, conversations in data.items() if by_split else [("", data)]:
+        name = f"data[{split!r}]" if by_split else "data"
+        if isinstance(conversations, str) or not isinstance(conversations, Sequence):
+            raise ConfigError(f"{name} has the type {_type(conversations)}. {_DATA}")
+        for one in conversations:
+            if not isinstance(one, Conversation):
+                raise ConfigError(
+                    f"{name} contains the type {_type(one)}. {_ROWS if isinstance(one, Mapping) else _DATA}"
+                )
+
+
+def path_advice(path: str) -> str:
+    """The message for ``data=PATH``."""
+    if path.lower().endswith((".csv", ".tsv")):
+        folder = os.path.dirname(path) or "."
+        return (
+            f"data={path!r} is a file. Read it with pandas.read_csv and give the data frame, or give "
+            f"data='custom' with **{{'data.raw': {folder!r}}} for a folder with utterances.csv."
+        )
+    return f"data={path!r} is a path. Give data='custom' with **{{'data.raw': {path!r}}}."
+
+
+def check_features(features: Any) -> None:
+    """Raise :class:`ConfigError` unless ``features`` are feature tables, or arrays by modality."""
+    if isinstance(features, Mapping):
+        if unnamed := [name for name in features if not isinstance(name, str)]:
+            raise ConfigError(f"features: {unnamed[0]!r} is not the name of a modality. Use a text such as 'audio'.")
+    elif isinstance(features, str) or not isinstance(features, Sequence):
+        shape = f" of shape {tuple(features.shape)}" if hasattr(features, "shape") else ""
+        raise ConfigError(f"features has the type {_type(features)}{shape}. {_FEATURES}")
+    elif unusual := [table for table in features if not isinstance(table, FeatureTable)]:
+        raise ConfigError(f"features contains the type {_type(unusual[0])}. {_FEATURES}")
+
+
+_DATA = "Give a corpus name, a pandas data frame, a list of Conversation objects, or such lists by split."
+_ROWS = "Give pandas.DataFrame(data) with the columns of utterances.csv, or a list of Conversation objects."
+_FEATURES = "Give arrays by modality, for example features={'audio': ARRAY}, or a list of FeatureTable objects."
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def _content(
@@ -151,14 +212,31 @@ def _cell(turn: Turn, name: str, value: TargetValue) -> str | float:
 
 def _tables(features: Features, keys: Sequence[Key]) -> list[FeatureTable]:
     if not isinstance(features, Mapping):
-        return list(features)
-    tables = []
-    for modality, values in features.items():
-        values = np.asarray(values)
-        if values.ndim != 2 or len(values) != len(keys):
+        tables = list(features)
+    else:
+        tables = [FeatureTable(name, keys, _matrix(name, values, len(keys))) for name, values in features.items()]
+    for table in tables:
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite
+            values = table.values.astype(np.float32, copy=False)
+        if fault := first_not_finite(values, table.keys, table.offsets, None):
             raise ConfigError(
-                f"features[{modality!r}] has the shape {values.shape}, but data has {len(keys)} utterances. Give a "
-                "matrix with one row per utterance."
+                f"features {table.modality!r}: {fault}. Correct the value; for an utterance without this "
+                "modality, give a FeatureTable without its key."
             )
-        tables.append(FeatureTable(modality, keys, values))
     return tables
+
+
+def _matrix(modality: str, values: Any, count: int) -> NDArray[Any]:
+    """The values of a modality as numbers (N, D)."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            array = array.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"features[{modality!r}] has no numbers ({error}). Give numbers (N, D).") from error
+    if array.ndim != 2 or len(array) != count:
+        raise ConfigError(
+            f"features[{modality!r}] has the shape {array.shape}, but data has {count} utterances. Give a matrix "
+            "with one row per utterance."
+        )
+    return array
