@@ -348,9 +348,13 @@ def begin(
     Returns:
         The record (None in additional processes) and the folder.
     """
-    from ercfusion.training import run
-
     is_new = config["resume"] is None
+    if not is_new:
+        _check_resumed(overrides)  # before the slow imports
+
+    from ercfusion.training import run
+    from ercfusion.training.folder import has_begun
+
     if not is_new:
         folder, config = _reopen(overrides, config)
     else:
@@ -363,7 +367,7 @@ def begin(
             print(f"\ninterrupted; continue with: {continue_command(folder)}", file=sys.stderr)
         raise
     except ErcfusionError as error:
-        if (folder / run.LAST).is_file() and str(folder) not in str(error):
+        if has_begun(folder) and str(folder) not in str(error):
             raise type(error)(f"{error}\nThe run folder is {folder}") from error
         if is_new:
             run.discard_if_empty(folder)
@@ -372,7 +376,7 @@ def begin(
         if error.errno is None or not run.is_first_process():
             raise
         # The files saved before are still good.
-        if (folder / run.LAST).is_file():
+        if has_begun(folder):
             resume = continue_command(folder)
             raise RunError(f"{system_words(error)}.\nFree space or restore access, then run: {resume}") from error
         if is_new:
@@ -385,15 +389,18 @@ def continue_command(folder: Path) -> str:
     return resume_command("interrupted run", "train", folder)
 
 
+def _check_resumed(overrides: Sequence[str]) -> None:
+    extra = [argument for argument in overrides if not argument.startswith(("resume=", "imports="))]
+    if extra:
+        raise ConfigError(f"resume= uses the settings of the run; {extra[0]!r} cannot be changed now. Omit it.")
+
+
 def _reopen(overrides: Sequence[str], typed: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Folder and configuration of ``resume=``."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
     from ercfusion.training.folder import check_config
 
-    extra = [argument for argument in overrides if not argument.startswith(("resume=", "imports="))]
-    if extra:
-        raise ConfigError(f"resume= uses the settings of the run; {extra[0]!r} cannot be changed now. Omit it.")
     folder, config = run.open_run_folder(typed["resume"])
     with from_first_process():
         named = typed["imports"] if any(argument.startswith("imports=") for argument in overrides) else []

@@ -189,6 +189,12 @@ class Selection(pl.Callback):
         return best_row(self.history, self.metric) if self.history else None
 
     @property
+    def progress(self) -> str:
+        """The part of a failed run that can be used, for messages."""
+        best = self.best
+        return f"model/ is the best so far, of epoch {best['epoch']:g}" if best else "no epoch was completed"
+
+    @property
     def exhausted(self) -> bool:
         """Whether patience has run out."""
         best = self.best
@@ -201,6 +207,8 @@ class Selection(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if patience ran out before the run was killed."""
         self.began = True
+        if is_first_process():  # from here on an error leaves the folder: see has_begun
+            (self.folder / LAST).parent.mkdir(exist_ok=True)
         if self.exhausted:
             trainer.should_stop = True
 
@@ -215,8 +223,8 @@ class Selection(pl.Callback):
         epoch = trainer.current_epoch + 1
         if not all(np.isfinite(part.output).all() for part in predictions.values()):
             raise TrainingError(
-                f"dev split: the outputs on the dev split are not finite after epoch {epoch}. Lower optimizer.lr, set "
-                "training.gradient_clip, or check the features."
+                f"dev split: the outputs on the dev split are not finite after epoch {epoch}. Lower "
+                f"optimizer.lr={pl_module.optimizer_settings.lr:g}, {clip_advice(trainer)}, or check the features."
             )
         dev_scores = scores(predictions.pop(pl_module.recognizer.task.name))
         if self.metric not in dev_scores:
@@ -312,6 +320,12 @@ class TrainingBar(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore the terminal."""
         self._bar.stop()
+
+
+def clip_advice(trainer: pl.Trainer) -> str:
+    """What to do about gradient clipping if training diverges."""
+    clip = trainer.gradient_clip_val
+    return f"lower training.gradient_clip={clip:g}" if clip else "set training.gradient_clip (now 0, off)"
 
 
 def _exact(row: Mapping[str, float]) -> dict[str, str]:

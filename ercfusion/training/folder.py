@@ -59,6 +59,7 @@ def new_run_folder(config: Mapping[str, Any], overrides: Sequence[str], command:
 CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.json", "environment.json"
 DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
 """Files describing a folder, in the order of writing."""
+CHECKPOINTS = "checkpoints"
 
 
 def is_described(folder: Path) -> bool:
@@ -144,7 +145,7 @@ def _what_is_there(folder: Path) -> str:
         return "."
     module = "sweep" if isinstance(config, dict) and "study" in config else "train"
     command = resume_command("occupied run", module, folder)
-    return f", or resume the existing run: {command}"
+    return f", delete this one, or resume its run, with its settings: {command}"
 
 
 def free_folder(config: Config, command: str, ending: str = "") -> Path:
@@ -251,8 +252,13 @@ def run_identity(folder: Path) -> str:
     return str(read_overrides(folder)["run"]) if (folder / OVERRIDES).is_file() else ""
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether training started in a run folder; the trainer then creates ``checkpoints/``."""
+    return (folder / CHECKPOINTS).is_dir()
+
+
 def discard_if_empty(folder: Path) -> None:
-    """Remove a run folder with nothing but its description."""
+    """Remove a run folder in which training did not start."""
     own = {*DESCRIPTION, "train.log", TABLE}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)

@@ -23,7 +23,7 @@ from ercfusion.layers import ModalityDropout
 from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
-from ercfusion.training.callbacks import LAST
+from ercfusion.training.callbacks import LAST, clip_advice
 from ercfusion.training.checkpoint_schema import check_optimizer, check_tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -86,7 +86,8 @@ class ConversationModule(pl.LightningModule):
             shown = ", ".join(batch.ids[:4]) + (f" and {len(batch.ids) - 4} more" if len(batch.ids) > 4 else "")
             raise TrainingError(
                 f"the loss is not finite ({values}) at epoch {self.current_epoch + 1}, batch {batch_idx + 1} "
-                f"(conversations {shown}). Lower optimizer.lr, set training.gradient_clip, or check their features."
+                f"(conversations {shown}). Lower optimizer.lr={self.optimizer_settings.lr:g}, "
+                f"{clip_advice(self.trainer)}, or check their features."
             )
         logged = {"train/loss": total.detach(), **{f"train/{name}": value.detach() for name, value in terms.items()}}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=max(int(counts[0]), 1))

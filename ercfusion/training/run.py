@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -73,7 +72,7 @@ from ercfusion.training.callbacks import (
 )
 from ercfusion.training.checkpoint_schema import ADVICE
 from ercfusion.training.checks import before_features, check_disk, check_finite, check_selectable
-from ercfusion.training.cost import count_parameters, peak_memory_mib, reset_peak_memory
+from ercfusion.training.cost import RunClock, count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.export import PACKS, check_exportable, write_packs
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
@@ -125,12 +124,13 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)
         reset_peak_memory()
-        started = time.perf_counter()
+        clock = RunClock()
         with from_first_process():
-            device = fit(settings, folder, train_store, dev_store, metric, origin)
+            device = fit(settings, folder, train_store, dev_store, metric, origin, clock.epoch)
         if not is_first_process():
             return None
-        return finish(settings, folder, data, train_store, dev_store, metric, device, time.perf_counter() - started)
+        seconds = clock.seconds(read_history(folder / HISTORY))
+        return finish(settings, folder, data, train_store, dev_store, metric, device, seconds)
 
 
 def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
@@ -305,10 +305,9 @@ def fit(
     except ErcfusionError as error:
         if not is_first_process():
             raise SystemExit(0) from None  # the first process reports it
-        if isinstance(error, TrainingError) and last.is_file():
-            raise TrainingError(
-                f"{error}\nThe last good checkpoint, of epoch {len(selection.history)}, is {last}. Begin a new run."
-            ) from error
+        if isinstance(error, TrainingError):
+            left = f"{folder} has the log; {selection.progress}"
+            raise TrainingError(f"{error}\n{left}. Begin a new run with other settings in another folder.") from error
         raise
     except SystemExit:
         if trainer.interrupted:  # the trainer turns Ctrl-C into an exit

@@ -34,6 +34,8 @@ class Recorder:
         self.should_stop = False
         self.recognizer = self
         self.task = SimpleNamespace(name="emotion")
+        self.optimizer_settings = SimpleNamespace(lr=0.5)
+        self.gradient_clip_val = 0.25
 
     def predict_all(self, store: Any) -> dict[str, Any]:
         return {"emotion": SimpleNamespace(output=self.output())}
@@ -134,7 +136,9 @@ def _second_process(original: Any) -> Any:
 def test_outputs_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recorder, "output", lambda _: np.array([[0.5, np.nan]]))
     callback = selection(tmp_path)
-    with pytest.raises(TrainingError, match="dev split are not finite after epoch 1"):
+    with pytest.raises(
+        TrainingError, match=r"not finite after epoch 1\. Lower optimizer\.lr=0\.5, lower .*clip=0\.25,"
+    ):
         run_epochs(callback, monkeypatch, "weighted_f1", [0.5])
     assert callback.history == []
     assert not list(tmp_path.iterdir())

@@ -45,7 +45,9 @@ def module(
     recognizer.prepare(store)
     chosen = section_of("optimizer", optimizer), section_of("scheduler", scheduler or {"name": "constant"})
     made = ConversationModule(recognizer, Objective(weights or {}), *chosen, maximize=maximize, **more)
-    made._trainer = SimpleNamespace(estimated_stepping_batches=20, current_epoch=4, lr_scheduler_configs=[])  # type: ignore[assignment]
+    made._trainer = SimpleNamespace(  # type: ignore[assignment]
+        estimated_stepping_batches=20, current_epoch=4, lr_scheduler_configs=[], gradient_clip_val=None
+    )
     return made
 
 

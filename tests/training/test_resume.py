@@ -15,7 +15,8 @@ import torch
 from runs import TINY, assert_same_run, command, environment, history, keep_states, python, read, refused, resume, train
 
 from ercfusion.train import main
-from ercfusion.training.callbacks import RestrictedCheckpointIO
+from ercfusion.training.callbacks import RestrictedCheckpointIO, read_history, write_history
+from ercfusion.training.origin import seal
 
 SCHEDULERS = {
     "constant": ["scheduler=constant"],
@@ -127,6 +128,39 @@ def test_resume_of_a_complete_run_changes_nothing(
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_the_seconds_of_a_resumed_run_include_the_epochs_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path)
+        train(tmp_path / "whole", "model=concat", "training.max_epochs=3")
+    rows = read_history(tmp_path / "2" / "metrics.csv")
+    for row in rows:
+        row["seconds"] += 1000.0
+    write_history(tmp_path / "2" / "metrics.csv", rows)
+    last = tmp_path / "2" / "checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    origin = {key: value for key, value in state.pop("ercfusion").items() if key != "sha256"}
+    state["callbacks"]["Selection"]["history"] = rows
+    torch.save(seal(state, origin), last)
+    record = resume(tmp_path / "2")
+    assert 2000 < record["cost"]["seconds"] < 3000
+    assert 600 < record["cost"]["seconds_per_epoch"] < 1000
+
+
+def test_other_settings_are_refused_before_the_slow_imports(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom ercfusion.cli import run_command\nfrom ercfusion.train import main\n"
+        "status = run_command(main, sys.argv[1:])\nprint(status, 'pytorch_lightning' in sys.modules)"
+    )
+    done = python("-c", code, f"resume={tmp_path / 'none'}", "training.max_epochs=60")
+    assert done.stdout == "2 False\n"
+    assert (
+        "resume= uses the settings of the run; 'training.max_epochs=60' cannot be changed now. Omit it." in done.stderr
+    )
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_resume_without_a_checkpoint_starts_over_in_the_same_folder(tmp_path: Path) -> None:
     settings = ["model=concat", "training.max_epochs=2"]
     train(tmp_path / "whole", *settings)
@@ -216,7 +250,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureF
     last.write_bytes(last.read_bytes()[:1000])
     message = refused(main, [f"resume={folder}"], capsys)
     assert f"{last} cannot be read as a checkpoint" in message
-    assert "last good checkpoint" not in message
+    assert "Begin a new run with other settings" not in message
     assert last.is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -392,12 +393,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     folder = tmp_path / "run"
     poison(monkeypatch, epoch=3, batch=2)
-    arguments = [*TINY, "model=concat", "training.max_epochs=5", f"run={folder}"]
+    arguments = [*TINY, "model=concat", "optimizer.lr=0.0003", "training.max_epochs=5", f"run={folder}"]
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     message = refused(main, arguments, capsys)
     assert re.search(r"not finite \(task = nan\) at epoch 3, batch 2 \(conversations demo-train-\d{4}, demo", message)
-    assert f"The last good checkpoint, of epoch 2, is {folder / 'checkpoints/last.ckpt'}" in message
-    assert str(folder) in message
+    assert "Lower optimizer.lr=0.0003, lower training.gradient_clip=1, or check their features." in message
+    best = pd.read_csv(folder / "metrics.csv")["dev/weighted_f1"].idxmax() + 1
+    assert f"{folder} has the log; model/ is the best so far, of epoch {best}. Begin a new run" in message
+    Recognizer.from_pretrained(folder / "model")
     loaded = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in loaded["state_dict"].values())
     assert all(torch.isfinite(v).all() for v in load_file(folder / "model/model.safetensors").values())
@@ -413,8 +416,19 @@ def test_a_rate_that_is_absurd(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "epoch 1, batch 2" in message
     # With a single batch an epoch, dev is the first to see it; a model of NaNs is never kept as the last good one.
     message = refused(main, [*arguments, "training.batch_size=6", f"run={tmp_path / 'single'}"], capsys)
+    folder = tmp_path / "single"
     assert "the outputs on the dev split are not finite after epoch 1" in message
-    assert not (tmp_path / "single").exists()
+    assert "Lower optimizer.lr=1e+30, set training.gradient_clip (now 0, off), or check the features." in message
+    assert f"{folder} has the log; no epoch was completed. Begin a new run" in message
+    assert "not finite after epoch 1" in (folder / "train.log").read_text().splitlines()[-1]
+    assert read(folder / "config.json")["optimizer"]["lr"] == 1e30
+    assert not (folder / "metrics.csv").exists()
+    # The folder is not overwritten; its own settings fail again.
+    message = refused(main, [*TINY, "model=cogmen", f"run={folder}"], capsys)
+    assert "Choose another folder, delete this one, or resume its run, with its settings: " in message
+    assert "not finite after epoch 1" in refused(main, [f"resume={folder}"], capsys)
+    shutil.rmtree(folder)
+    train(folder, "model=majority", "training.max_epochs=1", "training.pictures=false")
 
 
 @pytest.mark.usefixtures("no_pictures")
