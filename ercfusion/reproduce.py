@@ -21,38 +21,43 @@ logger = logging.getLogger("ercfusion")
 
 
 def _presets(composer: Composer) -> list[tuple[str, list[str]]]:
-    return [("Tables of the library:", [f"  {', '.join(known_presets())}"])]
+    return [("Recorded tables, by name:", [f"  {', '.join(known_presets())}"])]
 
 
 COMMAND = Command(
     "reproduce",
     "Compute a table of models: do the missing runs, write Markdown, LaTeX, CSV and HTML",
     (
-        ("experiments/demo.yaml", "a table by its preset file"),
-        ("meld data.raw=DIR", "a table of the library, by name"),
-        ("meld data.raw=DIR --fresh out=mine", "repeat all runs, in another folder"),
-        ("experiments/meld.yaml --check", "check that all files match the records"),
+        ("demo", "a recorded table, by name"),
+        ("demo copy=mine", "write mine.yaml, to add rows"),
+        ("mine.yaml", "a table by its table file"),
+        ("meld data.raw=DIR --fresh out=repeated", "repeat all runs, in another folder"),
+        ("mine.yaml --check", "check that all files match the records"),
     ),
-    positional=(Positional("PRESET"),),
+    positional=(Positional("TABLE"),),
     keys=(
         Key("data.raw", "folder of the corpus files (or the environment variable ERCFUSION_DATA)", "path"),
         Key("data.packs.MODALITY", "feature pack of a modality", "path"),
-        Key("out", "folder of records and tables (default: next to the preset, with its name)", "path"),
+        Key("copy", "only copy the table file and its records, to NAME.yaml and NAME/records", "path", value="NAME"),
+        Key("out", "folder of the table and of new records; see below for its default", "path"),
         Key("runs", "folder of the run folders (default: outputs/reproduce/NAME)", "path"),
         Key("rows", "only the runs of these rows (for a name with a comma: its file name)", "names"),
         Key("workers", "parallel processes (default: one per core)", "whole"),
     ),
     flags=(
-        Flag("fresh", "ignore the recorded runs of the preset"),
-        Flag("renew", "repeat recorded runs whose settings differ from the preset"),
+        Flag("fresh", "ignore the recorded runs of the table"),
+        Flag("renew", "repeat recorded runs whose settings differ from the table file"),
         Flag("tables", "write the files from existing records, without runs"),
         Flag("check", "write nothing; exit status 1 if a record or file is missing or out of date"),
     ),
     tables=_presets,
-    advice="Edit the preset to change the runs.",
+    advice="Edit the table file to change the runs.",
     notes="""
-After an interruption, repeat the command: finished runs are kept. Every number comes from the run records in
-OUT/records, which contain no texts and no weights.
+TABLE is the name of a recorded table or a table file (YAML). Default of out=: for NAME.yaml the folder NAME next to
+it; for a name, outputs/tables/NAME (in a clone of the repository: experiments/NAME).
+
+Every number comes from run records: the recorded ones of the table, and those of your runs in OUT/records. Records
+contain no texts and no weights. After an interruption, repeat the command: finished runs are kept.
 """,
 )
 
@@ -65,13 +70,15 @@ def main(argv: list[str]) -> int:
 
 
 def reproduce(typed: Typed) -> int:
-    """Compute the table of a preset; returns the exit status."""
+    """Compute or copy a table; returns the exit status."""
     from ercfusion.training.tables import do_runs, make_jobs, missing_runs, read_table_records, stale_records
 
     keys, flags = typed.keys, typed.flags
     preset = read_preset(typed.positional[0], typed.composer.config_dir)
+    if "copy" in keys:
+        return _copy(preset, typed)
     shipped = preset.path.parent / preset.name
-    default = Path("outputs", "tables", preset.name) if "site-packages" in preset.path.parts else shipped
+    default = Path("outputs", "tables", preset.name) if preset.installed else shipped
     out = Path(keys["out"]) if "out" in keys else default
     fresh = "fresh" in flags
     if fresh and out.resolve() == shipped.resolve():
@@ -110,12 +117,28 @@ def reproduce(typed: Typed) -> int:
     if not any(records.values()):
         if failed:
             raise RunError(f"all runs failed. Correct the first error: {failed[0].job.name}: {failed[0].error}")
-        raise RunError(f"{preset.path}: no row has a record. Remove --tables to do the runs.")
+        raise RunError(f"{preset.typed}: no row has a record. Remove --tables to do the runs.")
     for path in _write(preset, records, out):
         print(path)
     for outcome in failed:
         print(f"error: {outcome.job.name}: {outcome.error}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _copy(preset: Any, typed: Typed) -> int:
+    """Copy the table for the user to edit; returns the exit status."""
+    from ercfusion.training.tables import copy_table
+
+    others = [f"{key}=" for key in typed.keys if key not in ("copy", "imports", "config_dir")]
+    others += [f"--{flag}" for flag in sorted(typed.flags)]
+    if others:
+        raise ConfigError(f"copy= only copies the table. Omit {', '.join(others)}.")
+    file, records = copy_table(preset, typed.keys["copy"])
+    print(file)
+    print(records)
+    again = command("copied table", "reproduce", str(file), *typed.common())
+    print(f"Add rows to {file}, then train them and compute the table with: {again}")
+    return 0
 
 
 def rendered(preset: Any, records: Any) -> dict[str, str]:
@@ -126,6 +149,7 @@ def rendered(preset: Any, records: Any) -> dict[str, str]:
     from ercfusion.tables.table import compute_table
     from ercfusion.training.tables import wanted_records
 
+    logger.info("%s: computing intervals and tests from the records", preset.title)
     table = compute_table(preset, wanted_records(preset, records))
     return dict(zip(FILES, (as_markdown(table), as_latex(table), as_csv(table), as_page(table)), strict=True))
 
@@ -159,7 +183,8 @@ def _check(preset: Any, records: Any, stale: Any, out: Path, typed: Typed) -> in
         print(fault)
     if faults:
         words = [word for word in typed.words if word not in ("--check", typed.positional[0])]
-        again = command("table not up to date", "reproduce", str(preset.path), *words, *(["--renew"] if stale else []))
+        words += ["--renew"] if stale else []
+        again = command("table not up to date", "reproduce", typed.positional[0], *words)
         print(f"update with: {again}")
         return 1
     print(f"{preset.title}: {_asked(preset)} records, all files up to date")
@@ -170,7 +195,7 @@ def _stale_text(preset: Any, stale: Any) -> str:
     (row, seed), changed = next(iter(stale.items()))
     key, (was, now) = next(iter(changed.items()))
     return (
-        f"the settings of {len(stale)} records of {preset.name} differ from the preset, for example {row}, seed "
+        f"the settings of {len(stale)} records of {preset.name} differ from the table file, for example {row}, seed "
         f"{seed}: {key} was {was!r} and is {now!r}. Repeat them with --renew, or restore the setting."
     )
 

@@ -11,7 +11,7 @@ from ercfusion._core.files import expanded
 from ercfusion.cli import run_command
 from ercfusion.config.hints import command
 from ercfusion.grammar import Command, Key, Positional, Typed
-from ercfusion.tables.preset import find_preset, read_preset
+from ercfusion.tables.preset import find_preset, known_presets, read_preset
 
 if TYPE_CHECKING:
     from ercfusion.records.groups import Group
@@ -21,18 +21,19 @@ COMMAND = Command(
     "verify",
     "Check that a run agrees with the recorded seeds; else list different settings, features and versions",
     (
-        ("outputs/train/cogmen-meld/A experiments/meld.yaml", "one run with a recorded table"),
-        ("outputs/train/cogmen-meld meld", "all runs in a folder, with a table by name"),
+        ("outputs/train/cogmen-meld/A meld", "one run with a recorded table"),
+        ("outputs/train/cogmen-meld mine.yaml", "all runs in a folder, with a table file"),
         ("RUN other/records/cogmen.json", "your own records"),
     ),
-    positional=(Positional("RUN", most=None), Positional("PRESET")),
+    positional=(Positional("RUN", most=None), Positional("TABLE")),
     keys=(
         Key("row", "row of the table (default: the same model with the fewest different settings)"),
         Key("metric", "score to check (default: the one that selected the checkpoints)"),
     ),
     details="""
 The band is the 95 % prediction interval of one more run, from the spread of the recorded seeds on the same test split.
-One run in twenty is outside by chance; for several runs, their mean is checked too.
+One run in twenty is outside by chance; for several runs, their mean is checked too. TABLE is the name of a recorded
+table, a table file, an archive of records, or a folder of runs (./demo for a folder with the name of a table).
 """,
     notes="""
 Exit status: 0 if all runs and their mean are inside, else 1; 2 after an error.
@@ -58,7 +59,7 @@ def verify(typed: Typed) -> int:
     for record in read_records(runs):
         group = nearest_group(record, groups, typed.keys.get("row"))
         verdict = judge(record, group, typed.keys.get("metric"))
-        verdicts.setdefault(group.name, []).append(verdict)
+        verdicts.setdefault(_label(record, group), []).append(verdict)
         print(verdict_text(record, verdict))
         worst = max(worst, int(verdict.place != "inside"))
     for name, group_verdicts in verdicts.items():
@@ -76,7 +77,7 @@ def verify(typed: Typed) -> int:
 
 
 def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
-    """The recorded rows of a preset, or the groups in an archive.
+    """The recorded rows of a table, or the groups in an archive or a folder. The name of a table has precedence.
 
     Raises:
         RunError: There is no record.
@@ -85,16 +86,22 @@ def recorded_groups(name: str, config_dir: str | None = None) -> list[Group]:
     from ercfusion.training.tables import read_table_records, wanted_records
 
     path = expanded(name)
-    if path.is_dir() or path.suffix == ".json":
+    if name not in known_presets() and (path.is_dir() or path.suffix == ".json"):
         return group_records(read_records([path]))
     preset = read_preset(find_preset(name), config_dir)
     records = wanted_records(preset, read_table_records(preset, [preset.path.parent / preset.name]))
     groups = [Group(row, tuple(row_records)) for row, row_records in records.items() if row_records]
     if not groups:
         raise RunError(
-            f"{preset.path} has no recorded run. Create them with: {command('no recorded run', 'reproduce', name)}"
+            f"{preset.typed} has no recorded run. Create them with: {command('no recorded run', 'reproduce', name)}"
         )
     return groups
+
+
+def _label(record: Mapping[str, Any], group: Group) -> str:
+    """The row of a run; a run of another model is named by its own."""
+    names = [run["config"]["model"]["name"] for run in (record, group.records[0])]
+    return group.name if names[0] == names[1] else f"{names[0]} (compared with row {group.name})"
 
 
 def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
@@ -105,9 +112,9 @@ def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
     metric, band = verdict.metric, verdict.band
     words = {"inside": "inside", "below": "BELOW", "above": "ABOVE"}[verdict.place]
     lines = [
-        f"{verdict.group.name}, seed {record['seed']}: test {metric_name(metric)} {number(metric, verdict.value)}, "
-        f"{words} the band of {band.seeds} recorded seeds ({number(metric, band.low)} to {number(metric, band.high)}; "
-        f"mean {number(metric, band.mean)})"
+        f"{_label(record, verdict.group)}, seed {record['seed']}: test {metric_name(metric)} "
+        f"{number(metric, verdict.value)}, {words} the band of {band.seeds} recorded seeds "
+        f"({number(metric, band.low)} to {number(metric, band.high)}; mean {number(metric, band.mean)})"
     ]
     if verdict.identical:
         lines.append("  equal to the recorded run of this seed")

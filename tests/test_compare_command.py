@@ -10,6 +10,7 @@ from made_records import record
 from runs import command, refused
 
 from ercfusion import compare, verify
+from ercfusion._core.errors import RunError
 from ercfusion.records.archive import write_archive
 
 PRESET = """
@@ -83,7 +84,9 @@ def test_what_cannot_be_compared(places, capsys):
     one = str(places / "runs" / "concat" / "seed=0")
     assert "one run cannot be compared" in refused(compare.main, [one], capsys)
     assert "there is no such path" in refused(compare.main, [one, "kind=b"], capsys)
-    assert "is not a folder" in refused(compare.main, [one, str(places / "absent")], capsys)
+    assert "absent does not exist. Give the folder of a run or an archive" in refused(
+        compare.main, [one, str(places / "absent")], capsys
+    )
     unfinished = places / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.json").write_text("{}")
@@ -159,6 +162,20 @@ def test_a_run_outside_and_what_may_explain_it(places, capsys):
     assert "no setting, feature or version differs" in out
 
 
+def test_runs_of_another_model_than_the_row_are_named_by_their_own(places, capsys):
+    _, out, _ = command(verify.main, [str(places / "runs/concat"), str(places / "kept.yaml"), "row=graph"], capsys)
+    assert "mean of 3 runs of concat (compared with row graph)" in out
+    assert "\nconcat (compared with row graph), seed 1: " in out
+
+
+def test_the_name_of_a_table_is_not_hidden_by_a_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert "concat" in {group.name for group in verify.recorded_groups("demo")}
+    with pytest.raises(RunError, match="no finished run"):
+        verify.recorded_groups("./demo")
+
+
 def test_the_processor_is_named_before_versions(places, capsys):
     recorded = [record("concat", seed, 0.4) for seed in (0, 1)]
     run = record("concat", 0, 0.9)
@@ -187,7 +204,7 @@ def test_the_processor_is_named_before_versions(places, capsys):
 
 def test_mistakes_of_verify(places, capsys):
     run, preset = str(places / "runs" / "concat" / "seed=0"), str(places / "kept.yaml")
-    assert "verify takes RUN [RUN ...] PRESET, found 1" in refused(verify.main, [run], capsys)
+    assert "verify takes RUN [RUN ...] TABLE, found 1" in refused(verify.main, [run], capsys)
     assert "no row 'plane'" in refused(verify.main, [run, preset, "row=plane"], capsys)
     assert "Did you mean 'metric'" in refused(verify.main, [run, preset, "metrik=x"], capsys)
     other = run_folder(places, "other", record("bclstm", 0))

@@ -22,8 +22,8 @@ from ercfusion._core.errors import TrainingError
 from ercfusion.cli import run_command
 from ercfusion.data.corpora.demo import DemoCorpus
 from ercfusion.records.archive import read_archive
-from ercfusion.tables.preset import known_presets
-from ercfusion.training import many, run
+from ercfusion.tables.preset import known_presets, read_preset
+from ercfusion.training import many, run, tables
 
 TINY = """
 title: A tiny table
@@ -255,13 +255,14 @@ def test_one_failing_row_does_not_stop_the_others(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["experiments/demo.yaml"], "Use demo, the name of the recorded table"),
         (["melt"], "Did you mean 'meld'"),
-        (["demo", "meld"], "reproduce takes PRESET, found 2"),
+        (["demo", "meld"], "reproduce takes TABLE, found 2"),
         (["demo", "worker=2"], "Did you mean 'workers'"),
-        (["demo", "model.layers=2"], "Edit the preset to change the runs."),
+        (["demo", "model.layers=2"], "Edit the table file to change the runs."),
         (["demo", "workers=none"], "a whole number of at least 1"),
         (["demo", "fresh=maybe"], "Write --fresh"),
-        (["demo", "rows=nothing", "--fresh", "out=x"], "no row 'nothing'"),
+        (["demo", "rows=nothing", "--fresh", "out=x"], "demo: no row 'nothing'"),
         (["demo", "--tabels"], "Did you mean '--tables'"),
         (["demo", "--fresh", "out=nowhere", "--tables"], "Remove --tables"),
     ],
@@ -279,6 +280,34 @@ def test_two_cannot_work_on_one_table(made, tmp_path, capsys):
     with one_at_a_time(tmp_path / "runs", "it"):
         message = refused(module.main, [str(preset), f"runs={tmp_path / 'runs'}"], capsys)
     assert "another process is working on this table" in message
+
+
+def test_a_copy_has_the_records_and_overwrites_nothing(copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = command(module.main, [str(copy / "tiny.yaml"), "copy=mine"], capsys)
+    assert status == 0
+    assert out.splitlines()[:2] == ["mine.yaml", "mine/records"]
+    assert out.endswith("python -m ercfusion.reproduce mine.yaml\n")
+    for name in (".yaml", "/records/plain.json", "/records/deeper-graph.json"):
+        assert Path(f"mine{name}").read_bytes() == (copy / f"tiny{name}").read_bytes()
+    assert "no record yet" not in command(module.main, ["mine.yaml"], capsys)[2]
+    assert Path("mine/table.csv").read_bytes() == (copy / "tiny/table.csv").read_bytes()
+    for name in ("mine", "mine.yaml"):
+        assert "exists. Choose another name" in refused(module.main, ["demo", f"copy={name}"], capsys)
+    Path("mine.yaml").unlink()
+    assert "mine exists" in refused(module.main, ["demo", "copy=mine"], capsys)
+    assert "Omit workers=, --fresh" in refused(module.main, ["demo", "copy=b", "workers=1", "--fresh"], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(copy, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables, "atomic_write", full)
+    with pytest.raises(OSError, match="No space"):
+        tables.copy_table(read_preset(copy / "tiny.yaml"), str(tmp_path / "mine"))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_help(capsys):

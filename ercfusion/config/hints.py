@@ -27,6 +27,7 @@ PLACES: Mapping[str, str] = {
     "recipes": "a corpus has no features of its own",
     "no recorded run": "python -m ercfusion.verify has no run to compare with",
     "table not up to date": "python -m ercfusion.reproduce --check fails",
+    "copied table": "python -m ercfusion.reproduce copy= wrote a table file",
     "table": "the page of a table tells how it was made",
     "row of a table": "the page of a table tells how to repeat one run",
     "best settings": "best.yaml tells how it is used",

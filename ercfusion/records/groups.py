@@ -185,10 +185,14 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         path = expanded(name)
         if path.is_file():
             records += read_archive(path)
+        elif not path.exists():
+            raise RunError(f"{path} does not exist. Give the folder of a run or an archive.")
         elif path.is_dir() and not (path / "config.json").is_file():
             inside = sorted(file.parent for file in path.glob("**/record.json"))
             if not inside:
-                raise RunError(f"{path}: no finished run (no record.json in it or below it). Give the folder of a run.")
+                raise RunError(
+                    f"{path}: no finished run (no record.json in or below it). Give the folder of a run or an archive."
+                )
             records += [read_record(folder) for folder in inside]
         else:
             records.append(read_record(path))

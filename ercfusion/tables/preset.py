@@ -108,6 +108,11 @@ class TablePreset:
         """The preset on a command line: its name if it comes with the library, else its file."""
         return self.name if self.path.resolve().parent == preset_folder().resolve() else self.path.name
 
+    @property
+    def installed(self) -> bool:
+        """Whether its file is inside the installed package, which users cannot write to."""
+        return self.path.resolve().parent == Path(__file__).resolve().parents[1] / "experiments"
+
     def arguments(self, row: Row, seed: int) -> list[str]:
         """Arguments of ``python -m ercfusion.train`` for one run of the table."""
         return [f"model={row.model}", f"data={self.data}", *self.settings, *row.settings, f"seed={seed}"]
@@ -146,18 +151,20 @@ def known_presets() -> list[str]:
 
 
 def find_preset(name: str) -> Path:
-    """The file of a preset: a path, or the name of a library preset.
+    """The file of a preset: the name of a library preset, or a path.
 
     Raises:
         ConfigError: there is none.
     """
-    path = expanded(name)
-    if path.is_file():
-        return path
     known = known_presets()
     if name in known:
         return preset_folder() / f"{name}.yaml"
-    raise ConfigError(f"there is no preset {name}. {did_you_mean(path.stem, known)} Or give the path of a YAML file.")
+    path = expanded(name)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") and path.stem in known:
+        raise ConfigError(f"there is no file {name}. Use {path.stem}, the name of the recorded table.")
+    raise ConfigError(f"there is no table {name}. {did_you_mean(path.stem, known)} Or give the path of a table file.")
 
 
 def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:

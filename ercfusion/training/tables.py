@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.files import atomic_folder, atomic_write, expanded
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.overrides import literal_text
@@ -54,6 +56,33 @@ def read_table_records(preset: TablePreset, folders: Sequence[Path]) -> Records:
             if archive_path(folder, row).is_file():
                 records[row.name].update({record["seed"]: record for record in read_archive(archive_path(folder, row))})
     return records
+
+
+def copy_table(preset: TablePreset, name: str) -> tuple[Path, Path]:
+    """Copy the file of a table and its recorded archives; returns ``NAME.yaml`` and ``NAME/records``.
+
+    Raises:
+        ConfigError: one of them exists.
+    """
+    folder = expanded(name.removesuffix(".yaml"))
+    file = folder.with_name(f"{folder.name}.yaml")
+    for path in (file, folder):
+        if os.path.lexists(path):
+            raise ConfigError(f"{path} exists. Choose another name for the copy.")
+    recorded = preset.path.with_suffix("")
+    with atomic_folder(folder) as copy:
+        (copy / RECORDS).mkdir()
+        for row in preset.rows:
+            if archive_path(recorded, row).is_file():
+                shutil.copyfile(archive_path(recorded, row), archive_path(copy, row))
+    # After the records: a table file without them would train all runs again.
+    try:
+        with atomic_write(file) as stream:
+            stream.write(preset.path.read_text(encoding="utf-8"))
+    except OSError:
+        shutil.rmtree(folder)
+        raise
+    return file, folder / RECORDS
 
 
 def stale_records(preset: TablePreset, records: Records) -> dict[tuple[str, int], dict[str, tuple[Any, Any]]]:
@@ -134,7 +163,7 @@ def missing_runs(preset: TablePreset, records: Records, only: Sequence[str] | No
     slugs = {name: row.slug for row in preset.rows for name in (row.slug, row.name)}
     for name in only or ():
         if name not in slugs:
-            raise ConfigError(f"{preset.path}: no row {name!r}. {did_you_mean(name, slugs)}")
+            raise ConfigError(f"{preset.typed}: no row {name!r}. {did_you_mean(name, slugs)}")
     wanted = slugs.values() if only is None else [slugs[name] for name in only]
     return [
         (row, seed) for row in preset.rows for seed in row.seeds if row.slug in wanted and seed not in records[row.name]

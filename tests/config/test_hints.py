@@ -426,6 +426,14 @@ def test_a_table_that_is_not_up_to_date(nasty: Path, capsys: Any, preset: Path) 
     done(reproduce.main, [str(preset), "--check", "out=o 1"], capsys)
 
 
+def test_a_copied_table(nasty: Path, capsys: Any, preset: Path) -> None:
+    status, out, err = command(reproduce.main, [str(preset), "copy=a copy"], capsys)
+    assert status == 0, err
+    # place: copied table
+    done(reproduce.main, printed(out, "reproduce"), capsys)
+    assert (nasty / "a copy" / "table.csv").is_file()
+
+
 def test_the_page_of_a_table(nasty: Path, capsys: Any, preset: Path) -> None:
     from ercfusion.tables.preset import find_preset
 

@@ -97,7 +97,11 @@ def test_mistakes_are_named(tmp_path, old, new, message):
     assert str(path) in str(caught.value)
 
 
-def test_presets_of_the_library_are_found_by_name():
+def test_presets_of_the_library_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
     assert find_preset("demo").name == "demo.yaml"
+    with pytest.raises(ConfigError, match=r"no file experiments/demo.yaml. Use demo, the name of the recorded table"):
+        find_preset("experiments/demo.yaml")
     with pytest.raises(ConfigError, match="Did you mean 'meld'"):
         find_preset("melt")
