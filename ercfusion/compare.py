@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError
 from ercfusion.cli import run_command
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 from ercfusion.tables.preset import Row, TablePreset
+
+if TYPE_CHECKING:
+    from ercfusion.tables.table import Table
 
 COMMAND = Command(
     "compare",
@@ -31,6 +34,10 @@ A RUN is a run folder, a folder with run folders, or an archive of records. Runs
 group. All runs must have the same test data.
 """,
 )
+
+
+_ONE_SEED = "one seed: a single run says nothing about other seeds. Train more with -m seed=0,1,2,3,4."
+_SHOWN = "shown: p (Holm) below 0.05 and an interval (over seeds and conversations) without 0"
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +63,7 @@ def comparison_text(
     from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
     from ercfusion.records.record import task_record
-    from ercfusion.tables.render import class_cells, comparison_cells, markdown_table, monte_carlo_note, score_cells
+    from ercfusion.tables.render import REACHED_NOTE, class_cells, markdown_table, score_cells
     from ercfusion.tables.report import aligned
     from ercfusion.tables.table import caution_note, compute_table
     from ercfusion.tables.tuning import tuning_cells, tuning_note
@@ -77,22 +84,29 @@ def comparison_text(
     preset = TablePreset(Path("comparison"), "Comparison", groups[0].records[0]["protocol"], (), rows, metric)
     table = compute_table(preset, {group.name: group.records for group in groups})
     show = markdown_table if markdown else aligned
+    scores = score_cells(table, tuning=False)
     parts = [
         f"{table.record['protocol']}, {len(groups[0].conversations)} test conversations"
         + (" (synthetic corpus)" if table.record["corpus"]["synthetic"] else ""),
-        show(_with_runs(score_cells(table, tuning=False), groups)),
+        show(_with_runs(scores, groups)),
+        REACHED_NOTE if "reached" in scores[0] else "",
         caution_note(table),
         show(tuning_cells(table)),
         tuning_note(table),
         show(class_cells(table)) if class_cells(table) else "",
-        show(comparison_cells(table)) if comparison_cells(table) else "",
-        "shown: p (Holm) below 0.05 and an interval (over seeds and conversations) without 0",
-        monte_carlo_note(table.comparisons) if table.comparisons else "",
+        *_differences(table, groups, show),
         *_what_differs(groups, show),
     ]
-    if any(len(group.seeds) == 1 for group in groups):
-        parts.append("One run says nothing about other seeds: train more with -m seed=0,1,2,3,4.")
     return "\n\n".join(part for part in parts if part)
+
+
+def _differences(table: Table, groups: Sequence[Any], show: Any) -> list[str]:
+    """The paired tests, and below them the meaning of their columns."""
+    from ercfusion.tables.render import comparison_cells, monte_carlo_note
+
+    note = _ONE_SEED if any(len(group.seeds) == 1 for group in groups) else ""
+    cells = comparison_cells(table)
+    return [show(cells), note, _SHOWN, monte_carlo_note(table.comparisons)] if cells else [note]
 
 
 def _with_runs(cells: list[list[str]], groups: Sequence[Any]) -> list[list[str]]:

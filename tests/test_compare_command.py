@@ -47,6 +47,12 @@ def run_folder(places: Path, name: str, entry: dict) -> str:
     return str(folder)
 
 
+def p_error_stated(out: str) -> bool:
+    """Whether the error of p is explained exactly if the table of pairs shows one."""
+    table = next(part for part in out.split("\n\n") if part.lstrip("| ").startswith("pair "))
+    return ("the number after ±" in out) == ("±" in table)
+
+
 def test_two_models(places, capsys):
     status, out, _ = command(compare.main, [str(places / "runs" / "concat"), str(places / "runs" / "cogmen")], capsys)
     assert status == 0
@@ -58,6 +64,9 @@ def test_two_models(places, capsys):
     pair = next(line for line in lines if line.startswith("concat minus cogmen"))
     assert pair.split()[3].startswith("-")
     assert pair.endswith("yes")
+    assert "reached: position of the test score" in out
+    assert p_error_stated(out)
+    assert "one seed" not in out
     assert any(line.startswith("model.name") and line.split() == ["model.name", "concat", "cogmen"] for line in lines)
 
 
@@ -67,7 +76,10 @@ def test_single_runs_seeds_metrics_and_markdown(places, capsys):
     assert status == 0
     assert "| seed 0 | 1 |" in out
     assert "test accuracy" in out
-    assert "says nothing about other seeds" in out
+    below = out[out.index("| pair ") :].split("\n\n")
+    assert below[1].startswith("one seed: ")
+    assert below[2].startswith("shown: ")
+    assert p_error_stated(out)
     message = refused(compare.main, [one, two, "metric=acuracy"], capsys)
     assert "Did you mean 'accuracy'" in message
 

@@ -80,6 +80,13 @@ def test_the_short_form_of_a_protocol(argument: str, expanded: list[str]) -> Non
     assert expand_protocol(argument) == expanded
 
 
+def logged(folder: Path) -> list[str]:
+    """The lines of a run's log without their times."""
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    return [line[20:] for line in lines]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_what_a_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ERCFUSION_QUIET", raising=False)
@@ -108,7 +115,26 @@ def test_what_a_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         )
     lines = err.splitlines()
     assert lines[0].startswith("concat on demo: ")
+    assert re.match(r"concat on demo: \d+ training utterances of 6 conversations, ", lines[0])
     assert [line.split("  ")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    head, *rows = out.splitlines()[2:]
+    assert re.split(r"\s{2,}", head)[1:] == [
+        *("dev", "test", "95 % interval", "majority (test)", "exact posterior (test)"),
+    ]
+    assert [line.split()[0] for line in rows if " ↓ " in line] == ["ece"], "lower is better"
+    assert max(map(len, [head, *rows[:5]])) <= 100
+    assert logged(folder) == [line for line in (err + out).splitlines() if line], "the log holds what was printed"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_not_better_than_majority_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, times in (("bclstm", 1), ("majority", 0)):
+        folder = tmp_path / model
+        arguments = [*TINY, "training.max_epochs=1", "optimizer.lr=1e-9", f"model={model}", f"run={folder}"]
+        status, out, _ = command(main, arguments, capsys)
+        assert status == 0
+        for text in (out, (folder / "train.log").read_text(encoding="utf-8")):
+            assert text.count("is not better than majority on dev") == times
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -128,6 +154,7 @@ def test_every_combination_and_a_summary_over_seeds(tmp_path: Path, capsys: pyte
         record = read(path)
         records[record["config"]["model"]["name"], record["seed"]] = record
         assert str(path.parent) in out.splitlines()
+        assert logged(path.parent)[-1] == str(path.parent)
     assert set(records) == {(model, seed) for model in ("concat", "majority") for seed in (0, 1)}
     for model in ("concat", "majority"):
         row = next(line for line in out.splitlines() if re.search(rf"model={model}\b.* 2 +weighted_f1", line))

@@ -279,6 +279,7 @@ def _feature(pack: Mapping[str, Any]) -> str:
     return f"{pack['modality']} {pack['width']}-d" + (f" ({tool})" if tool else "")
 
 
+REACHED_NOTE = f"reached: position of the test score between majority (0 %) and the {EXACT_LEVEL} (100 %)"
 COMPARISON_NOTE = (
     "p: paired randomisation test exchanging the two models' confusion matrices of conversations at random. It applies "
     "to these trained models on other conversations; the interval resamples seeds too. *Shown*: p is below 0.05 after "
@@ -294,7 +295,10 @@ def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
     least, most = min(drawn), max(drawn)
     number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
     doubtful = sum(not pair.certain for pair in comparisons)
-    text = f"Each p is from {number} per pair; the number after ± is the Monte Carlo standard error of p (Holm). "
+    text = f"Each p is from {number} per pair"
+    if any("±" in estimated_probability(pair.p_holm, pair.p_holm_error) for pair in comparisons):
+        text += "; the number after ± is the Monte Carlo standard error of p (Holm)"
+    text += ". "
     if not doubtful:
         return text + "No verdict depends on the random draws."
     return text + (

@@ -17,7 +17,10 @@ from ercfusion.records.record import task_record, tasks_of
 
 
 def score_table(record: Mapping[str, Any]) -> str:
-    """Dev and test scores with the majority class, the interval and, if known, the score of the exact posterior."""
+    """Dev and test scores; for test the interval and the scores of ``majority`` and, if known, the exact posterior.
+
+    ↓ after a name: lower is better.
+    """
     metrics = record["metrics"]
     floor, best = record["majority"]["test"], record["corpus"].get("reachable", {}).get("test", {})
     shown = metrics["test"] or metrics["dev"]  # a test split without labels has no scores
@@ -25,10 +28,11 @@ def score_table(record: Mapping[str, Any]) -> str:
     chosen = record["selection"]["metric"]
     if chosen not in names and chosen in shown:
         names.insert(0, chosen)
-    head = ["", "dev", "test", "95 % interval", "majority"] + ([EXACT_LEVEL] if best else [])
+    head = ["", "dev", "test", "95 % interval", "majority (test)"] + ([f"{EXACT_LEVEL} (test)"] if best else [])
     rows = [head]
     for name in names:
-        row = [name, *(_score(metrics[split].get(name)) for split in ("dev", "test")), _interval(record, name)]
+        title = name if get_metric(name).higher_is_better else f"{name} ↓"
+        row = [title, *(_score(metrics[split].get(name)) for split in ("dev", "test")), _interval(record, name)]
         row.append(f"{floor[name]:.4f}" if name in floor else "")
         if best:
             row.append(f"{best[name]:.4f}" if name in best else "")
@@ -87,11 +91,27 @@ def summary(record: Mapping[str, Any]) -> str:
         if top > floor:
             share = (reached - floor) / (top - floor)
             lines.append(f"{share:.1%} between majority (0 %) and {EXACT_LEVEL} (100 %), test {name}")
+    if below := majority_note(record):
+        lines.append(below)
     lines.append(
         f"{cost['parameters']:,} parameters, {cost['seconds_per_epoch']:.2f} s per epoch, {cost['seconds']:.0f} s in "
         "total"
     )
     return "\n".join(lines)
+
+
+def majority_note(record: Mapping[str, Any]) -> str:
+    """Advice if the chosen epoch is not better than ``majority`` on dev; empty for the model ``majority`` itself."""
+    name = record["selection"]["metric"]
+    score, floor = (record[key].get("dev", {}).get(name) for key in ("metrics", "majority"))
+    if score is None or floor is None or record["config"]["model"]["name"] == "majority":
+        return ""
+    if score > floor if get_metric(name).higher_is_better else score < floor:
+        return ""
+    return (
+        f"{name} {score:.4f} is not better than majority on dev ({floor:.4f}): train longer, or check features and "
+        "labels"
+    )
 
 
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:

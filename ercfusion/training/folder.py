@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -280,20 +280,25 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Also append log messages to ``path``."""
+def log_file(path: Path) -> Iterator[Callable[[str], None]]:
+    """Also append log messages to ``path``; yields a function writing lines of text into this file only."""
     if not is_first_process():
-        yield
+        yield lambda text: None
         return
     handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
+
+    def write(text: str) -> None:
+        for line in filter(None, text.splitlines()):
+            handler.emit(logger.makeRecord("ercfusion", logging.INFO, "", 0, line, (), None))
+
     try:
-        yield
+        yield write
     except BaseException as error:
-        handler.emit(logger.makeRecord("ercfusion", logging.ERROR, "", 0, f"stopped: {error!r}", (), None))
+        write(f"stopped: {error!r}")
         raise
     finally:
         logger.setLevel(level)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from ercfusion.records.record import (
     task_record,
     write_record,
 )
-from ercfusion.tables.report import model_card
+from ercfusion.tables.report import model_card, summary
 from ercfusion.tasks.heads import Head, class_weights
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.recognizer import Recognizer
@@ -112,7 +112,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             read_environment(folder)
         import_modules(config["imports"])
     settings = Config.from_dict(config)
-    with log_file(folder / "train.log"), quiet_trainer():
+    with log_file(folder / "train.log") as write_log, quiet_trainer():
         if settings.training.threads is not None:
             torch.set_num_threads(settings.training.threads)
         with joint_step("the data"):
@@ -130,7 +130,9 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         if not is_first_process():
             return None
         seconds = clock.seconds(read_history(folder / HISTORY))
-        return finish(settings, folder, data, train_store, dev_store, metric, device, seconds)
+        record = finish(settings, folder, data, train_store, dev_store, metric, device, seconds)
+        write_log(f"{summary(record)}\n{folder}")
+        return record
 
 
 def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
@@ -287,7 +289,7 @@ def fit(
     last = folder / LAST
     if is_first_process():
         logger.info(
-            "%s on %s: %s utterances of %s conversations, %s parameters, %s",
+            "%s on %s: %s training utterances of %s conversations, %s parameters, %s",
             config.preset.model,
             config.data.name,
             f"{train_store.num_utterances:,}",
@@ -449,7 +451,7 @@ def finish(
 def scored_splits(
     predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
 ) -> dict[str, Any]:
-    """The record's parts about one task, with the majority floor.
+    """The record's parts about one task, with the scores of ``majority``.
 
     Args:
         train_store: Its labels define the floor.
@@ -481,16 +483,13 @@ def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, 
     packs = {}
     for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
         manifest = read_manifest(pack)
-        checksum = manifest["files"]["values.safetensors"]["sha256"]
         packs[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
-        packs[name]["sha256"] = checksum
+        packs[name]["sha256"] = manifest["files"]["values.safetensors"]["sha256"]
     return packs
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """The majority floor: the training labels' distribution for every utterance."""
-    from dataclasses import replace
-
+    """The answers of the model ``majority``: for every utterance the distribution of the training labels."""
     head = Head(predictions.task, 1)
     head.start_from_prior(train_store.targets[predictions.task.name])
     with torch.no_grad():

@@ -251,6 +251,8 @@ def test_the_monte_carlo_error_is_stated(table, records):
     assert "*Not certain* (1 of 2)" in note
     assert "10,000 random exchanges per pair" in monte_carlo_note([made("a", "b")])
     assert "No verdict depends on the random draws" in monte_carlo_note([made("a", "b")])
+    assert "the number after ±" in monte_carlo_note([made("a", "b")])
+    assert "±" not in monte_carlo_note([made("a", "b", p_holm=0.0004)])
     assert "no Monte Carlo error" in monte_carlo_note([made("a", "b", p_error=0.0)])
     for text in (as_markdown(table), as_page(table)):
         assert monte_carlo_note(table.comparisons).split(";")[0] in text

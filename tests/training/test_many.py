@@ -73,6 +73,11 @@ def test_new_interrupted_complete_and_failing_runs(
     log = (tmp_path / "concat" / "train.log").read_text()
     assert "epoch 3/3" in log
     assert "Warning" not in log
+    # The summary is there once, also after a resume, and not again for a complete run.
+    for name in ("concat", "cogmen", "alone/cogmen"):
+        log = (tmp_path / name / "train.log").read_text(encoding="utf-8")
+        assert log.count("95 % interval") == log.count(" parameters, 0.") == 1
+        assert log.rstrip().endswith(str(tmp_path / name))
 
 
 def test_a_run_uses_one_thread_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
