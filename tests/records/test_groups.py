@@ -219,7 +219,7 @@ def test_reading_from_folders_archives_and_runs(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no finished run"):
         read_records([tmp_path / "empty"])
-    with pytest.raises(RunError, match="not a folder"):
+    with pytest.raises(RunError, match="absent does not exist"):
         read_records([tmp_path / "absent"])
 
 
