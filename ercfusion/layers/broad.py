@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.layers.fusion import check_present
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "tanh": torch.tanh,
@@ -162,7 +164,7 @@ class ProbabilityGuidedFusion(nn.Module):
         epsilon: In [0, 1].
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option out of its range, or arguments of another shape or type.
 
     Shapes:
         values (N, M, D), logits (N, M, C), present (N, M) bool -> (N, D). With Q questions, logits (N, M, Q, C); their
@@ -186,6 +188,7 @@ class ProbabilityGuidedFusion(nn.Module):
         if logits.ndim not in ((3,) if self.rule == "class_wise" else (3, 4)):
             more = "" if self.rule == "class_wise" else " or (N, M, Q, C)"
             raise ValueError(f"logits must be (N, M, C){more}, found {tuple(logits.shape)}")
+        check_present(present, logits.shape[0], logits.shape[1])
         exact = torch.promote_types(logits.dtype, torch.float32)
         log_probability = (logits.detach() if self.detach else logits).to(exact).log_softmax(-1)
         if self.rule == "class_wise":

@@ -18,6 +18,34 @@ from ercfusion.ops.attention import attend
 VALUES = ("main", "other")
 
 
+def check_streams(name: str, streams: Sequence[Tensor], widths: Sequence[int]) -> None:
+    """Refuses anything but one (N, d_m) per modality, with the same N."""
+    shapes = [tuple(x.shape) for x in streams]
+    for shape in shapes:
+        if len(shape) == 3:
+            raise ValueError(f"{name} must be (N, d); found {shape}. Pack it with Packing(lengths).pack.")
+        if len(shape) != 2:
+            raise ValueError(f"{name} must be (N, d); found {shape}. Pass a list of one tensor per modality.")
+    if [width for _, width in shapes] != list(widths):
+        raise ValueError(
+            f"{name} must have the widths {tuple(widths)}, found {tuple(width for _, width in shapes)}. "
+            "Pass the modalities in the order of the layer's arguments."
+        )
+    if len({rows for rows, _ in shapes}) > 1:
+        raise ValueError(f"{name} must have the same N; found {shapes}. Pass the same utterances of every modality.")
+
+
+def check_present(present: Tensor | None, utterances: int, modalities: int) -> None:
+    """Refuses anything but (N, M) booleans or None."""
+    if present is None or (present.dtype == torch.bool and tuple(present.shape) == (utterances, modalities)):
+        return
+    advice = "Pack it with Packing(lengths).pack." if present.ndim == 3 else "Use a column per modality, and .bool()."
+    raise ValueError(
+        f"present must be (N, M) = ({utterances}, {modalities}) booleans; found {tuple(present.shape)} of "
+        f"{present.dtype}. {advice}"
+    )
+
+
 class FusionAttention(nn.Module):
     r"""M2FNet's fusion attention: queries and values from the main stream, keys from each other stream.
 
@@ -88,6 +116,15 @@ class FusionAttention(nn.Module):
         """Fused vectors (N, D)."""
         if len(others) != self.others:
             raise ValueError(f"built for {self.others} other streams, got {len(others)}")
+        width = self.fuse.out_features
+        check_streams("main", [main], [width])
+        check_streams("others", others, [width] * self.others)
+        if not len(main) == len(others[0]) == packing.total:
+            raise ValueError(
+                f"main, others and packing must have the same N; found {len(main)}, {len(others[0])} and "
+                f"{packing.total}. Give Packing the lengths of this batch."
+            )
+        check_present(present, packing.total, self.others)
         stacked = torch.stack(list(others))
         if present is not None:  # a masked weight of 0 times NaN would be NaN
             stacked = torch.where(present.t()[..., None], stacked, 0.0)
@@ -213,6 +250,8 @@ class GatedFusion(nn.Module):
         return self._weights(self._stack(streams, present), present)
 
     def _stack(self, streams: Sequence[Tensor], present: Tensor | None) -> Tensor:
+        check_streams("streams", streams, [self.gate.in_features // self.modalities] * self.modalities)
+        check_present(present, len(streams[0]), self.modalities)
         x = torch.stack(list(streams), dim=1)
         return x if present is None else torch.where(present[..., None], x, 0.0)
 
@@ -247,6 +286,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, widths: Sequence[int], hidden: int, out_features: int, dropout: float = 0.4) -> None:
         super().__init__()
+        self.widths = tuple(widths)
         self.encoders = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)) for width in widths
         )
@@ -255,6 +295,8 @@ class ConcatFusion(nn.Module):
 
     def forward(self, streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
         """Fused vectors (N, out_features)."""
+        check_streams("streams", streams, self.widths)
+        check_present(present, len(streams[0]), len(self.widths))
         encoded = []
         for m, (encode, x) in enumerate(zip(self.encoders, streams, strict=True)):
             if present is None:
@@ -291,6 +333,7 @@ class ModalityDropout(nn.Module):
 
     def forward(self, present: Tensor, packing: Packing) -> Tensor:
         """The modalities that remain, (N, M) bool."""
+        check_present(present, packing.total, present.shape[-1] if present.ndim else 0)
         if not self.training or self.dropout_rate == 0:
             return present
         units = packing.size if self.conversations else packing.total

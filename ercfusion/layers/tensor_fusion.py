@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.layers.fusion import check_present, check_streams
 from ercfusion.ops.tensor_fusion import choose_grouping, element_keep, outer_rows, tensor_fusion, with_one
 
 MOST_MODALITIES = 4
@@ -48,9 +49,8 @@ class _Fusion(nn.Module):
     def _prepared(
         self, z: Sequence[Tensor], present: Tensor | None, dropout: float, dtype: torch.dtype
     ) -> list[Tensor]:
-        widths = tuple(vector.shape[-1] for vector in z)
-        if widths != self.widths:
-            raise ValueError(f"the fusion was built for the widths {self.widths}, found {widths}")
+        check_streams("z", z, self.widths)
+        check_present(present, len(z[0]), len(self.widths))
         prepared = []
         for m, vector in enumerate(z):
             if present is not None:
@@ -88,7 +88,7 @@ class TensorFusion(_Fusion):
         z: M times (N, d_m); present (N, M) bool, True if a modality is present, or None -> (N, H).
 
     Raises:
-        ValueError: an argument out of its range, or vectors of other widths.
+        ValueError: an argument out of its range, or z or present of another shape or type.
     """
 
     def __init__(
@@ -166,6 +166,9 @@ class LowRankFusion(_Fusion):
     weights w of the released code, which the paper omits. Products are in at least single precision, because M factors
     leave the range of half precision. An absent modality is [1; 0].
 
+    The output is not normalised, and products of M vectors vary strongly in size: put a ``LayerNorm`` after this layer
+    (``post_norm`` of the model ``lmf``).
+
     F and w are initially normal with Glorot's variances 2 / (d_m + 1 + H) and 2 / (1 + R); b is zero.
     ``initial="released"`` has the released code's variance of F, 2 / ((d_m + 1 + R) H).
 
@@ -181,7 +184,7 @@ class LowRankFusion(_Fusion):
         z: M times (N, d_m); present (N, M) bool, True if a modality is present, or None -> (N, H).
 
     Raises:
-        ValueError: an argument out of its range, or vectors of other widths.
+        ValueError: an argument out of its range, or z or present of another shape or type.
     """
 
     def __init__(

@@ -233,3 +233,10 @@ def test_fusion_refuses_what_does_not_fit() -> None:
         ProbabilityGuidedFusion("class_wise")(random(5, 3, 2), random(5, 3, 4))
     with pytest.raises(ValueError, match=r"logits must be \(N, M, C\) or \(N, M, Q, C\), found \(5, 3\)"):
         ProbabilityGuidedFusion()(random(5, 3, 2), random(5, 3))
+
+
+def test_a_wrong_present_is_named() -> None:
+    layer, x = ProbabilityGuidedFusion(), torch.ones(5, 2, 3)
+    for present in (torch.ones(5, 3).bool(), torch.ones(5, 2), torch.ones(1, 5, 2).bool()):
+        with pytest.raises(ValueError, match=r"present must be \(N, M\) = \(5, 2\) booleans; found"):
+            layer(x, x, present)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -311,3 +314,55 @@ def test_modality_dropout_spares_one_and_hides_in_whole_conversations() -> None:
     assert 0.3 < float(left[:, 0].float().mean()) < 0.7
     with pytest.raises(ValueError, match=r"p must be from 0 to 1, found 1\.5"):
         ModalityDropout(1.5)
+
+
+# Wrong shapes
+
+
+PACKING = Packing([2, 3])
+LAYERS = {
+    "gated": (GatedFusion(4, 2), "streams"),
+    "concat": (ConcatFusion((4, 4), 3, 4), "streams"),
+    "attention": (FusionAttention(4, 2, 2), "others"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_wrong_shapes_are_named(name: str) -> None:
+    layer, argument = LAYERS[name]
+
+    def run(streams: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
+        if isinstance(layer, FusionAttention):
+            return layer(torch.ones(5, 4), streams, PACKING, present)
+        return layer(streams, present)
+
+    x = torch.ones(5, 4)
+    assert run([x, x], torch.ones(5, 2).bool()).shape == (5, 4)
+    for streams, present, message in (
+        ([torch.ones(2, 3, 4)] * 2, None, f"{argument} must be (N, d); found (2, 3, 4). Pack it with Packing(lengths)"),
+        ([x, x[:, :3]], None, f"{argument} must have the widths (4, 4), found (4, 3)"),
+        ([x, x[:4]], None, f"{argument} must have the same N; found [(5, 4), (4, 4)]"),
+        ([x, x], torch.ones(5, 1).bool(), "present must be (N, M) = (5, 2) booleans; found (5, 1) of torch.bool"),
+        ([x, x], torch.ones(5, 2), "present must be (N, M) = (5, 2) booleans; found (5, 2) of torch.float32"),
+        ([x, x], torch.ones(2, 3, 2).bool(), "found (2, 3, 2) of torch.bool. Pack it with Packing(lengths).pack."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run(streams, present)
+
+
+def test_fusion_attention_names_a_wrong_main_stream_or_packing() -> None:
+    layer, x = FusionAttention(4, 1, 2), torch.ones(5, 4)
+    with pytest.raises(ValueError, match=re.escape("main must be (N, d); found (2, 3, 4). Pack it with Packing(")):
+        layer(torch.ones(2, 3, 4), [x], PACKING)
+    with pytest.raises(ValueError, match=r"same N; found 5, 5 and 6\. Give Packing the lengths of this batch"):
+        layer(x, [x], Packing([2, 4]))
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 3, 2), (5,), ()])
+@pytest.mark.parametrize("training", [True, False])
+def test_modality_dropout_names_a_wrong_present(shape: tuple[int, ...], training: bool) -> None:
+    layer = ModalityDropout(0.5).train(training)
+    with pytest.raises(ValueError, match=re.escape(f"booleans; found {shape} of torch.bool")):
+        layer(torch.ones(shape).bool(), PACKING)
+    with pytest.raises(ValueError, match=re.escape("found (5, 2) of torch.float32")):
+        layer(torch.ones(5, 2), PACKING)

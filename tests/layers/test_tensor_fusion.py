@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -356,3 +357,20 @@ def test_low_rank_is_tensor_fusion_with_a_low_rank_weight() -> None:
 def test_wrong_arguments_are_named(make: Callable[[], object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("kind", ["tensor", "low rank"])
+def test_wrong_shapes_are_named(kind: str) -> None:
+    layer: nn.Module = TensorFusion((2, 3), 2) if kind == "tensor" else LowRankFusion((2, 3), 2, 2)
+    padded, packed = [torch.ones(8, 9, width) for width in (2, 3)], [torch.ones(5, width) for width in (2, 3)]
+    for z, present, message in (
+        (padded, None, "z must be (N, d); found (8, 9, 2). Pack it with Packing(lengths).pack."),
+        (packed[0], None, "z must be (N, d); found (2,). Pass a list of one tensor per modality."),
+        (packed[:1], None, "z must have the widths (2, 3), found (2,)"),
+        ([packed[0], packed[1][:4]], None, "z must have the same N; found [(5, 2), (4, 3)]"),
+        (packed, torch.ones(5, 3).bool(), "present must be (N, M) = (5, 2) booleans; found (5, 3) of torch.bool. Use"),
+        (packed, torch.ones(5, 2), "present must be (N, M) = (5, 2) booleans; found (5, 2) of torch.float32. Use"),
+        (packed, torch.ones(8, 9, 2).bool(), "found (8, 9, 2) of torch.bool. Pack it with Packing(lengths).pack."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            layer(z, present)
