@@ -12,7 +12,12 @@ def test_every_message_says_what_to_do() -> None:
     assert len(every) > 500
     assert {one.subject for one in every} == set(SUBJECTS)
     assert not without_advice()
-    assert "Did you mean *name*?" in "\n".join(message_tables())
+    table = "\n".join(message_tables())
+    assert "Did you mean *name*?" in table
+    assert "no pack.json" in table  # texts of other modules are resolved
+    assert "MANIFEST" not in table
+    assert "**" not in table
+    assert "|  |" not in table
 
 
 @pytest.mark.parametrize(

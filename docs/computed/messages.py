@@ -73,6 +73,12 @@ class Message:
         return [each for each in self.sentences if is_advice(each)]
 
     @property
+    def what_to_do(self) -> str:
+        """The advice as one text; the page cannot show what is decided when the message is made."""
+        words = " ".join(each for each in self.advice if each not in ("{advice}", "{remedy}"))
+        return words or "The message says it."
+
+    @property
     def problem(self) -> str:
         """The other sentences."""
         return " ".join(each for each in self.sentences if not is_advice(each))
@@ -195,8 +201,13 @@ def texts_of(module: str) -> dict[str, str]:
     for node in trees()[module].body:
         if isinstance(node, ast.ImportFrom) and (source := (node.module or "").removeprefix("ercfusion.")) in trees():
             texts |= {each.asname or each.name: texts_of(source).get(each.name, "") for each in node.names}
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _is_text(node.value):
-            texts[node.targets[0].id] = rendered(node.value, {})
+        elif isinstance(node, ast.Assign):
+            pairs = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts))
+            texts |= {
+                name.id: rendered(text, {}) for name, text in pairs if isinstance(name, ast.Name) and _is_text(text)
+            }
     return {name: text for name, text in texts.items() if text}
 
 
@@ -336,7 +347,7 @@ def followed(function: Function, kinds: frozenset[str]) -> list[Message]:
 
 def shown(text: str) -> str:
     """A message in Markdown: values in italics, code as it is, everything else without marks."""
-    parts = re.split(r"(`[^`]*`|\{.*?\})", text)
+    parts = re.split(r"(`[^`]*`|\{.*?\})", text.replace("}{", "} {"))
     for index, part in enumerate(parts):
         if part.startswith("{"):
             parts[index] = f"*{part.strip('{}').replace('_', ' ')}*"
@@ -348,11 +359,11 @@ def shown(text: str) -> str:
 
 
 def message_tables() -> list[str]:
-    """One heading per subject, with one row per message."""
+    """One heading per subject, with one row per message. Messages of values only are omitted."""
     lines: list[str] = []
-    results = messages()
+    results = [one for one in messages() if re.search("[A-Za-z]{3}", re.sub(r"\{.*?\}", "", one.problem))]
     for heading in SUBJECTS:
-        rows = {(one.problem, " ".join(one.advice)) for one in results if one.subject == heading}
+        rows = {(one.problem, one.what_to_do) for one in results if one.subject == heading}
         lines += [f"## {heading}", "", "| message | what to do |", "|---|---|"]
         lines += [f"| {shown(problem)} | {shown(advice)} |" for problem, advice in sorted(rows)]
         lines += [""]
