@@ -112,7 +112,7 @@ def examine(settings: Data) -> int:
     """Print the card and the findings of a corpus; returns the number of faults."""
     from ercfusion.data.bound import bound_protocol
     from ercfusion.data.check import check_corpus
-    from ercfusion.data.corpora import open_corpus
+    from ercfusion.data.corpora import corpus_class, open_corpus
     from ercfusion.data.corpus import Finding
     from ercfusion.data.pack import read_manifest, read_pack
     from ercfusion.features.changed import changed_recordings
@@ -123,7 +123,12 @@ def examine(settings: Data) -> int:
     card = corpus.card
     print(f"{card.title}\n  protocol   {protocol.id}: {protocol.description}")
     print(f"  protocols  {', '.join(corpus.protocols)}")
-    print(f"  dev split  {protocol.dev_source}\n  licence    {card.licence}\n  cite       {card.citation}")
+    print(f"  dev split  {protocol.dev_source}")
+    unstated = corpus_class("custom").card
+    if card.licence != unstated.licence:
+        print(f"  licence    {card.licence}")
+    if card.citation != unstated.citation:
+        print(f"  cite       {card.citation}")
     if protocol.task.schema is not None:
         print(f"  labels     {', '.join(protocol.task.schema.labels)}")
     tables = dict(corpus.features(protocol))

@@ -192,6 +192,16 @@ def test_the_same_utterances_have_the_same_folder(tmp_path: Path) -> None:
     [
         ([], {}, "data has no utterances"),
         (pandas.DataFrame({"conversation": ["a"], "id": [1]}), {}, "no column 'turn' (it has conversation, id)"),
+        (
+            pandas.DataFrame({"dialogue": ["a"], "number": [1]}),
+            {},
+            "Rename or add: 'dialogue' to 'conversation', 'number' to 'turn'.",
+        ),
+        (
+            pandas.DataFrame({"conversation": ["a"], "turn": [1], "feeling": ["joy"]}),
+            {},
+            "the data frame has no column 'emotion' (it has conversation, turn, feeling). Rename or add: 'feeling' to",
+        ),
         (conversations(4), {"audio": np.zeros((3, 2))}, "features['audio'] has the shape (3, 2), but data has 12"),
         (
             [Conversation("c", (Turn("1", "a", targets={"votes": Target({"joy": 0.5, "anger": 0.5})}),))],

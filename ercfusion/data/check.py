@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,9 @@ def check_corpus(
         findings += check_table(splits, table, (names or {}).get(table.modality))
         findings += check_duplicates(splits, table)
     findings += check_modalities(splits, tables)
+    if not tables and (lack := corpus.missing_inputs(protocol)) is not None:
+        advice = "Add texts, recordings or a feature pack."
+        findings.append(replace(lack, text=f"{lack.text}: a model has no input. {advice}"))
     if media:
         findings += check_clips(corpus, protocol, splits)
     return findings + corpus.notes(protocol) + corpus.findings(protocol)
@@ -159,6 +163,8 @@ def _check_targets(split: str, turns: Sequence[Turn], task: TaskSpec) -> list[Fi
     values = _values(turns, task)
     findings = []
     missing = len(turns) - len(values)
+    if not values and split == "test":
+        return [Finding("note", "labels", f"test: not labelled for the task {task.name!r}: predicted, not scored")]
     if not values:
         text = f"{split}: no utterance is labelled for the task {task.name!r}. Check the column of the labels."
         return [Finding("fault", "labels", text)]

@@ -94,11 +94,13 @@ class Finding:
         level: ``ok`` (as on the card), ``note`` (odd but harmless) or ``fault`` (do not train on this).
         topic: Subject of the check.
         text: The result.
+        warning: Training logs it as a warning, not as information.
     """
 
     level: Literal["ok", "note", "fault"]
     topic: str
     text: str
+    warning: bool = False
 
 
 def drawn_splits(conversations: Sequence[Conversation], seed: int) -> Splits:
@@ -141,8 +143,8 @@ def _with_unique_ids(read: Callable[[Any, Protocol], Splits]) -> Callable[[Any, 
 _TABLES = (".xlsx", ".xls", ".ods", ".tsv", ".txt", ".csv", ".parquet", ".json", ".jsonl")
 
 
-def _similar(root: Path, missing: Sequence[str]) -> str:
-    # Advice if a missing file exists in another format or under a similar name.
+def similar_table(root: Path, missing: Sequence[str]) -> str:
+    """Advice if a missing file exists in another format or under a similar name, else nothing."""
     for name in missing:
         wanted = Path(name)
         folder = root / wanted.parent
@@ -219,6 +221,12 @@ class Corpus(ABC):
     def notes(self, protocol: Protocol) -> list[Finding]:
         """Decisions of the reader, logged by training and reported by ``doctor``."""
         return []
+
+    def missing_inputs(self, protocol: Protocol) -> Finding | None:
+        """What is missing if a model has no input without further packs; None if it has one."""
+        if protocol.modalities:
+            return None
+        return Finding("fault", "inputs", f"{protocol.id}: no modality")
 
     def other_counts(self, protocol: Protocol, splits: Splits) -> list[Finding]:
         """Comparisons with counts of the release which are not per split; a fault means different files."""
@@ -332,7 +340,7 @@ class Corpus(ABC):
         missing = [name for name in names if not (root / name).is_file()]
         if missing:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {', '.join(missing)} not found in {root}.{_similar(root, missing)}\nAdd the "
+                f"{self.card.title}: {', '.join(missing)} not found in {root}.{similar_table(root, missing)}\nAdd the "
                 f"files, or correct the path. {self._how_to_get()}"
             )
         return [root / name for name in names]

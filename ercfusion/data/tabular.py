@@ -245,17 +245,22 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def read_own_table(
-    path: Path, columns: Sequence[str], *, encoding: str | None = None, remedy: str = RELEASED
+    path: Path,
+    columns: Sequence[str],
+    *,
+    encoding: str | None = None,
+    remedy: str = RELEASED,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Row], str]:
     """Records of a user's own table, and its separator, one of :data:`SEPARATORS`.
 
-    The separator is the one yielding the required columns; without commas, numbers may have a decimal comma. See
-    :func:`read_text` and :func:`read_table`.
+    The separator is the one yielding the required columns; without commas, numbers may have a decimal comma.
+    ``synonyms`` are other names of columns, for suggestions. See :func:`read_text` and :func:`read_table`.
     """
     text = read_text(path, encoding, remedy=remedy)
     separator = _separator(path, text, columns)
-    advice = f"The columns {' and '.join(columns)} are required. Rename or add them."
-    return _rows(path, text, columns, separator, advice, own=True), separator
+    advice = "Rename or add:"
+    return _rows(path, text, columns, separator, advice, synonyms=synonyms or {}, own=True), separator
 
 
 def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
@@ -274,16 +279,28 @@ def _separator(path: Path, text: str, columns: Sequence[str]) -> str:
 
 
 def _rows(
-    path: Path, text: str, columns: Sequence[str], separator: str, advice: str, *, own: bool = False
+    path: Path,
+    text: str,
+    columns: Sequence[str],
+    separator: str,
+    advice: str,
+    *,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    own: bool = False,
 ) -> list[Row]:
     records = _records(path, text, separator)
     header_line, names = next(records, (1, []))
     header = [unicodedata.normalize("NFC", name.strip()) if own else name.strip() for name in names]
-    for column in columns:
-        if column not in header:
-            raise CorpusFormatError(
-                f"{path}, line {header_line}: no column {column!r}. {_found_columns(column, header)}\n{advice}"
-            )
+    missing = [column for column in columns if column not in header]
+    if missing and own:
+        raise CorpusFormatError(
+            f"{path}, line {header_line}: {lacking(missing)}. Found: {_listed(header)}.\n"
+            f"{advice} {to_rename(missing, header, synonyms or {})}."
+        )
+    if missing:
+        raise CorpusFormatError(
+            f"{path}, line {header_line}: no column {missing[0]!r}. {_found_columns(missing[0], header)}\n{advice}"
+        )
     for column in filter(None, header if own else columns):
         if header.count(column) > 1:
             raise CorpusFormatError(
@@ -311,7 +328,50 @@ def _found_columns(column: str, header: Sequence[str]) -> str:
     # The nearest name in the header has to be renamed.
     near = nearest(column, header, count=1)
     hint = f" Is it {near[0]!r}?" if near else ""
-    return f"Found: {', '.join(map(repr, header)) or 'nothing but commas'}.{hint}"
+    return f"Found: {_listed(header)}.{hint}"
+
+
+def _listed(header: Sequence[str]) -> str:
+    return ", ".join(map(repr, header)) or "nothing but commas"
+
+
+def lacking(missing: Sequence[str]) -> str:
+    """All missing columns in words."""
+    return f"no column{'s' * (len(missing) > 1)} {' and '.join(map(repr, missing))}"
+
+
+def to_rename(missing: Sequence[str], header: Sequence[str], synonyms: Mapping[str, Sequence[str]]) -> str:
+    """What to rename to, or add as, the missing columns; then other columns which probably need another name."""
+    near = likely_columns(missing, header, synonyms)
+    parts = [f"{near[column]!r} to {column!r}" if column in near else f"a column {column!r}" for column in missing]
+    rest = [name for name in header if name not in near.values()]
+    others = [
+        f"{name!r} to {column!r}"
+        for name, column in known_columns(rest, synonyms).items()
+        if column not in (*missing, *header)
+    ]
+    return ", ".join(parts) + (f"; probably also {', '.join(others)}" if others else "")
+
+
+def likely_columns(
+    missing: Sequence[str], header: Sequence[str], synonyms: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """A synonym in the header, or else a similar name, for each missing column with one."""
+    likely: dict[str, str] = {}
+    for name, column in known_columns(header, synonyms).items():
+        if column in missing:
+            likely.setdefault(column, name)
+    for column in missing:
+        if column not in likely and (near := nearest(column, [name for name in header if name], count=1)):
+            likely[column] = near[0]
+    return likely
+
+
+def known_columns(header: Sequence[str], synonyms: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Columns with a usual other name, and the name read; case, blanks and hyphens do not matter."""
+    meant = {name: column for column, names in synonyms.items() for name in (column, *names)}
+    forms = {name: re.sub(r"[\s-]+", "_", name.strip()).casefold() for name in header}
+    return {name: meant[form] for name, form in forms.items() if form in meant and name != meant[form]}
 
 
 def group_rows(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:

@@ -77,7 +77,7 @@ def load_data(
         refuse_changed: Refuse packs with changed recordings; False warns, for runs trained with them.
 
     Raises:
-        ConfigError: a modality that neither the corpus nor a pack offers.
+        ConfigError: a modality that neither the corpus nor a pack offers, or no modality at all.
         BatchError: features without any turn of the corpus, or a split without any features.
         CorpusNotFoundError, CorpusFormatError, PackError: see there.
     """
@@ -86,7 +86,7 @@ def load_data(
     protocol = corpus.with_tasks(own, settings.tasks)
     splits = corpus.conversations(own)
     for note in corpus.notes(own):
-        logger.info("%s: %s", corpus.name, note.text)
+        logger.log(logging.WARNING if note.warning else logging.INFO, "%s: %s", corpus.name, note.text)
     if check is not None:
         check(protocol, splits)
     tables = load_tables(corpus, own, splits, settings)
@@ -111,6 +111,8 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Da
     """The feature tables of ``settings``; see :func:`load_data`."""
     packs = settings.packs
     offered = list(dict.fromkeys([*protocol.modalities, *packs]))
+    if not offered and (lack := corpus.missing_inputs(protocol)) is not None:
+        raise ConfigError(f"{lack.text}: a model has no input. Add texts, recordings or a feature pack.")
     wanted = wanted_modalities(settings.modalities, offered, protocol)
     own: dict[str, FeatureTable] = {}
     if any(name not in packs for name in wanted):

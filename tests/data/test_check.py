@@ -98,7 +98,10 @@ def test_split():
 
 def test_split_without_content():
     assert levels(check_split("dev", [], EMOTION), "counts") == ["fault"]
-    assert levels(check_split("dev", [conversation("a", None)], EMOTION), "labels") == ["fault"]
+    for split in ("train", "dev"):
+        assert levels(check_split(split, [conversation("a", None)], EMOTION), "labels") == ["fault"]
+    (finding,) = [one for one in check_split("test", [conversation("a", None)], EMOTION) if one.topic == "labels"]
+    assert (finding.level, finding.text) == ("note", "test: not labelled for the task 'emotion': predicted, not scored")
 
 
 def test_foreign_labels_and_values_out_of_range():

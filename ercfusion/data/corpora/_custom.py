@@ -11,19 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from ercfusion._core.errors import CorpusFormatError, did_you_mean, nearest
+from ercfusion._core.errors import CorpusFormatError, did_you_mean
 from ercfusion._core.schemas.reading import failure, read_yaml, shown
 from ercfusion.batch.kinds import KINDS, TaskKind, task_kind
 from ercfusion.batch.labels import LabelSchema, label_key
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Target
-from ercfusion.data.tabular import Row, read_text
+from ercfusion.data.tabular import Row, likely_columns, read_text
 
 Recordings = Literal["turn", "conversation"]
 TABLE = "utterances.csv"
 DEFAULT_TARGET = "emotion"
 RESERVED = ("conversation", "turn", "speaker", "text", "split", "start", "end", "audio", "video")
 """Columns of ``utterances.csv`` with a fixed meaning."""
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "conversation": ("conversation_id", "conv_id", "dialogue", "dialogue_id", "dialog", "dialog_id"),
+    "turn": ("turn_id", "number", "utterance_id", "utt_id", "index"),
+    "speaker": ("speaker_id", "speaker_name", "name"),
+    "text": ("utterance", "sentence", "transcript", "transcription"),
+    "split": ("set", "partition", "fold", "subset"),
+    DEFAULT_TARGET: ("emotion_label", "feeling", "label"),
+}
+"""Usual other names of the columns; they are suggested, not read."""
 
 _KEYS: Mapping[str, type] = {
     "title": str, "licence": str, "citation": str, "synthetic": bool, "recordings": str, "targets": dict,
@@ -76,7 +85,10 @@ def read_settings(path: Path) -> Settings:
     if targets is not None:
         if not targets:
             _fail(path, "targets", "the mapping is empty. Name a column of utterances.csv, or remove the key")
-        targets = {name: _target_settings(path, name, value) for name, value in targets.items()}
+        # YAML reads "feeling:" with nothing below as null.
+        targets = {
+            name: _target_settings(path, name, {} if value is None else value) for name, value in targets.items()
+        }
     return Settings(path, settings, targets)
 
 
@@ -187,8 +199,8 @@ def target_readers(settings: Settings, header: Sequence[str], rows: Sequence[Row
     if settings.targets is not None:
         return [_reader(settings, name, entries, header, rows) for name, entries in settings.targets.items()]
     if DEFAULT_TARGET not in header:
-        near = nearest(DEFAULT_TARGET, header, count=1)
-        hint = f" Is it {near[0]!r}?" if near else ""
+        near = likely_columns([DEFAULT_TARGET], header, SYNONYMS)
+        hint = f" Is it {near[DEFAULT_TARGET]!r}?" if near else ""
         raise CorpusFormatError(
             f"{rows[0].path}, line 1: no column {DEFAULT_TARGET!r}, and corpus.yaml names no targets. Found: "
             f"{', '.join(map(repr, header))}.{hint} Rename the column, or name it in corpus.yaml below 'targets'."

@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
+from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion.data.check_media import some
 from ercfusion.data.corpora._custom import (
     DEFAULT_TARGET,
+    SYNONYMS,
     TABLE,
     Settings,
     TargetReader,
 )
-from ercfusion.data.corpus import SPLITS, Finding
+from ercfusion.data.corpus import SPLITS, Finding, similar_table
 from ercfusion.data.permute import seeded_permutation
-from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, read_own_table
+from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, known_columns, read_own_table
 
 REQUIRED = ("conversation", "turn")
 MISSING: frozenset[str] = frozenset({"NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "NULL", "null"})
@@ -31,6 +32,7 @@ _SPLIT_NAMES: Mapping[str, str] = {
     **{"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "testing": "test"},
 }
 _DEV_SHARE = 0.1
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".jsonl")
 _REMEDY = "Read it with data.options.encoding={encoding}, or save it as UTF-8."
 
 
@@ -70,7 +72,9 @@ class Table:
 
 def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
     """Rows of ``utterances.csv``; missing values become empty cells, ids and speakers are in composed Unicode."""
-    rows, separator = read_own_table(path, REQUIRED, encoding=options.encoding, remedy=_REMEDY)
+    rows, separator = read_own_table(
+        path, REQUIRED, encoding=options.encoding, remedy=_REMEDY, synonyms=other_names(settings)
+    )
     header = [column for column in rows[0].cells if column]
     table = Table(path, header, rows)
     if separator != ",":
@@ -111,6 +115,52 @@ def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
         table.notes.append(_note("reading", f"{commas} numbers have a decimal comma"))
     check_unique(rows, lambda row: (row.text("conversation"), row.text("turn")), REQUIRED)
     return table
+
+
+def other_names(settings: Settings) -> dict[str, list[str]]:
+    """:data:`SYNONYMS` without the names of the corpus's own targets."""
+    targets = settings.targets or {}
+    return {
+        column: [name for name in names if name not in targets]
+        for column, names in SYNONYMS.items()
+        if column != DEFAULT_TARGET or settings.targets is None
+    }
+
+
+def note_unread(table: Table, unread: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
+    """Note columns not read; training warns of those which are another name of an absent column."""
+    if not unread:
+        return
+    near = {name: column for name, column in known_columns(unread, names).items() if column not in table.header}
+    text = f"columns not read: {', '.join(unread)}"
+    if near:
+        renamed = ", ".join(f"{name} to {column}" for name, column in near.items())
+        holding = f"it holds the {next(iter(near.values()))}" if len(near) == 1 else "they hold what these names say"
+        text += f". Rename {renamed} if {holding}"
+    table.notes.append(replace(_note("columns", text), warning=bool(near)))
+
+
+def check_table_exists(folder: Path) -> None:
+    """Raise :class:`CorpusNotFoundError` for a folder without ``utterances.csv``, naming the tables there."""
+    if (folder / TABLE).is_file():
+        return
+    if advice := similar_table(folder, [TABLE]):
+        raise CorpusNotFoundError(f"{TABLE} not found in {folder}.{advice} Rename or convert the file.")
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _TABLES and path.is_file())
+    tables = [name for name in names if not name.startswith((".", "~"))]
+    if not tables:
+        raise CorpusNotFoundError(
+            f"{TABLE} not found in {folder}, nor another table. Add it with one row per utterance and the columns "
+            f"{' and '.join(REQUIRED)}, or correct data.raw."
+        )
+    choice = "it" if len(tables) == 1 else "the one with a row per utterance"
+    if all(Path(name).suffix.lower() == ".csv" for name in tables):
+        raise CorpusNotFoundError(
+            f"{TABLE} not found in {folder}: found {', '.join(tables)}. Rename {choice} to {TABLE}."
+        )
+    raise CorpusNotFoundError(
+        f"{TABLE} not found in {folder}: found {', '.join(tables)}. Convert {choice} to CSV (UTF-8), named {TABLE}."
+    )
 
 
 def _note(topic: str, text: str) -> Finding:
@@ -264,6 +314,7 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
     """
     if "split" not in table.header:
         dev = f"{TABLE} has no column 'split': 80/10/10 by conversation, seed {seed or 0}"
+        table.notes.append(_note("splits", f"no column split: drew 80/10/10 by conversation, seed {seed or 0}"))
         return drawn(list(groups), seed or 0), dev
     parts: dict[str, str] = {}
     spelled: Counter[tuple[str, str]] = Counter()

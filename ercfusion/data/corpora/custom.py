@@ -26,13 +26,17 @@ from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, TargetReader, read_settings, target_readers
 from ercfusion.data.corpora._custom_table import (
+    RECORDINGS,
     Options,
     Table,
     assign_splits,
+    check_table_exists,
     check_times,
     grouped,
     note_recordings,
     note_spellings,
+    note_unread,
+    other_names,
     read_utterances,
     recording,
     time_of,
@@ -127,7 +131,7 @@ class CustomCorpus(Corpus):
     def _own_protocols(self) -> Mapping[str, Protocol]:
         dev = self._parts[1]
         packs = list(self._packs())
-        modalities = {"text"} if any(row.cells.get("text", "").strip() for row in self._rows) else set()
+        modalities = {"text"} if self._has("text") else set()
         ranks = {name: rank for rank, name in enumerate(_MODALITY_ORDER)}
         order = tuple(sorted(modalities | set(packs), key=lambda name: (ranks.get(name, len(ranks)), name)))
         protocols = {}
@@ -146,7 +150,7 @@ class CustomCorpus(Corpus):
     def files(self) -> list[Path]:
         """``utterances.csv`` and, if it exists, ``corpus.yaml``."""
         settings = self.root() / SETTINGS
-        return [*self.require([TABLE]), *([settings] if settings.is_file() else [])]
+        return [self._utterances(), *([settings] if settings.is_file() else [])]
 
     def conversations(self, protocol: Protocol) -> Splits:
         """Conversations in file order within each split; every turn has every target.
@@ -257,18 +261,36 @@ class CustomCorpus(Corpus):
         return (self.fingerprint(), *(self.source_fingerprint(source) for source in (None, "text", *_COLUMNS)))
 
     def notes(self, protocol: Protocol) -> list[Finding]:
-        """Decisions of the reader: separator, missing values, order, splits, spellings, times and paths."""
+        """Decisions of the reader: separator, missing values, order, splits, spellings, times, paths and columns."""
         readers, parts = self._targets, self._parts  # computing these may add notes
         assert readers
         assert parts
         return list(self._table.notes)
 
+    def missing_inputs(self, protocol: Protocol) -> Finding | None:
+        """A fault without texts and recordings; a note if a pack is to be made from recordings first."""
+        if protocol.modalities:
+            return None
+        packs = self.root() / PACKS
+        for kind, columns in _COLUMNS.items():
+            if any(map(self._has, columns)):
+                text = (
+                    f"{TABLE} has recordings, but no text, and {packs} has no feature pack (make one: python -m "
+                    f"ercfusion.extract data=custom data.raw={self.root()} features=RECIPE out={packs / kind})"
+                )
+                return Finding("note", "inputs", text)
+        absent = [name for name in ("text", *RECORDINGS) if name not in self._header]
+        parts = [f"no column{'s' * (len(absent) > 1)} {', '.join(absent)}"] if absent else []
+        parts += [f"nothing in column {name}" for name in ("text", *RECORDINGS) if name not in absent]
+        text = f"{TABLE}: {', '.join(parts)}; and no feature pack in {packs}"
+        return Finding("fault", "inputs", text)
+
+    def _has(self, column: str) -> bool:
+        return any(row.cells.get(column, "").strip() for row in self._rows)
+
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Columns not read, conversations out of order of time, and folders without a pack."""
+        """Conversations out of order of time, and folders without a pack."""
         findings = []
-        columns = {*RESERVED, *(column for reader in self._targets for column in reader.columns)}
-        if unread := [column for column in self._header if column not in columns]:
-            findings.append(Finding("note", "columns", f"{TABLE}: not read: {', '.join(unread)}"))
         back = []
         for name, rows in self._groups.items():
             starts = [start for row in rows if (start := time_of(row, "start")) is not None]
@@ -294,10 +316,14 @@ class CustomCorpus(Corpus):
 
     @cached_property
     def _table(self) -> Table:
-        table = read_utterances(self.require([TABLE])[0], self._settings, self._options)
+        table = read_utterances(self._utterances(), self._settings, self._options)
         check_times(table)
         note_recordings(table)
         return table
+
+    def _utterances(self) -> Path:
+        check_table_exists(self.root())
+        return self.root() / TABLE
 
     @property
     def _rows(self) -> list[Row]:
@@ -311,6 +337,8 @@ class CustomCorpus(Corpus):
     def _targets(self) -> list[TargetReader]:
         readers = target_readers(self._settings, self._header, self._rows)
         note_spellings(self._table, readers)
+        columns = {*RESERVED, *(column for reader in readers for column in reader.columns)}
+        note_unread(self._table, [name for name in self._header if name not in columns], other_names(self._settings))
         return readers
 
     @property

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.data.conversation import Conversation, TargetValue, Turn
-from ercfusion.data.corpora._custom import TABLE
+from ercfusion.data.corpora._custom import DEFAULT_TARGET, TABLE, Settings
+from ercfusion.data.corpora._custom_table import REQUIRED, other_names
 from ercfusion.data.corpora.custom import PACKS, SETTINGS, CustomCorpus
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.pack import write_pack
 from ercfusion.data.storage import first_not_finite
+from ercfusion.data.tabular import lacking, to_rename
 from ercfusion.tasks.kinds.multi_label import NOTHING, SEPARATOR
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def write_given(
     """
     check_utterances(data)
     check_features(features)
-    rows = _frame_rows(data) if hasattr(data, "columns") else _conversation_rows(data)
+    rows = _frame_rows(data, targets) if hasattr(data, "columns") else _conversation_rows(data)
     if not rows:
         raise ConfigError("data has no utterances. Give at least one conversation for each of train, dev and test.")
     keys = [(str(row["conversation"]), str(row["turn"])) for row in rows]
@@ -171,11 +173,19 @@ def _parts(data: Conversations) -> Mapping[str, Sequence[Conversation]]:
     return data if isinstance(data, Mapping) else {"": data}
 
 
-def _frame_rows(frame: Any) -> list[dict[str, Any]]:
-    for column in ("conversation", "turn"):
-        if column not in frame.columns:
-            columns = ", ".join(map(str, frame.columns))
-            raise ConfigError(f"data has no column {column!r} (it has {columns}). Add the ids of every utterance.")
+def _frame_rows(frame: Any, targets: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    columns = [str(name) for name in frame.columns]
+    names = other_names(Settings(targets=targets))
+    if missing := [column for column in REQUIRED if column not in columns]:
+        raise ConfigError(
+            f"the data frame has {lacking(missing)} (it has {', '.join(columns)}). Rename or add: "
+            f"{to_rename(missing, columns, names)}."
+        )
+    if targets is None and DEFAULT_TARGET not in columns:
+        raise ConfigError(
+            f"the data frame has no column {DEFAULT_TARGET!r} (it has {', '.join(columns)}). Rename or add: "
+            f"{to_rename([DEFAULT_TARGET], columns, names)}; or describe other targets with targets={{...}}."
+        )
     return [
         {str(name): "" if value is None or value != value else value for name, value in row.items()}
         for row in frame.to_dict("records")

@@ -430,6 +430,8 @@ def test_findings(twin):
     table(twin, header + ",note", *(row + ",x" for row in rows))
     corpus = open_corpus("custom", twin)
     found = {finding.topic: finding.text for finding in corpus.findings(corpus.protocol())}
-    assert found["columns"] == "utterances.csv: not read: note"
+    assert "columns" not in found
+    (note,) = corpus.notes(corpus.protocol())
+    assert (note.text, note.warning) == ("utterances.csv: columns not read: note", False)
     assert "1 (train01)" in found["times"]
     assert "packs/audio has no pack.json" in found["packs"]

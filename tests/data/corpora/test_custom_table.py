@@ -50,7 +50,7 @@ def notes(folder: Path, **options: Any) -> list[str]:
     corpus = open_corpus("custom", folder, **options)
     found = corpus.notes(corpus.protocol())
     assert {entry.level for entry in found} <= {"note"}
-    return [entry.text for entry in found]
+    return [entry.text for entry in found if "no column split: drew" not in entry.text]
 
 
 def turns(folder: Path, **options: Any) -> dict[str, list[Turn]]:
@@ -107,7 +107,7 @@ def test_a_header_that_fits_with_no_separator(tmp_path: Path) -> None:
     rows = [{"dialogue": row.pop("conversation"), **row} for row in rows_of()]
     message = problem(write(tmp_path, rows, ";"))
     assert "no column 'conversation'. Found: 'dialogue', 'turn', 'speaker', 'text', 'emotion'" in message
-    assert "are required. Rename or add them" in message
+    assert "Rename or add: 'dialogue' to 'conversation'." in message
 
 
 # Order
