@@ -100,8 +100,12 @@ def test_from_mask(lengths: tuple[int, ...], more: int) -> None:
     assert torch.autograd.gradcheck(lambda x: packing.pad(packing.pack(x), length=L), (padded,))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_from_mask_is_on_the_device_of_the_mask() -> None:
-    assert Packing.from_mask(torch.ones(2, 3, dtype=torch.bool)).device.type == "cpu"
+    mask = torch.tensor([[True, False], [True, True]], device="cuda")
+    packing = Packing.from_mask(mask)
+    assert packing.lengths == (1, 2)
+    assert packing.pad(packing.pack(mask), length=3).device == mask.device
 
 
 @pytest.mark.parametrize(
