@@ -187,6 +187,25 @@ def test_one_combination_that_fails_does_not_stop_the_others(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_combinations_that_fail_in_their_first_epoch_leave_their_folder(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    settings = [*TINY, "model=concat", "training.batch_size=6", "optimizer=sgd", "training.max_epochs=1"]
+    settings += ["training.gradient_clip=0", "optimizer.lr=1e-3,1e30", f"workers={workers}", f"output={tmp_path}"]
+    status, _, err = command(main, ["-m", *settings], capsys)
+    assert status == 2
+    rates = {read(path)["optimizer"]["lr"]: path.parent for path in tmp_path.rglob("train/*/*/config.json")}
+    assert set(rates) == {1e-3, 1e30}
+    assert (rates[1e-3] / "record.json").is_file()
+    failed = rates[1e30]
+    assert "stopped: TrainingError" in (failed / "train.log").read_text()
+    assert err.count(str(failed)) == 1, err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_combinations_side_by_side_are_those_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
