@@ -158,3 +158,29 @@ class Packing:
     def to(self, device: torch.device | str) -> Packing:
         """The same packing on another device."""
         return self if torch.device(device) == self.device else Packing(self.lengths, device)
+
+
+def check_rows(x: Tensor, packing: Packing | None, width: int | None, *, name: str = "x", padded: bool = False) -> None:
+    """Raise ValueError unless x is (N, width), with the N utterances of the packing.
+
+    Args:
+        x: The values to check; any under ``torch.compile``, in which a comparison would fix sizes.
+        packing: None for any N.
+        width: None for any width.
+        name: Name of x in the message.
+        padded: The caller also takes (B, L, width), as the message says.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if x.ndim == 2 and (width is None or x.shape[1] == width) and (packing is None or len(x) == packing.total):
+        return
+    rows, columns = "N" if packing is None else packing.total, "D" if width is None else width
+    also = f" or padded (B, L, {columns})" if padded else ""
+    advice = " Pack padded values with packing.pack(x)." if x.ndim == 3 and not padded else ""
+    raise ValueError(f"{name} must be packed utterances ({rows}, {columns}){also}; found {tuple(x.shape)}.{advice}")
+
+
+def check_speakers(speaker: Tensor, packing: Packing) -> None:
+    """Raise ValueError unless there is one speaker per utterance of the packing."""
+    if not torch.compiler.is_compiling() and (speaker.ndim != 1 or len(speaker) != packing.total):
+        raise ValueError(f"speaker must be ({packing.total}), one number per utterance; found {tuple(speaker.shape)}.")

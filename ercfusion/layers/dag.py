@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows, check_speakers
 from ercfusion.ops.dag import DagState, dag_recursion, dag_windows
 from ercfusion.ops.dag_reference import DAG_ATTENTIONS, DagAttention, DagWeights
 
@@ -68,6 +68,8 @@ class DagStack(nn.Module):
 
     def forward(self, h: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
         """Vectors of all layers, (N, width) -> (S, L, N, width)."""
+        check_rows(h, packing, self.query.shape[-1], name="h")
+        check_speakers(speaker, packing)
         first = torch.stack([dag_windows(speaker, packing, window) for window in self.windows])
         return dag_recursion(h, first, speaker, packing, self.weights, self.attention)
 

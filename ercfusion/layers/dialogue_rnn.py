@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows, check_speakers
 from ercfusion.layers.dialogue_steps import EmotionChain, PartyChain, Steps, listening_chain, speaker_slots
 
 
@@ -125,6 +125,8 @@ class DialogueRecurrence(nn.Module):
 
     def forward(self, x: Tensor, speaker: Tensor, packing: Packing) -> Tensor:
         """Emotion states (N, out_features), in the precision of the parameters, also under autocast."""
+        check_rows(x, packing, self.in_features)
+        check_speakers(speaker, packing)
         steps = Steps(packing, speaker, len(self.cells))
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self._cells()[0].query.weight.dtype)

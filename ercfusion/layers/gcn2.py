@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows
 
 SHRINK = 0.99999
 """Factor of every cosine, as published: it bounds the slope of arccos, infinite at 1, by 224."""
@@ -96,7 +96,14 @@ class AngularGraph:
     """
 
     def __init__(self, x: Tensor, present: Tensor, packing: Packing) -> None:
+        check_rows(present, packing, None, name="present")
+        if not torch.compiler.is_compiling() and (x.ndim != 3 or x.shape[:2] != present.shape[::-1]):
+            raise ValueError(
+                f"x must be ({present.shape[1]}, {len(present)}, D) to fit present; found {tuple(x.shape)}."
+            )
         M = len(x)
+        self.nodes = tuple(x.shape[:2])
+        """(M, N)."""
         self.buckets = LengthBuckets(packing, M)
         self.within: list[Tensor] = []
         """Per bucket, (M * B_k, L_k, L_k): the blocks of the same modality."""
@@ -270,6 +277,9 @@ class GCN2(nn.Module):
 
     def forward(self, x: Tensor, graph: AngularGraph, *, dropped: bool = False) -> Tensor:
         """(M, N, in_features) -> (M, N, features)."""
+        expected = (*graph.nodes, self.narrow.in_features)
+        if not torch.compiler.is_compiling() and tuple(x.shape) != expected:
+            raise ValueError(f"x must be {expected}, the nodes of the graph; found {tuple(x.shape)}.")
         initial = graph.buckets.spread(F.relu(self.narrow(x if dropped else self.dropout(x))))
         h = initial
         for conv in self.convs:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.batch.packing import check_rows
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.graph import WindowGraph
 
@@ -55,6 +56,7 @@ class RelationalConv(nn.Module):
         """(N, in_features) -> (N, out_features)."""
         if graph.num_relations != len(self.weight):
             raise ValueError(f"the graph has {graph.num_relations} relations, the layer {len(self.weight)}")
+        check_rows(x, graph.packing, self.root.in_features)
         speakers = 1 if graph.relations == "same_other" else graph.num_speakers
         slots = graph.num_relations // speakers  # relations ending in an utterance of one speaker
         blocks = graph.packing.size * graph.packing.longest**2 * slots
@@ -137,6 +139,7 @@ class GraphAttention(nn.Module):
 
     def forward(self, x: Tensor, graph: WindowGraph) -> Tensor:
         """(N, in_features) -> (N, heads * out_features)."""
+        check_rows(x, graph.packing, self.query.in_features)
         blocks = graph.packing.size * graph.packing.longest**2 * self.heads
         attend = self._dense if blocks <= DENSE_LIMIT else self._sparse
         return self.skip(x) + attend(self.query(x), self.key(x), self.value(x), graph)

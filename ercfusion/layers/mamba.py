@@ -1,7 +1,8 @@
 """Mamba's block on packed conversations, in one or both directions.
 
-N utterances of the whole batch, B conversations, d width of the model, E = expand * d inner channels, S states per
-channel, W taps of the convolution, R rank of the step sizes.
+N utterances of the whole batch, B conversations, L utterances of the longest. The width is d, with E = expand * d
+inner channels, S states per channel, W taps of the convolution, R rank of the step sizes. In the equations, B and C are
+Mamba's input and output vectors (S per utterance), and D its skip weights (E), as in the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows
 from ercfusion.ops.conv import causal_conv
 from ercfusion.ops.scan import selective_scan
 
@@ -64,11 +65,11 @@ class Mamba(nn.Module):
     ``A_log`` and ``D`` carry ``_no_weight_decay``, the bias ``_no_reinit``.
 
     Args:
-        d_model: d.
-        d_state: S.
-        d_conv: W.
-        expand: Inner channels, as a multiple of d.
-        dt_rank: R; ``auto`` is d / 16, rounded up.
+        d_model: d, the width of input and output.
+        d_state: S, states of the recurrence per inner channel (not the number of speakers).
+        d_conv: W, utterances seen by the causal convolution, including the current one.
+        expand: E, the number of inner channels, as a multiple of d.
+        dt_rank: R, rank of the map to the step sizes; ``auto`` is d / 16, rounded up.
         dt_min, dt_max: Range of the initial step sizes, uniform on a logarithmic scale.
         dt_init: Initial weight of the steps: ``random`` (uniform) or ``constant``.
         dt_scale: Scale of this weight.
@@ -82,6 +83,14 @@ class Mamba(nn.Module):
     Shapes:
         x (N, d) with the packing of the N utterances -> (N, d). Padded x (B, L, d) with lengths (B), or None if all are
         L -> (B, L, d), zero in the padding.
+
+    Warning:
+        Without a packing, all rows of x (N, d) are read as ONE conversation.
+
+    Example:
+        >>> layer = Mamba(16)
+        >>> layer(torch.randn(5, 16), Packing([3, 2])).shape
+        torch.Size([5, 16])
     """
 
     def __init__(
@@ -158,15 +167,18 @@ class Mamba(nn.Module):
         """(N, d) -> (N, d), or (B, L, d) -> (B, L, d).
 
         Args:
-            x: (N, d), or padded (B, L, d).
-            packing: Packing of packed x, or its offsets (B + 1). None: one conversation.
-            lengths: Lengths of padded x. None: all L.
+            x: Packed (N, d), or padded (B, L, d).
+            packing: Packing of packed x, or its offsets (B + 1). None: all N rows are ONE conversation.
+            lengths: (B) lengths of padded x. None: all L.
             reverse: Read every conversation from its last utterance to its first.
+
+        Raises:
+            ValueError: x of another rank, width or number of utterances; lengths with packed x, or a packing with
+                padded x.
         """
         if x.ndim == 3:
-            return _padded(self, x, packing, lengths, reverse=reverse)
-        if lengths is not None:
-            raise ValueError("lengths belong to a padded batch (B, L, d); a packed one takes a packing")
+            return _padded(self, self.d_model, x, packing, lengths, reverse=reverse)
+        _check_packed(x, packing, lengths, self.d_model)
         inside, gate = self.in_proj(x).chunk(2, dim=-1)
         return self.out_proj(_mix(inside, gate, self.inner, packing, reverse))
 
@@ -188,6 +200,7 @@ class Mamba(nn.Module):
         Returns:
             (B, d), and the new state.
         """
+        check_rows(x, None, self.d_model)
         state = self.start(len(x)) if state is None else state
         inside, gate = self.in_proj(x).chunk(2, dim=-1)
         weights, exact = self.inner, _exact(inside.dtype)
@@ -216,20 +229,30 @@ class Mamba(nn.Module):
 class BidirectionalMamba(nn.Module):
     """Mamba's block in both directions, with one convolution and one scan.
 
-    Each direction begins at its own end of every conversation.
+    Two blocks of Gu & Dao (2023; equations in :class:`Mamba`), each of which begins at its own end of every
+    conversation, and a combination of their outputs; the combinations are ours.
 
     Args:
-        d_model: d.
+        d_model: d, the width of input and output.
         tied: Share the weights of the two directions.
         combine: ``add``: the sum; ``concat``: a linear layer on both; ``gate``: g * forwards + (1 - g) * backwards, g
             in (0, 1) per channel computed from both.
-        options: Further options of :class:`Mamba`.
+        options: Options of both blocks, described in :class:`Mamba`: ``d_state`` (16), ``d_conv`` (4), ``expand`` (2),
+            ``dt_rank``, ``dt_min``, ``dt_max``, ``dt_init``, ``dt_scale``, ``dt_init_floor``, ``conv_bias``, ``bias``.
 
     Raises:
         ValueError: an unknown ``combine``, or an option refused by :class:`Mamba`.
 
     Shapes:
         x (N, d) with the packing of the N utterances -> (N, d). x (B, L, d) with lengths (B) -> (B, L, d).
+
+    Warning:
+        Without a packing, all rows of x (N, d) are read as ONE conversation.
+
+    Example:
+        >>> layer = BidirectionalMamba(16, d_state=8)
+        >>> layer(torch.randn(5, 16), Packing([3, 2])).shape
+        torch.Size([5, 16])
     """
 
     def __init__(self, d_model: int, *, tied: bool = False, combine: str = "add", **options: Any) -> None:
@@ -244,11 +267,19 @@ class BidirectionalMamba(nn.Module):
     def forward(
         self, x: Tensor, packing: Packing | Tensor | None = None, *, lengths: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """(N, d) -> (N, d), or (B, L, d) -> (B, L, d); arguments as in :meth:`Mamba.forward`."""
+        """(N, d) -> (N, d), or (B, L, d) -> (B, L, d).
+
+        Args:
+            x: Packed (N, d), or padded (B, L, d).
+            packing: Packing of packed x, or its offsets (B + 1). None: all N rows are ONE conversation.
+            lengths: (B) lengths of padded x. None: all L.
+
+        Raises:
+            ValueError: as in :meth:`Mamba.forward`.
+        """
         if x.ndim == 3:
-            return _padded(self, x, packing, lengths)
-        if lengths is not None:
-            raise ValueError("lengths belong to a padded batch (B, L, d); a packed one takes a packing")
+            return _padded(self, self.forwards.d_model, x, packing, lengths)
+        _check_packed(x, packing, lengths, self.forwards.d_model)
         first, second = self.forwards, self.forwards if self.backwards is None else self.backwards
         if self.backwards is None:
             inside, gate = first.in_proj(x).chunk(2, dim=-1)
@@ -294,11 +325,24 @@ def _mix(inside: Tensor, gate: Tensor, weights: _Weights, packing: Packing | Ten
     return y
 
 
+def _check_packed(x: Tensor, packing: Packing | Tensor | None, lengths: object, d: int) -> None:
+    if lengths is not None:
+        raise ValueError("lengths belong to a padded batch (B, L, d); a packed one takes a packing")
+    check_rows(x, packing if isinstance(packing, Packing) else None, d, padded=True)
+
+
 def _padded(
-    block: nn.Module, x: Tensor, packing: object, lengths: Sequence[int] | Tensor | None, **arguments: bool
+    block: nn.Module,
+    d: int,
+    x: Tensor,
+    packing: object,
+    lengths: Sequence[int] | Tensor | None,
+    **arguments: bool,
 ) -> Tensor:
     """Run ``block`` on the utterances of padded x (B, L, d)."""
-    B, L, _ = x.shape
+    B, L, width = x.shape
+    if width != d:
+        raise ValueError(f"x must be padded utterances (B, L, {d}); found {tuple(x.shape)}.")
     if packing is not None:
         raise ValueError("a packing belongs to packed x (N, d); a padded batch takes lengths")
     numbers = lengths.tolist() if isinstance(lengths, Tensor) else lengths

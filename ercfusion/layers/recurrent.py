@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows
 from ercfusion.ops.processes import longest_over_processes
 
 
@@ -45,6 +45,7 @@ class PackedLSTM(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, padding: Tensor | None = None) -> Tensor:
         """States of all utterances, (N, in_features) -> (N, out_features)."""
+        check_rows(x, packing, self.lstm.input_size)
         if padding is not None:
             # The batch of distributed training includes the conversations of the other processes.
             longest = max(packing.longest, longest_over_processes(packing)) if self.training else packing.longest

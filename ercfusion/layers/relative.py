@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_speakers
 
 
 class RelativeBias(nn.Module):
@@ -37,6 +37,7 @@ class RelativeBias(nn.Module):
 
         Receivers are the positions ``start`` to ``stop`` of a conversation; all by default.
         """
+        check_speakers(speaker, packing)
         place = torch.arange(packing.longest, device=speaker.device)
         receivers = slice(start, stop)
         lag = (place[receivers, None] - place[None, :]).expand(packing.size, -1, -1)

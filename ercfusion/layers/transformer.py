@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ercfusion.batch.packing import Packing
+from ercfusion.batch.packing import Packing, check_rows, check_speakers
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.ops.attention import attend
 
@@ -53,7 +53,7 @@ class PackedTransformerLayer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
-        self.heads = heads
+        self.width, self.heads = width, heads
         self.causal = causal
         self.norm_first = norm_first
         self.dropout_rate = dropout
@@ -74,6 +74,7 @@ class PackedTransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
         """(N, D) -> (N, D)."""
+        check_rows(x, packing, self.width)
         if self.norm_first:
             x = x + self.dropout(self._attend(self.norm_attention(x), packing, speaker))
             return x + self.dropout(self._feed(self.norm_feedforward(x)))
@@ -83,6 +84,8 @@ class PackedTransformerLayer(nn.Module):
     def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
         if self.bias is not None and speaker is None:
             raise ValueError("a layer with lags needs the speakers; give speaker (N)")
+        if speaker is not None:
+            check_speakers(speaker, packing)
         qkv = self.qkv(x)
         if packing.longest < LONG or packing.size == 1 or qkv.device.type != "cpu" or torch.compiler.is_compiling():
             return self.out(self._mix(qkv, packing, speaker))
@@ -145,6 +148,7 @@ class PackedTransformer(nn.Module):
         lags: int = 0,
     ) -> None:
         super().__init__()
+        self.width = width
         self.layers = nn.ModuleList(
             PackedTransformerLayer(
                 width,
@@ -162,6 +166,7 @@ class PackedTransformer(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
         """(N, D) -> (N, D)."""
+        check_rows(x, packing, self.width)
         for layer in self.layers:
             x = layer(x, packing, speaker)
         return self.norm(x)
