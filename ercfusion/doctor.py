@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -59,6 +60,12 @@ MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}
 
 def main(argv: list[str]) -> int:
     """Run the command; see :data:`COMMAND`."""
+    for word in argv:
+        if "=" not in word and os.path.exists(word):
+            if os.path.isfile(os.path.join(word, "train.log")):
+                log = os.path.join(word, "train.log")
+                raise ConfigError(f"{word} is a run folder; doctor checks corpora. Read the run's log: {log}")
+            raise ConfigError(f"{word} is a path. Write data=custom data.raw={word} for a corpus in this folder.")
     return COMMAND.main(argv, _act)
 
 
@@ -73,8 +80,6 @@ def _act(typed: Typed) -> int:
 
 def installation() -> str:
     """Versions, extras, devices and corpus folders, as text."""
-    import os
-
     import torch
 
     from ercfusion.data.corpora import corpus_class, open_corpus

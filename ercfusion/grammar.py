@@ -265,7 +265,7 @@ class Command:
             elif self.positional and (not equals or os.path.exists(os.path.expanduser(word))):
                 positional.append(word)
             elif not equals and not word.startswith("~"):
-                raise ConfigError(f"{shown(word)} is not of the form key=value. Use --help for the keys.")
+                raise ConfigError(f"{shown(word)} is not of the form key=value. {self._key_advice(argv)}")
             else:
                 own = next((key for key in self.all_keys if key.names(name)), None)
                 if own is not None:
@@ -317,6 +317,17 @@ class Command:
             instead = shlex.quote(f"{key}={value or 'VALUE'}")
             raise ConfigError(f"{problem}A key with a value has no dashes. Write {instead}")
         raise ConfigError(problem + did_you_mean(name, known))
+
+    def _key_advice(self, argv: Sequence[str]) -> str:
+        """What to write instead of names of models and corpora without a key."""
+        groups = self._composer({}).groups()
+        named = [
+            f"{group}={word}"
+            for word in argv
+            for group in ("model", "data")
+            if self.takes(group) and word.partition("/")[0] in groups[group]
+        ]
+        return f"Write {' '.join(named)}." if named else "Use --help for the keys."
 
     def _check(self, name: str) -> None:
         """Raise :class:`ConfigError` unless the command has this key or setting."""

@@ -44,6 +44,21 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: python -m ercfusion.doctor" in out
 
 
+def test_folders_without_a_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("calls", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "train.log").touch()
+    log = Path("run") / "train.log"
+    message = f"error: run is a run folder; doctor checks corpora. Read the run's log: {log}\n"
+    assert refused(main, ["run"], capsys) == message
+    assert "calls is a path. Write data=custom data.raw=calls for" in refused(main, ["calls"], capsys)
+    assert "'nothing' is not of the form key=value. Use --help" in refused(main, ["nothing"], capsys)
+    assert "Add data=custom for your own utterances or data=NAME" in refused(main, ["data.raw=calls"], capsys)
+
+
 @pytest.mark.parametrize("data", ["demo", "demo/multilabel"])
 def test_the_demo_is_in_order(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["data.options.train=8", "data.options.dev=4", "data.options.test=4"]

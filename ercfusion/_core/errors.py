@@ -65,8 +65,8 @@ class TrainingError(ErcfusionError):
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` elements of ``choices`` similar to ``word``, the best first.
 
-    Similar: at most a third of the letters differ or are swapped; one is the beginning of the other; or the same words
-    in another order.
+    Similar: at most a third of the letters differ or are swapped; one is the beginning of the other; the same words in
+    another order; or some words of the choice (``epochs`` of ``max_epochs``).
     """
     if len(word) > _LONGEST:
         return []
@@ -77,8 +77,12 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> list[str]:
         edits = 0 if one == other else _edits(one, other, limit)
         if edits > limit and min(len(one), len(other)) > 2 and (one.startswith(other) or other.startswith(one)):
             edits = limit
-        if edits > limit and sorted(re.split(_BETWEEN, one)) == sorted(re.split(_BETWEEN, other)):
-            edits = 1
+        if edits > limit:
+            words, parts = re.split(_BETWEEN, one), re.split(_BETWEEN, other)
+            if sorted(words) == sorted(parts):
+                edits = 1
+            elif len(one) > 2 and set(words) < set(parts):
+                edits = limit
         if edits <= limit and edits < max(len(one), len(other)):
             swapped = sorted(one) == sorted(other)
             ranked.append((edits, not swapped, -difflib.SequenceMatcher(None, one, other).ratio(), place, choice))

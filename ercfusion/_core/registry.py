@@ -86,6 +86,8 @@ def import_modules(names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(f"imports: {name!r} is not a module name. Write it without .py, for example my_models.")
+        if name.endswith(".py"):
+            raise ConfigError(f"imports: {name!r} is a file name. Write {name[:-3]!r}, without .py.")
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -256,6 +256,10 @@ def _types_of(example: Any) -> tuple[type, ...]:
 def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
     section, _, last = key.rpartition(".")
     inside = [name for name in known if section and name.startswith(f"{section}.")]
+    if section and not inside and (right := _nearest_section(section, known)):
+        if right == "model" or is_added(f"{right}.{last}"):  # model options are not known yet
+            return f"Did you mean {f'{right}.{last}'!r}?"
+        section, inside = right, [name for name in known if name.startswith(f"{right}.")]
     if inside:
         close = [f"{section}.{name}" for name in nearest(last, [name[len(section) + 1 :] for name in inside], 1)]
     else:
@@ -264,6 +268,18 @@ def _suggestion(key: str, known: list[str], base: dict[str, Any]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return "Choose from: " + ", ".join(inside or [name for name in base if "." not in name]) + "."
+
+
+def _nearest_section(section: str, known: list[str]) -> str:
+    """The section of a dotted key with every part replaced by the nearest; empty without one."""
+    path = ""
+    for part in section.split("."):
+        parts = {name[len(path) :].partition(".")[0] for name in known if name.startswith(path)}
+        close = [part] if part in parts else nearest(part, sorted(parts), 1)
+        if not close:
+            return ""
+        path += f"{close[0]}."
+    return path[:-1]
 
 
 def _fits(allowed: tuple[type, ...], value: Any) -> bool:

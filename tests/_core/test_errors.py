@@ -29,6 +29,8 @@ KNOWN = [
         ("tetx", "text"),
         ("f1_weighted", "weighted_f1"),
         ("weighted", "weighted_f1"),
+        ("macro", "macro_f1"),
+        ("optimizer", "optimizer.lr"),
         ("macrof1", "macro_f1"),
         ("--hlep", "--help"),
         ("--multi-run", "--multirun"),
@@ -52,3 +54,9 @@ def test_the_best_comes_first() -> None:
     assert nearest("cogmn", ["cogmans", "cogmen", "concat"]) == ["cogmen"]
     assert nearest("mled", ["m3ed", "meld"], 1) == ["meld"]
     assert nearest("dropuot", ["dropouts", "dropout"]) == ["dropout", "dropouts"]
+
+
+def test_a_word_of_a_name_is_a_part_of_it() -> None:
+    assert nearest("epochs", ["patience", "max_epochs"]) == ["max_epochs"]
+    assert nearest("epochs", ["max_epochs_total", "epoch"], 1) == ["epoch"]
+    assert nearest("lr", ["max_lr"]) == []  # too short

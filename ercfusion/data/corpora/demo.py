@@ -159,7 +159,10 @@ class DemoCorpus(Corpus):
     ) -> None:
         super().__init__(None)
         if raw is not None:
-            raise ConfigError(f"corpus 'demo' is generated and reads no files. Remove data.raw (found {str(raw)!r}).")
+            raise ConfigError(
+                f"corpus 'demo' is generated and reads no files, but data.raw is {str(raw)!r}. Add data=custom "
+                "for your own utterances or data=NAME for another corpus, or remove data.raw."
+            )
         self._seed = seed
         self._sizes = dict(zip(SPLITS, (train, dev, test), strict=True))
         self._samples: dict[tuple[str, str], Sample] = {}
