@@ -39,7 +39,7 @@ COMMAND = Command(
         Key("data.raw", "folder of the corpus files (or the environment variable ERCFUSION_DATA)", "path"),
         Key("data.packs.MODALITY", "feature pack of a modality", "path"),
         Key("copy", "only copy the table file and its records, to NAME.yaml and NAME/records", "path", value="NAME"),
-        Key("out", "folder of the table and of new records; see below for its default", "path"),
+        Key("out", "folder of the table and of new records", "path"),
         Key("runs", "folder of the run folders (default: outputs/reproduce/NAME)", "path"),
         Key("rows", "only the runs of these rows (for a name with a comma: its file name)", "names"),
         Key("workers", "parallel processes (default: one per core)", "whole"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from runs import command
+from runs import command, environment
 
 from docs.computed.tables import table
 from ercfusion import reproduce
@@ -84,3 +88,33 @@ def test_no_other_files(preset):
     known = {archive_path(FOLDER / preset.name, row) for row in preset.rows}
     known |= {FOLDER / preset.name / name for name in reproduce.FILES}
     assert {path for path in (FOLDER / preset.name).rglob("*") if path.is_file()} == known
+
+
+@pytest.mark.slow
+def test_a_row_is_added_without_a_clone(tmp_path):
+    """The commands of the page, in an empty folder, with a package as a wheel installs it."""
+    package, place = tmp_path / "site" / "ercfusion", tmp_path / "place"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(FOLDER.parent / "ercfusion", package, ignore=unwanted)
+    for source, target in (("features", "recipes"), ("experiments", "experiments")):
+        shutil.copytree(FOLDER.parent / source, package / target)
+    place.mkdir()
+    page = (FOLDER.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    section = page.partition("## Add a row to a recorded table\n")[2].partition("\n## ")[0]
+    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    shell = environment(PYTHONPATH=str(package.parent), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    run = subprocess.run(
+        ["sh", "-e", "-c", commands], cwd=place, env=shell, capture_output=True, text=True, timeout=900
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 of 77 runs have no record yet" in run.stderr
+    rows = {line.partition(",")[0].strip('"') for line in (place / "mine" / "table.csv").read_text().splitlines()[1:]}
+    assert rows >= {"concat", "bclstm", "m2fnet"}
+    assert '"concat, narrow",concat,weighted_f1,' in (place / "mine" / "table.csv").read_text()
+    recorded = package / "experiments" / "demo" / "records"
+    for archive in recorded.iterdir():
+        assert (place / "mine" / "records" / archive.name).read_bytes() == archive.read_bytes()
+    assert sorted(path.name for path in place.iterdir()) == ["mine", "mine.yaml", "outputs"]
