@@ -149,8 +149,8 @@ def test_a_warning_for_a_usual_name(
 
 def inputs(folder: Path, tables: list[FeatureTable] | None = None) -> list[Finding]:
     corpus = open_corpus("custom", folder)
-    found = check_corpus(corpus, corpus.protocol(), tables or [], media=False)
-    return [finding for finding in found if finding.topic == "inputs"]
+    results = check_corpus(corpus, corpus.protocol(), tables or [], media=False)
+    return [finding for finding in results if finding.topic == "inputs"]
 
 
 def test_a_table_without_any_input(tmp_path: Path) -> None:
