@@ -175,7 +175,7 @@ def test_a_fresh_table_beside_the_recorded_one_is_the_same(made, tmp_path, capsy
         assert one["optimism"] == other["optimism"]
     assert "Not run yet: deeper, graph." in (tmp_path / "mine" / "README.md").read_text()
     message = refused(module.main, [str(preset), "--fresh"], capsys)
-    assert "choose another folder" in message
+    assert "Give a folder with out=DIR" in message
 
 
 @pytest.mark.slow

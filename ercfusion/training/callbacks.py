@@ -212,6 +212,13 @@ class Selection(pl.Callback):
         if self.exhausted:
             trainer.should_stop = True
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """A setting refused by the first batch leaves no folder, as one refused before training."""
+        if isinstance(exception, ConfigError) and not self.history and is_first_process():
+            checkpoints = (self.folder / LAST).parent
+            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by the trainer."""
         self._started = time.perf_counter()
