@@ -22,6 +22,7 @@ PLACES: Mapping[str, str] = {
     "new pack": "python -m ercfusion.extract wrote a pack",
     "imported corpus": "python -m ercfusion.extract import= wrote a corpus",
     "stale pack": "the recordings of a recipe's pack have changed",
+    "recordings without packs": "an own corpus has recordings, but neither texts nor packs",
     "missing pack": "a recipe in data.packs has no pack",
     "other release": "the files of a corpus differ from its release",
     "recipes": "a corpus has no features of its own",

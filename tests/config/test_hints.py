@@ -350,6 +350,21 @@ def test_an_imported_corpus(nasty: Path, capsys: Any, monkeypatch: pytest.Monkey
     assert (config["data"]["name"], config["data"]["raw"]) == ("custom", str(nasty / "my corpus"))
 
 
+def test_recordings_without_packs(nasty: Path) -> None:
+    from ercfusion.data.corpora.custom import CustomCorpus
+
+    raw = nasty / "my corpus"
+    raw.mkdir()
+    (raw / "utterances.csv").write_text("conversation,turn,audio,emotion\nc,1,a.wav,joy\nc,2,b.wav,anger\n")
+    corpus = CustomCorpus(raw)
+    finding = corpus.missing_inputs(corpus.protocol())
+    assert finding is not None
+    # place: recordings without packs
+    values = Composer("train").values(printed(finding.text, "extract"))
+    assert values["data.raw"] == str(raw)
+    assert values["out"] == str(raw / "packs" / "audio")
+
+
 def test_another_release(
     nasty: Path, capsys: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, PackError
+from ercfusion.config.hints import command
 from ercfusion.config.options import Range
 from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
@@ -274,10 +275,9 @@ class CustomCorpus(Corpus):
         packs = self.root() / PACKS
         for kind, columns in _COLUMNS.items():
             if any(map(self._has, columns)):
-                text = (
-                    f"{TABLE} has recordings, but no text, and {packs} has no feature pack (make one: python -m "
-                    f"ercfusion.extract data=custom data.raw={self.root()} features=RECIPE out={packs / kind})"
-                )
+                settings = {"data.raw": str(self.root()), "features": "RECIPE", "out": str(packs / kind)}
+                make = command("recordings without packs", "extract", "data=custom", settings=settings)
+                text = f"{TABLE} has recordings, but no text, and {packs} has no feature pack. Make one: {make}"
                 return Finding("note", "inputs", text)
         absent = [name for name in ("text", *RECORDINGS) if name not in self._header]
         parts = [f"no column{'s' * (len(absent) > 1)} {', '.join(absent)}"] if absent else []
