@@ -353,7 +353,7 @@ def begin(
         _check_resumed(overrides)  # before the slow imports
 
     from ercfusion.training import run
-    from ercfusion.training.folder import has_begun
+    from ercfusion.training.folder import has_begun, with_folder
 
     if not is_new:
         folder, config = _reopen(overrides, config)
@@ -367,8 +367,8 @@ def begin(
             print(f"\ninterrupted; continue with: {continue_command(folder)}", file=sys.stderr)
         raise
     except ErcfusionError as error:
-        if has_begun(folder) and str(folder) not in str(error):
-            raise type(error)(f"{error}\nThe run folder is {folder}") from error
+        if (text := with_folder(str(error), folder)) != str(error):
+            raise type(error)(text) from error
         if is_new:
             run.discard_if_empty(folder)
         raise

@@ -137,7 +137,7 @@ def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]
     """Run all combinations in ``workers`` processes; returns the records and the number of failures."""
     from ercfusion.records.record import RECORD
     from ercfusion.training import run
-    from ercfusion.training.folder import has_begun
+    from ercfusion.training.folder import with_folder
     from ercfusion.training.many import RunJob, train_many
 
     shared = set(jobs[0][0]).intersection(*(overrides for overrides, _ in jobs))
@@ -159,10 +159,8 @@ def _side_by_side(jobs: Combinations, workers: int) -> tuple[list[dict[str, Any]
         if outcome.result is not None:
             _show(outcome.result, folder)
             return
-        print(f"error: {outcome.job.name}: {outcome.error}", file=sys.stderr)
+        print(f"error: {outcome.job.name}: {with_folder(str(outcome.error), folder)}", file=sys.stderr)
         run.discard_if_empty(folder)
-        if has_begun(folder) and str(folder) not in str(outcome.error):
-            print(f"The run folder is {folder}", file=sys.stderr)
 
     try:
         outcomes = train_many(runs, workers=workers, on_done=ended)

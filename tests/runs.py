@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def train(folder: Path, *overrides: str) -> dict[str, Any]:
 def resume(folder: Path) -> dict[str, Any]:
     assert main([f"resume={folder}"]) == 0
     return read(folder / "record.json")
+
+
+@contextmanager
+def restored(*registries: MutableMapping[Any, Any], modules: Sequence[str] = ()) -> Iterator[None]:
+    """Afterwards the registries are as before, and the modules can be imported again."""
+    saved = [(registry, dict(registry)) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, before in saved:
+            registry.clear()
+            registry.update(before)
+        for name in modules:
+            sys.modules.pop(name, None)
 
 
 def read(path: Path) -> dict[str, Any]:

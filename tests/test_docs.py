@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import CORPUS, restored
 
 from docs.computed import COMPUTED, Part
 from docs.computed.tables import table
@@ -79,15 +80,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     for name in ("ERCFUSION_DATA", "ERCFUSION_PACKS", "ERCFUSION_RUN_FOLDER"):
         monkeypatch.delenv(name, raising=False)
-    registries = [(registry, dict(registry)) for registry in (CORPORA, ARCHITECTURES, REGISTERED)]
     modules = set(sys.modules)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the examples are tiny: more threads only wait for each other
-    yield tmp_path
+    with restored(CORPORA, ARCHITECTURES, REGISTERED):
+        yield tmp_path
     torch.set_num_threads(threads)
-    for registry, before in registries:
-        registry.clear()
-        registry.update(before)
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -97,7 +95,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     "name", [name for name in ["../README.md", *NAMES] if any(b.language == "python" for b in blocks(DOCS / name))]
 )
 def test_examples_run(name: str, workplace: Path) -> None:
-    page = DOCS / name
+    for _ in followed(DOCS / name, workplace):
+        pass
+
+
+def followed(page: Path, workplace: Path) -> Iterator[Block]:
+    """The blocks of a page in their order, each after its file is written or its example has run."""
     namespace: dict[str, Any] = {"__name__": "example"}
     with torch.random.fork_rng(devices=[]):
         for block in blocks(page):
@@ -107,12 +110,9 @@ def test_examples_run(name: str, workplace: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, encoding="utf-8")
             elif block.language == "python" and kind != "not run":
-                run_example(page, block, namespace)
-
-
-def run_example(page: Path, block: Block, namespace: dict[str, Any]) -> None:
-    # Line breaks in front, so that a traceback names the line of the page.
-    exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+                # Line breaks in front, so that a traceback names the line of the page.
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            yield block
 
 
 EXPERIMENTS = DOCS.parent / "experiments" / "README.md"
@@ -198,7 +198,6 @@ def understand_sweep(composer: Any, settings: list[str]) -> None:
         compose_sweep(composer, [], settings)
 
 
-TINY_CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
 TINY_RUN = ("training.max_epochs=1", "training.bootstrap=50", "training.pictures=false", "training.threads=1",
             "trainer=cpu")  # fmt: skip
 TINY_SWEEP = ("sweep.trials=2", "sweep.rerun=0", "sweep.workers=1")
@@ -248,7 +247,7 @@ def runnable(module: str, words: list[str], runs: tuple[Path, Path]) -> list[str
         return None
     if "resume" in named:
         return words
-    sizes = (TINY_CORPUS, TINY_RUN) if free else (TINY_RUN,)
+    sizes = (CORPUS, TINY_RUN) if free else (TINY_RUN,)
     return shortened(words, *sizes, TINY_SWEEP) if command == "sweep" else shortened(words, *sizes)
 
 
@@ -258,7 +257,7 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from ercfusion.train import main
 
     folder = tmp_path_factory.mktemp("pages")
-    tiny = [*TINY_CORPUS, *TINY_RUN, "model=concat", "training.keep_every_epoch=true"]
+    tiny = [*CORPUS, *TINY_RUN, "model=concat", "training.keep_every_epoch=true"]
     for seed in (0, 1):
         assert main([*tiny, f"seed={seed}", f"run={folder / str(seed)}"]) == 0
     return folder / "0", folder / "1"
@@ -271,26 +270,17 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 )
 def test_commands_run(page: Path, workplace: Path, tiny_runs: tuple[Path, Path]) -> None:
     """The files, programs and commands of a page, in their order."""
-    namespace: dict[str, Any] = {"__name__": "example"}
-    with torch.random.fork_rng(devices=[]):
-        for block in blocks(page):
-            kind, _, argument = block.comment.partition(": ")
-            if kind == "file":
-                path = workplace / argument
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(block.text, encoding="utf-8")
-            elif block.language == "python" and kind != "not run":
-                run_example(page, block, namespace)
-            for module, *words in commands_of(block):
-                if (typed := runnable(module, words, tiny_runs)) is None:
-                    continue
-                shown = f"{page.name}: python -m {module} {shlex.join(typed)}"
-                try:
-                    status = importlib.import_module(module).main(typed)
-                except Exception as error:
-                    raise AssertionError(f"{shown}: {error}") from error
-                # A tiny run is outside the band of the recorded ones, and a page's corpus may have faults to show.
-                assert status in ((0, 1) if module in ("ercfusion.verify", "ercfusion.doctor") else (0,)), shown
+    for block in followed(page, workplace):
+        for module, *words in commands_of(block):
+            if (typed := runnable(module, words, tiny_runs)) is None:
+                continue
+            shown = f"{page.name}: python -m {module} {shlex.join(typed)}"
+            try:
+                status = importlib.import_module(module).main(typed)
+            except Exception as error:
+                raise AssertionError(f"{shown}: {error}") from error
+            # A tiny run is outside the band of the recorded ones, and a page's corpus may have faults to show.
+            assert status in ((0, 1) if module in ("ercfusion.verify", "ercfusion.doctor") else (0,)), shown
 
 
 # Links and form

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, command, python, read, refused
+from runs import TINY, command, python, read, refused, restored
 from sweeps import in_process
 
 import ercfusion
@@ -60,12 +60,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     importlib.invalidate_caches()
-    before = [(registry, dict(registry)) for registry in (ARCHITECTURES, CORPORA)]
-    yield tmp_path
-    sys.modules.pop("my_own", None)
-    for registry, names in before:
-        registry.clear()
-        registry.update(names)
+    with restored(ARCHITECTURES, CORPORA, modules=["my_own"]):
+        yield tmp_path
 
 
 def done(entry: Any, arguments: list[str], capsys: Any, *expected: int) -> str:

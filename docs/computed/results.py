@@ -46,13 +46,6 @@ def result_scores(preset: str, *, complete: bool = True) -> list[str]:
     return markdown_table(rows).splitlines()
 
 
-def result_pairs(preset: str) -> list[str]:
-    """The tested differences of a table."""
-    from ercfusion.tables.render import comparison_cells, markdown_table
-
-    return markdown_table(comparison_cells(table(preset))).splitlines()
-
-
 def result_notes(preset: str) -> list[str]:
     """Which rows of a table were tuned, and the marks of its published numbers."""
     from ercfusion.tables.render import published_legend

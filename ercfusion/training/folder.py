@@ -257,6 +257,11 @@ def has_begun(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
 
+def with_folder(message: str, folder: Path) -> str:
+    """The message of a failed run, with the run's folder if training started and the message does not contain it."""
+    return f"{message}\nThe run folder is {folder}" if has_begun(folder) and str(folder) not in message else message
+
+
 def discard_if_empty(folder: Path) -> None:
     """Remove a run folder in which training did not start."""
     own = {*DESCRIPTION, "train.log", TABLE}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runs import TINY, command, read
+from runs import TINY, command, read, restored
 
 from ercfusion import extract, train
 from ercfusion.data.pack import read_manifest, read_pack
@@ -29,8 +28,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
-    before = dict(EXTRACTORS)
-    try:
+    with restored(EXTRACTORS, modules=["my_tools"]):
         corpus = ["data=custom", f"data.raw={raw}"]
         status, out, err = command(extract.main, [*corpus, "features=energy.yaml"], capsys)
         assert status == 0, err
@@ -46,7 +44,3 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
         assert status == 0, err
         (source,) = (feature["source"] for feature in read(tmp_path / "run" / "record.json")["features"])
         assert source["tool"] == "energy"
-    finally:
-        EXTRACTORS.clear()
-        EXTRACTORS.update(before)
-        sys.modules.pop("my_tools", None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, assert_same_run, command, history, read, refused, train
+from runs import TINY, assert_same_run, command, history, read, refused, restored, train
 from sweeps import SMALL, in_process, table
 
 from ercfusion import compare, evaluate, sweep
@@ -32,9 +32,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_terms.py").write_text(example)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(TERMS)
-    yield tmp_path
-    forget(before)
+    with restored(TERMS, modules=["my_terms"]):
+        yield tmp_path
 
 
 def forget(before: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as oracle
 from made_predictions import LABELS, random_predictions
-from runs import train
+from runs import restored, train
 from sweeps import SMALL, in_process, table
 
 from ercfusion._core.errors import ConfigError
@@ -47,11 +46,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_metrics.py").write_text(example + MORE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(REGISTERED)
-    yield tmp_path
-    REGISTERED.clear()
-    REGISTERED.update(before)
-    sys.modules.pop("my_metrics", None)
+    with restored(REGISTERED, modules=["my_metrics"]):
+        yield tmp_path
 
 
 OWN = ("imports=[my_metrics]", "model=concat", "data=demo", "training.max_epochs=3", "training.pictures=false")

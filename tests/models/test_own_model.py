@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, command, read
+from runs import TINY, command, read, restored
 
 from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.train import main
@@ -28,11 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(ARCHITECTURES)
-    yield tmp_path
-    ARCHITECTURES.clear()
-    ARCHITECTURES.update(before)
-    sys.modules.pop("my_models", None)
+    with restored(ARCHITECTURES, modules=["my_models"]):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("line", COMMANDS)

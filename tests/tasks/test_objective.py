@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import assert_same_run, history, keep_states, resume, train
+from runs import assert_same_run, history, keep_states, restored, resume, train
 from shared_batches import Case, Threads, assert_equal_steps, averaged, objective_cases
 from torch import Tensor
 
@@ -370,8 +370,7 @@ def own_term(vectors: Tensor, target: Tensor, *, power: float) -> tuple[Tensor, 
 
 def test_a_term_of_ones_own_is_one_class(recognizer: Recognizer, batch: ConversationBatch) -> None:
     """Its section, its checks and its weight need nothing else."""
-    before = dict(TERMS)
-    try:
+    with restored(TERMS):
 
         @term("small")
         @dataclass(frozen=True)
@@ -391,9 +390,6 @@ def test_a_term_of_ones_own_is_one_class(recognizer: Recognizer, batch: Conversa
         assert terms["small"] > 0
         torch.testing.assert_close(total, terms["task"] + 0.5 * terms["small"])
         assert "objective.small.power" in fields_in("objective")
-    finally:
-        TERMS.clear()
-        TERMS.update(before)
 
 
 def test_yaml_reads_every_name_as_a_text() -> None:
