@@ -17,11 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ercfusion.batch.kinds import KINDS
 from ercfusion.cli import run_command
+from ercfusion.config.architectures import ARCHITECTURES
+from ercfusion.config.corpora import CORPORA
+from ercfusion.config.terms import TERMS
+from ercfusion.features.extractor import EXTRACTORS
+from ercfusion.metrics.registry import REGISTERED
 from ercfusion.train import main
 from ercfusion.training.callbacks import Selection
 
 CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
+REGISTRIES: tuple[MutableMapping[str, Any], ...] = (ARCHITECTURES, CORPORA, EXTRACTORS, KINDS, REGISTERED, TERMS)
 TINY = (*CORPUS, "training.batch_size=2", "training.bootstrap=50", "training.threads=1", "trainer=cpu")
 
 
@@ -37,9 +44,12 @@ def resume(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def restored(*registries: MutableMapping[Any, Any], modules: Sequence[str] = ()) -> Iterator[None]:
-    """Afterwards the registries are as before, and the modules can be imported again."""
-    saved = [(registry, dict(registry)) for registry in registries]
+def restored(*modules: str) -> Iterator[None]:
+    """Afterwards all registries are as before, and the modules can be imported again.
+
+    What stays registered changes the settings of later tests, and differs from what other processes have.
+    """
+    saved = [(registry, dict(registry)) for registry in REGISTRIES]
     try:
         yield
     finally:

@@ -70,10 +70,6 @@ def prose(page: Path) -> list[str]:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in, from which modules can be imported; what examples register is forgotten."""
-    from ercfusion.config.corpora import CORPORA
-    from ercfusion.metrics.registry import REGISTERED
-    from ercfusion.models import ARCHITECTURES
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
@@ -83,7 +79,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     modules = set(sys.modules)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the examples are tiny: more threads only wait for each other
-    with restored(CORPORA, ARCHITECTURES, REGISTERED):
+    with restored():
         yield tmp_path
     torch.set_num_threads(threads)
     for name in set(sys.modules) - modules:

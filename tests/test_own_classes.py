@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TINY, command, python, read, refused, restored
+from runs import REGISTRIES, TINY, command, python, read, refused, restored
 from sweeps import in_process
 
 import ercfusion
 from ercfusion import compare, doctor, evaluate, extract, reproduce, sweep, train, verify
+from ercfusion._core.registry import Registry
 from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.config.compose import Composer
-from ercfusion.config.corpora import CORPORA
 from ercfusion.testing.twins import write_twin
 
 __all__ = ["in_process"]  # a fixture
@@ -60,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ERCFUSION_QUIET", "1")
     importlib.invalidate_caches()
-    with restored(ARCHITECTURES, CORPORA, modules=["my_own"]):
+    with restored("my_own"):
         yield tmp_path
 
 
@@ -163,3 +163,16 @@ def test_fit_with_a_class(place: Path) -> None:
     elsewhere = python("-c", f"import ercfusion; ercfusion.load({str(run.folder)!r}).recognizer")
     assert "import unnamed first" in elsewhere.stderr
     sys.modules.pop("unnamed")
+
+
+def test_every_registry_is_restored() -> None:
+    """Otherwise a page's or a test's own class would change the settings of later tests."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("ercfusion.")]
+    registries = [value for module in modules for value in vars(module).values() if isinstance(value, Registry)]
+    assert registries
+    assert all(any(one is known for known in REGISTRIES) for one in registries)
+    before = [dict(registry) for registry in REGISTRIES]
+    with restored():
+        for registry in REGISTRIES:
+            registry["of_a_test"] = "a_test:Own"
+    assert before == [dict(registry) for registry in REGISTRIES]

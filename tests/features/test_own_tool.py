@@ -13,7 +13,6 @@ from runs import TINY, command, read, restored
 from ercfusion import extract, train
 from ercfusion.data.pack import read_manifest, read_pack
 from ercfusion.features.executors import in_this_process
-from ercfusion.features.extractor import EXTRACTORS
 from ercfusion.testing.twins import write_twin
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-recipe.md"
@@ -28,7 +27,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("ercfusion.features.extraction._runner", lambda *arguments: in_this_process)
-    with restored(EXTRACTORS, modules=["my_tools"]):
+    with restored("my_tools"):
         corpus = ["data=custom", f"data.raw={raw}"]
         status, out, err = command(extract.main, [*corpus, "features=energy.yaml"], capsys)
         assert status == 0, err

@@ -46,7 +46,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_metrics.py").write_text(example + MORE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with restored(REGISTERED, modules=["my_metrics"]):
+    with restored("my_metrics"):
         yield tmp_path
 
 

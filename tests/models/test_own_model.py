@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from runs import TINY, command, read, restored
 
-from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.train import main
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "add-a-model.md").read_text(encoding="utf-8")
@@ -27,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with restored(ARCHITECTURES, modules=["my_models"]):
+    with restored("my_models"):
         yield tmp_path
 
 

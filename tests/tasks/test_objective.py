@@ -370,7 +370,7 @@ def own_term(vectors: Tensor, target: Tensor, *, power: float) -> tuple[Tensor, 
 
 def test_a_term_of_ones_own_is_one_class(recognizer: Recognizer, batch: ConversationBatch) -> None:
     """Its section, its checks and its weight need nothing else."""
-    with restored(TERMS):
+    with restored():
 
         @term("small")
         @dataclass(frozen=True)
