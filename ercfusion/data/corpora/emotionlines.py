@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import RULES, majority
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits, drawn_splits
 from ercfusion.data.tabular import pick, read_json
+from ercfusion.data.vote_targets import vote_findings, vote_targets, vote_task
 
 WHOLE = "friends.json"
 SPLIT_FILES: dict[str, str] = {split: f"friends_{split}.json" for split in SPLITS}
@@ -22,7 +24,19 @@ SCHEMA = get_schema("emotionlines7")
 VOTERS = 5
 NO_MAJORITY = "non-neutral"
 SPLIT_SEED = 0
-_NAMED_BY_TWO = 2
+_RELEASED = "emotion"
+_RULES: Mapping[str, str] = {
+    "emotion_plurality": "plurality",
+    "emotion_distribution": "distribution",
+    "emotion_smoothed": "smoothed",
+    "emotions": "at_least_two",
+    "emotions_all": "all_inclusive",
+}
+# Targets computed from the votes, by the rule.
+_TASKS: Mapping[str, TaskSpec] = {
+    _RELEASED: vote_task(_RELEASED, "majority", SCHEMA),
+    **{name: vote_task(name, rule, SCHEMA) for name, rule in _RULES.items()},
+}
 PUSH_FILE = "emotionpush.json"
 PUSH_COUNTS = (1000, 14742)
 """Dialogues and utterances of EmotionPush, from its paper."""
@@ -39,21 +53,16 @@ def repair_text(text: str) -> str:
     return text.translate(_C1_TO_CP1252)
 
 
-def named_by_two(votes: Mapping[str, int]) -> frozenset[str]:
-    """The multi-label target: labels with at least two votes; if none has two, all with the most votes."""
-    enough = min(_NAMED_BY_TWO, max(votes.values()))
-    return frozenset(label for label, count in votes.items() if count >= enough)
-
-
-def _protocol(name: str, task: str, kind: str, metric: str, description: str) -> Protocol:
+def _protocol(name: str, task: str, description: str) -> Protocol:
     return Protocol(
         id=f"emotionlines/{name}",
-        task=TaskSpec(task, kind, SCHEMA, metric=metric),
+        task=_TASKS[task],
         description=description,
         dev_source=(
             f"friends_dev.json if it exists; else friends.json is split 80/10/10 by dialogue, seed {SPLIT_SEED}"
         ),
         modalities=("text",),
+        others=tuple(other for other in _TASKS.values() if other.name != task),
     )
 
 
@@ -68,8 +77,9 @@ class EmotionLinesCorpus(Corpus):
     the same format: ``emotionpush.json``, or another file recognised by its counts or its speakers (numbers), gives
     conversations ``push/12`` and protocols ``emotionlines/push-majority`` and so on.
 
-    Targets: ``emotion`` (the released majority label), ``emotion_distribution`` (shares of the votes) and ``emotions``
-    (:func:`named_by_two`).
+    Targets under every protocol: ``emotion`` (the released majority label), and by the rules of
+    :mod:`ercfusion.batch.votes` ``emotion_plurality``, ``emotion_distribution``, ``emotion_smoothed``, ``emotions`` (at
+    least two votes) and ``emotions_all`` (all-inclusive; with five votes for seven labels every label with a vote).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -100,6 +110,16 @@ class EmotionLinesCorpus(Corpus):
                 "dev": _counts(925, 276, 112, 61, 148, 283, 96),
                 "test": _counts(887, 248, 107, 67, 169, 306, 101),
             },
+            "emotionlines/plurality": {
+                "train": _counts(5480, 1473, 465, 261, 737, 1486, 348),
+                "dev": _counts(726, 193, 68, 21, 86, 171, 38),
+                "test": _counts(683, 152, 50, 33, 103, 187, 51),
+            },
+            "emotionlines/all-inclusive": {
+                "train": _counts(8946, 3815, 1979, 1780, 2512, 4599, 2253),
+                "dev": _counts(1180, 482, 275, 215, 310, 536, 274),
+                "test": _counts(1136, 457, 248, 205, 340, 576, 310),
+            },
         },
         known_issues=(
             "1,000 dialogues, 14,503 utterances, five votes each; 2,772 utterances have no majority ('non-neutral') "
@@ -112,17 +132,12 @@ class EmotionLinesCorpus(Corpus):
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol
         for protocol in (
-            _protocol(
-                "majority",
-                "emotion",
-                "single_label",
-                "weighted_f1",
-                "the label of most voters, if at least three chose it",
-            ),
-            _protocol(
-                "distribution", "emotion_distribution", "distribution", "kl", "the share of votes of every label"
-            ),
-            _protocol("multilabel", "emotions", "multi_label", "micro_f1", "all labels chosen by at least two voters"),
+            _protocol("majority", _RELEASED, "the label of most voters, if at least three chose it"),
+            _protocol("distribution", "emotion_distribution", "the share of votes of every label"),
+            _protocol("multilabel", "emotions", "all labels chosen by at least two voters"),
+            _protocol("plurality", "emotion_plurality", RULES["plurality"].description),
+            _protocol("distribution-smoothed", "emotion_smoothed", RULES["smoothed"].description),
+            _protocol("all-inclusive", "emotions_all", RULES["all_inclusive"].description),
         )
     }
 
@@ -172,7 +187,7 @@ class EmotionLinesCorpus(Corpus):
         findings = []
         for split, dialogues in self.conversations(protocol).items():
             emotions = [turn.targets["emotion"] for dialogue in dialogues for turn in dialogue.turns]
-            winners = [_majority(target.votes or {}) for target in emotions]
+            winners = [majority(target.votes or {}, SCHEMA.labels) for target in emotions]
             wrong = sum(target.value != winner for target, winner in zip(emotions, winners, strict=True))
             total = [sum((target.votes or {}).values()) for target in emotions]
             text = (
@@ -184,6 +199,7 @@ class EmotionLinesCorpus(Corpus):
                 findings.append(Finding("note", "votes", text))
             if unusual := sum(count != VOTERS for count in total):
                 findings.append(Finding("note", "votes", f"{split}: {unusual} utterances do not have {VOTERS} votes"))
+            findings += vote_findings(split, dialogues, {_RELEASED: "majority", **_RULES})
         return findings
 
 
@@ -196,10 +212,6 @@ def _is_push(path: Path) -> bool:
         return True
     speakers = {str(utterance.get("speaker")).strip() for utterance in utterances if isinstance(utterance, dict)}
     return bool(speakers) and all(speaker.isdigit() for speaker in speakers)
-
-
-def _majority(votes: Mapping[str, int]) -> str | None:
-    return next((label for label, count in votes.items() if 2 * count > sum(votes.values())), None)
 
 
 def _read(path: Path, prefix: str) -> list[Conversation]:
@@ -228,16 +240,12 @@ def _turn(path: Path, where: str, position: int, utterance: Any) -> Turn:
             f"{path}, {where}, key 'emotion': {emotion!r} is not a label of {SCHEMA.name}. "
             f"{did_you_mean(emotion, choices)}"
         )
-    total = sum(votes.values())
+    released = Target(None if emotion == NO_MAJORITY else SCHEMA.canonical(emotion), votes)
     return Turn(
         id=str(position),
         speaker=repair_text(pick(utterance, "speaker", str, path, where)).strip(),
         text=repair_text(pick(utterance, "utterance", str, path, where)).strip(),
-        targets={
-            "emotion": Target(None if emotion == NO_MAJORITY else SCHEMA.canonical(emotion), votes),
-            "emotion_distribution": Target({label: count / total for label, count in votes.items()}, votes),
-            "emotions": Target(named_by_two(votes), votes),
-        },
+        targets={_RELEASED: released, **vote_targets(votes, _RULES, SCHEMA.labels)},
     )
 
 

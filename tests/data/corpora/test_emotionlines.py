@@ -6,7 +6,7 @@ import pytest
 from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError
 from ercfusion.data import open_corpus
 from ercfusion.data.check import check_corpus
-from ercfusion.data.corpora.emotionlines import named_by_two, repair_text
+from ercfusion.data.corpora.emotionlines import repair_text
 from ercfusion.testing.twins import write_emotionlines
 
 
@@ -71,11 +71,12 @@ def test_targets(twin):
     assert first["emotions"].value == {"joy"}
     assert second["emotions"].value == {"neutral", "joy"}
     assert third["emotions"].value == {"neutral", "joy", "sadness", "fear", "anger"}
-
-
-def test_multi_label_rule():
-    assert named_by_two({"a": 3, "b": 2, "c": 0}) == {"a", "b"}
-    assert named_by_two({"a": 1, "b": 1, "c": 0}) == {"a", "b"}
+    assert [one["emotion_plurality"].value for one in (first, second, third)] == ["joy", None, None]
+    assert first["emotions_all"].value == {"joy", "sadness"}
+    assert second["emotions_all"].value == {"neutral", "joy", "fear"}
+    assert first["emotion_smoothed"].value["joy"] == pytest.approx(0.8 * 0.95 + 0.2 * 0.05 / 6)
+    assert sum(first["emotion_smoothed"].value.values()) == pytest.approx(1)
+    assert all(target.votes == first["emotion"].votes for target in first.values())
 
 
 def test_text_is_repaired(twin):
@@ -92,10 +93,33 @@ def test_protocols():
         "emotionlines/majority": "single_label",
         "emotionlines/distribution": "distribution",
         "emotionlines/multilabel": "multi_label",
+        "emotionlines/plurality": "single_label",
+        "emotionlines/distribution-smoothed": "distribution",
+        "emotionlines/all-inclusive": "multi_label",
     }
 
 
-@pytest.mark.parametrize("protocol", ["majority", "distribution", "multilabel"])
+def test_every_protocol_offers_all_tasks():
+    corpus = open_corpus("emotionlines")
+    first = {protocol.task.name: protocol for protocol in corpus.protocols.values()}
+    assert list(first) == [
+        "emotion",
+        "emotion_distribution",
+        "emotions",
+        "emotion_plurality",
+        "emotion_smoothed",
+        "emotions_all",
+    ]
+    for protocol in corpus.protocols.values():
+        assert {task.name for task in protocol.tasks} == set(first)
+        assert {task.schema.name for task in protocol.tasks} == {"emotionlines7"}
+        # Without data.tasks a run has its own task only, and the first of data.tasks decides the protocol.
+        assert corpus.with_tasks(protocol, None).tasks == (protocol.task,)
+        for name, own in first.items():
+            assert corpus.with_tasks(protocol, [name]).id == own.id
+
+
+@pytest.mark.parametrize("protocol", ["majority", "distribution", "multilabel", "all-inclusive"])
 def test_doctor_reads_every_protocol(twin, protocol):
     corpus = open_corpus("emotionlines", twin)
     findings = check_corpus(corpus, corpus.protocol(protocol))
@@ -176,6 +200,11 @@ def test_real(shared_data):
     findings = check_corpus(corpus, corpus.protocol())
     assert not [finding for finding in findings if finding.level == "fault"]
     assert not any("is not the majority" in finding.text for finding in findings)
+    kept = [finding.text for finding in findings if "labelled by the rule" in finding.text]
+    assert kept[2] == (
+        "test: utterances with votes: 1436; labelled by the rule: majority 1149, plurality 1259, distribution 1436, "
+        "smoothed 1436, at_least_two 1436, all_inclusive 1436"
+    )
 
 
 def as_chats(content):
@@ -190,7 +219,7 @@ def test_emotionpush(twin, name):
     (twin / "friends.json").rename(twin / name)
     corpus = open_corpus("emotionlines", twin)
     assert list(corpus.protocols) == [
-        f"emotionlines/push-{name}" for name in ("majority", "distribution", "multilabel")
+        f"emotionlines/push-{name.partition('/')[2]}" for name in open_corpus("emotionlines").protocols
     ]
     assert corpus.protocol("push-multilabel").task.kind == "multi_label"
     assert all(dialogue.id.startswith("push/") for part in load(twin).values() for dialogue in part)
@@ -206,11 +235,14 @@ def test_emotionpush(twin, name):
 def test_every_protocol_has_its_own_label_counts():
     card = open_corpus("emotionlines").card
     for split, counts in card.counts.items():
-        majority, several = (card.labels[f"emotionlines/{name}"][split] for name in ("majority", "multilabel"))
-        assert sum(majority.values()) < counts["utterances"] < sum(several.values())
+        names = ("majority", "plurality", "multilabel", "all-inclusive")
+        majority, plurality, several, every = (
+            sum(card.labels[f"emotionlines/{name}"][split].values()) for name in names
+        )
+        assert majority < plurality < counts["utterances"] < several < every
 
 
-@pytest.mark.parametrize("protocol", ["majority", "multilabel"])
+@pytest.mark.parametrize("protocol", ["majority", "multilabel", "plurality", "all-inclusive"])
 def test_label_counts_of_the_release(shared_data, protocol):
     corpus = open_corpus("emotionlines", shared_data("emotionlines_friends"))
     found = [finding for finding in check_corpus(corpus, corpus.protocol(protocol)) if finding.topic == "label counts"]
