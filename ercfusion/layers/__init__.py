@@ -13,8 +13,10 @@ from ercfusion.layers.graph import GraphAttention, RelationalConv
 from ercfusion.layers.inputs import ModalityProjection, Standardize
 from ercfusion.layers.mamba import BidirectionalMamba, Mamba, MambaState
 from ercfusion.layers.norm import SharedBatchNorm
+from ercfusion.layers.prototypes import LabelPrototypes
 from ercfusion.layers.recurrent import PackedLSTM
 from ercfusion.layers.relative import RelativeBias
+from ercfusion.layers.shuffle import shuffle_labels
 from ercfusion.layers.spectrogram import (
     MaskedBatchNorm,
     SpecAugment,
@@ -38,6 +40,7 @@ __all__ = [
     "GCN2Conv",
     "GatedFusion",
     "GraphAttention",
+    "LabelPrototypes",
     "LowRankFusion",
     "Mamba",
     "MambaState",
@@ -58,4 +61,5 @@ __all__ = [
     "pad_sequences",
     "pool_frames",
     "random_crop",
+    "shuffle_labels",
 ]

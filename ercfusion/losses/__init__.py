@@ -12,10 +12,12 @@ from ercfusion.losses.contrastive import (
     rank_n_contrast,
     supervised_contrastive,
 )
+from ercfusion.losses.label_contrastive import LabelContrast, label_classes, label_contrastive
 from ercfusion.losses.spread import covariance_loss, variance_loss
 from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
 
 __all__ = [
+    "LabelContrast",
     "MemoryQueue",
     "adaptive_margins",
     "adaptive_triplet_loss",
@@ -24,6 +26,8 @@ __all__ = [
     "covariance_loss",
     "focal_loss",
     "inter_class_contrastive",
+    "label_classes",
+    "label_contrastive",
     "rank_n_contrast",
     "smoothed_cross_entropy",
     "supervised_contrastive",

@@ -6,12 +6,14 @@ Each is a sum over anchors (or pairs) and their number. :mod:`ercfusion.losses.r
 from __future__ import annotations
 
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ercfusion.losses._common import check_above_zero, check_labels, distances, in_full_precision, rows_of, unit
+from ercfusion.losses.log_sums import LOWEST_TEMPERATURE, Anchors, log_sums
 
 # Similarities per chunk of anchors: 16 MiB in float32.
 _ENTRIES = 1 << 22
@@ -29,6 +31,8 @@ def supervised_contrastive(
     normalize: bool = True,
     valid: Tensor | None = None,
     memory: Memory | None = None,
+    anchors: Anchors = "batch",
+    classes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Supervised contrastive loss (Khosla et al., NeurIPS 2020, equation 2).
 
@@ -44,16 +48,33 @@ def supervised_contrastive(
         include_lonely: Count anchors without a positive, with loss 0.
         normalize: Scale the vectors to length 1 first.
         valid: (N) bool, the anchors and keys; None for all.
-        memory: Unscaled vectors (Q, D) and labels (Q) of earlier utterances (:class:`MemoryQueue`): keys without
-            gradient.
+        memory: Vectors (Q, D), not divided by t, and labels (Q) of earlier utterances (:class:`MemoryQueue`): keys
+            without gradient. With ``normalize`` they must have length 1.
+        anchors: ``batch``, or ``all``: the rows of ``memory`` too. Their losses move the keys of the batch.
+        classes: Number of classes; None for the largest label + 1, which a GPU has to report first.
 
     Returns:
         The sum over anchors, and their number.
 
     Raises:
-        ValueError: ``temperature`` is not above 0, or shapes do not match.
+        ValueError: ``temperature`` is not above 0, ``anchors`` is unknown, or shapes do not match.
     """
-    return _contrast(vectors, labels, temperature, include_lonely, normalize, valid, memory, others_only=False)
+    if anchors not in get_args(Anchors):
+        raise ValueError(
+            f"anchors must be one of {', '.join(get_args(Anchors))}; found {anchors!r}. Choose one of them."
+        )
+    return _contrast(
+        vectors,
+        labels,
+        temperature,
+        include_lonely,
+        normalize,
+        valid,
+        memory,
+        others_only=False,
+        anchors=anchors,
+        classes=classes,
+    )
 
 
 @in_full_precision
@@ -97,6 +118,8 @@ def _contrast(
     memory: Memory | None,
     *,
     others_only: bool,
+    anchors: Anchors = "batch",
+    classes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_above_zero("temperature", temperature)
     check_labels(vectors, labels)
@@ -111,34 +134,44 @@ def _contrast(
         key_labels = torch.cat([labels, memory[1]])
     if number == 0:
         return vectors.sum(), vectors.new_zeros(())
-    classes = int(key_labels.max()) + 1
+    if classes is None:
+        classes = int(key_labels.max()) + 1
     member = (key_labels[:, None] == torch.arange(classes, device=labels.device)).to(keys)
+    sums, queries = member.t() @ keys, vectors
+    if anchors == "all":
+        queries, labels, number = keys, key_labels, len(keys)
     # The sum of a class includes the anchor itself.
     positives = member.sum(0).index_select(0, labels) - 1
     others = len(keys) - 1 - positives
-    anchors = vectors / temperature
-    attraction = (anchors * ((member.t() @ keys).index_select(0, labels) - vectors)).sum(1)
-    rows = max(1, _ENTRIES // len(keys))
-    if rows >= number:
-        repulsion = _log_sum(anchors, labels, keys, key_labels, 0, others_only)
+    scaled = queries / temperature
+    attraction = (scaled * (sums.index_select(0, labels) - queries)).sum(1)
+    if anchors == "all" and normalize and temperature >= LOWEST_TEMPERATURE:
+        repulsion = log_sums(vectors, keys[len(vectors) :], temperature)
     else:
-        repulsion = torch.cat(
-            [
-                checkpoint(
-                    partial(_log_sum, start=start, others_only=others_only),
-                    anchors[start : start + rows],
-                    labels[start : start + rows],
-                    keys,
-                    key_labels,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-                for start in range(0, number, rows)
-            ]
-        )
+        repulsion = _log_sums_in_chunks(scaled, labels, keys, key_labels, others_only)
     included = (positives > 0) & (others > 0) if others_only else positives > 0
     losses = torch.where(included, repulsion - attraction / positives.clamp(min=1), 0.0)
     return losses.sum(), losses.new_tensor(float(number)) if include_lonely else included.sum().to(losses)
+
+
+def _log_sums_in_chunks(anchors: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, others_only: bool) -> Tensor:
+    number, rows = len(anchors), max(1, _ENTRIES // len(keys))
+    if rows >= number:
+        return _log_sum(anchors, labels, keys, key_labels, 0, others_only)
+    return torch.cat(
+        [
+            checkpoint(
+                partial(_log_sum, start=start, others_only=others_only),
+                anchors[start : start + rows],
+                labels[start : start + rows],
+                keys,
+                key_labels,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for start in range(0, number, rows)
+        ]
+    )
 
 
 def _log_sum(

@@ -47,13 +47,14 @@ def contrastive_reference(
     others_only: bool = False,
     include_lonely: bool = False,
     memory: tuple[Tensor, Tensor] | None = None,
+    anchors: str = "batch",
 ) -> Tensor:
     """:func:`ercfusion.losses.supervised_contrastive`; with ``others_only``, ``inter_class_contrastive``."""
     keys, names = _unit(vectors), labels.tolist()
     if memory is not None:
         keys, names = keys + list(memory[0]), names + memory[1].tolist()
     terms = []
-    for i in range(len(vectors)):
+    for i in range(len(keys) if anchors == "all" else len(vectors)):
         similar = {k: keys[i] @ keys[k] / temperature for k in range(len(keys)) if k != i}
         positives = [k for k in similar if names[k] == names[i]]
         below = [k for k in similar if names[k] != names[i]] if others_only else list(similar)
@@ -64,6 +65,28 @@ def contrastive_reference(
         elif include_lonely:
             terms.append(0.0 * vectors.sum())
     return _mean(terms, vectors)
+
+
+def label_contrastive_reference(
+    latents: Tensor,
+    positive: Tensor,
+    temperature: float,
+    *,
+    memory: tuple[Tensor, Tensor] | None = None,
+    anchors: str = "all",
+) -> Tensor:
+    """:func:`ercfusion.losses.label_contrastive` with all rows valid."""
+    number, stages, modalities, labels, _ = latents.shape
+    rows, classes = [], []
+    for n in range(number):
+        for s in range(stages):
+            for m in range(modalities):
+                for c in range(labels):
+                    rows.append(latents[n, s, m, c])
+                    classes.append((2 * m + int(positive[n, c])) * labels + c)
+    return contrastive_reference(
+        torch.stack(rows), torch.tensor(classes), temperature, include_lonely=True, memory=memory, anchors=anchors
+    )
 
 
 def rank_n_contrast_reference(vectors: Tensor, targets: Tensor, temperature: float) -> Tensor:

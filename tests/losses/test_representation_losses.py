@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ercfusion.losses import (
+    LabelContrast,
     MemoryQueue,
     _common,
     adaptive_margins,
@@ -18,6 +19,9 @@ from ercfusion.losses import (
     contrastive,
     covariance_loss,
     inter_class_contrastive,
+    label_classes,
+    label_contrastive,
+    log_sums,
     rank_n_contrast,
     supervised_contrastive,
     triplet,
@@ -77,6 +81,111 @@ def test_contrast_equals_the_loop(
     assert_equal(loss(vectors, labels, **settings), expected, vectors)
     if held is None:  # the lonely utterance counts, or does not
         assert float(loss(vectors, labels, **settings)[1]) == (15 if include_lonely else 14)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.02])
+@pytest.mark.parametrize("tile", [(256, 1024), (2, 4)])
+@pytest.mark.parametrize("held", [None, memory()], ids=["batch", "queue"])
+@pytest.mark.parametrize("include_lonely", [False, True])
+def test_contrast_of_all_anchors_equals_the_loop(
+    include_lonely: bool,
+    held: tuple[Tensor, Tensor] | None,
+    tile: tuple[int, int],
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the lower temperature, exponentials without a maximum would overflow in float32."""
+    monkeypatch.setattr(log_sums, "_ROWS", tile[0])
+    monkeypatch.setattr(log_sums, "_COLUMNS", tile[1])
+    vectors, labels = vectors_and_labels()
+    settings: dict[str, Any] = {"temperature": temperature, "include_lonely": include_lonely, "memory": held}
+    expected = loops.contrastive_reference(
+        vectors, labels, temperature, include_lonely=include_lonely, memory=held, anchors="all"
+    )
+    found = supervised_contrastive(vectors, labels, anchors="all", **settings)
+    torch.testing.assert_close(supervised_contrastive(vectors, labels, anchors="all", classes=10, **settings), found)
+    assert_equal(found, expected, vectors)
+    if include_lonely:
+        assert float(found[1]) == 15 + (7 if held else 0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 700])
+def test_tiles_equal_one_large_product(number: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (number, number + number // 2)]
+    vectors, fixed = (_common.unit(each) for each in rows)
+    vectors.requires_grad_()
+    if number == 1:
+        fixed = fixed[:0]
+    whole = torch.cat([vectors, fixed])
+    found = log_sums.log_sums(vectors, fixed, 0.07)
+    weights = torch.randn(len(whole), generator=generator, dtype=torch.float64)
+    if number == 1:
+        assert found.tolist() == [0.0]
+        assert (torch.autograd.grad(found.sum(), vectors)[0] == 0).all()
+        return
+    expected = (whole @ whole.t() / 0.07).masked_fill(torch.eye(len(whole), dtype=torch.bool), -torch.inf).logsumexp(1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad((each * weights).sum(), vectors)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_single_precision_keeps_its_digits_at_the_lowest_temperature() -> None:
+    vectors = torch.randn(300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        own = _common.unit(vectors.to(dtype)).requires_grad_()
+        found = log_sums.log_sums(own, own.detach()[:0], log_sums.LOWEST_TEMPERATURE)
+        results.append((found.detach().double(), torch.autograd.grad(found.sum(), own)[0].double()))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("anchors", ["all", "batch"])
+@pytest.mark.parametrize("held", [None, memory()], ids=["batch", "queue"])
+def test_label_contrast_equals_the_loop(held: tuple[Tensor, Tensor] | None, anchors: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(4, 2, 3, 2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    positive = torch.tensor([[True, False], [True, True], [False, False], [True, False]])
+    expected = loops.label_contrastive_reference(latents, positive, 0.2, memory=held, anchors=anchors)
+    found = label_contrastive(latents, positive, temperature=0.2, memory=held, anchors=anchors)
+    assert_equal(found, expected, latents)
+    valid = torch.tensor([True, False, True, True])
+    spoilt = latents.where(valid[:, None, None, None, None], torch.nan)
+    expected = loops.label_contrastive_reference(latents[valid], positive[valid], 0.2, memory=held, anchors=anchors)
+    found = label_contrastive(spoilt, positive, temperature=0.2, memory=held, anchors=anchors, valid=valid)
+    assert_equal(found, expected, latents)
+
+
+def test_label_classes_tell_modality_polarity_and_label() -> None:
+    classes = label_classes(torch.tensor([[True, False, False]]), 2)
+    assert classes.tolist() == [[[3, 1, 2], [9, 7, 8]]]
+    both = torch.tensor([[True, True], [False, False]])
+    assert sorted(label_classes(both, 3).flatten().tolist()) == list(range(12))
+
+
+def test_the_label_queue_is_filled_in_training_only_and_continues() -> None:
+    generator = torch.Generator().manual_seed(3)
+    positive = torch.rand(4, 2, generator=generator) < 0.5
+    steps = [torch.randn(4, 1, 3, 2, 5, generator=generator) for _ in range(3)]
+    contrast, other = LabelContrast(5, queue=40), LabelContrast(5, queue=40)
+    alone = float(LabelContrast(5, queue=0)(steps[0], positive))
+    assert float(contrast.eval()(steps[0], positive)) == alone
+    assert float(contrast.train()(steps[0], positive)) == alone  # an empty queue has no keys
+    queue = contrast.queue
+    assert queue is not None
+    assert int(queue.filled) == 24
+    torch.testing.assert_close(queue.content()[0], _common.unit(steps[0].flatten(0, 3)))
+    assert torch.equal(queue.content()[1], label_classes(positive, 3).flatten())
+    valid = torch.tensor([True, False, True, False])
+    contrast(steps[1], positive, valid)
+    assert int(queue.filled) == 36
+    other.load_state_dict(contrast.state_dict())
+    assert torch.equal(contrast(steps[2], positive), other(steps[2], positive))
+    for name, value in contrast.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    assert int(queue.filled) == 40
+    assert not torch.equal(contrast.eval()(steps[2], positive), torch.tensor(alone))
+    assert float(contrast(steps[2], positive, torch.zeros(4, dtype=torch.bool))) == 0
 
 
 def test_inter_class_contrast_does_not_push_positives_apart() -> None:
@@ -247,6 +356,7 @@ def test_spread_of_known_vectors() -> None:
 
 LABELLED: dict[str, Loss] = {
     "supcon": supervised_contrastive,
+    "supcon of all": lambda x, y, **more: supervised_contrastive(x, y, anchors="all", **more),
     "inter_class": inter_class_contrastive,
     **{f"triplet {mining}": lambda x, y, m=mining, **more: triplet_loss(x, y, mining=m, **more) for mining in MININGS},
     **{
@@ -336,6 +446,12 @@ def test_values_out_of_range_are_named() -> None:
         adaptive_triplet_loss(vectors, labels, scale=0)
     with pytest.raises(ValueError, match=r"expected vectors \(N, D\) and labels \(N\), found \(15, 5\) and \(4,\)"):
         supervised_contrastive(vectors, labels[:4])
+    with pytest.raises(ValueError, match="anchors must be one of batch, all; found 'queue'"):
+        supervised_contrastive(vectors, labels, anchors="queue")
+    with pytest.raises(ValueError, match="anchors must be one of batch, all; found 'queue'"):
+        LabelContrast(5, anchors="queue")
+    with pytest.raises(ValueError, match=r"latents \(N, S, M, C, Z\) and positive \(N, C\), found \(15, 5\)"):
+        label_contrastive(vectors, labels)
     with pytest.raises(ValueError, match=r"expected vectors \(N, D\) and targets \(N, K\)"):
         rank_n_contrast(vectors, labels)
     with pytest.raises(ValueError, match="target must be above 0"):
