@@ -12,6 +12,8 @@ def _outputs(protocol: Any) -> str:
     task = protocol.task
     outputs = f"{task.size} labels" if task.schema else f"{task.low:g} to {task.high:g}"
     kind = task.kind.replace("_", " ")
+    if protocol.view is not None:
+        kind = f"{kind} of [dialogues](tasks.md#dialogue-sets)"
     return outputs if task.kind == "single_label" else f"{kind}, {outputs}"
 
 

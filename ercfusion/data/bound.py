@@ -38,5 +38,5 @@ def differences_from_card(corpus: Corpus, protocol: Protocol, splits: Splits) ->
     if card.synthetic:
         return []
     findings = check_counts(splits, card, default=protocol.id == corpus.protocol().id)
-    findings += check_label_counts(splits, card, protocol) + corpus.other_counts(protocol, splits)
+    findings += check_label_counts(protocol.viewed(splits), card, protocol) + corpus.other_counts(protocol, splits)
     return [finding for finding in findings if finding.level == "fault"]

@@ -44,10 +44,11 @@ def check_corpus(
     """
     splits = corpus.conversations(protocol)
     findings = check_counts(splits, corpus.card, default=protocol.id == corpus.protocol().id)
-    findings += check_label_counts(splits, corpus.card, protocol)
+    viewed = protocol.viewed(splits)
+    findings += check_label_counts(viewed, corpus.card, protocol)
     for split, conversations in splits.items():
-        findings += check_split(split, conversations, protocol.task)
-    findings += check_unseen_labels(splits, protocol.task)
+        findings += check_split(split, conversations, protocol.task, None if viewed is splits else viewed[split])
+    findings += check_unseen_labels(viewed, protocol.task)
     findings += check_overlap(splits)
     for table in tables:
         findings += check_table(splits, table, (names or {}).get(table.modality))
@@ -123,15 +124,21 @@ def check_label_counts(splits: Splits, card: CorpusCard, protocol: Protocol) -> 
     return findings
 
 
-def check_split(split: str, conversations: Sequence[Conversation], task: TaskSpec) -> list[Finding]:
-    """Labels, lengths, speakers, label shifts and texts of one split."""
+def check_split(
+    split: str, conversations: Sequence[Conversation], task: TaskSpec, entities: Sequence[Conversation] | None = None
+) -> list[Finding]:
+    """Labels, lengths, speakers, label shifts and texts of one split.
+
+    ``entities`` are the conversations with the targets, if the protocol has a view.
+    """
     if not conversations:
         return [Finding("fault", "counts", f"{split}: no conversations")]
     turns = [turn for conversation in conversations for turn in conversation.turns]
     lengths = [len(conversation) for conversation in conversations]
     speakers = [len(conversation.speakers) for conversation in conversations]
+    targeted = turns if entities is None else [turn for one in entities for turn in one.turns]
     findings = [
-        *_check_targets(split, turns, task),
+        *_check_targets(split, targeted, task),
         Finding(
             "ok",
             "lengths",
@@ -145,6 +152,9 @@ def check_split(split: str, conversations: Sequence[Conversation], task: TaskSpe
             f"conversation, {sum(number > 2 for number in speakers)} have more than two",
         ),
     ]
+    if entities is not None:
+        text = f"{split}: {len(targeted)} entities (scenes or speakers) are predicted; labels above are theirs"
+        findings.append(Finding("ok", "entities", text))
     if task.rules.changes:
         own = count_label_shifts(conversations, task.name, same_speaker=True)
         adjacent = count_label_shifts(conversations, task.name, same_speaker=False)

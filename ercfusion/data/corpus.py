@@ -16,6 +16,7 @@ from ercfusion._core.files import expanded
 from ercfusion._core.schemas.reading import shown
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation
+from ercfusion.data.dialogue_sets import DialogueSets
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
@@ -42,6 +43,7 @@ class Protocol:
         dev_source: Origin of the dev split.
         modalities: The default inputs of a model.
         others: Further tasks; ``data.tasks`` selects among them.
+        view: The units of prediction, if they are not the utterances.
     """
 
     id: str
@@ -50,11 +52,16 @@ class Protocol:
     dev_source: str
     modalities: tuple[str, ...]
     others: tuple[TaskSpec, ...] = ()
+    view: DialogueSets | None = None
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """All tasks; the first one chooses the checkpoint."""
         return (self.task, *self.others)
+
+    def viewed(self, splits: Splits) -> Splits:
+        """The conversations to learn and to score, from those of :meth:`Corpus.conversations`."""
+        return splits if self.view is None else self.view.conversations(splits)
 
 
 @dataclass(frozen=True)

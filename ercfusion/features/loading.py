@@ -34,12 +34,14 @@ class LoadedData:
         protocol: Its id ends in ``-other`` if the files differ from the release.
         splits: Train, dev and test.
         tables: One per modality, in the models' order.
+        dialogues: The conversations of utterances, if the protocol has a view; None: ``splits``.
     """
 
     corpus: Corpus
     protocol: Protocol
     splits: Splits
     tables: list[FeatureTable]
+    dialogues: Splits | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,7 +56,7 @@ class LoadedData:
     def protocol_of(self, task: str) -> str:
         """Id of the protocol for comparing one task's scores."""
         own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER))
-        return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.splits).id
+        return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.dialogues or self.splits).id
 
     def store(self, split: str) -> ConversationStore:
         """A split as tensors; ConfigError if there is none."""
@@ -87,8 +89,9 @@ def load_data(
     splits = corpus.conversations(own)
     for note in corpus.notes(own):
         logger.log(logging.WARNING if note.warning else logging.INFO, "%s: %s", corpus.name, note.text)
+    viewed = protocol.viewed(splits)
     if check is not None:
-        check(protocol, splits)
+        check(protocol, viewed)
     tables = load_tables(corpus, own, splits, settings)
     check_packs(corpus, tables, settings.packs, refuse_changed=refuse_changed)
     check_presence(tables, splits, settings.packs)
@@ -104,7 +107,9 @@ def load_data(
                 "other release", "doctor", f"data={corpus.name}", settings={"data.raw": str(corpus.root().absolute())}
             ),
         )
-    return LoadedData(corpus, bound, splits, tables)
+    if bound.view is None:
+        return LoadedData(corpus, bound, splits, tables)
+    return LoadedData(corpus, bound, viewed, bound.view.tables(splits, tables), splits)
 
 
 def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Data) -> list[FeatureTable]:

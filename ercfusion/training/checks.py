@@ -44,6 +44,11 @@ def before_features(
         check_metric(protocol.task, metric or config.training.metric or protocol.task.metric)
         check_class_weights(config.objective.class_weights, protocol.task)
         check_lengths(config.model, splits, needed)
+        if config.task.export and protocol.view is not None:
+            raise ConfigError(
+                f"task.export=true: {protocol.id} has entities of dialogues, and a feature pack is for utterances. Set "
+                "task.export=false, or choose another protocol."
+            )
         if check_splits(protocol, splits, needed):
             logger.warning(
                 "the test split has no labels for the task %r: the run will predict it, but record no test scores",

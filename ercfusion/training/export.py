@@ -73,6 +73,11 @@ def export_packs(
     check_exportable(recognizer)
     own = section_from("data", config["data"])
     loaded = load_data(own if data is None else data, refuse_changed=data is not None)
+    if loaded.protocol.view is not None:
+        raise ConfigError(
+            f"{loaded.protocol.id} has entities of dialogues, and a feature pack is for utterances. Choose another "
+            "protocol (data.protocol=...)."
+        )
     corpus = open_corpus(own.name, own.raw, **own.options)
     protocol = corpus.protocol(own.protocol)
     fingerprint = corpus.fingerprint()

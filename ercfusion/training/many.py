@@ -124,5 +124,5 @@ def _prepare(config: Config) -> None:
     wanted = wanted_modalities(settings.modalities, offered, protocol)
     if type(corpus).features is Corpus.features and not set(wanted) <= set(settings.packs):
         splits = corpus.conversations(protocol)
-        before_features(config)(protocol, splits)
+        before_features(config)(protocol, protocol.viewed(splits))
         text_pack(corpus, protocol, encoder=settings.encoder, conversations=splits)

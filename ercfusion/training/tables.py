@@ -145,7 +145,7 @@ def check_testable(config: Mapping[str, Any]) -> None:
     data = section_from("data", config["data"])
     corpus = open_corpus(data.name, data.raw, **data.options)
     protocol = corpus.with_tasks(corpus.protocol(data.protocol), data.tasks)
-    if check_splits(protocol, corpus.conversations(protocol)):
+    if check_splits(protocol, protocol.viewed(corpus.conversations(protocol))):
         raise RunError(
             f"{protocol.id}: the test split has no labels, so a table has no scores to show. Choose another protocol."
         )

@@ -83,7 +83,7 @@ def test_generated_and_own_corpora_keep_theirs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "protocols"),
     [
-        ("meld", "meld", ["meld/7way", "meld/3way"]),
+        ("meld", "meld", ["meld/7way", "meld/3way", "meld/sets"]),
         ("emotionlines", "emotionlines_friends", ["emotionlines/majority", "emotionlines/multilabel"]),
         ("mosi", "mosi_poria2017", ["mosi/binary"]),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from ercfusion.batch.labels import get_schema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.dialogue_sets import DialogueSets
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.tabular import pick, read_json, read_text
@@ -67,6 +68,11 @@ def _protocol(name: str, task: str, kind: str, metric: str, description: str) ->
     )
 
 
+def _dialogue(name: str, steps: int | None, description: str) -> Protocol:
+    view = DialogueSets({"emotion_set": "emotions"}, "scene", steps)
+    return replace(_protocol(name, "emotion_set", "multi_label", "micro_f1", description), view=view)
+
+
 class M3edCorpus(Corpus):
     """Reader of ``annotation.json`` and of the three lists of series.
 
@@ -75,7 +81,8 @@ class M3edCorpus(Corpus):
 
     Targets, with raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (``final_mul_emo``) and
     ``emotion_distribution`` (the annotators' votes). An annotator votes for each named emotion of the seven, as in the
-    authors' rule.
+    authors' rule. The dialogue protocols predict ``emotion_set``, the set of all final emotions of a dialogue
+    (:class:`~ercfusion.data.dialogue_sets.DialogueSets`).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -98,7 +105,8 @@ class M3edCorpus(Corpus):
         },
         known_issues=(
             "Texts are Chinese: choose an encoder for Chinese (data.encoder); the default is for English.",
-            "Some papers on M3ED predict one set of emotions per dialogue; the protocols here are per utterance.",
+            "CARAT predicts one set of emotions per dialogue; its code reads the first 60 utterances, but the set "
+            "covers all (m3ed/dialogue-released). Its other scores cannot be compared with those per utterance.",
             "Some recordings are reported to be empty (12 of 24,449); extraction records them as missing.",
             "Frame numbers of 25 and above occur in the release's times; they are added unchanged.",
         ),
@@ -115,6 +123,8 @@ class M3edCorpus(Corpus):
                 "the set of final emotions, including neutral",
             ),
             _protocol("votes", "emotion_distribution", "distribution", "kl", "shares of the annotators' votes"),
+            _dialogue("dialogue", None, "the set of final emotions of a dialogue (CARAT's task), all utterances read"),
+            _dialogue("dialogue-released", 60, "as m3ed/dialogue, but only 60 utterances are read (CARAT's code)"),
         )
     }
 

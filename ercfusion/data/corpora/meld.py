@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ercfusion._core.errors import CorpusNotFoundError
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
+from ercfusion.data.dialogue_sets import DialogueSets
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.tabular import Row, check_unique, group_rows, read_table
@@ -97,11 +98,24 @@ def _protocol(name: str, task: TaskSpec, description: str) -> Protocol:
     )
 
 
+_SETS = (
+    TaskSpec("emotion_set", "multi_label", get_schema("meld7"), metric="micro_f1"),
+    TaskSpec("sentiment_set", "multi_label", get_schema("meld3"), metric="micro_f1"),
+)
+
+
+def _sets(name: str, entities: Literal["scene", "speakers", "both"], of: str) -> Protocol:
+    view = DialogueSets({"emotion_set": "emotion", "sentiment_set": "sentiment"}, entities)
+    description = f"the set of emotions of {of}, released split, micro F1"
+    return replace(_protocol(name, _SETS[0], description), others=_SETS[1:], view=view)
+
+
 class MeldCorpus(Corpus):
     """Reader of the released files ``{train,dev,test}_sent_emo.csv``.
 
     Conversations are called ``split/dialogue`` (``train/12``), because every file counts from 0; a turn's id is its
-    utterance number. Targets: ``emotion`` and ``sentiment``.
+    utterance number. Targets: ``emotion`` and ``sentiment``, and under the protocols of dialogue sets
+    (:class:`~ercfusion.data.dialogue_sets.DialogueSets`) ``emotion_set`` and ``sentiment_set``.
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -133,6 +147,11 @@ class MeldCorpus(Corpus):
                 "dev": {"neutral": 470, "positive": 233, "negative": 406},
                 "test": {"neutral": 1256, "positive": 521, "negative": 833},
             },
+            "meld/sets": {
+                "train": _seven(3029, 1456, 403, 845, 1781, 393, 1099),
+                "dev": _seven(340, 181, 50, 109, 178, 36, 131),
+                "test": _seven(825, 368, 87, 224, 422, 106, 330),
+            },
         },
         known_issues=(
             "Train has 1,038 dialogues instead of the 1,039 of the read-me: number 60 is absent.",
@@ -155,6 +174,9 @@ class MeldCorpus(Corpus):
         for protocol in (
             _protocol("7way", _TASKS[0], "seven emotions, released split, weighted F1 over all seven"),
             _protocol("3way", _TASKS[1], "three sentiments, released split, weighted F1 over all three"),
+            _sets("sets", "both", "each dialogue and of each speaker in it"),
+            _sets("scene-sets", "scene", "each dialogue"),
+            _sets("speaker-sets", "speakers", "each speaker in a dialogue"),
         )
     }
 
