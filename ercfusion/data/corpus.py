@@ -28,7 +28,10 @@ EXACT_NOTE = (
     "the score of the most probable label of every turn under the exact posterior (of a set of labels: of those above "
     "0.5). It is optimal for accuracy and close to optimal for F1"
 )
-"""Describes :meth:`Corpus.reachable` in tables, pictures and pages."""
+EXACT_NUMBERS_NOTE = (
+    "the score of the expectation of the target under the exact posterior, optimal for RMSE and correlation"
+)
+"""Describe :meth:`Corpus.reachable` in tables, pictures and pages: with labels, and of a regression."""
 Splits = dict[str, list[Conversation]]
 
 

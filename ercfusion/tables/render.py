@@ -8,7 +8,7 @@ from typing import Any
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.config.hints import command
-from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE
+from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE, EXACT_NUMBERS_NOTE
 from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison
 from ercfusion.metrics.registry import get_metric
@@ -246,8 +246,9 @@ def facts(table: Table) -> list[str]:
         sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}.")
     if table.reachable is not None:
         score = f"{number(table.metric, table.reachable)} {metric_name(table.metric)}"
+        note = EXACT_NUMBERS_NOTE if table.task.schema is None else EXACT_NOTE
         sentences.append(
-            f"{EXACT_LEVEL.capitalize()}: {score}. This is {EXACT_NOTE}. *Reached* is a model's position between the "
+            f"{EXACT_LEVEL.capitalize()}: {score}. This is {note}. *Reached* is a model's position between the "
             "majority class (0 %) and this score (100 %)."
         )
     for line in table.lines:

@@ -21,7 +21,8 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.config.options import IfGiven, Range
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._demo_inference import View, cues_only, posterior
-from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, Bools, C, Floats, Process, Sample, draw
+from ercfusion.data.corpora._demo_process import MODALITIES, SCHEMA, Bools, C, Floats, Ints, Process, Sample, draw
+from ercfusion.data.corpora._demo_vad import VAD, draw_ratings, expected_ratings, vad_scores
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE, SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable
 
@@ -94,9 +95,12 @@ _VALENCES: Mapping[str, str] = MappingProxyType(
 )
 
 
+_EMOTION = "emotion"
+
+
 def _single(identifier: str, description: str) -> Protocol:
-    task = TaskSpec("emotion", "single_label", SCHEMA)
-    return Protocol(identifier, task, description, "drawn as a split of its own", MODALITIES, (VALENCE,))
+    task = TaskSpec(_EMOTION, "single_label", SCHEMA)
+    return Protocol(identifier, task, description, "drawn as a split of its own", MODALITIES, (VALENCE, VAD))
 
 
 def _protocols(*protocols: Protocol) -> Mapping[str, Protocol]:
@@ -111,6 +115,9 @@ class DemoCorpus(Corpus):
 
     Equal arguments give equal bytes. Two seeds are two samples of one population. A split does not depend on the sizes
     of the others.
+
+    Further tasks of single-label protocols: ``valence`` (three classes of emotions) and ``vad`` (mean ratings of
+    valence, arousal and dominance, 1 to 5; see :mod:`ercfusion.data.corpora._demo_vad`).
 
     Args:
         raw: Must be None: there are no files.
@@ -166,15 +173,14 @@ class DemoCorpus(Corpus):
         self._seed = seed
         self._sizes = dict(zip(SPLITS, (train, dev, test), strict=True))
         self._samples: dict[tuple[str, str], Sample] = {}
+        self._ratings: dict[tuple[str, str], Ints] = {}
         self._conversations: dict[str, Splits] = {}
         self._features: dict[str, dict[str, FeatureTable]] = {}
 
     def conversations(self, protocol: Protocol) -> Splits:
         """Conversations of train, dev and test, generated once."""
         if protocol.id not in self._conversations:
-            self._conversations[protocol.id] = {
-                split: _conversations(self._sample(protocol, split), split, protocol) for split in SPLITS
-            }
+            self._conversations[protocol.id] = {split: self._drawn_conversations(protocol, split) for split in SPLITS}
         return {split: list(part) for split, part in self._conversations[protocol.id].items()}
 
     def features(self, protocol: Protocol) -> dict[str, FeatureTable]:
@@ -200,11 +206,37 @@ class DemoCorpus(Corpus):
         """``weighted_f1``, ``macro_f1`` and ``accuracy`` (0 to 1) of the exact posterior's decisions on a split.
 
         The decision is the most probable label, or every label above 0.5 (accuracy: whole sets). Empty for ``valence``.
+        For ``vad``, ``mae``, ``rmse``, ``pearson`` and ``ccc`` of the expected ratings, which are optimal for RMSE and
+        correlation: no CCC of the whole population is above this correlation.
         """
         if protocol.task == VALENCE:
             return {}
+        if protocol.task == VAD:
+            return vad_scores(self.expected_ratings(protocol, split), self.ratings(protocol, split).mean(axis=1))
         truth = self._sample(protocol, split).labels
         return scores(truth, _decide(self.posterior(protocol, split), _process(protocol)))
+
+    def ratings(self, protocol: Protocol, split: str) -> Ints:
+        """(N, raters, 3) ratings of valence, arousal and dominance, 1 to 5; their mean is the target of ``vad``.
+
+        They have a random stream of their own: other targets and the features do not depend on them.
+
+        Raises:
+            ConfigError: a multi-label protocol, which has no ratings.
+        """
+        identifier = _base(protocol)
+        if PROCESSES[identifier].cooccurrence is not None:
+            raise ConfigError(f"{identifier} has no ratings. Choose a protocol of demo with one emotion per turn.")
+        if (identifier, split) not in self._ratings:
+            emotion = self._sample(protocol, split).primary
+            stream = [self._seed, zlib.crc32(identifier.encode()), SPLITS.index(split), zlib.crc32(b"vad")]
+            self._ratings[identifier, split] = draw_ratings(emotion, np.random.default_rng(stream))
+        return self._ratings[identifier, split]
+
+    def expected_ratings(self, protocol: Protocol, split: str) -> Floats:
+        """(N, 3) expectation of the target of ``vad`` given all features of the conversation."""
+        expected: Floats = posterior(_process(protocol), self._sample(protocol, split)).primary @ expected_ratings()
+        return expected
 
     def ceilings(self, protocol: Protocol, split: str) -> dict[str, dict[str, float]]:
         """Scores (see :meth:`reachable`) of exact observers who know process, speakers and flags, by observer.
@@ -250,11 +282,17 @@ class DemoCorpus(Corpus):
     def _sample(self, protocol: Protocol, split: str) -> Sample:
         if split not in SPLITS:
             raise ConfigError(f"corpus 'demo' has no split {split!r}. {did_you_mean(split, SPLITS)}")
-        if (protocol.id, split) not in self._samples:
+        identifier = _base(protocol)
+        if (identifier, split) not in self._samples:
             process, number = _process(protocol), SPLITS.index(split)
-            rng = np.random.default_rng([self._seed, zlib.crc32(protocol.id.encode()), number])
-            self._samples[protocol.id, split] = draw(process, self._sizes[split] or process.sizes[number], rng)
-        return self._samples[protocol.id, split]
+            rng = np.random.default_rng([self._seed, zlib.crc32(identifier.encode()), number])
+            self._samples[identifier, split] = draw(process, self._sizes[split] or process.sizes[number], rng)
+        return self._samples[identifier, split]
+
+    def _drawn_conversations(self, protocol: Protocol, split: str) -> list[Conversation]:
+        one_emotion = _process(protocol).cooccurrence is None
+        vad = self.ratings(protocol, split).mean(axis=1) if one_emotion else None
+        return _conversations(self._sample(protocol, split), split, protocol, vad)
 
 
 def scores(truth: Bools, predicted: Bools) -> dict[str, float]:
@@ -270,8 +308,13 @@ def scores(truth: Bools, predicted: Bools) -> dict[str, float]:
     }
 
 
+def _base(protocol: Protocol) -> str:
+    """Id of the protocol in :data:`PROCESSES`; with another first task the id ends in its name."""
+    return protocol.id if protocol.id in PROCESSES else protocol.id.removesuffix(f"-{protocol.task.name}")
+
+
 def _process(protocol: Protocol) -> Process:
-    return PROCESSES[protocol.id]
+    return PROCESSES[_base(protocol)]
 
 
 def _decide(probability: Floats, process: Process) -> Bools:
@@ -282,7 +325,7 @@ def _decide(probability: Floats, process: Process) -> Bools:
     return decided
 
 
-def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conversation]:
+def _conversations(sample: Sample, split: str, protocol: Protocol, vad: Floats | None) -> list[Conversation]:
     conversations = []
     for number, (first, length) in enumerate(zip(sample.first, sample.lengths, strict=True)):
         turns = tuple(
@@ -290,7 +333,7 @@ def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conve
                 id=f"{i:02d}",
                 speaker=f"speaker-{sample.speaker[first + i]}",
                 text=_placeholder(number + i),
-                targets=_targets(sample.labels[first + i], i, protocol),
+                targets=_targets(sample.labels[first + i], i, protocol, None if vad is None else vad[first + i]),
             )
             for i in range(length)
         )
@@ -298,12 +341,13 @@ def _conversations(sample: Sample, split: str, protocol: Protocol) -> list[Conve
     return conversations
 
 
-def _targets(labels: Bools, turn: int, protocol: Protocol) -> dict[str, Target]:
+def _targets(labels: Bools, turn: int, protocol: Protocol, vad: Floats | None) -> dict[str, Target]:
     names = [SCHEMA.labels[k] for k in np.flatnonzero(labels)]
-    if _process(protocol).cooccurrence is not None:
+    if vad is None:
         return {protocol.task.name: Target(frozenset(names))}
     valence = Target(None if turn % 5 == 4 else _VALENCES[names[0]])
-    return {protocol.task.name: Target(names[0]), VALENCE.name: valence}
+    numbers = tuple(float(number) for number in vad)
+    return {_EMOTION: Target(names[0]), VALENCE.name: valence, VAD.name: Target(numbers)}
 
 
 def _placeholder(number: int) -> str:
