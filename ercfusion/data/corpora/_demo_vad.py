@@ -12,8 +12,6 @@ mean of :func:`expected_ratings` under the posterior of the emotion.
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,11 +60,11 @@ def expected_ratings() -> Floats:
 def vad_scores(predicted: Floats, target: Floats) -> dict[str, float]:
     """``mae``, ``rmse``, ``pearson`` and ``ccc`` of (N, 3) numbers, each the mean over the dimensions."""
     x, y = predicted - predicted.mean(0), target - target.mean(0)
-    moments: tuple[Any, ...] = ((x * x).mean(0), (y * y).mean(0), (x * y).mean(0))
+    xx, yy, xy = (x * x).mean(0), (y * y).mean(0), (x * y).mean(0)
     error = predicted - target
     return {
         "mae": float(np.abs(error).mean()),
         "rmse": float(np.sqrt((error**2).mean(0)).mean()),
-        "pearson": float(correlation(*moments).mean()),
-        "ccc": float(concordance(*moments, predicted.mean(0) - target.mean(0)).mean()),
+        "pearson": float(correlation(xx, yy, xy).mean()),
+        "ccc": float(concordance(xx, yy, xy, predicted.mean(0) - target.mean(0)).mean()),
     }
