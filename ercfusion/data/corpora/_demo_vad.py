@@ -12,6 +12,7 @@ mean of :func:`expected_ratings` under the posterior of the emotion.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 from numpy.typing import NDArray
 
