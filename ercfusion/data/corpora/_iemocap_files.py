@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from ercfusion._core.errors import CorpusFormatError, did_you_mean
 from ercfusion.batch.labels import get_schema
+from ercfusion.batch.votes import majority
 from ercfusion.data.tabular import read_text
 
 CODES = ("neu", "hap", "sad", "ang", "exc", "fru", "fea", "sur", "dis", "oth", "xxx")
@@ -79,8 +80,8 @@ class Utterance:
     def majority(self) -> str | None:
         """The label (or :data:`OTHER`) named by more than half of the raters, or None."""
         named = Counter(label for ballot in self.ballots for label in ballot)
-        most = [label for label, count in named.items() if 2 * count > len(self.ballots)]
-        return most[0] if len(most) == 1 else None
+        labels = (*get_schema("iemocap9").labels, OTHER)
+        return majority(named, labels, len(self.ballots)) if named else None
 
 
 @dataclass(frozen=True)

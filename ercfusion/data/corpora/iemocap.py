@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from ercfusion._core.errors import CorpusNotFoundError
 from ercfusion.batch.labels import get_schema, map_between
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import RULES
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpora._iemocap_files import (
     HIGH,
@@ -28,6 +29,7 @@ from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.permute import seeded_permutation
+from ercfusion.data.vote_targets import vote_findings, vote_targets, vote_task
 
 SESSIONS = (1, 2, 3, 4, 5)
 UNPACKED = "IEMOCAP_full_release"
@@ -95,12 +97,31 @@ _PLANS: dict[str, _Plan] = {
     **{f"4way-ses{session}": _Plan(session, "four") for session in SESSIONS[:-1]},
     "vad-ses5": _Plan(5),
     "votes-ses5": _Plan(5),
+    **{f"{name}-ses5": _Plan(5) for name in ("majority", "plurality", "votes-smoothed", "all-inclusive")},
 }
 DIMENSIONS = ("valence", "activation", "dominance")
+_NINE = get_schema("iemocap9")
+_RULES: Mapping[str, str] = {
+    "votes": "distribution",
+    "votes_majority": "majority",
+    "votes_plurality": "plurality",
+    "votes_smoothed": "smoothed",
+    "votes_all": "all_inclusive",
+}
+# Further tasks with the release's targets, by the protocol's name without the session; the others are those of
+# ``emotion``.
+_TASKS: Mapping[str, TaskSpec] = {
+    "vad": TaskSpec("vad", "regression", dimensions=DIMENSIONS, low=LOW, high=HIGH, metric="ccc"),
+    "votes": vote_task("votes", "distribution", _NINE),
+    "majority": vote_task("votes_majority", "majority", _NINE),
+    "plurality": vote_task("votes_plurality", "plurality", _NINE),
+    "votes-smoothed": vote_task("votes_smoothed", "smoothed", _NINE),
+    "all-inclusive": vote_task("votes_all", "all_inclusive", _NINE),
+}
 
 
 def _protocol(name: str, plan: _Plan) -> Protocol:
-    task = TaskSpec("emotion", "single_label", get_schema("iemocap6" if plan.labels == "six" else "iemocap4"))
+    emotion = TaskSpec("emotion", "single_label", get_schema("iemocap6" if plan.labels == "six" else "iemocap4"))
     description = {
         "six": "six emotions",
         "four": "four emotions, excited counts as happy",
@@ -108,18 +129,20 @@ def _protocol(name: str, plan: _Plan) -> Protocol:
     }[plan.labels]
     if plan.published:
         description += "; labels and turns of the published feature files"
-    if name.startswith("vad"):
-        task = TaskSpec("vad", "regression", dimensions=DIMENSIONS, low=LOW, high=HIGH, metric="ccc")
+    task = _TASKS.get(name.rpartition("-")[0], emotion)
+    if task.name == "vad":
         description = "mean ratings from 1 to 5"
-    if name.startswith("votes"):
-        task = TaskSpec("votes", "distribution", get_schema("iemocap9"), metric="kl")
+    elif task.name == "votes":
         description = "shares of the raters' votes for nine emotions"
+    elif task.name in _RULES:
+        description = f"nine emotions: {RULES[_RULES[task.name]].description}"
     return Protocol(
         id=f"iemocap/{name}",
         task=task,
         description=f"{description}; session {plan.test} is test",
         dev_source=f"the first {DEV_SHARE:.0%} of the training dialogues in a seeded order (seed {DEV_SEED})",
         modalities=("text",),
+        others=tuple(other for other in (emotion, *_TASKS.values()) if other.name != task.name),
     )
 
 
@@ -127,7 +150,7 @@ def _card_labels() -> dict[str, dict[str, dict[str, int]]]:
     # Test only: the dev dialogues' counts are unknown.
     labels = {}
     for name, plan in _PLANS.items():
-        if name.startswith(("vad", "votes")):
+        if name.rpartition("-")[0] in _TASKS:
             continue
         counts = dict(LABELS[plan.test])
         if plan.published:
@@ -148,8 +171,10 @@ class IemocapCorpus(Corpus):
 
     Targets under every protocol:
 
-    - ``emotion``: in the protocol's labels (six under ``vad-ses5`` and ``votes-ses5``);
+    - ``emotion``: in the protocol's labels (six under protocols with another first task);
     - ``votes``: shares of the labels of ``iemocap9``, without actors' own answers and "other";
+    - ``votes_majority``, ``votes_plurality``, ``votes_smoothed``, ``votes_all``: from the same votes by the rules of
+      :mod:`ercfusion.batch.votes`; a majority is one of the raters, who may name several labels;
     - ``vad``: released means of valence, activation and dominance, 1 to 5.
     """
 
@@ -179,6 +204,8 @@ class IemocapCorpus(Corpus):
             "The feature files behind most published numbers (DialogueRNN, MMGCN, COGMEN) label 53 utterances without "
             "majority happy, 1 of them in session 5, and omit all unlabelled utterances: 7,433 utterances instead of "
             "7,380, test 1,623 instead of 1,622. The protocols ending in -cogmen follow them.",
+            "Published partitions with nine labels keep 6,890 utterances with a majority, 7,497 with a plurality, and "
+            "all 10,039 with the all-inclusive rule (Chou); the doctor counts yours.",
             "Numbers with excited merged into happy (5,531 utterances) and without excited (4,490; 4,543 in the "
             "published files) are both called four-way, but are not comparable.",
             "There is no official split. Both speakers of a session are in one split. The scripted half repeats three "
@@ -244,6 +271,8 @@ class IemocapCorpus(Corpus):
         findings = self.other_counts(default, self.conversations(default))
         findings += _transcripts(dialogues)
         findings += _votes(dialogues)
+        for split, part in self.conversations(default).items():
+            findings += vote_findings(split, part, _RULES)
         findings += _times(dialogues)
         if plan.published:
             without_majority = {
@@ -266,6 +295,16 @@ class IemocapCorpus(Corpus):
         if _PLANS[protocol.id.partition("/")[2]].published:
             return []
         return _counts([dialogue for part in splits.values() for dialogue in part])
+
+    def _protocol_of(self, protocol: Protocol, task: TaskSpec) -> str:
+        # Protocols share tasks, but not the session of test or the turns.
+        if task == protocol.task:
+            return protocol.id
+        plan = _PLANS[protocol.id.partition("/")[2]]
+        for name, other in _PLANS.items():
+            if self.protocol(name).task == task and (other.test, other.published) == (plan.test, plan.published):
+                return self.protocol(name).id
+        return f"{protocol.id}-{task.name}"
 
     def _places(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         # Paths of the release for every turn.
@@ -359,9 +398,6 @@ def _emotion_votes(utterance: Utterance, plan: _Plan) -> dict[str, int]:
 
 
 def _turn(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> Turn:
-    votes = utterance.votes
-    total = sum(votes.values())
-    shares = {label: count / total for label, count in votes.items()} if total else None
     return Turn(
         id=utterance.id,
         speaker=f"Ses0{dialogue.session}_{utterance.id[0]}",
@@ -370,7 +406,7 @@ def _turn(dialogue: Dialogue, utterance: Utterance, plan: _Plan) -> Turn:
         end=utterance.end,
         targets={
             "emotion": Target(_emotion(dialogue, utterance, plan), _emotion_votes(utterance, plan)),
-            "votes": Target(shares, votes),
+            **vote_targets(utterance.votes, _RULES, _NINE.labels, len(utterance.ballots)),
             "vad": Target(utterance.vad),
         },
     )

@@ -16,12 +16,14 @@ from ercfusion._core.errors import CorpusFormatError, CorpusNotFoundError, did_y
 from ercfusion._core.schemas.reading import shown
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import RULES
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.dialogue_sets import DialogueSets
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.tabular import pick, read_json, read_text
+from ercfusion.data.vote_targets import vote_findings, vote_targets, vote_task
 
 ANNOTATION = "annotation.json"
 LISTS: dict[str, str] = {
@@ -37,6 +39,18 @@ FRAMES = 25
 
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2}):(\d{1,3})")
 _ANNOTATOR = "EmoAnnotator"
+_RULES: Mapping[str, str] = {
+    "emotion_distribution": "distribution",
+    "emotion_majority": "majority",
+    "emotion_plurality": "plurality",
+    "emotion_smoothed": "smoothed",
+    "emotions_all": "all_inclusive",
+}
+_TASKS: Mapping[str, TaskSpec] = {
+    "emotion": TaskSpec("emotion", "single_label", SCHEMA, metric="weighted_f1"),
+    "emotions": TaskSpec("emotions", "multi_label", SCHEMA, metric="micro_f1"),
+    **{name: vote_task(name, rule, SCHEMA) for name, rule in _RULES.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -58,19 +72,21 @@ class _Dialogue:
         return Conversation(self.name, tuple(utterance.turn for utterance in self.utterances))
 
 
-def _protocol(name: str, task: str, kind: str, metric: str, description: str) -> Protocol:
+def _protocol(name: str, task: str, description: str) -> Protocol:
     return Protocol(
         id=f"m3ed/{name}",
-        task=TaskSpec(task, kind, SCHEMA, metric=metric),
+        task=_TASKS[task],
         description=description,
         dev_source=f"{LISTS['dev']} of the release",
         modalities=("text",),
+        others=tuple(other for other in _TASKS.values() if other.name != task),
     )
 
 
 def _dialogue(name: str, steps: int | None, description: str) -> Protocol:
     view = DialogueSets({"emotion_set": "emotions"}, "scene", steps)
-    return replace(_protocol(name, "emotion_set", "multi_label", "micro_f1", description), view=view)
+    task = TaskSpec("emotion_set", "multi_label", SCHEMA, metric="micro_f1")
+    return replace(_protocol(name, "emotions", description), task=task, others=(), view=view)
 
 
 class M3edCorpus(Corpus):
@@ -81,7 +97,9 @@ class M3edCorpus(Corpus):
 
     Targets, with raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (``final_mul_emo``) and
     ``emotion_distribution`` (the annotators' votes). An annotator votes for each named emotion of the seven, as in the
-    authors' rule. The dialogue protocols predict ``emotion_set``, the set of all final emotions of a dialogue
+    authors' rule. ``emotion_majority``, ``emotion_plurality``, ``emotion_smoothed`` and ``emotions_all`` are computed
+    from the votes (:mod:`ercfusion.batch.votes`); a majority is one of the annotators who named an emotion. The dialogue
+    protocols predict ``emotion_set``, the set of all final emotions of a dialogue
     (:class:`~ercfusion.data.dialogue_sets.DialogueSets`).
     """
 
@@ -114,15 +132,13 @@ class M3edCorpus(Corpus):
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol
         for protocol in (
-            _protocol("main", "emotion", "single_label", "weighted_f1", "the main emotion of seven, released split"),
-            _protocol(
-                "multilabel",
-                "emotions",
-                "multi_label",
-                "micro_f1",
-                "the set of final emotions, including neutral",
-            ),
-            _protocol("votes", "emotion_distribution", "distribution", "kl", "shares of the annotators' votes"),
+            _protocol("main", "emotion", "the main emotion of seven, released split"),
+            _protocol("multilabel", "emotions", "the set of final emotions, including neutral"),
+            _protocol("votes", "emotion_distribution", "shares of the annotators' votes"),
+            _protocol("majority", "emotion_majority", RULES["majority"].description),
+            _protocol("plurality", "emotion_plurality", RULES["plurality"].description),
+            _protocol("votes-smoothed", "emotion_smoothed", RULES["smoothed"].description),
+            _protocol("all-inclusive", "emotions_all", RULES["all_inclusive"].description),
             _dialogue("dialogue", None, "the set of final emotions of a dialogue (CARAT's task), all utterances read"),
             _dialogue("dialogue-released", 60, "as m3ed/dialogue, but only 60 utterances are read (CARAT's code)"),
         )
@@ -197,6 +213,7 @@ class M3edCorpus(Corpus):
             findings += [
                 Finding("note", "labels", f"{split}: {count} {text}") for text, count in counts.items() if count
             ]
+            findings += vote_findings(split, (dialogue.conversation() for dialogue in part), _RULES)
         return findings
 
     def _lists(self) -> dict[str, list[str]]:
@@ -264,9 +281,7 @@ def _utterances(path: Path, series: str, name: str, content: dict[str, Any]) -> 
             raise CorpusFormatError(
                 f"{path}, {here}, key 'final_main_emo': {1 + len(more)} emotions, but one is main. Get the file again."
             )
-        votes, unknown = _votes(labels)
-        total = sum(votes.values())
-        shares = {label: votes.get(label, 0) / total for label in SCHEMA.labels} if total else None
+        votes, unknown, raters = _votes(labels)
         start, end = (_seconds(dialog[key].get(name)) for name in ("StartTime", "EndTime"))
         bad = start is None or end is None
         turn = Turn(
@@ -278,7 +293,7 @@ def _utterances(path: Path, series: str, name: str, content: dict[str, Any]) -> 
             targets={
                 "emotion": Target(main, votes),
                 "emotions": Target(frozenset(_labels(path, here, labels, "final_mul_emo")), votes),
-                "emotion_distribution": Target(shares, votes),
+                **vote_targets(votes, _RULES, SCHEMA.labels, raters),
             },
         )
         yield _Utterance(turn, letter, unknown, bad)
@@ -314,15 +329,19 @@ def _labels(path: Path, where: str, labels: dict[str, Any], key: str) -> list[st
     return [SCHEMA.canonical(label.lower()) for label in names]
 
 
-def _votes(labels: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
+def _votes(labels: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...], int]:
+    # Votes, answers which are none, and annotators with a vote.
     votes: Counter[str] = Counter()
     unknown: list[str] = []
+    raters = 0
     for key in sorted(name for name in labels if name.startswith(_ANNOTATOR)):
         names = _split(labels[key]) if isinstance(labels[key], str) else [str(labels[key])]
         unknown += [name for name in names if name.lower() not in SCHEMA]
         # A set: repeated names are one vote.
-        votes.update({SCHEMA.canonical(name.lower()) for name in names if name.lower() in SCHEMA})
-    return {label: votes[label] for label in SCHEMA.labels if votes[label]}, tuple(unknown)
+        ballot = {SCHEMA.canonical(name.lower()) for name in names if name.lower() in SCHEMA}
+        votes.update(ballot)
+        raters += bool(ballot)
+    return {label: votes[label] for label in SCHEMA.labels if votes[label]}, tuple(unknown), raters
 
 
 def _seconds(value: object) -> float | None:

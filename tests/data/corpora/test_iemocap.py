@@ -226,7 +226,51 @@ def test_tasks():
     assert (tasks["vad-ses5"].metric, tasks["vad-ses5"].dimensions[0]) == ("ccc", "valence")
     assert (tasks["votes-ses5"].kind, tasks["votes-ses5"].size) == ("distribution", 9)
     assert {task.size for name, task in tasks.items() if name.startswith("4way")} == {4}
-    assert len(tasks) == 14
+    assert {task.size for name, task in tasks.items() if name in ("majority-ses5", "all-inclusive-ses5")} == {9}
+    assert len(tasks) == 18
+
+
+def test_every_protocol_offers_all_tasks():
+    corpus = open_corpus("iemocap")
+    names = {"emotion", "vad", "votes", "votes_majority", "votes_plurality", "votes_smoothed", "votes_all"}
+    for protocol in corpus.protocols.values():
+        assert {task.name for task in protocol.tasks} == names
+        assert corpus.with_tasks(protocol, None).tasks == (protocol.task,)
+
+    def identifier(protocol, *tasks):
+        return corpus.with_tasks(corpus.protocol(protocol), tasks).id
+
+    assert identifier("6way-ses5", "vad") == "iemocap/vad-ses5"
+    assert identifier("votes-ses5", "emotion", "votes") == "iemocap/6way-ses5"
+    assert identifier("4way-ses5", "votes_all") == "iemocap/all-inclusive-ses5"
+    # Another session of test, or other turns, are another protocol.
+    assert identifier("6way-ses1", "vad") == "iemocap/6way-ses1-vad"
+    assert identifier("6way-cogmen", "votes") == "iemocap/6way-cogmen-votes"
+
+
+def test_rules_of_votes(known):
+    targets = {turn.id: turn.targets for turn in dialogue(known).turns}
+    # Frustrated by two of three raters, of whom one also named anger and the third another emotion.
+    assert targets["F000"]["votes_majority"].value == targets["F000"]["votes_plurality"].value == "frustrated"
+    assert targets["F000"]["votes_all"].value == {"frustrated", "angry"}
+    assert targets["F000"]["votes_smoothed"].value["angry"] == pytest.approx(0.95 / 3 + 2 / 3 * 0.05 / 8)
+    # Four emotions by three raters: no label is alone.
+    assert targets["F001"]["votes_majority"].value is None
+    assert targets["F001"]["votes_plurality"].value is None
+    assert targets["F001"]["votes_all"].value == {"frustrated", "angry", "sad", "neutral"}
+    # One vote for neutral, two raters without one: the most votes, but not the majority of the raters.
+    assert targets["M000"]["votes_majority"].value is None
+    assert targets["M000"]["votes_plurality"].value == "neutral"
+
+
+def test_the_doctor_counts_what_each_rule_keeps(twin):
+    notes = [one.text for one in findings(twin, "votes") if "labelled by the rule" in one.text]
+    assert [text.partition(":")[0] for text in notes] == ["train", "dev", "test"]
+    splits = load(twin)
+    for split, text in zip(splits, notes, strict=True):
+        turns = [turn for one in splits[split] for turn in one.turns]
+        unique = sum(turn.targets["votes_plurality"].valid for turn in turns)
+        assert f"plurality {unique}," in text
 
 
 def test_order_of_speech_whatever_the_order_in_the_file(twin):
@@ -326,7 +370,7 @@ def test_findings_of_the_twin(twin):
     assert {finding.topic for finding in faults} == {"counts", "label counts"}
     assert "20 dialogues in five sessions; the release has 151" in [finding.text for finding in faults]
     assert sum("rated utterances; the release has" in finding.text for finding in faults) == 5
-    assert [finding.level for finding in findings(twin, "votes")] == ["ok"]
+    assert [finding.level for finding in findings(twin, "votes")] == ["ok", "note", "note", "note"]
     assert "20 transcribed pieces (XX) and 20 lines" in findings(twin, "transcripts")[1].text
 
 
@@ -366,7 +410,7 @@ def test_oddities_are_found(known):
     assert "transcribed utterances without a rating: 1 (Ses05F_impro01_F002)" in texts
     assert dialogue(known).turns[2].text is None
     # F000 is frustrated by two of three; M000 is excited by none, but no label has more than half of the votes.
-    assert [finding.level for finding in findings(known, "votes")] == ["ok"]
+    assert findings(known, "votes")[0].level == "ok"
     edit(known / EVALUATION, "\tfru\t", "\thap\t")
     assert "not that of most raters: 1 (Ses05F_impro01_F000)" in findings(known, "votes")[0].text
     edit(known / EVALUATION, "\thap\t", "\txxx\t")

@@ -77,6 +77,17 @@ def test_protocols():
     assert corpus.protocol().id == "m3ed/main"
 
 
+def test_protocols_of_votes(twin):
+    corpus = open_corpus("m3ed", twin)
+    kinds = {name: corpus.protocol(name).task for name in ("majority", "plurality", "votes-smoothed", "all-inclusive")}
+    assert [task.kind for task in kinds.values()] == ["single_label", "single_label", "distribution", "multi_label"]
+    names = {task.name for task in corpus.protocol().tasks}
+    protocols = [protocol for name, protocol in corpus.protocols.items() if "dialogue" not in name]
+    assert {frozenset(task.name for task in protocol.tasks) for protocol in protocols} == {frozenset(names)}
+    for protocol in protocols:
+        assert not [one for one in check_corpus(corpus, protocol) if one.level == "fault" and one.topic == "labels"]
+
+
 def test_votes(twin):
     def change(content):
         utterance(content)["EmoAnnotation"] = {
@@ -93,6 +104,10 @@ def test_votes(twin):
     assert targets["emotion_distribution"].value["sad"] == pytest.approx(2 / 3)
     assert targets["emotion_distribution"].value["neutral"] == 0
     assert targets["emotions"].value == {"sad", "anger"}
+    # Two of the two annotators who named an emotion; of the three votes both have a share above 1/7.
+    assert targets["emotion_majority"].value == targets["emotion_plurality"].value == "sad"
+    assert targets["emotions_all"].value == {"sad", "anger"}
+    assert targets["emotion_smoothed"].value["sad"] == pytest.approx(2 / 3 * 0.95 + 1 / 3 * 0.05 / 6)
 
 
 def test_an_utterance_without_votes_is_unlabelled_for_the_distribution_alone(twin):
@@ -103,6 +118,7 @@ def test_an_utterance_without_votes_is_unlabelled_for_the_distribution_alone(twi
     edit(twin, change)
     targets = turn(twin).targets
     assert not targets["emotion_distribution"].valid
+    assert not targets["emotions_all"].valid
     assert targets["emotion"].valid
     assert any("1 utterances have no votes" in text for text in texts(twin))
     assert any("'NotSure' 2" in text for text in texts(twin))
