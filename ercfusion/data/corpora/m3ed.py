@@ -98,8 +98,8 @@ class M3edCorpus(Corpus):
     Targets, with raw votes: ``emotion`` (``final_main_emo``), ``emotions`` (``final_mul_emo``) and
     ``emotion_distribution`` (the annotators' votes). An annotator votes for each named emotion of the seven, as in the
     authors' rule. ``emotion_majority``, ``emotion_plurality``, ``emotion_smoothed`` and ``emotions_all`` are computed
-    from the votes (:mod:`ercfusion.batch.votes`); a majority is one of the annotators who named an emotion. The dialogue
-    protocols predict ``emotion_set``, the set of all final emotions of a dialogue
+    from the votes (:mod:`ercfusion.batch.votes`); a majority is one of the annotators who named an emotion. The
+    dialogue protocols predict ``emotion_set``, the set of all final emotions of a dialogue
     (:class:`~ercfusion.data.dialogue_sets.DialogueSets`).
     """
 
