@@ -19,11 +19,14 @@ class InputSpec:
         widths: Dimensions of each modality's vectors.
         levels: ``utterance`` (one vector per turn, the default) or ``sequence`` (T_i vectors per turn).
         speakers: Largest number of speakers in one training conversation, for models that number speakers.
+        labels: Output names of the first task, only for architectures with
+            :attr:`ercfusion.models.base.Capabilities.label_wise`.
     """
 
     widths: Mapping[str, int]
     levels: Mapping[str, Level] = field(default_factory=dict)
     speakers: int = 2
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -38,9 +41,10 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
-        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers}
+        labels = {"labels": list(self.labels)} if self.labels else {}
+        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers, **labels}
 
     @staticmethod
     def from_dict(state: Mapping[str, Any]) -> InputSpec:
         """Inverse of :meth:`to_dict`."""
-        return InputSpec(state["widths"], state["levels"], state["speakers"])
+        return InputSpec(state["widths"], state["levels"], state["speakers"], tuple(state.get("labels", ())))

@@ -83,6 +83,8 @@ class TaskKind(ABC):
 
     column_per_label: ClassVar[bool] = False
     """In a user's table a target has the columns ``NAME.LABEL``; otherwise one column ``NAME``."""
+    label_wise: ClassVar[bool] = False
+    """Architectures with a representation per label can learn such tasks: one logit per label, and :meth:`logits`."""
     least_labels: ClassVar[int] = 2
     """Smallest useful number of labels."""
     signs: ClassVar[tuple[str, ...]] = ()
@@ -171,6 +173,13 @@ class TaskKind(ABC):
     @abstractmethod
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
         """(N, K) probabilities, or numbers in the range of the task."""
+
+    def logits(self, outputs: Tensor, task: TaskSpec) -> Tensor:
+        """(N, C) logits with these outputs, the inverse of :meth:`outputs`; only for kinds with ``label_wise``.
+
+        Finite with finite gradients, also for probabilities of 0 and 1.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, logits: Tensor, value: Tensor, task: TaskSpec, **settings: Any) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ A module is imported when a configuration chooses its architecture.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,11 @@ def add_class(target: str) -> str:
     return name
 
 
-def complete_model(composed: Any) -> None:
-    """Add the defaults of all model options, and the search space, to a composed configuration."""
+def complete_model(composed: Any, weighted: Collection[str] = ()) -> None:
+    """Add the defaults of all model options, and the search space, to a composed configuration.
+
+    Also the architecture's weights of losses except those ``weighted`` by a file.
+    """
     from omegaconf import OmegaConf, open_dict
 
     given = OmegaConf.to_container(composed["model"]) if composed.get("model") else {}
@@ -63,6 +66,9 @@ def complete_model(composed: Any) -> None:
     with open_dict(composed):
         if given.get("name") in ARCHITECTURES:
             composed["model"] = _complete(given)
+            if "objective" in composed:
+                own: Mapping[str, float] = getattr(ARCHITECTURES.load(given["name"]), "loss_weights", {})
+                composed["objective"]["weights"].update({name: own[name] for name in own if name not in weighted})
         if space is not None and set(space) == {"architecture"}:
             composed["space"] = space_of(space["architecture"])
 

@@ -47,11 +47,14 @@ _GROUPS: dict[tuple[str, ...], dict[str, list[str]]] = {}
 
 
 class _Base(NamedTuple):
-    """The configuration of chosen groups (read only), its settings by dotted key, and the names of model and corpus."""
+    """The configuration of chosen groups (read only), its settings by dotted key, the names of model and corpus, and
+    the names of the loss terms with a weight in the files.
+    """
 
     composed: Any
     flat: dict[str, Any]
     preset: dict[str, Any]
+    weighted: frozenset[str]
 
 
 class Composer:
@@ -236,17 +239,18 @@ class Composer:
 
         if options:
             plain = self._base(root, chosen, options=False)
-            composed, preset = copy.deepcopy(plain.composed), plain.preset
-            complete_model(composed)
+            composed, preset, weighted = copy.deepcopy(plain.composed), plain.preset, plain.weighted
+            complete_model(composed, weighted)
         else:
             composed, preset = self._composed(root, chosen)
+            weighted = frozenset(OmegaConf.select(composed, "objective.weights") or ())
             for group, choice in (line.split("=", 1) for line in chosen):
                 # A typed choice overrides a preset.
                 if group in CHOICES:
                     OmegaConf.update(composed, group, self.choice(group, choice), merge=False, force_add=True)
             composed = _completed(composed)
             complete_corpus(composed)
-        base = _Base(composed, flatten(composed), preset)
+        base = _Base(composed, flatten(composed), preset, weighted)
         if self.config_dir is None:
             _BASES[key] = base
         return base

@@ -6,6 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from torch import Tensor, nn
@@ -37,6 +38,18 @@ class BatchLoss:
         return self.function(*map(shares.gather, self.values), shares.packing)
 
 
+@dataclass(frozen=True)
+class LabelLoss(BatchLoss):
+    """The first task's loss on other logits than the predicted ones; see :meth:`Labels.loss`.
+
+    The objective calls ``function`` with its settings ``weights`` (C) or None, and ``gamma``, as for the term ``task``.
+    """
+
+    def __call__(self, shares: Shares, **settings: Any) -> Tensor:
+        """Loss of the batch shared by the processes, a scalar."""
+        return self.function(*map(shares.gather, self.values), shares.packing, **settings)
+
+
 @dataclass
 class Encoded:
     """Output of an architecture.
@@ -47,12 +60,14 @@ class Encoded:
         attention: Attention maps (B, H, L, L) by name, [b, h, receiver, source], if ``keep_attention`` is set.
         losses: Auxiliary losses by name, weighted by ``objective.weights.NAME``; distributed training needs a
             :class:`BatchLoss`, not a scalar.
+        logits: (N, C) logits of the first task, required from and reserved for :attr:`Capabilities.label_wise`.
     """
 
     hidden: Tensor
     modalities: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor | BatchLoss] = field(default_factory=dict)
+    logits: Tensor | None = None
 
 
 class Outcomes(Protocol):
@@ -70,10 +85,32 @@ class Outcomes(Protocol):
         """
 
 
-Request = Literal["outcomes"]
+class Labels(Protocol):
+    """The first task for architectures with a representation per label: the request ``labels``.
+
+    N utterances, C labels.
+    """
+
+    def targets(self, batch: ConversationBatch) -> tuple[Tensor, Tensor] | None:
+        """(N, C) share of each label, (N) bool, True if labelled; None without targets.
+
+        The share is 0 or 1 except in a distribution; 0 for unlabelled utterances.
+        """
+
+    def loss(self, logits: Tensor, batch: ConversationBatch) -> BatchLoss:
+        """The task's loss on these (N, C) logits, with the settings of ``objective``."""
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """(N, C) probabilities of logits."""
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(N, C) logits of probabilities, the inverse of :meth:`outputs`."""
+
+
+Request = Literal["outcomes", "labels"]
 """Keyword arguments of ``forward`` that an architecture may request from the recognizer.
 
-``outcomes``: an :class:`Outcomes`. A new request needs a name here, a protocol above, and its value in
+``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`. A new request needs a name here, a protocol above, and its value in
 :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
@@ -94,6 +131,8 @@ class Capabilities:
         asks: Keyword arguments of ``forward`` provided by the recognizer; optional without one.
         compiles: Runs under ``torch.compile``.
         compile_note: Reason if it does not.
+        label_wise: Represents each label of the first task: the constructor reads :attr:`InputSpec.labels`, and
+            ``forward`` returns :attr:`Encoded.logits`. Without a recognizer there are no labels; use one then.
 
     Raises:
         ValueError: unknown name in ``asks``.
@@ -109,6 +148,7 @@ class Capabilities:
     asks: tuple[Request, ...] = ()
     compiles: bool = True
     compile_note: str = ""
+    label_wise: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.asks) - set(get_args(Request)):
@@ -150,7 +190,8 @@ class Architecture(nn.Module, ABC):
     """
 
     capabilities: Capabilities = Capabilities()
-    """Capabilities of all instances. A constructor may replace them on the instance, but not ``requires``."""
+    """Capabilities of all instances. A constructor may replace them on the instance, but not ``requires`` or
+    ``label_wise``."""
 
     hidden_size: int
     keep_attention: bool = False
@@ -158,6 +199,10 @@ class Architecture(nn.Module, ABC):
 
     search_space: ClassVar[Space] = {}
     """Search space of a sweep: options (``model.hidden``) and settings of the training."""
+
+    loss_weights: Mapping[str, float] = MappingProxyType({})
+    """Default weights of auxiliary losses and of ``task``, used unless ``objective.weights`` has the name. A
+    configuration contains the weights of the class; a constructor may replace them for other uses."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Make the constructor check its options first."""

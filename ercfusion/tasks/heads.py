@@ -115,13 +115,20 @@ class Head(nn.Module):
         label_smoothing: For single-label tasks.
         regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over the labelled utterances of the
             batch, averaged over the dimensions).
+        linear: False: the architecture computes the logits, and the head only has their outputs and loss.
 
     Shapes:
         hidden (N, width) -> logits (N, L), where L is :meth:`ercfusion.batch.kinds.TaskKind.num_logits`.
     """
 
     def __init__(
-        self, task: TaskSpec, width: int, *, label_smoothing: float = 0.0, regression_loss: str = "mse"
+        self,
+        task: TaskSpec,
+        width: int,
+        *,
+        label_smoothing: float = 0.0,
+        regression_loss: str = "mse",
+        linear: bool = True,
     ) -> None:
         super().__init__()
         if regression_loss not in REGRESSION_LOSSES:
@@ -132,15 +139,21 @@ class Head(nn.Module):
         self.task = task
         self.label_smoothing = label_smoothing
         self.regression_loss = regression_loss
-        self.linear = nn.Linear(width, task.rules.num_logits(task))
+        self.linear = nn.Linear(width, task.rules.num_logits(task)) if linear else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, L) logits."""
+        assert self.linear is not None, "the architecture computes the logits"
         return self.linear(hidden)
 
     @torch.no_grad()
     def start_from_prior(self, targets: TaskTargets) -> None:
-        """Set the bias so that the output without evidence is the distribution of the training labels."""
+        """Set the bias so that the output without evidence is the distribution of the training labels.
+
+        Without a linear layer there is nothing to set.
+        """
+        if self.linear is None:
+            return
         value = targets.value[targets.valid]
         self.linear.bias.copy_(self.task.rules.prior(value, self.task))
 

@@ -19,6 +19,7 @@ class Inputs(Open):
     widths: Annotated[dict[Name, Annotated[int, Field(ge=1, le=_MOST)]], Field(min_length=1, max_length=100)]
     levels: dict[Name, Literal["utterance", "sequence"]]
     speakers: Annotated[int, Field(ge=1, le=_MOST)]
+    labels: Annotated[list[Name], Field(max_length=_MOST)] = []
 
 
 class ModelConfig(Open):

@@ -16,6 +16,7 @@ from ercfusion.config import sections
 from ercfusion.config.terms import TERMS
 from ercfusion.losses import class_balanced_weights
 from ercfusion.losses.terms import RepresentationTerm
+from ercfusion.models.base import LabelLoss
 from ercfusion.ops.processes import Shares
 from ercfusion.tasks.heads import check_class_weights
 from ercfusion.tasks.heads import class_weights as weights_of_classes
@@ -36,7 +37,7 @@ class Objective(nn.Module):
     :func:`build_objective` creates one from a configuration.
 
     Args:
-        weights: By term; default 1 per term, 0 turns a term off.
+        weights: By term; default: the architecture's ``loss_weights``, 1 for other terms. 0 turns a term off.
         class_weights: (C) or None, see :func:`ercfusion.tasks.heads.class_weights`; of the first task.
         others: Class weights of further tasks by name.
         gamma: Focal loss of single-label tasks; 0 is cross-entropy.
@@ -88,7 +89,7 @@ class Objective(nn.Module):
             unimodal += own_heads if weight == 1 else [weight * loss for loss in own_heads]
         if unimodal:
             terms["unimodal"] = torch.stack(unimodal).sum()
-        for name, value in _auxiliary(recognized, shares).items():
+        for name, value in self._auxiliary(recognized, shares).items():
             if name in recognized.others:
                 raise ConfigError(f"the auxiliary loss {name!r} of the architecture has the name of a task. Rename it.")
             terms[name] = value
@@ -100,11 +101,15 @@ class Objective(nn.Module):
                 )
             terms[name] = value
         off = [name for name in TERMS if name not in terms and self.weights.get(name) == 0]
-        unknown = [name for name in self.weights if name not in terms and name not in ("task", "unimodal", *off)]
+        # A configuration names all losses of the architecture, even those that its options leave out.
+        defaults = recognizer.architecture.loss_weights
+        optional = ("task", "unimodal", *off, *defaults)
+        unknown = [name for name in self.weights if name not in terms and name not in optional]
         if unknown:
             known = dict.fromkeys([*terms, *TERMS])
             raise ConfigError(f"objective.weights: no term {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
-        total = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        weights = {**defaults, **self.weights}
+        total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return total, terms
 
     def _task_loss(self, recognizer: Recognizer, task: str, logits: Tensor, targets: TaskTargets) -> Tensor:
@@ -112,6 +117,20 @@ class Objective(nn.Module):
         if task == recognizer.task.name:
             weights = self.class_weights  # type: ignore[assignment]
         return _mean(*recognizer.heads(task).head.loss(logits, targets, weights, gamma=self.gamma))
+
+    def _auxiliary(self, recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
+        terms = {}
+        for name, loss in recognized.encoded.losses.items():
+            if isinstance(loss, Tensor) and shares.size > 1:
+                raise ConfigError(
+                    f"the auxiliary loss {name!r} of the architecture covers only this process's part of the batch. "
+                    "Use an ercfusion.models.base.BatchLoss, or train in one process."
+                )
+            if isinstance(loss, LabelLoss):
+                terms[name] = loss(shares, weights=self.class_weights, gamma=self.gamma)
+            else:
+                terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
+        return terms
 
     def _representation_losses(
         self, recognized: Recognized, batch: ConversationBatch, targets: TaskTargets, shares: Shares
@@ -130,18 +149,6 @@ class Objective(nn.Module):
             ).sum()
             for name, term in self.terms.items()
         }
-
-
-def _auxiliary(recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
-    terms = {}
-    for name, loss in recognized.encoded.losses.items():
-        if isinstance(loss, Tensor) and shares.size > 1:
-            raise ConfigError(
-                f"the auxiliary loss {name!r} of the architecture covers only this process's part of the batch. "
-                "Use an ercfusion.models.base.BatchLoss, or train in one process."
-            )
-        terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
-    return terms
 
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:

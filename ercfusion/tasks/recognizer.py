@@ -18,15 +18,16 @@ from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.files import atomic_write, sha256_of
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.schemas.tensors import Header, read_header, tensor_bytes
-from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.batch import ConversationBatch, TaskTargets
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.packing import Packing
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
 from ercfusion.layers import Standardize
 from ercfusion.models import ARCHITECTURES, architecture_class, build_architecture
-from ercfusion.models.base import Architecture, Encoded, Request
+from ercfusion.models.base import Architecture, Encoded, LabelLoss, Request
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
@@ -82,6 +83,60 @@ class TaskHeads(nn.Module):
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
 
 
+class TaskLabels:
+    """The :class:`ercfusion.models.base.Labels` of a task with this head.
+
+    Outputs and their logits are computed in single precision at least.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.task = head.task
+        self.rules = head.task.rules
+
+    def targets(self, batch: ConversationBatch) -> tuple[Tensor, Tensor] | None:
+        """(N, C) share of each label, (N) bool, True if labelled; None without targets."""
+        if self.task.name not in batch.targets:
+            return None
+        target = batch.targets[self.task.name]
+        valid = target.valid if target.value.ndim == 1 else target.valid[:, None]
+        mass = self.rules.class_mass(torch.where(valid, target.value, 0), self.task)
+        assert mass is not None, "a kind with label_wise has classes"
+        return torch.where(target.valid[:, None], mass, 0), target.valid
+
+    def loss(self, logits: Tensor, batch: ConversationBatch) -> LabelLoss:
+        """The task's loss on (N, C) logits; the objective adds its settings."""
+        target = batch.targets[self.task.name]
+        return LabelLoss(self._loss, (logits, target.value, target.valid))
+
+    def _loss(self, logits: Tensor, value: Tensor, valid: Tensor, packing: Packing, **settings: Any) -> Tensor:
+        total, count = self.head.loss(logits, TaskTargets(value, valid), **settings)
+        return total / count.clamp(min=1e-12)
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """(N, C) probabilities."""
+        return self.rules.outputs(_wide(logits), self.task)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(N, C) logits with these probabilities."""
+        return self.rules.logits(_wide(outputs), self.task)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _labels(task: TaskSpec, architecture: str) -> tuple[str, ...]:
+    """Names of the labels that an architecture represents."""
+    if not task.rules.label_wise or task.rules.num_logits(task) != task.size:
+        fits = ", ".join(name for name in KINDS if task_kind(name).label_wise)
+        raise ConfigError(
+            f"{architecture} represents each label, but the first task {task.name!r} is {task.kind}. Choose a first "
+            f"task of the kinds {fits}, or another model."
+        )
+    return task.output_names
+
+
 class Recognizer(nn.Module):
     """Standardisation of the inputs, an architecture, and heads for its tasks.
 
@@ -96,7 +151,8 @@ class Recognizer(nn.Module):
         probe: Stop the gradient of the heads, so that the architecture learns from other terms of the objective.
 
     Raises:
-        ConfigError: Duplicate task names, or options that need unimodal heads without them (or the reverse).
+        ConfigError: Duplicate task names, options that need unimodal heads without them (or the reverse), or a first
+            task that the architecture cannot represent label by label.
     """
 
     def __init__(
@@ -116,6 +172,8 @@ class Recognizer(nn.Module):
         if len({task.name, *(other.name for other in others)}) <= len(others):
             names = ", ".join([task.name, *(other.name for other in others)])
             raise ConfigError(f"two tasks have one name: {names}. Name each task once.")
+        if label_wise := architecture_class(architecture).capabilities.label_wise:
+            inputs = replace(inputs, labels=_labels(task, ARCHITECTURES.name_of(architecture)))
         self.config = {
             "format": FORMAT,
             "architecture": ARCHITECTURES.name_of(architecture),
@@ -139,10 +197,12 @@ class Recognizer(nn.Module):
                 "Set objective.weights.unimodal=1 (or model.detach=false)."
             )
 
-        def head(width: int) -> Head:
-            return Head(task, width, label_smoothing=label_smoothing, regression_loss=regression_loss)
+        def head(width: int, *, linear: bool = True) -> Head:
+            settings: dict[str, Any] = {"label_smoothing": label_smoothing, "regression_loss": regression_loss}
+            return Head(task, width, linear=linear, **settings)
 
-        self.head = head(self.architecture.hidden_size)
+        self.head = head(self.architecture.hidden_size, linear=not label_wise)
+        self.task_labels = TaskLabels(self.head)
         self.unimodal_heads = nn.ModuleDict()
         if unimodal or "outcomes" in self.architecture.capabilities.asks:
             widths = self.representation_widths()
@@ -203,6 +263,9 @@ class Recognizer(nn.Module):
 
         def logits(heads: Recognizer | TaskHeads) -> TaskLogits:
             unimodal = {name: head(read(encoded.modalities[name])) for name, head in heads.unimodal_heads.items()}
+            if heads is self and self.head.linear is None:
+                assert encoded.logits is not None, "a label-wise architecture returns logits"
+                return TaskLogits(read(encoded.logits), unimodal)
             return TaskLogits(heads.head(read(encoded.hidden)), unimodal)
 
         own = logits(self)
@@ -210,8 +273,8 @@ class Recognizer(nn.Module):
         return Recognized(own.logits, encoded, own.unimodal, others)
 
     def lent(self) -> dict[str, Any]:
-        """Functions requested by the architecture (:attr:`Capabilities.asks`) by name."""
-        lends: dict[Request, Any] = {"outcomes": self.outcomes}
+        """Functions and objects requested by the architecture (:attr:`Capabilities.asks`) by name."""
+        lends: dict[Request, Any] = {"outcomes": self.outcomes, "labels": self.task_labels}
         return {name: lends[name] for name in self.architecture.capabilities.asks}
 
     def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:

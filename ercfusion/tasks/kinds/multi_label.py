@@ -32,6 +32,7 @@ class MultiLabel(TaskKind):
     least_labels: ClassVar[int] = 1
     signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
     thresholds: ClassVar[bool] = True
+    label_wise: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
@@ -71,6 +72,13 @@ class MultiLabel(TaskKind):
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) probabilities."""
         return logits.sigmoid()
+
+    def logits(self, outputs: Tensor, task: TaskSpec) -> Tensor:
+        """(N, C) log-odds."""
+        import torch
+
+        limits = torch.finfo(outputs.dtype)
+        return outputs.clamp(limits.tiny, 1 - limits.eps).logit()
 
     def loss(
         self, logits: Tensor, value: Tensor, task: TaskSpec, *, weights: Tensor | None = None, **settings: Any

@@ -23,6 +23,7 @@ class SingleLabel(TaskKind):
     changes: ClassVar[bool] = True
     representation: ClassVar[str] = "classes"
     label_smoothing: ClassVar[bool] = True
+    label_wise: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "uar", "ece")
@@ -64,6 +65,12 @@ class SingleLabel(TaskKind):
     def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) probabilities."""
         return logits.softmax(-1)
+
+    def logits(self, outputs: Tensor, task: TaskSpec) -> Tensor:
+        """(N, C) log-probabilities."""
+        import torch
+
+        return outputs.clamp(min=torch.finfo(outputs.dtype).tiny).log()
 
     def loss(
         self,
