@@ -110,8 +110,8 @@ class Labels(Protocol):
 Request = Literal["outcomes", "labels"]
 """Keyword arguments of ``forward`` that an architecture may request from the recognizer.
 
-``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`. A new request needs a name here, a protocol above, and
-its value in :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
+``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`. A new request needs a name here, a protocol
+above, and its value in :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
 
