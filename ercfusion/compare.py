@@ -26,7 +26,7 @@ COMMAND = Command(
     positional=(Positional("RUN", most=None),),
     keys=(
         Key("metric", "score to compare (default: the one that selected the checkpoints)"),
-        Key("task", "task to compare, for runs with several (default: the first)"),
+        Key("task", "task or view to compare, for runs with several (default: the first)"),
     ),
     flags=(Flag("markdown", "print Markdown tables"),),
     details="""

@@ -68,6 +68,7 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.checks import check_finite
     from ercfusion.training.run import MODEL
+    from ercfusion.training.scoring import recorded_views
 
     folder = expanded(typed.positional[0])
     record = read_record(folder)
@@ -94,7 +95,9 @@ def evaluate(typed: Typed) -> int:
     target = folder / "evaluation"
     target.mkdir(exist_ok=True)
     without = f", without {', '.join(hidden)}" if hidden else ""
-    for task, predictions in recognizer.predict_all(store).items():
+    predicted = recognizer.predict_all(store)
+    predicted |= recorded_views(predicted, record, store)
+    for task, predictions in predicted.items():
         check_finite(predictions, split)
         scores, own = rounded_scores(predictions), task_record(record, task)
         suffix = [] if task == recognizer.task.name else [task]

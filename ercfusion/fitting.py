@@ -191,9 +191,10 @@ class Run:
         self.folder = folder
         self.record = record
         self.further: str | None = None
+        self._learned: Run | None = None
 
     def task(self, name: str) -> Run:
-        """View of one of the run's tasks: its scores, predictions and figures.
+        """View of one of the run's tasks, or of ``data.views``: its scores, predictions and figures.
 
         Raises:
             RunError: the run has no such task.
@@ -202,6 +203,8 @@ class Run:
 
         view = Run(self.folder, task_record(self.record, name))
         view.further = None if name == self.record["task"]["name"] else name
+        if "source" in view.record:
+            view._learned = self.task(view.record["source"])
         return view
 
     @property
@@ -304,7 +307,9 @@ class Figures:
         return f"Figures({', '.join(dir(self))})"
 
     def training(self) -> Figure:
-        """Losses and scores by epoch."""
+        """Losses and scores by epoch; of a view, those of the learned task."""
+        if self._run._learned is not None:
+            return self._run._learned.figures.training()
         from ercfusion.plots.pictures import task_history, training_figure
         from ercfusion.training.callbacks import HISTORY, read_history
 

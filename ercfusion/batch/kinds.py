@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol
 
 from ercfusion._core.registry import Registry
 
@@ -76,6 +76,10 @@ class TaskKind(ABC):
     """Figures of a split: names of :data:`ercfusion.plots.figures.PICTURES`."""
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Notes of the run record on scores with several definitions; the short form ends at the colon."""
+    probabilities: ClassVar[Literal["", "exclusive", "independent"]] = ""
+    """Outputs of an utterance: ``exclusive``: probabilities of C labels with the sum 1; ``independent``: a probability
+    of every label; empty: neither.
+    """
     output_prefix: ClassVar[str] = "p/"
     """Prefix of the K output columns of ``predictions.parquet``: probabilities are ``p/<label>``."""
     keeps_targets: ClassVar[bool] = False
@@ -154,6 +158,26 @@ class TaskKind(ABC):
     def constant_output(self, task: TaskSpec) -> float:
         """An uninformative output, the same for all utterances and all K."""
         return 1 / task.size
+
+    # Views: outputs of a task scored against the targets of another one with the same labels
+
+    def view(self, output: NDArray[Any], source: TaskKind) -> NDArray[Any]:
+        """(N, C) outputs of a task of the kind ``source`` as outputs of this kind.
+
+        Independent probabilities become exclusive ones by division by their sum (1/C each if all are 0); all others
+        are used unchanged.
+
+        Raises:
+            ValueError: the outputs of one of the kinds are not probabilities of labels.
+        """
+        if not (self.probabilities and source.probabilities):
+            raise ValueError("only probabilities of labels can be scored as another kind of task")
+        if self.probabilities == source.probabilities or self.probabilities == "independent":
+            return output
+        total = output.sum(axis=1, keepdims=True)
+        output = output + (total == 0)
+        shares: NDArray[Any] = output / output.sum(axis=1, keepdims=True)
+        return shares
 
     # Learning
 

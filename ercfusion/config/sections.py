@@ -164,6 +164,12 @@ class Data:
         "tasks learned together, `[emotion,sentiment]`; the first selects the checkpoint; null: the protocol's",
         searchable=False,
     )
+    views: tuple[str, ...] | None = setting(
+        None,
+        "further tasks with the same labels, `[emotion_distribution]`: the outputs are scored against them, they are "
+        "not learned",
+        searchable=False,
+    )
     modalities: tuple[str, ...] | None = setting(None, "modalities in this order; null: all of corpus and packs")
     encoder: str = setting(
         "all-MiniLM-L6-v2",

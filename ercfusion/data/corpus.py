@@ -15,6 +15,7 @@ from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoun
 from ercfusion._core.files import expanded
 from ercfusion._core.schemas.reading import shown
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.views import source_of
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.dialogue_sets import DialogueSets
 from ercfusion.data.features import FeatureTable, Key
@@ -310,6 +311,28 @@ class Corpus(ABC):
             )
         first, *others = (tasks[name] for name in names)
         return replace(protocol, id=self._protocol_of(protocol, first), task=first, others=tuple(others))
+
+    def views(
+        self, protocol: Protocol, names: Sequence[str] | None, learned: Sequence[TaskSpec]
+    ) -> tuple[TaskSpec, ...]:
+        """Tasks of the protocol against which the outputs for ``learned`` are scored; None: none.
+
+        Raises:
+            ConfigError: a name is unknown, repeated or learned, or a task has other labels or outputs than every
+                learned one.
+        """
+        tasks = {task.name: task for task in protocol.tasks}
+        views = []
+        for name in names or ():
+            if name not in tasks:
+                raise ConfigError(f"data.views: {protocol.id} has no task {shown(name)}. {did_you_mean(name, tasks)}")
+            if any(name == task.name for task in learned):
+                raise ConfigError(f"data.views: {name!r} is learned, so it is scored already. Remove it from the list.")
+            if tasks[name] in views:
+                raise ConfigError(f"data.views: {name!r} is listed twice. Remove the second.")
+            source_of(tasks[name], learned)
+            views.append(tasks[name])
+        return tuple(views)
 
     def _protocol_of(self, protocol: Protocol, task: TaskSpec) -> str:
         if task == protocol.task:

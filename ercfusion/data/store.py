@@ -57,13 +57,18 @@ class ConversationStore:
         conversations: At least one.
         tables: Features in the order of models' inputs.
         tasks: Tasks whose targets are encoded.
+        views: Further tasks in ``targets``, but not in the batches.
 
     Raises:
         BatchError: no conversations, or no features of any turn.
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], tables: Sequence[FeatureTable], tasks: Sequence[TaskSpec]
+        self,
+        conversations: Sequence[Conversation],
+        tables: Sequence[FeatureTable],
+        tasks: Sequence[TaskSpec],
+        views: Sequence[TaskSpec] = (),
     ) -> None:
         if not conversations:
             raise BatchError("the split has no conversations. Check the corpus with ercfusion.doctor.")
@@ -71,6 +76,7 @@ class ConversationStore:
             raise BatchError("no features were given. Give at least one feature table.")
         self.conversations = list(conversations)
         self.tasks = list(tasks)
+        self.views = list(views)
         self.lengths = [len(conversation) for conversation in self.conversations]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.speaker = torch.tensor([number for c in self.conversations for number in c.speaker_numbers()])
@@ -98,7 +104,7 @@ class ConversationStore:
                 f"none of the {len(keys)} turns of this split has any features (first looked for: {keys[0]}; first "
                 f"held: {first}): they belong to another corpus or other splits. Use the features of this split."
             )
-        self.targets = {task.name: encode_targets(self.conversations, task) for task in tasks}
+        self.targets = {task.name: encode_targets(self.conversations, task) for task in (*tasks, *views)}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -140,12 +146,7 @@ class ConversationStore:
             features={name: value[rows] for name, value in self.features.items()},
             speaker=self.speaker[rows],
             available=self.available[rows],
-            targets={
-                name: TaskTargets(
-                    target.value[rows], target.valid[rows], None if target.votes is None else target.votes[rows]
-                )
-                for name, target in self.targets.items()
-            },
+            targets={task.name: _rows(self.targets[task.name], rows) for task in self.tasks},
             sequences={name: _take_sequences(stored, rows) for name, stored in self.sequences.items()},
             ids=tuple(self.conversations[index].id for index in indices),
         )
@@ -154,6 +155,11 @@ class ConversationStore:
         """The split in order, as batches of ``conversations`` conversations."""
         for start in range(0, len(self), conversations):
             yield self.batch(range(start, min(start + conversations, len(self))))
+
+
+def _rows(targets: TaskTargets, rows: Tensor) -> TaskTargets:
+    votes = None if targets.votes is None else targets.votes[rows]
+    return TaskTargets(targets.value[rows], targets.valid[rows], votes)
 
 
 def _gather(values: np.ndarray, rows: np.ndarray) -> Tensor:

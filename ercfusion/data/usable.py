@@ -48,7 +48,8 @@ def check_splits(protocol: Protocol, splits: Splits, needed: Sequence[str] = ("t
                 purpose = "nothing could be learned" if split == "train" else "no epoch could be chosen"
                 raise ConfigError(
                     f"{protocol.id}: none of the {len(valid)} utterances of the {split} split is labelled for the task "
-                    f"{task.name!r}: {purpose}. Label some of them, or choose another protocol (data.protocol=...)."
+                    f"{task.name!r}: {purpose}. Label some of them, or choose another protocol "
+                    "(data.protocol=...) or other tasks (data.tasks=...)."
                 )
             if task == protocol.task:
                 unlabelled.append(split)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ercfusion._core.errors import ConfigError, PackError, did_you_mean
 from ercfusion._core.files import expanded
+from ercfusion.batch.task import TaskSpec
 from ercfusion.config.hints import command
 from ercfusion.config.sections import Data
 from ercfusion.data.bound import OTHER, bound_protocol
@@ -35,6 +36,7 @@ class LoadedData:
         splits: Train, dev and test.
         tables: One per modality, in the models' order.
         dialogues: The conversations of utterances, if the protocol has a view; None: ``splits``.
+        views: Further tasks against which the outputs are scored.
     """
 
     corpus: Corpus
@@ -42,6 +44,7 @@ class LoadedData:
     splits: Splits
     tables: list[FeatureTable]
     dialogues: Splits | None = None
+    views: tuple[TaskSpec, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,14 +58,15 @@ class LoadedData:
 
     def protocol_of(self, task: str) -> str:
         """Id of the protocol for comparing one task's scores."""
-        own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER))
+        others = (*self.protocol.others, *self.views)
+        own = replace(self.protocol, id=self.protocol.id.removesuffix(OTHER), others=others)
         return bound_protocol(self.corpus, self.corpus.with_tasks(own, [task]), self.dialogues or self.splits).id
 
     def store(self, split: str) -> ConversationStore:
         """A split as tensors; ConfigError if there is none."""
         if split not in self.splits:
             raise ConfigError(f"split {split!r}: unknown. {did_you_mean(split, self.splits)}")
-        return ConversationStore(self.splits[split], self.tables, self.protocol.tasks)
+        return ConversationStore(self.splits[split], self.tables, self.protocol.tasks, self.views)
 
 
 def load_data(
@@ -86,6 +90,7 @@ def load_data(
     corpus = open_corpus(settings.name, settings.raw, **settings.options)
     own = corpus.protocol(settings.protocol)
     protocol = corpus.with_tasks(own, settings.tasks)
+    views = corpus.views(own, settings.views, protocol.tasks)
     splits = corpus.conversations(own)
     for note in corpus.notes(own):
         logger.log(logging.WARNING if note.warning else logging.INFO, "%s: %s", corpus.name, note.text)
@@ -108,8 +113,8 @@ def load_data(
             ),
         )
     if bound.view is None:
-        return LoadedData(corpus, bound, splits, tables)
-    return LoadedData(corpus, bound, viewed, bound.view.tables(splits, tables), splits)
+        return LoadedData(corpus, bound, splits, tables, views=views)
+    return LoadedData(corpus, bound, viewed, bound.view.tables(splits, tables), splits, views)
 
 
 def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Data) -> list[FeatureTable]:

@@ -100,7 +100,7 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
     for table in compact["features"]:
         if "pack" in table["source"]:
             table["source"]["pack"] = Path(table["source"]["pack"]).name
-    for own in (compact, *compact.get("others", {}).values()):
+    for own in (compact, *compact.get("others", {}).values(), *compact.get("views", {}).values()):
         own["splits"] = {"test": _compact_split(own["splits"]["test"])}
     return compact
 
@@ -121,7 +121,7 @@ def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
 def _expand(record: dict[str, Any]) -> dict[str, Any]:
     if record.get("format") != RECORD_FORMAT:
         raise ValueError(f"record format {record.get('format')!r}")
-    for own in (record, *record.get("others", {}).values()):
+    for own in (record, *record.get("others", {}).values(), *record.get("views", {}).values()):
         _expand_split(own["splits"]["test"], own["task"])
     return record
 

@@ -135,8 +135,8 @@ def rounded_scores(predictions: Predictions) -> dict[str, float]:
 
 
 def tasks_of(record: Mapping[str, Any]) -> list[str]:
-    """Tasks of a run, the one that chose the checkpoint first."""
-    return [record["task"]["name"], *record.get("others", {})]
+    """Scored tasks of a run: the one that chose the checkpoint first, views last."""
+    return [record["task"]["name"], *record.get("others", {}), *record.get("views", {})]
 
 
 def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
@@ -152,9 +152,9 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
         )
     view = dict(record)
     if task is not None and task != record["task"]["name"]:
-        own = record["others"][task]
+        own = {**record.get("others", {}), **record.get("views", {})}[task]
         # Parts of one task must not be taken for another's.
-        for key in ("others", "conventions", "unlabelled", "optimism"):
+        for key in ("others", "views", "conventions", "unlabelled", "optimism"):
             view.pop(key, None)
         view.update(own)
         view["corpus"] = {key: value for key, value in record["corpus"].items() if not key.startswith("reachable")}

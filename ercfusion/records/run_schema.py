@@ -180,6 +180,19 @@ class TaskResult(Open):
         return self
 
 
+class ViewResult(TaskResult):
+    """Scores of a run's outputs against a task with the same labels that it did not learn."""
+
+    source: Name
+    thresholds: Annotated[list[Share], Field(max_length=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _has_thresholds(self) -> ViewResult:
+        if self.thresholds is not None and len(self.thresholds) != self.task.spec().size:
+            raise ValueError(f"thresholds has {len(self.thresholds)} values for {self.task.spec().size} outputs")
+        return self
+
+
 class Record(TaskResult):
     """``record.json``; the top level has the task that chose the epoch."""
 
@@ -194,6 +207,7 @@ class Record(TaskResult):
     features: Annotated[list[Feature], Field(min_length=1, max_length=100)]
     cost: Cost
     others: dict[Name, TaskResult] = {}
+    views: dict[Name, ViewResult] = {}
     optimism: Optimism | None = None
     batch_dependence: Text | None = None
     files: dict[Name, File] | None = None

@@ -82,7 +82,10 @@ def summary(record: Mapping[str, Any]) -> str:
         lines.append(BATCH_NOTE.format(record["batch_dependence"]))
     for name in tasks_of(record)[1:]:
         other = task_record(record, name)
-        lines += [f"{name} ({other['protocol']}):", score_table(other), *caution_lines(other)]
+        learned = f", outputs for {other['source']}" if "source" in other else ""
+        lines += [f"{name} ({other['protocol']}{learned}):", score_table(other), *caution_lines(other)]
+        if missing := other.get("unlabelled"):
+            lines.append(f"without labels for {name}, so without these scores: {', '.join(missing)}")
         lines += [f"{words}: {counted}" for words, counted in other.get("conventions", {}).items()]
     best = record["corpus"].get("reachable", {}).get("test", {})
     name = selection["metric"]
@@ -159,7 +162,8 @@ def _other_tables(record: Mapping[str, Any]) -> str:
         other = task_record(record, name)
         outputs = (other["task"]["schema"] or {}).get("labels") or other["task"]["dimensions"]
         table = "\n".join([score_table(other), *caution_lines(other)])
-        parts.append(f"\nThe same model for {name} ({', '.join(outputs)}):\n\n```\n{table}\n```\n")
+        learned = f", outputs for {other['source']}" if "source" in other else ""
+        parts.append(f"\nThe same model for {name} ({', '.join(outputs)}{learned}):\n\n```\n{table}\n```\n")
     return "".join(parts)
 
 

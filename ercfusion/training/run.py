@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, Traini
 from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
-from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.views import source_of
 from ercfusion.config.sections import EmotionShift
 from ercfusion.config.settings import Config, Model
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
@@ -44,19 +45,10 @@ from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.plots.curriculum import plot_curriculum
 from ercfusion.plots.pictures import draw_pictures, task_history
-from ercfusion.records.intervals import record_intervals
 from ercfusion.records.predictions import prediction_file, write_predictions
-from ercfusion.records.record import (
-    FORMAT,
-    RECORD,
-    read_record,
-    rounded_scores,
-    split_record,
-    task_record,
-    write_record,
-)
+from ercfusion.records.record import FORMAT, RECORD, read_record, task_record, write_record
 from ercfusion.tables.report import model_card, summary
-from ercfusion.tasks.heads import Head, class_weights
+from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import (
@@ -83,6 +75,7 @@ from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
 from ercfusion.training.origin import make_origin, other_versions
 from ercfusion.training.processes import end_meeting, from_first_process, joint_step, trainer_environment
+from ercfusion.training.scoring import scored_splits, scored_views, view_record
 
 logger = logging.getLogger("ercfusion")
 
@@ -362,10 +355,12 @@ def finish(
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
     dev = {name: recognizer.choose_thresholds(part) for name, part in recognizer.predict_all(dev_store).items()}
-    test = recognizer.predict_all(data.store("test"))
+    test_store = data.store("test")
+    test = recognizer.predict_all(test_store)
     predictions = {name: {"dev": dev[name], "test": test[name]} for name in dev}
     for outputs in test.values():
         check_finite(outputs, "test")
+    views = scored_views(recognizer.tasks, data.views, predictions, {"dev": dev_store, "test": test_store})
     metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in predictions.items()}
     scored = {
         name: scored_splits(parts, train_store, metrics[name], config.training.bootstrap)
@@ -410,13 +405,16 @@ def finish(
     record |= own
     if scored:
         record["others"] = {
-            name: {
-                "protocol": data.protocol_of(name),
-                "task": predictions[name]["dev"].task.to_dict(),
-                "selection": {**record["selection"], "metric": predictions[name]["dev"].task.metric},
-                **sections,
-            }
+            name: {**_about(predictions[name]["dev"].task, data, record), **sections}
             for name, sections in scored.items()
+        }
+    if views:
+        record["views"] = {
+            name: {
+                **_about(parts["dev"].task, data, record),
+                **view_record(parts, source_of(parts["dev"].task, recognizer.tasks), train_store, config.training),
+            }
+            for name, parts in views.items()
         }
     if dependence := batch_dependence(config.model):
         record["batch_dependence"] = dependence
@@ -424,7 +422,7 @@ def finish(
         record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
     record["files"] = {}
-    for name, parts in predictions.items():
+    for name, parts in (predictions | views).items():
         file = write_predictions(folder / prediction_file(record, name), parts)
         record["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     if config.training.pictures:
@@ -448,31 +446,11 @@ def finish(
     return record
 
 
-def scored_splits(
-    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
-) -> dict[str, Any]:
-    """The record's parts about one task, with the scores of ``majority``.
-
-    Args:
-        train_store: Its labels define the floor.
-        metric: Of the task; always gets an interval.
-        resamples: Of the conversations.
-    """
-    floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
-    headline = ["weighted_f1", "macro_f1", "accuracy", metric]
-    headline = [name for name in dict.fromkeys(headline) if name in (floor["test"] or floor["dev"])]
-    metrics = {split: rounded_scores(part) for split, part in predictions.items()}
-    unlabelled = [split for split, scores in metrics.items() if not scores]
-    conventions = dict(predictions["dev"].task.rules.conventions)
+def _about(task: TaskSpec, data: LoadedData, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "metrics": metrics,
-        "intervals": record_intervals(
-            predictions["test"], [name for name in headline if name in floor["test"]], resamples
-        ),
-        "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
-        "splits": {split: split_record(part) for split, part in predictions.items()},
-        **({"unlabelled": unlabelled} if unlabelled else {}),
-        **({"conventions": conventions} if conventions else {}),
+        "protocol": data.protocol_of(task.name),
+        "task": task.to_dict(),
+        "selection": {**record["selection"], "metric": task.metric},
     }
 
 
@@ -486,12 +464,3 @@ def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, 
         packs[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
         packs[name]["sha256"] = manifest["files"]["values.safetensors"]["sha256"]
     return packs
-
-
-def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """The answers of the model ``majority``: for every utterance the distribution of the training labels."""
-    head = Head(predictions.task, 1)
-    head.start_from_prior(train_store.targets[predictions.task.name])
-    with torch.no_grad():
-        constant = head.outputs(head(torch.zeros(1, 1))).double().numpy()
-    return replace(predictions, output=np.repeat(constant, len(predictions.valid), axis=0), thresholds=None)

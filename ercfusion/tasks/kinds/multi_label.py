@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class MultiLabel(TaskKind):
     signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
     thresholds: ClassVar[bool] = True
     label_wise: ClassVar[bool] = True
+    probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "independent"
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ class SingleLabel(TaskKind):
     """Softmax over the labels, cross-entropy, and the most probable label as the decision."""
 
     index_targets: ClassVar[bool] = True
+    probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "exclusive"
     changes: ClassVar[bool] = True
     representation: ClassVar[str] = "classes"
     label_smoothing: ClassVar[bool] = True

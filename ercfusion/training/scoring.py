@@ -1,0 +1,115 @@
+"""Scores of a finished run for its record: of its tasks, and of views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.views import source_of, view_predictions, with_best_thresholds
+from ercfusion.config.sections import Training
+from ercfusion.data.store import ConversationStore
+from ercfusion.records.intervals import record_intervals
+from ercfusion.records.record import rounded_scores, split_record
+from ercfusion.tasks.heads import Head
+
+Parts = Mapping[str, Predictions]
+"""Predictions by split."""
+
+
+def scored_splits(
+    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
+) -> dict[str, Any]:
+    """The record's parts about one task, with the scores of ``majority``.
+
+    Args:
+        train_store: Its labels define the floor; there is none without labels.
+        metric: Of the task; always gets an interval.
+        resamples: Of the conversations.
+    """
+    metrics = {split: rounded_scores(part) for split, part in predictions.items()}
+    unlabelled = [split for split, scores in metrics.items() if not scores]
+    if train_store.targets[predictions["dev"].task.name].valid.any():
+        floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+    else:  # only of a view
+        floor = {split: {} for split in predictions}
+        unlabelled.insert(0, "train")
+    known = metrics if "train" in unlabelled else floor
+    headline = ["weighted_f1", "macro_f1", "accuracy", metric]
+    headline = [name for name in dict.fromkeys(headline) if name in (known["test"] or known["dev"])]
+    conventions = dict(predictions["dev"].task.rules.conventions)
+    return {
+        "metrics": metrics,
+        "intervals": record_intervals(
+            predictions["test"], [name for name in headline if name in known["test"]], resamples
+        ),
+        "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
+        "splits": {split: split_record(part) for split, part in predictions.items()},
+        **({"unlabelled": unlabelled} if unlabelled else {}),
+        **({"conventions": conventions} if conventions else {}),
+    }
+
+
+def scored_views(
+    tasks: Sequence[TaskSpec],
+    views: Sequence[TaskSpec],
+    predictions: Mapping[str, Parts],
+    stores: Mapping[str, ConversationStore],
+) -> dict[str, dict[str, Predictions]]:
+    """Predictions of views by name and split, with thresholds chosen on dev.
+
+    Args:
+        tasks: The learned tasks.
+        views: The views.
+        predictions: Of the learned tasks by name and split (``dev`` and ``test``).
+        stores: With the targets of the views, by split.
+    """
+    result = {}
+    for view in views:
+        source = predictions[source_of(view, tasks).name]
+        parts = {name: view_predictions(part, view, stores[name].targets[view.name]) for name, part in source.items()}
+        chosen = with_best_thresholds(parts["dev"], parts.values())
+        result[view.name] = dict(zip(parts, chosen, strict=True))
+    return result
+
+
+def recorded_views(
+    predictions: Mapping[str, Predictions], record: Mapping[str, Any], store: ConversationStore
+) -> dict[str, Predictions]:
+    """The views of a finished run for one split, with the thresholds of its record.
+
+    Args:
+        predictions: Of the learned tasks, by name.
+        record: Of the run.
+        store: The split, with the targets of the views.
+    """
+    views = {}
+    for view in store.views:
+        own = record["views"][view.name]
+        thresholds = np.array(own["thresholds"]) if "thresholds" in own else None
+        views[view.name] = view_predictions(predictions[own["source"]], view, store.targets[view.name], thresholds)
+    return views
+
+
+def view_record(parts: Parts, source: TaskSpec, train_store: ConversationStore, settings: Training) -> dict[str, Any]:
+    """The record's part about a view; ``source`` is the learned task."""
+    view, thresholds = parts["dev"].task, parts["dev"].thresholds
+    return {
+        "source": source.name,
+        **({} if thresholds is None else {"thresholds": [float(number) for number in thresholds]}),
+        **scored_splits(parts, train_store, view.metric, settings.bootstrap),
+    }
+
+
+def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
+    """The answers of the model ``majority``: for every utterance the distribution of the training labels."""
+    head = Head(predictions.task, 1)
+    head.start_from_prior(train_store.targets[predictions.task.name])
+    with torch.no_grad():
+        constant = head.outputs(head(torch.zeros(1, 1))).double().numpy()
+    return replace(predictions, output=np.repeat(constant, len(predictions.valid), axis=0), thresholds=None)
