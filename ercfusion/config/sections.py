@@ -226,6 +226,20 @@ class Adam(Optimizer):
 
 
 @dataclass(frozen=True)
+class BertAdam(Optimizer):
+    """Adam of BERT's released code: no bias correction, decoupled weight decay; use with a warm-up."""
+
+    choice = "bert_adam"
+    lr: float = setting(5e-5, _LR, low=0)
+    weight_decay: float = setting(0.01, _DECAY, low=0)
+    betas: tuple[float, ...] = setting((0.9, 0.999), _BETAS, low=0, below=1)
+    eps: float = setting(1e-6, _EPS, low=0)
+    tensor_clip: float = setting(
+        0.0, "maximum gradient norm of each tensor, after `training.gradient_clip`; 0: no clipping", low=0
+    )
+
+
+@dataclass(frozen=True)
 class Adadelta(Optimizer):
     """torch.optim.Adadelta."""
 
@@ -260,6 +274,14 @@ class Cosine(Scheduler):
     """Linear warm-up, then cosine decay to 0 over all steps of ``training.max_epochs``."""
 
     choice = "cosine"
+    warmup: float = setting(0.1, "share of all steps with a rising rate", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Linear(Scheduler):
+    """Linear warm-up, then linear decay to 0 over all steps of ``training.max_epochs``."""
+
+    choice = "linear"
     warmup: float = setting(0.1, "share of all steps with a rising rate", low=0, high=1)
 
 
@@ -434,8 +456,8 @@ SECTIONS: Mapping[str, type] = {
 """Sections with fixed settings."""
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
-    "optimizer": (AdamW, Adam, Adadelta, Sgd),
-    "scheduler": (Cosine, Plateau, Constant),
+    "optimizer": (AdamW, Adam, BertAdam, Adadelta, Sgd),
+    "scheduler": (Cosine, Linear, Plateau, Constant),
     "curriculum": (Curriculum, EmotionShift, WeightedShift),
 }
 """Sections whose settings depend on their ``name``; the first is the default."""

@@ -135,16 +135,17 @@ def tuning_note(table: Table, brief: bool = False) -> str:
     for origin in () if brief else dict.fromkeys(tuning.origin for tuning in rivals.values() if tuning.origin):
         names = [name for name, tuning in rivals.items() if tuning.origin == origin]
         parts.append(f"{_listed(names)}: {origin}.")
-    cosine = {name: tuning for name, tuning in rivals.items() if tuning.schedule.endswith("cosine")}
-    complete = {name: tuning for name, tuning in cosine.items() if not tuning.early}
-    stopped = {name: tuning for name, tuning in cosine.items() if tuning.early}
+    decaying = {name: tuning for name, tuning in rivals.items() if tuning.schedule.endswith(("cosine", "linear"))}
+    complete = {name: tuning for name, tuning in decaying.items() if not tuning.early}
+    stopped = {name: tuning for name, tuning in decaying.items() if tuning.early}
     if complete and stopped and not brief:
         who = "the tuned rows" if set(complete) == set(tuned) else _listed(complete)
         longest = sorted({re.split(",", tuning.schedule)[0] for tuning in stopped.values()})
         patience = sorted({re.split(", ", tuning.schedule)[1] for tuning in stopped.values()})
+        shape = " or ".join(sorted({tuning.schedule.rpartition(", ")[2] for tuning in stopped.values()}))
         parts.append(
-            f"The learning rate of {who} falls to its minimum. Other rows with a cosine schedule can stop earlier "
-            f"({' or '.join(patience)}, cosine of {' or '.join(longest)})."
+            f"The learning rate of {who} falls to its minimum. Other rows with a {shape} schedule can stop earlier "
+            f"({' or '.join(patience)}, {shape} of {' or '.join(longest)})."
         )
     parts.append("Do not read the order of rows with different tuning or schedules as a comparison of architectures.")
     return " ".join(parts)

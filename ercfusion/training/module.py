@@ -16,23 +16,25 @@ from torch.utils.data import DataLoader, Dataset
 from ercfusion._core.errors import ConfigError, TrainingError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.config.fields import fields_of
-from ercfusion.config.sections import Cosine, Optimizer, Plateau, Scheduler
+from ercfusion.config.sections import Cosine, Linear, Optimizer, Plateau, Scheduler
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.layers import ModalityDropout
 from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.bert_adam import BertAdam
 from ercfusion.training.callbacks import LAST, clip_advice
 from ercfusion.training.checkpoint_schema import check_optimizer, check_tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "bert_adam": BertAdam,
     "adadelta": torch.optim.Adadelta,
     "sgd": torch.optim.SGD,
 }
-SCHEDULERS = ("constant", "cosine", "plateau")
+SCHEDULERS = ("constant", "cosine", "linear", "plateau")
 
 
 class ConversationModule(pl.LightningModule):
@@ -42,10 +44,11 @@ class ConversationModule(pl.LightningModule):
         recognizer: Prepared with the training split.
         optimizer: Weight decay applies to matrices without a true attribute ``_no_weight_decay``; with ``decay_all`` to
             all parameters.
-        scheduler: ``constant``, ``cosine`` (``warmup``: fraction of steps with a rising rate) or ``plateau``
-            (``factor``, ``patience`` in epochs, on the dev score).
+        scheduler: ``constant``, ``cosine`` or ``linear`` (``warmup``: fraction of steps with a rising rate) or
+            ``plateau`` (``factor``, ``patience`` in epochs, on the dev score).
         maximize: Whether a higher dev score is better.
-        steps: Optimiser steps of all epochs, for ``cosine``; None for the trainer's estimate (equal epochs).
+        steps: Optimiser steps of all epochs, for ``cosine`` and ``linear``; None for the trainer's estimate (equal
+            epochs).
         modality_dropout: Probability of :class:`ercfusion.layers.ModalityDropout` for any architecture.
     """
 
@@ -121,11 +124,12 @@ class ConversationModule(pl.LightningModule):
             )
             # The trainer stores its state; only epoch_scored steps it.
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "dev/score"}}
-        if not isinstance(schedule, Cosine):
+        if not isinstance(schedule, (Cosine, Linear)):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches) if self.steps is None else self.steps
-        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps, schedule.warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+        shape = cosine_factor if isinstance(schedule, Cosine) else linear_factor
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, shape(steps, schedule.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check a checkpoint before the trainer loads it.
@@ -161,12 +165,21 @@ def _create(section: str, maker: Callable[..., Any], *arguments: Any, **settings
 
 def cosine_factor(steps: int, warmup: float) -> Callable[[int], float]:
     """Learning rate as a fraction of its peak: linear rise, then half a cosine down to 0."""
+    return _warmed_up(steps, warmup, lambda share: 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def linear_factor(steps: int, warmup: float) -> Callable[[int], float]:
+    """Learning rate as a fraction of its peak: linear rise, then linear decay to 0."""
+    return _warmed_up(steps, warmup, lambda share: 1.0 - share)
+
+
+def _warmed_up(steps: int, warmup: float, decay: Callable[[float], float]) -> Callable[[int], float]:
     rise = max(1, round(steps * warmup))
 
     def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
+        return decay(min(1.0, (step - rise) / max(1, steps - rise)))
 
     return factor
 

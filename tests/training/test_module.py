@@ -16,7 +16,8 @@ from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
-from ercfusion.training.module import OPTIMIZERS, ConversationModule, cosine_factor, train_loader
+from ercfusion.training.bert_adam import BertAdam
+from ercfusion.training.module import OPTIMIZERS, ConversationModule, cosine_factor, linear_factor, train_loader
 
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
 
@@ -104,6 +105,7 @@ def test_parameters_marked_so_are_not_decayed(store: ConversationStore) -> None:
     [
         ({"name": "adam", "lr": 0.1}, torch.optim.Adam),
         ({"name": "adamw", "lr": 0.1, "betas": [0.8, 0.9]}, torch.optim.AdamW),
+        ({"name": "bert_adam", "lr": 0.1, "betas": [0.8, 0.9], "eps": 1e-5, "tensor_clip": 1.0}, BertAdam),
         ({"name": "adadelta", "lr": 0.1, "rho": 0.9, "eps": 1e-6}, torch.optim.Adadelta),
         ({"name": "sgd", "lr": 0.1, "momentum": 0.5}, torch.optim.SGD),
     ],
@@ -147,6 +149,28 @@ def test_cosine_rises_linearly_and_falls_to_zero() -> None:
     assert falling == sorted(falling, reverse=True)
     assert cosine_factor(8, 0.0)(4) == pytest.approx(0.5 * (1 + math.cos(math.pi * 3 / 7)))
     assert cosine_factor(1, 1.0)(0) == 1.0
+
+
+def test_linear_rises_and_falls_to_zero() -> None:
+    factor = linear_factor(100, 0.1)
+    assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [factor(step) for step in (10, 55, 99, 100, 1000)] == pytest.approx([1.0, 0.5, 1 / 90, 0.0, 0.0])
+    assert linear_factor(1, 1.0)(0) == 1.0
+
+
+def test_linear_runs_over_all_steps(store: ConversationStore) -> None:
+    made = module(store, ADAMW, {"name": "linear", "warmup": 0.25}).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    assert made["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(20):  # the steps that the trainer announces
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(
+        [0.01 * factor for factor in (*(n / 5 for n in range(1, 6)), *(n / 15 for n in range(15, 0, -1)))]
+    )
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 def test_cosine_runs_over_all_steps(store: ConversationStore) -> None:

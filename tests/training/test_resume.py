@@ -21,6 +21,7 @@ from ercfusion.training.origin import seal
 SCHEDULERS = {
     "constant": ["scheduler=constant"],
     "cosine": ["scheduler=cosine", "scheduler.warmup=0.3"],
+    "linear": ["scheduler=linear", "scheduler.warmup=0.3", "optimizer=bert_adam", "optimizer.tensor_clip=0.1"],
     # A rate so low that the score does not move, so that the rate falls within four epochs.
     "plateau": ["scheduler=plateau", "scheduler.patience=0", "optimizer.lr=1e-5"],
 }
