@@ -17,6 +17,7 @@ from ercfusion.batch.packing import Packing
 MODULES: dict[str, str] = {
     "attention": "benchmarks.attention",
     "broad_mamba": "benchmarks.broad_mamba",
+    "carat": "benchmarks.carat",
     "cogmen": "benchmarks.cogmen",
     "dagerc": "benchmarks.dagerc",
     "dialoguernn": "benchmarks.dialoguernn",

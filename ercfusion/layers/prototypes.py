@@ -53,7 +53,8 @@ class LabelPrototypes(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Mixture of both prototypes in train mode, the more similar one in eval mode (the positive one of a tie)."""
-        prototypes = self.prototypes.to(latents)
+        # A copy: the update may precede the backward pass.
+        prototypes = self.prototypes.to(latents, copy=True)
         similar = torch.einsum("nmcz,pmcz->pnmc", F.normalize(latents, dim=-1), F.normalize(prototypes, dim=-1))
         weights = similar.masked_fill(~self.updated[:, None], -torch.inf)
         if self.training:

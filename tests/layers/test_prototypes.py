@@ -75,9 +75,10 @@ def test_mixture_equals_the_loop(soft: bool) -> None:
     (latents, positive, valid), *_ = batches()
     layer.update(latents, positive, valid)
     latents = latents.flip(0).requires_grad_()
-    found, expected = layer(latents), mixture(latents, layer.prototypes, soft)
+    found, expected = layer(latents), mixture(latents, layer.prototypes.clone(), soft)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     weights = torch.randn_like(found)
+    layer.update(latents.detach(), positive, valid)  # before the backward pass
     if soft:
         gradients = [torch.autograd.grad((each * weights).sum(), latents)[0] for each in (found, expected)]
         assert gradients[1].abs().max() > 1e-4
