@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.registry import Registry, import_modules
 from ercfusion.config.options import check_options, options_of, with_defaults
 
@@ -76,6 +77,19 @@ def complete_model(composed: Any, weighted: Collection[str] = ()) -> None:
 def _complete(model: Mapping[Any, Any]) -> dict[str, Any]:
     name, given = _parts(model)
     return {"name": name, **with_defaults(f"model {name!r}", options_of(ARCHITECTURES.load(name)), given)}
+
+
+def complete_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``model`` with the defaults of all options, checked.
+
+    Raises:
+        ConfigError: An unknown architecture or option, or a value not allowed.
+    """
+    if model["name"] not in ARCHITECTURES:
+        raise ConfigError(f"model={model['name']} is unknown. {did_you_mean(str(model['name']), ARCHITECTURES)}")
+    completed = _complete(model)
+    check_model(completed)
+    return completed
 
 
 def _parts(model: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:

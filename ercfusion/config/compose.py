@@ -25,12 +25,18 @@ from ercfusion.config.overrides import (
     shown,
 )
 from ercfusion.config.sections import CHOICES, SECTIONS
-from ercfusion.config.settings import defaults_of, names_of
+from ercfusion.config.settings import defaults_of, names_of, without_defaults
 from ercfusion.config.terms import TERMS
 
 CONFIG_MODULE = "ercfusion.conf"
 
-_DEFAULT_CHOICES = {"training": "default", "objective": "default", "trainer": "auto", "task": "recognition"}
+_DEFAULT_CHOICES = {
+    "training": "default",
+    "objective": "default",
+    "trainer": "auto",
+    "task": "recognition",
+    "recipe": "none",
+}
 """The choice of each group that changes nothing."""
 
 _WEIGHT = 0.1
@@ -113,7 +119,12 @@ class Composer:
             self._check(check_corpus, config["data"], overrides)
         if options:
             self._check(check_model, config["model"], overrides)
-        return {"preset": dict(base.preset), **{str(key): value for key, value in config.items()}}
+        resolved = {"preset": dict(base.preset), **without_defaults({str(key): value for key, value in config.items()})}
+        if options and "recipe" in resolved:
+            from ercfusion.config.stages import stage_configs  # schemas are slow to import
+
+            stage_configs(resolved)  # a mistake in a later stage is an error now
+        return resolved
 
     def _check(
         self, check: Callable[[Mapping[str, Any]], None], section: Mapping[str, Any], overrides: Sequence[str]

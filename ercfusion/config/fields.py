@@ -36,6 +36,8 @@ class Known:
     path: Literal["", "file", "name"] = ""
     pattern: str = ""
     share: bool = False
+    if_given: bool = False
+    nested: bool = False
 
 
 def setting(
@@ -52,6 +54,8 @@ def setting(
     path: Literal["", "file", "name"] = "",
     pattern: str = "",
     share: bool = False,
+    if_given: bool = False,
+    nested: bool = False,
 ) -> Any:
     """A field of a section.
 
@@ -67,9 +71,13 @@ def setting(
         path: ``file`` or ``name`` for values used verbatim; in a file, ``~`` is the home folder.
         pattern: ``module`` for a list of module names.
         share: Whether a float is a share up to 1.0, and an integer a count.
+        if_given: Omit it from configurations and records while it has its default.
+        nested: Whether the values of a mapping are sections of the configuration.
     """
     options = tuple(choices) if choices else None
-    known = Known(meaning, low, high, above, below, options, searchable, decides, path, pattern, share)
+    known = Known(
+        meaning, low, high, above, below, options, searchable, decides, path, pattern, share, if_given, nested
+    )
     if isinstance(default, Mapping):
         values = dict(default)
         return dataclasses.field(default_factory=lambda: dict(values), metadata={_KEY: known})

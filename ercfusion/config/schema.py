@@ -11,7 +11,7 @@ from pydantic import Field as Limits
 from ercfusion._core.schemas.common import MOST, Closed, Count, Name, Open, Text, Value
 from ercfusion.config.fields import Field, fields_of
 from ercfusion.config.sections import CHOICES, SECTIONS
-from ercfusion.config.settings import choice_of, fields_in, parts
+from ercfusion.config.settings import choice_of, fields_in, is_optional, parts
 from ercfusion.config.terms import TERMS, own_terms
 
 
@@ -93,7 +93,8 @@ def _parts(*, local: bool = True) -> dict[str, Any]:
         key: (_type(field), ...) if local or field.known.decides != "nothing" else (_type(field) | None, None)
         for key, field in fields_in("").items()
     }
-    sections = {name: (_section(name), ...) for name in SECTIONS if name != "sweep"}
+    names = [name for name in SECTIONS if name != "sweep"]
+    sections = {name: (_section(name), None if is_optional(name) else ...) for name in names}
     choices = {name: (_choice(name), ...) for name in CHOICES}
     return {"preset": (Preset, ...), **root, **sections, **choices, "model": (Model, ...)}
 
@@ -114,7 +115,8 @@ def _made(name: str, fields: dict[str, Any]) -> type[BaseModel]:
 
 
 def _fields(section: type, name: str) -> dict[str, Any]:
-    return {key: (_type(field), ...) for key, field in fields_of(section, name).items()}
+    fields = fields_of(section, name).items()
+    return {key: (_type(field), field.default if field.known.if_given else ...) for key, field in fields}
 
 
 def _choice(section: str) -> Any:
@@ -145,6 +147,8 @@ def _type(field: Field) -> Any:
         kind: Any
         if one is list:
             kind = Annotated[list[_TYPES[field.element or object]], Limits(max_length=1000)]  # type: ignore[misc]
+        elif one is dict and field.known.nested:
+            kind = dict[Name, Any]
         elif one is dict:
             kind = dict[Name, _TYPES[field.element or object]]  # type: ignore[misc]
         elif one is int and field.known.high is None:

@@ -115,6 +115,26 @@ class Training:
         searchable=False,
         decides="nothing",
     )
+    start_from: str | None = setting(
+        None,
+        "initial weights: a run folder or a saved model; null: random, from `seed`",
+        path="file",
+        searchable=False,
+        decides="nothing",
+        if_given=True,
+    )
+    load: tuple[str, ...] | None = setting(
+        None,
+        "parts taken from `start_from`, as beginnings of parameter names; null: all that both models have",
+        searchable=False,
+        if_given=True,
+    )
+    freeze: tuple[str, ...] = setting(
+        (),
+        "parts that are not trained, as beginnings of parameter names: `training.freeze=[architecture.project]`",
+        searchable=False,
+        if_given=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -169,6 +189,7 @@ class Data:
         "further tasks with the same labels, `[emotion_distribution]`: the outputs are scored against them, they are "
         "not learned",
         searchable=False,
+        if_given=True,
     )
     modalities: tuple[str, ...] | None = setting(None, "modalities in this order; null: all of corpus and packs")
     encoder: str = setting(
@@ -364,6 +385,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Several trainings in one run."""
+
+    name: str | None = setting(
+        None, "set by `recipe=NAME`; null: stages of your own, or none", searchable=False, decides="run", if_given=True
+    )
+    stages: Mapping[str, Any] = setting(
+        {},
+        "trainings before the run's own, by name, with the settings that differ: "
+        "`recipe.stages.first.training.max_epochs=5`; each starts from the weights of the one before",
+        searchable=False,
+        if_given=True,
+        nested=True,
+    )
+
+
+@dataclass(frozen=True)
 class Sweep:
     """The search for settings."""
 
@@ -451,6 +489,7 @@ SECTIONS: Mapping[str, type] = {
     "data": Data,
     "trainer": Trainer,
     "task": Task,
+    "recipe": Recipe,
     "sweep": Sweep,
 }
 """Sections with fixed settings."""

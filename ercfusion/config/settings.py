@@ -15,6 +15,7 @@ from ercfusion.config.sections import (
     Data,
     Objective,
     Optimizer,
+    Recipe,
     Root,
     Scheduler,
     Sweep,
@@ -164,7 +165,10 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             if absent and key.startswith(absent):
                 continue
             value: Any = content
-            for part in key.split(".")[1:] if section else [key]:
+            path = key.split(".")[1:] if section else [key]
+            if field.known.if_given and path[0] not in content:
+                continue
+            for part in path:
                 value = value[part]
             yield field, value
 
@@ -199,6 +203,7 @@ class Config:
     curriculum: Curriculum
     trainer: Trainer
     task: Task
+    recipe: Recipe
     model: Model
 
     @classmethod
@@ -214,7 +219,10 @@ class Config:
             preset=Preset(**content["preset"]),
             root=_made(Root, content),
             model=Model(content["model"]["name"], options),
-            **{name: section_from(name, content[name]) for name in _TYPED},
+            **{
+                name: section_from(name, {} if is_optional(name) and name not in content else content[name])
+                for name in _TYPED
+            },
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,14 +230,41 @@ class Config:
         content: dict[str, Any] = {"preset": {"model": self.preset.model, "data": self.preset.data}}
         content |= {name: plain(getattr(self.root, name)) for name in fields_of(Root)}
         content |= {name: section_to(getattr(self, name)) for name in _TYPED}
+        content = {name: value for name, value in content.items() if value or not is_optional(name)}
         return content | {"model": {"name": self.model.name, **plain(self.model.options)}}
 
 
-_TYPED = ("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "task")
+_TYPED = ("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "task", "recipe")
 
 
 def _made(section: type, content: Mapping[str, Any]) -> Any:
-    return section(**{name: frozen(content[name]) for name in fields_of(section)})
+    fields = fields_of(section).items()
+    return section(
+        **{name: frozen(content[name]) for name, field in fields if name in content or not field.known.if_given}
+    )
+
+
+def is_optional(section: str) -> bool:
+    """Whether a section may be absent from a configuration: all of its settings are left out by default."""
+    return section in SECTIONS and all(field.known.if_given for field in fields_of(SECTIONS[section]).values())
+
+
+def without_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration without the defaults of settings with ``if_given``."""
+    kept = dict(config)
+    for section in SECTIONS:
+        if section in kept:
+            fields = fields_of(SECTIONS[section], section)
+            kept[section] = {
+                key: value for key, value in kept[section].items() if not _left_out(fields.get(key), value)
+            }
+            if is_optional(section) and not kept[section]:
+                del kept[section]
+    return kept
+
+
+def _left_out(field: Field | None, value: Any) -> bool:
+    return field is not None and field.known.if_given and plain(value) == field.default
 
 
 @overload
@@ -261,12 +296,17 @@ def section_of(name: str, given: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: An unknown setting, or a value out of range.
     """
-    content = _updated(defaults_of(name, given.get("name") if name in CHOICES else None), given, name)
+    content = updated(defaults_of(name, given.get("name") if name in CHOICES else None), given, name)
     check_settings({name: content})
     return section_from(name, content)
 
 
-def _updated(defaults: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def updated(defaults: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``defaults`` with other values; ``where`` is the dotted key of both.
+
+    Raises:
+        ConfigError: An unknown setting.
+    """
     values = dict(defaults)
     for key, value in given.items():
         if key not in defaults:
@@ -276,14 +316,15 @@ def _updated(defaults: dict[str, Any], given: Mapping[str, Any], where: str) -> 
         if field is not None and field.is_open:
             values[key] = {**defaults[key], **value}
         else:
-            values[key] = _updated(defaults[key], value, f"{where}.{key}") if is_section else value
+            values[key] = updated(defaults[key], value, f"{where}.{key}") if is_section else value
     return values
 
 
 def section_to(section: Any) -> dict[str, Any]:
     """The plain containers of a section."""
     content: dict[str, Any] = {"name": section.choice} if hasattr(section, "choice") else {}
-    content |= {name: plain(getattr(section, name)) for name in fields_of(type(section))}
+    values = {name: plain(getattr(section, name)) for name in fields_of(type(section))}
+    content |= {name: value for name, value in values.items() if not _left_out(fields_of(type(section))[name], value)}
     if isinstance(section, Objective):
         content |= {part: section_to(one) for part, one in section.parts.items()}
     return content

@@ -129,6 +129,8 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
     for table in record["features"]:
         name = f"features {table['modality']}"
         entries.update({f"{name}: {key}": value for key, value in flat(_identity(table)).items()})
+    if (start := record.get("start", {})).get("source") and "recipe" not in record:
+        entries["initial weights"] = start["model"] or start["source"]
     return entries | record.get("conventions", {})
 
 

@@ -193,6 +193,40 @@ class ViewResult(TaskResult):
         return self
 
 
+class Start(Open):
+    """Initial weights and frozen parts (:class:`ercfusion.training.start.Start`)."""
+
+    source: Name | None
+    model: Name | None
+    sha256: Checksum | None
+    loaded: list[Name]
+    left: list[Name]
+    frozen: list[Name]
+    fixed_mode: list[Name]
+    trainable: Count
+    parameters: Count
+
+
+class Stage(Open):
+    """``stage.json``: a training before the run itself."""
+
+    name: Name
+    protocol: Name
+    selection: Selection
+    score: float
+    parameters: Count
+    seconds: Duration
+    sha256: Checksum
+    start: Start | None = None
+
+
+class Recipe(Open):
+    """The stages of a run with a recipe."""
+
+    name: Name | None
+    stages: list[Stage]
+
+
 class Record(TaskResult):
     """``record.json``; the top level has the task that chose the epoch."""
 
@@ -210,6 +244,8 @@ class Record(TaskResult):
     views: dict[Name, ViewResult] = {}
     optimism: Optimism | None = None
     batch_dependence: Text | None = None
+    start: Start | None = None
+    recipe: Recipe | None = None
     files: dict[Name, File] | None = None
 
 

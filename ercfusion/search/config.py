@@ -52,6 +52,8 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
         check_searchable(key, line)
     config = composer.compose([*file_entries, *plain])
     check_settings(config)
+    if "stages" in config.get("recipe", {}):
+        raise ConfigError("recipe: a trial of a sweep is one training. Start one sweep for each stage.")
     fixed = {argument.partition("=")[0].lstrip("+") for argument in plain} - set(groups)
     space = _own_space(composer, config, groups.get("space", []), bool(ranges))
     for key, parsed in ranges.items():

@@ -78,6 +78,7 @@ def summary(record: Mapping[str, Any]) -> str:
     lines += [f"{words}: {counted}" for words, counted in record.get("conventions", {}).items()]
     if "test" in record.get("unlabelled", ()):
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
+    lines += stage_lines(record)
     if record.get("batch_dependence"):
         lines.append(BATCH_NOTE.format(record["batch_dependence"]))
     for name in tasks_of(record)[1:]:
@@ -101,6 +102,26 @@ def summary(record: Mapping[str, Any]) -> str:
         "total"
     )
     return "\n".join(lines)
+
+
+def stage_lines(record: Mapping[str, Any]) -> list[str]:
+    """The stages before the run itself, and the frozen parts; empty if there are none."""
+    lines = []
+    for stage in record.get("recipe", {}).get("stages", []):
+        chosen = stage["selection"]
+        lines.append(
+            f"stage {stage['name']} ({stage['protocol']}): epoch {chosen['epoch']} of {chosen['epochs']}, dev "
+            f"{chosen['metric']} {stage['score']:.4f}"
+        )
+    start = record.get("start", {})
+    if start.get("source") and not lines:
+        lines.append(f"initial weights from {start['source']}" + (f" ({start['model']})" if start["model"] else ""))
+    if start.get("frozen"):
+        lines.append(
+            f"frozen: {', '.join(start['frozen'])}; {start['trainable']:,} of {start['parameters']:,} parameters are "
+            "trained"
+        )
+    return lines
 
 
 def majority_note(record: Mapping[str, Any]) -> str:

@@ -187,6 +187,7 @@ class Recognizer(nn.Module):
             **({"others": [other.to_dict() for other in others]} if others else {}),
         }
         self.probe = probe
+        self.frozen: list[nn.Module] = []
         self.inputs = inputs
         self.task = task
         self.standardize = Standardize(inputs.widths)
@@ -219,6 +220,16 @@ class Recognizer(nn.Module):
             {other.name: TaskHeads(other, self.architecture.hidden_size, own, **settings) for other in others}
         )
 
+    def train(self, mode: bool = True) -> Recognizer:
+        """Set the mode of all modules except the ``frozen`` ones, which stay in eval mode."""
+        super().train(mode)
+        self._hold_frozen()
+        return self
+
+    def _hold_frozen(self) -> None:
+        for module in self.frozen:
+            module.training = False
+
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """All tasks; the first selects the checkpoint."""
@@ -240,6 +251,7 @@ class Recognizer(nn.Module):
         with torch.no_grad():
             encoded = self.architecture.eval()(probe)
         self.architecture.train(was_training)
+        self._hold_frozen()
         return {name: value.shape[1] for name, value in encoded.modalities.items()}
 
     @torch.no_grad()

@@ -60,6 +60,10 @@ CONFIG, OVERRIDES, ENVIRONMENT = "config.json", "overrides.json", "environment.j
 DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
 """Files describing a folder, in the order of writing."""
 CHECKPOINTS = "checkpoints"
+START = "start.json"
+"""How training began, if not from random weights with all parts trained."""
+STAGES = "stages"
+"""Folder of the stages of a recipe, each with its own checkpoints."""
 
 
 def is_described(folder: Path) -> bool:
@@ -71,7 +75,7 @@ def is_unused(folder: Path) -> bool:
     """Whether a folder is empty or only partly described."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     # Left if discarding a run was interrupted.
-    return names <= {*DESCRIPTION, "train.log", TABLE} and not names.issuperset(DESCRIPTION)
+    return names <= {*DESCRIPTION, "train.log", TABLE, START} and not names.issuperset(DESCRIPTION)
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
@@ -253,8 +257,8 @@ def run_identity(folder: Path) -> str:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether training started in a run folder; the trainer then creates ``checkpoints/``."""
-    return (folder / CHECKPOINTS).is_dir()
+    """Whether training started in a run folder or one of its stages; the trainer then creates ``checkpoints/``."""
+    return (folder / CHECKPOINTS).is_dir() or any(folder.glob(f"{STAGES}/*/{CHECKPOINTS}"))
 
 
 def with_folder(message: str, folder: Path) -> str:
@@ -264,7 +268,7 @@ def with_folder(message: str, folder: Path) -> str:
 
 def discard_if_empty(folder: Path) -> None:
     """Remove a run folder in which training did not start."""
-    own = {*DESCRIPTION, "train.log", TABLE}
+    own = {*DESCRIPTION, "train.log", TABLE, START}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
 
@@ -313,7 +317,8 @@ def log_file(path: Path) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def quiet_trainer() -> Iterator[None]:
-    """Hide a deprecation warning about the trainer's own code; commands hide all of its warnings."""
+    """Hide two of the trainer's warnings, about its own code and about frozen parts; commands hide all of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".isinstance\(treespec, LeafSpec\). is deprecated")
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # frozen parts
         yield

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,9 +32,7 @@ from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.views import source_of
-from ercfusion.config.sections import EmotionShift
 from ercfusion.config.settings import Config, Model
-from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
 from ercfusion.data.pack import read_manifest
 from ercfusion.data.provenance import trained_on
 from ercfusion.data.sampler import ConversationSampler, mix_seed
@@ -65,17 +63,27 @@ from ercfusion.training.callbacks import (
 from ercfusion.training.checkpoint_schema import ADVICE
 from ercfusion.training.checks import before_features, check_disk, check_finite, check_selectable
 from ercfusion.training.cost import RunClock, count_parameters, peak_memory_mib, reset_peak_memory
+from ercfusion.training.curricula import announce, curriculum_of
 from ercfusion.training.export import PACKS, check_exportable, write_packs
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
-from ercfusion.training.folder import is_first_process, log_file, quiet_trainer, read_environment, read_overrides
+from ercfusion.training.folder import (
+    has_begun,
+    is_first_process,
+    log_file,
+    quiet_trainer,
+    read_environment,
+    read_overrides,
+)
 from ercfusion.training.folder import new_run_folder as new_run_folder
 from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
 from ercfusion.training.origin import make_origin, other_versions
 from ercfusion.training.processes import end_meeting, from_first_process, joint_step, trainer_environment
 from ercfusion.training.scoring import scored_splits, scored_views, view_record
+from ercfusion.training.stages import staged, train_stages
+from ercfusion.training.start import begin, write_start
 
 logger = logging.getLogger("ercfusion")
 
@@ -109,7 +117,7 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         if settings.training.threads is not None:
             torch.set_num_threads(settings.training.threads)
         with joint_step("the data"):
-            begun = (folder / LAST).is_file()
+            begun = has_begun(folder)
             if begun and is_first_process() and (versions := other_versions(folder)):
                 logger.warning("resuming with other versions than at the start: %s", ", ".join(versions))
             data = load_data(settings.data, before_features(settings), refuse_changed=not begun)
@@ -117,22 +125,30 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
             metric = settings.training.metric or data.protocol.task.metric
             origin = make_origin(config, folder, data)
         reset_peak_memory()
-        clock = RunClock()
         with from_first_process():
-            device = fit(settings, folder, train_store, dev_store, metric, origin, clock.epoch)
+            effective, stages = train_stages(config, folder, data, untrained, fit)
+            clock = RunClock()
+            device = fit(effective, folder, train_store, dev_store, metric, origin, clock.epoch)
         if not is_first_process():
             return None
         seconds = clock.seconds(read_history(folder / HISTORY))
-        record = finish(settings, folder, data, train_store, dev_store, metric, device, seconds)
+        record = finish(settings, folder, data, train_store, dev_store, metric, device, seconds, stages)
         write_log(f"{summary(record)}\n{folder}")
         return record
 
 
 def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
     """An untrained recognizer; the seed determines its weights."""
+    recognizer = untrained(config, train_store)
+    recognizer.prepare(train_store, standardize=config.training.standardize)
+    return recognizer
+
+
+def untrained(config: Config, train_store: ConversationStore) -> Recognizer:
+    """As :func:`build_recognizer`, without the statistics of the training split."""
     torch.manual_seed(mix_seed(config.root.seed, 0))
     objective = config.objective
-    recognizer = Recognizer(
+    return Recognizer(
         config.model.name,
         train_store.inputs,
         train_store.tasks[0],
@@ -143,37 +159,11 @@ def build_recognizer(config: Config, train_store: ConversationStore) -> Recogniz
         regression_loss=objective.regression_loss,
         probe=objective.probe,
     )
-    recognizer.prepare(train_store, standardize=config.training.standardize)
-    return recognizer
 
 
 def batch_dependence(model: Model) -> str:
     """Why scores depend on batches; empty if they do not."""
     return architecture_limits(model.name, model.options).batch_dependence
-
-
-def curriculum_of(config: Config, train_store: ConversationStore) -> Curriculum | None:
-    """The curriculum of ``config``, or None."""
-    return build_curriculum(config.curriculum, train_store.conversations, train_store.tasks[0], config.root.seed)
-
-
-def announce(config: Config, folder: Path, curriculum: Curriculum) -> None:
-    """Write the curriculum's table and log its schedule."""
-    settings, full = config.curriculum, curriculum.full_from + 1
-    assert isinstance(settings, EmotionShift)
-    if not (folder / LAST).is_file():  # a checkpoint of another curriculum is refused later
-        write_table(folder / TABLE, curriculum)
-    lowered = f" ({settings.buckets} were asked for)" if settings.buckets > curriculum.buckets else ""
-    logger.info(
-        "curriculum %s, %s: %d buckets%s; all conversations are in use from epoch %d",
-        settings.choice + (" reversed" if settings.reverse else ""),
-        curriculum.pacing,
-        curriculum.buckets,
-        lowered,
-        full,
-    )
-    if config.training.max_epochs < full:
-        logger.warning("training.max_epochs=%d: training ends before all are in use", config.training.max_epochs)
 
 
 def fit(
@@ -198,6 +188,8 @@ def fit(
     """
     settings, machine = config.training, config.trainer
     recognizer = build_recognizer(config, train_store)
+    last = folder / LAST
+    start = begin(recognizer, settings, folder, resumed=last.is_file())
     if config.task.export:
         check_exportable(recognizer)  # fail before training
     task = recognizer.task
@@ -279,8 +271,9 @@ def fit(
         steps=sampler.steps(settings.max_epochs, settings.accumulate_grad_batches),
         modality_dropout=settings.modality_dropout,
     )
-    last = folder / LAST
     if is_first_process():
+        if start is not None and not last.is_file():
+            write_start(folder, start)
         logger.info(
             "%s on %s: %s training utterances of %s conversations, %s parameters, %s",
             config.preset.model,
@@ -290,6 +283,8 @@ def fit(
             f"{count_parameters(recognizer):,}",
             "resuming" if last.is_file() else f"up to {settings.max_epochs} epochs",
         )
+        for line in () if start is None else start.lines():
+            logger.info("%s", line)
         if dependence := batch_dependence(config.model):
             logger.warning("%s", BATCH_NOTE.format(dependence))
         if curriculum is not None:
@@ -344,6 +339,7 @@ def finish(
     metric: str,
     device: str,
     seconds: float,
+    stages: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Score the chosen model on dev and test, and write all results.
 
@@ -396,13 +392,15 @@ def finish(
         **{key: own.pop(key) for key in ("metrics", "intervals", "majority", "splits")},
         "cost": {
             "parameters": count_parameters(recognizer),
-            "seconds": round(seconds, 2),
+            "seconds": round(seconds + sum(stage["seconds"] for stage in stages), 2),
             "seconds_per_epoch": round(float(np.mean([row["seconds"] for row in history])), 3),
             "peak_memory_mib": round(peak_memory_mib(device), 1),
             "threads": torch.get_num_threads(),
         },
     }
-    record |= own
+    record |= own | staged(config, folder, stages)
+    if "start" in record:
+        record["cost"]["parameters"] = record["start"]["trainable"]
     if scored:
         record["others"] = {
             name: {**_about(predictions[name]["dev"].task, data, record), **sections}
