@@ -6,7 +6,10 @@ from typing import Any
 
 from docs.computed.registry import register_built
 
-SECTIONS = ("", "data", "training", "objective", "task", "recipe", "optimizer", "scheduler", "curriculum", "trainer", "sweep")
+SECTIONS = (
+    *("", "data", "training", "objective", "task", "recipe"),
+    *("optimizer", "scheduler", "curriculum", "trainer", "sweep"),
+)
 
 
 def cell(value: Any) -> str:
