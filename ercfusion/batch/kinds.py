@@ -62,6 +62,8 @@ class TaskKind(ABC):
     """Targets that a representation loss can read: ``classes``, ``numbers``, or none."""
     label_smoothing: ClassVar[bool] = False
     """The loss uses ``objective.label_smoothing``."""
+    penalty: ClassVar[bool] = False
+    """The loss can use the penalties of ``objective.penalty``."""
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
     """Allowed values of ``objective.loss``; ``cross_entropy`` is the default loss of the kind."""
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -213,12 +215,22 @@ class TaskKind(ABC):
             logits: (N, ``num_logits``).
             value: Encoded targets.
             task: Their task.
-            settings: ``weights`` (C) or None, ``gamma`` of the focal loss, ``label_smoothing``, ``regression_loss``; a
-                kind uses those it has.
+            settings: ``weights`` (C) or None, ``gamma`` of the focal loss, ``label_smoothing``, ``regression_loss``,
+                ``loss`` (one of ``losses``), ``penalties`` (C, C) or None; a kind uses those it has.
         """
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor | None:
         """(N, C) what each utterance adds to the count of each class; None without classes."""
+        return None
+
+    def balance_counts(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """(C) utterances per class, for the weights of the loss ``class_balanced``."""
+        mass = self.class_mass(value, task)
+        assert mass is not None, "a kind with this loss has classes"
+        return mass.sum(0)
+
+    def chosen(self, value: Tensor) -> Tensor | None:
+        """(N, C) bool, the labels chosen by any annotator; None if targets do not tell."""
         return None
 
     def outcomes(self, logits: Tensor) -> Tensor | None:

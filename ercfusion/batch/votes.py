@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ercfusion._core.errors import did_you_mean
+from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
 
 SMOOTHING = 0.05
 """Share of each vote that rater smoothing spreads over the other labels; Chou's public IEMOCAP files use it."""
@@ -122,6 +123,15 @@ def vote_shares(counts: ArrayLike, smoothing: float = 0.0) -> NDArray[np.float64
     if others == 0:
         raise ValueError("smoothing needs at least two labels. Set smoothing to 0.")
     return np.asarray((1 - smoothing) * shares + smoothing / others * (1 - shares))
+
+
+def sets_above_uniform(shares: ArrayLike) -> NDArray[np.bool_]:
+    """The 1/C decision: (..., C) bool, labels with a share strictly above 1/C, from shares or probabilities (..., C).
+
+    A uniform row gives the empty set. Chou: targets and predictions are both decided this way.
+    """
+    values = np.asarray(shares, dtype=np.float64)
+    return np.asarray(values > 1 / values.shape[-1] + PROBABILITY_TOLERANCE)
 
 
 def vote_entropy(counts: ArrayLike) -> NDArray[np.float64]:

@@ -151,7 +151,9 @@ class Objective:
         "`none`, `balanced` (1 / n_c in train), `effective` (effective number of samples), or a weight per label: "
         "`{anger: 2, joy: 1}`",
     )
-    label_smoothing: float = setting(0.0, "label smoothing of single-label tasks", low=0, high=1)
+    label_smoothing: float = setting(
+        0.0, "label smoothing of single-label tasks; for distributions, of each annotator's vote", low=0, high=1
+    )
     regression_loss: str = setting(
         "mse",
         "loss of regression tasks; `ccc`: 1 - concordance correlation over the batch",
@@ -160,8 +162,13 @@ class Objective:
     probe: bool = setting(False, "no gradient from the classifiers: the architecture learns from the other terms")
     loss: str = setting(
         "cross_entropy",
-        "loss of single-label tasks; `cross_entropy` keeps the default of other task kinds",
+        "loss of single-label tasks and distributions; `cross_entropy` keeps the default of other task kinds",
         choices=tuple(TASK_LOSSES),
+    )
+    penalty: bool = setting(
+        False,
+        "multiply the loss by a penalty on predicted labels that rarely occur with the utterance's labels in the "
+        "votes of train (first task)",
     )
     parts: Mapping[str, Any] = field(default_factory=dict)
 

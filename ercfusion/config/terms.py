@@ -162,8 +162,10 @@ class Focal:
 class ClassBalanced:
     """Class weights by effective number of samples (Cui et al., CVPR 2019)."""
 
-    beta: float = setting(0.999, "effective number of n samples: (1 - beta^n) / (1 - beta)", low=0, below=1)
-    gamma: float = setting(0.0, "focal reduction if above 0", low=0)
+    beta: float | None = setting(
+        0.999, "effective number of n samples: (1 - beta^n) / (1 - beta); null: (N - 1) / N", low=0, below=1
+    )
+    gamma: float = setting(0.0, "focal reduction if above 0 (single-label tasks)", low=0)
 
 
 _SHIPPED = frozenset(TERMS)
@@ -174,5 +176,14 @@ def own_terms() -> list[str]:
     return [name for name in TERMS if name not in _SHIPPED]
 
 
-TASK_LOSSES: dict[str, type | None] = {"cross_entropy": None, "focal": Focal, "class_balanced": ClassBalanced}
-"""Losses of single-label tasks with their settings; ``cross_entropy`` keeps the default of other task kinds."""
+TASK_LOSSES: dict[str, type | None] = {
+    "cross_entropy": None,
+    "focal": Focal,
+    "class_balanced": ClassBalanced,
+    "kl": None,
+    "chosen_labels": None,
+}
+"""Losses of single-label tasks and distributions with their settings; ``cross_entropy`` is the default of every kind.
+
+``kl`` and ``chosen_labels`` (binary cross-entropy, 1 for every label with a vote) are for distributions.
+"""

@@ -12,6 +12,16 @@ from ercfusion.losses.contrastive import (
     rank_n_contrast,
     supervised_contrastive,
 )
+from ercfusion.losses.distributions import (
+    chosen_label_loss,
+    chosen_labels,
+    cooccurrence_penalties,
+    kl_divergence,
+    label_counts,
+    penalty_factors,
+    smooth_raters,
+    soft_cross_entropy,
+)
 from ercfusion.losses.label_contrastive import LabelContrast, label_classes, label_contrastive
 from ercfusion.losses.spread import covariance_loss, variance_loss
 from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
@@ -21,15 +31,23 @@ __all__ = [
     "MemoryQueue",
     "adaptive_margins",
     "adaptive_triplet_loss",
+    "chosen_label_loss",
+    "chosen_labels",
     "class_balanced_weights",
     "concordance",
+    "cooccurrence_penalties",
     "covariance_loss",
     "focal_loss",
     "inter_class_contrastive",
+    "kl_divergence",
     "label_classes",
     "label_contrastive",
+    "label_counts",
+    "penalty_factors",
     "rank_n_contrast",
+    "smooth_raters",
     "smoothed_cross_entropy",
+    "soft_cross_entropy",
     "supervised_contrastive",
     "triplet_loss",
     "variance_loss",

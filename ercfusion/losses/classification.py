@@ -51,6 +51,7 @@ def focal_loss(
     gamma: float = 2.0,
     smoothing: float = 0.0,
     weights: Tensor | None = None,
+    factors: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Focal loss (Lin et al., ICCV 2017, equation 5, for C classes): confident utterances count less.
@@ -63,9 +64,10 @@ def focal_loss(
     Args:
         logits, labels, smoothing, weights, valid: As for :func:`smoothed_cross_entropy`.
         gamma: Exponent, at least 0; 0 is cross-entropy.
+        factors: f (N), multiplied by the losses; None for 1.
 
     Returns:
-        The sums of w_i L_i and of w_i.
+        The sums of f_i w_i L_i and of w_i.
 
     Raises:
         ValueError: ``gamma`` or ``smoothing`` is out of range.
@@ -77,7 +79,11 @@ def focal_loss(
     # infinite slope.
     target = F.one_hot(labels, logits.shape[1]).bool()
     log_others = logits.masked_fill(target, -torch.inf).logsumexp(1) - logits.logsumexp(1)
-    return (weight * (gamma * log_others).exp() * loss).sum(), weight.sum()
+    each = weight * (gamma * log_others).exp() * loss
+    if factors is not None:
+        (factors,) = rows_of(valid, factors)
+        each = factors * each
+    return each.sum(), weight.sum()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> tuple[Tensor, Tensor]:

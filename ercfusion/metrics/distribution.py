@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import sets_above_uniform
 from ercfusion.metrics.calibration import FLOOR
 from ercfusion.metrics.inputs import Pairs
 from ercfusion.metrics.metric import ERROR, Metric, ratio
@@ -18,8 +18,7 @@ def _kl(rows: Pairs, task: TaskSpec) -> float:
 
 
 def _binarised_macro_f1(rows: Pairs, task: TaskSpec) -> float:
-    cut = 1 / task.size + PROBABILITY_TOLERANCE  # strictly above 1/C: a uniform row is the empty set
-    predicted, true = rows.output > cut, rows.target > cut
+    predicted, true = sets_above_uniform(rows.output), sets_above_uniform(rows.target)
     return float(ratio(2 * (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)).mean())
 
 

@@ -112,7 +112,7 @@ class Head(nn.Module):
     Args:
         task: The task.
         width: Width of the input vectors.
-        label_smoothing: For single-label tasks.
+        label_smoothing: For single-label tasks and distributions.
         regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over the labelled utterances of the
             batch, averaged over the dimensions).
         linear: False: the architecture computes the logits, and the head only has their outputs and loss.
@@ -162,7 +162,14 @@ class Head(nn.Module):
         return self.task.rules.outputs(logits, self.task)
 
     def loss(
-        self, logits: Tensor, targets: TaskTargets, weights: Tensor | None = None, *, gamma: float = 0.0
+        self,
+        logits: Tensor,
+        targets: TaskTargets,
+        weights: Tensor | None = None,
+        *,
+        gamma: float = 0.0,
+        loss: str = "cross_entropy",
+        penalties: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum of the losses of the labelled utterances, and the sum of their weights.
 
@@ -174,6 +181,8 @@ class Head(nn.Module):
             weights: (C) from :func:`class_weights`: weights of single-label utterances by class, of distributions by
                 the mean over classes, or of the labels of a multi-label task.
             gamma: Focal loss of single-label tasks; 0 is cross-entropy.
+            loss: A loss of the task's kind; ``cross_entropy`` is its default.
+            penalties: (C, C) from :func:`ercfusion.losses.cooccurrence_penalties`, or None.
         """
         valid = targets.valid
         return self.task.rules.loss(
@@ -184,4 +193,6 @@ class Head(nn.Module):
             gamma=gamma,
             label_smoothing=self.label_smoothing,
             regression_loss=self.regression_loss,
+            loss=loss,
+            penalties=penalties,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config import sections
 from ercfusion.config.terms import TERMS
-from ercfusion.losses import class_balanced_weights
+from ercfusion.losses import class_balanced_weights, cooccurrence_penalties
 from ercfusion.losses.terms import RepresentationTerm
 from ercfusion.models.base import LabelLoss
 from ercfusion.ops.processes import Shares
@@ -41,6 +42,9 @@ class Objective(nn.Module):
         class_weights: (C) or None, see :func:`ercfusion.tasks.heads.class_weights`; of the first task.
         others: Class weights of further tasks by name.
         gamma: Focal loss of single-label tasks; 0 is cross-entropy.
+        loss: Loss of the tasks with this loss; the others have their default.
+        penalties: (C, C) of the first task, from :func:`ercfusion.losses.cooccurrence_penalties`; stored in
+            checkpoints.
         terms: Representation terms. Their parameters are trained and stored in checkpoints, but not in saved models.
     """
 
@@ -50,6 +54,8 @@ class Objective(nn.Module):
         class_weights: Tensor | None = None,
         *,
         gamma: float = 0.0,
+        loss: str = "cross_entropy",
+        penalties: Tensor | None = None,
         terms: Iterable[RepresentationTerm] = (),
         others: Mapping[str, Tensor | None] = MappingProxyType({}),
     ) -> None:
@@ -59,7 +65,9 @@ class Objective(nn.Module):
         self.others = {name: f"class_weights of {name}" for name in others}
         for name, buffer in self.others.items():
             self.register_buffer(buffer, others[name], persistent=False)
+        self.register_buffer("penalties", penalties)
         self.gamma = gamma
+        self.loss = loss
         self.terms = nn.ModuleDict({term.name: term for term in terms})
 
     def forward(
@@ -89,7 +97,7 @@ class Objective(nn.Module):
             unimodal += own_heads if weight == 1 else [weight * loss for loss in own_heads]
         if unimodal:
             terms["unimodal"] = torch.stack(unimodal).sum()
-        for name, value in self._auxiliary(recognized, shares).items():
+        for name, value in self._auxiliary(recognizer, recognized, shares).items():
             if name in recognized.others:
                 raise ConfigError(f"the auxiliary loss {name!r} of the architecture has the name of a task. Rename it.")
             terms[name] = value
@@ -113,12 +121,19 @@ class Objective(nn.Module):
         return total, terms
 
     def _task_loss(self, recognizer: Recognizer, task: str, logits: Tensor, targets: TaskTargets) -> Tensor:
-        weights: Tensor | None = getattr(self, self.others[task]) if task in self.others else None
-        if task == recognizer.task.name:
-            weights = self.class_weights  # type: ignore[assignment]
-        return _mean(*recognizer.heads(task).head.loss(logits, targets, weights, gamma=self.gamma))
+        return _mean(*recognizer.heads(task).head.loss(logits, targets, **self._settings_of(recognizer, task)))
 
-    def _auxiliary(self, recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
+    def _settings_of(self, recognizer: Recognizer, task: str) -> dict[str, Any]:
+        # Arguments of Head.loss.
+        weights: Tensor | None = getattr(self, self.others[task]) if task in self.others else None
+        penalties = None
+        if task == recognizer.task.name:
+            weights, penalties = self.class_weights, self.penalties  # type: ignore[assignment]
+        known = recognizer.heads(task).task.rules.losses
+        loss = self.loss if self.loss in known else "cross_entropy"
+        return {"weights": weights, "gamma": self.gamma, "loss": loss, "penalties": penalties}
+
+    def _auxiliary(self, recognizer: Recognizer, recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
         terms = {}
         for name, loss in recognized.encoded.losses.items():
             if isinstance(loss, Tensor) and shares.size > 1:
@@ -127,7 +142,7 @@ class Objective(nn.Module):
                     "Use an ercfusion.models.base.BatchLoss, or train in one process."
                 )
             if isinstance(loss, LabelLoss):
-                terms[name] = loss(shares, weights=self.class_weights, gamma=self.gamma)
+                terms[name] = loss(shares, **self._settings_of(recognizer, recognizer.task.name))
             else:
                 terms[name] = loss if isinstance(loss, Tensor) else loss(shares)
         return terms
@@ -201,6 +216,12 @@ def build_objective(
             f"objective.loss={loss} is for {fits} tasks; {task.name!r} is {task.kind}. "
             "Use cross_entropy, the default loss of every task kind."
         )
+    gamma = settings.parts[loss].gamma if loss in settings.parts else 0.0
+    if gamma and "focal" not in task.rules.losses:
+        raise ConfigError(
+            f"objective.{loss}.gamma is for single-label tasks; {task.name!r} is {task.kind}. Set "
+            f"objective.{loss}.gamma=0."
+        )
     if loss == "class_balanced":
         class_weights = _class_balance(targets, task, settings.parts[loss].beta)
     terms = []
@@ -210,7 +231,6 @@ def build_objective(
             term.check_task(task)
             modalities = {} if term.settings.of == "hidden" else recognizer.representation_widths()
             terms.append(term.build(recognizer.architecture.hidden_size, modalities))
-    gamma = settings.parts[loss].gamma if loss in settings.parts else 0.0
     scheme = settings.class_weights if isinstance(settings.class_weights, str) else "none"
     further: dict[str, Tensor | None] = {}
     for name, labels in others.items():
@@ -219,10 +239,29 @@ def build_objective(
             further[name] = _class_balance(labels, other, settings.parts[loss].beta)
         else:
             further[name] = weights_of_classes(labels, other, scheme)
-    return Objective(weights, class_weights, gamma=gamma, terms=terms, others=further)
+    penalties = _penalties(targets, task) if settings.penalty else None
+    return Objective(weights, class_weights, gamma=gamma, loss=loss, penalties=penalties, terms=terms, others=further)
 
 
-def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float) -> Tensor:
-    mass = task.rules.class_mass(targets.value[targets.valid], task)
-    assert mass is not None
-    return class_balanced_weights(mass.sum(0), beta).float()
+def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float | None) -> Tensor:
+    counts = task.rules.balance_counts(targets.value[targets.valid], task)
+    if beta is None:
+        total = max(int(targets.valid.sum()), 1)
+        beta = (total - 1) / total
+    return class_balanced_weights(counts, beta).float()
+
+
+def _penalties(targets: TaskTargets, task: TaskSpec) -> Tensor:
+    if not task.rules.penalty:
+        kinds = " and ".join(name for name in KINDS if task_kind(name).penalty)
+        raise ConfigError(
+            f"objective.penalty is for {kinds} tasks; {task.name!r} is {task.kind}. Set objective.penalty=false."
+        )
+    valid = targets.valid
+    chosen = task.rules.chosen(targets.value[valid]) if targets.votes is None else targets.votes[valid] > 0
+    if chosen is None:
+        raise ConfigError(
+            f"objective.penalty: the corpus has no votes for the {task.kind} task {task.name!r}, so no labels occur "
+            "together. Set objective.penalty=false."
+        )
+    return cooccurrence_penalties(chosen).float()

@@ -15,13 +15,25 @@ from torch import Tensor
 import ercfusion
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.schemas.reading import check
-from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.batch import ConversationBatch, TaskTargets
 from ercfusion.config.compose import Composer
 from ercfusion.config.fields import setting
 from ercfusion.config.schema import run_config
 from ercfusion.config.settings import fields_in, flat, section_from, section_of, section_to
 from ercfusion.config.terms import TERMS, Term, term
-from ercfusion.losses import adaptive_triplet_loss, focal_loss, supervised_contrastive, triplet_loss, variance_loss
+from ercfusion.losses import (
+    adaptive_triplet_loss,
+    chosen_label_loss,
+    cooccurrence_penalties,
+    focal_loss,
+    kl_divergence,
+    penalty_factors,
+    smooth_raters,
+    soft_cross_entropy,
+    supervised_contrastive,
+    triplet_loss,
+    variance_loss,
+)
 from ercfusion.losses.reference import class_balanced_weights_reference
 from ercfusion.search.config import compose_sweep
 from ercfusion.search.space import ends
@@ -162,6 +174,106 @@ def test_class_balanced(gamma: float, recognizer: Recognizer, batch: Conversatio
     torch.testing.assert_close(objective(recognizer, recognized, batch)[1]["task"], total / count)
 
 
+# Distributions and votes
+
+DISTRIBUTION = make_task("distribution")
+
+
+@pytest.fixture
+def voted() -> Recognizer:
+    torch.manual_seed(0)
+    store = random_store(tasks=[DISTRIBUTION])
+    return Recognizer("concat", store.inputs, DISTRIBUTION, {"hidden": 8}, label_smoothing=0.05, unimodal=True).eval()
+
+
+def training_votes(task: Any = DISTRIBUTION) -> TaskTargets:
+    return random_store((90, 110), tasks=[task], seed=5).targets[task.name]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "class_balanced", "kl", "chosen_labels"])
+@pytest.mark.parametrize("penalty", [False, True])
+def test_losses_of_distributions(loss: str, penalty: bool, voted: Recognizer) -> None:
+    batch, targets = random_batch(tasks=[DISTRIBUTION], labelled=0.6), training_votes()
+    settings = {"class_balanced": {"beta": None}} if loss == "class_balanced" else {}
+    section = section_of("objective", {"loss": loss, "penalty": penalty, "weights": {"unimodal": 1.0}, **settings})
+    objective = build_objective(section, voted, targets)
+    recognized, own = voted(batch), batch.targets["emotion"]
+    weights = None
+    if loss == "class_balanced":
+        # beta = (N - 1) / N, counts of labels above 1/C.
+        counts = [float((targets.value[:, label] > 0.25 + 1e-6).sum()) for label in range(4)]
+        number = len(targets.value)
+        weights = torch.tensor(class_balanced_weights_reference(counts, (number - 1) / number))
+        torch.testing.assert_close(objective.class_weights, weights)
+    functions = {"kl": kl_divergence, "chosen_labels": chosen_label_loss}
+    target = smooth_raters(own.value, 0.05)
+
+    def expected(logits: Tensor) -> Tensor:
+        factors = None
+        if penalty:
+            assert targets.votes is not None
+            factors = penalty_factors(cooccurrence_penalties(targets.votes > 0), target, logits.softmax(-1))
+        function = functions.get(loss, soft_cross_entropy)
+        total, count = function(logits, target, weights=weights, factors=factors, valid=own.valid)
+        return total / count
+
+    _, terms = objective(voted, recognized, batch)
+    torch.testing.assert_close(terms["task"], expected(recognized.logits))
+    each = [expected(logits) for logits in recognized.unimodal.values()]
+    torch.testing.assert_close(terms["unimodal"], torch.stack(each).sum())
+    assert ("penalties" in objective.state_dict()) == penalty
+
+
+def test_without_penalty_the_loss_has_no_factor(voted: Recognizer) -> None:
+    batch = random_batch(tasks=[DISTRIBUTION], labelled=0.6)
+    losses = [
+        build_objective(section_of("objective", {"penalty": penalty}), voted, training_votes())(
+            voted, voted(batch), batch
+        )[0]
+        for penalty in (False, True)
+    ]
+    assert losses[1] < losses[0]
+
+
+def test_votes_of_the_training_split_give_the_penalties() -> None:
+    votes = torch.tensor([[3.0, 2, 0, 0], [0, 1, 1, 0], [5, 0, 0, 0], [0, 0, 4, 1]])
+    valid = torch.tensor([True, True, True, False])  # the pair of the last row does not count
+    expected = cooccurrence_penalties(votes[:3] > 0).float()
+    store = random_store(tasks=[TASK])
+    for kind in ("single_label", "multi_label", "distribution"):
+        task = make_task(kind)
+        model = Recognizer("concat", store.inputs, task, {"hidden": 8})
+        value = torch.zeros(4, dtype=torch.long) if kind == "single_label" else torch.zeros(4, 4)
+        built_one = build_objective(section_of("objective", {"penalty": True}), model, TaskTargets(value, valid, votes))
+        torch.testing.assert_close(built_one.penalties, expected)
+        batch = random_batch(tasks=[task], labelled=0.6)
+        total, _ = built_one(model, model(batch), batch)
+        total.backward()
+        assert total.isfinite()
+    # Without votes: from the shares or the sets.
+    task = make_task("multi_label")
+    model = Recognizer("concat", store.inputs, task, {"hidden": 8})
+    sets = TaskTargets((votes > 0).float(), valid)
+    found = build_objective(section_of("objective", {"penalty": True}), model, sets).penalties
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("single_label", {"penalty": True}, "has no votes for the single_label task 'emotion'"),
+        ("regression", {"penalty": True}, "is for distribution and multi_label and single_label tasks"),
+        ("distribution", {"loss": "class_balanced", "class_balanced": {"gamma": 2.0}}, "gamma is for single-label"),
+    ],
+)
+def test_settings_of_votes_that_do_not_fit(kind: str, settings: dict[str, Any], message: str) -> None:
+    task = make_task(kind)
+    store = random_store(tasks=[task])
+    model = Recognizer("concat", store.inputs, task, {"hidden": 8})
+    with pytest.raises(ConfigError, match=message):
+        build_objective(section_of("objective", settings), model, store.targets["emotion"])
+
+
 # Representation terms
 
 
@@ -256,9 +368,12 @@ def test_terms_and_losses_that_do_not_fit_the_task(kind: str) -> None:
         ):
             built(other, weights={name: 0.1})
         built(other, weights={name: 0.0})
-    for loss in ("focal", "class_balanced"):
-        with pytest.raises(ConfigError, match=rf"objective.loss={loss} is for single_label tasks; 'emotion' is {kind}"):
-            built(other, loss=loss)
+    for loss in ("focal", "class_balanced", "kl", "chosen_labels"):
+        if loss not in task.rules.losses:
+            fits = {"focal": "single_label", "class_balanced": "distribution and single_label"}
+            expected = rf"objective.loss={loss} is for {fits.get(loss, 'distribution')} tasks; 'emotion' is {kind}"
+            with pytest.raises(ConfigError, match=expected):
+                built(other, loss=loss)
     batch = random_batch(tasks=[task], labelled=0.6)
     names = ["variance", "covariance", *(["rank"] if kind == "regression" else [])]
     total, terms = built(other, weights=dict.fromkeys(names, 0.1))(other, other(batch), batch)
@@ -274,7 +389,7 @@ def test_rank_is_for_regression(recognizer: Recognizer) -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"loss": "focl"}, "objective.loss must be one of cross_entropy, focal, class_balanced; found 'focl'"),
+    ({"loss": "focl"}, "must be one of cross_entropy, focal, class_balanced, kl, chosen_labels; found 'focl'"),
     ({"loss": "focal", "focal": {"gama": 1.0}}, "objective.focal has no setting 'gama'. Did you mean 'gamma'"),
     ({"loss": "focal", "focal": {"gamma": -1.0}}, "objective.focal.gamma must be at least 0, found -1.0"),
     ({"loss": "class_balanced", "class_balanced": {"beta": 1.0}}, "beta must be at least 0 and below 1, found 1.0"),
@@ -441,5 +556,21 @@ def test_a_run_with_every_part_resumes_to_the_last_bit(tmp_path: Path, monkeypat
     name = "objective.terms.supcon.projections.hidden.0.weight"
     assert not torch.equal(*(state["state_dict"][name] for state in states))  # the optimiser sees it
     assert int(states[0]["state_dict"]["objective.terms.supcon.queues.hidden.filled"]) == 20
+    resume(tmp_path / "1")
+    assert_same_run(tmp_path / "1", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_penalties_are_stored_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["data.protocol=multilabel", "objective.penalty=true", "training.max_epochs=2", "training.patience=0"]
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path)
+        train(tmp_path / "whole", *arguments)
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("1", "whole")]
+    first, second = (state["state_dict"]["objective.penalties"] for state in states)
+    assert torch.equal(first, second)
+    # Labels of the corpus occur together by design.
+    assert bool((first < 1).any())
+    assert torch.equal(first.diagonal(), torch.ones(len(first)))
     resume(tmp_path / "1")
     assert_same_run(tmp_path / "1", tmp_path / "whole")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ercfusion.batch.kinds import TableRow
 from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import sets_above_uniform
 from ercfusion.tasks.kinds.single_label import SingleLabel
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class Distribution(SingleLabel):
     changes: ClassVar[bool] = False
     keeps_targets: ClassVar[bool] = True
     representation: ClassVar[str] = ""
-    label_smoothing: ClassVar[bool] = False
-    losses: ClassVar[tuple[str, ...]] = ("cross_entropy",)
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "class_balanced", "kl", "chosen_labels")
     column_per_label: ClassVar[bool] = True
     default_metric: ClassVar[str] = "kl"
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled", "distributions")
@@ -65,13 +65,45 @@ class Distribution(SingleLabel):
         unique = (value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
         return value.argmax(axis=1), np.asarray(valid & unique, dtype=bool)
 
+    def sets(self, output: NDArray[Any]) -> NDArray[np.bool_]:
+        """(N, C) bool, the 1/C decision (:func:`ercfusion.batch.votes.sets_above_uniform`)."""
+        return sets_above_uniform(output)
+
     def loss(
-        self, logits: Tensor, value: Tensor, task: TaskSpec, *, weights: Tensor | None = None, **settings: Any
+        self,
+        logits: Tensor,
+        value: Tensor,
+        task: TaskSpec,
+        *,
+        weights: Tensor | None = None,
+        loss: str = "cross_entropy",
+        label_smoothing: float = 0.0,
+        penalties: Tensor | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy; the weight of an utterance is the mean over its classes."""
-        weight = logits.new_ones(len(logits)) if weights is None else value @ weights
-        each = -(value * logits.log_softmax(-1)).sum(-1)
-        return (weight * each).sum(), weight.sum()
+        """Cross-entropy, or another of ``losses``; the weight of an utterance is the mean over its classes.
+
+        ``label_smoothing`` is that of raters (:func:`ercfusion.losses.smooth_raters`).
+        """
+        from ercfusion.losses import distributions
+
+        functions = {"kl": distributions.kl_divergence, "chosen_labels": distributions.chosen_label_loss}
+        function = functions.get(loss, distributions.soft_cross_entropy)
+        target = distributions.smooth_raters(value, label_smoothing)
+        factors = None if penalties is None else distributions.penalty_factors(penalties, target, logits.softmax(-1))
+        return function(logits, target, weights=weights, factors=factors)
+
+    def balance_counts(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """(C) utterances with a share above 1/C."""
+        from ercfusion.losses import label_counts
+
+        return label_counts(value)
+
+    def chosen(self, value: Tensor) -> Tensor:
+        """(N, C) bool, labels with a vote."""
+        from ercfusion.losses import chosen_labels
+
+        return chosen_labels(value)
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) probabilities."""

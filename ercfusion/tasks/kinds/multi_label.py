@@ -34,6 +34,7 @@ class MultiLabel(TaskKind):
     thresholds: ClassVar[bool] = True
     label_wise: ClassVar[bool] = True
     probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "independent"
+    penalty: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
@@ -82,18 +83,33 @@ class MultiLabel(TaskKind):
         return outputs.clamp(limits.tiny, 1 - limits.eps).logit()
 
     def loss(
-        self, logits: Tensor, value: Tensor, task: TaskSpec, *, weights: Tensor | None = None, **settings: Any
+        self,
+        logits: Tensor,
+        value: Tensor,
+        task: TaskSpec,
+        *,
+        weights: Tensor | None = None,
+        penalties: Tensor | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy, weighted by label; utterances have equal weights."""
         from torch.nn import functional as F
 
+        from ercfusion.losses import penalty_factors
+
         each = F.binary_cross_entropy_with_logits(logits, value, weight=weights, reduction="none").mean(-1)
+        if penalties is not None:
+            each = penalty_factors(penalties, value, logits.sigmoid()) * each
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) zeros and ones."""
         return value
+
+    def chosen(self, value: Tensor) -> Tensor:
+        """(N, C) bool, the labels of the sets."""
+        return value > 0.5
 
     def outcomes(self, logits: Tensor) -> Tensor:
         """(N, C, 2) logits of no and yes."""

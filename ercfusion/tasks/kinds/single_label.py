@@ -24,6 +24,7 @@ class SingleLabel(TaskKind):
     changes: ClassVar[bool] = True
     representation: ClassVar[str] = "classes"
     label_smoothing: ClassVar[bool] = True
+    penalty: ClassVar[bool] = True
     label_wise: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "focal", "class_balanced")
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled")
@@ -82,18 +83,22 @@ class SingleLabel(TaskKind):
         weights: Tensor | None = None,
         gamma: float = 0.0,
         label_smoothing: float = 0.0,
+        penalties: Tensor | None = None,
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy or focal loss; the weight of an utterance is that of its class."""
         from torch.nn import functional as F
 
-        from ercfusion.losses import focal_loss
+        from ercfusion.losses import focal_loss, penalty_factors
 
+        factors = None
+        if penalties is not None:
+            factors = penalty_factors(penalties, F.one_hot(value, task.size).to(logits), logits.softmax(-1))
         if gamma:
-            return focal_loss(logits, value, gamma=gamma, smoothing=label_smoothing, weights=weights)
+            return focal_loss(logits, value, gamma=gamma, smoothing=label_smoothing, weights=weights, factors=factors)
         weight = logits.new_ones(len(logits)) if weights is None else weights[value]
         each = F.cross_entropy(logits, value, reduction="none", label_smoothing=label_smoothing)
-        return (weight * each).sum(), weight.sum()
+        return (weight * (each if factors is None else factors * each)).sum(), weight.sum()
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) one-hot labels."""
