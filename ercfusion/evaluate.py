@@ -12,12 +12,16 @@ from ercfusion._core.errors import ConfigError, RunError, did_you_mean
 from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
+from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, naming
+from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.sections import Data
 from ercfusion.config.settings import section_from
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ercfusion.data.corpus import Corpus
 
 COMMAND = Command(
@@ -28,14 +32,26 @@ COMMAND = Command(
         ("RUN split=dev", "another split"),
         ("RUN data.raw=DIR", "the corpus is in another folder now"),
         ("RUN hide=audio,visual", "score with text only"),
+        ("RUN data=emorynlp data.raw=DIR", "another corpus, through a map between the labels"),
         ("RUN --optimism", "measure the effect of selecting on test"),
         ("RUN imports=my_models", "a run that uses your modules"),
     ),
     positional=(Positional("RUN"),),
     keys=(
         Key("split", "split to score: train, dev or test", default="test", choices=("train", "dev", "test")),
-        Key("data.raw", "folder of the corpus files, if it has moved", "path"),
-        Key("data.packs.MODALITY", "feature pack of a modality, if it has moved", "path"),
+        Key(
+            "data", "another corpus, or CORPUS/PROTOCOL, scored through a label map", choices=lambda: CORPORA, free=True
+        ),
+        Key("data.raw", "folder of the corpus files, if it has moved, or of the other corpus", "path"),
+        Key("data.packs.MODALITY", "feature pack of a modality, if it has moved, or of the other corpus", "path"),
+        Key("data.protocol", "protocol of the other corpus"),
+        Key("data.options.NAME", "option of the other corpus's reader", value="VALUE"),
+        Key(
+            "unmapped",
+            "with data=: the probability of predicted labels without counterpart goes to the other labels, or is wrong",
+            default="renormalize",
+            choices=("renormalize", "wrong"),
+        ),
         Key("hide", "modalities to hide in every utterance", "names"),
     ),
     flags=(
@@ -47,8 +63,8 @@ COMMAND = Command(
     ),
     notes="""
 Writes RUN/evaluation/SPLIT.json (scores) and SPLIT.parquet (predictions); with hide=audio SPLIT-without-audio.json and
-.parquet. A split without labels has predictions only. If the run uses your modules, add them with imports=, because
-importing runs their code.
+.parquet; with data= CORPUS-PROTOCOL-SPLIT.json and .parquet. A split without labels has predictions only. If the run
+uses your modules, add them with imports=, because importing runs their code.
 """,
 )
 
@@ -79,6 +95,11 @@ def evaluate(typed: Typed) -> int:
     hidden = hidden_modalities(typed.keys.get("hide", []), record)
     if hidden and optimism:
         raise ConfigError("--optimism scores the run unchanged. Remove hide=, or --optimism.")
+    if "data" in typed.keys:
+        return evaluate_elsewhere(typed, folder, record, split, hidden)
+    for key in typed.keys:
+        if key in ("unmapped", "data.protocol") or key.startswith("data.options."):
+            raise ConfigError(f"{key} is about another corpus. Add data=CORPUS, or remove it.")
     settings = _with_paths(section_from("data", record["config"]["data"]), typed)
     # Before text features are computed for another version of the corpus.
     _check_same_data(record, open_corpus(settings.name, settings.raw, **settings.options))
@@ -109,6 +130,38 @@ def evaluate(typed: Typed) -> int:
         print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{without}")
         print(_comparison(scores, own, split, hidden))
         print(target / f"{name}.parquet")
+    return 0
+
+
+def evaluate_elsewhere(typed: Typed, folder: Path, record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> int:
+    """Score a run on another corpus; returns the exit status."""
+    from ercfusion.data.corpora import corpus_class, open_corpus
+    from ercfusion.features.loading import load_data
+    from ercfusion.records.crossing import check_same_features, cross, crossing_text, other_data, pair_tasks
+    from ercfusion.tasks.recognizer import Recognizer
+    from ercfusion.training.checks import check_finite
+    from ercfusion.training.run import MODEL
+
+    if "optimism" in typed.flags:
+        raise ConfigError("--optimism is about the run's own corpus. Remove data=, or --optimism.")
+    words = [word for word in typed.words if word.startswith(("data=", "data.")) and "=" in word]
+    config = typed.composer.compose([part for word in words for part in expand_protocol(word)])
+    visible = [one["modality"] for one in record["features"] if one["modality"] not in hidden]
+    settings = other_data(record, section_from("data", config["data"]), visible)
+    unmapped = typed.keys.get("unmapped", "renormalize")
+    recognizer = Recognizer.from_pretrained(folder / MODEL)
+    corpus = open_corpus(settings.name, settings.raw, **settings.options)
+    # Before text features are computed.
+    pairs = pair_tasks(record, recognizer.tasks, corpus, corpus.protocol(settings.protocol), unmapped)
+    names = tuple(dict.fromkeys(pair.other.name for pair in pairs))
+    data = load_data(replace(settings, tasks=names), refuse_changed=False)
+    unknown = check_same_features(record, data.tables, corpus)
+    data.tables = with_hidden(data.tables, hidden, record)
+    relation = corpus_class(record["corpus"]["name"]).card.related.get(corpus.name)
+    for crossing in cross(folder, record, recognizer, data, pairs, split, hidden, unmapped):
+        check_finite(crossing.predictions, split)
+        print(crossing_text(crossing, record, relation, unknown))
+        print(crossing.file)
     return 0
 
 

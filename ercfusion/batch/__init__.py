@@ -6,7 +6,8 @@ Importing this package does not load torch; the names that need it load it on fi
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.batch.labels import LabelMap, LabelSchema, get_schema, map_between
+from ercfusion.batch.labels import LabelSchema, get_schema
+from ercfusion.batch.maps import LabelMap, map_between, register_map
 from ercfusion.batch.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "TaskTargets",
     "get_schema",
     "map_between",
+    "register_map",
 ]
 
 

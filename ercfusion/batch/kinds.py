@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol
 
+from ercfusion._core.errors import ConfigError
 from ercfusion._core.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ercfusion.batch.labels import LabelSchema
     from ercfusion.batch.predictions import Predictions
     from ercfusion.batch.task import TaskSpec
+
+_NO_LABELS = "a task of numbers has no labels to map. Use a task with labels."
 
 
 class TableRow(Protocol):
@@ -180,6 +183,30 @@ class TaskKind(ABC):
         output = output + (total == 0)
         shares: NDArray[Any] = output / output.sum(axis=1, keepdims=True)
         return shares
+
+    # Label maps
+
+    def merge_outputs(self, output: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+        """(N, K) outputs over other labels; see :class:`ercfusion.batch.shared.SharedLabels`.
+
+        Args:
+            output: (N, C).
+            matrix: (C, K) zeros and ones, at most one 1 per row; a row of zeros has no counterpart.
+
+        Raises:
+            ConfigError: the kind has no labels.
+        """
+        raise ConfigError(_NO_LABELS)
+
+    def merge_targets(
+        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Encoded targets over other labels, and (N) bool, False also if nothing of the target has a counterpart.
+
+        Raises:
+            ConfigError: the kind has no labels.
+        """
+        raise ConfigError(_NO_LABELS)
 
     # Learning
 

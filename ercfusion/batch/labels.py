@@ -84,26 +84,6 @@ class LabelSchema:
         return self.labels[self.index(label)]
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """A map from every label of one schema to another; a label mapped to None becomes unlabelled."""
-
-    source: str
-    target: str
-    mapping: Mapping[str, str | None]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mapping", MappingProxyType(dict(self.mapping)))
-
-    def __call__(self, label: str) -> str | None:
-        """The target schema's name for ``label``, or None."""
-        return self.mapping[get_schema(self.source).canonical(label)]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (LabelMap, (self.source, self.target, dict(self.mapping), self.note))
-
-
 def _schemas(*schemas: LabelSchema) -> dict[str, LabelSchema]:
     return {schema.name: schema for schema in schemas}
 
@@ -177,66 +157,6 @@ _DIRECTIONS: tuple[tuple[int, tuple[str, ...]], ...] = (
 WHEEL: Mapping[str, int] = MappingProxyType({name: angle for angle, names in _DIRECTIONS for name in names})
 """Angles of labels on the emotion wheel, 0 to 39 in units of pi / 20."""
 
-MAPS: tuple[LabelMap, ...] = (
-    LabelMap("meld7", "emotionlines7", {label: label for label in SCHEMAS["meld7"].labels}),
-    LabelMap("emotionlines7", "meld7", {label: label for label in SCHEMAS["meld7"].labels}),
-    LabelMap(
-        "emorynlp7",
-        "emorynlp3",
-        {
-            "joyful": "positive",
-            "peaceful": "positive",
-            "powerful": "positive",
-            "neutral": "neutral",
-            "mad": "negative",
-            "sad": "negative",
-            "scared": "negative",
-        },
-        "the grouping of three-way EmoryNLP results",
-    ),
-    LabelMap(
-        "meld7",
-        "emorynlp7",
-        {
-            "neutral": "neutral",
-            "joy": "joyful",
-            "anger": "mad",
-            "sadness": "sad",
-            "fear": "scared",
-            "surprise": None,
-            "disgust": None,
-        },
-        "surprise and disgust have no counterpart among EmoryNLP's labels",
-    ),
-    LabelMap(
-        "emorynlp7",
-        "meld7",
-        {
-            "neutral": "neutral",
-            "joyful": "joy",
-            "mad": "anger",
-            "sad": "sadness",
-            "scared": "fear",
-            "peaceful": None,
-            "powerful": None,
-        },
-        "peaceful and powerful have no counterpart among MELD's labels",
-    ),
-    LabelMap(
-        "iemocap6",
-        "iemocap4",
-        {
-            "happy": "happy",
-            "excited": "happy",
-            "sad": "sad",
-            "neutral": "neutral",
-            "angry": "angry",
-            "frustrated": None,
-        },
-        "the usual four-way set: excited counts as happy, frustrated is omitted",
-    ),
-)
-
 
 def get_schema(name: str) -> LabelSchema:
     """The registered schema of this name.
@@ -247,21 +167,6 @@ def get_schema(name: str) -> LabelSchema:
     if name not in SCHEMAS:
         raise KeyError(f"no label schema {name!r}. {did_you_mean(name, SCHEMAS)}")
     return SCHEMAS[name]
-
-
-def map_between(source: str, target: str) -> LabelMap:
-    """The registered map between two schemas, or the identity if they are the same.
-
-    Raises:
-        KeyError: no such map.
-    """
-    if source == target:
-        return LabelMap(source, target, {label: label for label in get_schema(source).labels})
-    for label_map in MAPS:
-        if (label_map.source, label_map.target) == (source, target):
-            return label_map
-    known = ", ".join(f"{label_map.source} -> {label_map.target}" for label_map in MAPS)
-    raise KeyError(f"no map from {source!r} to {target!r}. Known maps: {known}")
 
 
 def wheel_angles(schema: LabelSchema) -> dict[str, int | None]:

@@ -6,7 +6,8 @@ Importing this package loads numpy only; the first batch or store loads torch. F
 from typing import TYPE_CHECKING, Any
 
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.batch.labels import LabelMap, LabelSchema, get_schema, map_between
+from ercfusion.batch.labels import LabelSchema, get_schema
+from ercfusion.batch.maps import LabelMap, map_between
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.corpora import CORPORA
 from ercfusion.data.conversation import Conversation, Target, Turn

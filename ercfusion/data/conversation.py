@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ercfusion._core.errors import CorpusFormatError
-from ercfusion.batch.labels import LabelMap
+from ercfusion.batch.maps import LabelMap
 
 TargetValue = str | float | tuple[float, ...] | frozenset[str] | Mapping[str, float]
 

@@ -82,6 +82,7 @@ class CorpusCard:
         counts: Split to ``{"conversations": .., "utterances": ..}`` of the release.
         labels: Protocol id to split to ``{label: utterances}`` of the release.
         known_issues: Oddities of the release.
+        related: What another corpus has in common with it, by name, as a sentence without its full stop.
         synthetic: Generated, not recorded.
     """
 
@@ -94,6 +95,7 @@ class CorpusCard:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     known_issues: tuple[str, ...] = ()
+    related: Mapping[str, str] = field(default_factory=dict)
     synthetic: bool = False
 
 

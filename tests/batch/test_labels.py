@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ercfusion._core.errors import CorpusFormatError
-from ercfusion.batch.labels import MAPS, SCHEMAS, LabelSchema, check_labels, get_schema, map_between
+from ercfusion.batch.labels import SCHEMAS, LabelSchema, check_labels, get_schema
 from ercfusion.records.archive import read_archive
 
 
@@ -35,26 +35,6 @@ def test_registered_schemas(schema: LabelSchema) -> None:
     for again in (pickle.loads(pickle.dumps(schema)), copy.deepcopy(schema)):
         assert again == schema
         assert [again.index(label) for label in again.labels] == list(range(len(again)))
-
-
-@pytest.mark.parametrize("label_map", MAPS, ids=lambda entry: f"{entry.source}-{entry.target}")
-def test_maps_are_total(label_map: object) -> None:
-    source, target = get_schema(label_map.source), get_schema(label_map.target)  # type: ignore[attr-defined]
-    images = [label_map(label) for label in source.labels]  # type: ignore[operator]
-    assert set(label_map.mapping) == set(source.labels)  # type: ignore[attr-defined]
-    assert all(image is None or image in target.labels for image in images)
-    assert any(image is not None for image in images)
-    assert pickle.loads(pickle.dumps(label_map)) == label_map
-
-
-def test_maps() -> None:
-    four = map_between("iemocap6", "iemocap4")
-    assert four("exc") == four("happy") == "happy"
-    assert four("frustrated") is None
-    same = map_between("meld7", "meld7")
-    assert all(same(label) == label for label in get_schema("meld7").labels)
-    back = map_between("emotionlines7", "meld7")
-    assert back("joy") == "joy"
 
 
 # As published with each corpus, or as the first release of this library had them. Recorded confusion matrices and saved
@@ -90,26 +70,6 @@ def test_recorded_tables_have_the_order_of_today(preset: str) -> None:
         assert tuple(schema["labels"]) == get_schema(schema["name"]).labels
 
 
-# What each label becomes; "-" stands for none.
-IMAGES = {
-    ("emorynlp7", "emorynlp3"): "joyful=positive peaceful=positive powerful=positive neutral=neutral mad=negative "
-    "sad=negative scared=negative",
-    ("meld7", "emorynlp7"): "neutral=neutral joy=joyful anger=mad sadness=sad fear=scared surprise=- disgust=-",
-    ("emorynlp7", "meld7"): "neutral=neutral joyful=joy mad=anger sad=sadness scared=fear peaceful=- powerful=-",
-    ("iemocap6", "iemocap4"): "happy=happy excited=happy sad=sad neutral=neutral angry=angry frustrated=-",
-    ("meld7", "emotionlines7"): " ".join(f"{label}={label}" for label in ORDERS["meld7"].split()),
-    ("emotionlines7", "meld7"): " ".join(f"{label}={label}" for label in ORDERS["meld7"].split()),
-}
-
-
-def test_what_each_label_becomes() -> None:
-    assert {(entry.source, entry.target) for entry in MAPS} == set(IMAGES)
-    for (source, target), text in IMAGES.items():
-        images = dict(pair.split("=") for pair in text.split())
-        found = map_between(source, target)
-        assert {label: found(label) or "-" for label in get_schema(source).labels} == images
-
-
 # What every other spelling means.
 SPELLINGS = {
     "iemocap6": "hap=happy neu=neutral ang=angry exc=excited fru=frustrated",
@@ -132,8 +92,6 @@ def test_unknown_names() -> None:
         get_schema("iemocap6").index("hapy")
     with pytest.raises(KeyError, match="Did you mean 'meld7'"):
         get_schema("meld8")
-    with pytest.raises(KeyError, match=r"no map from 'meld3' to 'demo6'\. Known maps: meld7 -> emotionlines7"):
-        map_between("meld3", "demo6")
     check_labels(["joy", "anger"], get_schema("meld7"))
     with pytest.raises(CorpusFormatError, match="'joyful' is not a label of meld7"):
         check_labels(["joy", "joyful"], get_schema("meld7"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ercfusion._core.errors import CorpusFormatError
-from ercfusion.batch.labels import map_between
+from ercfusion.batch.maps import map_between
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from ercfusion.batch.labels import get_schema, map_between
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.maps import map_between
 from ercfusion.batch.task import TaskSpec
 from ercfusion.data.conversation import Conversation, Target, Turn
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
@@ -74,6 +75,10 @@ class EmoryNlpCorpus(Corpus):
             "The original JSON release is larger (12,606 utterances): results on the two are not comparable.",
             "Several people may speak one utterance; they count as one further speaker.",
         ),
+        related={
+            "meld": "MELD and EmoryNLP are both made from episodes of Friends",
+            "emotionlines": "EmotionLines and EmoryNLP are both made from episodes of Friends",
+        },
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol

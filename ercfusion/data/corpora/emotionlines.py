@@ -128,6 +128,10 @@ class EmotionLinesCorpus(Corpus):
             "cp1252 characters are stored as control characters; the reader repairs them.",
             "MELD was made from the same dialogues: do not train on one and test on the other.",
         ),
+        related={
+            "meld": "MELD was made from the Friends dialogues of EmotionLines",
+            "emorynlp": "EmotionLines and EmoryNLP are both made from episodes of Friends",
+        },
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ercfusion._core.errors import CorpusNotFoundError
-from ercfusion.batch.labels import get_schema, map_between
+from ercfusion.batch.labels import get_schema
+from ercfusion.batch.maps import map_between
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.votes import RULES
 from ercfusion.data.conversation import Conversation, Target, Turn

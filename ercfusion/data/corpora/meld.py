@@ -168,6 +168,10 @@ class MeldCorpus(Corpus):
             "final_videos_test... has the annotated words.",
             "Dev and test also have clips (4 and 5) of utterances absent from the CSV files.",
         ),
+        related={
+            "emotionlines": "MELD was made from the Friends dialogues of EmotionLines",
+            "emorynlp": "MELD and EmoryNLP are both made from episodes of Friends",
+        },
     )
     protocols: ClassVar[Mapping[str, Protocol]] = {
         protocol.id: protocol

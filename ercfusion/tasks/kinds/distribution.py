@@ -69,6 +69,13 @@ class Distribution(SingleLabel):
         """(N, C) bool, the 1/C decision (:func:`ercfusion.batch.votes.sets_above_uniform`)."""
         return sets_above_uniform(output)
 
+    def merge_targets(
+        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Sums of shares, divided by their total if some have no counterpart."""
+        there = np.asarray(valid & ((value @ matrix).sum(axis=1) > 0), dtype=bool)
+        return self.merge_outputs(value.astype(np.float64), matrix).astype(value.dtype), there
+
     def loss(
         self,
         logits: Tensor,

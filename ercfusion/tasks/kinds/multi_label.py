@@ -67,6 +67,16 @@ class MultiLabel(TaskKind):
         """(C) thresholds with the best F1 on dev."""
         return best_thresholds(dev)
 
+    def merge_outputs(self, output: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+        """The largest probability of labels with one counterpart."""
+        return np.asarray((output[:, :, None] * matrix).max(axis=1))
+
+    def merge_targets(
+        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Sets of the labels' counterparts; labels without one are left out."""
+        return self.merge_outputs(value, matrix).astype(value.dtype), np.asarray(valid, dtype=bool)
+
     def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(C) logits of the label frequencies."""
         return value.double().mean(0).clamp(1e-4, 1 - 1e-4).logit()

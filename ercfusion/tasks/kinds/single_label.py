@@ -60,6 +60,22 @@ class SingleLabel(TaskKind):
         """(N) label indices and their validity."""
         return np.where(valid, value, 0).astype(np.int64), np.asarray(valid, dtype=bool)
 
+    def merge_outputs(self, output: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+        """Sums of probabilities, divided by their total if some have no counterpart."""
+        merged = output @ matrix
+        if matrix.sum() == len(matrix):
+            return merged
+        total = merged.sum(axis=1, keepdims=True)
+        return np.where(total > 0, merged / np.where(total > 0, total, 1), 1 / matrix.shape[1])
+
+    def merge_targets(
+        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Indices of the labels' counterparts."""
+        index = np.where(valid, value, 0).astype(np.int64)
+        there = matrix.sum(axis=1) > 0
+        return matrix.argmax(axis=1)[index], np.asarray(valid & there[index], dtype=bool)
+
     def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(C) log frequencies of the labels."""
         return self.class_mass(value, task).double().mean(0).clamp(min=1e-4).log()

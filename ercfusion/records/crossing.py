@@ -1,0 +1,354 @@
+"""Scores of a finished run on another corpus, through a map between the labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ercfusion._core.errors import ConfigError, ErcfusionError
+from ercfusion._core.files import atomic_write
+from ercfusion.batch.batch import TaskTargets
+from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.shared import SharedLabels, Unmapped, shared_labels
+from ercfusion.batch.task import TaskSpec
+from ercfusion.config.sections import Data
+from ercfusion.config.settings import section_from
+from ercfusion.data.conversation import Conversation
+from ercfusion.data.corpora import open_corpus
+from ercfusion.data.corpus import Corpus, Protocol
+from ercfusion.data.features import FeatureTable
+from ercfusion.data.store import ConversationStore
+from ercfusion.features.loading import LoadedData
+from ercfusion.features.recipe import recipe_names
+from ercfusion.metrics.classification import per_class
+from ercfusion.records.predictions import prediction_file, read_predictions, write_predictions
+from ercfusion.records.record import rounded_scores, split_record, task_record
+from ercfusion.tasks.recognizer import Recognizer
+
+# Settings of a pack that do not decide how a text or recording becomes a vector.
+_OF_ONE_CORPUS = ("texts", "torch", "transformers")
+_LEAST_WORDS = 4
+"""Shorter utterances ("Oh my God!") are common to unrelated dialogues."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A task of the run, and the task of the other corpus that its outputs are scored against."""
+
+    own: TaskSpec
+    other: TaskSpec
+    shared: SharedLabels
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Scores of one task on another corpus.
+
+    Args:
+        predictions: In the shared labels.
+        report: The content of the JSON file.
+        file: The Parquet file.
+    """
+
+    predictions: Predictions
+    report: Mapping[str, Any]
+    file: Path
+
+
+def pair_tasks(
+    record: Mapping[str, Any], tasks: Sequence[TaskSpec], corpus: Corpus, protocol: Protocol, unmapped: Unmapped
+) -> list[Pairing]:
+    """For every task of a run, the first task of a protocol with the same kind and a map.
+
+    Raises:
+        ConfigError: there is none for any task.
+    """
+    pairs: list[Pairing] = []
+    problem: ConfigError | None = None
+    for own in tasks:
+        for other in protocol.tasks:
+            if other.rules is not own.rules or own.schema is None or other.schema is None:
+                continue
+            try:
+                shared = shared_labels(own.schema, other.schema, unmapped)
+            except ConfigError as error:
+                problem = problem or error
+                continue
+            pairs.append(Pairing(own, other, shared))
+            break
+    if pairs:
+        return pairs
+    if problem is not None:
+        raise problem
+    kinds = [task.rules for task in tasks if task.schema is not None]
+    fitting = [name for name, each in corpus.protocols.items() if any(task.rules in kinds for task in each.tasks)]
+    have = ", ".join(f"{task.name} ({task.kind})" for task in protocol.tasks)
+    advice = f"Use data={fitting[0]}." if fitting else "Use another corpus."
+    raise ConfigError(
+        f"the run on {record['protocol']} predicts {', '.join(f'{task.name} ({task.kind})' for task in tasks)}, and "
+        f"{protocol.id} has {have}: no task of one kind with labels. {advice}"
+    )
+
+
+def other_data(record: Mapping[str, Any], settings: Data, visible: Sequence[str]) -> Data:
+    """The settings for another corpus, with the run's encoder and recipes.
+
+    Args:
+        record: Of the run.
+        settings: As typed.
+        visible: Modalities to load.
+    """
+    own = section_from("data", record["config"]["data"])
+    # A recipe's name finds the other corpus's pack; a folder holds the run's corpus.
+    recipes = {name: place for name, place in own.packs.items() if place in recipe_names() and name in visible}
+    return replace(settings, encoder=own.encoder, modalities=tuple(visible), packs={**recipes, **settings.packs})
+
+
+def check_same_features(record: Mapping[str, Any], tables: Sequence[FeatureTable], corpus: Corpus) -> list[str]:
+    """Compare the features of another corpus with the run's.
+
+    Returns:
+        Modalities without known settings, whose equality cannot be checked.
+
+    Raises:
+        ConfigError: other width, level, tool or settings.
+    """
+    recorded = {one["modality"]: one for one in record["features"]}
+    unknown = []
+    for table in tables:
+        own = recorded[table.modality]
+        sides = (own["width"], own["level"]), (table.width, table.level)
+        made = [_made(one) for one in (own["source"], table.source)]
+        if sides[0] != sides[1]:
+            described = [f"{width} dimensions per {level}" for width, level in sides]
+        elif made[0] != made[1]:
+            keys = [key for key in {**made[0], **made[1]} if made[0].get(key) != made[1].get(key)]
+            described = [", ".join(f"{key} {side.get(key)}" for key in keys) for side in made]
+        else:
+            if not made[0] and corpus.name != record["corpus"]["name"]:
+                unknown.append(table.modality)
+            continue
+        raise ConfigError(
+            f"{table.modality} features of {corpus.name}: {described[1]}; the run was trained with {described[0]}. "
+            f"Make them with the same recipe and give data.packs.{table.modality}=FOLDER, or leave them out: "
+            f"hide={table.modality}."
+        )
+    return unknown
+
+
+def _made(source: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in source.get("settings", {}).items() if key not in _OF_ONE_CORPUS}
+    return {**({"tool": source["tool"]} if "tool" in source else {}), **settings}
+
+
+def cross(
+    folder: Path,
+    record: Mapping[str, Any],
+    recognizer: Recognizer,
+    data: LoadedData,
+    pairs: Sequence[Pairing],
+    split: str,
+    hidden: Sequence[str],
+    unmapped: Unmapped,
+) -> list[Crossing]:
+    """Score a run on a split of another corpus; writes a JSON and a Parquet file per task.
+
+    Args:
+        folder: Of the run.
+        record: Its record.
+        recognizer: Its model.
+        data: The other corpus, with the tasks of ``pairs``.
+        pairs: From :func:`pair_tasks`.
+        split: Of the other corpus.
+        hidden: Hidden modalities.
+        unmapped: See :func:`ercfusion.batch.shared.shared_labels`.
+    """
+    store = data.store(split)
+    targets = dict(store.targets)
+    # The recognizer's own tasks have no targets here: labels of the other corpus may not be labels of the run.
+    store.targets = {task.name: _no_targets(task, store) for task in recognizer.tasks}
+    outputs = recognizer.predict_all(store)
+    known = training_texts(record)
+    crossings = []
+    for pair in pairs:
+        assert pair.own.schema is not None
+        values = targets[pair.other.name]
+        valid = values.valid.numpy()
+        found = pair.shared.of(outputs[pair.own.name], (values.value.numpy(), valid))
+        protocol = data.protocol_of(pair.other.name)
+        lost = _lost(pair, values, found)
+        own = task_record(record, pair.own.name)
+        recorded = read_predictions(folder / prediction_file(record, pair.own.name), pair.own).get("test")
+        mapped = None if recorded is None else pair.shared.of(recorded)
+        label_map = pair.shared.label_map
+        report: dict[str, Any] = {
+            "split": split,
+            "protocol": protocol,
+            "hidden": list(hidden),
+            "map": {
+                "source": label_map.source,
+                "target": label_map.target,
+                "mapping": dict(label_map.mapping),
+                "note": label_map.note,
+                "mapped": "outputs" if label_map.source == pair.own.schema.name else "targets",
+                "unmapped": unmapped,
+            },
+            "labels": list(pair.shared.schema.labels),
+            "utterances_of_split": len(valid),
+            "labelled": int(valid.sum()),
+            "dropped": int(valid.sum()) - int(found.valid.sum()),
+            "dropped_labels": lost,
+            "overlap": _overlap(found, data.splits[split], known),
+            "metrics": rounded_scores(found),
+            "own": {
+                "protocol": own["protocol"],
+                "split": "test",
+                "metrics": {} if mapped is None else rounded_scores(mapped),
+                "per_class": {} if mapped is None or not mapped.valid.any() else per_class(mapped),
+                "recorded": own["metrics"].get("test", {}),
+            },
+            **split_record(found),
+        }
+        parts = [protocol.replace("/", "-"), split, *(["without", *hidden] if hidden else [])]
+        parts += [] if pair.own.name == recognizer.task.name else [pair.own.name]
+        target = folder / "evaluation" / "-".join(parts)
+        target.parent.mkdir(exist_ok=True)
+        file = write_predictions(Path(f"{target}.parquet"), {split: found})
+        with atomic_write(Path(f"{target}.json")) as stream:
+            stream.write(json.dumps(report, indent=1) + "\n")
+        crossings.append(Crossing(found, report, file))
+    return crossings
+
+
+def _no_targets(task: TaskSpec, store: ConversationStore) -> TaskTargets:
+    count = store.num_utterances
+    value = torch.zeros(count, dtype=torch.long) if task.rules.index_targets else torch.zeros(count, task.size)
+    return TaskTargets(value, torch.zeros(count, dtype=torch.bool))
+
+
+def _lost(pair: Pairing, targets: TaskTargets, found: Predictions) -> dict[str, float]:
+    """What labelled utterances have of labels without counterpart, by label."""
+    assert pair.other.schema is not None
+    mass = pair.other.rules.class_mass(targets.value[targets.valid], pair.other)
+    if mass is None or not len(mass):
+        return {}
+    sums = mass.double().sum(0).tolist()
+    gone = pair.shared.targets.sum(axis=1) == 0
+    return {
+        label: round(count, 6)
+        for label, count, lost in zip(pair.other.schema.labels, sums, gone, strict=True)
+        if lost and count
+    }
+
+
+# Shared utterances
+
+
+def training_texts(record: Mapping[str, Any]) -> set[str]:
+    """Texts of at least four words of the run's training split; empty without its files or texts."""
+    settings = section_from("data", record["config"]["data"])
+    try:
+        corpus = open_corpus(settings.name, settings.raw, **settings.options)
+        if corpus.fingerprint() != record["corpus"]["fingerprint"]:
+            return set()
+        trained = corpus.conversations(corpus.protocol(settings.protocol))["train"]
+    except ErcfusionError:
+        return set()
+    return {text for conversation in trained for text in _texts(conversation)}
+
+
+def _texts(conversation: Conversation) -> list[str]:
+    words = (re.findall(r"\w+", (turn.text or "").casefold()) for turn in conversation.turns)
+    return [" ".join(each) for each in words if len(each) >= _LEAST_WORDS]
+
+
+def _overlap(found: Predictions, conversations: Sequence[Conversation], known: set[str]) -> dict[str, Any] | None:
+    """Utterances with a training text, and the scores on conversations without one."""
+    texts = [_texts(conversation) for conversation in conversations]
+    if not known or not any(texts):
+        return None
+    seen = [sum(text in known for text in each) for each in texts]
+    unseen = [place for place, count in enumerate(seen) if not count]
+    return {
+        "words": _LEAST_WORDS,
+        "texts": sum(map(len, texts)),
+        "in_training": sum(seen),
+        "conversations": len(conversations),
+        "unseen_conversations": len(unseen),
+        "unseen_metrics": rounded_scores(found.take(unseen)) if unseen else {},
+    }
+
+
+# In words
+
+
+def crossing_text(crossing: Crossing, record: Mapping[str, Any], relation: str | None, unknown: Sequence[str]) -> str:
+    """The scores on the other corpus, compared with those of the run's own test split.
+
+    Args:
+        crossing: From :func:`cross`.
+        record: Of the run.
+        relation: What the two corpora share, from their cards.
+        unknown: Modalities whose features could not be compared.
+    """
+    report = crossing.report
+    own, label_map, labels = report["own"], report["map"], report["labels"]
+    without = f", without {', '.join(report['hidden'])}" if report["hidden"] else ""
+    lines = [
+        f"{record['config']['preset']['model']} trained on {own['protocol']}, on {report['protocol']}, "
+        f"{report['split']} split{without}",
+        f"  label map {label_map['source']} -> {label_map['target']}: {label_map['note']}",
+        f"  {len(labels)} shared labels: {', '.join(labels)}",
+        f"  {report['utterances']:,} of {report['utterances_of_split']:,} utterances scored; "
+        f"{report['utterances_of_split'] - report['labelled']:,} without a label, {report['dropped']:,} dropped"
+        + _dropped(report["dropped_labels"]),
+    ]
+    if relation:
+        lines.append(f"  warning: {relation}. Scores may rest on utterances seen in training.")
+    overlap = report["overlap"]
+    seen = overlap is not None and overlap["in_training"] > 0
+    if seen:
+        lines.append(
+            f"  warning: {overlap['in_training']:,} of {overlap['texts']:,} texts of at least {_LEAST_WORDS} words are "
+            f"in the run's training split; {overlap['unseen_conversations']:,} of {overlap['conversations']:,} "
+            "conversations have none"
+        )
+    if unknown:
+        lines.append(f"  warning: {', '.join(unknown)} features have no recorded recipe: check that they are the same")
+    if not report["metrics"]:
+        return "\n".join([*lines, "  no labels in this split: predictions only"])
+    columns = ["own test", "own, shared", report["protocol"].partition("/")[0]]
+    parts = [own["recorded"], own["metrics"], report["metrics"]]
+    if seen:
+        columns.append("unseen")
+        parts.append(overlap["unseen_metrics"])
+    lines.append(f"  {'':<28}" + "".join(f"{column:>16}" for column in columns))
+    for name in report["metrics"]:
+        cells = [f"{part[name]:.4f}" if name in part else "-" for part in parts]
+        lines.append(f"  {name:<28}" + "".join(f"{cell:>16}" for cell in cells))
+    lines.append(f"  {'F1 of a label (utterances)':<28}")
+    elsewhere = report.get("per_class", {})
+    for label in elsewhere:
+        cells = [_cell(own["per_class"].get(label)), _cell(elsewhere[label])]
+        lines.append(f"  {label:<28}{'':>16}" + "".join(f"{cell:>16}" for cell in cells))
+    lines.append("own, shared: the run's test split in the shared labels, by the same rules")
+    if seen:
+        lines.append("unseen: conversations without a text of the run's training split")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, float] | None) -> str:
+    return "-" if row is None else f"{row['f1']:.4f} ({row['support']:,.0f})"
+
+
+def _dropped(labels: Mapping[str, float]) -> str:
+    if not labels:
+        return ""
+    counts = ", ".join(f"{label} {count:,g}" for label, count in labels.items())
+    return f" (labels without counterpart: {counts})"
