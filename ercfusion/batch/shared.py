@@ -54,7 +54,7 @@ class SharedLabels:
         rules = task.rules
         if targets is None:
             matrix = self.outputs.copy()
-            if UNMAPPED in self.schema:  # as in the other corpus, it is no target
+            if UNMAPPED in self.schema:  # as in the other corpus, no target is this label
                 matrix[:, self.schema.index(UNMAPPED)] = 0
             value, valid = rules.merge_targets(predictions.value, predictions.valid, matrix)
         else:

@@ -136,7 +136,7 @@ def check_same_features(record: Mapping[str, Any], tables: Sequence[FeatureTable
             continue
         raise ConfigError(
             f"{table.modality} features of {corpus.name}: {described[1]}; the run was trained with {described[0]}. "
-            f"Make them with the same recipe and give data.packs.{table.modality}=FOLDER, or leave them out: "
+            f"Make them with the same recipe and give data.packs.{table.modality}=FOLDER, or score without: "
             f"hide={table.modality}."
         )
     return unknown
@@ -180,12 +180,12 @@ def cross(
         assert pair.own.schema is not None
         values = targets[pair.other.name]
         valid = values.valid.numpy()
-        found = pair.shared.of(outputs[pair.own.name], (values.value.numpy(), valid))
+        scored = pair.shared.of(outputs[pair.own.name], (values.value.numpy(), valid))
         protocol = data.protocol_of(pair.other.name)
-        lost = _lost(pair, values, found)
+        lost = _lost(pair, values, scored)
         own = task_record(record, pair.own.name)
         recorded = read_predictions(folder / prediction_file(record, pair.own.name), pair.own).get("test")
-        mapped = None if recorded is None else pair.shared.of(recorded)
+        own_mapped = None if recorded is None else pair.shared.of(recorded)
         label_map = pair.shared.label_map
         report: dict[str, Any] = {
             "split": split,
@@ -202,27 +202,27 @@ def cross(
             "labels": list(pair.shared.schema.labels),
             "utterances_of_split": len(valid),
             "labelled": int(valid.sum()),
-            "dropped": int(valid.sum()) - int(found.valid.sum()),
+            "dropped": int(valid.sum()) - int(scored.valid.sum()),
             "dropped_labels": lost,
-            "overlap": _overlap(found, data.splits[split], known),
-            "metrics": rounded_scores(found),
+            "overlap": _overlap(scored, data.splits[split], known),
+            "metrics": rounded_scores(scored),
             "own": {
                 "protocol": own["protocol"],
                 "split": "test",
-                "metrics": {} if mapped is None else rounded_scores(mapped),
-                "per_class": {} if mapped is None or not mapped.valid.any() else per_class(mapped),
+                "metrics": {} if own_mapped is None else rounded_scores(own_mapped),
+                "per_class": {} if own_mapped is None or not own_mapped.valid.any() else per_class(own_mapped),
                 "recorded": own["metrics"].get("test", {}),
             },
-            **split_record(found),
+            **split_record(scored),
         }
         parts = [protocol.replace("/", "-"), split, *(["without", *hidden] if hidden else [])]
         parts += [] if pair.own.name == recognizer.task.name else [pair.own.name]
         target = folder / "evaluation" / "-".join(parts)
         target.parent.mkdir(exist_ok=True)
-        file = write_predictions(Path(f"{target}.parquet"), {split: found})
+        file = write_predictions(Path(f"{target}.parquet"), {split: scored})
         with atomic_write(Path(f"{target}.json")) as stream:
             stream.write(json.dumps(report, indent=1) + "\n")
-        crossings.append(Crossing(found, report, file))
+        crossings.append(Crossing(scored, report, file))
     return crossings
 
 
@@ -232,7 +232,7 @@ def _no_targets(task: TaskSpec, store: ConversationStore) -> TaskTargets:
     return TaskTargets(value, torch.zeros(count, dtype=torch.bool))
 
 
-def _lost(pair: Pairing, targets: TaskTargets, found: Predictions) -> dict[str, float]:
+def _lost(pair: Pairing, targets: TaskTargets, scored: Predictions) -> dict[str, float]:
     """What labelled utterances have of labels without counterpart, by label."""
     assert pair.other.schema is not None
     mass = pair.other.rules.class_mass(targets.value[targets.valid], pair.other)
@@ -268,7 +268,7 @@ def _texts(conversation: Conversation) -> list[str]:
     return [" ".join(each) for each in words if len(each) >= _LEAST_WORDS]
 
 
-def _overlap(found: Predictions, conversations: Sequence[Conversation], known: set[str]) -> dict[str, Any] | None:
+def _overlap(scored: Predictions, conversations: Sequence[Conversation], known: set[str]) -> dict[str, Any] | None:
     """Utterances with a training text, and the scores on conversations without one."""
     texts = [_texts(conversation) for conversation in conversations]
     if not known or not any(texts):
@@ -281,7 +281,7 @@ def _overlap(found: Predictions, conversations: Sequence[Conversation], known: s
         "in_training": sum(seen),
         "conversations": len(conversations),
         "unseen_conversations": len(unseen),
-        "unseen_metrics": rounded_scores(found.take(unseen)) if unseen else {},
+        "unseen_metrics": rounded_scores(scored.take(unseen)) if unseen else {},
     }
 
 

@@ -40,12 +40,12 @@ TEXT_CORPORA = ("meld7", "emotionlines7", "dailydialog7", "emorynlp7")
 @pytest.mark.parametrize(("pair", "text"), IMAGES.items(), ids="->".join)
 def test_what_each_label_becomes(pair: tuple[str, str], text: str) -> None:
     images = dict(part.split("=") for part in text.split())
-    found = map_between(*pair)
-    assert {label: found(label) or "-" for label in get_schema(pair[0]).labels} == images
-    assert found.lost == tuple(label for label in get_schema(pair[0]).labels if images[label] == "-")
+    mapped = map_between(*pair)
+    assert {label: mapped(label) or "-" for label in get_schema(pair[0]).labels} == images
+    assert mapped.lost == tuple(label for label in get_schema(pair[0]).labels if images[label] == "-")
 
 
-@pytest.mark.parametrize("label_map", MAPS.values(), ids=lambda entry: f"{entry.source}-{entry.target}")
+@pytest.mark.parametrize("label_map", MAPS.values(), ids=lambda each: f"{each.source}-{each.target}")
 def test_registered_maps(label_map: LabelMap) -> None:
     source, target = get_schema(label_map.source), get_schema(label_map.target)
     images = [label_map(label) for label in source.labels]
@@ -58,7 +58,7 @@ def test_registered_maps(label_map: LabelMap) -> None:
         assert again == label_map
 
 
-@pytest.mark.parametrize("label_map", MAPS.values(), ids=lambda entry: f"{entry.source}-{entry.target}")
+@pytest.mark.parametrize("label_map", MAPS.values(), ids=lambda each: f"{each.source}-{each.target}")
 def test_mass_and_round_trip(label_map: LabelMap) -> None:
     """A matrix keeps all mass but that of lost labels, and the way back leads to the label's own image."""
     source, target = get_schema(label_map.source), get_schema(label_map.target)
@@ -95,9 +95,9 @@ def test_spellings_and_the_identity() -> None:
 
 def test_labels_of_an_own_table_are_mapped_by_name() -> None:
     own = LabelSchema("custom/emotion", ("Anger", "joy"))
-    found = map_between(own, get_schema("meld7"))
-    assert dict(found.mapping) == {"Anger": "anger", "joy": "joy"}
-    np.testing.assert_array_equal(found.matrix(own, get_schema("meld7")).sum(axis=0), [0, 0, 0, 0, 1, 0, 1])
+    mapped = map_between(own, get_schema("meld7"))
+    assert dict(mapped.mapping) == {"Anger": "anger", "joy": "joy"}
+    np.testing.assert_array_equal(mapped.matrix(own, get_schema("meld7")).sum(axis=0), [0, 0, 0, 0, 1, 0, 1])
     with pytest.raises(
         ConfigError, match=r"no label map from custom/mood to meld7\. Known maps of one of them: emotionl"
     ):
@@ -141,7 +141,7 @@ def test_a_map_with_an_unknown_label_is_refused(changes: dict[str, str], message
 
 
 def test_a_map_with_a_gap_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"nothing is given for fear, joy\. Give each a label of meld3, or None"):
+    with pytest.raises(ConfigError, match=r"nothing is given for fear, joy\. Give a label of meld3 for each, or None"):
         LabelMap("meld7", "meld3", dict.fromkeys(("neutral", "surprise", "sadness", "disgust", "anger")))
     # Labels of an own table are known when the map is used.
     own = LabelMap("custom/mood", "meld3", {"glad": "positive"})

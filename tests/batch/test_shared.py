@@ -42,11 +42,11 @@ def test_single_labels_by_sums_of_probabilities() -> None:
     output = [row(IEMOCAP, happy=0.25, excited=0.25, angry=0.3, frustrated=0.2), row(IEMOCAP, frustrated=1)]
     part = made(TaskSpec("emotion", "single_label", IEMOCAP), output, [0, 5])
     truth = np.array([MELD.index("joy"), MELD.index("surprise")])
-    found = shared.of(part, (truth, np.array([True, True])))
-    np.testing.assert_allclose(found.output[0], [0, 0, 0.5 / 0.8, 0.3 / 0.8])
-    np.testing.assert_allclose(found.output[1], [0.25] * 4)  # no evidence for any shared label
-    assert found.task.output_names[found.decisions()[0]] == "joy"
-    assert found.valid.tolist() == [True, False]  # surprise: no label of IEMOCAP
+    mapped = shared.of(part, (truth, np.array([True, True])))
+    np.testing.assert_allclose(mapped.output[0], [0, 0, 0.5 / 0.8, 0.3 / 0.8])
+    np.testing.assert_allclose(mapped.output[1], [0.25] * 4)  # no evidence for any shared label
+    assert mapped.task.output_names[mapped.decisions()[0]] == "joy"
+    assert mapped.valid.tolist() == [True, False]  # surprise: no label of IEMOCAP
     own = shared.of(part)
     assert own.valid.tolist() == [True, False]  # frustrated: no label of MELD
     assert own.value[0] == 2
@@ -57,10 +57,10 @@ def test_probability_of_labels_without_counterpart_as_wrong() -> None:
     assert shared.schema.labels == ("neutral", "sadness", "joy", "anger", UNMAPPED)
     output = [row(IEMOCAP, happy=0.2, excited=0.1, frustrated=0.7)]
     part = made(TaskSpec("emotion", "single_label", IEMOCAP), output, [5])
-    found = shared.of(part, (np.array([MELD.index("joy")]), np.array([True])))
-    np.testing.assert_allclose(found.output, [[0, 0, 0.3, 0, 0.7]])
-    assert found.decisions().tolist() == [4]
-    assert found.value.tolist() == [2]
+    mapped = shared.of(part, (np.array([MELD.index("joy")]), np.array([True])))
+    np.testing.assert_allclose(mapped.output, [[0, 0, 0.3, 0, 0.7]])
+    assert mapped.decisions().tolist() == [4]
+    assert mapped.value.tolist() == [2]
     assert not shared.of(part).valid.any()  # the run's own "frustrated" is dropped, as in the other corpus
 
 
@@ -71,29 +71,29 @@ def test_without_a_map_of_outputs_the_targets_are_mapped() -> None:
     assert shared.schema is three
     part = made(TaskSpec("sentiment", "single_label", three), np.eye(3), [0, 1, 2])
     truth = np.array([EMORY.index(label) for label in ("peaceful", "mad", "neutral")])
-    found = shared.of(part, (truth, np.ones(3, dtype=bool)))
-    assert [three.labels[index] for index in found.value] == ["positive", "negative", "neutral"]
-    np.testing.assert_array_equal(found.output, np.eye(3))
+    mapped = shared.of(part, (truth, np.ones(3, dtype=bool)))
+    assert [three.labels[index] for index in mapped.value] == ["positive", "negative", "neutral"]
+    np.testing.assert_array_equal(mapped.output, np.eye(3))
 
 
 def test_equal_labels_change_nothing_but_the_order() -> None:
     lines = get_schema("emotionlines7")
     share = np.random.default_rng(0).dirichlet(np.ones(7), 4)
     part = made(TaskSpec("emotion", "single_label", MELD), share, [0, 1, 2, 6])
-    found = shared_labels(MELD, lines).of(part)
-    assert found.task.schema is lines
-    np.testing.assert_array_equal(found.output, share[:, [MELD.index(label) for label in lines.labels]])
-    assert [lines.labels[index] for index in found.value] == [MELD.labels[index] for index in (0, 1, 2, 6)]
+    mapped = shared_labels(MELD, lines).of(part)
+    assert mapped.task.schema is lines
+    np.testing.assert_array_equal(mapped.output, share[:, [MELD.index(label) for label in lines.labels]])
+    assert [lines.labels[index] for index in mapped.value] == [MELD.labels[index] for index in (0, 1, 2, 6)]
 
 
 def test_distributions() -> None:
     task = TaskSpec("votes", "distribution", MELD)
     value = np.array([row(MELD, joy=0.4, surprise=0.6), row(MELD, disgust=1)], dtype=np.float32)
-    found = shared_labels(MELD, EMORY).of(made(task, value, value))
-    assert found.valid.tolist() == [True, False]
-    assert found.task.output_names == ("joyful", "mad", "neutral", "sad", "scared")
-    np.testing.assert_allclose(found.value[0], [1, 0, 0, 0, 0])
-    assert found.value.dtype == np.float32
+    mapped = shared_labels(MELD, EMORY).of(made(task, value, value))
+    assert mapped.valid.tolist() == [True, False]
+    assert mapped.task.output_names == ("joyful", "mad", "neutral", "sad", "scared")
+    np.testing.assert_allclose(mapped.value[0], [1, 0, 0, 0, 0])
+    assert mapped.value.dtype == np.float32
     wrong = shared_labels(MELD, EMORY, "wrong").of(made(task, value, value))
     np.testing.assert_allclose(wrong.output[0], [0.4, 0, 0, 0, 0, 0.6], atol=1e-6)
 
@@ -103,13 +103,13 @@ def test_label_sets() -> None:
     value = np.array([row(IEMOCAP, happy=1, excited=1, frustrated=1), row(IEMOCAP, frustrated=1)], dtype=np.float32)
     output = np.array([row(IEMOCAP, happy=0.2, excited=0.6, angry=0.35), row(IEMOCAP, sad=0.4)])
     part = made(task, output, value, thresholds=np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
-    found = shared_labels(IEMOCAP, MELD).of(part)
-    assert found.task.output_names == ("neutral", "sadness", "joy", "anger")
-    np.testing.assert_array_equal(found.value, [[0, 0, 1, 0], [0, 0, 0, 0]])
-    assert found.valid.all()  # label by label: an empty set is a target
-    np.testing.assert_allclose(found.output, [[0, 0, 0.6, 0.35], [0, 0.4, 0, 0]])
-    np.testing.assert_allclose(found.thresholds, [0.3, 0.2, 0.5, 0.4])
-    np.testing.assert_array_equal(found.decisions(), [[0, 0, 1, 0], [0, 1, 0, 0]])
+    mapped = shared_labels(IEMOCAP, MELD).of(part)
+    assert mapped.task.output_names == ("neutral", "sadness", "joy", "anger")
+    np.testing.assert_array_equal(mapped.value, [[0, 0, 1, 0], [0, 0, 0, 0]])
+    assert mapped.valid.all()  # label by label: an empty set is a target
+    np.testing.assert_allclose(mapped.output, [[0, 0, 0.6, 0.35], [0, 0.4, 0, 0]])
+    np.testing.assert_allclose(mapped.thresholds, [0.3, 0.2, 0.5, 0.4])
+    np.testing.assert_array_equal(mapped.decisions(), [[0, 0, 1, 0], [0, 1, 0, 0]])
 
 
 def test_what_cannot_be_shared() -> None:

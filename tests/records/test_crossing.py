@@ -75,8 +75,8 @@ def test_a_run_on_meld_is_scored_elsewhere(
     part = read_predictions(parquet, TaskSpec("emotion", "single_label", schema))["test"]
     np.testing.assert_allclose(part.output.sum(axis=1), 1, atol=1e-6)
     assert int(part.valid.sum()) == report["utterances"]
-    found = scores(part)
-    assert {key: round(float(value), 6) for key, value in found.items()} == report["metrics"]
+    values = scores(part)
+    assert {key: round(float(value), 6) for key, value in values.items()} == report["metrics"]
     sums = SUMS["confusion"].read(list(report["confusion"].values()), part.task)
     np.testing.assert_array_equal(sums.sum(axis=0), confusion_matrix(part))
     # The run's own test split: as recorded, and in the shared labels.
