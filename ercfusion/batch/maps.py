@@ -63,7 +63,8 @@ class LabelMap:
                     )
             if missing := [label for label in source.labels if label not in self.mapping]:
                 raise ConfigError(
-                    f"{where}: nothing is given for {', '.join(missing)}. Give a label of {self.target} for each, or None."
+                    f"{where}: nothing is given for {', '.join(missing)}. Give a label of {self.target} for each, "
+                    "or None."
                 )
         for label in () if target is None else self.mapping.values():
             if label is not None and label not in target.labels:
