@@ -66,11 +66,12 @@ class LabelMap:
                     f"{where}: nothing is given for {', '.join(missing)}. Give a label of {self.target} for each, "
                     "or None."
                 )
-        for label in () if target is None else self.mapping.values():
-            if label is not None and label not in target.labels:
-                raise ConfigError(
-                    f"{where}: {label!r} is not a label of {self.target}. {did_you_mean(label, target.labels)}"
-                )
+        if target is not None:
+            for image in self.mapping.values():
+                if image is not None and image not in target.labels:
+                    raise ConfigError(
+                        f"{where}: {image!r} is not a label of {self.target}. {did_you_mean(image, target.labels)}"
+                    )
 
     @property
     def lost(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,7 @@ def cross(
     """
     store = data.store(split)
     targets = dict(store.targets)
-    # The recognizer's own tasks have no targets here: labels of the other corpus may not be labels of the run.
-    store.targets = {task.name: _no_targets(task, store) for task in recognizer.tasks}
-    outputs = recognizer.predict_all(store)
+    outputs = recognizer.predict_all(_without_targets(store, recognizer.tasks))
     known = training_texts(record)
     crossings = []
     for pair in pairs:
@@ -226,10 +225,14 @@ def cross(
     return crossings
 
 
-def _no_targets(task: TaskSpec, store: ConversationStore) -> TaskTargets:
-    count = store.num_utterances
-    value = torch.zeros(count, dtype=torch.long) if task.rules.index_targets else torch.zeros(count, task.size)
-    return TaskTargets(value, torch.zeros(count, dtype=torch.bool))
+def _without_targets(store: ConversationStore, tasks: Sequence[TaskSpec]) -> ConversationStore:
+    """The same features for other tasks: labels of the other corpus may not be labels of the run."""
+    blank, count = copy(store), store.num_utterances
+    blank.tasks, blank.targets = list(tasks), {}
+    for task in tasks:
+        value = torch.zeros(count, dtype=torch.long) if task.rules.index_targets else torch.zeros(count, task.size)
+        blank.targets[task.name] = TaskTargets(value, torch.zeros(count, dtype=torch.bool))
+    return blank
 
 
 def _lost(pair: Pairing, targets: TaskTargets, scored: Predictions) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 from runs import TINY, command, read, refused, stub_text_encoder
 
+from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import LabelSchema, get_schema
 from ercfusion.batch.task import TaskSpec
+from ercfusion.data.corpora import open_corpus
 from ercfusion.evaluate import main
 from ercfusion.metrics.classification import confusion_matrix
 from ercfusion.metrics.registry import scores
 from ercfusion.metrics.sums import SUMS
+from ercfusion.records.crossing import pair_tasks
 from ercfusion.records.predictions import read_predictions
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main as train_main
@@ -128,13 +132,21 @@ def test_votes_and_label_sets(place: Path, protocol: str, capsys: pytest.Capture
     assert report["metrics"] == pytest.approx(report["own"]["recorded"], abs=1e-6)
     message = refused(main, [str(run), "data=emorynlp", f"data.raw={place / 'emorynlp'}"], capsys)
     assert "no task of one kind with labels. Use another corpus." in message
-    message = refused(
-        main,
-        [str(trained(place, "meld")), f"data=emotionlines/{protocol}", f"data.raw={place / 'emotionlines'}"],
-        capsys,
-    )
-    assert "emotionlines/" in message
-    assert "Use data=emotionlines/majority." in message
+    # A run on single labels is scored against that task of the protocol.
+    report, _, _ = crossed(trained(place, "meld"), place, f"emotionlines/{protocol}", capsys=capsys)
+    assert report["protocol"].startswith("emotionlines/majority")
+
+
+def test_a_protocol_with_such_a_task_is_named() -> None:
+    record = {"protocol": "meld/7way"}
+    task = TaskSpec("emotion", "single_label", get_schema("meld7"))
+    corpus = open_corpus("iemocap")
+    with pytest.raises(
+        ConfigError, match=r"predicts emotion \(single_label\), and iemocap/vad-ses5 has .*Use data=iemo"
+    ):
+        pair_tasks(record, [task], corpus, replace(corpus.protocol("vad-ses5"), others=()), "renormalize")
+    (pair,) = pair_tasks(record, [task], corpus, corpus.protocol("4way-ses5"), "renormalize")
+    assert pair.shared.schema.labels == ("happy", "sad", "neutral", "angry")
 
 
 def test_shared_dialogues_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
