@@ -146,12 +146,12 @@ def rendered(preset: Any, records: Any) -> dict[str, str]:
     from ercfusion.plots.page import as_page
     from ercfusion.tables.exports import as_csv, as_latex
     from ercfusion.tables.render import as_markdown
-    from ercfusion.tables.table import compute_table
+    from ercfusion.tables.table import compute_tables
     from ercfusion.training.tables import wanted_records
 
     logger.info("%s: computing intervals and tests from the records", preset.title)
-    table = compute_table(preset, wanted_records(preset, records))
-    return dict(zip(FILES, (as_markdown(table), as_latex(table), as_csv(table), as_page(table)), strict=True))
+    tables = compute_tables(preset, wanted_records(preset, records))
+    return dict(zip(FILES, (write(*tables) for write in (as_markdown, as_latex, as_csv, as_page)), strict=True))
 
 
 def _write(preset: Any, records: Any, out: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import ercfusion
 from docs.computed.registry import ROOT
 from ercfusion._core.files import atomic_write, user_cache
 from ercfusion.tables.preset import read_preset
-from ercfusion.tables.table import Table, compute_table
+from ercfusion.tables.table import Table, compute_tables
 from ercfusion.training.tables import read_table_records, wanted_records
 
 EXPERIMENTS = ROOT / "experiments"
@@ -24,21 +24,26 @@ FOLDER: Path | None = None
 """Folder of the computed tables; None for the user's cache folder."""
 
 
-@cache
 def table(name: str) -> Table:
-    """The table of ``experiments/NAME.yaml``, computed from the records next to it or read from :data:`FOLDER`."""
+    """The first table of ``experiments/NAME.yaml``."""
+    return tables(name)[0]
+
+
+@cache
+def tables(name: str) -> list[Table]:
+    """The tables of ``experiments/NAME.yaml``, computed from the records next to it or read from :data:`FOLDER`."""
     path = _path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / f"table-{name}.lock"):
         if not path.is_file():
             preset = read_preset(EXPERIMENTS / f"{name}.yaml")
             records = read_table_records(preset, [EXPERIMENTS / name])
-            computed = compute_table(preset, wanted_records(preset, records))
+            computed = compute_tables(preset, wanted_records(preset, records))
             for old in path.parent.glob(f"table-{name}.*.pickle"):
                 old.unlink()
             with atomic_write(path, "wb") as file:
                 pickle.dump(computed, file)
-        stored: Table = pickle.loads(path.read_bytes())
+        stored: list[Table] = pickle.loads(path.read_bytes())
     return stored
 
 
@@ -51,7 +56,7 @@ def prepare(names: Iterable[str]) -> None:
 
 
 def _store(name: str) -> None:
-    table(name)
+    tables(name)
 
 
 def _path(name: str) -> Path:

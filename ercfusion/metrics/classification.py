@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ercfusion.batch.predictions import Floats, Ints, Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.inputs import Pairs
-from ercfusion.metrics.metric import Formula, Metric, ratio
+from ercfusion.metrics.metric import Formula, Metric, Statistic, ratio
 from ercfusion.metrics.sums import SUMS
 
 
@@ -173,6 +173,18 @@ METRICS = (
         fits=_has_neutral,
     ),
 )
+
+
+# Single labels
+
+
+def label_f1(label: int, key: str = "confusion") -> Statistic:
+    """F1 of the label with this index, as a function of summed sums of ``key`` (``confusion`` or ``counts``)."""
+
+    def statistic(sums: NDArray[Any]) -> Floats:
+        return np.asarray(ClassCounts(sums, key).f1[..., label])
+
+    return statistic
 
 
 # Tables of classes

@@ -240,10 +240,35 @@ def compare_all(
     Raises:
         ValueError: unknown model in a pair, or an error of these two functions.
     """
+    arguments = (pairs, resamples, permutations, level, seed, most_permutations, bounds)
+    return compare_by(sums_by_name, {"": statistic}, *arguments)[""]
+
+
+def compare_by(
+    sums_by_name: Mapping[str, NDArray[Any]],
+    statistics: Mapping[str, Statistic],
+    pairs: Sequence[tuple[str, str]] | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    level: float = 0.95,
+    seed: int = 0,
+    most_permutations: int | None = None,
+    bounds: tuple[float, float] = ANY,
+) -> dict[str, list[Comparison]]:
+    """Compare models in pairs by several statistics of the same sums, such as the F1 of every label.
+
+    As :func:`compare_all`, with p adjusted for the number of pairs times the number of statistics.
+
+    Returns:
+        Comparisons by the name of the statistic, in the order of the pairs.
+    """
     chosen = list(itertools.combinations(sums_by_name, 2)) if pairs is None else [(one, two) for one, two in pairs]
     if unknown := [name for pair in chosen for name in pair if name not in sums_by_name]:
         raise ValueError(f"no sums of {unknown[0]!r}. Choose from {', '.join(sums_by_name)}.")
-    tests = [RandomizationTest(sums_by_name[one], sums_by_name[two], statistic, seed) for one, two in chosen]
+    family = [(name, names) for name in statistics for names in chosen]
+    tests = [
+        RandomizationTest(sums_by_name[one], sums_by_name[two], statistics[name], seed) for name, (one, two) in family
+    ]
     limit = round(1 - level, 12)  # 1 - 0.95 is a little more than 0.05
     most = max(permutations, most_exchanges(len(tests), level) if most_permutations is None else most_permutations)
     open_tests, total = tests, permutations
@@ -258,18 +283,18 @@ def compare_all(
         total = min(2 * total, most)
     p, errors = (np.array([getattr(test, name) for test in tests], dtype=np.float64) for name in ("p", "error"))
     adjusted, adjusted_errors = holm(p), _holm_errors(p, errors)
-    intervals = DifferenceIntervals(sums_by_name, statistic, level, seed, bounds)
-    results = []
-    for place, (names, test) in enumerate(zip(chosen, tests, strict=True)):
-        interval = intervals(*names, resamples)
+    intervals = {name: DifferenceIntervals(sums_by_name, one, level, seed, bounds) for name, one in statistics.items()}
+    results: dict[str, list[Comparison]] = {name: [] for name in statistics}
+    for place, ((statistic, names), test) in enumerate(zip(family, tests, strict=True)):
+        interval = intervals[statistic](*names, resamples)
         if possible[place] and _ends_at_zero(interval):
-            interval = intervals(*names, _MORE_RESAMPLES * resamples)
+            interval = intervals[statistic](*names, _MORE_RESAMPLES * resamples)
         outside = interval.low > 0 or interval.high < 0  # False without an interval
         end_is_certain = not _ends_at_zero(interval)
         # If one condition certainly fails, the other does not matter.
         fails = not possible[place] or (end_is_certain and not outside)
         certain = fails or (sure[place] and end_is_certain)
-        results.append(
+        results[statistic].append(
             Comparison(
                 names,
                 test.difference,

@@ -8,7 +8,19 @@ import re
 from collections.abc import Sequence
 
 from ercfusion.data.corpus import EXACT_LEVEL
-from ercfusion.tables.render import Cells, facts, metric_name, number, provenance, sections
+from ercfusion.tables.render import (
+    COST_NOTE,
+    Cells,
+    cost_cells,
+    facts,
+    metric_name,
+    number,
+    own_facts,
+    part_title,
+    provenance,
+    sections,
+    shared_facts,
+)
 from ercfusion.tables.table import Table
 
 _STYLE = """
@@ -50,6 +62,9 @@ svg text { fill: var(--ink); font: 13px system-ui, sans-serif } svg .soft { fill
 }
 """
 
+# Of a page with several tables.
+_PARTS = "h2 { font-size: 1.35rem; border-top: 1px solid var(--line); padding-top: 1rem } h3 { font-size: 1.1rem }\n"
+
 # A click on a head sorts by its column, numbers as numbers.
 _SCRIPT = """
 for (const head of document.querySelectorAll('thead th')) head.onclick = () => {
@@ -65,15 +80,26 @@ for (const head of document.querySelectorAll('thead th')) head.onclick = () => {
 """
 
 
-def as_page(table: Table) -> str:
-    """The table as an HTML page: a figure of the intervals, then the tables, sortable by a click on a head."""
+def as_page(*tables: Table) -> str:
+    """The table, or the tables of the same runs, as an HTML page.
+
+    Each has a figure of the intervals, then parts that are sorted by a click on a head.
+    """
+    table, several = tables[0], len(tables) > 1
+    level = 2 + several
     body = [f"<h1>{html.escape(table.preset.title)}</h1>"]
-    body += [f"<p>{_inline(sentence)}</p>" for sentence in facts(table)]
-    body += [f"<h2>{html.escape(metric_name(table.metric))}, 95 % intervals</h2>", interval_picture(table)]
-    for heading, note, cells in sections(table):
-        body += [f"<h2>{html.escape(heading)}</h2>", _table(cells)]
-        if note:
-            body.append(f'<p class="note">{_inline(note)}</p>')
+    body += [f"<p>{_inline(sentence)}</p>" for sentence in (shared_facts(tables) if several else facts(table))]
+    if several:
+        links = (f'<a href="#{one.task.name}">{html.escape(part_title(one))}</a>' for one in tables)
+        body.append(f"<p>{' · '.join(links)}</p>")
+    for one in tables:
+        if several:
+            body.append(f'<h2 id="{html.escape(one.task.name)}">{html.escape(part_title(one))}</h2>')
+            body += [f"<p>{_inline(sentence)}</p>" for sentence in own_facts(one)]
+        body += [_heading(f"{metric_name(one.metric)}, 95 % intervals", level), interval_picture(one)]
+        for part in sections(one):
+            body += _section(*part, level=level)
+    body += _section("Cost", COST_NOTE, cost_cells(table))
     first, second, *commands = provenance(table)
     body += ["<h2>Reproduce</h2>", f"<p>{_inline(first)}</p>", f"<p>{_inline(second)}</p>", "<ul>"]
     body += [f"<li>{_inline(command.removeprefix('- '))}</li>" for command in commands]
@@ -84,13 +110,21 @@ def as_page(table: Table) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(table.preset.title)}</title>",
-            f"<style>{_STYLE}</style></head><body>",
+            f"<style>{_STYLE}{_PARTS if several else ''}</style></head><body>",
             *body,
             f"<script>{_SCRIPT}</script>",
             "</body></html>",
             "",
         ]
     )
+
+
+def _heading(text: str, level: int) -> str:
+    return f"<h{level}>{html.escape(text)}</h{level}>"
+
+
+def _section(heading: str, note: str, cells: Cells, level: int = 2) -> list[str]:
+    return [_heading(heading, level), _table(cells), *([f'<p class="note">{_inline(note)}</p>'] if note else [])]
 
 
 def interval_picture(table: Table) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from ercfusion.metrics.cautions import MARK
-from ercfusion.tables.render import EVIDENCE_MARKS, metric_name, number, published_legend, spread
+from ercfusion.tables.render import EVIDENCE_MARKS, metric_name, number, part_title, published_legend, spread
 from ercfusion.tables.table import Line, Score, Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 
-def as_latex(table: Table) -> str:
-    """The scores as a LaTeX table (package booktabs)."""
+def as_latex(*tables: Table) -> str:
+    """The scores as LaTeX tables (package booktabs)."""
+    return "\n".join(_latex(table, part_title(table) if len(tables) > 1 else "") for table in tables)
+
+
+def _latex(table: Table, part: str) -> str:
     head, *others = table.metrics
     columns = [metric_name(head), "95 % interval", *map(metric_name, others)]
     published = any(line.published for line in table.lines)
@@ -41,8 +47,9 @@ def as_latex(table: Table) -> str:
         cells += map(_tex, choice)
         lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
     record = table.record
+    title = f"{table.preset.title}, {part[0].lower()}{part[1:]}" if part else table.preset.title
     caption = (
-        f"{table.preset.title}: test scores, epochs chosen on dev, mean and sample standard deviation over "
+        f"{title}: test scores, epochs chosen on dev, mean and sample standard deviation over "
         f"{len(table.lines[0].group.seeds)} seeds; intervals resample seeds and conversations"
         f"{' (synthetic corpus)' if record['corpus']['synthetic'] else ''}."
     )
@@ -52,7 +59,7 @@ def as_latex(table: Table) -> str:
         "    \\bottomrule",
         "  \\end{tabular}",
         f"  \\caption{{{_tex(caption)}}}",
-        f"  \\label{{tab:{table.preset.name}}}",
+        f"  \\label{{tab:{table.preset.name}{f'-{table.task.name}' if part else ''}}}",
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -69,17 +76,38 @@ def _tex(text: str) -> str:
     return "".join(special.get(sign, sign) for sign in text)
 
 
-def as_csv(table: Table) -> str:
-    """One line per row and score, in the metrics' own unit (shares from 0 to 1), to six decimals."""
+def as_csv(*tables: Table) -> str:
+    """One line per row and score, in the metrics' own unit (shares from 0 to 1), to six decimals.
+
+    Several tables have a first column ``task``.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["row", "model", "metric", "mean", "std", "low", "high", "seeds", *_SEED_COLUMNS, "caution", *_CHOICE_COLUMNS]
-    )
+    head = [
+        "row",
+        "model",
+        "metric",
+        "mean",
+        "std",
+        "low",
+        "high",
+        "seeds",
+        *_SEED_COLUMNS,
+        "caution",
+        *_CHOICE_COLUMNS,
+    ]
+    several = len(tables) > 1
+    writer.writerow(["task", *head] if several else head)
+    for table in tables:
+        writer.writerows([table.task.name, *cells] if several else cells for cells in _csv_rows(table))
+    return stream.getvalue()
+
+
+def _csv_rows(table: Table) -> Iterator[list[Any]]:
     for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
         for metric, score in line.test.items():
             published = [paper for paper, _ in line.published] if metric == table.metric else []
-            writer.writerow(
+            yield (
                 [
                     line.row.name,
                     line.row.model,
@@ -95,7 +123,6 @@ def as_csv(table: Table) -> str:
                     "; ".join(paper.selection for paper in published),
                 ]
             )
-    return stream.getvalue()
 
 
 _SEED_COLUMNS = ("dev mean", "parameters", "seconds per epoch", "peak MiB")

@@ -10,6 +10,9 @@ A preset is a YAML file in ``experiments/``::
     also: [macro_f1, accuracy]       # further scores
     against: concat                  # compare all rows with this one; default: all pairs except majority
     pairs: [[cogmen, concat]]        # or: compare only these
+    per_label: true                  # compare these pairs by the F1 of every label too
+    task: valence                    # a further task or a view; or a table of each, with its own headline:
+    views: {emotion: macro_f1, emotion_distribution: kl}     # or a list: the metrics of the tasks
     notes: Facts for the reader.
     rows:
       cogmen: {model: cogmen}
@@ -36,7 +39,7 @@ import copy
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +86,12 @@ class Row:
 
 @dataclass(frozen=True)
 class TablePreset:
-    """A table; the module has the format of its file. ``config_dir`` is a folder of configuration groups."""
+    """One table, or one per task of ``views``; the module has the format of its file.
+
+    Args:
+        views: Task or view, and its headline; None for the task's metric.
+        config_dir: A folder of configuration groups.
+    """
 
     path: Path
     title: str
@@ -97,6 +105,8 @@ class TablePreset:
     notes: str = ""
     config_dir: str | None = None
     task: str | None = None
+    views: Mapping[str, str | None] = field(default_factory=dict)
+    per_label: bool = False
 
     @property
     def name(self) -> str:
@@ -192,6 +202,8 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         notes=" ".join(entries.get("notes", str, "").split()),
         config_dir=config_dir,
         task=entries.get("task", str, None),
+        views=_views(entries),
+        per_label=entries.get("per_label", bool, False),
     )
     entries.done()
     if not rows:
@@ -205,6 +217,10 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
             raise failure(ConfigError, path, f": pairs: no row {shown(name)}. {did_you_mean(name, names)}")
     if preset.pairs and preset.against is not None:
         raise ConfigError(f"{path}: against and pairs exclude each other. Keep one.")
+    if preset.per_label and not preset.pairs and preset.against is None:
+        raise ConfigError(f"{path}: per_label compares named pairs. Add pairs or against.")
+    if preset.views and (preset.task is not None or preset.metric is not None):
+        raise ConfigError(f"{path}: views exclude task and metric. Write views: {{TASK: METRIC}}.")
     slugs: dict[str, str] = {}
     for row in rows:
         if row.slug in slugs:
@@ -265,6 +281,20 @@ def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
     if len({frozenset(pair) for pair in names}) < len(names):
         raise entries.wrong("pairs", "a pair is listed twice. Remove one.")
     return tuple(names)
+
+
+def _views(entries: _Entries) -> dict[str, str | None]:
+    views: Any = entries.get("views", list | dict, {})
+    if isinstance(views, list):
+        if len(set(map(str, views))) < len(views):
+            raise entries.wrong("views", "a name is listed twice. Remove one.")
+        views = dict.fromkeys(views)
+    for name, metric in views.items():
+        if not isinstance(name, str) or not (metric is None or isinstance(metric, str)):
+            raise entries.wrong(
+                "views", f"found {shown(name)}: {shown(metric)}. Write TASK: METRIC, or a list of tasks."
+            )
+    return dict(views)
 
 
 def _settings(entries: _Entries) -> tuple[str, ...]:

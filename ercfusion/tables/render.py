@@ -169,6 +169,41 @@ def comparison_cells(table: Table) -> Cells:
     return rows
 
 
+def label_cells(table: Table) -> Cells:
+    """Differences of the F1 of every label (in percent) between pairs of rows; bold if shown."""
+    if not any(table.by_label.values()):
+        return []
+    rows = [["pair", *(f"{label} ({table.lines[0].support[label]})" for label in table.by_label)]]
+    for place, pair in enumerate(table.comparisons or next(iter(table.by_label.values()))):
+        found = [comparisons[place] for comparisons in table.by_label.values()]
+        rows.append([" minus ".join(pair.names), *map(_label_cell, found)])
+    return rows
+
+
+def _label_cell(pair: Comparison) -> str:
+    metric = "macro_f1"
+    text = number(metric, pair.difference, sign=True)
+    if not math.isnan(pair.low + pair.high):
+        text += f" ({number(metric, pair.low)} to {number(metric, pair.high)})"
+    text += f", p {probability(pair.p_holm)}"
+    return f"**{text}**" if pair.shown else text
+
+
+def label_note(table: Table) -> str:
+    """Meaning of the cells of :func:`label_cells`, and the differences shown."""
+    shown = [
+        f"{label} {number('macro_f1', pair.difference, sign=True)} ({' minus '.join(pair.names)})"
+        for label, comparisons in table.by_label.items()
+        for pair in comparisons
+        if pair.shown and pair.certain
+    ]
+    count = sum(map(len, table.by_label.values()))
+    return (
+        "Difference of the F1 in percent, 95 % interval, and p after Holm's correction over the "
+        f"{count} differences of this part. Shown (bold): {'; '.join(shown) if shown else 'none'}."
+    )
+
+
 def optimism_cells(table: Table) -> Cells:
     """Scores with the epoch chosen on dev, on test, and not at all."""
     if not any(line.optimism for line in table.lines):
@@ -224,23 +259,28 @@ def _listed(values: Iterable[str]) -> str:
 
 def facts(table: Table) -> list[str]:
     """Protocol, features, seeds, reference scores and notes."""
-    record, seeds = table.record, table.lines[0].group.seeds
-    split = record["splits"]["test"]
-    corpus = record["corpus"]
-    used = {pack["modality"]: pack for line in table.lines for pack in line.group.records[0]["features"]}
-    features = ", ".join(_feature(pack) for pack in used.values())
-    synthetic = " **The corpus is synthetic (generated).**" if corpus["synthetic"] else ""
+    about, *scores = own_facts(table)
+    features, *runs = _run_facts([table])
+    return [f"{about} {features}", runs[0], *scores, *runs[1:]]
+
+
+def shared_facts(tables: Sequence[Table]) -> list[str]:
+    """Facts about several tables of the same runs."""
+    names = ", ".join(f"`{table.task.name}`" for table in tables)
+    return [
+        f"The same runs are scored against the targets {names}, one part each. A run that learned another target is "
+        "scored by its probabilities, with thresholds chosen on dev.",
+        *_run_facts(tables),
+    ]
+
+
+def own_facts(table: Table) -> list[str]:
+    """Protocol, reference scores and conventions."""
+    record, split = table.record, table.record["splits"]["test"]
+    synthetic = " **The corpus is synthetic (generated).**" if record["corpus"]["synthetic"] else ""
     sentences = [
         f"Protocol `{record['protocol']}`; {split['conversations']:,} test conversations with {split['utterances']:,} "
-        f"labelled utterances.{synthetic} Features: {features}. Dev split: {corpus['dev_source']}.",
-        "Every run chooses its epoch on dev and reads test once. "
-        + (
-            f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}; intervals resample seeds "
-            "and whole conversations. "
-            if len(seeds) > 1
-            else f"Seed {seeds[0]} only; intervals resample whole conversations. "
-        )
-        + ("Scores are in percent." if in_percent(table.metric) else "Errors and correlations are in their own units."),
+        f"labelled utterances.{synthetic}"
     ]
     if table.floor is not None:
         sentences.append(f"Majority class: {number(table.metric, table.floor)} {metric_name(table.metric)}.")
@@ -251,15 +291,40 @@ def facts(table: Table) -> list[str]:
             f"{EXACT_LEVEL.capitalize()}: {score}. This is {note}. *Reached* is a model's position between the "
             "majority class (0 %) and this score (100 %)."
         )
+    sentences += [
+        f"{words[0].upper()}{words[1:]}: {counted}." for words, counted in record.get("conventions", {}).items()
+    ]
+    return sentences
+
+
+def _run_facts(tables: Sequence[Table]) -> list[str]:
+    """Features, choice of the epoch, seeds, missing runs and notes."""
+    table = tables[0]
+    seeds = table.lines[0].group.seeds
+    used = {pack["modality"]: pack for line in table.lines for pack in line.group.records[0]["features"]}
+    percent = {in_percent(one.metric) for one in tables}
+    units = {
+        (True,): "Scores are in percent.",
+        (False,): "Errors and correlations are in their own units.",
+        (False, True): "Scores are in percent, errors and divergences in their own units.",
+    }
+    sentences = [
+        f"Features: {', '.join(map(_feature, used.values()))}. Dev split: {table.record['corpus']['dev_source']}.",
+        "Every run chooses its epoch on dev and reads test once. "
+        + (
+            f"Mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}; intervals resample seeds "
+            "and whole conversations. "
+            if len(seeds) > 1
+            else f"Seed {seeds[0]} only; intervals resample whole conversations. "
+        )
+        + units[tuple(sorted(percent))],
+    ]
     for line in table.lines:
         if len(line.group.seeds) < len(line.row.seeds):
             sentences.append(f"Incomplete: {line.row.name} has {len(line.group.seeds)} of {len(line.row.seeds)} seeds.")
     if table.missing:
         sentences.append("Not run yet: " + ", ".join(row.name for row in table.missing) + ".")
     notes = [f"{line.row.name}: {line.row.note}" for line in table.lines if line.row.note]
-    sentences += [
-        f"{words[0].upper()}{words[1:]}: {counted}." for words, counted in record.get("conventions", {}).items()
-    ]
     notes += [f"{line.row.name}: {note}." for line in table.lines if (note := batch_note(line.group.records[0]))]
     return [*sentences, *([table.preset.notes] if table.preset.notes else []), *notes]
 
@@ -358,17 +423,22 @@ def markdown_table(cells: Cells) -> str:
 
 
 def sections(table: Table) -> list[tuple[str, str, Cells]]:
-    """Heading, note and cells of every part of the table."""
+    """Heading, note and cells of every part of the table about scores."""
     notes = (caution_note(table), tuning_note(table), published_legend(table))
     parts = [
         ("Scores", " ".join(note for note in notes if note), score_cells(table)),
         ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
         ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
+        ("Differences by label", label_note(table), label_cells(table)),
         ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
         ("Published numbers", "", published_cells(table)),
-        ("Cost", COST_NOTE, cost_cells(table)),
     ]
     return [part for part in parts if part[2]]
+
+
+def part_title(table: Table) -> str:
+    """Heading of one of several tables of the same runs."""
+    return f"Scored as {table.task.name} ({table.task.kind.replace('_', ' ')})"
 
 
 def published_legend(table: Table) -> str:
@@ -382,15 +452,24 @@ def published_legend(table: Table) -> str:
     return f"Marks of published numbers: {'; '.join(marks)}." if marks else ""
 
 
-def as_markdown(table: Table) -> str:
-    """The table as a Markdown page."""
+def as_markdown(*tables: Table) -> str:
+    """The table, or the tables of the same runs, as a Markdown page."""
+    table, several = tables[0], len(tables) > 1
     lines = [f"# {table.preset.title}", "", "<!-- Generated from run records: do not edit. -->", ""]
-    for sentence in facts(table):
+    for sentence in shared_facts(tables) if several else facts(table):
         lines += [sentence, ""]
-    for heading, note, cells in sections(table):
-        lines += [f"## {heading}", "", markdown_table(cells), ""]
-        if note:
-            lines += [note, ""]
+    for one in tables:
+        if several:
+            lines += [f"## {part_title(one)}", ""]
+            for sentence in own_facts(one):
+                lines += [sentence, ""]
+        for part in sections(one):
+            lines += _section(*part, level=2 + several)
+    lines += _section("Cost", COST_NOTE, cost_cells(table))
     lines += ["## Reproduce", ""]
     first, *rest = provenance(table)
     return "\n".join([*lines, first, "", rest[0], "", *rest[1:]]) + "\n"
+
+
+def _section(heading: str, note: str, cells: Cells, level: int = 2) -> list[str]:
+    return [f"{'#' * level} {heading}", "", markdown_table(cells), "", *([note, ""] if note else [])]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.cautions import MARK, cautions
-from ercfusion.metrics.comparison import Comparison, compare_all
-from ercfusion.metrics.registry import check_metric, get_metric, metrics_of, score_source
+from ercfusion.metrics.classification import label_f1
+from ercfusion.metrics.comparison import Comparison, compare_all, compare_by
+from ercfusion.metrics.registry import check_metric, get_metric, metric_names, metrics_of, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores, task_record
@@ -102,6 +103,7 @@ class Table:
         metrics: All scores shown, the headline ``metric`` first.
         lines, missing: The rows with and without records.
         comparisons: Between pairs of rows (except the majority class), by the headline.
+        by_label: The same pairs by the F1 of each label, if the preset asks for it.
         reachable: Headline score of the exact posterior (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if known.
         floor: Headline score of the majority class.
     """
@@ -115,6 +117,7 @@ class Table:
     comparisons: tuple[Comparison, ...]
     reachable: float | None
     floor: float | None
+    by_label: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         runs = sum(len(line.group.records) for line in self.lines)
@@ -130,6 +133,32 @@ class Table:
     def records(self) -> list[Mapping[str, Any]]:
         """All records."""
         return [record for line in self.lines for record in line.group.records]
+
+
+def compute_tables(preset: TablePreset, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Table]:
+    """The table of a preset, or those of its ``views``; arguments and errors as :func:`compute_table`.
+
+    A further score (``also``) is in the tables of the tasks that have it.
+    """
+    if not preset.views:
+        return [compute_table(preset, records)]
+    first = next((record for runs in records.values() for record in runs), None)
+    if first is None:
+        raise ValueError(f"no row of {preset.path} has a record yet. Train at least one.")
+    tasks = {name: TaskSpec.from_dict(dict(task_record(first, name)["task"])) for name in preset.views}
+    known = {name: set(metric_names(task)) for name, task in tasks.items()}
+    for name in preset.also:
+        if not any(name in names for names in known.values()):
+            check_metric(next(iter(tasks.values())), name)
+    return [
+        compute_table(
+            replace(
+                preset, task=name, metric=metric, views={}, also=tuple(one for one in preset.also if one in known[name])
+            ),
+            records,
+        )
+        for name, metric in preset.views.items()
+    ]
 
 
 def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -167,6 +196,7 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
         comparisons=tuple(_comparisons(preset, groups, task, metric)),
         reachable=record["corpus"].get("reachable", {}).get("test", {}).get(metric),
         floor=record["majority"]["test"].get(metric),
+        by_label=_by_label(preset, groups, task) if preset.per_label else {},
     )
 
 
@@ -219,7 +249,26 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
     source = score_source(task, metric)
     if source is None:
         return []
-    sums = {name: group.sums(source[0]) for name, group in groups.items()}
+    usable, pairs = _pairs(preset, groups, source[0])
+    return compare_all(usable, source[1], pairs, bounds=get_metric(metric).bounds)
+
+
+def _by_label(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec) -> dict[str, tuple[Comparison, ...]]:
+    """Comparisons by the F1 of each label, empty for a task without labels."""
+    key = next((key for key in ("confusion", "counts") if key in task.rules.inputs), None)
+    if key is None:
+        return {}
+    statistics = {label: label_f1(place, key) for place, label in enumerate(task.output_names)}
+    usable, pairs = _pairs(preset, groups, key)
+    found = compare_by(usable, statistics, pairs, bounds=get_metric("macro_f1").bounds)
+    return {label: tuple(comparisons) for label, comparisons in found.items()}
+
+
+def _pairs(
+    preset: TablePreset, groups: Mapping[str, Group], key: str
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Sums of the rows with such sums, and the pairs of rows to compare."""
+    sums = {name: group.sums(key) for name, group in groups.items()}
     usable = {name: array for name, array in sums.items() if array is not None}
     # Comparing with the majority class would only reduce the power of the other comparisons.
     floors = {row.name for row in preset.rows if row.model == "majority"}
@@ -229,7 +278,7 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         pairs = [(name, preset.against) for name in usable if name != preset.against and preset.against in usable]
     if preset.pairs:
         pairs = [pair for pair in preset.pairs if usable.keys() >= set(pair)]
-    return compare_all(usable, source[1], pairs, bounds=get_metric(metric).bounds)
+    return usable, pairs
 
 
 def caution_note(table: Table) -> str:

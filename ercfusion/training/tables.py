@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,12 @@ class TableJob(RunJob):
     Args:
         row: Name of its row.
         metric: For the optimism diagnostic; None for the protocol's own.
+        views: The same by task, for several tables of the same runs.
     """
 
     row: str = ""
     metric: str | None = None
+    views: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def table_run(job: TableJob) -> dict[str, Any]:
@@ -131,7 +133,8 @@ def table_run(job: TableJob) -> dict[str, Any]:
     if not path.is_file():
         data = load_data(section_from("data", job.config["data"]), refuse_changed=False)
         # The table's score, not the one that chose the epochs.
-        measure_optimism(job.folder, record, data, job.metric or data.protocol.task.metric)
+        own = data.protocol.task
+        measure_optimism(job.folder, record, data, job.metric or job.views.get(own.name) or own.metric)
     report = read_json(path, OptimismFile, advice="Delete the file: it is measured again.")
     for folder in job.folder.glob(EPOCHS):
         shutil.rmtree(folder)
@@ -189,7 +192,7 @@ def make_jobs(
         config = preset.config(row, seed, (*arguments, literal_text("run", str(folder))))
         _prepare_folder(folder, config, [*preset.arguments(row, seed), *arguments])
         metric = preset.metric if preset.task is None else None  # optimism is about the task that chose the epoch
-        jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, metric))
+        jobs.append(TableJob(f"{row.name}, seed {seed}", config, folder, row.name, metric, preset.views))
     return jobs
 
 
