@@ -339,7 +339,13 @@ class _Entries:
             return default
         value = self.left.pop(name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            words = {str: "a text", list: "a list", dict: "a mapping, NAME: VALUE", bool: "true or false"}
+            words = {
+                str: "a text",
+                list: "a list",
+                dict: "a mapping, NAME: VALUE",
+                bool: "true or false",
+                list | dict: "a list, or a mapping",
+            }
             raise self.wrong(name, f"found {shown(value)}. Give {words.get(kind, 'a number')}.")
         return value
 
