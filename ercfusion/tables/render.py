@@ -175,8 +175,8 @@ def label_cells(table: Table) -> Cells:
         return []
     rows = [["pair", *(f"{label} ({table.lines[0].support[label]})" for label in table.by_label)]]
     for place, pair in enumerate(table.comparisons or next(iter(table.by_label.values()))):
-        found = [comparisons[place] for comparisons in table.by_label.values()]
-        rows.append([" minus ".join(pair.names), *map(_label_cell, found)])
+        cells = [comparisons[place] for comparisons in table.by_label.values()]
+        rows.append([" minus ".join(pair.names), *map(_label_cell, cells)])
     return rows
 
 

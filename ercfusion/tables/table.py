@@ -260,8 +260,8 @@ def _by_label(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec) 
         return {}
     statistics = {label: label_f1(place, key) for place, label in enumerate(task.output_names)}
     usable, pairs = _pairs(preset, groups, key)
-    found = compare_by(usable, statistics, pairs, bounds=get_metric("macro_f1").bounds)
-    return {label: tuple(comparisons) for label, comparisons in found.items()}
+    compared = compare_by(usable, statistics, pairs, bounds=get_metric("macro_f1").bounds)
+    return {label: tuple(comparisons) for label, comparisons in compared.items()}
 
 
 def _pairs(

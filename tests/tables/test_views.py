@@ -37,22 +37,22 @@ def sets_of(part: Predictions) -> Predictions:
 
 
 def viewed(seed: int, skill: float, model: str) -> dict[str, Any]:
-    entry = record(model, seed, skill, conversations=30)
+    made = record(model, seed, skill, conversations=30)
     # The made answers depend on model and seed as in made_records.
     test = sets_of(predictions(skill, 1000 * len(model) + seed, conversations=30))
     dev = sets_of(predictions(skill, 5000 + seed, conversations=5))
     own = {
         "protocol": "demo/balanced-sets",
         "task": SETS.to_dict(),
-        "selection": {**entry["selection"], "metric": "micro_f1"},
+        "selection": {**made["selection"], "metric": "micro_f1"},
         "metrics": {"dev": rounded_scores(dev), "test": rounded_scores(test)},
-        "intervals": entry["intervals"],
+        "intervals": made["intervals"],
         "majority": {"dev": {}, "test": {"micro_f1": 0.3}},
         "splits": {"dev": split_record(dev), "test": split_record(test)},
         "source": "emotion",
         "thresholds": [0.5] * TASK.size,
     }
-    return {**entry, "views": {"sets": own}}
+    return {**made, "views": {"sets": own}}
 
 
 def preset(**changes: Any) -> TablePreset:
@@ -111,8 +111,8 @@ def test_differences_by_label_are_one_family(tables: list[Table]) -> None:
         assert list(table.by_label) == list(TASK.output_names)
         groups = {line.row.name: line.group for line in table.lines}
         adjusted = holm([pair.p for pairs in table.by_label.values() for pair in pairs])
-        found = [pair.p_holm for pairs in table.by_label.values() for pair in pairs]
-        np.testing.assert_allclose(found, adjusted)
+        corrected = [pair.p_holm for pairs in table.by_label.values() for pair in pairs]
+        np.testing.assert_allclose(corrected, adjusted)
         for label, pairs in table.by_label.items():
             better = pairs[0]
             means = [
@@ -196,8 +196,8 @@ rows: {a: {model: concat}, b: {model: cogmen}}
 def test_keys_of_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "table.yaml"
     path.write_text(GOOD)
-    found = read_preset(path)
-    assert (found.views, found.per_label) == ({"emotion": "macro_f1", "valence": None}, True)
+    stored = read_preset(path)
+    assert (stored.views, stored.per_label) == ({"emotion": "macro_f1", "valence": None}, True)
     path.write_text(GOOD.replace("{emotion: macro_f1, valence: null}", "[valence, emotion]"))
     assert read_preset(path).views == {"valence": None, "emotion": None}
 
