@@ -20,7 +20,13 @@ SIMS = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-1, hi
 
 
 def make(
-    task: TaskSpec, output: Any, value: Any, valid: Any = None, lengths: Any = None, speaker: Any = None
+    task: TaskSpec,
+    output: Any,
+    value: Any,
+    valid: Any = None,
+    lengths: Any = None,
+    speaker: Any = None,
+    spread: Any = None,
 ) -> Predictions:
     output = np.asarray(output, dtype=np.float64)
     count = len(output)
@@ -34,6 +40,7 @@ def make(
         speaker=np.zeros(count, dtype=np.int64) if speaker is None else np.asarray(speaker),
         conversation_ids=tuple(f"c{number}" for number in range(len(lengths))),
         turn_ids=tuple(f"t{number}" for number in range(count)),
+        spread=spread,
     )
 
 
@@ -55,4 +62,7 @@ def random_predictions(task: TaskSpec, seed: int, lengths: tuple[int, ...] = (7,
     else:
         value = rng.uniform(task.low, task.high, shape).astype(np.float32)
         output = value + rng.normal(size=shape)
-    return make(task, output, value, valid, lengths, speaker=rng.integers(0, 3, count), **kwargs)
+    speaker = rng.integers(0, 3, count)
+    if task.kind == "regression":
+        kwargs = {"spread": rng.uniform(0.5, 1.5, shape), **kwargs}
+    return make(task, output, value, valid, lengths, speaker=speaker, **kwargs)

@@ -69,8 +69,10 @@ class Case:
         targets = store.targets[task.name]
         weights = class_weights(targets, task, self.class_weights)
         further = {other.name: store.targets[other.name] for other in others}
-        objective = build_objective(settings, recognizer, targets, weights, further)
+        objective = build_objective(settings, recognizer, targets, weights, further, store)
         objective.terms.double()
+        if objective.over_set is not None:
+            objective.over_set.double()
         return without_dropout(recognizer.double().train()), objective.train(), store
 
     def share(self, store: Any, indices: Sequence[int], rank: int, size: int) -> ConversationBatch:
@@ -143,8 +145,10 @@ def objective_cases() -> list[Case]:
     several = {**weights, "class_weights": "balanced"}
     others = ("regression", "multi_label", "distribution")
     found.append(Case("several tasks", objective=several, class_weights="balanced", others=others))
-    for loss in ("mae", "ccc"):
+    for loss in ("mae", "ccc", "gaussian"):
         found.append(Case(f"regression, {loss}", kind="regression", objective={"regression_loss": loss}))
+    over_set = {"regression_loss": "ccc", "ccc_over": "set", "weights": {"other_regression": 0.5, "unimodal": 0.3}}
+    found.append(Case("concordance over the set", objective=over_set, others=("regression",)))
     return found
 
 

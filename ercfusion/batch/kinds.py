@@ -63,6 +63,8 @@ class TaskKind(ABC):
     """Decisions use thresholds chosen on the dev split."""
     representation: ClassVar[str] = ""
     """Targets that a representation loss can read: ``classes``, ``numbers``, or none."""
+    has_spread: ClassVar[bool] = False
+    """The head predicts standard deviations of the outputs (:meth:`spread`)."""
     label_smoothing: ClassVar[bool] = False
     """The loss uses ``objective.label_smoothing``."""
     penalty: ClassVar[bool] = False
@@ -210,6 +212,13 @@ class TaskKind(ABC):
 
     # Learning
 
+    def with_settings(self, **settings: Any) -> TaskKind:
+        """The rules of a head with these settings of the section ``objective``; by default those of the kind.
+
+        :class:`ercfusion.tasks.heads.Head` passes ``regression_loss``.
+        """
+        return self
+
     def num_logits(self, task: TaskSpec) -> int:
         """Width of the head."""
         return task.size
@@ -234,6 +243,10 @@ class TaskKind(ABC):
         """
         raise NotImplementedError
 
+    def spread(self, logits: Tensor, task: TaskSpec) -> Tensor | None:
+        """(N, K) standard deviations of the outputs; None if the head does not predict any."""
+        return None
+
     @abstractmethod
     def loss(self, logits: Tensor, value: Tensor, task: TaskSpec, **settings: Any) -> tuple[Tensor, Tensor]:
         """Weighted sum of the losses of N labelled utterances, and the sum of the weights.
@@ -243,7 +256,9 @@ class TaskKind(ABC):
             value: Encoded targets.
             task: Their task.
             settings: ``weights`` (C) or None, ``gamma`` of the focal loss, ``label_smoothing``, ``regression_loss``,
-                ``loss`` (one of ``losses``), ``penalties`` (C, C) or None; a kind uses those it has.
+                ``loss`` (one of ``losses``), ``penalties`` (C, C) or None, ``dimension_weights`` by name,
+                ``gaussian_beta``, ``concordance`` (a function like :func:`ercfusion.losses.concordance`); a kind uses
+                those it has.
         """
 
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor | None:

@@ -35,6 +35,7 @@ class Predictions:
         conversation_ids: One per conversation.
         turn_ids: One per utterance.
         thresholds: (C) decision thresholds of a multi-label task; None for 0.5.
+        spread: (N, K) standard deviations of the outputs, in the unit of the targets, if the head predicts them.
     """
 
     task: TaskSpec
@@ -46,6 +47,7 @@ class Predictions:
     conversation_ids: tuple[str, ...]
     turn_ids: tuple[str, ...]
     thresholds: NDArray[Any] | None = None
+    spread: NDArray[Any] | None = None
 
     def __repr__(self) -> str:
         labelled = int(np.count_nonzero(self.valid))
@@ -65,6 +67,7 @@ class Predictions:
             ("conversation_ids", (len(self.conversation_ids),), (len(self.lengths),)),
             ("turn_ids", (len(self.turn_ids),), (count,)),
             ("thresholds", (size,) if self.thresholds is None else np.shape(self.thresholds), (size,)),
+            ("spread", (count, size) if self.spread is None else np.shape(self.spread), (count, size)),
         ):
             if shape != expected:
                 raise ValueError(f"predictions of task {self.task.name!r}: {name} has shape {shape}, not {expected}")
@@ -109,4 +112,5 @@ class Predictions:
             speaker=self.speaker[rows],
             conversation_ids=tuple(self.conversation_ids[position] for position in chosen),
             turn_ids=tuple(self.turn_ids[row] for row in rows),
+            spread=None if self.spread is None else self.spread[rows],
         )

@@ -226,6 +226,11 @@ def checked_value(override: Any, line: str, base: dict[str, Any], groups: dict[s
             f"{shown(line)}: {key} takes {_WORDS[str if str in allowed else allowed[-1]]}{usual}, not {_kind(value)}. "
             "Correct the value."
         )
+    if field is not None and field.is_open and hasattr(value, "keys"):
+        plus = "++"  # its keys are a user's
+        wrong = [name for name, one in value.items() if field.element is float and not _fits((float,), one)]
+        if wrong:
+            raise ConfigError(f"{shown(line)}: {key}.{wrong[0]} takes a number. Correct the value.")
     is_text = str in allowed and not hasattr(value, "keys")
     if isinstance(value, int) and not is_text and abs(value) >= 2**63:
         raise ConfigError(f"{shown(line)}: the number is too large for {key}. Give a smaller one.")

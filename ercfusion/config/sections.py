@@ -10,7 +10,7 @@ from ercfusion.config.fields import setting
 from ercfusion.config.terms import TASK_LOSSES
 
 _MANY = 1_000_000
-REGRESSION_LOSSES = ("mse", "mae", "ccc")
+REGRESSION_LOSSES = ("mse", "mae", "ccc", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,25 @@ class Objective:
     )
     regression_loss: str = setting(
         "mse",
-        "loss of regression tasks; `ccc`: 1 - concordance correlation over the batch",
+        "loss of regression tasks; `ccc`: 1 - concordance correlation; `gaussian`: likelihood of a predicted mean and "
+        "variance",
         choices=REGRESSION_LOSSES,
+    )
+    dimension_weights: Mapping[str, float] = setting(
+        {},
+        "weights of the dimensions of regression tasks, `{valence: 1, arousal: 0.5}`; others have 1, ratios matter",
+        low=0,
+    )
+    ccc_over: str = setting(
+        "batch",
+        "utterances of the concordance `ccc`: the batch, or the training set with stored predictions of the others",
+        choices=("batch", "set"),
+    )
+    gaussian_beta: float = setting(
+        0.0,
+        "weight of hard utterances for `gaussian`: 0 likelihood, 1 as squared errors (beta-NLL)",
+        low=0,
+        high=1,
     )
     probe: bool = setting(False, "no gradient from the classifiers: the architecture learns from the other terms")
     loss: str = setting(

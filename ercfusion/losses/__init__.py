@@ -1,11 +1,11 @@
 """Losses as functions of tensors; :mod:`ercfusion.losses.terms` makes objective terms of them.
 
 They take a mask of ``valid`` rows, compute in float32 under autocast (float64 stays), and return a sum and its divisor.
-Exceptions: :func:`concordance`, weights and margins.
+Exceptions: :func:`concordance`, :func:`gaussian_nll`, weights and margins.
 """
 
 from ercfusion.losses.classification import class_balanced_weights, focal_loss, smoothed_cross_entropy
-from ercfusion.losses.concordance import concordance
+from ercfusion.losses.concordance import SetConcordance, concordance
 from ercfusion.losses.contrastive import (
     MemoryQueue,
     inter_class_contrastive,
@@ -22,6 +22,7 @@ from ercfusion.losses.distributions import (
     smooth_raters,
     soft_cross_entropy,
 )
+from ercfusion.losses.gaussian import gaussian_nll, gaussian_spread
 from ercfusion.losses.label_contrastive import LabelContrast, label_classes, label_contrastive
 from ercfusion.losses.spread import covariance_loss, variance_loss
 from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
@@ -29,6 +30,7 @@ from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, tr
 __all__ = [
     "LabelContrast",
     "MemoryQueue",
+    "SetConcordance",
     "adaptive_margins",
     "adaptive_triplet_loss",
     "chosen_label_loss",
@@ -38,6 +40,8 @@ __all__ = [
     "cooccurrence_penalties",
     "covariance_loss",
     "focal_loss",
+    "gaussian_nll",
+    "gaussian_spread",
     "inter_class_contrastive",
     "kl_divergence",
     "label_classes",

@@ -46,6 +46,15 @@ class Pairs:
     target: NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Gaussians:
+    """Predicted means and standard deviations, and targets, (n, K) each, of the labelled utterances."""
+
+    mean: Floats
+    spread: Floats
+    target: Floats
+
+
 def labelled(predictions: Predictions) -> Labelled | None:
     """Utterances with one right label; None if there are none."""
     truth, chosen = predictions.labels()
@@ -65,11 +74,20 @@ def _sets(predictions: Predictions) -> Pairs:
     return Pairs(predictions.decisions()[valid], predictions.value[valid] > 0.5)
 
 
+def _gaussians(predictions: Predictions) -> Gaussians | None:
+    """None if the head predicts no standard deviations."""
+    if predictions.spread is None:
+        return None
+    numbers, valid = _numbers(predictions), np.asarray(predictions.valid, dtype=bool)
+    return Gaussians(numbers.output, predictions.spread[valid].astype(np.float64), numbers.target)
+
+
 ROWS: dict[str, Callable[[Predictions], Any]] = {
     "labelled": labelled,
     "distributions": _numbers,
     "sets": _sets,
     "numbers": _numbers,
+    "gaussians": _gaussians,
 }
 
 

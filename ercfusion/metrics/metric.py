@@ -89,13 +89,13 @@ class Metric:
             ConfigError: a formula gives another shape than declared.
         """
         rows, sums = self.needs(inputs.names)
+        expected = (inputs.task.size,) if self.outputs else ()
         if rows is not None:
             utterances = inputs.rows(rows)
-            value = np.nan if utterances is None else self.rows[rows](utterances, inputs.task)
+            value = np.full(expected, np.nan) if utterances is None else self.rows[rows](utterances, inputs.task)
         else:
             assert sums is not None, "the task does not have this metric"
             value = self.sums[sums](inputs.summed(sums), inputs.task)
-        expected = (inputs.task.size,) if self.outputs else ()
         if np.shape(value) != expected:
             raise ConfigError(
                 f"metric {self.name!r}: the formula of {rows or sums!r} gave shape {np.shape(value)} for one split; "

@@ -9,7 +9,7 @@ import numpy as np
 from ercfusion.batch.predictions import Floats
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.classification import ClassCounts, accuracy, weighted_f1
-from ercfusion.metrics.inputs import Pairs
+from ercfusion.metrics.inputs import Gaussians, Pairs
 from ercfusion.metrics.metric import AGREEMENT, ERROR, Formula, Metric, quotient, ratio
 from ercfusion.metrics.moments import CELLS, SENTIMENT, SIMS, Scale, moments_of
 
@@ -144,6 +144,58 @@ _NUMBERS = (
 )
 
 
+# Predicted standard deviations
+
+
+def _likelihood(rows: Gaussians, task: TaskSpec) -> Floats:
+    variance = rows.spread**2
+    each = 0.5 * (np.log(2 * np.pi * variance) + (rows.target - rows.mean) ** 2 / variance)
+    return np.asarray(each.mean(axis=0))
+
+
+def _covered(rows: Gaussians, task: TaskSpec) -> Floats:
+    return np.asarray((np.abs(rows.target - rows.mean) <= COVERAGE_REACH * rows.spread).mean(axis=0))
+
+
+def _sharpness(rows: Gaussians, task: TaskSpec) -> Floats:
+    return np.asarray(rows.spread.mean(axis=0))
+
+
+COVERAGE_REACH = 1.6448536269514722
+"""Standard deviations on each side of the mean that hold 90 % of a normal distribution."""
+
+_GAUSSIANS = (
+    Metric(
+        "gaussian_nll",
+        "NLL (Gaussian)",
+        "mean negative log-likelihood of the targets under the predicted means and standard deviations",
+        rows={"gaussians": _likelihood},
+        higher_is_better=False,
+        unit="nats",
+        bounds=(-np.inf, np.inf),
+        outputs="all",
+    ),
+    Metric(
+        "coverage90",
+        "coverage (90 %)",
+        "share of targets within 1.645 predicted standard deviations of the mean: 0.9 if they are right, less if they "
+        "are too small",
+        rows={"gaussians": _covered},
+        outputs="all",
+    ),
+    Metric(
+        "mean_spread",
+        "spread",
+        "mean predicted standard deviation: of two models with the right coverage, the lower is more precise",
+        rows={"gaussians": _sharpness},
+        higher_is_better=False,
+        unit="task",
+        bounds=ERROR,
+        outputs="all",
+    ),
+)
+
+
 # Scales with classes of their own
 
 
@@ -223,4 +275,4 @@ _CLASSES = (
         _two_classes("sims", weighted_f1),
     ),
 )
-METRICS = (*_NUMBERS, *_CLASSES)
+METRICS = (*_NUMBERS, *_GAUSSIANS, *_CLASSES)

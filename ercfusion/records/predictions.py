@@ -5,6 +5,7 @@
 * ``truth`` and ``prediction``: a label name (of a distribution the most probable; null if two share the maximum), a
   list of names (multi-label), a number, or a list of numbers (several dimensions). ``truth`` is null without a label;
 * ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
+* ``s/<dimension>``: predicted standard deviations, if the head has them;
 * ``t/<label>``: target probabilities, only for distributions.
 
 The file has no text of the corpus. Task and decision thresholds are in its metadata, key ``ercfusion``.
@@ -49,7 +50,7 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
     """Write one task's predictions of some splits, atomically; returns ``path``.
 
     Raises:
-        ValueError: no split, or splits of different tasks.
+        ValueError: no split, splits of different tasks, or standard deviations of some splits only.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,6 +58,9 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
     tasks = [part.task.to_dict() for part in predictions.values()]
     if not tasks or any(task != tasks[0] for task in tasks):
         raise ValueError("at least one split is needed, and all splits must be of one task")
+    spread = {part.spread is not None for part in predictions.values()}
+    if len(spread) > 1:
+        raise ValueError("some splits have standard deviations and others do not. Predict all with one model.")
     task = TaskSpec.from_dict(tasks[0])
     metadata = {
         "format": FORMAT,
@@ -67,7 +71,7 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
         },
     }
     table = pa.concat_tables(
-        [pa.table(_columns(split, part), schema=_schema(task)) for split, part in predictions.items()]
+        [pa.table(_columns(split, part), schema=_schema(task, *spread)) for split, part in predictions.items()]
     ).replace_schema_metadata({_KEY: json.dumps(metadata).encode()})
     path = Path(path)
     with atomic_write(path, "wb") as stream:
@@ -112,7 +116,7 @@ def read_predictions(path: str | Path, task: TaskSpec) -> dict[str, Predictions]
     if names != task.output_names:
         problem = f" has the outputs {', '.join(names)}; task {task.name!r} has {', '.join(task.output_names)}"
         raise failure(RunError, path, problem, "Run evaluate again.")
-    for column in _schema(task):
+    for column in _schema(task, any(name in table.column_names for name in _spreads(task))):
         if column.name not in table.column_names:
             raise failure(RunError, path, f" is damaged: column {column.name!r} is missing", DAMAGED)
         field = table.schema.field(column.name)
@@ -136,18 +140,23 @@ def check_recorded(path: Path) -> None:
         raise failure(RunError, path, f" was changed or damaged: {RECORD} has another checksum for it", DAMAGED)
 
 
-def _schema(task: TaskSpec) -> Any:
+def _schema(task: TaskSpec, spread: bool = False) -> Any:
     import pyarrow as pa
 
     answer = task.rules.answer_type(task)
     kinds = (pa.string(), pa.string(), pa.string(), pa.int32(), pa.int32(), pa.bool_(), answer, answer)
     fields = list(zip(_KEYS, kinds, strict=True))
-    fields += [(name, pa.float64()) for name in (*_outputs(task), *_targets(task))]
+    numbers = (*_outputs(task), *(_spreads(task) if spread else ()), *_targets(task))
+    fields += [(name, pa.float64()) for name in numbers]
     return pa.schema(fields)
 
 
 def _outputs(task: TaskSpec) -> list[str]:
     return [task.rules.output_prefix + name for name in task.output_names]
+
+
+def _spreads(task: TaskSpec) -> list[str]:
+    return [f"s/{name}" for name in task.output_names]
 
 
 def _targets(task: TaskSpec) -> list[str]:
@@ -168,6 +177,8 @@ def _columns(split: str, part: Predictions) -> dict[str, Any]:
         "prediction": task.rules.answers(part),
     }
     columns |= {name: part.output[:, place].astype(float) for place, name in enumerate(_outputs(task))}
+    if part.spread is not None:
+        columns |= {name: part.spread[:, place].astype(float) for place, name in enumerate(_spreads(task))}
     columns |= {name: part.value[:, place].astype(float) for place, name in enumerate(_targets(task))}
     return columns
 
@@ -196,6 +207,7 @@ def _splits(table: Any, task: TaskSpec, thresholds: Mapping[str, list[float] | N
             conversation_ids=tuple(conversations[start] for start in starts),
             turn_ids=tuple(part["turn"].to_pylist()),
             thresholds=None if cut is None else np.array(cut),
+            spread=_matrix(part, _spreads(task)) if _spreads(task)[0] in table.column_names else None,
         )
     return result
 

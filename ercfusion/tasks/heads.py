@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,12 +114,12 @@ class Head(nn.Module):
         task: The task.
         width: Width of the input vectors.
         label_smoothing: For single-label tasks and distributions.
-        regression_loss: ``mse``, ``mae`` or ``ccc`` (1 - concordance correlation over the labelled utterances of the
-            batch, averaged over the dimensions).
+        regression_loss: ``mse``, ``mae``, ``ccc`` (1 - concordance correlation over the labelled utterances of the
+            batch), or ``gaussian`` (likelihood of a predicted mean and variance), averaged over the dimensions.
         linear: False: the architecture computes the logits, and the head only has their outputs and loss.
 
     Shapes:
-        hidden (N, width) -> logits (N, L), where L is :meth:`ercfusion.batch.kinds.TaskKind.num_logits`.
+        hidden (N, width) -> logits (N, L), where L is :meth:`ercfusion.batch.kinds.TaskKind.num_logits` of ``rules``.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class Head(nn.Module):
         self.task = task
         self.label_smoothing = label_smoothing
         self.regression_loss = regression_loss
-        self.linear = nn.Linear(width, task.rules.num_logits(task)) if linear else None
+        self.rules = task.rules.with_settings(regression_loss=regression_loss)
+        self.linear = nn.Linear(width, self.rules.num_logits(task)) if linear else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, L) logits."""
@@ -155,11 +157,15 @@ class Head(nn.Module):
         if self.linear is None:
             return
         value = targets.value[targets.valid]
-        self.linear.bias.copy_(self.task.rules.prior(value, self.task))
+        self.linear.bias.copy_(self.rules.prior(value, self.task))
 
     def outputs(self, logits: Tensor) -> Tensor:
         """(N, K) probabilities, or numbers clamped to the task's range."""
-        return self.task.rules.outputs(logits, self.task)
+        return self.rules.outputs(logits, self.task)
+
+    def spread(self, logits: Tensor) -> Tensor | None:
+        """(N, K) predicted standard deviations; None for heads without."""
+        return self.rules.spread(logits, self.task)
 
     def loss(
         self,
@@ -170,6 +176,7 @@ class Head(nn.Module):
         gamma: float = 0.0,
         loss: str = "cross_entropy",
         penalties: Tensor | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum of the losses of the labelled utterances, and the sum of their weights.
 
@@ -183,9 +190,10 @@ class Head(nn.Module):
             gamma: Focal loss of single-label tasks; 0 is cross-entropy.
             loss: A loss of the task's kind; ``cross_entropy`` is its default.
             penalties: (C, C) from :func:`ercfusion.losses.cooccurrence_penalties`, or None.
+            settings: Further ones of :meth:`ercfusion.batch.kinds.TaskKind.loss`.
         """
         valid = targets.valid
-        return self.task.rules.loss(
+        return self.rules.loss(
             logits.float()[valid],
             targets.value[valid],
             self.task,
@@ -195,4 +203,23 @@ class Head(nn.Module):
             regression_loss=self.regression_loss,
             loss=loss,
             penalties=penalties,
+            **settings,
         )
+
+
+def check_dimension_weights(weights: Mapping[str, float], tasks: Sequence[TaskSpec]) -> None:
+    """Check the setting ``objective.dimension_weights``.
+
+    Raises:
+        ConfigError: A name that is not a dimension of a task, or a task whose dimensions all have weight 0.
+    """
+    key = "objective.dimension_weights"
+    known = list(dict.fromkeys(name for task in tasks for name in task.dimensions))
+    for name in weights:
+        if name not in known:
+            if not known:
+                raise ConfigError(f"{key} names {name!r}, but no task of the run is a regression. Remove the setting.")
+            raise ConfigError(f"{key}: no task of the run has a dimension {name!r}. {did_you_mean(name, known)}")
+    for task in tasks:
+        if task.dimensions and not any(weights.get(name, 1.0) for name in task.dimensions):
+            raise ConfigError(f"{key}: all dimensions of the task {task.name!r} have weight 0. Give one a weight.")

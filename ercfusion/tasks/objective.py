@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.batch import ConversationBatch, TaskTargets
 from ercfusion.batch.kinds import KINDS, task_kind
+from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config import sections
 from ercfusion.config.terms import TERMS
-from ercfusion.losses import class_balanced_weights, cooccurrence_penalties
+from ercfusion.losses import SetConcordance, class_balanced_weights, cooccurrence_penalties
+from ercfusion.losses.concordance import SetRows
 from ercfusion.losses.terms import RepresentationTerm
 from ercfusion.models.base import LabelLoss
 from ercfusion.ops.processes import Shares
-from ercfusion.tasks.heads import check_class_weights
+from ercfusion.tasks.heads import check_class_weights, check_dimension_weights
 from ercfusion.tasks.heads import class_weights as weights_of_classes
 from ercfusion.tasks.recognizer import Recognized, Recognizer
 
@@ -46,6 +49,8 @@ class Objective(nn.Module):
         penalties: (C, C) of the first task, from :func:`ercfusion.losses.cooccurrence_penalties`; stored in
             checkpoints.
         terms: Representation terms. Their parameters are trained and stored in checkpoints, but not in saved models.
+        settings: Further arguments of :meth:`ercfusion.tasks.heads.Head.loss`.
+        over_set: Concordance over the training set for each regression head; None for the batch.
     """
 
     def __init__(
@@ -58,9 +63,13 @@ class Objective(nn.Module):
         penalties: Tensor | None = None,
         terms: Iterable[RepresentationTerm] = (),
         others: Mapping[str, Tensor | None] = MappingProxyType({}),
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        over_set: OverSet | None = None,
     ) -> None:
         super().__init__()
         self.weights = dict(weights)
+        self.settings = dict(settings)
+        self.over_set = over_set
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.others = {name: f"class_weights of {name}" for name in others}
         for name, buffer in self.others.items():
@@ -81,6 +90,7 @@ class Objective(nn.Module):
         shares = Shares(batch.packing, batch.stand_in)
         own = batch.targets[recognizer.task.name]
         targets = TaskTargets(shares.gather(own.value), shares.gather(own.valid))
+        rows = None if self.over_set is None else shares.gather(self.over_set.rows(batch))
         terms: dict[str, Tensor] = {}
         unimodal: list[Tensor] = []
         for name, logits in recognized.of(recognizer).items():
@@ -90,9 +100,10 @@ class Objective(nn.Module):
                 further = batch.targets[name]
                 term, labels = name, TaskTargets(shares.gather(further.value), shares.gather(further.valid))
                 weight = self.weights.get(name, 1.0)
-            terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels)
+            terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels, rows)
             own_heads = [
-                self._task_loss(recognizer, name, shares.gather(output), labels) for output in logits.unimodal.values()
+                self._task_loss(recognizer, name, shares.gather(output), labels, rows, modality)
+                for modality, output in logits.unimodal.items()
             ]
             unimodal += own_heads if weight == 1 else [weight * loss for loss in own_heads]
         if unimodal:
@@ -120,8 +131,19 @@ class Objective(nn.Module):
         total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return total, terms
 
-    def _task_loss(self, recognizer: Recognizer, task: str, logits: Tensor, targets: TaskTargets) -> Tensor:
-        return _mean(*recognizer.heads(task).head.loss(logits, targets, **self._settings_of(recognizer, task)))
+    def _task_loss(
+        self,
+        recognizer: Recognizer,
+        task: str,
+        logits: Tensor,
+        targets: TaskTargets,
+        rows: Tensor | None,
+        modality: str = "",
+    ) -> Tensor:
+        settings = self._settings_of(recognizer, task)
+        if self.over_set is not None and rows is not None:
+            settings["concordance"] = self.over_set.of(task, modality, rows[targets.valid])
+        return _mean(*recognizer.heads(task).head.loss(logits, targets, **settings))
 
     def _settings_of(self, recognizer: Recognizer, task: str) -> dict[str, Any]:
         # Arguments of Head.loss.
@@ -131,7 +153,8 @@ class Objective(nn.Module):
             weights, penalties = self.class_weights, self.penalties  # type: ignore[assignment]
         known = recognizer.heads(task).task.rules.losses
         loss = self.loss if self.loss in known else "cross_entropy"
-        return {"weights": weights, "gamma": self.gamma, "loss": loss, "penalties": penalties}
+        own = {"weights": weights, "gamma": self.gamma, "loss": loss, "penalties": penalties}
+        return {**own, **self.settings}
 
     def _auxiliary(self, recognizer: Recognizer, recognized: Recognized, shares: Shares) -> dict[str, Tensor]:
         terms = {}
@@ -166,6 +189,37 @@ class Objective(nn.Module):
         }
 
 
+class OverSet(nn.Module):
+    """Concordance over the training set, one :class:`ercfusion.losses.SetConcordance` per regression head.
+
+    Args:
+        recognizer: With the heads.
+        train: The training split.
+    """
+
+    def __init__(self, recognizer: Recognizer, train: Split) -> None:
+        super().__init__()
+        self._rows = SetRows(train.conversation_ids, train.lengths)
+        self.heads = nn.ModuleDict()
+        for task in recognizer.tasks:
+            if task.rules.representation == "numbers":
+                for modality in ("", *recognizer.heads(task.name).unimodal_heads):
+                    self.heads[_head_key(task.name, modality)] = SetConcordance(self._rows.size, task.size)
+
+    def rows(self, batch: ConversationBatch) -> Tensor:
+        """(N) positions of the utterances of a training batch in the set."""
+        return self._rows.of(batch.ids, batch.packing.lengths, batch.device)
+
+    def of(self, task: str, modality: str, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The concordance for one head (``modality`` empty: of all modalities); None if it is not a regression."""
+        key = _head_key(task, modality)
+        return partial(self.heads[key], rows=rows) if key in self.heads else None
+
+
+def _head_key(task: str, modality: str) -> str:
+    return f"head {task} {modality}"
+
+
 def _mean(total: Tensor, count: Tensor) -> Tensor:
     return total / count.clamp(min=1e-12)
 
@@ -177,6 +231,16 @@ def check_objective(settings: sections.Objective) -> None:
         raise ConfigError(
             "objective.loss=class_balanced has its own class weights. Set objective.class_weights=none, or use "
             "objective.loss=focal."
+        )
+    if settings.ccc_over != "batch" and settings.regression_loss != "ccc":
+        raise ConfigError(
+            f"objective.ccc_over={settings.ccc_over} is for objective.regression_loss=ccc, but it is "
+            f"{settings.regression_loss}. Set objective.ccc_over=batch."
+        )
+    if settings.gaussian_beta and settings.regression_loss != "gaussian":
+        raise ConfigError(
+            f"objective.gaussian_beta is for objective.regression_loss=gaussian, but it is {settings.regression_loss}. "
+            "Set objective.gaussian_beta=0."
         )
     for name in TERMS:
         RepresentationTerm(name, settings.parts[name])
@@ -194,6 +258,7 @@ def build_objective(
     targets: TaskTargets,
     class_weights: Tensor | None = None,
     others: Mapping[str, TaskTargets] = MappingProxyType({}),
+    train: Split | None = None,
 ) -> Objective:
     """Create the objective of a configuration.
 
@@ -204,11 +269,13 @@ def build_objective(
         class_weights: (C) or None, from :func:`ercfusion.tasks.heads.class_weights`.
         others: Training targets of further tasks. Weights by label apply to the first task only; a further task without
             this loss uses its default.
+        train: The training split, for ``objective.ccc_over=set``.
 
     Raises:
         ConfigError: See :func:`check_objective`; or a loss or term that does not fit the task or architecture.
     """
     check_objective(settings)
+    check_dimension_weights(settings.dimension_weights, recognizer.tasks)
     task, weights, loss = recognizer.task, settings.weights, settings.loss
     if loss not in task.rules.losses:
         fits = " and ".join(name for name in KINDS if loss in task_kind(name).losses)
@@ -240,7 +307,23 @@ def build_objective(
         else:
             further[name] = weights_of_classes(labels, other, scheme)
     penalties = _penalties(targets, task) if settings.penalty else None
-    return Objective(weights, class_weights, gamma=gamma, loss=loss, penalties=penalties, terms=terms, others=further)
+    over_set = None
+    if settings.ccc_over == "set":
+        if train is None:
+            raise ConfigError("objective.ccc_over=set needs the training split. Pass train=, or set ccc_over=batch.")
+        over_set = OverSet(recognizer, train)
+    own = {"dimension_weights": dict(settings.dimension_weights), "gaussian_beta": settings.gaussian_beta}
+    return Objective(
+        weights,
+        class_weights,
+        gamma=gamma,
+        loss=loss,
+        penalties=penalties,
+        terms=terms,
+        others=further,
+        settings=own,
+        over_set=over_set,
+    )
 
 
 def _class_balance(targets: TaskTargets, task: TaskSpec, beta: float | None) -> Tensor:

@@ -309,14 +309,17 @@ class Recognizer(nn.Module):
         device = next(self.parameters()).device
         was_training = self.training
         self.eval()
-        outputs: dict[str, list[Tensor]] = {task.name: [] for task in self.tasks}
+        logits: dict[str, list[Tensor]] = {task.name: [] for task in self.tasks}
         for batch in store.batches(conversations):
             for name, task_logits in self(batch.to(device)).of(self).items():
-                outputs[name].append(self.heads(name).head.outputs(task_logits.logits.float()).double().cpu())
+                logits[name].append(task_logits.logits.float())
         self.train(was_training)
-        return {task.name: self._predictions(task, torch.cat(outputs[task.name]), store) for task in self.tasks}
+        return {task.name: self._predictions(task, logits[task.name], store) for task in self.tasks}
 
-    def _predictions(self, task: TaskSpec, output: Tensor, store: Split) -> Predictions:
+    def _predictions(self, task: TaskSpec, logits: list[Tensor], store: Split) -> Predictions:
+        head = self.heads(task.name).head
+        output = torch.cat([head.outputs(part).double().cpu() for part in logits])
+        spreads = [spread.double().cpu() for part in logits if (spread := head.spread(part)) is not None]
         targets = store.targets[task.name]
         return Predictions(
             task=task,
@@ -328,6 +331,7 @@ class Recognizer(nn.Module):
             conversation_ids=store.conversation_ids,
             turn_ids=store.turn_ids,
             thresholds=self._thresholds(task),
+            spread=torch.cat(spreads).numpy() if spreads else None,
         )
 
     def set_thresholds(self, thresholds: np.ndarray, task: str | None = None) -> None:

@@ -92,7 +92,7 @@ def check_finite(case: Case) -> None:
     for training in (True, False):
         recognizer = case.build().train(training)
         recognized = recognizer(batch)
-        shape = (batch.num_utterances, case.task.rules.num_logits(case.task))
+        shape = (batch.num_utterances, recognizer.head.rules.num_logits(case.task))
         assert recognized.logits.shape == shape, f"logits have shape {tuple(recognized.logits.shape)}, not {shape}"
         width = recognizer.architecture.hidden_size
         hidden = tuple(recognized.encoded.hidden.shape)

@@ -6,10 +6,13 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, RunError, TrainingError
 from ercfusion.batch.predictions import Predictions
@@ -21,7 +24,7 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_splits
 from ercfusion.metrics.registry import check_metric, scores
 from ercfusion.models import architecture_limits
-from ercfusion.tasks.heads import check_class_weights
+from ercfusion.tasks.heads import Head, check_class_weights, check_dimension_weights
 
 logger = logging.getLogger("ercfusion")
 
@@ -43,6 +46,7 @@ def before_features(
     def check(protocol: Protocol, splits: Splits) -> None:
         check_metric(protocol.task, metric or config.training.metric or protocol.task.metric)
         check_class_weights(config.objective.class_weights, protocol.task)
+        check_dimension_weights(config.objective.dimension_weights, protocol.tasks)
         check_lengths(config.model, splits, needed)
         if config.task.export and protocol.view is not None:
             raise ConfigError(
@@ -73,9 +77,17 @@ def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) 
         )
 
 
-def check_selectable(dev: ConversationStore, task: TaskSpec, metric: str) -> None:
-    """Raise :class:`ConfigError` unless ``metric`` is defined on dev for any answers."""
-    if metric not in scores(constant_answers(dev, task)):
+def check_selectable(dev: ConversationStore, head: Head, metric: str) -> None:
+    """Raise :class:`ConfigError` unless ``metric`` is defined on dev for any answers of the head."""
+    answers = constant_answers(dev, head.task)
+    if head.rules.has_spread:
+        answers = replace(answers, spread=np.ones_like(answers.output))
+    if metric not in scores(answers):
+        if metric in scores(replace(answers, spread=np.ones_like(answers.output))):
+            raise ConfigError(
+                f"training.metric={metric} needs predicted standard deviations. Set "
+                "objective.regression_loss=gaussian, or choose another score."
+            )
         raise ConfigError(
             f"training.metric={metric} is not defined on the dev split: none of its {dev.num_utterances} utterances "
             "counts for it. Choose another score, or another dev split."
@@ -95,6 +107,28 @@ def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
         conversation_ids=tuple(conversation.id for conversation in store.conversations),
         turn_ids=tuple(turn.id for conversation in store.conversations for turn in conversation.turns),
     )
+
+
+def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
+    """The answers of the model ``majority``: for every utterance the distribution of the training labels.
+
+    If the predictions have standard deviations, the answers have that of the training targets.
+    """
+    head = Head(predictions.task, 1, regression_loss="mse" if predictions.spread is None else "gaussian")
+    head.start_from_prior(train_store.targets[predictions.task.name])
+    with torch.no_grad():
+        logits = head(torch.zeros(1, 1))
+        output, spread = head.outputs(logits), head.spread(logits)
+    return replace(
+        predictions,
+        output=_repeated(output, len(predictions)),
+        spread=None if spread is None else _repeated(spread, len(predictions)),
+        thresholds=None,
+    )
+
+
+def _repeated(row: Tensor, count: int) -> NDArray[np.float64]:
+    return np.repeat(row.double().numpy(), count, axis=0)
 
 
 def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:

@@ -61,7 +61,12 @@ from ercfusion.training.callbacks import (
     read_history,
 )
 from ercfusion.training.checkpoint_schema import ADVICE
-from ercfusion.training.checks import before_features, check_disk, check_finite, check_selectable
+from ercfusion.training.checks import (
+    before_features,
+    check_disk,
+    check_finite,
+    check_selectable,
+)
 from ercfusion.training.cost import RunClock, count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.curricula import announce, curriculum_of
 from ercfusion.training.export import PACKS, check_exportable, write_packs
@@ -193,13 +198,13 @@ def fit(
     if config.task.export:
         check_exportable(recognizer)  # fail before training
     task = recognizer.task
-    check_selectable(dev_store, task, metric)
+    check_selectable(dev_store, recognizer.head, metric)
     if is_first_process():
         check_disk(folder, recognizer, settings)
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config.objective.class_weights)
     others = {name: train_store.targets[name] for name in recognizer.others}
-    objective = build_objective(config.objective, recognizer, targets, weights, others)
+    objective = build_objective(config.objective, recognizer, targets, weights, others, train_store)
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(

@@ -188,3 +188,13 @@ def test_what_a_multirun_cannot_list(argument: str, message: str) -> None:
 def test_long_arguments_are_shortened_in_messages() -> None:
     assert shown("a=1") == "'a=1'"
     assert shown("a" * 101) == f"'{'a' * 50}... (101 characters)'"
+
+
+def test_a_mapping_adds_keys_to_an_open_setting() -> None:
+    composer = Composer("train")
+    typed = ["objective.weights={vad: 0.5}", "objective.dimension_weights={valence: 1, arousal: 0.5}"]
+    objective = composer.compose([*typed, "objective.dimension_weights.arousal=2"])["objective"]
+    assert objective["weights"] == {"task": 1.0, "unimodal": 0.0, "vad": 0.5}
+    assert objective["dimension_weights"] == {"valence": 1, "arousal": 2}
+    with pytest.raises(ConfigError, match=r"objective\.weights\.vad takes a number"):
+        composer.compose(["objective.weights={vad: high}"])

@@ -80,24 +80,27 @@ def test_nothing_to_score_is_an_error() -> None:
 
 def test_bounds_and_units() -> None:
     without_end = {name for name, metric in REGISTERED.items() if metric.bounds[1] == np.inf}
-    assert without_end == {"nll", "kl", "mae", "rmse"}
+    assert without_end == {"nll", "kl", "mae", "rmse", "gaussian_nll", "mean_spread"}
     assert {name for name, metric in REGISTERED.items() if metric.bounds[0] == -1} == {"pearson", "ccc"}
     for metric in REGISTERED.values():
         assert (metric.bounds == (0, 1)) == (metric.unit == "percent"), metric.name
         assert not metric.loss or not metric.higher_is_better
     lower = {name for name, metric in REGISTERED.items() if not metric.higher_is_better}
-    assert lower == {"nll", "ece", "ece_classwise", "ece_adaptive", "kl", "hamming", "mae", "rmse"}
+    calibration = {"nll", "ece", "ece_classwise", "ece_adaptive", "gaussian_nll", "mean_spread"}
+    assert lower == {*calibration, "kl", "hamming", "mae", "rmse"}
 
 
 @pytest.mark.parametrize("task", [EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT, SIMS], ids=range(6))
 def test_right_predictions_are_better_in_the_direction_of_every_metric(task: TaskSpec) -> None:
     some = random_predictions(task, 2)
     right = np.eye(task.size)[some.value] if task.rules.index_targets else some.value.astype(float)
-    found, best = scores(some), scores(replace(some, output=right))
+    narrow = None if some.spread is None else np.full_like(some.spread, 0.1)
+    found, best = scores(some), scores(replace(some, output=right, spread=narrow))
+    without_target = ("jaccard_zero", "binarised_macro_f1", "ece", "ece_adaptive", "ece_classwise", "nll")
     for name, value in found.items():
         metric = get_metric(name)
         low, high = metric.bounds
         assert low <= value <= high
         assert best[name] > value if metric.higher_is_better else best[name] < value, name
-        if name not in ("jaccard_zero", "binarised_macro_f1", "ece", "ece_adaptive", "ece_classwise", "nll"):
+        if metric.name not in (*without_target, "gaussian_nll", "mean_spread"):
             assert best[name] == pytest.approx(high if metric.higher_is_better else low)

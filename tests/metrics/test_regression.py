@@ -78,7 +78,7 @@ def test_constant_regression_is_finite(constant: float) -> None:
 def test_sentiment_scores() -> None:
     value = np.array([[-3.0], [-0.4], [0.0], [0.6], [2.5], [3.0]])
     output = np.array([[-3.6], [0.2], [-0.1], [0.5], [1.5], [2.2]])
-    found = scores(make(SENTIMENT, output, value))
+    found = scores(make(SENTIMENT, output, value, spread=np.ones_like(output)))
     # Half to even: 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
     assert found["acc7"] == pytest.approx(4 / 6)  # -3=-3, 0=0, 0=0, 1/0, 2=2, 3/2
     assert found["acc5"] == pytest.approx(5 / 6)  # both of the last pair are 2

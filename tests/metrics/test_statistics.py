@@ -49,6 +49,7 @@ def make(task: TaskSpec, conversations: int = 20, seed: int = 0, length: int = 1
         speaker=rng.integers(0, 2, count),
         conversation_ids=tuple(map(str, range(conversations))),
         turn_ids=tuple(map(str, range(count))),
+        spread=rng.uniform(0.5, 1.5, output.shape) if task.kind == "regression" else None,
     )
 
 

@@ -256,7 +256,9 @@ def test_no_weights() -> None:
 def test_errors() -> None:
     with pytest.raises(ConfigError, match=r"objective\.class_weights must be one of none, balanced, effective"):
         class_weights(make_targets("single_label"), make_task(), "sqrt")
-    with pytest.raises(ConfigError, match=r"objective\.regression_loss must be one of mse, mae, ccc; found 'huber'"):
+    with pytest.raises(
+        ConfigError, match=r"objective\.regression_loss must be one of mse, mae, ccc, gaussian; found 'huber'"
+    ):
         Head(make_task("regression"), 3, regression_loss="huber")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 
 class Regression(TaskKind):
-    """Numbers in the corpus's unit; outputs are clamped to the task's range."""
+    """Numbers in the corpus's unit; outputs are clamped to the task's range.
+
+    With ``objective.regression_loss=gaussian`` the head also predicts a variance: :class:`GaussianRegression`.
+    """
 
     has_schema: ClassVar[bool] = False
     default_metric: ClassVar[str] = "mae"
     representation: ClassVar[str] = "numbers"
-    inputs: ClassVar[tuple[str, ...]] = ("moments", "numbers")
+    inputs: ClassVar[tuple[str, ...]] = ("moments", "numbers", "gaussians")
     headline: ClassVar[tuple[str, ...]] = ("mae", "pearson", "ccc", "acc7", "acc2_non0")
     table_scores: ClassVar[tuple[str, ...]] = ("mae", "pearson", "acc2_non0", "acc7")
     output_prefix: ClassVar[str] = "y/"
@@ -51,18 +55,31 @@ class Regression(TaskKind):
         """(N, K) numbers within the range."""
         return logits.clamp(task.low, task.high)
 
+    def with_settings(self, *, regression_loss: str = "mse", **settings: Any) -> TaskKind:
+        """The rules of a head with a variance for ``regression_loss=gaussian``, else these."""
+        return GaussianRegression() if regression_loss == "gaussian" else self
+
     def loss(
-        self, logits: Tensor, value: Tensor, task: TaskSpec, *, regression_loss: str = "mse", **settings: Any
+        self,
+        logits: Tensor,
+        value: Tensor,
+        task: TaskSpec,
+        *,
+        regression_loss: str = "mse",
+        dimension_weights: Mapping[str, float] = MappingProxyType({}),
+        concordance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, Tensor]:
-        """``mse``, ``mae`` or ``ccc`` (1 - concordance over all utterances of the batch)."""
-        from ercfusion.losses import concordance
+        """``mse``, ``mae`` or ``ccc`` (1 - concordance over all utterances of the batch, or by ``concordance``)."""
+        from ercfusion.losses import concordance as of_batch
 
         if regression_loss == "mse":
-            each = (logits - value).square().mean(-1)
+            each = over_dimensions((logits - value).square(), task, dimension_weights)
         elif regression_loss == "mae":
-            each = (logits - value).abs().mean(-1)
+            each = over_dimensions((logits - value).abs(), task, dimension_weights)
         else:
-            each = (1 - concordance(logits, value)).mean().expand(len(logits))
+            agreement = (concordance or of_batch)(logits, value)
+            each = over_dimensions(1 - agreement, task, dimension_weights).expand(len(logits))
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
@@ -112,6 +129,74 @@ class Regression(TaskKind):
     def distance(self, output: Tensor, value: Tensor, task: TaskSpec) -> float:
         """Mean absolute difference as a share of the range, above 0.05."""
         return max(0.0, float((output - value).abs().mean()) / (task.high - task.low) - 0.05)
+
+
+class GaussianRegression(Regression):
+    """Regression with a predicted variance: 2K logits, the means and then the logarithms of the variances.
+
+    The output is the mean. The standard deviation is that of the targets around it: it says how much they scatter given
+    the input, not how sure the model is about its parameters. After early stopping it is often too small; check
+    ``coverage90``, which is 0.9 if the deviations are right.
+
+    A standard deviation is at least :data:`FLOOR` of the task's range.
+    """
+
+    has_spread: ClassVar[bool] = True
+    FLOOR: ClassVar[float] = 1e-3
+
+    def num_logits(self, task: TaskSpec) -> int:
+        """2K."""
+        return 2 * task.size
+
+    def prior(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """Means and log variances (biased) of the training targets."""
+        value = value.double()
+        variance = value.var(0, correction=0).clamp(min=self._floor(task) ** 2)
+        return value.new_tensor([*value.mean(0).tolist(), *variance.log().tolist()])
+
+    def outputs(self, logits: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) means within the range."""
+        return super().outputs(logits[:, : task.size], task)
+
+    def spread(self, logits: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) standard deviations in the unit of the targets."""
+        from ercfusion.losses import gaussian_spread
+
+        return gaussian_spread(logits[:, task.size :], self._floor(task))
+
+    def loss(
+        self,
+        logits: Tensor,
+        value: Tensor,
+        task: TaskSpec,
+        *,
+        dimension_weights: Mapping[str, float] = MappingProxyType({}),
+        gaussian_beta: float = 0.0,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Gaussian negative log-likelihood (:func:`ercfusion.losses.gaussian_nll`), mean over the dimensions."""
+        from ercfusion.losses import gaussian_nll
+
+        mean, log_variance = logits[:, : task.size], logits[:, task.size :]
+        nll = gaussian_nll(mean, log_variance, value, beta=gaussian_beta, floor=self._floor(task))
+        each = over_dimensions(nll, task, dimension_weights)
+        weight = logits.new_ones(len(logits))
+        return (weight * each).sum(), weight.sum()
+
+    def _floor(self, task: TaskSpec) -> float:
+        return self.FLOOR * (task.high - task.low)
+
+
+def over_dimensions(values: Tensor, task: TaskSpec, weights: Mapping[str, float]) -> Tensor:
+    """Mean over the last axis, weighted by the dimensions' names; unnamed dimensions have weight 1.
+
+    Shapes:
+        (..., K) -> (...).
+    """
+    if not any(name in weights for name in task.dimensions):
+        return values.mean(-1)
+    weight = values.new_tensor([weights.get(name, 1.0) for name in task.dimensions])
+    return (values * weight).sum(-1) / weight.sum()
 
 
 def _numbers(values: NDArray[Any]) -> list[Any]:
