@@ -1,0 +1,160 @@
+"""Bridge tokens: a few learned vectors read every modality, for labels and numbers together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
+from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
+from ercfusion.layers.bridge import BridgeTokenFusion
+from ercfusion.models.base import Architecture, Capabilities, Encoded
+from ercfusion.models.options import Count, CountOrNone, Share, Space, Width, WidthOrNone
+
+
+class Bridge(Architecture):
+    """Self-attention refines each modality; a few learned tokens query all of them, and are pooled.
+
+    After "Multi-task categorical and dimensional emotion recognition with bridge tokens", whose text was not available:
+    our reading of its abstract and project page.
+
+    - *Paper*: self-attention per modality (frozen HuBERT and DeBERTa features), learned tokens with a cross-attention
+      layer to each modality, pooled to a head for labels and one for numbers. Loss: cross-entropy + (1 - CCC) per
+      dimension. Training hides a modality at random.
+    - *Here*: any number of modalities. A modality with sequence features is refined over the steps of its utterance; one
+      vector per utterance is refined over the conversation. The heads and the loss are those of the run's tasks:
+      ``data.tasks=[emotion,vad]`` with ``objective.regression_loss=ccc``. ``training.modality_dropout`` hides each
+      modality independently. An absent modality is a learned vector.
+
+    ``model=bridge_emoq`` has more tokens and layers, and attention among the tokens, as the fusion block of EmoQ.
+
+    Args:
+        inputs: Modalities and widths.
+        width: Common width of modalities and tokens; a multiple of ``heads``.
+        refine: Self-attention layers per modality.
+        context: Refine utterance-level modalities over the conversation; false leaves each utterance on its own.
+        lags: Distances with a learned bias in the self-attention; 0 for none.
+        tokens: Number of bridge tokens.
+        layers: Layers in which the tokens read all modalities.
+        token_attention: Self-attention among the tokens in each of these layers.
+        heads: Attention heads.
+        feedforward: Width of the feed-forward parts.
+        hidden: Width of the output.
+        dropout: Dropout probability everywhere.
+        causal: Never read later utterances.
+
+    Shapes:
+        batch -> hidden (N, hidden); one representation (N, width) per modality, the mean over its steps.
+    """
+
+    # Not searched: context and causal (different information), token_attention (a form).
+    search_space: ClassVar[Space] = {
+        "optimizer.lr": {"low": 1e-4, "high": 5e-3, "log": True},
+        "optimizer.weight_decay": {"low": 1e-3, "high": 0.3, "log": True},
+        "model.width": {"choices": [64, 128, 256]},
+        "model.refine": {"low": 1, "high": 3},
+        "model.tokens": {"choices": [1, 2, 4, 8]},
+        "model.layers": {"low": 1, "high": 3},
+        "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
+        "training.modality_dropout": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "training.batch_size": {"choices": [8, 16, 32]},
+    }
+
+    def __init__(
+        self,
+        inputs: InputSpec,
+        *,
+        width: Width = 128,
+        refine: CountOrNone = 1,
+        context: bool = True,
+        lags: WidthOrNone = 10,
+        tokens: Count = 4,
+        layers: Count = 2,
+        token_attention: bool = False,
+        heads: Count = 4,
+        feedforward: Width = 256,
+        hidden: Width = 128,
+        dropout: Share = 0.3,
+        causal: bool = False,
+    ) -> None:
+        super().__init__(inputs)
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
+        self.stepwise = [name for name, level in inputs.levels.items() if level == "sequence"]
+        over_conversation = [name for name in inputs.widths if name not in self.stepwise] if context and refine else []
+        self.capabilities = Capabilities(
+            contextual=bool(over_conversation),
+            causal=causal or not over_conversation,
+            speakers="same_other" if over_conversation and lags else "none",
+        )
+        self.hidden_size = hidden
+        self.dropout = nn.Dropout(dropout)
+        self.project = ModalityProjection(inputs.widths, width)
+        self.refine = nn.ModuleDict(
+            {
+                name: PackedTransformer(
+                    refine, width, heads, feedforward, dropout, lags=lags, causal=causal and name in over_conversation
+                )
+                for name in inputs.widths
+                if refine and name in (*self.stepwise, *over_conversation)
+            }
+        )
+        for part in self.refine.modules():
+            if isinstance(part, RelativeBias):
+                nn.init.normal_(part.weight, std=0.02)
+        self.bridge = BridgeTokenFusion(
+            width,
+            len(inputs.widths),
+            tokens=tokens,
+            layers=layers,
+            heads=heads,
+            feedforward=feedforward,
+            dropout=dropout,
+            token_attention=token_attention,
+        )
+        self.readout = nn.Linear(width, hidden)
+
+    def forward(self, batch: ConversationBatch) -> Encoded:
+        """Refine the modalities and let the tokens read them."""
+        streams: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        means: dict[str, Tensor] = {}
+        for name, vectors in self.project(batch).items():
+            if name in batch.sequences:
+                x, packing = self._steps(batch, name)
+                speaker = torch.zeros(packing.total, dtype=torch.long, device=x.device)
+            else:
+                x, packing, speaker = vectors, batch.packing, batch.speaker
+            x = self.dropout(x)
+            if name in self.refine:
+                x = x + self.refine[name](x, packing, speaker)
+            if name in batch.sequences:
+                steps, there = packing.pad(x), packing.mask
+                streams.append(steps)
+                masks.append(there)
+                means[name] = steps.sum(1) / packing.length[:, None]
+            else:
+                streams.append(x[:, None])
+                masks.append(None)
+                means[name] = x
+        pooled = self.bridge(streams, masks).mean(1)
+        return Encoded(self.dropout(F.gelu(self.readout(self.dropout(pooled)))), modalities=means)
+
+    def _steps(self, batch: ConversationBatch, name: str) -> tuple[Tensor, Packing]:
+        """Projected steps (S, width) of a sequence feature, and their packing by utterance.
+
+        An utterance without the modality, or without steps, has one step: the learned vector for an absent modality.
+        """
+        stored = batch.sequence(name)
+        counts = stored.offsets.diff()
+        here = batch.present[:, batch.column(name)] & (counts > 0)
+        packing = Packing(torch.where(here, counts, 1).tolist(), batch.device)
+        x = self.project.project[name](stored.values)
+        x = torch.cat([x, self.project.absent[name].to(x.dtype)[None]])
+        rows = stored.offsets[:-1][packing.conversation] + packing.position
+        return x.index_select(0, torch.where(here[packing.conversation], rows, len(x) - 1)), packing
