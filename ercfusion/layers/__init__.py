@@ -4,6 +4,7 @@ B conversations, N utterances of the whole batch, L utterances of the longest co
 relations. A mask is True at real elements.
 """
 
+from ercfusion.layers.bridge import BridgeTokenFusion
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
@@ -32,6 +33,7 @@ __all__ = [
     "GCN2",
     "AngularGraph",
     "BidirectionalMamba",
+    "BridgeTokenFusion",
     "BroadLearning",
     "ConcatFusion",
     "DagStack",

@@ -87,9 +87,9 @@ class BridgeTokenFusion(nn.Module):
         B \leftarrow B + \mathrm{FFN}(\mathrm{norm}(B))
 
     X_m are the steps of modality m of the utterance, :math:`\mathrm{Att}_m` is :class:`TokenAttention`. With
-    ``token_attention``, the tokens attend to each other before, as the queries of a Q-Former do. The idea is from
-    "Multi-task categorical and dimensional emotion recognition with bridge tokens"; its equations were not available, so
-    this is our reading.
+    ``token_attention``, the tokens attend to each other before, as the queries of a Q-Former do. After Ispas et al., "A
+    Multi-Task, Multi-Modal Approach for Predicting Categorical and Dimensional Emotions" (arXiv 2401.00536), whose
+    equations were not available: this is our reading.
 
     Args:
         width: D; a multiple of ``heads``.

@@ -18,18 +18,19 @@ from ercfusion.models.options import Count, CountOrNone, Share, Space, Width, Wi
 
 
 class Bridge(Architecture):
-    """Self-attention refines each modality; a few learned tokens query all of them, and are pooled.
+    """Bridge tokens: self-attention refines each modality; a few learned tokens query all of them, and are pooled.
 
-    After "Multi-task categorical and dimensional emotion recognition with bridge tokens", whose text was not available:
-    our reading of its abstract and project page.
+    After Ispas, Deschamps-Berger & Devillers, "A Multi-Task, Multi-Modal Approach for Predicting Categorical and
+    Dimensional Emotions" (arXiv 2401.00536). The equations were not available: this is our reading of its abstract and
+    of summaries.
 
     - *Paper*: self-attention per modality (frozen HuBERT and DeBERTa features), learned tokens with a cross-attention
       layer to each modality, pooled to a head for labels and one for numbers. Loss: cross-entropy + (1 - CCC) per
       dimension. Training hides a modality at random.
-    - *Here*: any number of modalities. A modality with sequence features is refined over the steps of its utterance; one
-      vector per utterance is refined over the conversation. The heads and the loss are those of the run's tasks:
-      ``data.tasks=[emotion,vad]`` with ``objective.regression_loss=ccc``. ``training.modality_dropout`` hides each
-      modality independently. An absent modality is a learned vector.
+    - *Here*: any number of modalities. Sequence features are refined over the steps of their utterance, vectors of
+      utterances over the conversation. The heads and the loss are those of the run's tasks: ``data.tasks=[emotion,vad]``
+      with ``objective.regression_loss=ccc``. ``training.modality_dropout`` hides each modality independently. An absent
+      modality is a learned vector.
 
     ``model=bridge_emoq`` has more tokens and layers, and attention among the tokens, as the fusion block of EmoQ.
 
