@@ -28,9 +28,9 @@ class Bridge(Architecture):
       layer to each modality, pooled to a head for labels and one for numbers. Loss: cross-entropy + (1 - CCC) per
       dimension. Training hides a modality at random.
     - *Here*: any number of modalities. Sequence features are refined over the steps of their utterance, vectors of
-      utterances over the conversation. The heads and the loss are those of the run's tasks: ``data.tasks=[emotion,vad]``
-      with ``objective.regression_loss=ccc``. ``training.modality_dropout`` hides each modality independently. An absent
-      modality is a learned vector.
+      utterances over the conversation. The heads and the loss are those of the run's tasks:
+      ``data.tasks=[emotion,vad]`` with ``objective.regression_loss=ccc``. ``training.modality_dropout`` hides each
+      modality independently. An absent modality is a learned vector.
 
     ``model=bridge_emoq`` has more tokens and layers, and attention among the tokens, as the fusion block of EmoQ.
 
