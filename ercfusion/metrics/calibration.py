@@ -11,10 +11,9 @@ from ercfusion.batch.predictions import Floats, Ints
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.inputs import Labelled
 from ercfusion.metrics.metric import ERROR, Metric, ratio
+from ercfusion.metrics.sums import FLOOR
 
 ECE_BINS = 15
-FLOOR = 1e-12
-"""Smallest probability under a logarithm."""
 
 
 def _nll(rows: Labelled, task: TaskSpec) -> float:

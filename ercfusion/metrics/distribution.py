@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ercfusion.batch.predictions import Floats
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.votes import sets_above_uniform
-from ercfusion.metrics.calibration import FLOOR
 from ercfusion.metrics.inputs import Pairs
-from ercfusion.metrics.metric import ERROR, Metric, ratio
+from ercfusion.metrics.metric import ERROR, Metric, quotient, ratio
+from ercfusion.metrics.sums import FLOOR
+
+
+def _mean_divergence(sums: NDArray[Any], task: TaskSpec) -> Floats:
+    return quotient(sums[..., 2], sums[..., 0])
 
 
 def _kl(rows: Pairs, task: TaskSpec) -> float:
@@ -27,6 +35,7 @@ METRICS = (
         "kl",
         "KL",
         "mean Kullback-Leibler divergence of the prediction from the target distribution (nats)",
+        sums={"divergence": _mean_divergence},
         rows={"distributions": _kl},
         higher_is_better=False,
         unit="nats",

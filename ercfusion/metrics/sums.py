@@ -4,6 +4,8 @@
 * ``shift`` (B, 2, 2) int64, of the same tasks: (right, total) of utterances with another label than the speaker's
   previous labelled utterance in the conversation, and of those with the same;
 * ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: label sets;
+* ``divergence`` (B, 3) float64, of distributions: utterances, sum of their targets' negative entropies, sum of their
+  Kullback-Leibler divergences;
 * ``moments`` (B, K, F) float64, see :func:`ercfusion.metrics.moments.moments_of`: numbers.
 """
 
@@ -19,6 +21,9 @@ from numpy.typing import NDArray
 from ercfusion.batch.predictions import Bools, Floats, Ints, Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.moments import TRUTH, moments_of
+
+FLOOR = 1e-12
+"""Smallest probability under a logarithm."""
 
 
 class Sums(ABC):
@@ -164,6 +169,42 @@ class Counts(Sums):
         return np.asarray(sums[..., 1:].sum(axis=(-2, -1)))
 
 
+class Divergence(Sums):
+    """Kullback-Leibler divergence of predicted from target distributions; a record keeps nine significant digits."""
+
+    key = "divergence"
+
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(3)."""
+        return (3,)
+
+    def of(self, predictions: Predictions) -> Floats:
+        """(B, 3)."""
+        valid = np.asarray(predictions.valid, dtype=bool)
+        target = predictions.value[valid].astype(np.float64)
+        entropy, cross = (target * _log(target)).sum(axis=1), (target * _log(predictions.output[valid])).sum(axis=1)
+        sums = np.zeros((len(predictions.lengths), 3))
+        columns = np.stack([np.ones(len(target)), entropy, entropy - cross], axis=1)
+        np.add.at(sums, predictions.conversation[valid], columns)
+        return sums
+
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., 2) utterances, and sum of the targets' negative entropies."""
+        return np.asarray(sums[..., :2])
+
+    def write(self, row: NDArray[Any]) -> list[float]:
+        """Numbers with nine significant digits."""
+        return [float(f"{number:.9g}") for number in row]
+
+    def read(self, rows: Sequence[Any], task: TaskSpec) -> Floats:
+        """(B, 3)."""
+        return np.array(rows, dtype=np.float64)
+
+
+def _log(probability: NDArray[Any]) -> Floats:
+    return np.asarray(np.log(np.maximum(probability, FLOOR)))
+
+
 class Moments(Sums):
     """Sums of numbers, products and decisions per dimension; a record keeps nine significant digits."""
 
@@ -210,7 +251,7 @@ class Moments(Sums):
         return np.array(rows, dtype=np.float64)
 
 
-SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Counts(), Moments())}
+SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Counts(), Divergence(), Moments())}
 """All sums by key."""
 
 

@@ -2,8 +2,8 @@
 
 An archive has no texts, weights or paths, and of dev only scores. Common content is stored once (``shared``), then one
 line per run (``runs``). Sums of test conversations are texts in the order of ``conversations``: ``"0,0,3 0,4"`` is a
-confusion matrix with 3 in row 0, column 0, and 1 in row 0, column 4. Moments are stored by column, to share the
-truth's.
+confusion matrix with 3 in row 0, column 0, and 1 in row 0, column 4. Moments and divergences are stored by column, to
+share the truth's.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def _compact_split(split: dict[str, Any]) -> dict[str, Any]:
             split[key] = [write(value) for value in counts.values()]
     if "moments" in split:
         split["moments"] = _write_columns(split["moments"])
+    if "divergence" in split:
+        split["divergence"] = _write_columns([[row] for row in split["divergence"]])
     return split
 
 
@@ -131,6 +133,8 @@ def _expand_split(split: dict[str, Any], task: Mapping[str, Any]) -> None:
     ids = split.pop("ids", [])
     if "moments" in split:
         split["moments"] = _read_columns(split["moments"])
+    if "divergence" in split:
+        split["divergence"] = [row for (row,) in _read_columns(split["divergence"])]
     for key, read in _READERS.items():
         if key in split:
             if len(split[key]) != len(ids):
@@ -189,12 +193,14 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "confusion": _write_cells,
     "shift": _write_numbers,
     "counts": _unchanged,
+    "divergence": _unchanged,
     "moments": _unchanged,
 }
 _READERS: dict[str, Callable[[Any], Any]] = {
     "confusion": _read_cells,
     "shift": _read_numbers,
     "counts": _unchanged,
+    "divergence": _unchanged,
     "moments": _unchanged,
 }
 

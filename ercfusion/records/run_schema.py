@@ -146,6 +146,7 @@ class Split(Open):
     confusion: dict[str, Cells] | None = None
     shift: dict[str, Annotated[list[Count], Field(min_length=4, max_length=4)]] | None = None
     counts: dict[str, list[list[Count]]] | None = None
+    divergence: dict[str, Annotated[list[float], Field(min_length=3, max_length=3)]] | None = None
     moments: dict[str, list[list[float]]] | None = None
 
 
@@ -252,7 +253,7 @@ class Record(TaskResult):
 def _check_split(where: str, split: Split, size: int) -> None:
     """Raise ValueError unless a split's sums fit its task and each other."""
     first: list[str] | None = None
-    for key in ("confusion", "shift", "counts", "moments"):
+    for key in ("confusion", "shift", "counts", "divergence", "moments"):
         sums = getattr(split, key)
         if sums is None:
             continue

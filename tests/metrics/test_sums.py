@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_predictions import EMOTION, random_predictions
+from scipy import stats
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import LabelSchema, get_schema
@@ -15,6 +16,7 @@ from ercfusion.data.conversation import Conversation, Target, Turn, count_label_
 from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.metrics.moments import moments_of
 from ercfusion.metrics.registry import metric_names, score_source, scores
+from ercfusion.metrics.statistics import interval_for
 from ercfusion.metrics.sums import SUMS, shift_slices
 
 TASKS = {
@@ -33,7 +35,7 @@ CALIBRATION = {"nll", "ece", "ece_classwise", "ece_adaptive"}
 SPREADS = {"gaussian_nll", "coverage90", "mean_spread"}
 WITHOUT_SUMS = {
     "single_label": CALIBRATION,
-    "distribution": {*CALIBRATION, "kl", "binarised_macro_f1"},
+    "distribution": {*CALIBRATION, "binarised_macro_f1"},
     "multi_label": {
         *("samples_f1", "accuracy", "jaccard", "jaccard_zero", "hamming", "weighted_accuracy"),
         *(f"weighted_accuracy/{label}" for label in "abcdef"),
@@ -101,7 +103,7 @@ def test_sums_of_a_selection_score_the_selection(name: str) -> None:
         assert not sums[-1].any(), "the last conversation has no label"
         expected = conversation_sums(predictions.take(chosen))[key]
         assert np.array_equal(sums[chosen], expected)
-        assert sums.dtype == (np.float64 if key == "moments" else np.int64)
+        assert sums.dtype == (np.float64 if key in ("divergence", "moments") else np.int64)
     metric = next(name for name in metric_names(task) if score_source(task, name) is not None)
     source = score_source(task, metric)
     assert source is not None
@@ -140,6 +142,24 @@ def test_shift_counts_by_loops() -> None:
     found = conversation_sums(predictions)["shift"]
     assert np.array_equal(found, expected)
     assert found[:, :, 1].sum() > found[:, :, 0].sum() > 0
+
+
+def test_divergence_is_the_mean_of_the_divergences_of_the_utterances() -> None:
+    task = TASKS["distribution"]
+    predictions = make(task, 3)
+    sums = conversation_sums(predictions)["divergence"]
+    each = stats.entropy(predictions.value, predictions.output, axis=1)
+    entropy = stats.entropy(predictions.value, axis=1)
+    for place in range(len(predictions.lengths)):
+        rows = predictions.valid & (predictions.conversation == place)
+        expected = [rows.sum(), -entropy[rows].sum(), each[rows].sum()]
+        np.testing.assert_allclose(sums[place], expected, rtol=1e-6, atol=1e-12)
+    other = replace(predictions, output=np.roll(predictions.output, 1, axis=1))
+    np.testing.assert_array_equal(
+        SUMS["divergence"].truth(sums), SUMS["divergence"].truth(conversation_sums(other)["divergence"])
+    )
+    low, high = interval_for(predictions, "kl", 200)
+    assert low < scores(predictions)["kl"] < high
 
 
 def test_moments_by_name() -> None:

@@ -65,7 +65,7 @@ def test_sums_come_back(kind: str) -> None:
     assert set(sums) == set(expected)
     for key, array in sums.items():
         assert array.dtype == expected[key].dtype
-        if key == "moments":
+        if key in ("divergence", "moments"):
             assert array == pytest.approx(expected[key], rel=6e-9)
         else:
             assert np.array_equal(array, expected[key])
@@ -110,7 +110,7 @@ def test_records_without_sums_and_errors() -> None:
     del record["splits"]["test"]["shift"]
     ids, sums = record_sums(record)
     assert len(ids) == 4
-    assert list(sums) == ["confusion"]
+    assert list(sums) == ["confusion", "divergence"]
     record = record_of(make(TASKS["regression"]))
     for rows in record["splits"]["test"]["moments"].values():
         rows[:] = [row[:5] for row in rows]

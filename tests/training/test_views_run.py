@@ -151,7 +151,7 @@ def test_archives_keep_views(runs: dict[str, Path], tmp_path: Path) -> None:
     again = read_archive(write_archive(tmp_path / "archive.json", [record]))[0]
     for name in tasks_of(record):
         kept, other = (task_record(one, name) for one in (record, again))
-        for key in {"confusion", "counts"} & kept["splits"]["test"].keys():
+        for key in {"confusion", "counts", "divergence"} & kept["splits"]["test"].keys():
             assert kept["splits"]["test"][key] == other["splits"]["test"][key], (name, key)
     assert again["views"]["sets"]["thresholds"] == record["views"]["sets"]["thresholds"]
 

@@ -31,7 +31,7 @@ class Distribution(SingleLabel):
     losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "class_balanced", "kl", "chosen_labels")
     column_per_label: ClassVar[bool] = True
     default_metric: ClassVar[str] = "kl"
-    inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "labelled", "distributions")
+    inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "divergence", "labelled", "distributions")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
