@@ -261,6 +261,19 @@ class TaskKind(ABC):
                 those it has.
         """
 
+    def mass_loss(
+        self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Like :meth:`loss`, with labels put together from several utterances; only for kinds with ``label_wise``.
+
+        Args:
+            logits: (N, C).
+            mass: (N, C) share of each label, each from another utterance.
+            task: Their task.
+            weights: (C) weights by label, or None.
+        """
+        raise NotImplementedError
+
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor | None:
         """(N, C) what each utterance adds to the count of each class; None without classes."""
         return None

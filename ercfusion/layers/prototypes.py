@@ -65,6 +65,10 @@ class LabelPrototypes(nn.Module):
             weights = torch.stack([~positive, positive]).to(latents)
         return torch.einsum("pnmc,pmcz->nmcz", weights, prototypes)
 
+    def neutral(self) -> Tensor:
+        """(M, C, Z) mean of both prototypes, or the one with updates; zero without any."""
+        return self.prototypes.sum(0) / self.updated.sum(0).clamp(min=1)[..., None]
+
     @torch.no_grad()
     def update(
         self, latents: Tensor, positive: Tensor, valid: Tensor | None = None, shares: Shares | None = None

@@ -50,7 +50,7 @@ def label_contrastive(
         positive: (N, C) bool, whether the utterance has the label; arbitrary if not ``valid``.
         temperature: Divisor of the similarities, above 0.
         anchors: ``all``: rows of ``memory`` are anchors too, as in the released code; or ``batch``.
-        valid: (N) bool, the labelled utterances; None for all.
+        valid: (N) bool, the labelled utterances, or (N, M) bool per modality; None for all.
         memory: Unit vectors (Q, Z) and classes (Q) of earlier utterances.
 
     Returns:
@@ -79,6 +79,9 @@ def label_contrastive(
 def _rows(latents: Tensor, positive: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Latent vectors (N S M C, Z) of the valid utterances, and their classes."""
     classes = label_classes(positive, latents.shape[2])[:, None].expand(latents.shape[:4])
+    if valid is not None and valid.ndim == 2:
+        counted = valid[:, None, :, None].expand(classes.shape).flatten().nonzero().squeeze(1)
+        return latents.flatten(0, 3).index_select(0, counted), classes.flatten().index_select(0, counted)
     if valid is not None:
         rows = valid.nonzero().squeeze(1)
         latents, classes = latents.index_select(0, rows), classes.index_select(0, rows)
@@ -114,7 +117,7 @@ class LabelContrast(nn.Module):
         """Mean over anchors, a scalar; 0 without valid utterances.
 
         Shapes:
-            latents (N, S, M, C, Z), positive (N, C) bool, valid (N) bool -> ().
+            latents (N, S, M, C, Z), positive (N, C) bool, valid (N) or (N, M) bool -> ().
         """
         memory = None if self.queue is None else self.queue.content()
         total, number = label_contrastive(

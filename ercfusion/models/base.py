@@ -97,8 +97,23 @@ class Labels(Protocol):
         The share is 0 or 1 except in a distribution; 0 for unlabelled utterances.
         """
 
-    def loss(self, logits: Tensor, batch: ConversationBatch) -> BatchLoss:
-        """The task's loss on these (N, C) logits, with the settings of ``objective``."""
+    def loss(self, logits: Tensor, batch: ConversationBatch, counted: Tensor | None = None) -> BatchLoss:
+        """The task's loss, with the settings of ``objective``.
+
+        Args:
+            logits: (N, C), or (N, R, C) of R readings of each utterance.
+            batch: With targets; utterances without a label do not count.
+            counted: (N, R) bool, the readings that count; None for all.
+        """
+
+    def mass_loss(self, logits: Tensor, mass: Tensor, **settings: Any) -> Tensor:
+        """Loss on labels put together from several utterances, a scalar; for the function of a :class:`LabelLoss`.
+
+        Args:
+            logits: (N, C).
+            mass: (N, C) share of each label.
+            settings: Of the :class:`LabelLoss`; ``gamma`` is ignored.
+        """
 
     def outputs(self, logits: Tensor) -> Tensor:
         """(N, C) probabilities of logits."""

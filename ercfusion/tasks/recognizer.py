@@ -104,13 +104,21 @@ class TaskLabels:
         assert mass is not None, "a kind with label_wise has classes"
         return torch.where(target.valid[:, None], mass, 0), target.valid
 
-    def loss(self, logits: Tensor, batch: ConversationBatch) -> LabelLoss:
-        """The task's loss on (N, C) logits; the objective adds its settings."""
+    def loss(self, logits: Tensor, batch: ConversationBatch, counted: Tensor | None = None) -> LabelLoss:
+        """The task's loss on (N, C) or (N, R, C) logits; the objective adds its settings."""
         target = batch.targets[self.task.name]
-        return LabelLoss(self._loss, (logits, target.value, target.valid))
+        readings = logits if logits.ndim == 3 else logits[:, None]
+        valid = target.valid[:, None].expand(readings.shape[:2])
+        return LabelLoss(self._loss, (readings, target.value, valid if counted is None else valid & counted))
 
     def _loss(self, logits: Tensor, value: Tensor, valid: Tensor, packing: Packing, **settings: Any) -> Tensor:
-        total, count = self.head.loss(logits, TaskTargets(value, valid), **settings)
+        targets = TaskTargets(value.repeat_interleave(valid.shape[1], 0), valid.flatten())
+        total, count = self.head.loss(logits.flatten(0, 1), targets, **settings)
+        return total / count.clamp(min=1e-12)
+
+    def mass_loss(self, logits: Tensor, mass: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0) -> Tensor:
+        """Loss on labels put together from several utterances, a scalar."""
+        total, count = self.rules.mass_loss(logits.float(), mass.float(), self.task, weights=weights)
         return total / count.clamp(min=1e-12)
 
     def outputs(self, logits: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_the_objective_weighs_its_losses(kind: str) -> None:
         loss = recognized.encoded.losses[name]
         assert isinstance(loss, LabelLoss)
         value, count = recognizer.head.loss(
-            loss.values[0], TaskTargets(target.value, target.valid), weights, gamma=gamma
+            loss.values[0][:, 0], TaskTargets(target.value, target.valid), weights, gamma=gamma
         )
         torch.testing.assert_close(terms[name], value / count)
     total, terms = Objective({"first": 3.0, "task": 1.0})(recognizer, recognized, batch)

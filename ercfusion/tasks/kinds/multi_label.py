@@ -113,6 +113,12 @@ class MultiLabel(TaskKind):
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
+    def mass_loss(
+        self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy: any set of labels is a target."""
+        return self.loss(logits, mass, task, weights=weights)
+
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) zeros and ones."""
         return value

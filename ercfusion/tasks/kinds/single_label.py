@@ -116,6 +116,16 @@ class SingleLabel(TaskKind):
         each = F.cross_entropy(logits, value, reduction="none", label_smoothing=label_smoothing)
         return (weight * (each if factors is None else factors * each)).sum(), weight.sum()
 
+    def mass_loss(
+        self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy against the shares divided by their sum; utterances without any do not count."""
+        total = mass.sum(-1, keepdim=True)
+        value = mass / total.where(total > 0, 1)
+        weight = (total[:, 0] > 0).to(logits) * (1 if weights is None else value @ weights)
+        each = -(value * logits.log_softmax(-1)).sum(-1)
+        return (weight * each).sum(), weight.sum()
+
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) one-hot labels."""
         from torch.nn import functional as F
