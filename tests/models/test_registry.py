@@ -10,7 +10,7 @@ import pytest
 
 from ercfusion._core.errors import BatchError, ConfigError
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.batch.kinds import KINDS
+from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.models import ARCHITECTURES, architecture_class, architecture_options, build_architecture
 from ercfusion.models.base import Architecture, Capabilities, Encoded, check_widths
 from ercfusion.testing import CHECKS, WIDTHS, check_model, make_task
@@ -75,7 +75,8 @@ OF_ENCODER = ("batch_invariance", "absent_content", "missing_aware", "context", 
 def _cases() -> list[Any]:
     cases = []
     for name in ARCHITECTURES:
-        for kind in KINDS:
+        label_wise = architecture_class(name).capabilities.label_wise
+        for kind in (kind for kind in KINDS if not label_wise or task_kind(kind).label_wise):
             for check in CHECKS:
                 other = kind != FIRST
                 # Compiling takes seconds each. What is traced does not depend on the task but for the head.
