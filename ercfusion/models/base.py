@@ -42,7 +42,7 @@ class BatchLoss:
 class LabelLoss(BatchLoss):
     """The first task's loss on other logits than the predicted ones; see :meth:`Labels.loss`.
 
-    The objective calls ``function`` with its settings ``weights`` (C) or None, and ``gamma``, as for the term ``task``.
+    The objective calls ``function`` with its settings, such as ``weights`` (C) or None, as for the term ``task``.
     """
 
     def __call__(self, shares: Shares, **settings: Any) -> Tensor:
@@ -112,7 +112,7 @@ class Labels(Protocol):
         Args:
             logits: (N, C).
             mass: (N, C) share of each label.
-            settings: Of the :class:`LabelLoss`; ``gamma`` is ignored.
+            settings: Of the :class:`LabelLoss`; only ``weights`` applies.
         """
 
     def outputs(self, logits: Tensor) -> Tensor:

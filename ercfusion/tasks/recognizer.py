@@ -116,8 +116,8 @@ class TaskLabels:
         total, count = self.head.loss(logits.flatten(0, 1), targets, **settings)
         return total / count.clamp(min=1e-12)
 
-    def mass_loss(self, logits: Tensor, mass: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0) -> Tensor:
-        """Loss on labels put together from several utterances, a scalar."""
+    def mass_loss(self, logits: Tensor, mass: Tensor, *, weights: Tensor | None = None, **settings: Any) -> Tensor:
+        """Loss on labels put together from several utterances, a scalar; only the weights of the settings apply."""
         total, count = self.rules.mass_loss(logits.float(), mass.float(), self.task, weights=weights)
         return total / count.clamp(min=1e-12)
 
