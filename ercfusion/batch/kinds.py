@@ -98,6 +98,8 @@ class TaskKind(ABC):
     """Architectures with a representation per label can learn such tasks: one logit per label, and :meth:`logits`."""
     least_labels: ClassVar[int] = 2
     """Smallest useful number of labels."""
+    mark_columns: ClassVar[bool] = False
+    """A target may also have the columns ``NAME.LABEL`` with a mark in each; see :meth:`read_marks`."""
     signs: ClassVar[tuple[str, ...]] = ()
     """Characters with a special meaning in a cell of a user's table."""
 
@@ -316,9 +318,21 @@ class TaskKind(ABC):
         """Columns of the target ``name``."""
         return [f"{name}.{output}" for output in outputs] if self.column_per_label else [name]
 
-    def parts(self, cell: str) -> list[str]:
-        """Spellings of labels in a cell."""
+    def parts(self, cell: str, labels: Sequence[str] = ()) -> list[str]:
+        """Spellings of labels in a cell; ``labels`` are the known ones."""
         return [cell.strip()] if cell.strip() else []
+
+    def form(self, cell: str, labels: Sequence[str] = ()) -> str:
+        """How a cell separates several labels, in words; empty for the usual form or one label."""
+        return ""
+
+    def read_marks(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:
+        """The target of a row with a mark per label; only for kinds with ``mark_columns``.
+
+        Raises:
+            CorpusFormatError: a cell does not contain a mark.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:

@@ -19,6 +19,24 @@ def label_key(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", text).split()).casefold())
 
 
+def similar_names(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two different names with one :func:`label_key`, or None."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(label_key(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def shown_pair(first: str, second: str) -> str:
+    """Two similar names, with their Unicode forms if these look alike."""
+    if unicodedata.normalize("NFC", first) != unicodedata.normalize("NFC", second):
+        return f"{first!r} and {second!r}"
+    forms = ("composed" if unicodedata.is_normalized("NFC", name) else "decomposed" for name in (first, second))
+    return " and ".join(f"{name!r} ({form} Unicode)" for name, form in zip((first, second), forms, strict=True))
+
+
 @dataclass(frozen=True)
 class LabelSchema:
     """An ordered set of label names.
@@ -38,6 +56,11 @@ class LabelSchema:
     def __post_init__(self) -> None:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"schema {self.name!r} lists a label twice: {self.labels}")
+        if pair := similar_names(self.labels):
+            raise ValueError(
+                f"schema {self.name!r}: the labels {shown_pair(*pair)} differ only in case, blanks or Unicode form. "
+                "Rename or remove one"
+            )
         for spelling, label in self.synonyms.items():
             if label not in self.labels:
                 raise ValueError(
@@ -60,7 +83,7 @@ class LabelSchema:
     def find(self, text: str) -> str | None:
         """The label with the spelling ``text``, or None.
 
-        Blanks around it, case and Unicode form are ignored unless labels differ only in these.
+        Blanks around it, case and Unicode form are ignored.
         """
         if text in self:
             return self.canonical(text)

@@ -110,5 +110,18 @@ def test_spellings_of_a_label_are_found():
         "neutral", "\u00e4rger", "\u00e4rger", "Joy", "Joy",
     ]  # fmt: skip
     assert schema.find("sad") is None
-    both = LabelSchema("y", ("joy", "Joy"))
-    assert [both.find(text) for text in ("joy", "Joy", "JOY")] == ["joy", "Joy", None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("joy", "Joy"), "'joy' and 'Joy' differ only in case, blanks or Unicode form"),
+        (("neutral", "\u00e4rger", "a\u0308rger"), "(composed Unicode) and"),
+        (("a\u0308rger", "\u00c4RGER"), "differ only in case"),
+        (("very sad", "very  sad"), "'very sad' and 'very  sad'"),
+    ],
+)
+def test_labels_that_differ_only_in_case_or_unicode_form(labels, words):
+    with pytest.raises(ValueError, match="Rename or remove one") as caught:
+        LabelSchema("y", labels)
+    assert words in str(caught.value)

@@ -16,8 +16,8 @@ from ercfusion.data.corpora._custom import (
     SYNONYMS,
     TABLE,
     Settings,
-    TargetReader,
 )
+from ercfusion.data.corpora._custom_targets import RATER, TargetReader
 from ercfusion.data.corpus import SPLITS, Finding, similar_table
 from ercfusion.data.permute import seeded_permutation
 from ercfusion.data.tabular import SEPARATORS, Row, check_unique, group_rows, known_columns, read_own_table
@@ -80,12 +80,17 @@ def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
     if separator != ",":
         table.notes.append(_note("reading", f"cells are separated by {SEPARATORS[separator]}"))
     targets = settings.targets or {DEFAULT_TARGET: {}}
-    read = [name for name in header if name in _READ or name in targets or name.partition(".")[0] in targets]
     # A word listed as a label is a label, not a missing value.
     labels = {
         name: {spelling for key in ("labels", "synonyms") for spelling in entries.get(key, ())}
         for name, entries in targets.items()
     }
+    owners = {name: name for name in targets}
+    for name, entries in targets.items():
+        owners.setdefault(entries.get("votes", name), name)
+        owners |= {unicodedata.normalize("NFC", str(column)): name for column in entries.get("raters", ())}
+    owner = {name: owners.get(name) or owners.get(re.split(f"[.{RATER}]", name)[0]) for name in header}
+    read = [name for name in header if name in _READ or owner[name]]
     words = MISSING | set(options.missing)
     blanked: dict[str, Counter[str]] = {}
     composed: Counter[str] = Counter()
@@ -98,7 +103,7 @@ def read_utterances(path: Path, settings: Settings, options: Options) -> Table:
                 composed[column] += 1
         for column in read:
             cell = row[column].strip()
-            if cell in words and cell not in labels.get(column, ()):
+            if cell in words and cell not in labels.get(owner[column] or "", ()):
                 changed[column] = ""
                 blanked.setdefault(column, Counter())[cell] += 1
             elif row.decimal == "," and re.fullmatch(r"[+-]?\d+,\d+", cell):
@@ -362,29 +367,35 @@ def assign_splits(table: Table, groups: Mapping[str, list[Row]], seed: int | Non
 
 
 def note_spellings(table: Table, readers: Sequence[TargetReader]) -> None:
-    """Note labels in another spelling than their name: case, blanks, Unicode form."""
+    """Note labels in another spelling than their name (case, blanks, Unicode form), and how sets are written."""
     for reader in readers:
-        schema, rules = reader.task.schema, reader.task.rules
-        if schema is None or rules.column_per_label:
+        table.notes.extend(_note("raters", text) for text in reader.notes)
+        schema = reader.task.schema
+        if schema is None:
             continue
-        column = reader.columns[0]
-        spellings: Counter[tuple[str, str]] = Counter()
-        blanks = 0
-        for row in table.rows:
-            cell = row[column]
-            blanks += bool(cell.strip()) and cell != cell.strip()
-            for part in rules.parts(cell):
-                label = schema.find(part)
-                if label is not None and part != label and part not in schema.synonyms:
-                    spellings[part, label] += 1
-        if spellings:
-            shown = ", ".join(
-                f"{part!r}{_form(part, label)} ({count}) as {label!r}"
-                for (part, label), count in sorted(spellings.items())
-            )
-            table.notes.append(_note("labels", f"column {column!r}: spellings of one label: read {shown}"))
-        if blanks:
-            table.notes.append(_note("labels", f"column {column!r}: {blanks} cells have blanks around the label"))
+        for column in reader.labelled:
+            spellings: Counter[tuple[str, str]] = Counter()
+            forms: Counter[str] = Counter()
+            blanks = 0
+            for row in table.rows:
+                cell = row[column]
+                blanks += bool(cell.strip()) and cell != cell.strip()
+                forms[reader.form(cell)] += 1
+                for part in reader.parts(cell):
+                    label = schema.find(part)
+                    if label is not None and part != label and part not in schema.synonyms:
+                        spellings[part, label] += 1
+            if spellings:
+                shown = ", ".join(
+                    f"{part!r}{_form(part, label)} ({count}) as {label!r}"
+                    for (part, label), count in sorted(spellings.items())
+                )
+                table.notes.append(_note("labels", f"column {column!r}: spellings of one label: read {shown}"))
+            if blanks:
+                table.notes.append(_note("labels", f"column {column!r}: {blanks} cells have blanks around the label"))
+            if others := {form: count for form, count in forms.items() if form}:
+                shown = ", ".join(f"{form} ({count})" for form, count in sorted(others.items()))
+                table.notes.append(_note("labels", f"column {column!r}: read as sets of labels: cells with {shown}"))
 
 
 def _form(part: str, label: str) -> str:

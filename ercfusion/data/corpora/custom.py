@@ -25,7 +25,7 @@ from ercfusion.config.hints import command
 from ercfusion.config.options import Range
 from ercfusion.data.check_media import some
 from ercfusion.data.conversation import Conversation, Turn
-from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, TargetReader, read_settings, target_readers
+from ercfusion.data.corpora._custom import RESERVED, TABLE, Settings, read_settings
 from ercfusion.data.corpora._custom_table import (
     RECORDINGS,
     Options,
@@ -42,10 +42,12 @@ from ercfusion.data.corpora._custom_table import (
     recording,
     time_of,
 )
+from ercfusion.data.corpora._custom_targets import TargetReader, check_similar_columns, target_readers
 from ercfusion.data.corpus import SPLITS, Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import FeatureTable, Key
 from ercfusion.data.media import Clip, MediaKind
 from ercfusion.data.tabular import Row
+from ercfusion.data.vote_targets import vote_findings
 
 SETTINGS = "corpus.yaml"
 PACKS = "packs"
@@ -289,8 +291,11 @@ class CustomCorpus(Corpus):
         return any(row.cells.get(column, "").strip() for row in self._rows)
 
     def findings(self, protocol: Protocol) -> list[Finding]:
-        """Conversations out of order of time, and folders without a pack."""
+        """Utterances labelled by rules of votes, conversations out of order of time, and folders without a pack."""
+        rules = {reader.task.name: reader.rule for reader in self._targets if reader.rule}
         findings = []
+        for split, conversations in self.conversations(protocol).items() if rules else ():
+            findings += vote_findings(split, conversations, rules)
         back = []
         for name, rows in self._groups.items():
             starts = [start for row in rows if (start := time_of(row, "start")) is not None]
@@ -338,6 +343,7 @@ class CustomCorpus(Corpus):
         readers = target_readers(self._settings, self._header, self._rows)
         note_spellings(self._table, readers)
         columns = {*RESERVED, *(column for reader in readers for column in reader.columns)}
+        check_similar_columns(self._table.path, self._header, [name for name in self._header if name in columns])
         note_unread(self._table, [name for name in self._header if name not in columns], other_names(self._settings))
         return readers
 

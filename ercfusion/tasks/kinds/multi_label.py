@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,9 +22,46 @@ if TYPE_CHECKING:
 
 SEPARATOR = "|"
 """Separator of labels in a cell of a table."""
+OTHER_SEPARATORS = (";", ",")
+"""Also read, unless a label contains them."""
 NOTHING = "-"
 """Cell of the empty set; an empty cell means unlabelled."""
+_BRACKETS = {"[": "]", "{": "}", "(": ")"}
+_QUOTED = re.compile(r"""(?:(['"]).*?\1(?:\s*,\s*|\s+|$))+""", re.DOTALL)
+YES, NO, CROSS = ("1", "1.0", "yes", "true"), ("0", "0.0", "no", "false"), "x"
+"""Marks in the columns of labels, in any case."""
 _EMPTY_SETS = ", ".join(sorted(f"{metric.name} 1" for metric in REGISTERED.values() if metric.empty_sets))
+
+
+def label_parts(cell: str, labels: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """The separator of a cell's labels in words, and the labels as spelled.
+
+    ``joy|anger``, ``joy; anger``, ``joy, anger`` and lists such as ``['joy', 'anger']`` are sets. Semicolons and commas
+    separate only if no known label contains them. The words are ``two separators`` for a mixture, and empty without a
+    separator.
+
+    Args:
+        cell: For example ``joy|anger``.
+        labels: Known labels.
+    """
+    cell = cell.strip()
+    if cell in labels and SEPARATOR not in cell:
+        return "", [cell]
+    if len(cell) > 1 and _BRACKETS.get(cell[0]) == cell[-1]:
+        inside = cell[1:-1].strip()
+        if not inside or _QUOTED.fullmatch(inside):  # also without commas, as numpy writes them
+            return "a list", [text for _, text in re.findall(r"""(['"])(.*?)\1""", inside, re.DOTALL)]
+        if cell[0] != "(":  # (laughs) may be a label
+            return "a list", [part.strip().strip("'\"") for part in inside.split(",")]
+    known = [sign for sign in OTHER_SEPARATORS if not any(sign in label for label in labels)]
+    used = [sign for sign in (SEPARATOR, *known) if sign in cell]
+    if not used:
+        return "", [cell] if cell else []
+    pattern = "|".join(map(re.escape, used))
+    return repr(used[0]) if len(used) == 1 else _MIXED, [part.strip() for part in re.split(pattern, cell)]
+
+
+_MIXED = "two separators"
 
 
 class MultiLabel(TaskKind):
@@ -31,6 +69,7 @@ class MultiLabel(TaskKind):
 
     least_labels: ClassVar[int] = 1
     signs: ClassVar[tuple[str, ...]] = (SEPARATOR, NOTHING)
+    mark_columns: ClassVar[bool] = True
     thresholds: ClassVar[bool] = True
     label_wise: ClassVar[bool] = True
     probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "independent"
@@ -151,22 +190,43 @@ class MultiLabel(TaskKind):
         """(C) zeros and ones from a list of labels."""
         return self.encode(frozenset(truth), task)
 
-    def parts(self, cell: str) -> list[str]:
+    def parts(self, cell: str, labels: Sequence[str] = ()) -> list[str]:
         """The labels in a cell."""
-        return [part for part in map(str.strip, cell.split(SEPARATOR)) if part not in ("", NOTHING)]
+        return [part for part in label_parts(cell, labels)[1] if part not in ("", NOTHING)]
+
+    def form(self, cell: str, labels: Sequence[str] = ()) -> str:
+        """How a cell separates its labels, if not with :data:`SEPARATOR`."""
+        form = label_parts(cell, labels)[0]
+        return "" if form == repr(SEPARATOR) else form
 
     def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> frozenset[str]:
-        """Read labels with separators, or the sign of the empty set."""
+        """Read labels with separators, a list, or the sign of the empty set."""
         assert task.schema is not None
         cell = row[columns[0]].strip()
         if cell == NOTHING:
             return frozenset()
+        form, parts = label_parts(cell, (*task.schema.labels, *task.schema.synonyms))
+        if form == _MIXED:
+            row.fail(columns[0], f"found {cell!r}: the labels have two separators. Write {SEPARATOR!r} between all.")
         # Each part is read like a cell with one label, for the same messages.
-        parts = [part.strip() for part in cell.split(SEPARATOR)]
         if not all(parts):
-            problem = f"found {cell!r}: a label is missing next to {SEPARATOR!r}. Write joy|anger, or -."
+            problem = f"found {cell!r}: a label is missing next to {form}. Write joy|anger, or -."
             row.fail(columns[0], problem)
         return frozenset(row.label(columns[0], task.schema, part) for part in parts)
+
+    def read_marks(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> frozenset[str]:
+        """Read 1 or 0 per label; next to crosses (``x``) empty cells are 0."""
+        marks = [row[column].strip().casefold() for column in columns]
+        crosses = {mark for mark in marks if mark} == {CROSS}
+        chosen = set()
+        for label, column, mark in zip(task.output_names, columns, marks, strict=True):
+            if mark in YES or mark == CROSS:
+                chosen.add(label)
+            elif not mark and not crosses:
+                row.fail(column, "the cell is empty, but others of the target are not. Write 1 or 0 into all of them.")
+            elif mark and mark not in NO:
+                row.fail(column, f"found {row[column].strip()!r}. Write 1 (or x) for the label, 0 without it.")
+        return frozenset(chosen)
 
     def write(self, value: Any, task: TaskSpec) -> list[str]:
         """One cell, with labels in the schema's order."""
