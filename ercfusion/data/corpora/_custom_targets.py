@@ -415,8 +415,8 @@ def _hint(name: str, header: Sequence[str]) -> str:
         return f" To combine the raters, add 'rule' below targets.{name}: 'rule: majority', for example."
     if any(column.startswith(f"{name}.") for column in header):
         return (
-            f" Columns {name}.LABEL need 'kind: multi_label' (marks), 'kind: distribution' (shares) or 'rule: majority' "
-            "(votes)."
+            f" Columns {name}.LABEL need 'kind: multi_label' (marks), 'kind: distribution' (shares) or "
+            "'rule: majority' (votes)."
         )
     return ""
 
