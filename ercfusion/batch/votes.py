@@ -165,45 +165,53 @@ class VoteRule:
     """A rule that gives the target of a task.
 
     Args:
+        name: Its key in :data:`RULES`.
         kind: Kind of the task.
         metric: Dev score that selects the checkpoint.
         description: One line.
         target: From votes, labels and the number of annotators to the target; None without a label.
     """
 
+    name: str
     kind: str
     metric: str
     description: str
     target: Callable[[Votes, Sequence[str], int | None], Any]
 
 
-RULES: Mapping[str, VoteRule] = MappingProxyType(
-    {
-        "majority": VoteRule("single_label", "weighted_f1", "the label of more than half of the annotators", majority),
-        "plurality": VoteRule("single_label", "weighted_f1", "the label with the most votes, if only one", plurality),
-        "distribution": VoteRule(
-            "distribution", "kl", "shares of the votes", lambda votes, labels, raters: distribution(votes, labels)
-        ),
-        "smoothed": VoteRule(
-            "distribution",
-            "kl",
-            f"shares of the votes, each with {1 - SMOOTHING:g} on its label",
-            lambda votes, labels, raters: distribution(votes, labels, SMOOTHING),
-        ),
-        "all_inclusive": VoteRule(
-            "multi_label",
-            "macro_f1",
-            "all labels with a share of the votes above 1/C",
-            lambda votes, labels, raters: above_uniform(votes, labels),
-        ),
-        "at_least_two": VoteRule(
-            "multi_label",
-            "micro_f1",
-            "all labels with at least two votes; if there is none, those with the most",
-            lambda votes, labels, raters: at_least(votes, labels),
-        ),
-    }
+_RULES = (
+    VoteRule("majority", "single_label", "weighted_f1", "the label of more than half of the annotators", majority),
+    VoteRule("plurality", "single_label", "weighted_f1", "the label with the most votes, if only one", plurality),
+    VoteRule(
+        "distribution",
+        "distribution",
+        "kl",
+        "shares of the votes",
+        lambda votes, labels, raters: distribution(votes, labels),
+    ),
+    VoteRule(
+        "smoothed",
+        "distribution",
+        "kl",
+        f"shares of the votes, each with {1 - SMOOTHING:g} on its label",
+        lambda votes, labels, raters: distribution(votes, labels, SMOOTHING),
+    ),
+    VoteRule(
+        "all_inclusive",
+        "multi_label",
+        "macro_f1",
+        "all labels with a share of the votes above 1/C",
+        lambda votes, labels, raters: above_uniform(votes, labels),
+    ),
+    VoteRule(
+        "at_least_two",
+        "multi_label",
+        "micro_f1",
+        "all labels with at least two votes; if there is none, those with the most",
+        lambda votes, labels, raters: at_least(votes, labels),
+    ),
 )
+RULES: Mapping[str, VoteRule] = MappingProxyType({rule.name: rule for rule in _RULES})
 """The rules by name. ``distribution``, ``smoothed`` and ``all_inclusive`` keep every utterance with a vote."""
 
 

@@ -337,10 +337,10 @@ def _rating_reader(
     _require(table, task.name, flat, header)
     ratings = np.full((len(rows), len(raters), len(places)), np.nan)
     for item, row in enumerate(rows):
-        for rater, own in enumerate(columns):
-            for dimension, column in enumerate(own):
+        for number, own in enumerate(columns):
+            for part, column in enumerate(own):
                 if row[column].strip():
-                    ratings[item, rater, dimension] = row.number(column)
+                    ratings[item, number, part] = row.number(column)
 
     def place(item: int, rater: int) -> str:
         outside = (ratings[item, rater] < task.low) | (ratings[item, rater] > task.high)
@@ -353,8 +353,9 @@ def _rating_reader(
         values = combine(ratings, rule, **({"raters": raters, "dimensions": task.dimensions} if rule == "ewe" else {}))
         if rule == "ewe":
             weights = evaluator_weights(ratings)
-            for dimension, own in zip(task.dimensions, weights.T, strict=True):
-                each = ", ".join(f"{rater} {weight:.2f}" for rater, weight in zip(raters, own, strict=True))
+            for dimension, column_weights in zip(task.dimensions, weights.T, strict=True):
+                pairs = zip(raters, column_weights, strict=True)
+                each = ", ".join(f"{rater} {weight:.2f}" for rater, weight in pairs)
                 texts.append(f"weights of the raters of {dimension}, from all rows: {each}")
     except CorpusFormatError as error:
         raise CorpusFormatError(f"{table}, target {task.name!r}: {error}") from error
