@@ -31,7 +31,7 @@ def calibration_bins(rows: Labelled, bins: int = ECE_BINS) -> tuple[Ints, Floats
 
 def expected_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
     """Mean ``|accuracy - confidence|`` over equal-width bins, weighted by their utterances (Naeini et al., 2015)."""
-    return _bin_error(*calibration_bins(rows, bins))
+    return bin_error(*calibration_bins(rows, bins))
 
 
 def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
@@ -40,10 +40,15 @@ def classwise_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
     The accuracy of an equal-width bin is the share of utterances with this true label.
     """
     errors = [
-        _bin_error(*_binned(rows.truth == label, confidence, _equal_width(confidence, bins), bins))
+        bin_error(*label_bins(confidence, rows.truth == label, bins))
         for label, confidence in enumerate(rows.probability.T)
     ]
     return float(np.mean(errors))
+
+
+def label_bins(probability: NDArray[Any], true: NDArray[Any], bins: int = ECE_BINS) -> tuple[Ints, Floats, Floats]:
+    """:func:`calibration_bins` of one label: its probability (n), and whether an utterance has it (n)."""
+    return _binned(true, probability, _equal_width(probability, bins), bins)
 
 
 def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
@@ -58,7 +63,7 @@ def adaptive_calibration_error(rows: Labelled, bins: int = ECE_BINS) -> float:
     order = np.argsort(confidence)
     small, larger = divmod(len(order), bins)
     place = np.repeat(np.arange(bins), small + (np.arange(bins) < larger))
-    return _bin_error(*_binned(shared[order], confidence[order], place, bins))
+    return bin_error(*_binned(shared[order], confidence[order], place, bins))
 
 
 def _equal_width(confidence: NDArray[Any], bins: int) -> Ints:
@@ -75,7 +80,8 @@ def _binned(right: NDArray[Any], confidence: NDArray[Any], place: Ints, bins: in
     )
 
 
-def _bin_error(count: Ints, accuracy: Floats, confidence: Floats) -> float:
+def bin_error(count: Ints, accuracy: Floats, confidence: Floats) -> float:
+    """Mean ``|accuracy - confidence|`` over bins, weighted by their utterances."""
     return float(ratio((count * np.abs(accuracy - confidence)).sum(), count.sum()))
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ercfusion.batch.predictions import Floats, Ints, Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.inputs import Pairs
+from ercfusion.metrics.inputs import ROWS, Pairs
+from ercfusion.metrics.labels import average_precision
 from ercfusion.metrics.metric import Formula, Metric, Statistic, ratio
 from ercfusion.metrics.sums import SUMS
 
@@ -96,6 +97,14 @@ def _micro_f1(counts: ClassCounts, task: TaskSpec) -> Floats:
     return ratio(2 * counts.hits.sum(axis=-1), (counts.truths + counts.predicted).sum(axis=-1))
 
 
+def _micro_precision(counts: ClassCounts, task: TaskSpec) -> Floats:
+    return ratio(counts.hits.sum(axis=-1), counts.predicted.sum(axis=-1))
+
+
+def _micro_recall(counts: ClassCounts, task: TaskSpec) -> Floats:
+    return ratio(counts.hits.sum(axis=-1), counts.truths.sum(axis=-1))
+
+
 def _uar(counts: ClassCounts, task: TaskSpec) -> Floats:
     return ratio(ratio(counts.hits, counts.truths).sum(axis=-1), (counts.truths > 0).sum(axis=-1))
 
@@ -142,6 +151,18 @@ METRICS = (
         "micro F1",
         "F1 of the pooled (utterance, label) decisions",
         sums=_counted(_micro_f1, "counts"),
+    ),
+    Metric(
+        "micro_precision",
+        "micro precision",
+        "share of the predicted (utterance, label) pairs that are true",
+        sums=_counted(_micro_precision, "counts"),
+    ),
+    Metric(
+        "micro_recall",
+        "micro recall",
+        "share of the true (utterance, label) pairs that are predicted",
+        sums=_counted(_micro_recall, "counts"),
     ),
     Metric(
         "samples_f1",
@@ -196,10 +217,23 @@ def confusion_matrix(predictions: Predictions) -> Ints:
 
 
 def per_class(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support (true utterances) per label, in the schema's order; empty without labels."""
+    """Precision, recall, F1 and support (true utterances) per label, in the schema's order; empty without labels.
+
+    A label of a multi-label task also has its decision threshold and, if it occurs, its average precision.
+    """
     task = predictions.task
     key = next((key for key in ("confusion", "counts") if key in task.rules.inputs), None)
-    return {} if key is None else per_class_of(ClassCounts(SUMS[key].summed(predictions), key), task.output_names)
+    if key is None:
+        return {}
+    table = per_class_of(ClassCounts(SUMS[key].summed(predictions), key), task.output_names)
+    if task.rules.thresholds:
+        thresholds = np.full(task.size, 0.5) if predictions.thresholds is None else predictions.thresholds
+        precisions = average_precision(ROWS["label_probabilities"](predictions), task)
+        for row, threshold, precision in zip(table.values(), thresholds, precisions, strict=True):
+            row["threshold"] = float(threshold)
+            if precision == precision:
+                row["average_precision"] = float(precision)
+    return table
 
 
 def per_class_of(counts: ClassCounts, labels: Sequence[str]) -> dict[str, dict[str, float]]:

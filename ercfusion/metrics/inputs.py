@@ -38,8 +38,9 @@ class Labelled:
 class Pairs:
     """Predictions and targets (n, K) of the labelled utterances.
 
-    Input ``distributions``: probabilities of C labels. ``sets``: bool, whether an utterance has the label. ``numbers``:
-    regressed values.
+    Input ``distributions``: probabilities of C labels. ``sets``: bool, whether an utterance has the label.
+    ``label_probabilities``: probabilities of C labels, and whether an utterance has each. ``numbers``: regressed
+    values.
     """
 
     output: NDArray[Any]
@@ -82,10 +83,16 @@ def _gaussians(predictions: Predictions) -> Gaussians | None:
     return Gaussians(numbers.output, predictions.spread[valid].astype(np.float64), numbers.target)
 
 
+def _label_probabilities(predictions: Predictions) -> Pairs:
+    valid = np.asarray(predictions.valid, dtype=bool)
+    return Pairs(predictions.output[valid].astype(np.float64), predictions.value[valid] > 0.5)
+
+
 ROWS: dict[str, Callable[[Predictions], Any]] = {
     "labelled": labelled,
     "distributions": _numbers,
     "sets": _sets,
+    "label_probabilities": _label_probabilities,
     "numbers": _numbers,
     "gaussians": _gaussians,
 }

@@ -1,4 +1,4 @@
-"""Metrics of label sets, and decision thresholds.
+"""Metrics of label sets and of the probabilities of single labels, and decision thresholds.
 
 An utterance with two empty sets counts 1 (``zero_division=1`` of scikit-learn), so ``accuracy <= jaccard <=
 samples_f1``. Only ``jaccard_zero`` counts it 0 (CARAT, TAILOR, scikit-learn's default).
@@ -7,13 +7,79 @@ samples_f1``. Only ``jaccard_zero`` counts it 0 (CARAT, TAILOR, scikit-learn's d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ercfusion.batch.predictions import Floats, Predictions
+from ercfusion.batch.predictions import Floats, Ints, Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.metrics.calibration import bin_error, label_bins
 from ercfusion.metrics.inputs import Pairs
 from ercfusion.metrics.metric import Formula, Metric, ratio
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """All cuts of one label's probabilities, from the highest: between different probabilities (Q of them).
+
+    Args:
+        lowest: (Q) lowest probability above the cut.
+        hits: (Q) utterances above the cut with the label.
+        chosen: (Q) utterances above the cut.
+        positives: Utterances with the label.
+    """
+
+    lowest: Floats
+    hits: Ints
+    chosen: Ints
+    positives: int
+
+    @property
+    def precision(self) -> Floats:
+        """(Q) share of the utterances above the cut with the label."""
+        return self.hits / self.chosen
+
+    @property
+    def recall(self) -> Floats:
+        """(Q) share of the utterances with the label above the cut; 0 without any."""
+        return ratio(self.hits, np.full(len(self.hits), self.positives))
+
+    @property
+    def f1(self) -> Floats:
+        """(Q) harmonic mean of both."""
+        return 2 * self.hits / (self.chosen + self.positives)
+
+
+def cuts(probability: NDArray[np.floating], true: NDArray[np.bool_]) -> Cuts:
+    """The cuts of one label.
+
+    Args:
+        probability: (n) of the label.
+        true: (n) whether an utterance has it.
+    """
+    order = np.argsort(-probability, kind="stable")
+    probability, true = probability[order].astype(np.float64), true[order]
+    ends = np.flatnonzero(np.append(probability[1:] != probability[:-1], True)[: len(probability)])
+    return Cuts(probability[ends], np.cumsum(true)[ends], ends + 1, int(true.sum()))
+
+
+def average_precision(rows: Pairs, task: TaskSpec) -> Floats:
+    """(C) area below precision over recall as a step function; not defined for a label without a true utterance.
+
+    AP = sum over cuts of (R - R before) P (scikit-learn's definition; no interpolation).
+    """
+    values = np.full(task.size, np.nan)
+    for column in range(task.size):
+        curve = cuts(rows.output[:, column], rows.target[:, column])
+        if curve.positives:
+            values[column] = (np.diff(curve.hits, prepend=0) * curve.precision).sum() / curve.positives
+    return values
+
+
+def _label_ece(rows: Pairs, task: TaskSpec) -> Floats:
+    """(C) calibration error of each label's probability."""
+    return np.array([bin_error(*label_bins(rows.output[:, c], rows.target[:, c])) for c in range(task.size)])
 
 
 def _jaccard(empty: float) -> Mapping[str, Formula]:
@@ -70,6 +136,23 @@ METRICS = (
         rows={"sets": _weighted_accuracy},
         outputs="defined",
     ),
+    Metric(
+        "map",
+        "mAP",
+        "mean average precision: area below precision over recall of each label's probability, averaged over labels "
+        "(without labels that no utterance has)",
+        rows={"label_probabilities": average_precision},
+        outputs="defined",
+        equal_classes=True,
+    ),
+    Metric(
+        "label_ece",
+        "ECE (per label)",
+        "calibration error of each label's probability over 15 equal-width bins, averaged over labels",
+        rows={"label_probabilities": _label_ece},
+        higher_is_better=False,
+        outputs="all",
+    ),
 )
 
 
@@ -94,15 +177,12 @@ def best_thresholds(predictions: Predictions) -> Floats:
         true = predictions.value[valid, column] > 0.5
         if not true.any():
             continue
-        order = np.argsort(-probability, kind="stable")
-        probability, true = probability[order], true[order]
-        following = np.append(probability[1:], 0.0)
-        ends = np.flatnonzero(np.append(probability[1:] != probability[:-1], True))
-        f1 = 2 * np.cumsum(true)[ends] / (ends + 1 + true.sum())
+        curve = cuts(probability, true)
+        upper, f1 = curve.lowest, curve.f1
+        lower = np.append(upper[1:], 0.0)
         # Thresholds are float32. If rounding moves the middle out of its gap, the upper probability is the threshold.
-        middle = ((probability[ends] + following[ends]) / 2).astype(np.float32).astype(np.float64)
-        inside = (following[ends] < middle) & (middle <= probability[ends])
-        middle = np.where(inside, middle, probability[ends])
+        middle = ((upper + lower) / 2).astype(np.float32).astype(np.float64)
+        middle = np.where((lower < middle) & (middle <= upper), middle, upper)
         best = middle[f1 == f1.max()]
         thresholds[column] = best[np.argmin(np.abs(best - 0.5))]
     return thresholds

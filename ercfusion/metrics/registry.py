@@ -2,7 +2,7 @@
 
 Scores are computed over all labelled utterances of a split: the mean of batch F1 is another number. A score with an
 empty slice is omitted. For a ``distribution`` task the right answer is the most probable target label; rows with two
-equal maxima are counted only by ``kl`` and ``binarised_macro_f1``.
+equal maxima are counted only by ``kl`` and the ``binarised`` scores.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ from ercfusion.training.checks import (
     check_disk,
     check_finite,
     check_selectable,
+    check_thresholds,
 )
 from ercfusion.training.cost import RunClock, count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.curricula import announce, curriculum_of
@@ -199,6 +200,7 @@ def fit(
         check_exportable(recognizer)  # fail before training
     task = recognizer.task
     check_selectable(dev_store, recognizer.head, metric)
+    check_thresholds(dev_store)
     if is_first_process():
         check_disk(folder, recognizer, settings)
     targets = train_store.targets[task.name]

@@ -33,8 +33,12 @@ def test_distribution_scores() -> None:
     assert found["kl"] == pytest.approx(float(expected), rel=1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = oracle.f1_score(value > 1 / 7 + 1e-6, output > 1 / 7, average="macro", zero_division=0)
-    assert found["binarised_macro_f1"] == pytest.approx(expected)
+        sets = value > 1 / 7 + 1e-6, output > 1 / 7
+        for average in ("macro", "micro", "weighted"):
+            expected = oracle.f1_score(*sets, average=average, zero_division=0)
+            assert found[f"binarised_{average}_f1"] == pytest.approx(expected)
+        expected = oracle.jaccard_score(*sets, average="samples", zero_division=1)
+        assert found["binarised_jaccard"] == pytest.approx(expected)
 
 
 def test_uniform_distribution_is_the_empty_set_in_single_precision() -> None:
@@ -43,6 +47,9 @@ def test_uniform_distribution_is_the_empty_set_in_single_precision() -> None:
     uniform = np.full((1, 6), 1 / 6, dtype=np.float32)
     assert float(uniform[0, 0]) > 1 / 6
     found = scores(make(task, np.eye(6)[[1]], uniform))
-    assert set(found) == {"kl", "binarised_macro_f1"}
-    assert found["binarised_macro_f1"] == 0
+    binarised = [f"binarised_{name}" for name in ("macro_f1", "micro_f1", "weighted_f1", "jaccard")]
+    assert set(found) == {"kl", *binarised}
+    assert {found[name] for name in binarised} == {0}
+    # Two uniform rows are two empty sets.
+    assert scores(make(task, uniform, uniform))["binarised_jaccard"] == 1
     assert scores(make(task, uniform, uniform))["kl"] == pytest.approx(0)

@@ -13,7 +13,7 @@ from torchmetrics import functional as torch_oracle
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.classification import per_class
-from ercfusion.metrics.labels import best_thresholds
+from ercfusion.metrics.labels import best_thresholds, cuts
 from ercfusion.metrics.registry import (
     check_metric,
     get_metric,
@@ -39,6 +39,8 @@ def test_multi_label_against_sklearn(seed: int) -> None:
     )
     # torchmetrics counts a label that occurs nowhere as 0 here (but leaves a class out in the multi-class case).
     assert found["macro_f1"] * len(occurs) / 6 == pytest.approx(float(expected), abs=1e-6)
+    assert found["micro_precision"] == pytest.approx(oracle.precision_score(truth, said, average="micro"))
+    assert found["micro_recall"] == pytest.approx(oracle.recall_score(truth, said, average="micro"))
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, said))
     assert found["hamming"] == pytest.approx(oracle.hamming_loss(truth, said))
     for name, empty in (("jaccard", 1), ("jaccard_zero", 0)):
@@ -56,6 +58,75 @@ def test_multi_label_against_sklearn(seed: int) -> None:
     expected_table = oracle.precision_recall_fscore_support(truth, said, zero_division=0)
     assert [row["precision"] for row in table.values()] == pytest.approx(list(expected_table[0]))
     assert [row["support"] for row in table.values()] == pytest.approx(list(expected_table[3]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mean_average_precision_against_sklearn(seed: int) -> None:
+    predictions = random_predictions(LABELS, seed)
+    if seed:  # equal probabilities are one cut
+        predictions = replace(predictions, output=predictions.output.round(seed % 2 + 1))
+    predictions.value[:, 5] = 0
+    truth, output = predictions.value[predictions.valid] > 0.5, predictions.output[predictions.valid]
+    found = scores(predictions)
+    expected = [oracle.average_precision_score(truth[:, column], output[:, column]) for column in range(5)]
+    labels = LABELS.output_names
+    assert [found[f"map/{label}"] for label in labels[:5]] == pytest.approx(expected)
+    # A label that no utterance has is left out.
+    assert f"map/{labels[5]}" not in found
+    assert found["map"] == pytest.approx(np.mean(expected))
+    table = per_class(replace(predictions, thresholds=np.linspace(0.1, 0.6, 6)))
+    assert [row.get("average_precision") for row in table.values()] == pytest.approx([*expected, None])
+    assert [row["threshold"] for row in table.values()] == pytest.approx(np.linspace(0.1, 0.6, 6))
+    assert {row["threshold"] for row in per_class(predictions).values()} == {0.5}
+    nobody = scores(replace(predictions, value=np.zeros_like(predictions.value)))
+    assert not [name for name in nobody if name.startswith("map")]
+
+
+def test_average_precision_of_a_known_order() -> None:
+    # Right, wrong, right, wrong: precisions 1 and 2/3 at the two right ones.
+    found = scores(make(LABEL_A, [[0.9], [0.8], [0.3], [0.1]], [[1.0], [0.0], [1.0], [0.0]]))
+    assert found["map"] == pytest.approx((1 + 2 / 3) / 2)
+    # All equal: the share of the right ones.
+    assert scores(make(LABEL_A, [[0.5]] * 4, [[1.0], [0.0], [0.0], [0.0]]))["map"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_per_label_equals_the_sum_over_bins(seed: int) -> None:
+    predictions = random_predictions(LABELS, seed)
+    truth, output = predictions.value[predictions.valid] > 0.5, predictions.output[predictions.valid]
+    found, errors = scores(predictions), []
+    for column in range(6):
+        error = 0.0
+        for number in range(15):
+            low, high = number / 15, (number + 1) / 15
+            rows = (output[:, column] >= low) & (output[:, column] < high)
+            if rows.any():
+                error += rows.mean() * abs(truth[rows, column].mean() - output[rows, column].mean())
+        errors.append(error)
+    assert [found[f"label_ece/{label}"] for label in LABELS.output_names] == pytest.approx(errors)
+    assert found["label_ece"] == pytest.approx(np.mean(errors))
+    assert scores(make(LABELS, predictions.value, predictions.value))["label_ece"] == 0
+
+
+def test_precision_and_recall_are_the_right_way_round() -> None:
+    """Three labels predicted, one of them rightly; one of two true labels predicted."""
+    output = [[0.9, 0.9, 0.9, 0.1, 0.1, 0.1]]
+    value = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]]
+    found = scores(make(LABELS, output, value))
+    assert found["micro_precision"] == pytest.approx(1 / 3)
+    assert found["micro_recall"] == pytest.approx(1 / 2)
+
+
+def test_cuts_of_one_label() -> None:
+    curve = cuts(np.array([0.2, 0.9, 0.9, 0.4]), np.array([True, True, False, False]))
+    assert curve.lowest.tolist() == [0.9, 0.4, 0.2]
+    assert curve.hits.tolist() == [1, 1, 2]
+    assert curve.chosen.tolist() == [2, 3, 4]
+    assert curve.precision.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 2])
+    assert curve.recall.tolist() == pytest.approx([1 / 2, 1 / 2, 1])
+    assert curve.f1.tolist() == pytest.approx([1 / 2, 2 / 5, 2 / 3])
+    empty = cuts(np.zeros(0), np.zeros(0, dtype=bool))
+    assert len(empty.lowest) == empty.positives == 0
 
 
 def test_two_empty_sets_of_labels_are_equal() -> None:
@@ -84,7 +155,9 @@ def test_weighted_accuracy_is_that_of_mosei() -> None:
     assert found[f"weighted_accuracy/{labels[0]}"] == pytest.approx((tp * n / p + tn) / (2 * n))
     assert found[f"weighted_accuracy/{labels[3]}"] == 0.5
     # Labels that all or no utterances have say nothing.
-    assert [name for name in found if "/" in name] == [f"weighted_accuracy/{labels[place]}" for place in (0, 3)]
+    assert [name for name in found if name.startswith("weighted_accuracy/")] == [
+        f"weighted_accuracy/{labels[place]}" for place in (0, 3)
+    ]
     assert found["weighted_accuracy"] == pytest.approx((2 / 3 + 0.5) / 2)
     nobody = scores(make(LABELS, said, np.zeros_like(value)))
     assert not [name for name in nobody if name.startswith("weighted_accuracy")]

@@ -86,7 +86,7 @@ def test_bounds_and_units() -> None:
         assert (metric.bounds == (0, 1)) == (metric.unit == "percent"), metric.name
         assert not metric.loss or not metric.higher_is_better
     lower = {name for name, metric in REGISTERED.items() if not metric.higher_is_better}
-    calibration = {"nll", "ece", "ece_classwise", "ece_adaptive", "gaussian_nll", "mean_spread"}
+    calibration = {"nll", "ece", "ece_classwise", "ece_adaptive", "label_ece", "gaussian_nll", "mean_spread"}
     assert lower == {*calibration, "kl", "hamming", "mae", "rmse"}
 
 

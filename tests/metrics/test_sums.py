@@ -35,10 +35,17 @@ CALIBRATION = {"nll", "ece", "ece_classwise", "ece_adaptive"}
 SPREADS = {"gaussian_nll", "coverage90", "mean_spread"}
 WITHOUT_SUMS = {
     "single_label": CALIBRATION,
-    "distribution": {*CALIBRATION, "binarised_macro_f1"},
+    "distribution": {
+        *(*CALIBRATION, "binarised_jaccard"),
+        *(f"binarised_{average}_f1" for average in ("macro", "micro", "weighted")),
+    },
     "multi_label": {
-        *("samples_f1", "accuracy", "jaccard", "jaccard_zero", "hamming", "weighted_accuracy"),
-        *(f"weighted_accuracy/{label}" for label in "abcdef"),
+        *("samples_f1", "accuracy", "jaccard", "jaccard_zero", "hamming"),
+        *(
+            f"{name}{part}"
+            for name in ("weighted_accuracy", "map", "label_ece")
+            for part in ("", *(f"/{label}" for label in "abcdef"))
+        ),
     },
     "regression": SPREADS,
 }

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ercfusion.models import ARCHITECTURES, architecture_limits
 from ercfusion.records.archive import write_archive
 from ercfusion.records.predictions import read_predictions
 from ercfusion.records.record import read_record
-from ercfusion.testing import random_store
+from ercfusion.testing import make_task, random_store
 from ercfusion.train import main
 from ercfusion.training import checks
 from ercfusion.training.callbacks import Selection
@@ -384,3 +385,15 @@ def test_a_multi_label_run_says_how_empty_sets_count(tmp_path: Path, capsys: pyt
     counted = "accuracy 1, jaccard 1, samples_f1 1"
     assert record["conventions"] == {"an utterance without a label, predicted without one, counts": counted}
     assert "equal to the run's record" in command(evaluate.main, [str(folder)], capsys)[1]
+
+
+def test_thresholds_need_labels_on_dev() -> None:
+    tasks = [make_task("single_label"), replace(make_task("multi_label"), name="emotions")]
+    store = random_store((2, 3), tasks=tasks)
+    checks.check_thresholds(store)
+    store.targets["emotions"].valid[:] = False
+    message = r"'emotions' \(multi_label\): decision thresholds are chosen on dev, and none of its 5 utterances"
+    with pytest.raises(ConfigError, match=message):
+        checks.check_thresholds(store)
+    store.targets["emotions"].valid[1] = True
+    checks.check_thresholds(store)

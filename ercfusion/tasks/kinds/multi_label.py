@@ -30,7 +30,9 @@ _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 _QUOTED = re.compile(r"""(?:(['"]).*?\1(?:\s*,\s*|\s+|$))+""", re.DOTALL)
 YES, NO, CROSS = ("1", "1.0", "yes", "true"), ("0", "0.0", "no", "false"), "x"
 """Marks in the columns of labels, in any case."""
-_EMPTY_SETS = ", ".join(sorted(f"{metric.name} 1" for metric in REGISTERED.values() if metric.empty_sets))
+_EMPTY_SETS = ", ".join(
+    sorted(f"{metric.name} 1" for metric in REGISTERED.values() if metric.empty_sets and "sets" in metric.rows)
+)
 
 
 def label_parts(cell: str, labels: Sequence[str] = ()) -> tuple[str, list[str]]:
@@ -74,7 +76,7 @@ class MultiLabel(TaskKind):
     label_wise: ClassVar[bool] = True
     probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "independent"
     penalty: ClassVar[bool] = True
-    inputs: ClassVar[tuple[str, ...]] = ("counts", "sets")
+    inputs: ClassVar[tuple[str, ...]] = ("counts", "sets", "label_probabilities")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1",)
