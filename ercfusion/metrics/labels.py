@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Cuts:
         return 2 * self.hits / (self.chosen + self.positives)
 
 
-def cuts(probability: NDArray[np.floating], true: NDArray[np.bool_]) -> Cuts:
+def cuts(probability: NDArray[Any], true: NDArray[Any]) -> Cuts:
     """The cuts of one label.
 
     Args:
@@ -59,9 +60,9 @@ def cuts(probability: NDArray[np.floating], true: NDArray[np.bool_]) -> Cuts:
         true: (n) whether an utterance has it.
     """
     order = np.argsort(-probability, kind="stable")
-    probability, true = probability[order].astype(np.float64), true[order]
+    probability, hits = probability[order].astype(np.float64), np.cumsum(true[order], dtype=np.int64)
     ends = np.flatnonzero(np.append(probability[1:] != probability[:-1], True)[: len(probability)])
-    return Cuts(probability[ends], np.cumsum(true)[ends], ends + 1, int(true.sum()))
+    return Cuts(probability[ends], hits[ends], ends + 1, int(np.count_nonzero(true)))
 
 
 def average_precision(rows: Pairs, task: TaskSpec) -> Floats:
