@@ -35,6 +35,7 @@ class Predictions:
         conversation_ids: One per conversation.
         turn_ids: One per utterance.
         thresholds: (C) decision thresholds of a multi-label task; None for 0.5.
+        votes: (N, C) annotators' votes, if the targets have any; rows without votes are 0. Files do not have them.
         spread: (N, K) standard deviations of the outputs, in the unit of the targets, if the head predicts them.
     """
 
@@ -48,6 +49,7 @@ class Predictions:
     turn_ids: tuple[str, ...]
     thresholds: NDArray[Any] | None = None
     spread: NDArray[Any] | None = None
+    votes: NDArray[Any] | None = None
 
     def __repr__(self) -> str:
         labelled = int(np.count_nonzero(self.valid))
@@ -67,6 +69,7 @@ class Predictions:
             ("conversation_ids", (len(self.conversation_ids),), (len(self.lengths),)),
             ("turn_ids", (len(self.turn_ids),), (count,)),
             ("thresholds", (size,) if self.thresholds is None else np.shape(self.thresholds), (size,)),
+            ("votes", (count, size) if self.votes is None else np.shape(self.votes), (count, size)),
             ("spread", (count, size) if self.spread is None else np.shape(self.spread), (count, size)),
         ):
             if shape != expected:
@@ -113,4 +116,5 @@ class Predictions:
             conversation_ids=tuple(self.conversation_ids[position] for position in chosen),
             turn_ids=tuple(self.turn_ids[row] for row in rows),
             spread=None if self.spread is None else self.spread[rows],
+            votes=None if self.votes is None else self.votes[rows],
         )

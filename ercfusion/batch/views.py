@@ -59,6 +59,7 @@ def view_predictions(
         output=view.rules.view(predictions.output, predictions.task.rules),
         value=targets.value.numpy(),
         valid=targets.valid.numpy(),
+        votes=None if targets.votes is None else targets.votes.numpy(),
         thresholds=thresholds,
     )
 

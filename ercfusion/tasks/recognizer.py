@@ -340,6 +340,7 @@ class Recognizer(nn.Module):
             turn_ids=store.turn_ids,
             thresholds=self._thresholds(task),
             spread=torch.cat(spreads).numpy() if spreads else None,
+            votes=None if targets.votes is None else targets.votes.numpy(),
         )
 
     def set_thresholds(self, thresholds: np.ndarray, task: str | None = None) -> None:

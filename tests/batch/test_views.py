@@ -106,3 +106,16 @@ def test_the_source_is_the_first_learned_task_with_the_labels() -> None:
 def test_impossible_views_are_refused(view: TaskSpec, tasks: list[TaskSpec], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         source_of(view, tasks)
+
+
+def test_votes_are_those_of_the_view() -> None:
+    part = predictions(EMOTION, softmax(rows=4), [0, 1, 2, 0])
+    votes = torch.tensor([[3.0, 2, 0], [0, 5, 0], [1, 1, 3], [2, 0, 0]])
+    targets = TaskTargets(torch.zeros(4, 3), torch.ones(4, dtype=torch.bool), votes)
+    view = view_predictions(part, SHARES, targets)
+    assert np.array_equal(view.votes, votes.numpy())
+    assert view_predictions(view, EMOTION, TaskTargets(torch.zeros(4), torch.ones(4, dtype=torch.bool))).votes is None
+    several = replace(view, lengths=(1, 3), conversation_ids=("c", "d"))
+    assert np.array_equal(several.take([1, 0]).votes, votes.numpy()[[1, 2, 3, 0]])
+    with pytest.raises(ValueError, match="votes has shape"):
+        replace(view, votes=votes.numpy()[:, :2])

@@ -89,6 +89,9 @@ def test_predict(kind: str) -> None:
     assert predictions.turn_ids == tuple(f"u{t}" for length in LENGTHS for t in range(length))
     assert np.array_equal(predictions.speaker, batch.speaker.numpy())
     assert np.array_equal(predictions.valid, batch.targets["emotion"].valid.numpy())
+    votes = batch.targets["emotion"].votes
+    assert (predictions.votes is not None) is (kind == "distribution")
+    assert votes is None or np.array_equal(predictions.votes, votes.numpy())
     assert (predictions.thresholds is not None) is (kind == "multi_label")
     in_small_batches = recognizer.predict(store, conversations=2)
     np.testing.assert_allclose(in_small_batches.output, predictions.output, atol=1e-6)

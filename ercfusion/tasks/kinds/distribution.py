@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from ercfusion.batch.kinds import TableRow
 from ercfusion.batch.predictions import PROBABILITY_TOLERANCE
 from ercfusion.batch.task import TaskSpec
-from ercfusion.batch.votes import sets_above_uniform
 from ercfusion.tasks.kinds.single_label import SingleLabel
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Distribution(SingleLabel):
     column_per_label: ClassVar[bool] = True
     default_metric: ClassVar[str] = "kl"
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "divergence", "labelled", "distributions")
-    headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
+    headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl", "binarised_macro_f1")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
     def encode(self, value: Any, task: TaskSpec) -> Sequence[float]:
@@ -64,17 +63,6 @@ class Distribution(SingleLabel):
         largest = value.max(axis=1, keepdims=True)
         unique = (value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
         return value.argmax(axis=1), np.asarray(valid & unique, dtype=bool)
-
-    def sets(self, output: NDArray[Any]) -> NDArray[np.bool_]:
-        """(N, C) bool, the 1/C decision (:func:`ercfusion.batch.votes.sets_above_uniform`)."""
-        return sets_above_uniform(output)
-
-    def merge_targets(
-        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Sums of shares, divided by their total if some have no counterpart."""
-        there = np.asarray(valid & ((value @ matrix).sum(axis=1) > 0), dtype=bool)
-        return self.merge_outputs(value.astype(np.float64), matrix).astype(value.dtype), there
 
     def loss(
         self,
