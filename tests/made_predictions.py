@@ -14,6 +14,7 @@ EMOTION = TaskSpec("emotion", "single_label", get_schema("meld7"))
 DISTRIBUTION = TaskSpec("emotion", "distribution", get_schema("meld7"))
 LABELS = TaskSpec("emotions", "multi_label", LabelSchema("six", tuple("abcdef")))
 LABEL_A = TaskSpec("x", "multi_label", LabelSchema("one", ("a",)))
+INTENSITY = TaskSpec("felt", "intensity", LabelSchema("four", tuple("abcd")), low=1, high=3)
 VAD = TaskSpec("vad", "regression", dimensions=("valence", "arousal", "dominance"), low=1, high=5)
 SENTIMENT = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
 SIMS = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-1, high=1)
@@ -59,6 +60,9 @@ def random_predictions(task: TaskSpec, seed: int, lengths: tuple[int, ...] = (7,
         value = (rng.multinomial(3, np.full(task.size, 1 / task.size), size=count) / 3).astype(np.float32)
     elif task.kind == "multi_label":
         output, value = rng.random(shape), (rng.random(shape) < 0.3).astype(np.float32)
+    elif task.kind == "intensity":
+        value = (rng.integers(1, 4, shape) * (rng.random(shape) < 0.4)).astype(np.float32)
+        output = np.concatenate([rng.random(shape), np.clip(value + rng.normal(size=shape), 1, 3)], axis=1)
     else:
         value = rng.uniform(task.low, task.high, shape).astype(np.float32)
         output = value + rng.normal(size=shape)

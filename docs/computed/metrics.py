@@ -17,6 +17,7 @@ def metrics_table() -> list[str]:
         "S": TaskSpec("t", "single_label", schema),
         "D": TaskSpec("t", "distribution", schema),
         "M": TaskSpec("t", "multi_label", schema),
+        "I": TaskSpec("t", "intensity", schema, low=1, high=3),
         "R": TaskSpec("t", "regression", dimensions=("d",), low=0, high=9),
         "R3": TaskSpec("t", "regression", dimensions=("d",), low=-3, high=3),
         "R1": TaskSpec("t", "regression", dimensions=("d",), low=-1, high=1),

@@ -53,6 +53,8 @@ class TaskKind(ABC):
 
     has_schema: ClassVar[bool] = True
     """Tasks have a label schema; otherwise named dimensions and a range."""
+    scaled: ClassVar[bool] = False
+    """Tasks with a label schema have a range of whole numbers, too: ``low`` to ``high``."""
     default_metric: ClassVar[str] = "weighted_f1"
     """Dev score that selects the checkpoint if the task names none."""
     index_targets: ClassVar[bool] = False
@@ -295,6 +297,14 @@ class TaskKind(ABC):
         return logits.unsqueeze(1)
 
     # Predictions in a file
+
+    def output_columns(self, task: TaskSpec) -> list[str]:
+        """Names of the outputs of an utterance in ``predictions.parquet``; by default K."""
+        return [self.output_prefix + name for name in task.output_names]
+
+    def intensities(self, part: Predictions) -> NDArray[np.float64]:
+        """(N, C) predicted intensities, 0 for other labels; only for kinds with the input ``intensities``."""
+        raise NotImplementedError
 
     @abstractmethod
     def answer_type(self, task: TaskSpec) -> Any:

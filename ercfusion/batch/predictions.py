@@ -27,7 +27,7 @@ class Predictions:
     Args:
         task: The task.
         output: (N, K) float64: probabilities (softmax of single-label and distribution tasks, sigmoid of multi-label
-            tasks), or numbers of a regression.
+            tasks), or numbers of a regression; (N, 2C) probabilities and intensities of an intensity task.
         value: Targets as in :class:`ercfusion.batch.batch.TaskTargets`; arbitrary if not ``valid``.
         valid: (N) bool, True if the utterance is labelled.
         lengths: Utterances of each conversation.
@@ -60,9 +60,10 @@ class Predictions:
 
     def __post_init__(self) -> None:
         count, size = sum(self.lengths), self.task.size
+        outputs = len(self.task.rules.output_columns(self.task))
         value_shape = (count,) if self.task.rules.index_targets else (count, size)
         for name, shape, expected in (
-            ("output", np.shape(self.output), (count, size)),
+            ("output", np.shape(self.output), (count, outputs)),
             ("value", np.shape(self.value), value_shape),
             ("valid", np.shape(self.valid), (count,)),
             ("speaker", np.shape(self.speaker), (count,)),

@@ -18,10 +18,10 @@ class TaskSpec:
         name: Key of the targets in a conversation, for example ``"emotion"``.
         kind: A name of :data:`ercfusion.batch.kinds.KINDS`: ``single_label`` (one of C), ``multi_label`` (any subset of
             C), ``distribution`` (a probability for each of C, from votes), ``regression`` (one real number per
-            dimension), or a registered kind.
+            dimension), ``intensity`` (any subset of C, with intensities), or a registered kind.
         schema: The labels, if the kind has any.
         dimensions: Names of the regressed values, for example ``("valence", "arousal", "dominance")``.
-        low, high: Range of the regressed values, in the unit of the corpus.
+        low, high: Range of the regressed values, in the unit of the corpus, or of the intensities of active labels.
         metric: Dev score that selects the checkpoint, a name of :mod:`ercfusion.metrics.registry`.
     """
 

@@ -17,7 +17,8 @@ class Target:
 
     Args:
         value: A label name (single-label), a frozenset of names (multi-label), a map from name to probability
-            (distribution), or a number or tuple of numbers (regression). ``None``: not labelled, context only.
+            (distribution) or to intensity (intensity), or a number or tuple of numbers (regression). ``None``: not
+            labelled, context only.
         votes: Counts of annotators by label name.
     """
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from ercfusion._core.errors import ConfigError, did_you_mean, nearest
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics import calibration, classification, distribution, labels, regression, shifts
+from ercfusion.metrics import calibration, classification, distribution, intensity, labels, regression, shifts
 from ercfusion.metrics.inputs import Inputs
 from ercfusion.metrics.metric import Metric, Statistic
 
-_FAMILIES = (classification, calibration, shifts, distribution, labels, regression)
+_FAMILIES = (classification, calibration, shifts, distribution, labels, intensity, regression)
 REGISTERED: dict[str, Metric] = {metric.name: metric for family in _FAMILIES for metric in family.METRICS}
 """All metrics by name, in the order of records and pages."""
 

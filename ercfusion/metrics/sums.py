@@ -6,6 +6,8 @@
 * ``counts`` (B, C, 3) int64, true positives, false positives, false negatives: label sets;
 * ``divergence`` (B, 3) float64, of distributions: utterances, sum of their targets' negative entropies, sum of their
   Kullback-Leibler divergences;
+
+* ``intensities`` (B, C, 13) float64, :data:`INTENSITY_SUMS`: intensities of labels;
 * ``moments`` (B, K, F) float64, see :func:`ercfusion.metrics.moments.moments_of`: numbers.
 """
 
@@ -205,6 +207,56 @@ def _log(probability: NDArray[Any]) -> Floats:
     return np.asarray(np.log(np.maximum(probability, FLOOR)))
 
 
+_MOMENTS = ("count", "x", "y", "xx", "yy", "xy")
+INTENSITY_SUMS = (*_MOMENTS, *(f"active_{name}" for name in _MOMENTS), "active_error")
+"""Sums of an intensity task: x predicted, y true. Over all utterances x is the decision, 0 or a whole number; over
+utterances with the label (``active_``) it is the predicted intensity, whatever is decided.
+"""
+
+
+class Intensities(Sums):
+    """Sums of predicted and true intensities per label; a record keeps nine significant digits."""
+
+    key = "intensities"
+
+    def shape(self, task: TaskSpec) -> tuple[int, ...]:
+        """(C, 13)."""
+        return task.size, len(INTENSITY_SUMS)
+
+    def of(self, predictions: Predictions) -> Floats:
+        """(B, C, 13)."""
+        valid, size = np.asarray(predictions.valid, dtype=bool), predictions.task.size
+        true = predictions.value[valid].astype(np.float64)
+        graded = predictions.output[valid, size:].astype(np.float64)
+        active = true > 0
+        decided = predictions.task.rules.intensities(predictions)[valid]
+        cells = [*_products(decided, true, np.ones_like(active)), *_products(graded, true, active)]
+        cells.append(np.where(active, np.abs(graded - true), 0.0))
+        sums = np.zeros((len(predictions.lengths), size, len(INTENSITY_SUMS)))
+        np.add.at(sums, predictions.conversation[valid], np.stack(cells, axis=2))
+        return sums
+
+    def truth(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., C, 6) numbers, sums and sums of squares of the true intensities."""
+        return np.asarray(sums[..., [0, 2, 4, 6, 8, 10]])
+
+    def occurrences(self, sums: NDArray[Any]) -> NDArray[Any]:
+        """(..., C) utterances with the label."""
+        return np.asarray(sums[..., 6])
+
+    def write(self, row: NDArray[Any]) -> list[list[float]]:
+        """Numbers with nine significant digits."""
+        return [[float(f"{number:.9g}") for number in label] for label in row]
+
+    def read(self, rows: Sequence[Any], task: TaskSpec) -> Floats:
+        """(B, C, 13)."""
+        return np.array(rows, dtype=np.float64)
+
+
+def _products(x: Floats, y: Floats, counted: Bools) -> list[Floats]:
+    return [np.where(counted, column, 0.0) for column in (np.ones_like(x), x, y, x * x, y * y, x * y)]
+
+
 class Moments(Sums):
     """Sums of numbers, products and decisions per dimension; a record keeps nine significant digits."""
 
@@ -251,7 +303,8 @@ class Moments(Sums):
         return np.array(rows, dtype=np.float64)
 
 
-SUMS: dict[str, Sums] = {sums.key: sums for sums in (Confusion(), Shift(), Counts(), Divergence(), Moments())}
+_SUMS = (Confusion(), Shift(), Counts(), Divergence(), Intensities(), Moments())
+SUMS: dict[str, Sums] = {sums.key: sums for sums in _SUMS}
 """All sums by key."""
 
 

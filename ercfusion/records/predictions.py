@@ -4,7 +4,7 @@
   conversation; ``valid``: whether the utterance is labelled;
 * ``truth`` and ``prediction``: a label name (of a distribution the most probable; null if two share the maximum), a
   list of names (multi-label), a number, or a list of numbers (several dimensions). ``truth`` is null without a label;
-* ``p/<label>``: predicted probabilities, or ``y/<dimension>``: predicted numbers;
+* ``p/<label>``: predicted probabilities (and ``i/<label>``: intensities), or ``y/<dimension>``: predicted numbers;
 * ``s/<dimension>``: predicted standard deviations, if the head has them;
 * ``t/<label>``: target probabilities, only for distributions.
 
@@ -152,7 +152,7 @@ def _schema(task: TaskSpec, spread: bool = False) -> Any:
 
 
 def _outputs(task: TaskSpec) -> list[str]:
-    return [task.rules.output_prefix + name for name in task.output_names]
+    return task.rules.output_columns(task)
 
 
 def _spreads(task: TaskSpec) -> list[str]:

@@ -32,6 +32,8 @@ SCHEMA = LabelSchema("testing4", ("neutral", "joy", "anger", "fear"), neutral="n
 
 def make_task(kind: str = "single_label", name: str = "emotion") -> TaskSpec:
     """A small task of a kind: four classes, or two regressed numbers between -3 and 3."""
+    if task_kind(kind).scaled:
+        return TaskSpec(name, kind, SCHEMA, low=1, high=3)
     if task_kind(kind).has_schema:
         return TaskSpec(name, kind, SCHEMA)
     return TaskSpec(name, kind, dimensions=("valence", "arousal"), low=-3.0, high=3.0)

@@ -111,9 +111,10 @@ def check_thresholds(dev: ConversationStore) -> None:
 def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
     """One prediction for all utterances: the middle of the range, or equal probabilities."""
     targets = store.targets[task.name]
+    outputs = len(task.rules.output_columns(task))
     return Predictions(
         task=task,
-        output=np.full((store.num_utterances, task.size), task.rules.constant_output(task)),
+        output=np.full((store.num_utterances, outputs), task.rules.constant_output(task)),
         value=targets.value.numpy(),
         valid=targets.valid.numpy(),
         lengths=tuple(store.lengths),

@@ -26,7 +26,7 @@ from ercfusion.testing import check_model, make_task
 
 PACKAGE = Path(ercfusion.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "tasks.md"
-NAMES = {"single_label", "multi_label", "distribution", "regression"}
+NAMES = {"single_label", "multi_label", "distribution", "regression", "intensity"}
 
 
 def names_a_kind(node: ast.AST) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_predictions import DISTRIBUTION, EMOTION, LABELS, SENTIMENT, SIMS, VAD, make, random_predictions
+from made_predictions import DISTRIBUTION, EMOTION, INTENSITY, LABELS, SENTIMENT, SIMS, VAD, make, random_predictions
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.kinds import KINDS
@@ -29,7 +29,7 @@ def test_rows_that_are_not_valid_do_not_matter() -> None:
         assert scores(predictions) == expected
 
 
-@pytest.mark.parametrize("task", [EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT])
+@pytest.mark.parametrize("task", [EMOTION, DISTRIBUTION, LABELS, INTENSITY, VAD, SENTIMENT])
 def test_names_agree_with_scores(task: TaskSpec) -> None:
     found = scores(random_predictions(task, 1))
     assert set(found) == set(metric_names(task))
@@ -58,7 +58,7 @@ def test_unknown_metrics_name_the_nearest() -> None:
 
 
 def test_every_metric_is_one_of_a_kind() -> None:
-    tasks = (EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT, SIMS)
+    tasks = (EMOTION, DISTRIBUTION, LABELS, INTENSITY, VAD, SENTIMENT, SIMS)
     assert {task.kind for task in tasks} == set(KINDS)
     assert {name.partition("/")[0] for task in tasks for name in metric_names(task)} == set(REGISTERED)
 
@@ -80,14 +80,19 @@ def test_nothing_to_score_is_an_error() -> None:
 
 def test_bounds_and_units() -> None:
     without_end = {name for name, metric in REGISTERED.items() if metric.bounds[1] == np.inf}
-    assert without_end == {"nll", "kl", "mae", "rmse", "gaussian_nll", "mean_spread"}
-    assert {name for name, metric in REGISTERED.items() if metric.bounds[0] == -1} == {"pearson", "ccc"}
+    assert without_end == {"nll", "kl", "mae", "rmse", "gaussian_nll", "mean_spread", "active_mae"}
+    assert {name for name, metric in REGISTERED.items() if metric.bounds[0] == -1} == {
+        "pearson",
+        "ccc",
+        "intensity_pearson",
+        "active_pearson",
+    }
     for metric in REGISTERED.values():
         assert (metric.bounds == (0, 1)) == (metric.unit == "percent"), metric.name
         assert not metric.loss or not metric.higher_is_better
     lower = {name for name, metric in REGISTERED.items() if not metric.higher_is_better}
     calibration = {"nll", "ece", "ece_classwise", "ece_adaptive", "label_ece", "gaussian_nll", "mean_spread"}
-    assert lower == {*calibration, "kl", "hamming", "mae", "rmse"}
+    assert lower == {*calibration, "kl", "hamming", "mae", "rmse", "active_mae"}
 
 
 @pytest.mark.parametrize("task", [EMOTION, DISTRIBUTION, LABELS, VAD, SENTIMENT, SIMS], ids=range(6))

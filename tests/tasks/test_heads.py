@@ -33,7 +33,8 @@ def make_targets(kind: str, labelled: float = 1.0) -> TaskTargets:
 
 
 def make_logits(kind: str) -> Tensor:
-    return torch.randn(sum(LENGTHS), make_task(kind).size, requires_grad=True)
+    task = make_task(kind)
+    return torch.randn(sum(LENGTHS), task.rules.num_logits(task), requires_grad=True)
 
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.5])
@@ -179,7 +180,11 @@ def test_prior(kind: str) -> None:
     if kind == "single_label":
         value = F.one_hot(value, 4)
     answer = head.outputs(head(torch.zeros(1, 3)))[0]
-    torch.testing.assert_close(answer, value.float().mean(0), rtol=1e-4, atol=1e-5)
+    expected = value.float().mean(0)
+    if head.task.rules.scaled:  # probabilities, then intensities of active labels
+        active = (value > 0).float()
+        expected = torch.cat([active.mean(0), value.sum(0) / active.sum(0)])
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "distribution"])

@@ -262,7 +262,7 @@ def test_votes_of_the_training_split_give_the_penalties() -> None:
     ("kind", "settings", "message"),
     [
         ("single_label", {"penalty": True}, "has no votes for the single_label task 'emotion'"),
-        ("regression", {"penalty": True}, "is for distribution and multi_label and single_label tasks"),
+        ("regression", {"penalty": True}, "is for distribution and intensity and multi_label and single_label tasks"),
         ("distribution", {"loss": "class_balanced", "class_balanced": {"gamma": 2.0}}, "gamma is for single-label"),
     ],
 )

@@ -92,7 +92,7 @@ def test_predict(kind: str) -> None:
     votes = batch.targets["emotion"].votes
     assert (predictions.votes is not None) is (kind == "distribution")
     assert votes is None or np.array_equal(predictions.votes, votes.numpy())
-    assert (predictions.thresholds is not None) is (kind == "multi_label")
+    assert (predictions.thresholds is not None) is task.rules.thresholds
     in_small_batches = recognizer.predict(store, conversations=2)
     np.testing.assert_allclose(in_small_batches.output, predictions.output, atol=1e-6)
 

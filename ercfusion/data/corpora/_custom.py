@@ -106,12 +106,12 @@ def _target_settings(path: Path, name: Any, value: Any) -> dict[str, Any]:
     if kind not in KINDS:
         fail(path, f"{where}.kind", f"found {shown(kind)}. {did_you_mean(kind, KINDS)}")
     rules = task_kind(kind)
-    foreign = _REGRESSED if rules.has_schema else _LABELLED
+    foreign = ("dimensions",) if rules.scaled else _REGRESSED if rules.has_schema else _LABELLED
     for key in entries:
         if key in foreign:
             fail(path, f"{where}.{key}", f"a target of the kind {kind} has no such key. Remove it, or correct 'kind'")
     _check_names(path, where, entries, rules)
-    if not rules.has_schema:
+    if rules.scaled or not rules.has_schema:
         for key in ("low", "high"):
             if key not in entries:
                 fail(path, where, f"the key {key!r} is missing. Give the range of the values of a {kind}: low, high")

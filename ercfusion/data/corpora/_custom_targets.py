@@ -261,7 +261,13 @@ def _reader(
         labels = composed(_labels_in(name, columns, rules, rows, entries.get("synonyms", {})))
     schema = _schema(settings, name, entries, labels)
     reader = MarkReader if marks else TargetReader
-    return reader(TaskSpec(name, kind, schema, metric=metric), tuple(columns))
+    scale = {key: entries[key] for key in ("low", "high")} if rules.scaled else {}
+    try:
+        task = TaskSpec(name, kind, schema, metric=metric, **scale)
+    except ValueError as error:
+        assert settings.path is not None
+        fail(settings.path, f"targets.{name}", f"{error}. Correct low and high")
+    return reader(task, tuple(columns))
 
 
 def _labels_of_columns(
