@@ -185,7 +185,7 @@ class Intensity(MultiLabel):
         """(C) intensities from a list of labels with intensities."""
         return self.encode({one["label"]: one["intensity"] for one in truth}, task)
 
-    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> dict[str, float]:
+    def read(self, row: TableRow, columns: Sequence[str], task: TaskSpec) -> Any:
         """Read one number per label; 0: not active."""
         value = {}
         for column, label in zip(columns, task.output_names, strict=True):
