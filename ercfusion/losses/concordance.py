@@ -31,8 +31,8 @@ class SetConcordance(nn.Module):
     a stored prediction is at most one epoch old, unless an epoch uses a part of the set. If the batch is the set, value
     and gradient are those of :func:`concordance`.
 
-    The gradient is multiplied by (utterances seen) / (utterances of the batch): its mean over the batches of an epoch
-    then has the size of the gradient over the set, as with losses that are means over utterances.
+    The gradient is multiplied by (utterances seen) / (utterances of the batch). Its mean over the batches of an epoch
+    then has the size of the gradient over the set, as with losses of single utterances.
 
     The predictions are buffers, so a resumed training continues with them. In eval mode nothing is stored.
 

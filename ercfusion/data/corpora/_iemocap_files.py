@@ -7,6 +7,7 @@ themselves, who do not count. Source: the release's notes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,9 @@ _HEAD = re.compile(
 )
 _SPOKEN = re.compile(rf"(\S+?)\s*\[\s*{_NUMBER}\s*-\s*{_NUMBER}\s*\]\s*:(.*)")
 _RATING = re.compile(r"(C-\w+)\s*:(.*)")
+_ATTRIBUTES = re.compile(
+    r"A-((?![FM])\w+)\s*:\s*" + r"\s*".join(rf"{name}\s*{_NUMBER}?\s*;" for name in ("val", "act", "dom"))
+)
 _TURN = re.compile(r"[FM][0-9A-Za-z]+")
 _AGAIN = "Get the file again from the release."
 
@@ -61,6 +65,8 @@ class Utterance:
         code: One of :data:`CODES`.
         vad: Means of valence, activation and dominance, 1 to 5; None out of range.
         ballots: Labels of ``iemocap9`` or :data:`OTHER`, by categorical rater, without the actors.
+        ratings: Valence, activation and dominance by rater (``E3``), without the actors; NaN if missing or outside 1 to
+            5.
     """
 
     id: str
@@ -69,6 +75,7 @@ class Utterance:
     code: str
     vad: tuple[float, float, float] | None
     ballots: tuple[frozenset[str], ...]
+    ratings: Mapping[str, tuple[float, ...]]
 
     @property
     def votes(self) -> dict[str, int]:
@@ -150,6 +157,7 @@ def _turn_id(path: Path, line: int, name: str, dialogue: str) -> str:
 def _evaluation(path: Path, dialogue: str) -> list[Utterance]:
     heads: dict[str, tuple[int, re.Match[str]]] = {}
     ballots: dict[str, list[frozenset[str]]] = {}
+    ratings: dict[str, dict[str, tuple[float, ...]]] = {}
     current: str | None = None
     for line, text in _lines(path):
         if text.startswith("%"):
@@ -169,24 +177,41 @@ def _evaluation(path: Path, dialogue: str) -> list[Utterance]:
                 _fail(path, line, f"{match[4]!r} is not a label of IEMOCAP. {did_you_mean(match[4], CODES)}")
             heads[current] = (line, match)
             ballots[current] = []
+            ratings[current] = {}
         elif text.startswith(("C-", "A-")):
             if current is None:
                 _fail(path, line, f"there is a rating before the first utterance. {_AGAIN}")
             # Ratings by the actors themselves ("C-F1", "C-M1") are not votes of observers.
             if text.startswith("C-") and text[2:3] not in ("F", "M"):
                 ballots[current].append(_ballot(path, line, text))
+            elif (match := _ATTRIBUTES.match(text)) is not None:
+                ratings[current][match[1]] = _attributes(match)
         else:
             _fail(path, line, f"found {text[:80]!r}, which is neither an utterance nor a rating. {_AGAIN}")
     if not heads:
         raise CorpusFormatError(f"{path} has no utterance: the copy was cut off. Get the file again.")
-    return [_utterance(identifier, match, tuple(ballots[identifier])) for identifier, (_, match) in heads.items()]
+    return [
+        _utterance(identifier, match, tuple(ballots[identifier]), ratings[identifier])
+        for identifier, (_, match) in heads.items()
+    ]
 
 
-def _utterance(identifier: str, match: re.Match[str], ballots: tuple[frozenset[str], ...]) -> Utterance:
+def _utterance(
+    identifier: str,
+    match: re.Match[str],
+    ballots: tuple[frozenset[str], ...],
+    ratings: Mapping[str, tuple[float, ...]],
+) -> Utterance:
     valence, activation, dominance = float(match[5]), float(match[6]), float(match[7])
     inside = all(LOW <= value <= HIGH for value in (valence, activation, dominance))
     vad = (valence, activation, dominance) if inside else None
-    return Utterance(identifier, float(match[1]), float(match[2]), match[4], vad, ballots)
+    return Utterance(identifier, float(match[1]), float(match[2]), match[4], vad, ballots, ratings)
+
+
+def _attributes(match: re.Match[str]) -> tuple[float, ...]:
+    # "A-E3:\tval 3; act 2; dom  ;\t()": a number may be missing. Lines of another form have none.
+    numbers = [float(number) if number else math.nan for number in match.groups()[1:]]
+    return tuple(number if LOW <= number <= HIGH else math.nan for number in numbers)
 
 
 def _ballot(path: Path, line: int, text: str) -> frozenset[str]:

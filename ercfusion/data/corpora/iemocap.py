@@ -6,7 +6,7 @@ was not available.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,6 +26,8 @@ from ercfusion.data.corpora._iemocap_files import (
     dialogue_files,
     read_dialogue,
 )
+from ercfusion.data.corpora._iemocap_findings import some, times, transcripts
+from ercfusion.data.corpora._iemocap_vad import ABOUT, EMOTIONS, EWE, OWN, VAD, with_emotions, with_estimates
 from ercfusion.data.corpus import Corpus, CorpusCard, Finding, Protocol, Splits
 from ercfusion.data.features import Key
 from ercfusion.data.media import Clip, MediaKind
@@ -97,10 +99,11 @@ _PLANS: dict[str, _Plan] = {
     **{f"6way-ses{session}": _Plan(session) for session in SESSIONS[:-1]},
     **{f"4way-ses{session}": _Plan(session, "four") for session in SESSIONS[:-1]},
     "vad-ses5": _Plan(5),
+    "vad-ewe-ses5": _Plan(5),
+    "vad-emotions-ses5": _Plan(5),
     "votes-ses5": _Plan(5),
     **{f"{name}-ses5": _Plan(5) for name in ("majority", "plurality", "votes-smoothed", "all-inclusive")},
 }
-DIMENSIONS = ("valence", "activation", "dominance")
 _NINE = get_schema("iemocap9")
 _RULES: Mapping[str, str] = {
     "votes": "distribution",
@@ -112,7 +115,9 @@ _RULES: Mapping[str, str] = {
 # Further tasks with the release's targets, by the protocol's name without the session; the others are those of
 # ``emotion``.
 _TASKS: Mapping[str, TaskSpec] = {
-    "vad": TaskSpec("vad", "regression", dimensions=DIMENSIONS, low=LOW, high=HIGH, metric="ccc"),
+    "vad": VAD,
+    "vad-ewe": EWE,
+    "vad-emotions": EMOTIONS,
     "votes": vote_task("votes", "distribution", _NINE),
     "majority": vote_task("votes_majority", "majority", _NINE),
     "plurality": vote_task("votes_plurality", "plurality", _NINE),
@@ -131,8 +136,8 @@ def _protocol(name: str, plan: _Plan) -> Protocol:
     if plan.published:
         description += "; labels and turns of the published feature files"
     task = _TASKS.get(name.rpartition("-")[0], emotion)
-    if task.name == "vad":
-        description = "mean ratings from 1 to 5"
+    if task.name in ABOUT:
+        description = ABOUT[task.name]
     elif task.name == "votes":
         description = "shares of the raters' votes for nine emotions"
     elif task.name in _RULES:
@@ -143,7 +148,7 @@ def _protocol(name: str, plan: _Plan) -> Protocol:
         description=f"{description}; session {plan.test} is test",
         dev_source=f"the first {DEV_SHARE:.0%} of the training dialogues in a seeded order (seed {DEV_SEED})",
         modalities=("text",),
-        others=tuple(other for other in (emotion, *_TASKS.values()) if other.name != task.name),
+        others=tuple(other for other in (emotion, *_TASKS.values()) if other.name not in (task.name, *OWN)),
     )
 
 
@@ -177,6 +182,8 @@ class IemocapCorpus(Corpus):
     - ``votes_majority``, ``votes_plurality``, ``votes_smoothed``, ``votes_all``: from the same votes by the rules of
       :mod:`ercfusion.batch.votes`; a majority is one of the raters, who may name several labels;
     - ``vad``: released means of valence, activation and dominance, 1 to 5.
+
+    Their own protocols have ``vad_ewe`` (the raters' numbers, weighted) and ``vad_emotions`` (a distribution).
     """
 
     card: ClassVar[CorpusCard] = CorpusCard(
@@ -242,7 +249,9 @@ class IemocapCorpus(Corpus):
             # Without its unlabelled utterances a dialogue may be empty.
             if turns:
                 splits[split].append(Conversation(dialogue.name, turns))
-        return splits
+        if protocol.task == EWE:
+            return with_estimates(splits, dialogues)
+        return with_emotions(splits, protocol.others[0]) if protocol.task == EMOTIONS else splits
 
     def clips(self, protocol: Protocol, kind: MediaKind) -> dict[Key, Clip]:
         """The recording of every turn.
@@ -270,11 +279,11 @@ class IemocapCorpus(Corpus):
         plan = _PLANS[protocol.id.partition("/")[2]]
         default = self.protocol()
         findings = self.other_counts(default, self.conversations(default))
-        findings += _transcripts(dialogues)
+        findings += transcripts(dialogues)
         findings += _votes(dialogues)
         for split, part in self.conversations(default).items():
             findings += vote_findings(split, part, _RULES)
-        findings += _times(dialogues)
+        findings += times(dialogues)
         if plan.published:
             without_majority = {
                 f"{dialogue.name}_{one.id}"
@@ -332,7 +341,7 @@ class IemocapCorpus(Corpus):
             return []
         text = f"{kind}: {len(paths) - len(missing)} of {len(paths)} files exist"
         if missing:
-            text += f"; missing: {_some(missing)}"
+            text += f"; missing: {some(missing)}"
         return [Finding("note" if missing else "ok", "clips", text)]
 
     def _release(self) -> Path:
@@ -361,7 +370,7 @@ class IemocapCorpus(Corpus):
             ]
         if missing:
             raise CorpusNotFoundError(
-                f"{self.card.title}: {_some(missing)} not found (or without a dialogue) in {release}. Add the files, "
+                f"{self.card.title}: {some(missing)} not found (or without a dialogue) in {release}. Add the files, "
                 f"or correct the path.\n"
                 f"{self._how_to_get()}"
             )
@@ -430,27 +439,6 @@ def _counts(dialogues: list[Conversation]) -> list[Finding]:
     return findings
 
 
-def _transcripts(dialogues: list[Dialogue]) -> list[Finding]:
-    silent, unrated = [], []
-    for dialogue in dialogues:
-        rated = {utterance.id for utterance in dialogue.utterances}
-        silent += [f"{dialogue.name}_{identifier}" for identifier in sorted(rated - set(dialogue.texts))]
-        unrated += [f"{dialogue.name}_{identifier}" for identifier in sorted(set(dialogue.texts) - rated)]
-    findings = []
-    if silent:
-        findings.append(Finding("note", "transcripts", f"rated utterances without a transcript: {_some(silent)}"))
-    if unrated:
-        findings.append(Finding("note", "transcripts", f"transcribed utterances without a rating: {_some(unrated)}"))
-    if not silent and not unrated:
-        findings.append(Finding("ok", "transcripts", "rated and transcribed utterances are the same"))
-    pieces = sum(len(dialogue.pieces) for dialogue in dialogues)
-    nameless = sum(dialogue.nameless for dialogue in dialogues)
-    if pieces or nameless:
-        text = f"omitted: {pieces} transcribed pieces (XX) and {nameless} lines without an utterance's name"
-        findings.append(Finding("note", "transcripts", text))
-    return findings
-
-
 def _votes(dialogues: list[Dialogue]) -> list[Finding]:
     nine = get_schema("iemocap9")
     against, agreed, outside = [], [], []
@@ -465,36 +453,14 @@ def _votes(dialogues: list[Dialogue]) -> list[Finding]:
             outside += [name] * (one.vad is None)
     findings = []
     if against:
-        text = f"utterances whose label is not that of most raters: {_some(against)}"
+        text = f"utterances whose label is not that of most raters: {some(against)}"
         findings.append(Finding("note", "votes", text))
     if agreed:
-        text = f"utterances without a label although most raters agree: {_some(agreed)}"
+        text = f"utterances without a label although most raters agree: {some(agreed)}"
         findings.append(Finding("note", "votes", text))
     if not against and not agreed:
         findings.append(Finding("ok", "votes", "no label contradicts the raters' majority"))
     if outside:
-        text = f"utterances with a mean rating outside {LOW:g} to {HIGH:g}, without a vad target: {_some(outside)}"
+        text = f"utterances with a mean rating outside {LOW:g} to {HIGH:g}, without a vad target: {some(outside)}"
         findings.append(Finding("note", "ratings", text))
     return findings
-
-
-def _times(dialogues: list[Dialogue]) -> list[Finding]:
-    overlapping, still = 0, []
-    for dialogue in dialogues:
-        latest = 0.0
-        for one in dialogue.utterances:
-            overlapping += one.start < latest
-            latest = max(latest, one.end)
-            still += [f"{dialogue.name}_{one.id}"] * (one.end <= one.start)
-    findings = []
-    if overlapping:
-        text = f"{overlapping} utterances start before an earlier one ends"
-        findings.append(Finding("note", "times", text))
-    if still:
-        findings.append(Finding("note", "times", f"utterances that do not end after they start: {_some(still)}"))
-    return findings or [Finding("ok", "times", "no two utterances of a dialogue overlap")]
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return f"{len(listed)} ({', '.join(listed[:5])}{', ...' if len(listed) > 5 else ''})"

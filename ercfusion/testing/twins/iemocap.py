@@ -106,6 +106,10 @@ def _rating(turn: str, emotion: str, start: float, end: float, chance: random.Ra
         lines.append(f"C-{rater}:\t{text};\t({'' if codes else 'a remark; with marks: here'})")
     # The actor's own answer, which readers must ignore.
     lines.append(f"C-{turn[-4]}1:\t{_ANSWERS[chance.choice(list(_CUES))]};\t()")
-    lines.append(f"A-E3:\tval {round(valence[0])}; act {round(valence[1])}; dom  {round(valence[2])};\t()")
+    # From their own stream: the rest of the twin does not depend on these ratings.
+    noise = random.Random(f"ratings of {turn} {emotion}")
+    for rater, spread in (("E3", 0.3), ("E4", 0.6), ("E6", 1.2)):
+        val, act, dom = (min(5, max(1, round(value + noise.gauss(0, spread)))) for value in valence)
+        lines.append(f"A-{rater}:\tval {val}; act {act}; dom  {dom if noise.random() < 0.95 else ''};\t()")
     lines.append(f"A-{turn[-4]}1:\tval 3; act 2; dom  ;\t()")
     return [*lines, ""]

@@ -1,16 +1,22 @@
 import re
 import wave
 
+import numpy as np
 import pytest
 import torch
 
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError
 from ercfusion.batch.labels import get_schema
+from ercfusion.batch.task import TaskSpec
 from ercfusion.data import open_corpus
 from ercfusion.data.bound import bound_protocol, differences_from_card
 from ercfusion.data.check import check_corpus
+from ercfusion.data.corpora._iemocap_files import read_dialogue
+from ercfusion.data.corpora._iemocap_vad import VAD
 from ercfusion.data.corpora.iemocap import LABELS, PUBLISHED_HAPPY, UTTERANCES, IemocapCorpus
+from ercfusion.data.label_mixture import mixture_of
 from ercfusion.data.media import Clip
+from ercfusion.data.raters import evaluator_weighted_estimate, evaluator_weights
 from ercfusion.data.store import encode_targets
 from ercfusion.testing.twins.iemocap import NAMES, write_iemocap
 
@@ -227,14 +233,15 @@ def test_tasks():
     assert (tasks["votes-ses5"].kind, tasks["votes-ses5"].size) == ("distribution", 9)
     assert {task.size for name, task in tasks.items() if name.startswith("4way")} == {4}
     assert {task.size for name, task in tasks.items() if name in ("majority-ses5", "all-inclusive-ses5")} == {9}
-    assert len(tasks) == 18
+    assert len(tasks) == 20
 
 
 def test_every_protocol_offers_all_tasks():
     corpus = open_corpus("iemocap")
     names = {"emotion", "vad", "votes", "votes_majority", "votes_plurality", "votes_smoothed", "votes_all"}
     for protocol in corpus.protocols.values():
-        assert {task.name for task in protocol.tasks} == names
+        own = {protocol.task.name} & {"vad_ewe", "vad_emotions"}
+        assert {task.name for task in protocol.tasks} == names | own
         assert corpus.with_tasks(protocol, None).tasks == (protocol.task,)
 
     def identifier(protocol, *tasks):
@@ -517,3 +524,57 @@ def test_bad_files(known):
 def test_unknown_protocol(twin):
     with pytest.raises(ConfigError, match="Did you mean 'iemocap/6way-ses"):
         load(twin, "6way-ses6")
+
+
+# Targets from the raters' numbers
+
+
+def test_ratings_of_a_file(known):
+    dialogue = read_dialogue(known / EVALUATION, known / TRANSCRIPTION, 5)
+    ratings = {utterance.id: dict(utterance.ratings) for utterance in dialogue.utterances}
+    assert ratings == {"F001": {"E3": (2.0, 3.0, 3.0)}, "F000": {}, "M000": {}}
+    edit(known / EVALUATION, "val 2; act 3; dom  3", "val 9; act ; dom 3.5")
+    (rating,) = read_dialogue(known / EVALUATION, known / TRANSCRIPTION, 5).utterances[-1].ratings.values()
+    assert np.isnan(rating[:2]).all()
+    assert rating[2] == 3.5
+
+
+def test_raters_are_weighted_by_agreement(twin):
+    corpus = IemocapCorpus(twin)
+    protocol = corpus.protocol("vad-ewe-ses5")
+    splits = corpus.conversations(protocol)
+    turns = [turn for part in splits.values() for conversation in part for turn in conversation.turns]
+    keys = [key for part in splits.values() for conversation in part for key in conversation.keys()]  # noqa: SIM118
+    files = [(dialogue.name, utterance) for dialogue in corpus._dialogues() for utterance in dialogue.utterances]
+    ratings = {(name, one.id): [one.ratings[rater] for rater in ("E3", "E4", "E6")] for name, one in files}
+    table = np.array([ratings[key] for key in keys])
+    weights = evaluator_weights(table)
+    assert (weights[0] > weights[2]).all(), "the third rater of the twin is the noisiest"
+    expected = evaluator_weighted_estimate(table, weights)
+    found = np.array([turn.targets["vad_ewe"].value for turn in turns])
+    np.testing.assert_allclose(found, expected)
+    assert np.isnan(table).any()
+    assert all("vad_ewe" not in turn.targets for turn in corpus.conversations(corpus.protocol())["test"][0].turns)
+
+
+def test_emotions_as_gaussians_of_the_ratings(twin):
+    corpus = IemocapCorpus(twin)
+    protocol = corpus.protocol("vad-emotions-ses5")
+    splits = corpus.conversations(protocol)
+    mixture = mixture_of(splits["train"], TaskSpec("emotion", "single_label", get_schema("iemocap6")), VAD)
+    turns = [turn for conversation in splits["test"] for turn in conversation.turns]
+    for turn in turns:
+        shares = turn.targets["vad_emotions"].value
+        assert sum(shares.values()) == pytest.approx(1)
+        np.testing.assert_allclose(list(shares.values()), mixture.distribution([turn.targets["vad"].value])[0])
+    assert len(turns) == sum(map(len, splits["test"]))
+
+
+def test_ratings_that_cannot_be_combined(twin):
+    for path in twin.rglob("EmoEvaluation/*.txt"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("A-")]
+        path.write_text("\n".join(lines) + "\n")
+    corpus = IemocapCorpus(twin)
+    assert corpus.conversations(corpus.protocol("vad-ses5"))
+    with pytest.raises(CorpusFormatError, match="have no ratings of single raters"):
+        corpus.conversations(corpus.protocol("vad-ewe-ses5"))
