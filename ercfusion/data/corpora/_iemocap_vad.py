@@ -71,7 +71,7 @@ def with_emotions(splits: Splits, emotion: TaskSpec) -> Splits:
         value = turn.targets[VAD.name].value
         if value is None:
             return Target(None)
-        shares = mixture.distribution([value])[0]
+        shares = mixture.distribution([VAD.rules.encode(value, VAD)])[0]
         return Target({label: float(share) for label, share in zip(mixture.labels, shares, strict=True)})
 
     return _with(splits, EMOTIONS, target)
