@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ercfusion.data.curriculum import Curriculum
-from ercfusion.plots.figures import BLUE, GREY, _figure
+from ercfusion.plots.canvas import BLUE, GREY, canvas
 
 # Bins of the histogram: enough for its shape with the 1,000 conversations of a large corpus.
 _BINS = 24
@@ -48,7 +48,7 @@ def plot_curriculum(
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.05, low + 0.05])
     numbers = np.arange(1, epochs + 1)
     counts = [curriculum.count(epoch) for epoch in range(epochs)]
-    with _figure(path, (11.0, 4.5), title, synthetic) as figure:
+    with canvas(path, (11.0, 4.5), title, synthetic) as figure:
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
         left.hist(parts, bins=edges.tolist(), stacked=True, color=shades, label=names, edgecolor=GREY, linewidth=0.4)
         left.set(xlabel="Difficulty", ylabel="Conversations")

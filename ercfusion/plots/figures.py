@@ -7,41 +7,24 @@ They use matplotlib's object-oriented interface, without window system, global s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.files import atomic_write
 from ercfusion.batch.predictions import Predictions
 from ercfusion.metrics.calibration import ECE_BINS, calibration_bins, expected_calibration_error
 from ercfusion.metrics.classification import confusion_matrix, per_class
 from ercfusion.metrics.inputs import labelled
 from ercfusion.metrics.registry import scores
+from ercfusion.plots.canvas import BLUE, COLOURS, GREY, MARKERS, SKY, VERMILION, canvas
+from ercfusion.plots.label_figures import plot_cooccurrence, plot_label_reliability, plot_thresholds, plot_vote_entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DPI = 120
-# Palette of Okabe and Ito without yellow (too faint on white) and black (text and reference lines).
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
-GREY = "#777777"
-_MARKERS = "osD^vP"
-_SETTINGS: dict[str, Any] = {
-    "svg.hashsalt": "ercfusion",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: equal on every machine
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 
 
 def plot_title(corpus: str, model: str, split: str) -> str:
@@ -81,7 +64,7 @@ def plot_training_curves(
     groups = [(label, group) for label, group in groups if group]
     if not groups or not len(epochs):
         raise ValueError("the training history is empty: nothing to draw. Train at least one epoch.")
-    with _figure(path, (11.0, 4.5), title, synthetic) as figure:
+    with canvas(path, (11.0, 4.5), title, synthetic) as figure:
         for place, (label, group) in enumerate(groups):
             axes = figure.add_subplot(1, len(groups), place + 1)
             for number, (name, values) in enumerate(group.items()):
@@ -91,7 +74,7 @@ def plot_training_curves(
                     label=name,
                     color=COLOURS[number % len(COLOURS)],
                     linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
-                    marker=_MARKERS[number % len(_MARKERS)] if len(epochs) <= 30 else None,
+                    marker=MARKERS[number % len(MARKERS)] if len(epochs) <= 30 else None,
                     markersize=4,
                 )
             for number, (name, value) in enumerate((levels or {}).items() if label == "Score" else ()):
@@ -142,7 +125,7 @@ def plot_confusion(
     )
     size = 11 if len(labels) <= 5 else 9.5 if len(labels) <= 7 else 8
     long = max(len(label) for label in labels) * len(labels) > 30
-    with _figure(path, (12.5, 6.0), title, synthetic) as figure:
+    with canvas(path, (12.5, 6.0), title, synthetic) as figure:
         for place, (name, values, texts, norm) in enumerate(panels):
             axes = figure.add_subplot(1, 2, place + 1)
             axes.imshow(values, cmap="Blues", norm=norm)
@@ -186,7 +169,7 @@ def plot_class_f1(
     place = np.arange(len(names))
     f1, precision, recall = ([100 * per_class[name][key] for name in names] for key in ("f1", "precision", "recall"))
     marks: dict[str, Any] = {"linestyle": "none", "clip_on": False, "zorder": 3}
-    with _figure(path, (8.0, 5.0), title, synthetic) as figure:
+    with canvas(path, (8.0, 5.0), title, synthetic) as figure:
         axes = figure.add_subplot()
         bars = axes.barh(place, f1, height=0.62, color=SKY, label="F1")
         diamonds = axes.plot(precision, place, marker="D", markersize=5, color=VERMILION, label="precision", **marks)
@@ -224,7 +207,7 @@ def plot_reliability(
     filled = count > 0
     edges = np.linspace(0, 1, ECE_BINS + 1)
     error = f"expected calibration error {100 * expected_calibration_error(rows):.1f} % ({ECE_BINS} bins)"
-    with _figure(path, (6.5, 6.5), title, synthetic, error) as figure:
+    with canvas(path, (6.5, 6.5), title, synthetic, error) as figure:
         grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
         upper = figure.add_subplot(grid[0])
         lower = figure.add_subplot(grid[1], sharex=upper)
@@ -271,7 +254,7 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
     margin = 0.04 * (high - low)
     columns = min(task.size, 3)
     rows = math.ceil(task.size / columns)
-    with _figure(path, (4.0 * columns, 4.6 * rows) if columns > 1 else (6.0, 5.8), title, synthetic) as figure:
+    with canvas(path, (4.0 * columns, 4.6 * rows) if columns > 1 else (6.0, 5.8), title, synthetic) as figure:
         for place, name in enumerate(task.dimensions):
             axes: Axes = figure.add_subplot(rows, columns, place + 1)
             suffix = "" if task.size == 1 else f"/{name}"
@@ -303,19 +286,19 @@ def _confusion(part: Predictions, path: Path | None, title: str, synthetic: bool
     return plot_confusion(confusion_matrix(part), part.task.output_names, path, title, synthetic=synthetic)
 
 
-def _reliability(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
-    return plot_reliability(part, path, title, synthetic=synthetic)
-
-
-def _scatter(part: Predictions, path: Path | None, title: str, synthetic: bool) -> Figure:
-    return plot_scatter(part, path, title, synthetic=synthetic)
+def _of_predictions(plot: Callable[..., Figure]) -> Callable[[Predictions, Path | None, str, bool], Figure]:
+    return lambda part, path, title, synthetic: plot(part, path, title, synthetic=synthetic)
 
 
 PICTURES: Mapping[str, Callable[[Predictions, Path | None, str, bool], Figure]] = {
     "class-f1": _class_f1,
     "confusion": _confusion,
-    "reliability": _reliability,
-    "scatter": _scatter,
+    "cooccurrence": _of_predictions(plot_cooccurrence),
+    "label-reliability": _of_predictions(plot_label_reliability),
+    "reliability": _of_predictions(plot_reliability),
+    "scatter": _of_predictions(plot_scatter),
+    "thresholds": _of_predictions(plot_thresholds),
+    "vote-entropy": _of_predictions(plot_vote_entropy),
 }
 """Plots of the predictions of one split, by the last part of the file's name; a task kind lists its own."""
 
@@ -337,70 +320,3 @@ def _series(
         arrays[name] = np.where(np.isfinite(array), array, np.nan)
     epochs = arrays.pop("epoch", np.arange(length, dtype=np.float64))
     return epochs, {name: array for name, array in arrays.items() if not np.isnan(array).all()}
-
-
-@contextmanager
-def _figure(
-    path: str | Path | None, size: tuple[float, float], title: str, synthetic: bool, note: str = ""
-) -> Iterator[Figure]:
-    """A figure to draw into, written at the end of the block."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    ending = "png" if path is None else Path(path).suffix.lower().lstrip(".")
-    # Fields that would differ between two files of one figure.
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    if ending not in metadata:
-        raise ValueError(f"{str(path)!r} is not a plot file. Choose an ending of {', '.join(metadata)}.")
-    with matplotlib.rc_context():
-        settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-        matplotlib.rcParams.update(settings | _SETTINGS)
-        figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-        FigureCanvasAgg(figure)
-        heading = f"{title} (synthetic corpus)" if synthetic else title
-        figure.suptitle(f"{heading}\n{note}" if note else heading, fontsize=12)
-        yield figure
-        _write_all_signs(figure)
-        if path is None:
-            figure.draw_without_rendering()  # lays it out with these settings
-            return
-        with atomic_write(path, "wb") as stream:
-            figure.savefig(stream, format=ending, metadata=metadata[ending])
-
-
-# Fonts with Chinese, Japanese and Korean characters, in order of preference. None comes with matplotlib.
-_OTHER_FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC"),
-    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei"),
-    *("Malgun Gothic", "Arial Unicode MS", "Unifont"),
-)
-
-
-def _write_all_signs(figure: Figure) -> None:
-    """Use other fonts for characters missing in ours; a character in no font is written as its code (U+9AD8).
-
-    Otherwise matplotlib draws the same box for all of them, with a warning each.
-    """
-    from matplotlib.font_manager import fontManager, get_font
-    from matplotlib.text import Text
-
-    own = str(_SETTINGS["font.family"])
-    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
-    if not texts:
-        return
-    files = {font.name: font.fname for font in fontManager.ttflist if font.name in (own, *_OTHER_FONTS)}
-    names = [own, *(name for name in _OTHER_FONTS if name in files)]
-    known = {code for name in names for code in get_font(files[name]).get_charmap()}
-    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
-        labels = [text.get_text() for text in axis.get_ticklabels()]
-        if not all(label.isascii() for label in labels):  # drawing rewrites the ticks
-            axis.set_ticks(axis.get_ticklocs(), [_known_signs(label, known) for label in labels], fontfamily=names)
-    for text in texts:
-        text.set_text(_known_signs(text.get_text(), known))
-        text.set_fontfamily(names)
-
-
-def _known_signs(text: str, known: set[int]) -> str:
-    return "".join(sign if ord(sign) in known or sign.isspace() else f"U+{ord(sign):04X} " for sign in text).rstrip()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ercfusion.plots.figures import BLUE, GREY, SKY, VERMILION, _figure
+from ercfusion.plots.canvas import BLUE, GREY, SKY, VERMILION, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def plot_search(
     if not complete:
         raise ValueError("no trial is complete: nothing to draw. Run more trials.")
     low, high, outside = _limits(points, maximize)
-    with _figure(path, (9.0, 5.0), title, synthetic) as figure:
+    with canvas(path, (9.0, 5.0), title, synthetic) as figure:
         axes = figure.add_subplot()
         best = (np.maximum if maximize else np.minimum).accumulate([point["score"] for point in complete])
         numbers = [point["trial"] for point in complete]
@@ -114,7 +114,7 @@ def plot_settings(
     rows = math.ceil(len(names) / columns)
     scored = [point for point in points if point["score"] is not None]
     low, high, _ = _limits(points, _maximized(points, best))
-    with _figure(path, (max(6.5, 3.1 * columns), 2.7 * rows + 0.9), title, synthetic) as figure:
+    with canvas(path, (max(6.5, 3.1 * columns), 2.7 * rows + 0.9), title, synthetic) as figure:
         handles: list[Any] = []
         for place, name in enumerate(names):
             axes = figure.add_subplot(rows, columns, place + 1)
@@ -177,7 +177,7 @@ def plot_importance(
         raise ValueError("there are no importances to draw. Run more trials.")
     ranked = sorted(importance.items(), key=lambda item: -item[1])
     note = f"importance for being among the best, from {complete} complete trials: a rough estimate"
-    with _figure(path, (8.0, 1.9 + 0.36 * len(ranked)), title, synthetic, note) as figure:
+    with canvas(path, (8.0, 1.9 + 0.36 * len(ranked)), title, synthetic, note) as figure:
         axes = figure.add_subplot()
         places = np.arange(len(ranked))
         axes.barh(places, [100 * share for _, share in ranked], height=0.62, color=SKY)

@@ -18,6 +18,7 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.calibration import expected_calibration_error
 from ercfusion.metrics.classification import confusion_matrix, per_class
 from ercfusion.metrics.inputs import labelled
+from ercfusion.plots import canvas
 from ercfusion.plots import figures as plots
 
 EMOTION = TaskSpec("emotion", "single_label", get_schema("meld7"))
@@ -186,15 +187,15 @@ def test_pyplot_is_never_imported_and_matplotlib_only_when_needed(tmp_path: Path
 
 def test_signs_that_no_font_has_are_written_as_codes(tmp_path, monkeypatch, recwarn):
     drawn = []
-    original = plots._write_all_signs
+    original = canvas._write_all_signs
 
     def watched(figure):
         original(figure)
         drawn.extend(text.get_text() for text in figure.findobj(Text))
         figure.canvas.draw()
 
-    monkeypatch.setattr(plots, "_write_all_signs", watched)
-    monkeypatch.setattr(plots, "_OTHER_FONTS", ())
+    monkeypatch.setattr(canvas, "_write_all_signs", watched)
+    monkeypatch.setattr(canvas, "_OTHER_FONTS", ())
     labels = ["高兴", "Überraschung", "\u60b2"]
     written.plot_confusion(np.eye(3, dtype=int), labels, tmp_path / "a.png", "计 matrix")
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -32,6 +32,7 @@ class Distribution(SingleLabel):
     default_metric: ClassVar[str] = "kl"
     inputs: ClassVar[tuple[str, ...]] = ("confusion", "shift", "divergence", "labelled", "distributions")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl", "binarised_macro_f1")
+    pictures: ClassVar[tuple[str, ...]] = (*SingleLabel.pictures, "vote-entropy")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "accuracy", "kl")
 
     def encode(self, value: Any, task: TaskSpec) -> Sequence[float]:

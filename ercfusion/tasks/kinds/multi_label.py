@@ -79,7 +79,7 @@ class MultiLabel(TaskKind):
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets", "label_probabilities")
     headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
-    pictures: ClassVar[tuple[str, ...]] = ("class-f1",)
+    pictures: ClassVar[tuple[str, ...]] = ("class-f1", "thresholds", "cooccurrence", "label-reliability")
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"an utterance without a label, predicted without one, counts": _EMPTY_SETS}
     )
