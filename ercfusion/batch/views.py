@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion._core.errors import ConfigError
-from ercfusion.batch.predictions import Predictions
+from ercfusion.batch.predictions import PROBABILITY_TOLERANCE, Predictions
 from ercfusion.batch.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -64,9 +65,29 @@ def view_predictions(
     )
 
 
-def with_best_thresholds(dev: Predictions, parts: Iterable[Predictions]) -> list[Predictions]:
-    """``parts`` with the thresholds that are best on ``dev``; unchanged without labels or thresholds."""
-    if not dev.task.rules.thresholds or not dev.valid.any():
+def fixed_thresholds(task: TaskSpec, rule: str) -> NDArray[np.float64] | None:
+    """(C) thresholds of ``training.thresholds`` that need no labels; None for ``dev``.
+
+    ``uniform`` is the 1/C decision (:func:`ercfusion.batch.votes.sets_above_uniform`), ``half`` 0.5.
+    """
+    if rule == "dev":
+        return None
+    return np.full(task.size, 0.5 if rule == "half" else 1 / task.size + PROBABILITY_TOLERANCE)
+
+
+def with_thresholds(dev: Predictions, parts: Iterable[Predictions], rule: str = "dev") -> list[Predictions]:
+    """``parts`` with thresholds, for kinds with decision thresholds.
+
+    Args:
+        dev: The dev split; for ``dev`` without labels the parts are unchanged.
+        parts: Predictions of the same task.
+        rule: See :func:`fixed_thresholds`; ``dev`` takes the best on ``dev``.
+    """
+    if not dev.task.rules.thresholds:
         return list(parts)
-    thresholds = dev.task.rules.best_thresholds(dev)
+    thresholds = fixed_thresholds(dev.task, rule)
+    if thresholds is None:
+        if not dev.valid.any():
+            return list(parts)
+        thresholds = dev.task.rules.best_thresholds(dev)
     return [replace(part, thresholds=thresholds) for part in parts]

@@ -10,6 +10,7 @@ from ercfusion.config.fields import setting
 from ercfusion.config.terms import TASK_LOSSES
 
 _MANY = 1_000_000
+THRESHOLDS = ("dev", "uniform", "half")
 REGRESSION_LOSSES = ("mse", "mae", "ccc", "gaussian")
 
 
@@ -94,6 +95,12 @@ class Training:
         high=4096,
         searchable=False,
         decides="nothing",
+    )
+    thresholds: str = setting(
+        "dev",
+        "decision thresholds of label sets: `dev`: the best F1 of each label on dev; `uniform`: above 1/C; `half`: 0.5",
+        choices=THRESHOLDS,
+        searchable=False,
     )
     tensorboard: bool = setting(
         False,

@@ -52,8 +52,9 @@ def measure_optimism(
     for path in track(epochs, "scoring epochs"):
         recognizer = Recognizer.from_pretrained(path)
         check_metric(recognizer.task, metric)
-        if recognizer.task.rules.thresholds:  # chosen on dev, as for the chosen model
-            recognizer.choose_thresholds(recognizer.predict(dev_store))
+        if recognizer.task.rules.thresholds:  # as for the chosen model
+            rule = record["config"]["training"]["thresholds"]
+            recognizer.choose_thresholds(recognizer.predict(dev_store), rule)
         score = scores(recognizer.predict(store))[metric]
         test[int(path.name.removeprefix("epoch-"))] = round(float(score), 6)
     best = (max if get_metric(metric).higher_is_better else min)(test, key=lambda epoch: test[epoch])

@@ -25,6 +25,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.views import fixed_thresholds, with_thresholds
 from ercfusion.layers import Standardize
 from ercfusion.models import ARCHITECTURES, architecture_class, build_architecture
 from ercfusion.models.base import Architecture, Encoded, LabelLoss, Request
@@ -348,12 +349,23 @@ class Recognizer(nn.Module):
         heads = self.heads(task or self.task.name)
         heads.thresholds.copy_(torch.from_numpy(np.asarray(thresholds, dtype=np.float32)))
 
-    def choose_thresholds(self, dev: Predictions) -> Predictions:
-        """Set the decision thresholds that are best on ``dev``, for task kinds with thresholds; returns ``dev`` with
-        them.
+    def fix_thresholds(self, rule: str) -> None:
+        """Set the thresholds of all tasks by a rule of :func:`ercfusion.batch.views.fixed_thresholds`."""
+        for task in self.tasks:
+            thresholds = fixed_thresholds(task, rule)
+            if task.rules.thresholds and thresholds is not None:
+                self.set_thresholds(thresholds, task.name)
+
+    def choose_thresholds(self, dev: Predictions, rule: str = "dev") -> Predictions:
+        """Set the decision thresholds, for task kinds with thresholds; returns ``dev`` with them.
+
+        Args:
+            dev: Predictions of the dev split.
+            rule: See :func:`ercfusion.batch.views.with_thresholds`.
         """
-        if dev.task.rules.thresholds:
-            self.set_thresholds(dev.task.rules.best_thresholds(dev), dev.task.name)
+        (chosen,) = with_thresholds(dev, [dev], rule)
+        if chosen.task.rules.thresholds and chosen.thresholds is not None:
+            self.set_thresholds(chosen.thresholds, chosen.task.name)
         return replace(dev, thresholds=self._thresholds(dev.task))
 
     def _thresholds(self, task: TaskSpec) -> np.ndarray | None:

@@ -97,14 +97,14 @@ def check_selectable(dev: ConversationStore, head: Head, metric: str) -> None:
 def check_thresholds(dev: ConversationStore) -> None:
     """Raise :class:`ConfigError` if a learned task has thresholds to choose on dev, which has no labels for it.
 
-    A view without labels on dev keeps the threshold 0.5 (:func:`ercfusion.batch.views.with_best_thresholds`).
+    A view without labels on dev keeps the threshold 0.5 (:func:`ercfusion.batch.views.with_thresholds`).
     """
     for task in dev.tasks:
         if task.rules.thresholds and not dev.targets[task.name].valid.any():
             raise ConfigError(
                 f"task {task.name!r} ({task.kind}): decision thresholds are chosen on dev, and none of its "
-                f"{dev.num_utterances} utterances is labelled for it. Label the dev split, or remove the task from "
-                "data.tasks."
+                f"{dev.num_utterances} utterances is labelled for it. Label the dev split, remove the task from "
+                "data.tasks, or set training.thresholds=half."
             )
 
 

@@ -200,7 +200,10 @@ def fit(
         check_exportable(recognizer)  # fail before training
     task = recognizer.task
     check_selectable(dev_store, recognizer.head, metric)
-    check_thresholds(dev_store)
+    if settings.thresholds == "dev":
+        check_thresholds(dev_store)
+    else:
+        recognizer.fix_thresholds(settings.thresholds)
     if is_first_process():
         check_disk(folder, recognizer, settings)
     targets = train_store.targets[task.name]
@@ -357,13 +360,14 @@ def finish(
     """
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
-    dev = {name: recognizer.choose_thresholds(part) for name, part in recognizer.predict_all(dev_store).items()}
+    rule = config.training.thresholds
+    dev = {name: recognizer.choose_thresholds(part, rule) for name, part in recognizer.predict_all(dev_store).items()}
     test_store = data.store("test")
     test = recognizer.predict_all(test_store)
     predictions = {name: {"dev": dev[name], "test": test[name]} for name in dev}
     for outputs in test.values():
         check_finite(outputs, "test")
-    views = scored_views(recognizer.tasks, data.views, predictions, {"dev": dev_store, "test": test_store})
+    views = scored_views(recognizer.tasks, data.views, predictions, {"dev": dev_store, "test": test_store}, rule)
     metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in predictions.items()}
     scored = {
         name: scored_splits(parts, train_store, metrics[name], config.training.bootstrap)

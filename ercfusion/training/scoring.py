@@ -11,7 +11,7 @@ import torch
 
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.batch.views import source_of, view_predictions, with_best_thresholds
+from ercfusion.batch.views import source_of, view_predictions, with_thresholds
 from ercfusion.config.sections import Training
 from ercfusion.data.store import ConversationStore
 from ercfusion.records.intervals import record_intervals
@@ -60,20 +60,22 @@ def scored_views(
     views: Sequence[TaskSpec],
     predictions: Mapping[str, Parts],
     stores: Mapping[str, ConversationStore],
+    rule: str,
 ) -> dict[str, dict[str, Predictions]]:
-    """Predictions of views by name and split, with thresholds chosen on dev.
+    """Predictions of views by name and split, with decision thresholds.
 
     Args:
         tasks: The learned tasks.
         views: The views.
         predictions: Of the learned tasks by name and split (``dev`` and ``test``).
         stores: With the targets of the views, by split.
+        rule: ``training.thresholds``.
     """
     result = {}
     for view in views:
         source = predictions[source_of(view, tasks).name]
         parts = {name: view_predictions(part, view, stores[name].targets[view.name]) for name, part in source.items()}
-        chosen = with_best_thresholds(parts["dev"], parts.values())
+        chosen = with_thresholds(parts["dev"], parts.values(), rule)
         result[view.name] = dict(zip(parts, chosen, strict=True))
     return result
 

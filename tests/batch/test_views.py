@@ -15,7 +15,8 @@ from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.batch.views import source_of, view_predictions, with_best_thresholds
+from ercfusion.batch.views import source_of, view_predictions, with_thresholds
+from ercfusion.batch.votes import sets_above_uniform
 from ercfusion.metrics.registry import scores
 
 SCHEMA = LabelSchema("three", ("a", "b", "c"))
@@ -77,13 +78,25 @@ def test_thresholds_are_those_with_the_best_f1_on_dev() -> None:
     output = softmax()
     dev = predictions(SETS, output, (output > np.array([0.2, 0.5, 0.7])).astype(np.float32))
     test = predictions(SETS, softmax(3), np.zeros((40, 3), dtype=np.float32))
-    chosen = with_best_thresholds(dev, [dev, test])
+    chosen = with_thresholds(dev, [dev, test])
     assert all(part.thresholds is not None for part in chosen)
     np.testing.assert_array_equal(chosen[0].thresholds, chosen[1].thresholds)
     assert scores(chosen[0])["macro_f1"] == 1
-    assert with_best_thresholds(replace(dev, valid=np.zeros(40, dtype=bool)), [test]) == [test]
+    assert with_thresholds(replace(dev, valid=np.zeros(40, dtype=bool)), [test]) == [test]
     own = predictions(EMOTION, output, output.argmax(axis=1))
-    assert with_best_thresholds(own, [own]) == [own]
+    assert with_thresholds(own, [own]) == [own]
+
+
+def test_thresholds_by_name_need_no_labels() -> None:
+    output = np.array([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]])
+    dev = replace(predictions(SETS, output, np.zeros((3, 3), dtype=np.float32)), valid=np.zeros(3, dtype=bool))
+    (uniform,) = with_thresholds(dev, [dev], "uniform")
+    assert np.array_equal(uniform.decisions(), sets_above_uniform(output))
+    assert uniform.decisions().tolist() == [[False] * 3, [True, False, False], [True, True, False]]
+    (half,) = with_thresholds(dev, [dev], "half")
+    assert half.decisions().sum() == 1
+    own = predictions(EMOTION, output, output.argmax(axis=1))
+    assert with_thresholds(own, [own], "uniform") == [own]
 
 
 def test_the_source_is_the_first_learned_task_with_the_labels() -> None:

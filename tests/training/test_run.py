@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import TINY, command, read, refused, stub_text_encoder, train
+from runs import TINY, command, history, read, refused, stub_text_encoder, train
 from safetensors.torch import load_file
 
 from ercfusion._core.errors import RunError
@@ -221,6 +221,21 @@ def test_thresholds_are_chosen_on_dev(tmp_path: Path) -> None:
     chosen = {split: best_thresholds(recognizer.predict(data.store(split))) for split in ("dev", "test")}
     np.testing.assert_allclose(kept, chosen["dev"], atol=1e-6)
     assert np.abs(kept - chosen["test"]).max() > 0.01
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(("rule", "threshold"), [("uniform", 1 / 6 + 1e-6), ("half", 0.5)])
+def test_thresholds_by_name(rule: str, threshold: float, tmp_path: Path) -> None:
+    settings = ("data=demo/multilabel", "training.max_epochs=2", f"training.thresholds={rule}")
+    record = train(tmp_path / "run", "model=concat", *settings)
+    recognizer = Recognizer.from_pretrained(tmp_path / "run" / "model")
+    data = load_data(section_from("data", record["config"]["data"]))
+    dev = recognizer.predict(data.store("dev"))
+    np.testing.assert_allclose(dev.thresholds, threshold, atol=1e-7)
+    # The epoch was chosen with these thresholds, too.
+    best = history(tmp_path / "run")[record["selection"]["epoch"] - 1]
+    assert best["dev/weighted_f1"] == pytest.approx(scores(dev)["weighted_f1"], abs=1e-6)
+    assert record["metrics"]["dev"]["weighted_f1"] == pytest.approx(scores(dev)["weighted_f1"], abs=1e-6)
 
 
 def initial(*settings: str) -> Recognizer:

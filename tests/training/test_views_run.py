@@ -30,6 +30,7 @@ RUNS = {
     "plain": ("data.protocol=emotion",),
     "viewed": ("data.protocol=emotion", "data.views=[shares,sets,strong]"),
     "shares": ("data.protocol=shares", "data.views=[emotion,sets]"),
+    "uniform": ("data.protocol=shares", "data.views=[sets]", "training.thresholds=uniform"),
     "sets": ("data.protocol=sets", "data.views=[emotion,shares,strong]"),
 }
 
@@ -94,6 +95,12 @@ def test_thresholds_of_a_view_are_chosen_on_dev_for_its_own_targets(runs: dict[s
     own = read_predictions(runs["sets"] / "predictions.parquet", TaskSpec.from_dict(record["task"]))["dev"]
     assert own.thresholds is not None
     assert own.thresholds.tolist() != record["views"]["strong"]["thresholds"]
+
+
+def test_thresholds_of_a_view_by_name(runs: dict[str, Path]) -> None:
+    view = read_record(runs["uniform"])["views"]["sets"]
+    assert view["thresholds"] == pytest.approx([1 / len(LABELS) + 1e-6] * len(LABELS))
+    assert view["thresholds"] != read_record(runs["shares"])["views"]["sets"]["thresholds"]
 
 
 def test_evaluate_scores_views_with_the_recorded_thresholds(
