@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
@@ -56,10 +55,9 @@ class EmoTx(Architecture):
     map from its class token to one logit, shared between turns.
 
     - *Paper* (CVPR 2023): the turns are a movie scene and its characters, with tokens of frames, faces and subtitles.
-      A token is a linear map of its features plus embeddings of its type, time and character. Binary cross-entropy has a
-      weight per label; scores are mean average precision.
-    - *Released code* (no licence; read for its settings): two layers, eight heads, width 512, at most four characters
-      and 300 tokens per group.
+      A token is a linear map of its features plus embeddings of its type, time and character. Binary cross-entropy has
+      a weight per label; scores are mean average precision.
+    - *Released code*: two layers, eight heads, width 512, at most four characters and 300 tokens per group.
     - *Here*: our reading, for turns of any kind: utterances, or scene and speakers under a protocol of dialogue sets.
       The time is the turn's position and the step's. Feature tokens do not attend to class tokens, and class tokens
       attend to those of their turn (``exchange``). Attention has a learned bias for distance and same speaker
@@ -165,11 +163,11 @@ class EmoTx(Architecture):
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode all tokens and read the class tokens."""
-        x, tokens, rows = self._embed(batch)
+        classes, features, tokens = self._embed(batch)
         maps: list[Tensor] | None = [] if self.keep_attention else None
-        for layer in self.layers:
-            x = layer(x, tokens, maps)
-        classes = self.dropout(self.norm(x))[rows]
+        for number, layer in enumerate(self.layers, start=1):
+            classes, features = layer(classes, features, tokens, last=number == len(self.layers), maps=maps)
+        classes = self.dropout(self.norm(classes)).unflatten(0, (-1, len(self.inputs.labels)))
         logits = (classes * self.weight).sum(-1) + self.bias
         attention = {f"layer {number}": value for number, value in enumerate(maps or ())}
         return Encoded(classes.mean(1), attention=attention, logits=logits)
@@ -188,14 +186,14 @@ class EmoTx(Architecture):
             maps = list(self(batch).attention.values())
         finally:
             self.train(was_training).keep_attention = kept
-        names, tokens = self.token_names(batch), self._embed(batch)[1]
         found = []
-        for number, (own, weights) in enumerate(zip(names, maps[layer].mean(1), strict=True)):
-            part = tokens.of(number)
-            size = len(part.turn)
-            receivers = weights[:size, :size][part.label >= 0].unflatten(0, (-1, len(self.inputs.labels)))
-            kept_tokens = tuple(name for name, present in zip(own, part.present.tolist(), strict=True) if present)
-            found.append(LabelAttention(kept_tokens, self.inputs.labels, receivers[..., part.present]))
+        parts = self._embed(batch)[2].split()
+        for names, part, weights in zip(self.token_names(batch), parts, maps[layer].mean(1), strict=True):
+            size, present = part.joint.total, part.joint_present
+            received = weights[:size, :size][part.joint_class][:, present]
+            kept_tokens = tuple(name for name, here in zip(names, present.tolist(), strict=True) if here)
+            rows = received.unflatten(0, (-1, len(self.inputs.labels)))
+            found.append(LabelAttention(kept_tokens, self.inputs.labels, rows))
         return found
 
     def token_names(self, batch: ConversationBatch) -> list[tuple[Token, ...]]:
@@ -212,63 +210,60 @@ class EmoTx(Architecture):
                 for turn in range(length):
                     steps = bounds[first + turn + 1] - bounds[first + turn]
                     own += [Token(turn, name, step) for step in range(steps)]
+            if len(own) == length * len(self.inputs.labels):
+                own.append(Token(0, next(iter(offsets)), 0))  # see _embed
             names.append(tuple(own))
             first += length
         return names
 
-    def _embed(self, batch: ConversationBatch) -> tuple[Tensor, Tokens, Tensor]:
-        """Embedded tokens (T, D), their places, and the rows (N, C) of the class tokens."""
-        packing, device = batch.packing, batch.device
-        N, C = packing.total, len(self.inputs.labels)
-        turns = self.time_scale[0] * sinusoids(packing.position, self.hidden_size)
-        place = turns if self.speaker is None else turns + self._speakers(batch)
-        every = torch.arange(N, device=device)
-        owners, labels = [every.repeat_interleave(C)], [torch.arange(C, device=device).repeat(N)]
-        presents = [torch.ones(N * C, dtype=torch.bool, device=device)]
-        features = []
-        sums, counts = place.new_zeros(N, self.hidden_size), place.new_zeros(N)
-        lengths = [C * length for length in packing.lengths]
+    def _embed(self, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tokens]:
+        """Embedded class tokens (N C, D), feature tokens (T, D), and their places."""
+        packing, device, D = batch.packing, batch.device, self.hidden_size
+        place = self.time_scale[0] * sinusoids(packing.position, D)
+        if self.speaker is not None:
+            place = place + self.speaker(batch.speaker.clamp(max=self.speaker.num_embeddings - 1))
+        every = torch.arange(packing.total, device=device)
+        sums, counts = place.new_zeros(packing.total, D), place.new_zeros(packing.total)
+        features, owners, presents = [], [], []
+        lengths = [0] * packing.size
         for number, (name, project) in enumerate(self.project.items(), start=1):
             stored = batch.sequence(name)
-            size = len(stored.values)
-            owner = every
+            size, owner, bounds = len(stored.values), every, list(packing.lengths)
             embedded = self.dropout(project(stored.values))
             if name in batch.sequences:
                 owner = torch.repeat_interleave(every, stored.offsets.diff(), output_size=size)
                 step = torch.arange(size, device=device) - stored.offsets[owner]
-                embedded = embedded + self.time_scale[1] * sinusoids(step, self.hidden_size)
+                embedded = embedded + self.time_scale[1] * sinusoids(step, D)
                 bounds = stored.offsets[packing.offsets].diff().tolist()
-            else:
-                bounds = list(packing.lengths)
             present = batch.present[:, batch.column(name)][owner]
             if self.anchor:
                 sums = sums.index_add(0, owner, torch.where(present[:, None], embedded, 0.0).to(sums.dtype))
                 counts = counts.index_add(0, owner, present.to(counts.dtype))
             features.append(embedded + self.types.weight[number] + place[owner])
             owners.append(owner)
-            labels.append(torch.full((size,), -1, device=device))
             presents.append(present)
             lengths = [total + own for total, own in zip(lengths, bounds, strict=True)]
+        if bare := [number for number, length in enumerate(lengths) if not length]:
+            # A packing has no empty conversation: an absent token takes the place.
+            features.append(place.new_zeros(len(bare), D))
+            owners.append(packing.offsets[torch.tensor(bare, device=device)])
+            presents.append(torch.zeros(len(bare), dtype=torch.bool, device=device))
+            lengths = [max(length, 1) for length in lengths]
         start = place + self.types.weight[0]
         if self.anchor:
             start = start + sums / counts.clamp(min=1)[:, None]
         classes = (start[:, None] + self.class_tokens).flatten(0, 1)
         owner = torch.cat(owners)
         order = torch.argsort(packing.conversation[owner], stable=True)
-        owner = owner[order]
         tokens = Tokens(
+            packing,
+            batch.speaker,
+            len(self.inputs.labels),
             Packing(lengths, device),
-            packing.position[owner],
-            batch.speaker[owner],
-            torch.cat(labels)[order],
+            owner[order],
             torch.cat(presents)[order],
         )
-        rows = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))[: N * C].view(N, C)
-        return torch.cat([classes, *features])[order], tokens, rows
-
-    def _speakers(self, batch: ConversationBatch) -> Tensor:
-        assert self.speaker is not None
-        return self.speaker(batch.speaker.clamp(max=self.speaker.num_embeddings - 1))
+        return classes, torch.cat(features)[order], tokens
 
 
 def sinusoids(position: Tensor, width: int) -> Tensor:
