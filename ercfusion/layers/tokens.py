@@ -104,7 +104,7 @@ class TokenTransformerLayer(nn.Module):
         norm_first: Layer normalisation before each part (pre-norm) instead of after.
         activation: ``relu`` or ``gelu``.
         exchange: See :data:`Exchange`.
-        window: Largest distance in turns; -1 for any.
+        window: Largest distance in turns; 0 for any.
         causal: Never attend to later turns.
         lags: Distances in turns of a :class:`~ercfusion.layers.relative.RelativeBias`; 0 for no bias.
 
@@ -122,7 +122,7 @@ class TokenTransformerLayer(nn.Module):
         norm_first: bool = True,
         activation: str = "gelu",
         exchange: Exchange = "all",
-        window: int = -1,
+        window: int = 0,
         causal: bool = False,
         lags: int = 0,
     ) -> None:
@@ -202,7 +202,7 @@ class TokenTransformerLayer(nn.Module):
     def _limited(self, present: Tensor | None, lag: Tensor) -> Tensor | None:
         """``present`` (B, 1, K) restricted by window and time, (B, Q, K); None if all keys are allowed."""
         allowed = present
-        if self.window >= 0:
+        if self.window:
             near = lag.abs() <= self.window
             allowed = near if allowed is None else allowed & near
         if self.causal:

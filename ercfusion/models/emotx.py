@@ -15,7 +15,7 @@ from ercfusion.batch.packing import Packing
 from ercfusion.layers.relative import RelativeBias
 from ercfusion.layers.tokens import Tokens, TokenTransformerLayer
 from ercfusion.models.base import Architecture, Capabilities, Encoded
-from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, WindowOrAll
+from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, WindowOrNone
 
 
 class Token(NamedTuple):
@@ -77,7 +77,7 @@ class EmoTx(Architecture):
         anchor: Class tokens start from the mean of their turn's feature tokens; false as published.
         speakers: Speaker embedding: ``numbered`` (speakers beyond those in training share the last one) or ``none``.
         lags: Distances with a learned bias for same and different speakers; 0 for none, as published.
-        window: Largest distance in turns of attention; -1 for any.
+        window: Largest distance of attention in turns; 0 for any.
         norm_first: Pre-norm Transformer layers.
         activation: Activation of the feed-forward layers.
         dropout: Dropout probability in the layers, on the feature tokens and before the logits.
@@ -114,7 +114,7 @@ class EmoTx(Architecture):
         anchor: bool = True,
         speakers: Literal["numbered", "none"] = "none",
         lags: WidthOrNone = 10,
-        window: WindowOrAll = -1,
+        window: WindowOrNone = 0,
         norm_first: bool = True,
         activation: Literal["gelu", "relu"] = "gelu",
         dropout: Share = 0.3,
@@ -127,8 +127,7 @@ class EmoTx(Architecture):
         self.capabilities = replace(
             self.capabilities,
             causal=causal,
-            contextual=window != 0,
-            speakers="numbered" if numbered else "same_other" if lags and window != 0 else "none",
+            speakers="numbered" if numbered else "same_other" if lags else "none",
         )
         self.hidden_size = width
         self.anchor = anchor
@@ -219,7 +218,7 @@ class EmoTx(Architecture):
     def _embed(self, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tokens]:
         """Embedded class tokens (N C, D), feature tokens (T, D), and their places."""
         packing, device, D = batch.packing, batch.device, self.hidden_size
-        place = self.time_scale[0] * sinusoids(packing.position, D)
+        place = self.time_scale[0] * sinusoids(packing.position, D, self.time_scale.dtype)
         if self.speaker is not None:
             place = place + self.speaker(batch.speaker.clamp(max=self.speaker.num_embeddings - 1))
         every = torch.arange(packing.total, device=device)
@@ -233,7 +232,7 @@ class EmoTx(Architecture):
             if name in batch.sequences:
                 owner = torch.repeat_interleave(every, stored.offsets.diff(), output_size=size)
                 step = torch.arange(size, device=device) - stored.offsets[owner]
-                embedded = embedded + self.time_scale[1] * sinusoids(step, D)
+                embedded = embedded + self.time_scale[1] * sinusoids(step, D, self.time_scale.dtype)
                 bounds = stored.offsets[packing.offsets].diff().tolist()
             present = batch.present[:, batch.column(name)][owner]
             if self.anchor:
@@ -266,9 +265,9 @@ class EmoTx(Architecture):
         return classes, torch.cat(features)[order], tokens
 
 
-def sinusoids(position: Tensor, width: int) -> Tensor:
+def sinusoids(position: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N) positions -> (N, width) sines and cosines of rising wavelengths (Vaswani et al., 2017, section 3.5)."""
     half = (width + 1) // 2
-    rate = torch.exp(torch.arange(half, device=position.device) * (-math.log(10_000.0) / half))
+    rate = torch.exp(torch.arange(half, device=position.device, dtype=dtype) * (-math.log(10_000.0) / half))
     angle = position[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]

@@ -22,6 +22,9 @@ CountOrNone = Annotated[int, Range(0, 1_024)]
 Window = Annotated[int, Range(1, 100_000)]
 """Number of utterances."""
 
+WindowOrNone = Annotated[int, Range(0, 100_000)]
+"""As :data:`Window`; 0 for none."""
+
 WindowOrAll = Annotated[int, Range(-1, 100_000)]
 """Number of utterances; -1 for all."""
 
