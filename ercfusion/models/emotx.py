@@ -67,7 +67,7 @@ class EmoTx(Architecture):
     conversation, L (C + M) for L turns, in blocks of bounded memory; ``window`` restricts reading, not cost.
 
     Args:
-        inputs: Modalities, widths, levels, and the labels of the first task.
+        inputs: Modalities, widths, levels, and the labels of the first task; without labels there is one.
         width: D, width of the tokens; a multiple of ``heads``.
         layers: Transformer layers.
         heads: Attention heads.
@@ -121,8 +121,7 @@ class EmoTx(Architecture):
         causal: bool = False,
     ) -> None:
         super().__init__(inputs)
-        if not inputs.labels:
-            raise ValueError("the inputs have no labels, and emotx has a token per label. Build it in a Recognizer.")
+        self.labels = inputs.labels or ("label",)  # one without a recognizer
         numbered = speakers == "numbered" and inputs.speakers > 1
         self.capabilities = replace(
             self.capabilities,
@@ -133,7 +132,7 @@ class EmoTx(Architecture):
         self.anchor = anchor
         self.project = nn.ModuleDict({name: nn.Linear(size, width) for name, size in inputs.widths.items()})
         self.types = nn.Embedding(1 + len(inputs.widths), width)  # class tokens, then the modalities
-        self.class_tokens = nn.Parameter(torch.randn(len(inputs.labels), width))
+        self.class_tokens = nn.Parameter(torch.randn(len(self.labels), width))
         self.speaker = nn.Embedding(inputs.speakers, width) if numbered else None
         self.time_scale = nn.Parameter(torch.full((2,), 0.1))  # of turns and steps
         self.layers = nn.ModuleList(
@@ -156,8 +155,8 @@ class EmoTx(Architecture):
                 nn.init.normal_(module.weight, std=0.02)  # at zero, the model would start blind to speakers
         self.norm = nn.LayerNorm(width) if norm_first else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.weight = nn.Parameter(torch.empty(len(inputs.labels), width))
-        self.bias = nn.Parameter(torch.zeros(len(inputs.labels)))
+        self.weight = nn.Parameter(torch.empty(len(self.labels), width))
+        self.bias = nn.Parameter(torch.zeros(len(self.labels)))
         nn.init.uniform_(self.weight, -(width**-0.5), width**-0.5)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
@@ -166,7 +165,7 @@ class EmoTx(Architecture):
         maps: list[Tensor] | None = [] if self.keep_attention else None
         for number, layer in enumerate(self.layers, start=1):
             classes, features = layer(classes, features, tokens, last=number == len(self.layers), maps=maps)
-        classes = self.dropout(self.norm(classes)).unflatten(0, (-1, len(self.inputs.labels)))
+        classes = self.dropout(self.norm(classes)).unflatten(0, (-1, len(self.labels)))
         logits = (classes * self.weight).sum(-1) + self.bias
         attention = {f"layer {number}": value for number, value in enumerate(maps or ())}
         return Encoded(classes.mean(1), attention=attention, logits=logits)
@@ -185,15 +184,15 @@ class EmoTx(Architecture):
             maps = list(self(batch).attention.values())
         finally:
             self.train(was_training).keep_attention = kept
-        found = []
+        attention = []
         parts = self._embed(batch)[2].split()
         for names, part, weights in zip(self.token_names(batch), parts, maps[layer].mean(1), strict=True):
             size, present = part.joint.total, part.joint_present
             received = weights[:size, :size][part.joint_class][:, present]
             kept_tokens = tuple(name for name, here in zip(names, present.tolist(), strict=True) if here)
-            rows = received.unflatten(0, (-1, len(self.inputs.labels)))
-            found.append(LabelAttention(kept_tokens, self.inputs.labels, rows))
-        return found
+            rows = received.unflatten(0, (-1, len(self.labels)))
+            attention.append(LabelAttention(kept_tokens, self.labels, rows))
+        return attention
 
     def token_names(self, batch: ConversationBatch) -> list[tuple[Token, ...]]:
         """Names of the tokens of each conversation, in the order of :attr:`Encoded.attention`.
@@ -204,12 +203,12 @@ class EmoTx(Architecture):
         offsets = {name: batch.sequence(name).offsets.tolist() for name in self.inputs.widths}
         first = 0
         for length in batch.packing.lengths:
-            own = [Token(turn, label, -1) for turn in range(length) for label in self.inputs.labels]
+            own = [Token(turn, label, -1) for turn in range(length) for label in self.labels]
             for name, bounds in offsets.items():
                 for turn in range(length):
                     steps = bounds[first + turn + 1] - bounds[first + turn]
                     own += [Token(turn, name, step) for step in range(steps)]
-            if len(own) == length * len(self.inputs.labels):
+            if len(own) == length * len(self.labels):
                 own.append(Token(0, next(iter(offsets)), 0))  # see _embed
             names.append(tuple(own))
             first += length
@@ -257,7 +256,7 @@ class EmoTx(Architecture):
         tokens = Tokens(
             packing,
             batch.speaker,
-            len(self.inputs.labels),
+            len(self.labels),
             Packing(lengths, device),
             owner[order],
             torch.cat(presents)[order],

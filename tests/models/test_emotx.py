@@ -277,8 +277,7 @@ def test_labels_read_each_other_only_as_said() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"no labels, and emotx has a token per label\. Build it in a Recognizer"):
-        EmoTx(InputSpec(WIDTHS))
+    assert EmoTx(InputSpec(WIDTHS)).labels == ("label",)
     with pytest.raises(ValueError, match="not a multiple of 4 heads"):
         EmoTx(InputSpec(WIDTHS, labels=LABELS), width=10)
     with pytest.raises(ConfigError, match="represents each label"):
