@@ -158,6 +158,7 @@ SCHEMAS: dict[str, LabelSchema] = _schemas(
         ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
         neutral="neutral",
     ),
+    LabelSchema("semeval6", ("anger", "disgust", "fear", "joy", "sadness", "surprise")),
     LabelSchema("sentiment2", ("negative", "positive")),
     LabelSchema("demo6", ("neutral", "joy", "sadness", "anger", "surprise", "fear"), neutral="neutral"),
 )

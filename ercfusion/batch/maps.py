@@ -111,7 +111,7 @@ _EMOTIONS: Mapping[str, tuple[str, ...]] = {
 _EMOTION_OF = {name: emotion for emotion, names in _EMOTIONS.items() for name in names}
 _CATEGORICAL = (
     *("meld7", "emotionlines7", "dailydialog7", "emorynlp7", "m3ed7", "iemocap4", "iemocap6", "iemocap9"),
-    *("mosei6", "emodb7", "ravdess8"),
+    *("mosei6", "semeval6", "emodb7", "ravdess8"),
 )
 _SENTIMENTS = ("meld3", "emorynlp3", "sentiment2")
 # In MELD each of these emotions has one sentiment; surprise has either.

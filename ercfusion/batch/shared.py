@@ -45,7 +45,7 @@ class SharedLabels:
 
         Returns:
             Utterances whose target has no counterpart are not ``valid``. A threshold is that of the only label behind
-            a shared one, else 0.5.
+            a shared one, else 0.5. Only own targets keep their votes.
 
         Raises:
             ConfigError: the kind of task has no labels.
@@ -57,14 +57,18 @@ class SharedLabels:
             if UNMAPPED in self.schema:  # as in the other corpus, no target is this label
                 matrix[:, self.schema.index(UNMAPPED)] = 0
             value, valid = rules.merge_targets(predictions.value, predictions.valid, matrix)
+            votes = None if predictions.votes is None else predictions.votes @ matrix
         else:
+            votes = None
             value, valid = rules.merge_targets(*targets, self.targets)
         thresholds = None
         if predictions.thresholds is not None:
             single = (self.outputs > 0).sum(axis=0) == 1
             thresholds = np.where(single, predictions.thresholds @ self.outputs, 0.5)
         output = rules.merge_outputs(predictions.output, self.outputs)
-        return replace(predictions, task=task, output=output, value=value, valid=valid, thresholds=thresholds)
+        return replace(
+            predictions, task=task, output=output, value=value, valid=valid, thresholds=thresholds, votes=votes
+        )
 
 
 def shared_labels(source: LabelSchema, target: LabelSchema, unmapped: Unmapped = "renormalize") -> SharedLabels:

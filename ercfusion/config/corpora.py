@@ -27,6 +27,7 @@ CORPORA: Registry[object] = Registry(
         "dailydialog": "ercfusion.data.corpora.dailydialog:DailyDialogCorpus",
         "emodb": "ercfusion.data.corpora.emodb:EmodbCorpus",
         "ravdess": "ercfusion.data.corpora.ravdess:RavdessCorpus",
+        "semeval2025": "ercfusion.data.corpora.semeval2025:SemEval2025Corpus",
         "custom": "ercfusion.data.corpora.custom:CustomCorpus",
     },
 )

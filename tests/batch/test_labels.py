@@ -53,6 +53,7 @@ ORDERS = {
     "dailydialog7": "neutral anger disgust fear happiness sadness surprise",
     "emodb7": "anger boredom disgust fear happiness sadness neutral",
     "ravdess8": "neutral calm happy sad angry fearful disgust surprised",
+    "semeval6": "anger disgust fear joy sadness surprise",
     "sentiment2": "negative positive",
     "demo6": "neutral joy sadness anger surprise fear",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,8 @@ def test_distributions() -> None:
     value = np.array([row(MELD, joy=0.4, surprise=0.6), row(MELD, disgust=1)], dtype=np.float32)
     mapped = shared_labels(MELD, EMORY).of(made(task, value, value))
     assert mapped.valid.tolist() == [True, False]
+    voted = replace(made(task, value, value), votes=5 * value)
+    np.testing.assert_allclose(shared_labels(MELD, EMORY).of(voted).votes, [[2, 0, 0, 0, 0], [0] * 5])
     assert mapped.task.output_names == ("joyful", "mad", "neutral", "sad", "scared")
     np.testing.assert_allclose(mapped.value[0], [1, 0, 0, 0, 0])
     assert mapped.value.dtype == np.float32

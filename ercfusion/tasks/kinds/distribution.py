@@ -65,6 +65,13 @@ class Distribution(SingleLabel):
         unique = (value >= largest - PROBABILITY_TOLERANCE).sum(axis=1) == 1
         return value.argmax(axis=1), np.asarray(valid & unique, dtype=bool)
 
+    def merge_targets(
+        self, value: NDArray[Any], valid: NDArray[Any], matrix: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Sums of shares, divided by their total if some have no counterpart."""
+        there = np.asarray(valid & ((value @ matrix).sum(axis=1) > 0), dtype=bool)
+        return self.merge_outputs(value.astype(np.float64), matrix).astype(value.dtype), there
+
     def loss(
         self,
         logits: Tensor,

@@ -24,6 +24,7 @@ _PLACES: Mapping[str, str] = {
     "dailydialog": "dailydialog:write_dailydialog",
     "emodb": "speech:write_emodb",
     "ravdess": "speech:write_ravdess",
+    "semeval2025": "semeval2025:write_semeval2025",
     "custom": "custom:write_custom",
 }
 
