@@ -46,6 +46,21 @@ def test_resume_after_any_epoch_equals_the_uninterrupted_run(
         assert_same_run(tmp_path / epoch, tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_prototypes_queue_and_shuffled_labels_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["model=carat", "model.queue=40", "model.contrast=8", "data=demo/multilabel", *SCHEDULERS["cosine"]]
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path)
+        train(tmp_path / "whole", *settings, "training.max_epochs=3", "training.patience=0")
+    state = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    first = torch.load(tmp_path / "1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for name in ("prototypes.prototypes", "contrastive.queue.vectors"):
+        assert not torch.equal(state[f"recognizer.architecture.{name}"], first[f"recognizer.architecture.{name}"])
+    for epoch in ("1", "2"):
+        resume(tmp_path / epoch)
+        assert_same_run(tmp_path / epoch, tmp_path / "whole")
+
+
 KILLED = """
 import os, signal, sys
 import ercfusion.training.run as run
