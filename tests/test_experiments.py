@@ -37,7 +37,10 @@ def test_presets_are_found_from_a_checkout():
     assert preset_folder() == FOLDER
 
 
-STUDIES = {"meld-curriculum", "meld-emotion", "meld-sentiment", "mosi-fusion", "mosi-fusion-score"}
+STUDIES = {
+    *("meld-curriculum", "meld-emotion", "meld-sentiment", "mosi-fusion", "mosi-fusion-score", "mosi-losses"),
+    *("demo-multilabel", "demo-vad", "friends-votes"),
+}
 """Tables that answer one question with some architectures, and need not grow with the zoo."""
 
 TRAINED_FOR_VECTORS = {"utterance_encoder"}
