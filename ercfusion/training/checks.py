@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ercfusion._core.errors import ConfigError, RunError, TrainingError
 from ercfusion.batch.predictions import Predictions
@@ -122,28 +120,6 @@ def constant_answers(store: ConversationStore, task: TaskSpec) -> Predictions:
         conversation_ids=tuple(conversation.id for conversation in store.conversations),
         turn_ids=tuple(turn.id for conversation in store.conversations for turn in conversation.turns),
     )
-
-
-def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """The answers of the model ``majority``: for every utterance the distribution of the training labels.
-
-    If the predictions have standard deviations, the answers have that of the training targets.
-    """
-    head = Head(predictions.task, 1, regression_loss="mse" if predictions.spread is None else "gaussian")
-    head.start_from_prior(train_store.targets[predictions.task.name])
-    with torch.no_grad():
-        logits = head(torch.zeros(1, 1))
-        output, spread = head.outputs(logits), head.spread(logits)
-    return replace(
-        predictions,
-        output=_repeated(output, len(predictions)),
-        spread=None if spread is None else _repeated(spread, len(predictions)),
-        thresholds=None,
-    )
-
-
-def _repeated(row: Tensor, count: int) -> NDArray[np.float64]:
-    return np.repeat(row.double().numpy(), count, axis=0)
 
 
 def check_disk(folder: Path, module: nn.Module, settings: Training) -> None:

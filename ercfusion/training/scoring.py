@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
@@ -35,7 +37,9 @@ def scored_splits(
     metrics = {split: rounded_scores(part) for split, part in predictions.items()}
     unlabelled = [split for split, scores in metrics.items() if not scores]
     if train_store.targets[predictions["dev"].task.name].valid.any():
-        floor = {split: rounded_scores(constant_predictions(part, train_store)) for split, part in predictions.items()}
+        constant = {split: constant_predictions(part, train_store) for split, part in predictions.items()}
+        parts = with_best_thresholds(constant["dev"], constant.values())
+        floor = {split: rounded_scores(part) for split, part in zip(constant, parts, strict=True)}
     else:  # only of a view
         floor = {split: {} for split in predictions}
         unlabelled.insert(0, "train")
@@ -109,9 +113,22 @@ def view_record(parts: Parts, source: TaskSpec, train_store: ConversationStore, 
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:
-    """The answers of the model ``majority``: for every utterance the distribution of the training labels."""
-    head = Head(predictions.task, 1)
+    """The answers of the model ``majority``: for every utterance the distribution of the training labels.
+
+    If the predictions have standard deviations, the answers have that of the training targets.
+    """
+    head = Head(predictions.task, 1, regression_loss="mse" if predictions.spread is None else "gaussian")
     head.start_from_prior(train_store.targets[predictions.task.name])
     with torch.no_grad():
-        constant = head.outputs(head(torch.zeros(1, 1))).double().numpy()
-    return replace(predictions, output=np.repeat(constant, len(predictions.valid), axis=0), thresholds=None)
+        logits = head(torch.zeros(1, 1))
+        output, spread = head.outputs(logits), head.spread(logits)
+    return replace(
+        predictions,
+        output=_repeated(output, len(predictions)),
+        spread=None if spread is None else _repeated(spread, len(predictions)),
+        thresholds=None,
+    )
+
+
+def _repeated(row: Tensor, count: int) -> NDArray[np.float64]:
+    return np.repeat(row.double().numpy(), count, axis=0)
