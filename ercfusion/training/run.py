@@ -370,8 +370,7 @@ def finish(
     views = scored_views(recognizer.tasks, data.views, predictions, {"dev": dev_store, "test": test_store}, rule)
     metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in predictions.items()}
     scored = {
-        name: scored_splits(parts, train_store, metrics[name], config.training.bootstrap)
-        for name, parts in predictions.items()
+        name: scored_splits(parts, train_store, metrics[name], config.training) for name, parts in predictions.items()
     }
     history = read_history(folder / HISTORY, metric)
     best = best_row(history, metric)

@@ -25,20 +25,20 @@ Parts = Mapping[str, Predictions]
 
 
 def scored_splits(
-    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, resamples: int
+    predictions: Mapping[str, Predictions], train_store: ConversationStore, metric: str, settings: Training
 ) -> dict[str, Any]:
     """The record's parts about one task, with the scores of ``majority``.
 
     Args:
         train_store: Its labels define the floor; there is none without labels.
         metric: Of the task; always gets an interval.
-        resamples: Of the conversations.
+        settings: ``training.bootstrap`` and ``training.thresholds``.
     """
     metrics = {split: rounded_scores(part) for split, part in predictions.items()}
     unlabelled = [split for split, scores in metrics.items() if not scores]
     if train_store.targets[predictions["dev"].task.name].valid.any():
         constant = {split: constant_predictions(part, train_store) for split, part in predictions.items()}
-        parts = with_best_thresholds(constant["dev"], constant.values())
+        parts = with_thresholds(constant["dev"], constant.values(), settings.thresholds)
         floor = {split: rounded_scores(part) for split, part in zip(constant, parts, strict=True)}
     else:  # only of a view
         floor = {split: {} for split in predictions}
@@ -50,7 +50,7 @@ def scored_splits(
     return {
         "metrics": metrics,
         "intervals": record_intervals(
-            predictions["test"], [name for name in headline if name in known["test"]], resamples
+            predictions["test"], [name for name in headline if name in known["test"]], settings.bootstrap
         ),
         "majority": {split: {name: part[name] for name in headline if name in part} for split, part in floor.items()},
         "splits": {split: split_record(part) for split, part in predictions.items()},
@@ -108,7 +108,7 @@ def view_record(parts: Parts, source: TaskSpec, train_store: ConversationStore, 
     return {
         "source": source.name,
         **({} if thresholds is None else {"thresholds": [float(number) for number in thresholds]}),
-        **scored_splits(parts, train_store, view.metric, settings.bootstrap),
+        **scored_splits(parts, train_store, view.metric, settings),
     }
 
 
