@@ -235,7 +235,8 @@ def plot_reliability(
 
 
 def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False) -> Figure:
-    """Predicted against true numbers of a regression task, one panel per dimension, with CCC and mean absolute error.
+    """Predicted against true numbers of a regression task, one panel per dimension, with CCC and mean absolute error,
+    and the coverage of 90 % intervals if the head predicts standard deviations.
 
     Args:
         predictions: Of a regression task.
@@ -259,6 +260,8 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
             axes: Axes = figure.add_subplot(rows, columns, place + 1)
             suffix = "" if task.size == 1 else f"/{name}"
             truth, output = predictions.value[valid, place], predictions.output[valid, place]
+            coverage = result.get(f"coverage90{suffix}")
+            covered = "" if coverage is None else f"\n90 % intervals cover {coverage:.1%}"
             # Fainter with their number, to show density. Numbers outside the range are drawn on the frame.
             alpha = float(np.clip(10 / np.sqrt(len(truth)), 0.12, 0.9))
             shown = np.clip(output, low - margin, high + margin)
@@ -269,7 +272,7 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
                 ylim=(low - margin, high + margin),
                 xlabel="True",
                 ylabel="Predicted" if place % columns == 0 else "",
-                title=f"{name}: CCC {result[f'ccc{suffix}']:.3f}, MAE {result[f'mae{suffix}']:.3f}",
+                title=f"{name}: CCC {result[f'ccc{suffix}']:.3f}, MAE {result[f'mae{suffix}']:.3f}{covered}",
                 aspect="equal",
             )
             for axis in (axes.xaxis, axes.yaxis):

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,10 @@ def test_calibration_error_is_in_the_title(tmp_path: Path) -> None:
 def test_scatter(tmp_path: Path) -> None:
     found = texts(PLOTS["scatter"](tmp_path / "a.svg"))
     assert all(f"{name}: CCC " in found for name in VAD.dimensions)
+    assert "intervals cover" not in found
+    predicted = make(VAD)
+    exact = replace(predicted, output=predicted.value.astype(float), spread=np.ones_like(predicted.output))
+    assert texts(written.plot_scatter(exact, tmp_path / "c.svg", TITLE)).count("90 % intervals cover 100.0%") == 3
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
     assert size(written.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
     with pytest.raises(ValueError, match="no numbers to draw"):
