@@ -234,7 +234,7 @@ def test_thresholds_by_name(rule: str, threshold: float, tmp_path: Path) -> None
     np.testing.assert_allclose(dev.thresholds, threshold, atol=1e-7)
     # The epoch was chosen with these thresholds, too.
     best = history(tmp_path / "run")[record["selection"]["epoch"] - 1]
-    assert best["dev/weighted_f1"] == pytest.approx(scores(dev)["weighted_f1"], abs=1e-6)
+    assert float(best["dev/weighted_f1"]) == pytest.approx(scores(dev)["weighted_f1"], abs=1e-6)
     assert record["metrics"]["dev"]["weighted_f1"] == pytest.approx(scores(dev)["weighted_f1"], abs=1e-6)
 
 
