@@ -21,12 +21,15 @@ class InputSpec:
         speakers: Largest number of speakers in one training conversation, for models that number speakers.
         labels: Output names of the first task, only for architectures with
             :attr:`ercfusion.models.base.Capabilities.label_wise`.
+        dimensions: Names of the numbers of :class:`ercfusion.models.base.Ratings`, only for architectures that request
+            them.
     """
 
     widths: Mapping[str, int]
     levels: Mapping[str, Level] = field(default_factory=dict)
     speakers: int = 2
     labels: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -41,10 +44,17 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
-        labels = {"labels": list(self.labels)} if self.labels else {}
-        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers, **labels}
+        names = {"labels": list(self.labels), "dimensions": list(self.dimensions)}
+        given = {key: value for key, value in names.items() if value}
+        return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers, **given}
 
     @staticmethod
     def from_dict(state: Mapping[str, Any]) -> InputSpec:
         """Inverse of :meth:`to_dict`."""
-        return InputSpec(state["widths"], state["levels"], state["speakers"], tuple(state.get("labels", ())))
+        return InputSpec(
+            state["widths"],
+            state["levels"],
+            state["speakers"],
+            tuple(state.get("labels", ())),
+            tuple(state.get("dimensions", ())),
+        )

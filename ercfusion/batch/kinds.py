@@ -282,6 +282,12 @@ class TaskKind(ABC):
         """(N, C) what each utterance adds to the count of each class; None without classes."""
         return None
 
+    def ratings(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) targets as numbers between -1 and 1: shares of the labels, or numbers scaled by the task's range."""
+        mass = self.class_mass(value, task)
+        assert mass is not None, "a kind without classes has its own numbers"
+        return mass
+
     def balance_counts(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(C) utterances per class, for the weights of the loss ``class_balanced``."""
         mass = self.class_mass(value, task)

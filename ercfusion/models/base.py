@@ -122,11 +122,22 @@ class Labels(Protocol):
         """(N, C) logits of probabilities, the inverse of :meth:`outputs`."""
 
 
-Request = Literal["outcomes", "labels"]
+class Ratings(Protocol):
+    """Targets as numbers, for architectures that estimate them themselves: the request ``ratings``.
+
+    Of the first regression task, scaled so that its range is [-1, 1]; without one, the shares of the labels of the first
+    task. The constructor reads the K names in :attr:`InputSpec.dimensions`.
+    """
+
+    def targets(self, batch: ConversationBatch) -> tuple[Tensor, Tensor] | None:
+        """(N, K) numbers, (N) bool, True if labelled; None without targets. Numbers of unlabelled utterances are 0."""
+
+
+Request = Literal["outcomes", "labels", "ratings"]
 """Keyword arguments of ``forward`` that an architecture may request from the recognizer.
 
-``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`. A new request needs a name here, a protocol
-above, and its value in :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
+``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`; ``ratings``: a :class:`Ratings`, which the class must
+declare. A new request needs a name here, a protocol above, and its value in :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
 

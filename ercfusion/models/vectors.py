@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
-from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities
+from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities, Request
 from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
 Context = Literal["lstm", "transformer", "none"]
@@ -192,13 +192,15 @@ class ModalityVectors(nn.Module):
         return z
 
 
-def context_capabilities(context: str, lags: int, bidirectional: bool) -> Capabilities:
+def context_capabilities(
+    context: str, lags: int, bidirectional: bool, *, asks: tuple[Request, ...] = ()
+) -> Capabilities:
     """Capabilities of an architecture reading the conversation only through :class:`ModalityVectors`."""
     if context == "none":
-        return Capabilities(contextual=False, causal=True)
+        return Capabilities(contextual=False, causal=True, asks=asks)
     if context == "transformer":
-        return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none")
-    return Capabilities(causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE)
+        return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none", asks=asks)
+    return Capabilities(causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE, asks=asks)
 
 
 class PresentBatchNorm(SharedBatchNorm):

@@ -20,6 +20,7 @@ class Inputs(Open):
     levels: dict[Name, Literal["utterance", "sequence"]]
     speakers: Annotated[int, Field(ge=1, le=_MOST)]
     labels: Annotated[list[Name], Field(max_length=_MOST)] = []
+    dimensions: Annotated[list[Name], Field(max_length=_MOST)] = []
 
 
 class ModelConfig(Open):

@@ -18,9 +18,8 @@ from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
 from ercfusion._core.files import atomic_write, sha256_of
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.schemas.tensors import Header, read_header, tensor_bytes
-from ercfusion.batch.batch import ConversationBatch, TaskTargets
+from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
-from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.packing import Packing
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
@@ -28,10 +27,11 @@ from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.views import fixed_thresholds, with_thresholds
 from ercfusion.layers import Standardize
 from ercfusion.models import ARCHITECTURES, architecture_class, build_architecture
-from ercfusion.models.base import Architecture, Encoded, LabelLoss, Request
+from ercfusion.models.base import Architecture, Encoded, Request
 from ercfusion.models.limits import allocation_limit
 from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
+from ercfusion.tasks.lent import TaskLabels, TaskRatings, label_names, rated_task
 from ercfusion.tasks.model_schema import ModelConfig
 
 FORMAT = 1
@@ -84,68 +84,6 @@ class TaskHeads(nn.Module):
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
 
 
-class TaskLabels:
-    """The :class:`ercfusion.models.base.Labels` of a task with this head.
-
-    Outputs and their logits are computed in single precision at least.
-    """
-
-    def __init__(self, head: Head) -> None:
-        self.head = head
-        self.task = head.task
-        self.rules = head.task.rules
-
-    def targets(self, batch: ConversationBatch) -> tuple[Tensor, Tensor] | None:
-        """(N, C) share of each label, (N) bool, True if labelled; None without targets."""
-        if self.task.name not in batch.targets:
-            return None
-        target = batch.targets[self.task.name]
-        valid = target.valid if target.value.ndim == 1 else target.valid[:, None]
-        mass = self.rules.class_mass(torch.where(valid, target.value, 0), self.task)
-        assert mass is not None, "a kind with label_wise has classes"
-        return torch.where(target.valid[:, None], mass, 0), target.valid
-
-    def loss(self, logits: Tensor, batch: ConversationBatch, counted: Tensor | None = None) -> LabelLoss:
-        """The task's loss on (N, C) or (N, R, C) logits; the objective adds its settings."""
-        target = batch.targets[self.task.name]
-        readings = logits if logits.ndim == 3 else logits[:, None]
-        valid = target.valid[:, None].expand(readings.shape[:2])
-        return LabelLoss(self._loss, (readings, target.value, valid if counted is None else valid & counted))
-
-    def _loss(self, logits: Tensor, value: Tensor, valid: Tensor, packing: Packing, **settings: Any) -> Tensor:
-        targets = TaskTargets(value.repeat_interleave(valid.shape[1], 0), valid.flatten())
-        total, count = self.head.loss(logits.flatten(0, 1), targets, **settings)
-        return total / count.clamp(min=1e-12)
-
-    def mass_loss(self, logits: Tensor, mass: Tensor, *, weights: Tensor | None = None, **settings: Any) -> Tensor:
-        """Loss on labels put together from several utterances, a scalar; only the weights of the settings apply."""
-        total, count = self.rules.mass_loss(logits.float(), mass.float(), self.task, weights=weights)
-        return total / count.clamp(min=1e-12)
-
-    def outputs(self, logits: Tensor) -> Tensor:
-        """(N, C) probabilities."""
-        return self.rules.outputs(_wide(logits), self.task)
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        """(N, C) logits with these probabilities."""
-        return self.rules.logits(_wide(outputs), self.task)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def _labels(task: TaskSpec, architecture: str) -> tuple[str, ...]:
-    """Names of the labels that an architecture represents."""
-    if not task.rules.label_wise or task.rules.num_logits(task) != task.size:
-        fits = ", ".join(name for name in KINDS if task_kind(name).label_wise)
-        raise ConfigError(
-            f"{architecture} represents each label, but the first task {task.name!r} is {task.kind}. Choose a first "
-            f"task of the kinds {fits}, or another model."
-        )
-    return task.output_names
-
-
 class Recognizer(nn.Module):
     """Standardisation of the inputs, an architecture, and heads for its tasks.
 
@@ -181,8 +119,12 @@ class Recognizer(nn.Module):
         if len({task.name, *(other.name for other in others)}) <= len(others):
             names = ", ".join([task.name, *(other.name for other in others)])
             raise ConfigError(f"two tasks have one name: {names}. Name each task once.")
-        if label_wise := architecture_class(architecture).capabilities.label_wise:
-            inputs = replace(inputs, labels=_labels(task, ARCHITECTURES.name_of(architecture)))
+        declared = architecture_class(architecture).capabilities
+        if label_wise := declared.label_wise:
+            inputs = replace(inputs, labels=label_names(task, ARCHITECTURES.name_of(architecture)))
+        self.task_ratings = TaskRatings(rated_task([task, *others]))
+        if "ratings" in declared.asks:
+            inputs = replace(inputs, dimensions=self.task_ratings.task.output_names)
         self.config = {
             "format": FORMAT,
             "architecture": ARCHITECTURES.name_of(architecture),
@@ -295,7 +237,11 @@ class Recognizer(nn.Module):
 
     def lent(self) -> dict[str, Any]:
         """Functions and objects requested by the architecture (:attr:`Capabilities.asks`) by name."""
-        lends: dict[Request, Any] = {"outcomes": self.outcomes, "labels": self.task_labels}
+        lends: dict[Request, Any] = {
+            "outcomes": self.outcomes,
+            "labels": self.task_labels,
+            "ratings": self.task_ratings,
+        }
         return {name: lends[name] for name in self.architecture.capabilities.asks}
 
     def outcomes(self, modality: str, representation: Tensor) -> Tensor | None:

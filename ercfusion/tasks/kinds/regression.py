@@ -83,6 +83,10 @@ class Regression(TaskKind):
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
+    def ratings(self, value: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) numbers, -1 and 1 at the ends of the range."""
+        return (2 * value - task.low - task.high) / (task.high - task.low)
+
     def outcomes(self, logits: Tensor) -> None:
         """None: there are no probabilities."""
         return None
