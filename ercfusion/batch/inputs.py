@@ -51,10 +51,5 @@ class InputSpec:
     @staticmethod
     def from_dict(state: Mapping[str, Any]) -> InputSpec:
         """Inverse of :meth:`to_dict`."""
-        return InputSpec(
-            state["widths"],
-            state["levels"],
-            state["speakers"],
-            tuple(state.get("labels", ())),
-            tuple(state.get("dimensions", ())),
-        )
+        names = {key: tuple(state.get(key, ())) for key in ("labels", "dimensions")}
+        return InputSpec(state["widths"], state["levels"], state["speakers"], **names)

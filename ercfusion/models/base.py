@@ -125,8 +125,8 @@ class Labels(Protocol):
 class Ratings(Protocol):
     """Targets as numbers, for architectures that estimate them themselves: the request ``ratings``.
 
-    Of the first regression task, scaled so that its range is [-1, 1]; without one, the shares of the labels of the first
-    task. The constructor reads the K names in :attr:`InputSpec.dimensions`.
+    Of the first regression task, scaled so that its range is [-1, 1]; without one, the shares of the first task's
+    labels. The constructor reads the K names in :attr:`InputSpec.dimensions`.
     """
 
     def targets(self, batch: ConversationBatch) -> tuple[Tensor, Tensor] | None:
@@ -136,8 +136,9 @@ class Ratings(Protocol):
 Request = Literal["outcomes", "labels", "ratings"]
 """Keyword arguments of ``forward`` that an architecture may request from the recognizer.
 
-``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`; ``ratings``: a :class:`Ratings`, which the class must
-declare. A new request needs a name here, a protocol above, and its value in :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
+``outcomes``: an :class:`Outcomes`; ``labels``: a :class:`Labels`; ``ratings``: a :class:`Ratings`, declared by the
+class. A new request needs a name here, a protocol above, and its value in
+:meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
 

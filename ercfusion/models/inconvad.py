@@ -66,8 +66,8 @@ class Inconvad(Architecture):
       differences of their means in standard deviations; it is inconsistent above this quantile of the training batch.
 
     With pair probabilities :math:`p_{ab}` and :math:`c` the mean of :math:`1 - p_{ab}`, the fused vector is :math:`c` x
-    (gated sum of all towers) + :math:`(1 - c)` x (sum of the towers weighted by their precision). The classifier's input
-    has no gradient, so it does not change the towers.
+    (gated sum of all towers) + :math:`(1 - c)` x (sum of the towers weighted by their precision). The classifier's
+    input has no gradient, so it does not change the towers.
 
     Losses: ``towers``, the Gaussian negative log-likelihood of all towers; ``inconsistency``, cross-entropy of the
     classifier.

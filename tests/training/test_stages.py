@@ -22,6 +22,7 @@ from ercfusion.sweep import main as sweep
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import make_task
 from ercfusion.train import main
+from ercfusion.training.callbacks import Selection
 from ercfusion.training.start import belongs, freeze, matching, parts_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -190,8 +191,6 @@ def test_every_stage_starts_from_the_one_before(tmp_path: Path, capsys: Any) -> 
 def test_a_stopped_recipe_goes_on_in_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = tmp_path / "copies"
     counter = iter(range(100))
-    from ercfusion.training.callbacks import Selection
-
     original = Selection.on_train_epoch_end
 
     def and_copy(self: Selection, trainer: Any, module: Any) -> None:
