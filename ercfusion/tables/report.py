@@ -40,6 +40,23 @@ def score_table(record: Mapping[str, Any]) -> str:
     return aligned(rows)
 
 
+def label_table(record: Mapping[str, Any]) -> str:
+    """Test scores of every label of a multi-label task, with its decision threshold; empty for other tasks.
+
+    AP: average precision; ``-`` for a label that no utterance has.
+    """
+    rows = record["splits"]["test"].get("per_class", {})
+    if not task_kind(record["task"]["kind"]).thresholds or not rows:
+        return ""
+    table = [["label (test)", "precision", "recall", "F1", "AP", "threshold", "support"]]
+    for label, row in rows.items():
+        cells = [_score(row.get(name)) for name in ("precision", "recall", "f1", "average_precision", "threshold")]
+        table.append([label, *cells, f"{row['support']:g}"])
+    # A view keeps 0.5 if dev has no labels for it.
+    kept = "source" in record and "thresholds" not in record
+    return aligned(table) + ("\nthresholds: 0.5, dev has no labels" if kept else "\nthresholds: chosen on dev")
+
+
 def _interval(record: Mapping[str, Any], name: str) -> str:
     """A recorded interval, marked if there is a caution; ``none`` for a headline score without one."""
     ends = known_interval(record, name)
@@ -74,6 +91,7 @@ def summary(record: Mapping[str, Any]) -> str:
         f"{selection['epoch']} of {selection['epochs']}, chosen on dev {selection['metric']}",
         score_table(record),
         *caution_lines(record),
+        *filter(None, [label_table(record)]),
     ]
     lines += [f"{words}: {counted}" for words, counted in record.get("conventions", {}).items()]
     if "test" in record.get("unlabelled", ()):
@@ -85,6 +103,7 @@ def summary(record: Mapping[str, Any]) -> str:
         other = task_record(record, name)
         learned = f", outputs for {other['source']}" if "source" in other else ""
         lines += [f"{name} ({other['protocol']}{learned}):", score_table(other), *caution_lines(other)]
+        lines += filter(None, [label_table(other)])
         if missing := other.get("unlabelled"):
             lines.append(f"without labels for {name}, so without these scores: {', '.join(missing)}")
         lines += [f"{words}: {counted}" for words, counted in other.get("conventions", {}).items()]
@@ -182,7 +201,7 @@ def _other_tables(record: Mapping[str, Any]) -> str:
     for name in tasks_of(record)[1:]:
         other = task_record(record, name)
         outputs = (other["task"]["schema"] or {}).get("labels") or other["task"]["dimensions"]
-        table = "\n".join([score_table(other), *caution_lines(other)])
+        table = "\n".join([score_table(other), *caution_lines(other), *filter(None, [label_table(other)])])
         learned = f", outputs for {other['source']}" if "source" in other else ""
         parts.append(f"\nThe same model for {name} ({', '.join(outputs)}{learned}):\n\n```\n{table}\n```\n")
     return "".join(parts)
@@ -219,7 +238,7 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 - **Corpus licence**: {corpus.licence}
 
 ```
-{chr(10).join([score_table(record), *caution_lines(record)])}
+{chr(10).join([score_table(record), *caution_lines(record), *filter(None, [label_table(record)])])}
 ```
 {_other_tables(record)}
 Load it with `ercfusion.tasks.recognizer.Recognizer.from_pretrained(FOLDER)`.

@@ -77,7 +77,7 @@ class MultiLabel(TaskKind):
     probabilities: ClassVar[Literal["", "exclusive", "independent"]] = "independent"
     penalty: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ("counts", "sets", "label_probabilities")
-    headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard")
+    headline: ClassVar[tuple[str, ...]] = ("weighted_f1", "macro_f1", "micro_f1", "accuracy", "jaccard", "map")
     table_scores: ClassVar[tuple[str, ...]] = ("weighted_f1", "micro_f1", "jaccard")
     pictures: ClassVar[tuple[str, ...]] = ("class-f1", "thresholds", "cooccurrence", "label-reliability")
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
