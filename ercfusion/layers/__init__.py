@@ -27,6 +27,7 @@ from ercfusion.layers.spectrogram import (
     random_crop,
 )
 from ercfusion.layers.tensor_fusion import LowRankFusion, TensorFusion
+from ercfusion.layers.tokens import Tokens, TokenTransformerLayer
 from ercfusion.layers.transformer import PackedTransformer, PackedTransformerLayer
 
 __all__ = [
@@ -60,6 +61,8 @@ __all__ = [
     "SpectrogramNet",
     "Standardize",
     "TensorFusion",
+    "TokenTransformerLayer",
+    "Tokens",
     "pad_sequences",
     "pool_frames",
     "random_crop",

@@ -167,6 +167,12 @@ class TokenTransformerLayer(nn.Module):
             maps: The attention map (B, H, L, L) over the joint sequences of L tokens is appended, zero in the padding.
         """
         check_rows(features, tokens.features, self.width, name="features")
+        check_rows(classes, None, self.width, name="classes")
+        if len(classes) != tokens.turns.total * tokens.labels:
+            raise ValueError(
+                f"classes must have {tokens.labels} rows for each of the {tokens.turns.total} turns; found "
+                f"{len(classes)}."
+            )
         separate = self.exchange != "all" and maps is None
         x = torch.cat([classes, features])
         read = self.norm_attention(x) if self.norm_first else x

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
-from ercfusion.layers.relative import RelativeBias
-from ercfusion.layers.tokens import Tokens, TokenTransformerLayer
+from ercfusion.layers import RelativeBias, Tokens, TokenTransformerLayer
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone, WindowOrNone
 

@@ -417,7 +417,8 @@ class MoseiCorpus(_SdkCorpus):
             "The sentiment 0 counts as positive in mosei/binary (the convention before 2019); acc2_non0 of mosei/score "
             "omits it.",
             "A segment without overlapping words or frames lacks the modality. The SDK's own pipeline drops such "
-            "segments: published numbers of utterances are lower.",
+            "segments: published numbers of utterances are lower (16,326 / 1,871 / 4,659 in CARAT). For its aligned "
+            "features set data.options.level=sequence data.options.align=words.",
             "COVAREP has values that are not finite; they become 0.",
             "Each conversation has one speaker.",
         ),
