@@ -279,6 +279,36 @@ class Run:
         require_trusted(names, f"import {', '.join(names)} first")
         return Recognizer.from_pretrained(self.folder / MODEL)
 
+    def score_labels(self, labels: Sequence[str] | Mapping[str, str], split: str = "test") -> pandas.DataFrame:
+        """Probabilities of labels by their texts, also of labels that were not learned; one row per utterance.
+
+        Args:
+            labels: Names, or a text per name, for a run with ``objective.label_texts``.
+            split: Of the run's corpus.
+
+        Raises:
+            ConfigError: the run has no label texts.
+        """
+        import pandas
+
+        from ercfusion.config.settings import section_from
+        from ercfusion.features.label_texts import encode_labels
+        from ercfusion.features.loading import load_data
+        from ercfusion.tasks.label_scores import score_labels
+
+        self._require_split(split)
+        task = self.record["task"]["name"]
+        recognizer = self.recognizer
+        settings = section_from("data", self.record["config"]["data"])
+        names = list(labels)
+        texts = [labels[name] for name in names] if isinstance(labels, Mapping) else names
+        vectors = encode_labels(texts, settings.encoder)
+        store = load_data(settings, refuse_changed=False).store(split)
+        columns = score_labels(recognizer, store, vectors, task)
+        owners = [conversation.id for conversation in store.conversations for _ in conversation.turns]
+        table = pandas.DataFrame({"conversation": owners, "turn": list(store.turn_ids)})
+        return table.assign(**{f"p/{name}": columns[:, place] for place, name in enumerate(names)})
+
     def summary(self) -> str:
         """The text printed by ``ercfusion train`` at the end."""
         from ercfusion.tables.report import summary

@@ -183,6 +183,13 @@ class Objective:
         low=0,
         high=1,
     )
+    label_texts: str | None = setting(
+        None,
+        "texts whose vectors from `data.encoder` are the weights of the classifiers: `names` or `definitions` of the "
+        "labels, or a YAML file with a text per label; null: linear classifiers",
+        path="file",
+        if_given=True,
+    )
     probe: bool = setting(False, "no gradient from the classifiers: the architecture learns from the other terms")
     loss: str = setting(
         "cross_entropy",

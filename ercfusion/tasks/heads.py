@@ -13,6 +13,7 @@ from ercfusion._core.errors import ConfigError, CorpusFormatError, did_you_mean
 from ercfusion.batch.batch import TaskTargets
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.sections import REGRESSION_LOSSES
+from ercfusion.tasks.label_similarity import LabelSimilarity
 
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 
@@ -116,6 +117,8 @@ class Head(nn.Module):
         label_smoothing: For single-label tasks and distributions.
         regression_loss: ``mse``, ``mae``, ``ccc`` (1 - concordance correlation over the labelled utterances of the
             batch), or ``gaussian`` (likelihood of a predicted mean and variance), averaged over the dimensions.
+        label_dimension: Width of label vectors: tasks with one logit per label then have a
+            :class:`ercfusion.tasks.label_similarity.LabelSimilarity` instead of the linear layer.
         linear: False: the architecture computes the logits, and the head only has their outputs and loss.
 
     Shapes:
@@ -129,6 +132,7 @@ class Head(nn.Module):
         *,
         label_smoothing: float = 0.0,
         regression_loss: str = "mse",
+        label_dimension: int | None = None,
         linear: bool = True,
     ) -> None:
         super().__init__()
@@ -141,7 +145,13 @@ class Head(nn.Module):
         self.label_smoothing = label_smoothing
         self.regression_loss = regression_loss
         self.rules = task.rules.with_settings(regression_loss=regression_loss)
-        self.linear = nn.Linear(width, self.rules.num_logits(task)) if linear else None
+        logits = self.rules.num_logits(task)
+        self.linear: nn.Linear | LabelSimilarity | None = None
+        if linear and label_dimension and task.schema is not None and logits == task.size:
+            offset = self.rules.probabilities == "independent"
+            self.linear = LabelSimilarity(width, logits, label_dimension, offset=offset)
+        elif linear:
+            self.linear = nn.Linear(width, logits)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, L) logits."""
@@ -154,7 +164,7 @@ class Head(nn.Module):
 
         Without a linear layer there is nothing to set.
         """
-        if self.linear is None:
+        if not isinstance(self.linear, nn.Linear):
             return
         value = targets.value[targets.valid]
         self.linear.bias.copy_(self.rules.prior(value, self.task))

@@ -35,6 +35,7 @@ class ModelConfig(Open):
     unimodal: bool
     label_smoothing: Share
     regression_loss: Name
+    label_dimension: Annotated[int, Field(ge=1, le=_MOST)] | None = None
     probe: bool
     files: dict[Name, FileEntry] = {}
     before: dict[Name, FileEntry] = {}  # while the weights are replaced

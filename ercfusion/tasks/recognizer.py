@@ -95,6 +95,8 @@ class Recognizer(nn.Module):
         options: Options of the architecture.
         unimodal: Add a head per modality, for the objective term ``unimodal``.
         label_smoothing, regression_loss: See :class:`ercfusion.tasks.heads.Head`.
+        label_dimension: Width of label vectors, for classifiers by similarity to label texts; see
+            :func:`ercfusion.tasks.label_scores.set_label_vectors`.
         probe: Stop the gradient of the heads, so that the architecture learns from other terms of the objective.
 
     Raises:
@@ -112,6 +114,7 @@ class Recognizer(nn.Module):
         unimodal: bool = False,
         label_smoothing: float = 0.0,
         regression_loss: str = "mse",
+        label_dimension: int | None = None,
         probe: bool = False,
         others: Sequence[TaskSpec] = (),
     ) -> None:
@@ -135,6 +138,7 @@ class Recognizer(nn.Module):
             "label_smoothing": label_smoothing,
             "regression_loss": regression_loss,
             "probe": probe,
+            **({"label_dimension": label_dimension} if label_dimension else {}),
             **({"others": [other.to_dict() for other in others]} if others else {}),
         }
         self.probe = probe
@@ -149,8 +153,13 @@ class Recognizer(nn.Module):
                 "Set objective.weights.unimodal=1 (or model.detach=false)."
             )
 
+        settings: dict[str, Any] = {
+            "label_smoothing": label_smoothing,
+            "regression_loss": regression_loss,
+            "label_dimension": label_dimension,
+        }
+
         def head(width: int, *, linear: bool = True) -> Head:
-            settings: dict[str, Any] = {"label_smoothing": label_smoothing, "regression_loss": regression_loss}
             return Head(task, width, linear=linear, **settings)
 
         self.head = head(self.architecture.hidden_size, linear=not label_wise)
@@ -166,7 +175,6 @@ class Recognizer(nn.Module):
             self.unimodal_heads.update({name: head(width) for name, width in widths.items()})
         self.thresholds = nn.Buffer(torch.full((task.size,), 0.5))
         own = self.representation_widths() if unimodal and others else {}
-        settings = {"label_smoothing": label_smoothing, "regression_loss": regression_loss}
         self.others = nn.ModuleDict(
             {other.name: TaskHeads(other, self.architecture.hidden_size, own, **settings) for other in others}
         )
@@ -394,6 +402,7 @@ class Recognizer(nn.Module):
                     unimodal=config["unimodal"],
                     label_smoothing=config["label_smoothing"],
                     regression_loss=config["regression_loss"],
+                    label_dimension=config.get("label_dimension"),
                     probe=config["probe"],
                     others=[TaskSpec.from_dict(other) for other in config.get("others", [])],
                 )

@@ -37,6 +37,7 @@ from ercfusion.data.pack import read_manifest
 from ercfusion.data.provenance import trained_on
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
+from ercfusion.features.label_texts import encode_labels, label_texts
 from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
@@ -47,6 +48,7 @@ from ercfusion.records.predictions import prediction_file, write_predictions
 from ercfusion.records.record import FORMAT, RECORD, read_record, task_record, write_record
 from ercfusion.tables.report import model_card, summary
 from ercfusion.tasks.heads import class_weights
+from ercfusion.tasks.label_scores import set_label_vectors
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import (
@@ -152,9 +154,17 @@ def build_recognizer(config: Config, train_store: ConversationStore) -> Recogniz
 
 def untrained(config: Config, train_store: ConversationStore) -> Recognizer:
     """As :func:`build_recognizer`, without the statistics of the training split."""
+    objective, vectors = config.objective, {}
+    if objective.label_texts is not None:
+        for task in train_store.tasks:
+            if task.schema is not None:
+                texts = label_texts(task.schema, objective.label_texts)
+                vectors[task.name] = encode_labels(texts, config.data.encoder)
     torch.manual_seed(mix_seed(config.root.seed, 0))
-    objective = config.objective
-    return Recognizer(
+    dimension = next((matrix.shape[1] for matrix in vectors.values()), None)
+    if objective.label_texts is not None and dimension is None:
+        raise ConfigError("objective.label_texts: no task of the run has labels. Set it to null.")
+    recognizer = Recognizer(
         config.model.name,
         train_store.inputs,
         train_store.tasks[0],
@@ -163,8 +173,12 @@ def untrained(config: Config, train_store: ConversationStore) -> Recognizer:
         unimodal=objective.weights.get("unimodal", 0.0) > 0,
         label_smoothing=objective.label_smoothing,
         regression_loss=objective.regression_loss,
+        label_dimension=dimension,
         probe=objective.probe,
     )
+    if vectors:
+        set_label_vectors(recognizer, vectors)
+    return recognizer
 
 
 def batch_dependence(model: Model) -> str:
