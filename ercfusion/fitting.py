@@ -20,6 +20,7 @@ from ercfusion.config.compose import Composer
 from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, resume_command
 from ercfusion.config.overrides import expand_protocol
+from ercfusion.config.settings import section_from
 from ercfusion.training.processes import from_first_process
 
 if TYPE_CHECKING:
@@ -291,7 +292,6 @@ class Run:
         """
         import pandas
 
-        from ercfusion.config.settings import section_from
         from ercfusion.features.label_texts import encode_labels
         from ercfusion.features.loading import load_data
         from ercfusion.tasks.label_scores import score_labels

@@ -64,6 +64,7 @@ def test_a_configuration_has_the_options_of_its_corpus() -> None:
         "demo": {"seed": 0},
         "mosei": sdk,
         "mosi_sdk": sdk,
+        "semeval2025": {"language": "eng"},
         "custom": {"split_seed": None, "encoding": None, "missing": [], "order": None},
     }
     for name, options in found.items():

@@ -30,7 +30,7 @@ VECTORS = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 2, 0, 0], [1, 1, 1,
 
 
 class Letters:
-    """Stands in for a sentence encoder: counts of letters modulo 7."""
+    """A stub of a sentence encoder: counts of letters modulo 7."""
 
     def encode(self, texts: list[str], **settings: Any) -> np.ndarray:
         rows = [np.bincount([ord(letter) % 7 for letter in text], minlength=7) for text in texts]
