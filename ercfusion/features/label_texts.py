@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def label_texts(schema: LabelSchema, source: str) -> list[str]:
     """
     if source == NAMES:
         return list(schema.labels)
-    texts: Mapping[object, object] = DEFINITIONS
+    texts: Mapping[Any, Any] = DEFINITIONS
     if source != DEFINED:
         path = expanded(source)
         if not path.is_file():
