@@ -145,6 +145,10 @@ def objective_cases() -> list[Case]:
     several = {**weights, "class_weights": "balanced"}
     others = ("regression", "multi_label", "distribution")
     found.append(Case("several tasks", objective=several, class_weights="balanced", others=others))
+    for loss in ("kl", "chosen_labels", "class_balanced"):
+        objective = {"loss": loss, "penalty": True, "label_smoothing": 0.05, "weights": {"unimodal": 0.3}}
+        found.append(Case(f"distribution, {loss}", kind="distribution", objective=objective))
+    found.append(Case("penalty of sets", kind="multi_label", objective={"penalty": True}))
     for loss in ("mae", "ccc", "gaussian"):
         found.append(Case(f"regression, {loss}", kind="regression", objective={"regression_loss": loss}))
     over_set = {"regression_loss": "ccc", "ccc_over": "set", "weights": {"other_regression": 0.5, "unimodal": 0.3}}
