@@ -53,6 +53,7 @@ EXTRAS = {
     "cluster": ("distributed",),
     "mamba": ("mamba_ssm",),
     "sweep": ("optuna",),
+    "stack": ("sklearn",),
     "report": ("tensorboard",),
 }
 MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}

@@ -109,7 +109,8 @@ def stack(
 
 def _read(folders: Sequence[str], task: str | None) -> tuple[str, list[dict[str, Predictions]]]:
     """The runs' protocol and predictions of one task, which must be of the same utterances."""
-    protocol, parts = "", []
+    protocol = ""
+    parts: list[dict[str, Predictions]] = []
     for folder in folders:
         record = read_record(folder)
         name = task or record["task"]["name"]
