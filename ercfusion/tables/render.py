@@ -181,18 +181,22 @@ def label_cells(table: Table) -> Cells:
 
 
 def _label_cell(pair: Comparison) -> str:
-    metric = "macro_f1"
-    text = number(metric, pair.difference, sign=True)
+    text = _points(pair.difference)
     if not math.isnan(pair.low + pair.high):
-        text += f" ({number(metric, pair.low)} to {number(metric, pair.high)})"
+        text += f" ({100 * pair.low:.1f} to {100 * pair.high:.1f})"
     text += f", p {probability(pair.p_holm)}"
     return f"**{text}**" if pair.shown else text
+
+
+def _points(difference: float) -> str:
+    """A difference in percent with one decimal, as the F1 by class."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
 
 
 def label_note(table: Table) -> str:
     """Meaning of the cells of :func:`label_cells`, and the differences shown."""
     shown = [
-        f"{label} {number('macro_f1', pair.difference, sign=True)} ({' minus '.join(pair.names)})"
+        f"{label} {_points(pair.difference)} ({' minus '.join(pair.names)})"
         for label, comparisons in table.by_label.items()
         for pair in comparisons
         if pair.shown and pair.certain
