@@ -136,9 +136,10 @@ def plot_cooccurrence(
 def plot_vote_entropy(
     predictions: Predictions, path: str | Path | None, title: str, *, synthetic: bool = False
 ) -> Figure:
-    """Errors by disagreement: accuracy and Kullback-Leibler divergence over the entropy of the target distribution.
+    """Errors by disagreement: accuracy and Kullback-Leibler divergence over the entropy of the votes.
 
-    Bins have equal widths. Accuracy is that of the utterances with one most probable label.
+    Without votes (predictions read from a file) it is the entropy of the target distribution. Bins have equal widths.
+    Accuracy is that of the utterances with one most probable label.
 
     Args:
         predictions: Of a distribution task.
@@ -156,7 +157,7 @@ def plot_vote_entropy(
     valid = np.asarray(predictions.valid, dtype=bool)
     truth, single = (each[valid] for each in predictions.labels())
     right = predictions.decisions()[valid] == truth
-    entropy, divergence = vote_entropy(rows.target), divergences(rows)
+    entropy, divergence = vote_entropy(_votes(predictions, rows.target)), divergences(rows)
     largest = math.log(predictions.task.size)
     bins = np.clip((entropy / largest * ENTROPY_BINS).astype(int), 0, ENTROPY_BINS - 1)
     count, decided = (np.bincount(bins[chosen], minlength=ENTROPY_BINS) for chosen in (valid[valid], single))
@@ -189,6 +190,14 @@ def plot_vote_entropy(
         # Below the axes: inside, it would cover a bar.
         lower.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=2)
     return figure
+
+
+def _votes(predictions: Predictions, target: NDArray[Any]) -> NDArray[Any]:
+    """(n, C) votes of the labelled utterances, or their targets unless all have votes."""
+    if predictions.votes is None:
+        return target
+    votes = predictions.votes[np.asarray(predictions.valid, dtype=bool)]
+    return votes if (votes.sum(axis=1) > 0).all() else target
 
 
 def _probabilities(predictions: Predictions) -> Pairs:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ercfusion.batch.labels import LabelSchema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.batch.votes import vote_entropy, vote_shares
 from ercfusion.metrics.labels import best_thresholds
 from ercfusion.metrics.registry import scores
 from ercfusion.plots.figures import PICTURES
@@ -137,6 +138,22 @@ def test_vote_entropy_bins_hold_all_utterances() -> None:
     weights = np.bincount(bins, minlength=ENTROPY_BINS)[sorted(set(bins))]
     assert np.average(np.asarray(values), weights=weights) == pytest.approx(scores(SHARES)["kl"])
     assert np.average(np.asarray(at), weights=weights) == pytest.approx(entropy.mean())
+
+
+def test_vote_entropy_is_that_of_the_votes_not_of_smoothed_targets() -> None:
+    votes = np.random.default_rng(0).multinomial(5, [1 / 7] * 7, size=len(SHARES))
+    smoothed = replace(SHARES, value=vote_shares(votes, 0.3).astype(np.float32))
+
+    def utterances(predictions: Predictions) -> list[float]:
+        return [patch.get_height() for patch in plot_vote_entropy(predictions, None, TITLE).axes[2].patches]
+
+    bins = (vote_entropy(votes[SHARES.valid]) / np.log(7) * ENTROPY_BINS).astype(int).clip(0, ENTROPY_BINS - 1)
+    expected = np.bincount(bins, minlength=ENTROPY_BINS).tolist()
+    assert utterances(replace(smoothed, votes=votes))[:ENTROPY_BINS] == expected
+    assert utterances(smoothed)[:ENTROPY_BINS] != expected
+    # Votes of some utterances only are not mixed with targets of others.
+    some = votes * (np.arange(len(votes)) % 2)[:, None]
+    assert utterances(replace(smoothed, votes=some)) == utterances(smoothed)
 
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
