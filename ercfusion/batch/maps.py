@@ -109,6 +109,13 @@ _EMOTIONS: Mapping[str, tuple[str, ...]] = {
     "disgust": ("disgust",),
 }
 _EMOTION_OF = {name: emotion for emotion, names in _EMOTIONS.items() for name in names}
+
+
+def emotion_of(label: str) -> str | None:
+    """The emotion of a label's name, ``joy`` for ``happy``; None for other names."""
+    return _EMOTION_OF.get(label)
+
+
 _CATEGORICAL = (
     *("meld7", "emotionlines7", "dailydialog7", "emorynlp7", "m3ed7", "iemocap4", "iemocap6", "iemocap9"),
     *("mosei6", "semeval6", "emodb7", "ravdess8"),
