@@ -37,9 +37,10 @@ class Carat(Architecture):
 
     - *Paper and released code*: one utterance at a time, sequences of 60 steps. The released code does not start:
       numpy is not imported, and a view fails. Padding is attended to.
-    - *Here*: padding is masked. The vector of an utterance becomes ``tokens`` steps, because with one step all labels
-      would have the same vector. An absent modality has the mean of its prototypes as latent vector; it enters no
-      maximum, mean, contrast or target. With one modality, each reconstruction reads the prototypes only.
+    - *Here*: padding is masked. The vector of an utterance becomes ``tokens`` steps, and each label adds a learned
+      vector: otherwise the labels of an utterance would have nearly the same vector. An absent modality has the mean of
+      its prototypes as latent vector; it enters no maximum, mean, contrast or target. With one modality, the published
+      reconstructions would read prototypes only; here they also read its decoded latent vector (our extension).
     - The losses use the first task's kind: cross-entropy instead of binary cross-entropy for single labels and
       distributions. Thresholds are those of the task, chosen on dev; the paper has 0.25 for all labels.
 
@@ -64,6 +65,11 @@ class Carat(Architecture):
         heads: Attention heads of the Transformers.
         feedforward: Hidden width of their feed-forward part.
         init_std: Standard deviation of initial weights of the Transformers and their input; 0 for torch's default.
+        label_std: Standard deviation of the initial vectors of the labels, for modalities without sequences; 0 for no
+            such vectors, as published.
+        own: Reconstructions that also read the decoded vector of their own modality: with one modality only
+            (``single``), ``all``, or ``none`` as published.
+        detach_targets: Reconstruction errors do not change the vectors that they reconstruct; false as published.
         slots: Steps to which sequences except ``text`` are aligned first; 0 for none (aligned data).
         context: Layer over the conversation, one per modality, on the mean of an utterance's steps.
         context_layers: Number of context layers.
@@ -127,6 +133,9 @@ class Carat(Architecture):
         heads: Count = 4,
         feedforward: Width = 128,
         init_std: NonNegative = 0.0,
+        label_std: NonNegative = 1.0,
+        own: Literal["single", "all", "none"] = "single",
+        detach_targets: bool = True,
         slots: WidthOrNone = 0,
         context: Context = "none",
         context_layers: Count = 1,
@@ -181,7 +190,16 @@ class Carat(Architecture):
         self.encode = nn.ModuleList(_mlp(width, middle, latent) for _ in names)
         self.decode = nn.ModuleList(_mlp(latent, middle, width) for _ in names)
         self.prototypes = LabelPrototypes(M, C, latent, momentum=momentum)
-        self.reconstruct = nn.ModuleList(_xavier(nn.Linear(M * width, width)) for _ in names)
+        self.own = own == "all" or (own == "single" and M == 1)
+        self.detach_targets = detach_targets
+        self.reconstruct = nn.ModuleList(_xavier(nn.Linear((M + self.own) * width, width)) for _ in names)
+        self.label_vectors = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.randn(C, width) * label_std)
+                for name in names
+                if label_std and inputs.levels[name] != "sequence"
+            }
+        )
         self.weights = nn.Parameter(torch.empty(M, C, width).uniform_(-(width**-0.5), width**-0.5))
         self.read = _xavier(nn.Linear(C * width, width))
         self.aggregate = _xavier(nn.Linear(width, C))
@@ -214,7 +232,7 @@ class Carat(Architecture):
         positive = (mass > 1 / mass.shape[1]) | (mass >= 1)
         latents = torch.stack([latent, _each(self.encode, first), _each(self.encode, second)], dim=1)
         known = valid[:, None] & present
-        error = functools.partial(_mean_error, vectors, present)
+        error = functools.partial(_mean_error, vectors.detach() if self.detach_targets else vectors, present)
         encoded.losses = {
             **{name: labels.loss(each, batch) for name, each in zip(("original", "first", "second"), logits)},
             "contrastive": BatchLoss(self._contrast, (_wide(latents), positive, known)),
@@ -242,9 +260,10 @@ class Carat(Architecture):
                 padded = _padded(x, packing)
             if name in self.attend:
                 weights = _padded(self.attend[name](x), packing, -torch.inf).softmax(1)
-                vectors.append(torch.einsum("ntc,ntd->ncd", weights, padded))
+                x = torch.einsum("ntc,ntd->ncd", weights, padded)
             else:
-                vectors.append(padded.expand(-1, self.weights.shape[1], -1))
+                x = padded.expand(-1, self.weights.shape[1], -1)
+            vectors.append(x + self.label_vectors[name] if name in self.label_vectors else x)
             present.append(here)
         return torch.stack(vectors, dim=1), torch.stack(present, dim=1)
 
@@ -257,9 +276,11 @@ class Carat(Architecture):
         first = []
         for m, layer in enumerate(self.reconstruct):
             parts = [(filled if k == m else decoded)[:, k] for k in range(len(self.reconstruct))]
-            first.append(layer(torch.cat(parts, dim=-1)))
-        everything = torch.cat(first, dim=-1)
-        second = [layer(everything) for layer in self.reconstruct]
+            first.append(layer(torch.cat([*parts, decoded[:, m]] if self.own else parts, dim=-1)))
+        second = [
+            layer(torch.cat([*first, decoded[:, m]] if self.own else first, dim=-1))
+            for m, layer in enumerate(self.reconstruct)
+        ]
         return torch.stack(first, dim=1), torch.stack(second, dim=1), decoded
 
     def _largest(self, vectors: Tensor, counted: Tensor) -> Tensor:

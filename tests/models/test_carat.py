@@ -22,11 +22,13 @@ from ercfusion.testing import WIDTHS, check_model, make_task, random_batch, take
 from ercfusion.testing.case import CHECKS, without_dropout
 
 SMALL: dict[str, Any] = {"width": 8, "latent": 6, "heads": 2, "feedforward": 12, "queue": 50, "contrast": 9}
+PUBLISHED = {"label_std": 0.0, "own": "none", "detach_targets": False}
 KINDS = ("multi_label", "single_label", "distribution")
 VARIANTS: dict[str, dict[str, Any]] = {
     "context": {"context": "lstm"},
     "causal": {"context": "lstm", "bidirectional": False},
     "transformer": {"context": "transformer"},
+    "published": PUBLISHED,
     "one step": {"tokens": 1, "contrast": 0, "queue": 0, "anchors": "batch"},
     "no transformer": {"layers": 0, "input_norm": False},
 }
@@ -90,6 +92,9 @@ class Literal:
             for n in range(batch.num_utterances)
         ]
 
+    def target(self, vector: Tensor) -> Tensor:
+        return vector.detach() if self.model.detach_targets else vector
+
     def utterance(self, steps: dict[str, tuple[Tensor, bool]]) -> dict[str, Any]:
         model, M, C = self.model, self.M, self.C
         there = [steps[name][1] for name in self.names]
@@ -102,6 +107,8 @@ class Literal:
                 if name in model.attend:
                     weights = (x @ model.attend[name].weight[c]).softmax(0)
                 u[m, c] = weights @ x
+                if name in model.label_vectors:
+                    u[m, c] = u[m, c] + model.label_vectors[name][c]
                 z[m, c] = model.encode[m](u[m, c])
                 prototypes, updated = self.prototypes[:, m, c], self.updated[:, m, c]
                 if there[m]:
@@ -112,13 +119,16 @@ class Literal:
                 else:
                     latent = filling = prototypes.sum(0) / updated.sum()
                 decoded[m, c], filled[m, c] = model.decode[m](latent), model.decode[m](filling)
+        pairs = [(m, c) for m in range(M) for c in range(C)]
+        own = {(m, c): [decoded[m, c]] if model.own else [] for m, c in pairs}
         first = {
-            (m, c): model.reconstruct[m](torch.cat([(filled if k == m else decoded)[k, c] for k in range(M)]))
-            for m in range(M)
-            for c in range(C)
+            (m, c): model.reconstruct[m](
+                torch.cat([*((filled if k == m else decoded)[k, c] for k in range(M)), *own[m, c]])
+            )
+            for m, c in pairs
         }
         second = {
-            (m, c): model.reconstruct[m](torch.cat([first[k, c] for k in range(M)])) for m in range(M) for c in range(C)
+            (m, c): model.reconstruct[m](torch.cat([*(first[k, c] for k in range(M)), *own[m, c]])) for m, c in pairs
         }
         aggregated = {
             m: model.aggregate(F.relu(model.read(torch.cat([second[m, c] for c in range(C)])))) for m in range(M)
@@ -128,7 +138,7 @@ class Literal:
             for stage in (u, first, second)
         ]
         errors = [
-            [sum((stage[m, c] - u[m, c]).square().mean() for c in range(C)) / C for m in range(M)]
+            [sum((stage[m, c] - self.target(u[m, c])).square().mean() for c in range(C)) / C for m in range(M)]
             for stage in (decoded, first, second)
         ]
         latents = [[[model.encode[m](stage[m, c]) for c in range(C)] for m in range(M)] for stage in (u, first, second)]
@@ -154,11 +164,12 @@ def test_prediction_by_its_formula(widths: dict[str, int], kind: str, training: 
     torch.testing.assert_close(recognizer.head.outputs(encoded.logits), torch.stack(expected), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, PUBLISHED, {"own": "all"}], ids=["default", "published", "own"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("widths", [{"text": 5}, WIDTHS])
-def test_losses_by_their_formulas(widths: dict[str, int], kind: str) -> None:
+def test_losses_by_their_formulas(widths: dict[str, int], kind: str, options: dict[str, Any]) -> None:
     """Values of all losses but the shuffled one, and gradients of their weighted sum."""
-    recognizer, model = make(widths, kind, contrast=0, queue=0)
+    recognizer, model = make(widths, kind, contrast=0, queue=0, **options)
     task = recognizer.task
     batch = random_batch((3, 1, 4), widths=widths, tasks=[task], absent=0.3, labelled=0.7, dtype=torch.float64)
     literal = Literal(model, batch, training=True)
@@ -337,10 +348,11 @@ def test_later_steps_share_the_last_position() -> None:
 
 def test_labels_differ_by_default_but_not_with_one_step() -> None:
     batch = random_batch((4,), dtype=torch.float64)
-    for tokens in (4, 1):
-        _, model = make(tokens=tokens)
+    for tokens, label_std in ((4, 0.0), (1, 1.0), (1, 0.0)):
+        _, model = make(tokens=tokens, label_std=label_std)
         vectors = model._label_vectors(batch)[0]
-        assert (tokens == 1) == torch.equal(vectors[:, :, 0], vectors[:, :, 1])
+        assert (tokens == 1 and label_std == 0) == torch.equal(vectors[:, :, 0], vectors[:, :, 1])
+    assert not make(levels=dict.fromkeys(WIDTHS, "sequence"))[1].label_vectors
 
 
 def test_depth_of_each_modality() -> None:
