@@ -1,8 +1,8 @@
 """CARAT's operations as in its authors' program, for comparison.
 
-Peng et al., "CARAT: Contrastive Feature Reconstruction and Aggregation for Multi-Modal Multi-Label Emotion Recognition"
-(AAAI 2024), in our own code: prototypes updated in a loop over utterances and labels that reads each label on the host,
-a contrastive term with all similarities and a mask of the same size, and permutations drawn on the host.
+Peng et al., "CARAT: Contrastive Feature Reconstruction and Aggregation" (AAAI 2024), in our own code. A loop over
+utterances and labels updates prototypes and reads each label on the host. The contrastive term has all similarities and
+a mask of the same size. Permutations are drawn on the host.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ercfusion.models.base import Labels
 from ercfusion.models.carat import Carat
 
 Permutations = tuple[Tensor, Tensor]
-"""Utterance and modality (N, M, C) that each slot takes."""
+"""Utterance and modality (N, M, C) taken by each slot."""
 
 
 class LiteralPrototypes(LabelPrototypes):
-    """Prototypes that all have been updated before."""
+    """Prototypes which all have been updated before."""
 
     def forward(self, latents: Tensor) -> Tensor:
         """Mixture of both prototypes, (N, M, C, Z) -> the same."""
