@@ -131,8 +131,11 @@ class EmoTx(Architecture):
         self.anchor = anchor
         self.project = nn.ModuleDict({name: nn.Linear(size, width) for name, size in inputs.widths.items()})
         self.types = nn.Embedding(1 + len(inputs.widths), width)  # class tokens, then the modalities
-        self.class_tokens = nn.Parameter(torch.randn(len(self.labels), width))
+        self.class_tokens = nn.Parameter(0.1 * torch.randn(len(self.labels), width))
         self.speaker = nn.Embedding(inputs.speakers, width) if numbered else None
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.1)  # codes of size 1 hide the features: learning starts slowly
         self.time_scale = nn.Parameter(torch.full((2,), 0.1))  # of turns and steps
         self.layers = nn.ModuleList(
             TokenTransformerLayer(
