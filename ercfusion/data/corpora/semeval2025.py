@@ -103,10 +103,10 @@ class SemEval2025Corpus(Corpus):
 
     def files(self) -> list[Path]:
         """The language's files of both tracks, as far as they exist; track A or B is complete."""
-        found = [path for track in TRACKS for path in self._files(track)]
-        if not found:
+        paths = [path for track in TRACKS for path in self._files(track)]
+        if not paths:
             self.require([f"{TRACKS['a']}/{split}/{self.language}.csv" for split in SPLITS])
-        return found
+        return paths
 
     def conversations(self, protocol: Protocol) -> Splits:
         """The sentences in file order."""
