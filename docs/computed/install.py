@@ -15,7 +15,6 @@ PURPOSES = {
     "cluster": "extraction on several machines",
     "mamba": "`mamba_ssm` as a backend of the selective scan; needs a CUDA toolkit",
     "sweep": "searching settings (Optuna)",
-    "stack": "late fusion of finished runs with support vectors (scikit-learn)",
     "report": "TensorBoard logs",
     "docs": "building this site",
     "dev": "tests, ruff, mypy",

@@ -6,9 +6,11 @@ machine. Only an abstract was available: this is our reading, with ridge regress
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +27,15 @@ PENALTIES = tuple(float(10.0**power) for power in range(-3, 5))
 
 Splits = Mapping[str, Predictions]
 Floats = NDArray[np.float64]
+Fit = Callable[..., Floats]
 
 
 def stack_runs(
-    stages: Sequence[Sequence[StrPath]], task: str | None = None, *, folds: int = 5
+    stages: Sequence[Sequence[StrPath]],
+    task: str | None = None,
+    *,
+    folds: int = 5,
+    regressor: Callable[[], Any] | None = None,
 ) -> dict[str, Predictions]:
     """Stack the predictions of finished runs on the same protocol; see :func:`stack`.
 
@@ -36,6 +43,7 @@ def stack_runs(
         stages: Run folders per stage, such as ``[[audio, visual], [early_fusion]]``.
         task: A regression task of all runs; None for their first one.
         folds: Parts of the dev conversations.
+        regressor: See :func:`stack`.
 
     Raises:
         RunError: a folder without a finished run, or runs that do not fit together.
@@ -44,7 +52,7 @@ def stack_runs(
         >>> fused = stack_runs([["runs/text", "runs/audio"], ["runs/all"]])  # doctest: +SKIP
         >>> ercfusion.metrics.registry.scores(fused["test"])  # doctest: +SKIP
     """
-    return stack([[_read(expanded(run), task) for run in runs] for runs in stages], folds=folds)
+    return stack([[_read(expanded(run), task) for run in runs] for runs in stages], folds=folds, regressor=regressor)
 
 
 def _read(folder: Path, task: str | None) -> dict[str, Predictions]:
@@ -53,7 +61,9 @@ def _read(folder: Path, task: str | None) -> dict[str, Predictions]:
     return read_predictions(folder / prediction_file(read_record(folder), spec.name), spec)
 
 
-def stack(stages: Sequence[Sequence[Splits]], *, folds: int = 5) -> dict[str, Predictions]:
+def stack(
+    stages: Sequence[Sequence[Splits]], *, folds: int = 5, regressor: Callable[[], Any] | None = None
+) -> dict[str, Predictions]:
     r"""Ridge regression on predictions, in stages.
 
     The first stage reads all numbers predicted by its runs; each later stage reads the output of the stage before and
@@ -69,6 +79,8 @@ def stack(stages: Sequence[Sequence[Splits]], *, folds: int = 5) -> dict[str, Pr
     Args:
         stages: Per stage the predictions of its runs, each with ``dev`` and ``test``.
         folds: Parts of the dev conversations, at least 2; fewer if there are fewer conversations.
+        regressor: Makes an object with ``fit(z, y)`` and ``predict(z)`` for each dimension, such as
+            ``sklearn.svm.SVR``; None for ridge regression.
 
     Returns:
         ``dev`` and ``test``, clamped to the task's range.
@@ -95,10 +107,13 @@ def stack(stages: Sequence[Sequence[Splits]], *, folds: int = 5) -> dict[str, Pr
     part[labelled] = np.arange(len(labelled)) % min(folds, len(labelled))
     fold = part[conversation]
     target = np.asarray(dev.value, dtype=np.float64)
+    fits: list[Fit] = [partial(ridge, penalty=penalty) for penalty in PENALTIES]
+    if regressor is not None:
+        fits = [partial(_own, regressor)]
     outputs: dict[str, Floats] = {}
     for group in stages:
         inputs = {split: _inputs([run[split].output for run in group], outputs.get(split)) for split in ("dev", "test")}
-        outputs = _fused(inputs, target, valid, fold)
+        outputs = _fused(inputs, target, valid, fold, fits)
     return {
         split: replace(first[split], output=np.clip(output, task.low, task.high), spread=None)
         for split, output in outputs.items()
@@ -127,7 +142,11 @@ def _inputs(outputs: Sequence[NDArray[np.float64]], before: Floats | None) -> Fl
 
 
 def _fused(
-    inputs: Mapping[str, Floats], target: Floats, valid: NDArray[np.bool_], fold: NDArray[np.int64]
+    inputs: Mapping[str, Floats],
+    target: Floats,
+    valid: NDArray[np.bool_],
+    fold: NDArray[np.int64],
+    fits: Sequence[Fit],
 ) -> dict[str, Floats]:
     """Outputs of one stage for both splits."""
     x, known = inputs["dev"], valid
@@ -135,14 +154,14 @@ def _fused(
     for k in range(target.shape[1]):
         y = target[:, k]
         candidates = []
-        for penalty in PENALTIES:
+        for place, fit in enumerate(fits):
             outside = np.empty(len(x))
             for number in np.unique(fold):
                 inside = fold == number
-                outside[inside] = ridge(x[known & ~inside], y[known & ~inside], penalty, x[inside])
-            candidates.append((float(np.mean((outside[known] - y[known]) ** 2)), penalty, outside))
+                outside[inside] = fit(x[known & ~inside], y[known & ~inside], new=x[inside])
+            candidates.append((float(np.mean((outside[known] - y[known]) ** 2)), place, outside))
         _, best, result["dev"][:, k] = min(candidates, key=lambda one: one[0])
-        result["test"][:, k] = ridge(x[known], y[known], best, inputs["test"])
+        result["test"][:, k] = fits[best](x[known], y[known], new=inputs["test"])
     return result
 
 
@@ -155,9 +174,18 @@ def ridge(x: Floats, y: Floats, penalty: float, new: Floats) -> Floats:
         penalty: Of the squared weights of the standardised inputs.
         new: (M, D) inputs to predict for.
     """
+    z, asked = _standardised(x, new)
+    weights = np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ (y - y.mean()))
+    predicted: Floats = asked @ weights + y.mean()
+    return predicted
+
+
+def _own(regressor: Callable[[], Any], x: Floats, y: Floats, new: Floats) -> Floats:
+    z, asked = _standardised(x, new)
+    return np.asarray(regressor().fit(z, y).predict(asked), dtype=np.float64)
+
+
+def _standardised(x: Floats, new: Floats) -> tuple[Floats, Floats]:
     mean, deviation = x.mean(0), x.std(0)
     scale = np.where(deviation > 1e-12, deviation, 1.0)
-    z = (x - mean) / scale
-    weights = np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ (y - y.mean()))
-    predicted: Floats = (new - mean) / scale @ weights + y.mean()
-    return predicted
+    return (x - mean) / scale, (new - mean) / scale

@@ -12,6 +12,7 @@ from made_predictions import EMOTION, VAD, make, random_predictions
 from runs import train
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
 
 from ercfusion._core.errors import RunError
 from ercfusion.batch.predictions import Predictions
@@ -114,3 +115,14 @@ def test_finished_runs(tmp_path: Path) -> None:
     fused = stack_runs([[tmp_path / "text"], [tmp_path / "audio"]], "vad")
     assert set(fused) == {"dev", "test"}
     assert "ccc" in scores(fused["test"])
+
+
+def test_support_vectors_instead_of_ridge() -> None:
+    one, other = noisy(0.2, 0), noisy(0.3, 1)
+    fused = stack([[one, other]], folds=3, regressor=SVR)
+    dev, valid = one["dev"], one["dev"].valid
+    x = {split: np.concatenate([one[split].output, other[split].output], axis=1) for split in LENGTHS}
+    scaler = StandardScaler().fit(x["dev"][valid])
+    for k in range(3):
+        oracle = SVR().fit(scaler.transform(x["dev"][valid]), dev.value[valid, k].astype(float))
+        np.testing.assert_allclose(fused["test"].output[:, k], oracle.predict(scaler.transform(x["test"])), rtol=1e-6)
