@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Any
 
 from docs.computed.registry import register
@@ -33,7 +34,8 @@ def layers_table() -> list[str]:
     layers = {name: value for name, value in values.items() if hasattr(value, "forward")}
     rows = [f"| `{name}` | {inputs(layer)} | {about(layer)} |" for name, layer in layers.items()]
     more = ", ".join(f"`{name}`" for name in values if name not in layers)
-    return ["| name | input | what it is |", "|---|---|---|", *rows, "", f"Functions and states: {more}."]
+    lines = textwrap.wrap(f"Functions and states: {more}.", 120)
+    return ["| name | input | what it is |", "|---|---|---|", *rows, "", *lines]
 
 
 def operations() -> list[str]:
