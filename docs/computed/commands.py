@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from docs.computed.registry import register
+from docs.computed.registry import register, register_built
 
 
 def yaml_of(name: str) -> Any:
@@ -18,13 +18,11 @@ def yaml_of(name: str) -> Any:
     return yaml.safe_load((Path(ercfusion.__file__).parent / "conf" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def command_part(name: str) -> list[str]:
-    """What a command does, and one row per key and flag without those of every command."""
+def about(name: str) -> list[str]:
+    """What a command does."""
     from ercfusion.__main__ import declared
 
-    command = declared(name)
-    rows = [(key.sign, key.about) for key in command.keys] + [(flag.sign, flag.about) for flag in command.flags]
-    return [f"{command.about}.", *(["", *key_rows(rows)] if rows else [])]
+    return [f"{declared(name).about}."]
 
 
 def key_rows(rows: list[tuple[str, str]]) -> list[str]:
@@ -34,7 +32,10 @@ def key_rows(rows: list[tuple[str, str]]) -> list[str]:
 
 def keys_table(name: str) -> list[str]:
     """One row per key and flag of a command, without those of every command."""
-    return command_part(name)[2:]
+    from ercfusion.__main__ import declared
+
+    command = declared(name)
+    return key_rows([(each.sign, each.about) for each in (*command.keys, *command.flags)])
 
 
 def common_table() -> list[str]:
@@ -66,5 +67,7 @@ def groups_table() -> list[str]:
 
 register("keys of every command", "docs/commands.md", common_table)
 for _command in ("train", "sweep", "evaluate", "compare", "verify", "extract", "doctor"):
-    register(f"command {_command}", "docs/commands.md", partial(command_part, _command))
-register("keys of reproduce", "docs/experiments.md", partial(keys_table, "reproduce"))
+    register(f"command {_command}", "docs/commands.md", partial(about, _command))
+for _command in ("train", "sweep", "evaluate", "compare", "verify", "extract"):
+    register_built(f"keys of {_command}", "docs/commands.md", partial(keys_table, _command))
+register_built("keys of reproduce", "docs/experiments.md", partial(keys_table, "reproduce"))

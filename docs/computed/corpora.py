@@ -10,7 +10,7 @@ from docs.computed.registry import register, register_built
 
 def _outputs(protocol: Any) -> str:
     task = protocol.task
-    outputs = f"{task.size} labels" if task.schema else f"{task.low:g} to {task.high:g}"
+    outputs = f"{task.size}" if task.schema else f"{task.low:g} to {task.high:g}"
     kind = task.kind.replace("_", " ")
     if protocol.view is not None:
         kind = f"{kind} of [dialogues](tasks.md#dialogue-sets)"
@@ -35,7 +35,7 @@ def corpora_table() -> list[str]:
     from ercfusion.data import CORPORA
     from ercfusion.data.corpora import corpus_class
 
-    rows = ["| protocol | outputs | metric | train | dev | test |", "|---|---|---|---|---|---|"]
+    rows = ["| protocol | labels or range | metric | train | dev | test |", "|---|---|---|---|---|---|"]
     for name in CORPORA:
         corpus = corpus_class(name)
         groups: dict[tuple[str, ...], list[str]] = {}
@@ -44,34 +44,24 @@ def corpora_table() -> list[str]:
             groups.setdefault(cells, []).append(identifier)
         before: tuple[str, ...] = ()
         for cells, (first, *more) in groups.items():
-            label = f"`{first}`" + (f" and {len(more)} more" if more else "")
+            label = f"`{first}`" + (f" (+{len(more)})" if more else "")
             sizes = ("",) * 3 if cells[2:] == before else cells[2:]
             rows.append(f"| {' | '.join([label, *cells[:2], *sizes])} |")
             before = cells[2:]
     return rows
 
 
-def licences_table() -> list[str]:
-    """One row per corpus: modalities, licence and origin of the dev split."""
-    from ercfusion.data import CORPORA
-    from ercfusion.data.corpora import corpus_class
-
-    rows = ["| corpus | modalities | licence | dev split |", "|---|---|---|---|"]
-    for name in CORPORA:
-        corpus = corpus_class(name)
-        sources = dict.fromkeys(protocol.dev_source for protocol in corpus.protocols.values())
-        modalities = dict.fromkeys(one for protocol in corpus.protocols.values() for one in protocol.modalities)
-        cells = [f"[`{name}`](#{name})", ", ".join(modalities), corpus.card.licence, "; ".join(sources)]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
 def card_of(name: str) -> list[str]:
-    """How to get a corpus, its files, its paper and its known issues, from its card."""
+    """How to get a corpus, its modalities, licence, dev split, files, paper and known issues, from its card."""
     from ercfusion.data.corpora import corpus_class
 
-    card = corpus_class(name).card
+    corpus = corpus_class(name)
+    card = corpus.card
+    sources = dict.fromkeys(protocol.dev_source for protocol in corpus.protocols.values())
+    modalities = dict.fromkeys(one for protocol in corpus.protocols.values() for one in protocol.modalities)
     lines = [f"**{card.title}.** {card.citation}", "", f"*How to get it*: {card.obtain}", ""]
+    lines += [f"- *Modalities*: {', '.join(modalities)}", f"- *Licence*: {card.licence}"]
+    lines += [f"- *Dev split*: {'; '.join(sources)}", ""]
     if card.layout:
         lines += ["Files in `DIR`:", "", "```text", *card.layout, "```", ""]
     if card.known_issues:
@@ -181,7 +171,6 @@ def _register_cards() -> None:
 
 
 register("corpora", "docs/corpora.md", corpora_table)
-register("licences", "docs/corpora.md", licences_table)
 register("demo parameters", "docs/corpora.md", demo_parameters)
 register("demo ceilings", "docs/corpora.md", demo_ceilings)
 register_built("iemocap sessions", "docs/corpora.md", iemocap_sessions)

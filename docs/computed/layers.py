@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from typing import Any
 
 from docs.computed.registry import register
-
-
-def about(value: Any) -> str:
-    """The first line of a docstring as Markdown."""
-    line = (value.__doc__ or "").strip().partition("\n")[0]
-    return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", line.replace("``", "`"))
-
 
 INPUTS = {"batch": "batch", "packing": "packed", "graph": "packed", "lengths": "padded", "mask": "padded"}
 """Kinds of input by arguments of ``forward``."""
@@ -26,16 +18,19 @@ def inputs(layer: Any) -> str:
     return ", ".join(dict.fromkeys(kind for name, kind in INPUTS.items() if name in names)) or "vectors"
 
 
-def layers_table() -> list[str]:
-    """One row per layer, then the names of the functions and states."""
+def layers_list() -> list[str]:
+    """The names of the layers by kind of input, then those of the functions and states."""
     import ercfusion.layers as room
 
     values = {name: getattr(room, name) for name in room.__all__}
-    layers = {name: value for name, value in values.items() if hasattr(value, "forward")}
-    rows = [f"| `{name}` | {inputs(layer)} | {about(layer)} |" for name, layer in layers.items()]
-    more = ", ".join(f"`{name}`" for name in values if name not in layers)
-    lines = textwrap.wrap(f"Functions and states: {more}.", 120)
-    return ["| name | input | what it is |", "|---|---|---|", *rows, "", *lines]
+    kinds: dict[str, list[str]] = {}
+    for name, value in values.items():
+        kinds.setdefault(inputs(value) if hasattr(value, "forward") else "functions and states", []).append(name)
+    lines: list[str] = []
+    for kind in sorted(kinds, key=lambda kind: (kind == "functions and states", kind)):
+        names = ", ".join(f"`{name}`" for name in kinds[kind])
+        lines += textwrap.wrap(f"- {kind}: {names}.", 120, subsequent_indent="  ")
+    return lines
 
 
 def operations() -> list[str]:
@@ -52,5 +47,5 @@ def operations() -> list[str]:
     return [*lines, line]
 
 
-register("layers", "docs/layers.md", layers_table)
+register("layers", "docs/layers.md", layers_list)
 register("operations", "docs/layers.md", operations)

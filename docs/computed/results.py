@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from functools import partial
 
@@ -12,27 +13,26 @@ SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + 
 
 
 def result_scores(preset: str, *, complete: bool = True) -> list[str]:
-    """The two first scores of a table; if complete, with optimism and the choice of settings."""
+    """The first score of a table; if complete, with the second, optimism, the choice of settings, published scores."""
     from ercfusion.tables.render import interval, markdown_table, metric_name, number, published_text, spread
     from ercfusion.tables.tuning import tuning_of
 
     computed = table(preset)
     first, second = computed.metrics[:2]
-    rows = [["model", f"test {metric_name(first)}", "95 % interval", metric_name(second)]]
-    if complete and computed.reachable is not None:
-        rows[0].append("reached")
-    if complete:
-        rows[0] += ["optimism", "settings"]
+    rows = [["model", f"test {metric_name(first)}", "95 % interval"]]
     with_published = any(line.published for line in computed.lines)
-    rows[0] += ["published"] * with_published
+    if complete:
+        reached = ["reached"] if computed.reachable is not None else []
+        rows[0] += [metric_name(second), *reached, "optimism", "settings", *["published"] * with_published]
     for line in computed.lines:
         score = line.test[first]
         row = [
             line.row.name,
             spread(first, score),
             interval(first, score.low, score.high, bool(score.cautions)),
-            number(second, line.test[second].mean),
         ]
+        if complete:
+            row.append(number(second, line.test[second].mean))
         if complete and computed.reachable is not None and computed.floor is not None:
             share = 100 * (score.mean - computed.floor) / (computed.reachable - computed.floor)
             row.append(f"{round(share, 1) + 0.0:.1f} %")  # + 0.0: -0.0 becomes 0.0
@@ -40,7 +40,7 @@ def result_scores(preset: str, *, complete: bool = True) -> list[str]:
             row.append(number(first, line.optimism.gap, sign=True) if line.optimism else "")
             kind = tuning_of(line, computed.preset.config_dir).kind
             row.append("" if kind == "none" else kind)
-        if with_published:
+        if complete and with_published:
             row.append("; ".join(published_text(first, paper, gap) for paper, gap in line.published))
         rows.append(row)
     return markdown_table(rows).splitlines()
@@ -59,11 +59,12 @@ def result_notes(preset: str) -> list[str]:
 
 
 def result_verdicts(preset: str) -> list[str]:
-    """The shown differences of a table as sentences."""
+    """The shown differences of a table as sentences; their sizes are on the table's page."""
     from ercfusion.tables.verdicts import verdict_lines
 
     lines: list[str] = []
-    for line in verdict_lines(table(preset)):
+    for verdict in verdict_lines(table(preset)):
+        line = re.sub(r" \(([\d.]+, )?(not certain)\)", r" (\2)", re.sub(r" \([\d.]+\)", "", verdict))
         lines += textwrap.wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "") or [""]
     return lines
 
@@ -118,7 +119,6 @@ for _preset in ("meld", "mosi", "demo"):
     register(f"notes {_preset}", "docs/results.md", partial(result_notes, _preset), _preset)
 register("shares meld", "docs/results.md", partial(result_shares, "meld"), "meld")
 register("main scores", "README.md", partial(result_scores, "meld", complete=False), "meld")
-register("main notes", "README.md", partial(result_notes, "meld"), "meld")
 for _preset, _metrics in (
     ("mosi-fusion", ("accuracy",)),
     ("mosi-fusion-score", ("mae",)),
