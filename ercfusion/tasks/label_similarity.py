@@ -17,8 +17,8 @@ class LabelSimilarity(nn.Module):
 
     The vectors e_c are fixed, so vectors of further labels give scores of labels without training data. The projection
     W and the temperature t (from 0.07, at least 0.01, as in CLIP) are learned, and for independent labels the common
-    offset b; none of them belongs to a label. Our reading of TinyEmo (Gutierrez-Maestro et al., 2024) and of emotion
-    definition modelling (Singh et al., 2021), which tune a language model or an encoder as well.
+    offset b; none of them belongs to a label. Our reading of TinyEmo (Gutierrez, 2024) and of emotion
+    definition modelling (Singh et al., ACII 2021), which tune a language model or an encoder as well.
 
     Args:
         width: Width of the input vectors.
