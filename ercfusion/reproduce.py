@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ logger = logging.getLogger("ercfusion")
 
 
 def _presets(composer: Composer) -> list[tuple[str, list[str]]]:
-    return [("Recorded tables, by name:", [f"  {', '.join(known_presets())}"])]
+    names = textwrap.wrap(", ".join(known_presets()), 110, break_on_hyphens=False)
+    return [("Recorded tables, by name:", [f"  {line}" for line in names])]
 
 
 COMMAND = Command(

@@ -34,7 +34,7 @@ from ercfusion.completion import SHELLS, candidates
         (["doctor", "data=meld", "data.pro"], ["data.protocol="]),
         (["doctor", "optim"], []),
         (["evaluate", "RUN", "split="], ["split=train", "split=dev", "split=test"]),
-        (["evaluate", "RUN", "data.p"], ["data.packs."]),
+        (["evaluate", "RUN", "data.p"], ["data.packs.", "data.protocol="]),
         (["extract", "features=logm"], ["features=logmel"]),
         (["extract", "executor=d"], ["executor=dask"]),
         (["completion", "z"], ["zsh"]),

@@ -237,7 +237,7 @@ class _Unusual:
         ({"options": 16}, "options=16 is not a mapping. Give options by name"),
         ({"options": {"hidden": _Unusual()}}, "options['hidden'] is a _Unusual. Give a text, number, list or mapping."),
         ({"training": 5}, "training=5 is neither a mapping nor a name. Give the section's settings as a mapping"),
-        ({"optimizer": 5}, "or a name: adadelta, adam, adamw, sgd."),
+        ({"optimizer": 5}, "or a name: adadelta, adam, adamw, bert_adam, sgd."),
         ({"imports": "models"}, "imports='models' is not a list."),
         ({"resume": "some-run"}, "fit starts new runs only. Run: python -m ercfusion.train resume="),
         ({"output": None}, "output=None is not a path. Give a folder."),

@@ -67,7 +67,7 @@ def complete_model(composed: Any, weighted: Collection[str] = ()) -> None:
     with open_dict(composed):
         if given.get("name") in ARCHITECTURES:
             composed["model"] = _complete(given)
-            if "objective" in composed:
+            if (composed.get("objective") or {}).get("weights") is not None:
                 own: Mapping[str, float] = getattr(ARCHITECTURES.load(given["name"]), "loss_weights", {})
                 composed["objective"]["weights"].update({name: own[name] for name in own if name not in weighted})
         if space is not None and set(space) == {"architecture"}:

@@ -85,7 +85,9 @@ def _gaussians(predictions: Predictions) -> Gaussians | None:
 
 def _label_probabilities(predictions: Predictions) -> Pairs:
     valid = np.asarray(predictions.valid, dtype=bool)
-    return Pairs(predictions.output[valid].astype(np.float64), predictions.value[valid] > 0.5)
+    # Intensities follow the C probabilities.
+    probabilities = predictions.output[valid, : predictions.task.size].astype(np.float64)
+    return Pairs(probabilities, predictions.value[valid] > 0.5)
 
 
 ROWS: dict[str, Callable[[Predictions], Any]] = {

@@ -114,7 +114,7 @@ class Carat(Architecture):
         "model.tokens": {"choices": [2, 4, 8]},
         "model.layers": {"low": 1, "high": 3},
         "model.dropout": {"low": 0.1, "high": 0.6, "step": 0.05},
-        "training.batch_size": {"choices": [8, 16, 32]},
+        "training.batch_size": {"choices": [4, 8, 16]},
     }
 
     def __init__(

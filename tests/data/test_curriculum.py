@@ -199,7 +199,7 @@ def test_similarities_are_the_published_ones(name: str) -> None:
 
 WITH_WHEEL = (
     *("meld7", "emotionlines7", "dailydialog7", "m3ed7", "demo6", "iemocap4", "iemocap6", "iemocap9", "emodb7"),
-    "mosei6",
+    *("mosei6", "semeval6"),
 )
 
 

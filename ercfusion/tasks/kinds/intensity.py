@@ -38,7 +38,7 @@ class Intensity(MultiLabel):
     mark_columns: ClassVar[bool] = False
     signs: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str] = "intensity_pearson"
-    inputs: ClassVar[tuple[str, ...]] = ("counts", "sets", "intensities")
+    inputs: ClassVar[tuple[str, ...]] = (*MultiLabel.inputs, "intensities")
     headline: ClassVar[tuple[str, ...]] = ("intensity_pearson", "active_pearson", "active_mae", "macro_f1", "micro_f1")
     table_scores: ClassVar[tuple[str, ...]] = ("intensity_pearson", "active_mae", "macro_f1", "micro_f1")
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType(
