@@ -59,9 +59,8 @@ def test_every_architecture_is_in_every_table(preset):
 
 def test_architectures_made_for_studies_are_in_one():
     presets = [read_preset(FOLDER / f"{name}.yaml") for name in STUDIES]
-    assert MADE_FOR_STUDIES <= {
-        preset.config(row, row.seeds[0])["model"]["name"] for preset in presets for row in preset.rows
-    }
+    names = {preset.config(row, row.seeds[0])["model"]["name"] for preset in presets for row in preset.rows}
+    assert names >= MADE_FOR_STUDIES
 
 
 @pytest.mark.slow
