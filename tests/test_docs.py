@@ -221,6 +221,8 @@ def runnable(module: str, words: list[str], runs: tuple[Path, Path]) -> list[str
     own = "data.raw" in named and Path(named["data.raw"]).is_dir()
     if {"--help", "--cfg"} & set(words):
         return words
+    if command == "evaluate" and not (own or named.get("data", "demo").startswith("demo")):
+        return None
     if command in ("evaluate", "compare", "verify"):
         first = words.index("RUN") if "RUN" in words else 0
         swapped = [str(runs[place > first]) if word == "RUN" else word for place, word in enumerate(words)]
@@ -243,6 +245,7 @@ def runnable(module: str, words: list[str], runs: tuple[Path, Path]) -> list[str
         return None
     if "resume" in named:
         return words
+    words = [word.replace("=RUN", f"={runs[0]}") for word in words]
     sizes = (CORPUS, TINY_RUN) if free else (TINY_RUN,)
     return shortened(words, *sizes, TINY_SWEEP) if command == "sweep" else shortened(words, *sizes)
 
