@@ -445,7 +445,6 @@ def mean(preset: str, row: str, metric: str | None = None) -> float:
 
 
 SPEAKERS = ("dialoguernn", "dialoguegcn", "cogmen")
-MIDDLE = ("broad_mamba", "lsdgnn", "lmf", "bclstm")
 CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
     "No model with context is shown to be better than `concat`, which has none.": (
         "results.md",
@@ -473,10 +472,6 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         "results.md",
         lambda: not any(f"{high}, text" == low for low, high in shown_pairs("mosi")),
     ),
-    "No difference is shown between `bclstm` and its hierarchical forms.": (
-        "results.md",
-        lambda: not any(low.startswith("bclstm") and high.startswith("bclstm") for low, high in shown_pairs("mosi")),
-    ),
     "Every model with context is shown to be above `concat`.": (
         "results.md",
         lambda: (
@@ -490,25 +485,6 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         lambda: (
             sorted(table("demo").lines, key=lambda line: -line.test["weighted_f1"].mean)[2].row.name in SPEAKERS
             and not any(low in SPEAKERS and high in SPEAKERS for low, high in shown_pairs("demo"))
-        ),
-    ),
-    "No difference is shown among `broad_mamba`, `lsdgnn`, `lmf` and `bclstm`, nor between the two forms of "
-    "`bclstm`.": (
-        "results.md",
-        lambda: (
-            not any(
-                (low in MIDDLE and high in MIDDLE) or (low.startswith("bclstm") and high.startswith("bclstm"))
-                for low, high in shown_pairs("demo")
-            )
-        ),
-    ),
-    "`m2fnet`, whose fusion is centred on text, is in the lower half.": (
-        "results.md",
-        lambda: (
-            "m2fnet"
-            in [line.row.name for line in sorted(table("demo").lines, key=lambda line: line.test["weighted_f1"].mean)][
-                : len(table("demo").lines) // 2
-            ]
         ),
     ),
     "`dagerc` attends only to the past; `lsdgnn`, which also attends to the future, is above it.": (
