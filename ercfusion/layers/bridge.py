@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ercfusion.ops.attention import check_heads
+
 
 class TokenAttention(nn.Module):
     r"""Multi-head attention of K tokens to the T steps of a sequence, and to a learned null step.
@@ -29,8 +31,7 @@ class TokenAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.1) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        check_heads(width, heads)
         self.heads = heads
         self.dropout_rate = dropout
         self.query = nn.Linear(width, width)

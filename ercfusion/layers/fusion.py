@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ercfusion.batch.packing import Packing
 from ercfusion.layers.transformer import LONG
-from ercfusion.ops.attention import attend
+from ercfusion.ops.attention import attend, check_heads
 
 VALUES = ("main", "other")
 
@@ -86,8 +86,7 @@ class FusionAttention(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        check_heads(width, heads)
         if others < 1:
             raise ValueError(f"others must be at least 1, found {others}")
         if values not in VALUES:

@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ercfusion.batch.packing import Packing, check_rows
-from ercfusion.layers.relative import RelativeBias
-from ercfusion.layers.transformer import LONG
+from ercfusion.layers.transformer import LONG, TransformerBlock
 from ercfusion.ops.attention import attend
 
 Exchange = Literal["all", "turn", "none"]
@@ -88,7 +87,7 @@ class Tokens:
         return torch.cat([self.present.new_ones(self.turns.total * self.labels), self.present])[self.order]
 
 
-class TokenTransformerLayer(nn.Module):
+class TokenTransformerLayer(TransformerBlock):
     r"""A Transformer encoder layer over the tokens of each conversation.
 
     Vaswani et al., "Attention Is All You Need" (2017). A token attends to itself and to the present tokens of its
@@ -126,26 +125,8 @@ class TokenTransformerLayer(nn.Module):
         causal: bool = False,
         lags: int = 0,
     ) -> None:
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
-        if activation not in ("relu", "gelu"):
-            raise ValueError(f"activation must be 'relu' or 'gelu', found {activation!r}")
-        self.width, self.heads = width, heads
-        self.norm_first, self.exchange, self.window, self.causal = norm_first, exchange, window, causal
-        self.dropout_rate = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, feedforward)
-        self.down = nn.Linear(feedforward, width)
-        self.norm_attention = nn.LayerNorm(width)
-        self.norm_feedforward = nn.LayerNorm(width)
-        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
-        self.dropout = nn.Dropout(dropout)
-        self.bias = RelativeBias(heads, lags) if lags else None
-        nn.init.xavier_uniform_(self.qkv.weight)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.out.bias)
+        super().__init__(width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, lags=lags)
+        self.exchange, self.window, self.causal = exchange, window, causal
 
     def forward(
         self,
@@ -190,9 +171,6 @@ class TokenTransformerLayer(nn.Module):
             x = self.norm_attention(x + self.dropout(self.out(mixed)))
             x = self.norm_feedforward(x + self.dropout(self._feed(x)))
         return x[: len(classes)], features if last else x[len(classes) :]
-
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(x))))
 
     def _heads(self, padded: Tensor) -> Tensor:
         """(B, L, k D) -> (k, B, H, L, d)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ercfusion.batch.packing import Packing, check_rows, check_speakers
 from ercfusion.layers.relative import RelativeBias
-from ercfusion.ops.attention import attend
+from ercfusion.ops.attention import attend, check_heads
 
 LONG = 48
 """From this length on, on a CPU, each conversation is attended to separately, which avoids padding and masks. Shorter
@@ -17,7 +17,47 @@ ones are faster together (``benchmarks/``).
 """
 
 
-class PackedTransformerLayer(nn.Module):
+class TransformerBlock(nn.Module):
+    """Parameters and feed-forward part of a Transformer encoder layer; a subclass attends.
+
+    Args:
+        width, heads, feedforward, dropout, norm_first, activation, lags: See :class:`PackedTransformerLayer`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        *,
+        norm_first: bool,
+        activation: str,
+        lags: int,
+    ) -> None:
+        super().__init__()
+        check_heads(width, heads)
+        if activation not in ("relu", "gelu"):
+            raise ValueError(f"activation must be 'relu' or 'gelu', found {activation!r}")
+        self.width, self.heads, self.norm_first, self.dropout_rate = width, heads, norm_first, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, feedforward)
+        self.down = nn.Linear(feedforward, width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.bias = RelativeBias(heads, lags) if lags else None
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(self.activation(self.up(x))))
+
+
+class PackedTransformerLayer(TransformerBlock):
     """A Transformer encoder layer in which every utterance attends to its own conversation.
 
     Vaswani et al., "Attention Is All You Need" (2017). The dense products run on the N packed utterances; only the
@@ -50,27 +90,8 @@ class PackedTransformerLayer(nn.Module):
         causal: bool = False,
         lags: int = 0,
     ) -> None:
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
-        self.width, self.heads = width, heads
+        super().__init__(width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, lags=lags)
         self.causal = causal
-        self.norm_first = norm_first
-        self.dropout_rate = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, feedforward)
-        self.down = nn.Linear(feedforward, width)
-        self.norm_attention = nn.LayerNorm(width)
-        self.norm_feedforward = nn.LayerNorm(width)
-        if activation not in ("relu", "gelu"):
-            raise ValueError(f"activation must be 'relu' or 'gelu', found {activation!r}")
-        self.activation: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
-        self.dropout = nn.Dropout(dropout)
-        self.bias = RelativeBias(heads, lags) if lags else None
-        nn.init.xavier_uniform_(self.qkv.weight)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
         """(N, D) -> (N, D)."""
@@ -121,9 +142,6 @@ class PackedTransformerLayer(nn.Module):
         # A padded row attends to itself, so no softmax is empty.
         mask = packing.mask[:, None, None, :] | (query == key)
         return mask & (key <= query) if self.causal else mask
-
-    def _feed(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(x))))
 
 
 class PackedTransformer(nn.Module):

@@ -15,6 +15,7 @@ from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
 from ercfusion.layers.bridge import BridgeTokenFusion
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import Count, CountOrNone, Share, Space, Width, WidthOrNone
+from ercfusion.ops.attention import check_heads
 
 
 class Bridge(Architecture):
@@ -84,8 +85,7 @@ class Bridge(Architecture):
         causal: bool = False,
     ) -> None:
         super().__init__(inputs)
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
+        check_heads(width, heads)
         self.stepwise = [name for name, level in inputs.levels.items() if level == "sequence"]
         over_conversation = [name for name in inputs.widths if name not in self.stepwise] if context and refine else []
         self.capabilities = Capabilities(

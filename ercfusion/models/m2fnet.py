@@ -14,6 +14,7 @@ from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
 from ercfusion.layers.fusion import FusionAttention, GatedFusion, ModalityDropout
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import Count, CountOrNone, Number, Share, Space, Width, WidthOrNone
+from ercfusion.ops.attention import check_heads
 
 
 class M2FNet(Architecture):
@@ -110,8 +111,7 @@ class M2FNet(Architecture):
         )
         if main not in names and main != "text":
             raise ValueError(f"main={main!r} is not a modality of the data. Choose from {', '.join(names)}.")
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
+        check_heads(width, heads)
         self.main = main if main in names else names[0]
         self.others = [name for name in names if name != self.main]
         self.hidden_size = hidden

@@ -22,6 +22,12 @@ stop - start, L): True if a query may attend to a key, or numbers to add; None f
 """
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless ``width`` is a multiple of ``heads``."""
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads. Choose another width.")
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float = 0.0) -> Tensor:
     r"""Mean of the values per query, weighted by the softmax of its scores.
 
