@@ -42,13 +42,13 @@ class TargetReader:
 
     def read(self, row: Row) -> Target:
         """The target of a row; not labelled if its cells are empty."""
+        return Target(self.task.rules.read(row, self.columns, self.task) if self._filled(row) else None)
+
+    def _filled(self, row: Row) -> bool:
+        """Whether all cells of the target are filled; only some of them are an error."""
         cells = [row[column].strip() for column in self.columns]
         if not any(cells):
-            return Target(None)
-        self._check_filled(row, cells)
-        return Target(self.task.rules.read(row, self.columns, self.task))
-
-    def _check_filled(self, row: Row, cells: Sequence[str]) -> None:
+            return False
         for column, cell in zip(self.columns, cells, strict=True):
             if not cell:
                 filled = ", ".join(name for name, text in zip(self.columns, cells, strict=True) if text)
@@ -57,6 +57,7 @@ class TargetReader:
                     f"the cell is empty or marked as missing, but {filled} is not. Fill all cells of the target, or "
                     f"none.",
                 )
+        return True
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -126,10 +127,8 @@ class VoteReader(TargetReader):
 
     def read(self, row: Row) -> Target:
         """The target by the rule, with the votes."""
-        cells = [row[column].strip() for column in self.columns]
-        if not any(cells):
+        if not self._filled(row):
             return Target(None)
-        self._check_filled(row, cells)
         counts = [_count(row, column) for column in self.columns]
         if not any(counts):
             row.fail(
