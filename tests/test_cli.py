@@ -15,8 +15,8 @@ from runs import TINY, command, environment, refused
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
 from ercfusion.config.architectures import complete_model
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.compose import Composer
-from ercfusion.config.sections import CHOICES
 from ercfusion.config.settings import defaults_of, flat
 from ercfusion.train import main
 

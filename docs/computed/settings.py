@@ -27,7 +27,7 @@ def corpus_options_table() -> list[str]:
 def settings_page() -> list[str]:
     """Every section of settings with a heading, the options of corpora, and the groups."""
     from docs.computed.commands import groups_table
-    from ercfusion.config.sections import CHOICES
+    from ercfusion.config.choices import CHOICES
     from ercfusion.config.settings import defaults_of, fields_in, flat, names_of
 
     lines: list[str] = []

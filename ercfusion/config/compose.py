@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import read_yaml, setting_error
 from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.corpora import CORPORA, check_corpus, complete_corpus, store_corpora
 from ercfusion.config.overrides import (
     checked_value,
@@ -24,7 +25,7 @@ from ercfusion.config.overrides import (
     parse,
     shown,
 )
-from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import defaults_of, names_of, without_defaults
 from ercfusion.config.terms import TERMS
 

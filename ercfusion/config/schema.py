@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, create_model
 from pydantic import Field as Limits
 
 from ercfusion._core.schemas.common import MOST, Closed, Count, Name, Open, Text, Value
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.fields import Field, fields_of
-from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import choice_of, fields_in, is_optional, parts
 from ercfusion.config.terms import TERMS, own_terms
 

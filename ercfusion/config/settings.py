@@ -7,22 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion.config.choices import CHOICES, Curriculum, Optimizer, Scheduler
 from ercfusion.config.fields import Decides, Field, Known, fields_of, frozen, plain
-from ercfusion.config.sections import (
-    CHOICES,
-    SECTIONS,
-    Curriculum,
-    Data,
-    Objective,
-    Optimizer,
-    Recipe,
-    Root,
-    Scheduler,
-    Sweep,
-    Task,
-    Trainer,
-    Training,
-)
+from ercfusion.config.sections import SECTIONS, Data, Objective, Recipe, Root, Sweep, Task, Trainer, Training
 from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
 
 

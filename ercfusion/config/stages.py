@@ -14,8 +14,8 @@ from typing import Any
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import check
 from ercfusion.config.architectures import complete_options
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.schema import run_config
-from ercfusion.config.sections import CHOICES
 from ercfusion.config.settings import check_settings, choice_of, defaults_of, updated, without_defaults
 
 CHANGEABLE = ("model", "data", "training", "objective", "optimizer", "scheduler", "curriculum")

@@ -35,11 +35,11 @@ from ercfusion._core.errors import ConfigError
 from ercfusion._core.files import atomic_write
 from ercfusion.batch.labels import LabelSchema, wheel_angles
 from ercfusion.batch.task import TaskSpec
-from ercfusion.config import sections
+from ercfusion.config import choices
 from ercfusion.config.fields import fields_of
 from ercfusion.data.conversation import Conversation
 
-_KNOWN = fields_of(sections.EmotionShift)
+_KNOWN = fields_of(choices.EmotionShift)
 SCOPES = _KNOWN["scope"].known.choices or ()
 PACINGS = _KNOWN["pacing"].known.choices or ()
 TABLE = "curriculum.csv"
@@ -240,7 +240,7 @@ class Curriculum:
 
 
 def build_curriculum(
-    settings: sections.Curriculum, conversations: Sequence[Conversation], task: TaskSpec, seed: int
+    settings: choices.Curriculum, conversations: Sequence[Conversation], task: TaskSpec, seed: int
 ) -> Curriculum | None:
     """The curriculum of the configuration group ``curriculum``; None for ``curriculum=none``.
 
@@ -249,7 +249,7 @@ def build_curriculum(
     Raises:
         ConfigError: a task that is not single-label, or labels without an emotion wheel.
     """
-    if not isinstance(settings, sections.EmotionShift):
+    if not isinstance(settings, choices.EmotionShift):
         return None
     name = settings.choice
     if not task.rules.changes or task.schema is None:
@@ -258,7 +258,7 @@ def build_curriculum(
             "curriculum=none."
         )
     cost = None
-    if isinstance(settings, sections.WeightedShift):
+    if isinstance(settings, choices.WeightedShift):
         try:
             cost = change_cost(task.schema, settings.weight, settings.beta)
         except ConfigError as error:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.choices import Constant
 from ercfusion.config.compose import Composer
 from ercfusion.config.overrides import override_text
-from ercfusion.config.sections import Constant
 from ercfusion.config.settings import Config, check_settings, section_from
 from ercfusion.search.space import (
     Space,

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, did_you_mean
-from ercfusion.config.sections import CHOICES, SECTIONS, Data
+from ercfusion.config.choices import CHOICES
+from ercfusion.config.sections import SECTIONS, Data
 from ercfusion.config.settings import field_of, fields_in, section_from
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ercfusion.config.sections import EmotionShift
+from ercfusion.config.choices import EmotionShift
 from ercfusion.config.settings import Config
 from ercfusion.data.curriculum import TABLE, Curriculum, build_curriculum, write_table
 from ercfusion.data.store import ConversationStore

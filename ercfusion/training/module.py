@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ercfusion._core.errors import ConfigError, TrainingError
 from ercfusion.batch.batch import ConversationBatch
+from ercfusion.config.choices import Cosine, Linear, Optimizer, Plateau, Scheduler
 from ercfusion.config.fields import fields_of
-from ercfusion.config.sections import Cosine, Linear, Optimizer, Plateau, Scheduler
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.layers import ModalityDropout

@@ -15,9 +15,10 @@ import yaml
 import ercfusion
 from ercfusion._core.errors import ConfigError
 from ercfusion._core.registry import import_modules
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.compose import Composer
 from ercfusion.config.corpora import CORPORA
-from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import check_settings, defaults_of, fields_in, flat, names_of
 from ercfusion.models import ARCHITECTURES, architecture_options
 from ercfusion.search.config import compose_sweep

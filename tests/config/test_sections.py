@@ -9,10 +9,11 @@ import pytest
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.config import sections
+from ercfusion.config.choices import CHOICES
 from ercfusion.config.compose import Composer
 from ercfusion.config.fields import Field, fields_of, setting
 from ercfusion.config.schema import run_config
-from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import (
     Config,
     check_settings,

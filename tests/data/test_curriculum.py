@@ -17,7 +17,7 @@ import pytest
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.labels import SCHEMAS, get_schema, wheel_angles
 from ercfusion.batch.task import TaskSpec
-from ercfusion.config.sections import Curriculum as Curricula
+from ercfusion.config.choices import Curriculum as Curricula
 from ercfusion.config.settings import section_of
 from ercfusion.data.conversation import Conversation, Target, Turn, count_label_shifts
 from ercfusion.data.corpora import open_corpus

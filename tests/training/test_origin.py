@@ -16,7 +16,8 @@ from runs import assert_same_run, history, read, refused, resume
 from test_checks import write_corpus
 
 from ercfusion._core.errors import ResumeError, RunError
-from ercfusion.config.sections import CHOICES, SECTIONS
+from ercfusion.config.choices import CHOICES
+from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import decides, fields_in, section_from
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
