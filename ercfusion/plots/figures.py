@@ -255,7 +255,9 @@ def plot_scatter(predictions: Predictions, path: str | Path | None, title: str, 
     margin = 0.04 * (high - low)
     columns = min(task.size, 3)
     rows = math.ceil(task.size / columns)
-    with canvas(path, (4.0 * columns, 4.6 * rows) if columns > 1 else (6.0, 5.8), title, synthetic) as figure:
+    # Without room for a second line of titles, the lower edge would be cut.
+    height = 4.6 if predictions.spread is None else 5.0
+    with canvas(path, (4.0 * columns, height * rows) if columns > 1 else (6.0, 5.8), title, synthetic) as figure:
         for place, name in enumerate(task.dimensions):
             axes: Axes = figure.add_subplot(rows, columns, place + 1)
             suffix = "" if task.size == 1 else f"/{name}"

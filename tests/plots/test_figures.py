@@ -166,6 +166,11 @@ def test_scatter(tmp_path: Path) -> None:
     predicted = make(VAD)
     exact = replace(predicted, output=predicted.value.astype(float), spread=np.ones_like(predicted.output))
     assert texts(written.plot_scatter(exact, tmp_path / "c.svg", TITLE)).count("90 % intervals cover 100.0%") == 3
+    for part in (predicted, exact):
+        figure = plots.plot_scatter(part, None, TITLE)
+        for axes in figure.axes:
+            box = axes.get_tightbbox()
+            assert box.y0 >= 0 and box.y1 <= figure.bbox.height, "cut at an edge"
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
     assert size(written.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
     with pytest.raises(ValueError, match="no numbers to draw"):
