@@ -37,6 +37,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[
     return status, out.splitlines(), err
 
 
+@pytest.mark.slow
 def test_from_recordings_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from ercfusion.train import main as train
 

@@ -35,7 +35,11 @@ def text_of(findings, topic):
     return " ".join(finding.text for finding in findings if finding.topic == topic)
 
 
-@pytest.mark.parametrize("name", twin_names())
+@pytest.mark.parametrize(
+    # IEMOCAP has the most protocols.
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "iemocap" else name for name in twin_names()],
+)
 def test_every_twin_under_every_protocol(name, tmp_path):
     corpus = open_corpus(name, write_twin(name, tmp_path))
     for protocol in corpus.protocols.values():

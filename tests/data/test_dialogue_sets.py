@@ -155,6 +155,7 @@ def meld(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 COMMON = ("data=meld/sets", "model=concat", "training.max_epochs=2", "training.bootstrap=50", "trainer=cpu")
 
 
+@pytest.mark.slow
 def test_a_run(meld: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     typed = (meld, "data.tasks=[emotion_set,sentiment_set]", f"run={folder}")

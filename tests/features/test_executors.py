@@ -48,6 +48,7 @@ def extract(corpus: Recordings, out: Path, recipe: Any, **options: Any) -> Path:
     return extract_pack(corpus, corpus.protocol(), recipe, out=out, **options).folder
 
 
+@pytest.mark.slow
 def test_the_same_pack_although_a_worker_is_killed(cluster: Any, corpus: Recordings, tmp_path: Path) -> None:
     (corpus.root() / "talk1-1.wav").write_bytes(b"damaged")
     log = tmp_path / "log"

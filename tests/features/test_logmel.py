@@ -116,6 +116,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         extractor(**settings)
 
 
+@pytest.mark.slow
 def test_a_pack(tmp_path: Path) -> None:
     """The pipeline: several workers give the bits of one; a damaged clip is missing, with the reason."""
     rows = ["conversation,turn,speaker,text,split,audio,emotion"]

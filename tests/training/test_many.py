@@ -31,6 +31,7 @@ def new_job(folder: Path, *overrides: str) -> RunJob:
     return RunJob(folder.name, config, new_run_folder(config, typed))
 
 
+@pytest.mark.slow
 def test_new_interrupted_complete_and_failing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,7 @@ def test_resume_after_any_epoch_equals_the_uninterrupted_run(
         assert_same_run(tmp_path / epoch, tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_prototypes_queue_and_shuffled_labels_of_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["model=carat", "model.queue=40", "model.contrast=8", "data=demo/multilabel", *SCHEDULERS["cosine"]]

@@ -275,6 +275,7 @@ def test_packs_for_melds_release(tmp_path, meld_release):
     import_pickle(pickled(tmp_path, content), "mmgcn-meld", tmp_path / "3", corpus=meld_release, protocol="3way")
 
 
+@pytest.mark.slow
 def test_real_meld_agrees_with_a_pickle_made_of_it(tmp_path, shared_data):
     corpus = open_corpus("meld", shared_data("meld"))
     out = import_pickle(pickled(tmp_path, of_meld(corpus)), "mmgcn-meld", tmp_path / "out", corpus=corpus)
