@@ -170,7 +170,7 @@ def test_scatter(tmp_path: Path) -> None:
         figure = plots.plot_scatter(part, None, TITLE)
         for axes in figure.axes:
             box = axes.get_tightbbox()
-            assert box.y0 >= 0 and box.y1 <= figure.bbox.height, "cut at an edge"
+            assert 0 <= box.y0 < box.y1 <= figure.bbox.height, "cut at an edge"
     one = TaskSpec("sentiment", "regression", dimensions=("sentiment",), low=-3, high=3)
     assert size(written.plot_scatter(make(one, count=3), tmp_path / "b.png", TITLE)) == (720, 696)
     with pytest.raises(ValueError, match="no numbers to draw"):
