@@ -61,11 +61,16 @@ def _interruptible() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """What one test lets the library log to, the next does not find."""
-    logger = logging.getLogger("ercfusion")
-    before = list(logger.handlers)
+    """No test finds what another test, or a fixture of a whole file, lets the library log to."""
+    forget_logging()
     yield
-    for handler in [entry for entry in logger.handlers if entry not in before]:
+    forget_logging()
+
+
+def forget_logging() -> None:
+    """The library logs to nothing of its own, as when it is imported."""
+    logger = logging.getLogger("ercfusion")
+    for handler in list(logger.handlers):
         logger.removeHandler(handler)
     logger.propagate = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -100,6 +101,12 @@ def test_a_table_is_computed(made):
     assert (run / "record.json").is_file()
     assert not list(run.glob("checkpoints/epoch-*")), "the models of all epochs fill the disk"
     assert (run / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("made")
+def test_what_the_shared_folder_was_made_with_is_not_logged_to():
+    """A command of this test must log to its own streams."""
+    assert logging.getLogger("ercfusion").handlers == []
 
 
 def test_no_path_and_no_text_in_what_is_kept(made):
