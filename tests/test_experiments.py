@@ -71,6 +71,7 @@ def test_tables_are_complete_and_current(preset, capsys, monkeypatch):
     assert status == 0, out
 
 
+@pytest.mark.slow
 def test_five_seeds_of_one_state_of_the_sources(records):
     for row, runs in records.items():
         assert len(runs) >= 5, row

@@ -33,6 +33,7 @@ def test_every_architecture_that_learns_has_a_space() -> None:
     assert set(SPACES) == set(ARCHITECTURES) - {"majority"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPACES)
 def test_both_ends_of_every_range_are_settings_that_the_model_takes(name: str, composer: Composer) -> None:
     config = compose_sweep(composer, [], [f"model={name}"])

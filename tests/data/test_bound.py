@@ -80,6 +80,7 @@ def test_generated_and_own_corpora_keep_theirs(tmp_path: Path) -> None:
     assert bound(open_corpus("custom", write_twin("custom", tmp_path))).id == "custom/emotion"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "protocols"),
     [

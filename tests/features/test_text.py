@@ -204,6 +204,7 @@ print(float(t.get().values.sum()))
 """
 
 
+@pytest.mark.slow
 def test_processes_build_once(tmp_path):
     environment = os.environ | {"ERCFUSION_PACKS": str(tmp_path / "packs"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     arguments = [sys.executable, "-c", BUILDER, str(tmp_path / "log")]

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SLOW = {"compile", "overfits"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_meets_the_requirements(name: str) -> None:
     check_model(Bridge, options={**SMALL, **VARIANTS[name]}, only=set(CHECKS) - SLOW)

@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("check", [name for name in CHECKS if name not in ("overfits", "compile")])
 def test_requirements_of_variants(name: str, check: str) -> None:

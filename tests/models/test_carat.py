@@ -40,11 +40,13 @@ def test_meets_the_requirements(kind: str) -> None:
     check_model(Carat, make_task(kind), SMALL, only=set(CHECKS) - {"overfits"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns(kind: str) -> None:
     check_model(Carat, make_task(kind), {**SMALL, "width": 16}, only=["overfits"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_meet_the_requirements(name: str) -> None:
     check_model(Carat, make_task("multi_label"), {**SMALL, **VARIANTS[name]}, only=set(CHECKS) - {"overfits"})

@@ -34,6 +34,7 @@ SLOW = {"compile", "overfits"}
 TASKS = ("regression", "single_label")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_meets_the_requirements(name: str, kind: str) -> None:

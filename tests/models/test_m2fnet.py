@@ -27,6 +27,7 @@ def test_compiles() -> None:
     check_model(M2FNet, options={"layers": 1, "fusions": 1, "readout": "gated"}, only=["compile"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

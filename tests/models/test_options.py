@@ -76,6 +76,7 @@ def test_values_of_another_type_are_refused() -> None:
             assert len(message) <= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_least_value_of_every_size_makes_a_model_or_a_named_error(name: str) -> None:
     for option in options_of(architecture_class(name)):

@@ -82,7 +82,7 @@ def _cases() -> list[Any]:
                 # Compiling takes seconds each. What is traced does not depend on the task but for the head.
                 if check == "compile" and other and name != "concat":
                     continue
-                slow = other and (check in OF_ENCODER or (check == "overfits" and name not in ("concat", "cogmen")))
+                slow = other and (check in OF_ENCODER or name not in ("concat", "cogmen"))
                 slow = slow or (check == "compile" and (name != "concat" or other))
                 marks = _slow(slow)
                 cases.append(pytest.param(Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=marks))

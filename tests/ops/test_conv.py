@@ -222,6 +222,7 @@ for given in (packing, packing.offsets):
 """
 
 
+@pytest.mark.slow
 def test_triton_kernels_are_called_rightly() -> None:
     """On the CPU, by Triton's interpreter, which has to be chosen before Triton is imported."""
     pytest.importorskip("triton")

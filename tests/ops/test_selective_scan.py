@@ -486,6 +486,7 @@ def test_shared_tensors_are_expanded_inside(given: str) -> None:
 KINDS = {"infinite": torch.inf, "negative": -torch.inf, "not_a_number": torch.nan}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", *OPTIONAL])

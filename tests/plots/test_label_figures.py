@@ -46,6 +46,7 @@ def heading(figure: Figure) -> str:
     return str(figure._suptitle.get_text())  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
 def test_same_numbers_same_bytes(plot: Callable[..., Figure], tmp_path: Path) -> None:
     for place in "ab":

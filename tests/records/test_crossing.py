@@ -88,7 +88,7 @@ def test_a_run_on_meld_is_scored_elsewhere(
     if not lost:
         assert report["own"]["metrics"] == pytest.approx(report["own"]["recorded"], abs=1e-6)
         assert list(report["own"]["per_class"]) == list(labels)
-    assert sorted(path.name for path in (run / "evaluation").glob(f"{name}-*")) == [
+    assert sorted(path.name for path in (run / "evaluation").glob(f"{parquet.stem}.*")) == [
         f"{parquet.stem}.json",
         parquet.name,
     ]

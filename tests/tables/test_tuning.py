@@ -103,6 +103,7 @@ def test_tuned_files_say_what_is_known_of_the_search(path: Path) -> None:
     assert UNKNOWN in told["trials"] or int(told["trials"])
 
 
+@pytest.mark.slow
 def test_published_numbers_of_the_library_say_where_they_were_seen() -> None:
     """No paper is at hand, so none may be called read."""
     entries = [entry for name in known_presets() for row in read_preset(name).rows for entry in row.published]

@@ -69,6 +69,7 @@ def make(kind: str, **arguments: Any) -> tuple[Recognizer, ConversationBatch]:
     return recognizer, random_batch(tasks=recognizer.tasks, labelled=0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_meets_the_requirements(kind: str) -> None:
     check_model(PerLabel, make_task(kind))

@@ -119,7 +119,12 @@ def test_more_buckets_than_conversations_and_fewer_epochs(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
-    ("pacing", "scheduler"), [("baby_step", "cosine"), ("one_pass", "constant"), ("root", "plateau")]
+    ("pacing", "scheduler"),
+    [
+        ("baby_step", "cosine"),
+        pytest.param("one_pass", "constant", marks=pytest.mark.slow),
+        pytest.param("root", "plateau", marks=pytest.mark.slow),
+    ],
 )
 def test_resume_in_the_middle_equals_the_uninterrupted_run(
     pacing: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -253,6 +258,7 @@ def test_mistakes_leave_nothing(
 # The picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pacing", PACINGS)
 def test_pictures_are_the_same_twice(pacing: str, tmp_path: Path) -> None:
     corpus = open_corpus("demo", train=11, dev=3, test=3)

@@ -263,6 +263,7 @@ def test_any_model_can_export(tmp_path: Path) -> None:
 # Another corpus, and afterwards
 
 
+@pytest.mark.slow
 def test_export_for_another_corpus(place: Place, tmp_path: Path) -> None:
     other = write_emodb(tmp_path / "other", seed=1)
     assert extract(["data=emodb", f"data.raw={other}", "features=logmel", f"out={tmp_path / 'lm'}", "workers=1"]) == 0

@@ -28,8 +28,14 @@ SCHEDULERS = {
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("model", ["cogmen", "bclstm"])
+@pytest.mark.parametrize(
+    ("model", "scheduler"),
+    [
+        pytest.param(model, scheduler, marks=[] if (model, scheduler) == ("cogmen", "linear") else [pytest.mark.slow])
+        for model in ("cogmen", "bclstm")
+        for scheduler in SCHEDULERS
+    ],
+)
 def test_resume_after_any_epoch_equals_the_uninterrupted_run(
     model: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

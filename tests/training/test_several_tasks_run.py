@@ -44,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in RUNS}
 
 
+@pytest.mark.slow
 def test_one_selected_task_is_the_run_without_a_selection(runs: dict[str, Path]) -> None:
     assert history(runs["plain"]) == history(runs["emotion"])
     plain, emotion = read_record(runs["plain"]), read_record(runs["emotion"])

@@ -177,6 +177,7 @@ def test_bad_files(twin, content, words):
     assert words in problem(twin)
 
 
+@pytest.mark.slow
 def test_real(shared_data):
     corpus = open_corpus("emotionlines", shared_data("emotionlines_friends"))
     splits = corpus.conversations(corpus.protocol())
@@ -242,6 +243,7 @@ def test_every_protocol_has_its_own_label_counts():
         assert majority < plurality < counts["utterances"] < several < every
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["majority", "multilabel", "plurality", "all-inclusive"])
 def test_label_counts_of_the_release(shared_data, protocol):
     corpus = open_corpus("emotionlines", shared_data("emotionlines_friends"))

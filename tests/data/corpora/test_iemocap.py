@@ -346,6 +346,7 @@ def test_audio(tmp_path):
     assert "missing: 1 (Ses01M_impro03_F000.wav)" in note.text
 
 
+@pytest.mark.slow
 def test_videos(tmp_path):
     pytest.importorskip("av", reason="PyAV is not installed: no videos can be written")
     folder = write_iemocap(tmp_path, audio=False, videos=True)
