@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import multiprocessing
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logs import forget_logging
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LONGEST = 60  # letters of a value in a test's name
@@ -65,14 +65,6 @@ def _own_logging() -> Iterator[None]:
     forget_logging()
     yield
     forget_logging()
-
-
-def forget_logging() -> None:
-    """The library logs to nothing of its own, as when it is imported."""
-    logger = logging.getLogger("ercfusion")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from logs import forget_logging
 
 from ercfusion.batch.kinds import KINDS
 from ercfusion.cli import run_command
@@ -87,28 +88,27 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert records[0][part] == records[1][part], part
 
 
-def keep_states(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
-    """From now on copy the run folder to ``target/N`` as it is after epoch N."""
-    original = Selection.on_train_epoch_end
+def keep_states(monkeypatch: pytest.MonkeyPatch, target: Path, recipe: Path | None = None) -> None:
+    """From now on copy the run folder to ``target/N`` as it is after epoch N.
+
+    Of a recipe, whose stages have folders of their own, ``recipe`` is copied, and N counts the epochs of all stages.
+    """
+    original, epochs = Selection.on_train_epoch_end, itertools.count(1)
 
     def and_copy(self: Selection, trainer: Any, module: Any) -> None:
         original(self, trainer, module)
-        shutil.copytree(self.folder, target / str(len(self.history)))
+        shutil.copytree(recipe or self.folder, target / str(next(epochs)))
 
     monkeypatch.setattr(Selection, "on_train_epoch_end", and_copy)
 
 
 def command(entry: Callable[[list[str]], int], arguments: Sequence[str], capsys: Any) -> tuple[int, str, str]:
     """Status, stdout and stderr of a command, run in this process."""
-    logger = logging.getLogger("ercfusion")
     capsys.readouterr()
     try:
         status = run_command(entry, arguments)
     finally:
-        # The handler that the command made writes to a stream that ends with the test.
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-        logger.propagate = True
+        forget_logging()  # the command's handler writes to a stream that ends with the test
     out, err = capsys.readouterr()
     return status, out, err
 

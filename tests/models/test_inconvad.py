@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, read, resume, train
+from runs import assert_same_run, keep_states, read, resume, train
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +19,6 @@ from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import WIDTHS, check_model, make_task, random_batch
 from ercfusion.testing.case import CHECKS
-from ercfusion.training.callbacks import Selection
 
 SMALL: dict[str, Any] = {"width": 8, "projection": 8, "hidden": 8, "pair": 4}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -271,15 +269,9 @@ def test_towers_learn_from_the_regression_next_to_labels(tmp_path: Any) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_stopped_recipe_is_continued(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, numbers = Selection.on_train_epoch_end, iter(range(9))
-
-    def and_copy(self: Selection, trainer: Any, module: Any) -> None:
-        original(self, trainer, module)
-        shutil.copytree(tmp_path / "whole", tmp_path / str(next(numbers)))
-
     with monkeypatch.context() as patch:
-        patch.setattr(Selection, "on_train_epoch_end", and_copy)
+        keep_states(patch, tmp_path, tmp_path / "whole")
         train(tmp_path / "whole", *TWO_STAGES)
-    for number in range(4):
+    for number in range(1, 5):
         resume(tmp_path / str(number))
         assert_same_run(tmp_path / str(number), tmp_path / "whole")

@@ -22,7 +22,6 @@ from ercfusion.sweep import main as sweep
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import make_task
 from ercfusion.train import main
-from ercfusion.training.callbacks import Selection
 from ercfusion.training.start import belongs, freeze, matching, parts_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -190,18 +189,11 @@ def test_every_stage_starts_from_the_one_before(tmp_path: Path, capsys: Any) -> 
 
 def test_a_stopped_recipe_goes_on_in_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = tmp_path / "copies"
-    counter = iter(range(100))
-    original = Selection.on_train_epoch_end
-
-    def and_copy(self: Selection, trainer: Any, module: Any) -> None:
-        original(self, trainer, module)
-        shutil.copytree(tmp_path / "whole", copies / str(next(counter)))
-
     with monkeypatch.context() as patch:
-        patch.setattr(Selection, "on_train_epoch_end", and_copy)
+        keep_states(patch, copies, tmp_path / "whole")
         train(tmp_path / "whole", *STAGED)
     assert len(list(copies.iterdir())) == 7
-    for number in range(7):
+    for number in range(1, 8):
         copy = copies / str(number)
         resume(copy)
         assert_same_run(copy, tmp_path / "whole")
