@@ -114,10 +114,14 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
         for _ in range(3 * slots):
             submit()
         for future in done:
+            status = future.status
+            if status in ("pending", "lost"):  # its worker died with the result, which is computed again
+                done.add(future)
+                continue
             group = running.pop(future.key)
-            if future.status == "finished":
+            if status == "finished":
                 yield group, future.result(), None
-            elif future.status == "cancelled":
+            elif status == "cancelled":
                 raise RunError("executor=dask: the scheduler disappeared. Start it, and run the same command again.")
             else:
                 fault = future.exception()

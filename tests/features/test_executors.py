@@ -79,6 +79,33 @@ def test_the_same_pack_although_a_worker_is_killed(cluster: Any, corpus: Recordi
     assert content(there) == content(here)
 
 
+@pytest.mark.slow
+def test_a_result_that_dies_with_its_worker(
+    cluster: Any, corpus: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first result is lost between the news of it and its use."""
+    lost = []
+
+    class Late(distributed.as_completed):  # type: ignore[misc]
+        def __next__(self) -> Any:
+            future = super().__next__()
+            if not lost:
+                lost.append(future.key)
+                task = cluster.scheduler.tasks[future.key]
+                holders = set(task.who_has)
+                for holder in holders:
+                    os.kill(cluster.workers[holder.name].pid, signal.SIGKILL)
+                while future.status == "finished" and set(task.who_has or holders) == holders:  # or computed again
+                    time.sleep(0.005)
+            return future
+
+    monkeypatch.setattr(distributed, "as_completed", Late)
+    recipe = loudness(wait=0.15)
+    there = extract(corpus, tmp_path / "there", recipe, executor_name="dask", address=cluster.scheduler_address)
+    assert lost
+    assert content(there) == content(extract(corpus, tmp_path / "here", recipe, workers=1))
+
+
 def test_a_cluster_that_is_not_there(corpus: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ercfusion.features.executors.CONNECT", "1s")
     with pytest.raises(RunError, match=r"executor\.address=tcp://127\.0\.0\.1:9: the scheduler does not answer"):
