@@ -54,7 +54,10 @@ COMMAND = Command(
         Flag("multirun", "run every combination of values typed as key=a,b,c", "m"),
     ),
     config="train",
-    groups=("model", "data", "task", "objective", "optimizer", "scheduler", "curriculum", "recipe", "trainer"),
+    groups=(
+        *("model", "data", "task", "objective", "optimizer", "scheduler", "curriculum", "missing", "recipe"),
+        "trainer",
+    ),
     bare=True,
     details="""
 The files of a corpus are in data.raw=DIR, or in ERCFUSION_DATA/CORPUS (an environment variable).

@@ -7,7 +7,7 @@ from typing import Any
 from docs.computed.registry import register_built
 
 SECTIONS = (
-    *("", "data", "training", "objective", "task", "recipe"),
+    *("", "data", "training", "objective", "missing", "task", "recipe"),
     *("optimizer", "scheduler", "curriculum", "trainer", "sweep"),
 )
 

@@ -34,6 +34,7 @@ CONFIG_MODULE = "ercfusion.conf"
 _DEFAULT_CHOICES = {
     "training": "default",
     "objective": "default",
+    "missing": "none",
     "trainer": "auto",
     "task": "recognition",
     "recipe": "none",

@@ -16,6 +16,7 @@ from ercfusion.config.terms import TASK_LOSSES
 _MANY = 1_000_000
 THRESHOLDS = ("dev", "uniform", "half")
 REGRESSION_LOSSES = ("mse", "mae", "ccc", "gaussian")
+MISSING_POLICIES = ("zero", "mean", "learned", "skip")
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,41 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Missing modalities, by a law such as `rate:0.5`; the data themselves stay complete."""
+
+    train: str | None = setting(None, "law in training, drawn again for every batch; null: none", if_given=True)
+    dev: str | None = setting(
+        None, "law on dev, which selects the checkpoint; null: as in training", searchable=False, if_given=True
+    )
+    eval: str | None = setting(
+        None, "law of the reported test scores; null: as in training", searchable=False, if_given=True
+    )
+    seed: int = setting(
+        0,
+        "seed of the masks of dev and test: equal for all models",
+        low=0,
+        high=(1 << 63) - 1,
+        searchable=False,
+        if_given=True,
+    )
+    policy: str | None = setting(
+        None,
+        "input in place of an absent modality: `zero`, `mean` of train, a `learned` vector, or `skip`: none; null: as "
+        "the architecture does",
+        choices=MISSING_POLICIES,
+        if_given=True,
+    )
+    grid: str | tuple[str, ...] | None = setting(
+        None,
+        "laws under which the finished run is also scored on test: a list, or `standard`: all patterns, and the rates "
+        "0 to 0.7",
+        searchable=False,
+        if_given=True,
+    )
+
+
+@dataclass(frozen=True)
 class Trainer:
     """Hardware and precision."""
 
@@ -379,6 +415,7 @@ SECTIONS: Mapping[str, type] = {
     "training": Training,
     "objective": Objective,
     "data": Data,
+    "missing": Missing,
     "trainer": Trainer,
     "task": Task,
     "recipe": Recipe,

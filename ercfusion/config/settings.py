@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.config.choices import CHOICES, Curriculum, Optimizer, Scheduler
 from ercfusion.config.fields import Decides, Field, Known, fields_of, frozen, plain
-from ercfusion.config.sections import SECTIONS, Data, Objective, Recipe, Root, Sweep, Task, Trainer, Training
+from ercfusion.config.sections import SECTIONS, Data, Missing, Objective, Recipe, Root, Sweep, Task, Trainer, Training
 from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
 
 
@@ -185,6 +185,7 @@ class Config:
     training: Training
     objective: Objective
     data: Data
+    missing: Missing
     optimizer: Optimizer
     scheduler: Scheduler
     curriculum: Curriculum
@@ -221,7 +222,9 @@ class Config:
         return content | {"model": {"name": self.model.name, **plain(self.model.options)}}
 
 
-_TYPED = ("training", "objective", "data", "optimizer", "scheduler", "curriculum", "trainer", "task", "recipe")
+_TYPED = (
+    "training", "objective", "data", "missing", "optimizer", "scheduler", "curriculum", "trainer", "task", "recipe",
+)  # fmt: skip
 
 
 def _made(section: type, content: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from ercfusion.config.choices import CHOICES
 from ercfusion.config.schema import run_config
 from ercfusion.config.settings import check_settings, choice_of, defaults_of, updated, without_defaults
 
-CHANGEABLE = ("model", "data", "training", "objective", "optimizer", "scheduler", "curriculum")
+CHANGEABLE = ("model", "data", "training", "objective", "optimizer", "scheduler", "curriculum", "missing")
 """Sections that a stage may change."""
 
 _OWN = ("start_from", "load", "freeze", "keep_every_epoch")

@@ -102,7 +102,7 @@ def test_every_model_composes_with_every_corpus(model: str, corpora: list[str], 
         assert config["preset"] == {"model": model, "data": data}
         assert config["data"]["name"] == data
         assert config["model"]["name"] in ARCHITECTURES
-        assert set(config) == {*fields_in(""), *SECTIONS, *CHOICES, "model", "preset"} - {"sweep", "recipe"}
+        assert set(config) == {*fields_in(""), *SECTIONS, *CHOICES, "model", "preset"} - {"sweep", "recipe", "missing"}
 
 
 @pytest.mark.parametrize("model", names("model"))
@@ -203,7 +203,7 @@ def test_every_optimizer_and_schedule_is_a_choice(composer: Composer) -> None:
 
 
 def test_every_choice_composes_to_settings_in_their_ranges(composer: Composer) -> None:
-    for group in ("objective", "optimizer", "scheduler", "curriculum", "trainer", "task", "recipe"):
+    for group in ("objective", "optimizer", "scheduler", "curriculum", "missing", "trainer", "task", "recipe"):
         for name in composer.groups()[group]:
             check_settings(composer.compose([f"{group}={name}"]))
 
