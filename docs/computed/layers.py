@@ -8,7 +8,10 @@ from typing import Any
 
 from docs.computed.registry import register
 
-INPUTS = {"batch": "batch", "packing": "packed", "graph": "packed", "lengths": "padded", "mask": "padded"}
+INPUTS = {
+    **{"batch": "batch", "packing": "packed", "graph": "packed"},
+    **dict.fromkeys(("lengths", "mask", "query_mask"), "padded"),
+}
 """Kinds of input by arguments of ``forward``."""
 
 

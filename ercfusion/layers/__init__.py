@@ -6,6 +6,7 @@ relations. A mask is True at real elements.
 
 from ercfusion.layers.bridge import BridgeTokenFusion
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
+from ercfusion.layers.crossmodal import CrossModalEncoder
 from ercfusion.layers.dag import DagStack
 from ercfusion.layers.dialogue_rnn import DialogueRecurrence
 from ercfusion.layers.fusion import ConcatFusion, FusionAttention, GatedFusion, ModalityDropout
@@ -37,6 +38,7 @@ __all__ = [
     "BridgeTokenFusion",
     "BroadLearning",
     "ConcatFusion",
+    "CrossModalEncoder",
     "DagStack",
     "DialogueRecurrence",
     "FusionAttention",
