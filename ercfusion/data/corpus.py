@@ -11,6 +11,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ercfusion._core.errors import ConfigError, CorpusFormatError, CorpusNotFoundError, did_you_mean
 from ercfusion._core.files import expanded
 from ercfusion._core.schemas.reading import shown
@@ -34,6 +36,8 @@ EXACT_NUMBERS_NOTE = (
 )
 """Describe :meth:`Corpus.reachable` in tables, pictures and pages: with labels, and of a regression."""
 Splits = dict[str, list[Conversation]]
+Available = Mapping[str, np.ndarray]
+"""By modality, (N) truth values: visible at the utterance."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +253,15 @@ class Corpus(ABC):
         """Further checks of this corpus for ``doctor``."""
         return []
 
-    def reachable(self, protocol: Protocol, split: str) -> dict[str, float]:
-        """Scores of :data:`EXACT_LEVEL` on a split; empty for recorded corpora."""
+    def reachable(self, protocol: Protocol, split: str, available: Available | None = None) -> dict[str, float]:
+        """Scores of :data:`EXACT_LEVEL` on a split; empty for recorded corpora.
+
+        Args:
+            protocol: Protocol.
+            split: Split of N utterances.
+            available: By modality, (N) truth values: visible at the utterance, in the order of the split. Modalities
+                without a key are hidden. None: all that the corpus has.
+        """
         return {}
 
     def files(self) -> list[Path]:

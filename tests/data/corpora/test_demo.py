@@ -284,11 +284,10 @@ def test_far_is_out_of_a_windows_reach() -> None:
         assert len(set(sample.primary[recall])) == 1
 
 
-def test_missing_costs_what_is_missing() -> None:
-    assert f1("demo/missing", "complete") - f1("demo/missing", "full") > 0.08
-    assert f1("demo/missing", "full") > 0.8
+def test_missing_needs_every_modality() -> None:
+    assert f1("demo/missing", "complete") == f1("demo/missing", "full") < 0.95
     for modality in MODALITIES:
-        assert way("demo/missing", modality) < 0.6
+        assert 0.4 < way("demo/missing", modality) < 0.7
 
 
 def test_multilabel_gains_from_what_labels_go_together() -> None:
