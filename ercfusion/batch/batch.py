@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,10 +36,44 @@ class SequenceValues:
     Args:
         values: (sum of T_i, D).
         offsets: (N + 1).
+        positions: (sum of T_i) places of the steps in their utterances before some were hidden; None if none was.
     """
 
     values: Tensor
     offsets: Tensor
+    positions: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """(sum of T_i) place of each step in its utterance, from 0, hidden steps included."""
+        if self.positions is not None:
+            return self.positions
+        size = len(self.values)
+        first = torch.repeat_interleave(self.offsets[:-1], self.offsets.diff(), output_size=size)
+        return torch.arange(size, device=self.offsets.device) - first
+
+    def without(self, hidden: Tensor) -> SequenceValues:
+        """The sequences with fewer steps.
+
+        Args:
+            hidden: (sum of T_i) bool, True if the step is removed.
+        """
+        kept = ~hidden
+        before = torch.cat([self.offsets.new_zeros(1), kept.cumsum(0)])
+        return SequenceValues(self.values[kept], before[self.offsets], self.places[kept])
+
+    def means(self) -> Tensor:
+        """(N, D) mean of the steps of each utterance; zero without steps."""
+        steps = self.offsets.diff()
+        index = torch.arange(len(steps), device=steps.device)
+        owner = torch.repeat_interleave(index, steps, output_size=len(self.values))
+        sums = self.values.new_zeros(len(steps), self.values.shape[1]).index_add_(0, owner, self.values)
+        return sums / steps.clamp(min=1)[:, None]
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> SequenceValues:
+        """A copy with ``change`` applied to every tensor."""
+        positions = None if self.positions is None else change(self.positions)
+        return SequenceValues(change(self.values), change(self.offsets), positions)
 
 
 @dataclass(frozen=True)
@@ -188,10 +222,7 @@ class ConversationBatch:
                 )
                 for name, target in self.targets.items()
             },
-            sequences={
-                name: SequenceValues(change(stored.values), change(stored.offsets))
-                for name, stored in self.sequences.items()
-            },
+            sequences={name: stored.map_tensors(change) for name, stored in self.sequences.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ConversationBatch:
@@ -203,6 +234,36 @@ class ConversationBatch:
         """The batch in page-locked memory, for asynchronous copies to a GPU."""
         return self.map_tensors(lambda tensor: tensor.pin_memory())
 
-    def hide(self, drop: Tensor) -> ConversationBatch:
-        """The batch with ``drop`` (N, M) bool added to the hidden values."""
-        return replace(self, drop=drop if self.drop is None else self.drop | drop)
+    def hide(self, drop: Tensor, steps: Mapping[str, Tensor] | None = None) -> ConversationBatch:
+        """The batch with more hidden values.
+
+        Hidden steps are removed from their sequences, and ``features`` has the means of the others. A modality is
+        hidden if all its steps are. Stored values do not change.
+
+        Args:
+            drop: (N, M) bool, added to the hidden values.
+            steps: (sum of T_i) bool by modality, True if the step is hidden.
+
+        Raises:
+            BatchError: A modality in ``steps`` has no sequences, or a mask has the wrong shape.
+        """
+        drop = drop if self.drop is None else self.drop | drop
+        features, sequences = dict(self.features), dict(self.sequences)
+        for name, hidden in (steps or {}).items():
+            column = self.column(name)
+            if name not in sequences:
+                raise BatchError(
+                    f"steps of {name!r} cannot be hidden: it has one vector per utterance. Use drop for it."
+                )
+            stored = sequences[name]
+            if hidden.shape != stored.values.shape[:1] or hidden.dtype != torch.bool:
+                raise BatchError(
+                    f"steps of {name!r} must be bool of shape ({len(stored.values)},), found {hidden.dtype} "
+                    f"{tuple(hidden.shape)}. Give one value per step."
+                )
+            sequences[name] = shorter = stored.without(hidden)
+            before, after = stored.offsets.diff(), shorter.offsets.diff()
+            features[name] = torch.where((after < before)[:, None], shorter.means(), features[name])
+            emptied = (before > 0) & (after == 0)
+            drop = drop | (emptied[:, None] & (torch.arange(drop.shape[1], device=drop.device) == column))
+        return replace(self, features=features, sequences=sequences, drop=drop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,10 +13,13 @@ from torch import Tensor
 from ercfusion._core.errors import BatchError, CorpusFormatError
 from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.missing import Hidden, Layout, draw
 from ercfusion.batch.packing import Packing
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.missing_laws import Law
 from ercfusion.data.conversation import Conversation
 from ercfusion.data.features import FeatureTable
+from ercfusion.data.sampler import mix_seed
 
 
 def encode_targets(conversations: Sequence[Conversation], task: TaskSpec) -> TaskTargets:
@@ -59,6 +64,9 @@ class ConversationStore:
         tasks: Tasks whose targets are encoded.
         views: Further tasks in ``targets``, but not in the batches.
 
+    Attributes:
+        holes: What :meth:`hidden` hides in the batches; None for nothing.
+
     Raises:
         BatchError: no conversations, or no features of any turn.
     """
@@ -96,7 +104,7 @@ class ConversationStore:
                 self.features[table.modality] = _gather(table.values, rows)
             else:
                 self.sequences[table.modality] = stored = _gather_sequences(table, rows)
-                self.features[table.modality] = _sequence_means(stored)
+                self.features[table.modality] = stored.means()
         self.available = torch.stack(columns, dim=1)
         if not bool(self.available.any()):
             first = "; ".join(f"{table.modality}: {table.keys[0] if table.keys else 'none'}" for table in tables)
@@ -105,6 +113,7 @@ class ConversationStore:
                 f"held: {first}): they belong to another corpus or other splits. Use the features of this split."
             )
         self.targets = {task.name: encode_targets(self.conversations, task) for task in (*tasks, *views)}
+        self.holes: Hidden | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -138,10 +147,8 @@ class ConversationStore:
 
     def batch(self, indices: Sequence[int]) -> ConversationBatch:
         """The conversations at ``indices``, in that order, as one packed batch."""
-        rows = torch.from_numpy(
-            np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index in indices])
-        )
-        return ConversationBatch(
+        rows = self._rows(indices)
+        batch = ConversationBatch(
             packing=Packing([self.lengths[index] for index in indices]),
             features={name: value[rows] for name, value in self.features.items()},
             speaker=self.speaker[rows],
@@ -150,6 +157,54 @@ class ConversationStore:
             sequences={name: _take_sequences(stored, rows) for name, stored in self.sequences.items()},
             ids=tuple(self.conversations[index].id for index in indices),
         )
+        if self.holes is None:
+            return batch
+        steps = {name: hidden[_steps_of(self.sequences[name], rows)] for name, hidden in self.holes.steps.items()}
+        return batch.hide(self.holes.drop[rows], steps)
+
+    def hidden(self, law: Law, seed: int, split: str) -> ConversationStore:
+        """The complete split with the holes of a law: a shallow copy, with the same features.
+
+        Holes depend on the law's text, ``seed``, ``split`` and the ids of the conversations: not on batches, the order
+        of conversations or modalities, or a process's random state.
+
+        Args:
+            law: A law for modalities of the split.
+            seed: Setting ``missing.seed``.
+            split: Name of the split.
+
+        Raises:
+            ConfigError: The law does not fit the modalities.
+        """
+        order = sorted(range(len(self)), key=self.conversation_ids.__getitem__)
+        rows = self._rows(order)
+        layout = Layout(
+            Packing([self.lengths[index] for index in order]),
+            self.inputs.modalities,
+            self.available[rows],
+            {name: stored.offsets.diff()[rows] for name, stored in self.sequences.items()},
+            {name: len(stored.values) for name, stored in self.sequences.items()},
+        )
+
+        def generator(stream: str) -> torch.Generator:
+            texts = (split, str(law), stream)
+            return torch.Generator().manual_seed(mix_seed(seed, *(zlib.crc32(text.encode()) for text in texts)))
+
+        drawn = draw(law, layout, generator)
+        drop = torch.empty_like(drawn.drop)
+        drop[rows] = drawn.drop
+        steps = {}
+        for name, ordered in drawn.steps.items():
+            steps[name] = torch.empty_like(ordered)
+            steps[name][_steps_of(self.sequences[name], rows)] = ordered
+        copied = copy.copy(self)
+        copied.holes = Hidden(drop, steps)
+        return copied
+
+    def _rows(self, indices: Sequence[int]) -> Tensor:
+        """Rows of the utterances of the conversations at ``indices``, in that order."""
+        starts = self._starts
+        return torch.from_numpy(np.concatenate([np.arange(starts[index], starts[index + 1]) for index in indices]))
 
     def batches(self, conversations: int) -> Iterator[ConversationBatch]:
         """The split in order, as batches of ``conversations`` conversations."""
@@ -179,15 +234,13 @@ def _gather_sequences(table: FeatureTable, rows: np.ndarray) -> SequenceValues:
     return SequenceValues(torch.from_numpy(values), torch.from_numpy(offsets))
 
 
+def _steps_of(stored: SequenceValues, rows: Tensor) -> Tensor:
+    """Indices of the steps of the utterances in ``rows``, in this order."""
+    counts = stored.offsets.diff()[rows]
+    ends = counts.cumsum(0)
+    return torch.arange(int(counts.sum())) + torch.repeat_interleave(stored.offsets[rows] - ends + counts, counts)
+
+
 def _take_sequences(stored: SequenceValues, rows: Tensor) -> SequenceValues:
-    starts, stops = stored.offsets[rows], stored.offsets[rows + 1]
-    index = torch.cat([torch.arange(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (stops - starts).cumsum(0)])
-    return SequenceValues(stored.values[index], offsets)
-
-
-def _sequence_means(stored: SequenceValues) -> Tensor:
-    steps = stored.offsets.diff()
-    owner = torch.repeat_interleave(torch.arange(len(steps)), steps)
-    sums = torch.zeros(len(steps), stored.values.shape[1]).index_add_(0, owner, stored.values)
-    return sums / steps.clamp(min=1)[:, None]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), stored.offsets.diff()[rows].cumsum(0)])
+    return SequenceValues(stored.values[_steps_of(stored, rows)], offsets)

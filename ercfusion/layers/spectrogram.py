@@ -48,7 +48,7 @@ def random_crop(stored: SequenceValues, frames: int) -> SequenceValues:
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     owner = torch.repeat_interleave(torch.arange(len(steps), device=steps.device), sizes)
     rows = torch.arange(int(offsets[-1]), device=steps.device) - offsets[owner] + first[owner]
-    return SequenceValues(stored.values[rows], offsets)
+    return SequenceValues(stored.values[rows], offsets, None if stored.positions is None else stored.positions[rows])
 
 
 class SpecAugment(nn.Module):

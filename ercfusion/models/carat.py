@@ -372,12 +372,14 @@ class _Steps(nn.Module):
             filled = (steps > 0).index_select(0, packing.conversation).nonzero().squeeze(1)
             values = stored.values.new_zeros(packing.total, stored.values.shape[1])
             x = self.input_norm(values.index_copy(0, filled, stored.values))
+            places = packing.position.index_copy(0, filled, stored.places)
             if self.align is not None:
                 slots = self.align(x, packing).softmax(-1)[:, 1:]
                 x = torch.einsum("nts,ntd->nsd", _padded(slots, packing), _padded(x, packing)).flatten(0, 1)
                 packing = Packing([self.slots] * batch.num_utterances, device)
+                places = packing.position
             assert self.position is not None
-            x = self.project(x) + self.position(packing.position.clamp(max=self.position.num_embeddings - 1))
+            x = self.project(x) + self.position(places.clamp(max=self.position.num_embeddings - 1))
         return self.encoder(self.dropout(self.norm(x)), packing), packing, present
 
 

@@ -232,8 +232,7 @@ class EmoTx(Architecture):
             embedded = self.dropout(project(stored.values))
             if name in batch.sequences:
                 owner = torch.repeat_interleave(every, stored.offsets.diff(), output_size=size)
-                step = torch.arange(size, device=device) - stored.offsets[owner]
-                embedded = embedded + self.time_scale[1] * sinusoids(step, D, self.time_scale.dtype)
+                embedded = embedded + self.time_scale[1] * sinusoids(stored.places, D, self.time_scale.dtype)
                 bounds = stored.offsets[packing.offsets].diff().tolist()
             present = batch.present[:, batch.column(name)][owner]
             if self.anchor:

@@ -218,6 +218,7 @@ def take(batch: ConversationBatch, conversations: Sequence[int], turns: int | No
 
 def _take_sequences(stored: SequenceValues, rows: Tensor) -> SequenceValues:
     bounds = stored.offsets.tolist()
-    parts = [stored.values[bounds[row] : bounds[row + 1]] for row in rows.tolist()]
-    counts = torch.tensor([0, *(len(part) for part in parts)], device=rows.device)
-    return SequenceValues(torch.cat(parts), counts.cumsum(0))
+    steps = torch.cat([torch.arange(bounds[row], bounds[row + 1], device=rows.device) for row in rows.tolist()])
+    counts = torch.tensor([0, *(bounds[row + 1] - bounds[row] for row in rows.tolist())], device=rows.device)
+    positions = None if stored.positions is None else stored.positions[steps]
+    return SequenceValues(stored.values[steps], counts.cumsum(0), positions)
