@@ -7,13 +7,14 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import read_yaml, setting_error
 from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
 from ercfusion.config.choices import CHOICES
 from ercfusion.config.corpora import CORPORA, check_corpus, complete_corpus, store_corpora
+from ercfusion.config.missing import canonical_laws
 from ercfusion.config.overrides import (
     checked_value,
     flatten,
@@ -28,6 +29,8 @@ from ercfusion.config.overrides import (
 from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import defaults_of, names_of, without_defaults
 from ercfusion.config.terms import TERMS
+
+T = TypeVar("T")
 
 CONFIG_MODULE = "ercfusion.conf"
 
@@ -119,6 +122,8 @@ class Composer:
         assert isinstance(config, dict)
         if "data" in config:
             self._check(check_corpus, config["data"], overrides)
+        if "missing" in config:
+            config["missing"] = self._check(canonical_laws, config["missing"], overrides)
         if options:
             self._check(check_model, config["model"], overrides)
         resolved = {"preset": dict(base.preset), **without_defaults({str(key): value for key, value in config.items()})}
@@ -129,10 +134,10 @@ class Composer:
         return resolved
 
     def _check(
-        self, check: Callable[[Mapping[str, Any]], None], section: Mapping[str, Any], overrides: Sequence[str]
-    ) -> None:
+        self, check: Callable[[Mapping[str, Any]], T], section: Mapping[str, Any], overrides: Sequence[str]
+    ) -> T:
         try:
-            check(section)
+            return check(section)
         except ConfigError as error:
             key = str(error).partition(" ")[0]
             origins = [origin_of(text) for text in overrides if text.partition("=")[0] == key]

@@ -281,6 +281,7 @@ class Missing:
         "laws under which the finished run is also scored on test: a list, or `standard`: all patterns, and the rates "
         "0 to 0.7",
         searchable=False,
+        decides="run",
         if_given=True,
     )
 
@@ -306,7 +307,8 @@ class Task:
     name: str = setting("recognition", "purpose of the run; set by `task=NAME`", searchable=False, decides="run")
     export: bool = setting(
         False,
-        "write the vectors of every modality as feature packs: `RUN/packs/MODALITY`",
+        "write the vectors of every modality as feature packs: `RUN/packs/MODALITY`; from complete data, also under "
+        "`missing`",
         searchable=False,
         decides="run",
     )

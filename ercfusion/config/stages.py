@@ -15,6 +15,7 @@ from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import check
 from ercfusion.config.architectures import complete_options
 from ercfusion.config.choices import CHOICES
+from ercfusion.config.missing import canonical_laws
 from ercfusion.config.schema import run_config
 from ercfusion.config.settings import check_settings, choice_of, defaults_of, updated, without_defaults
 
@@ -62,13 +63,15 @@ def _stage(config: Mapping[str, Any], name: str, changes: Mapping[str, Any], *, 
         if section not in CHANGEABLE:
             raise ConfigError(f"{where} has no section {section!r}. {did_you_mean(str(section), CHANGEABLE)}")
         try:
-            stage[section] = _changed(section, stage[section], given)
+            stage[section] = _changed(section, stage.get(section, {}), given)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     stage = without_defaults(stage)
     check(stage, run_config(), where, error=ConfigError, advice="Correct the stage.")
     try:
         check_settings(stage)
+        if "missing" in stage:
+            stage["missing"] = canonical_laws(stage["missing"])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return stage

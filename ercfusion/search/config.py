@@ -10,6 +10,7 @@ from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.choices import Constant
 from ercfusion.config.compose import Composer
+from ercfusion.config.missing import check_laws
 from ercfusion.config.overrides import override_text
 from ercfusion.config.settings import Config, check_settings, section_from
 from ercfusion.search.space import (
@@ -174,6 +175,7 @@ def check_candidate(config: Config, inputs: InputSpec) -> None:
     from ercfusion.tasks.objective import Objective
     from ercfusion.training.module import ConversationModule
 
+    check_laws(config.missing, tuple(inputs.widths))
     with torch.random.fork_rng(devices=[]):
         model: Any = build_architecture(config.model.name, inputs, config.model.options)
     objective = Objective(config.objective.weights, None)

@@ -231,8 +231,11 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     Raises:
         KeyError: no such setting.
     """
+    field = field_of(key)
     value: Any = config
     for part in key.split("."):
+        if part not in value and field is not None and field.known.if_given:
+            return field.default
         value = value[part]
     return value
 
@@ -243,8 +246,10 @@ def with_settings(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     for key, value in values.items():
         *path, last = key.split(".")
         node = changed
+        field = field_of(key)
         for part in path:
-            node = node[part]
+            # A section may be left out while all of its settings have their defaults.
+            node = node.setdefault(part, {}) if field is not None and field.known.if_given else node[part]
         node[last] = copy.deepcopy(value)
     return changed
 

@@ -15,11 +15,13 @@ from torch import nn
 from ercfusion._core.errors import ConfigError, RunError, TrainingError
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.config.sections import Training
+from ercfusion.config.missing import check_laws
+from ercfusion.config.sections import Missing, Training
 from ercfusion.config.settings import Config, Model
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
 from ercfusion.data.usable import check_splits
+from ercfusion.features.loading import wanted_modalities
 from ercfusion.metrics.registry import check_metric, scores
 from ercfusion.models import architecture_limits
 from ercfusion.tasks.heads import Head, check_class_weights, check_dimension_weights
@@ -46,6 +48,9 @@ def before_features(
         check_class_weights(config.objective.class_weights, protocol.task)
         check_dimension_weights(config.objective.dimension_weights, protocol.tasks)
         check_lengths(config.model, splits, needed)
+        if config.missing != Missing():
+            offered = list(dict.fromkeys([*protocol.modalities, *config.data.packs]))
+            check_laws(config.missing, wanted_modalities(config.data.modalities, offered, protocol))
         if config.task.export and protocol.view is not None:
             raise ConfigError(
                 f"task.export=true: {protocol.id} has entities of dialogues, and a feature pack is for utterances. Set "

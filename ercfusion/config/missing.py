@@ -1,0 +1,95 @@
+"""The laws of a run: from the settings ``missing.*`` to :mod:`ercfusion.config.missing_laws`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ercfusion._core.errors import ConfigError
+from ercfusion.config.missing_laws import LARGEST, Law, parse
+from ercfusion.config.sections import Missing
+
+STANDARD = "standard"
+"""The grid of all patterns and of :data:`RATES`."""
+
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Rates of the standard grid."""
+
+_LAWS = ("train", "dev", "eval")
+
+
+def training_law(missing: Missing) -> Law:
+    """The law in training."""
+    return parse(missing.train or "none", "missing.train")
+
+
+def split_law(missing: Missing, split: str) -> Law:
+    """The law under which a split is scored, with fixed masks.
+
+    Dev has ``missing.dev``. Test, and train if it is scored, have ``missing.eval``. Both default to ``missing.train``.
+    """
+    name = "dev" if split == "dev" else "eval"
+    own = getattr(missing, name)
+    return training_law(missing) if own is None else parse(own, f"missing.{name}")
+
+
+def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str]) -> list[Law]:
+    """The laws of ``missing.grid``, each once, in order; empty for None.
+
+    Args:
+        grid: ``standard``, a law, or a list of laws.
+        modalities: Of the run. The standard grid has their 2^M - 1 patterns, the complete one last, then the rates.
+
+    Raises:
+        ConfigError: A law does not fit the modalities, or the standard grid is too large.
+    """
+    if grid is None:
+        return []
+    if grid == STANDARD:
+        if len(modalities) > LARGEST:
+            raise ConfigError(
+                f"missing.grid={STANDARD}: it has all patterns of at most {LARGEST} modalities, here "
+                f"{len(modalities)}. Give a list of laws."
+            )
+        sizes = range(1, len(modalities) + 1)
+        patterns = (kept for size in sizes for kept in itertools.combinations(modalities, size))
+        texts = [f"pattern:{'+'.join(kept)}" for kept in patterns] + [f"rate:{rate:g}" for rate in RATES]
+    else:
+        texts = [grid] if isinstance(grid, str) else list(grid)
+    laws = {str(law): law for law in (parse(text, "missing.grid") for text in texts)}
+    for law in laws.values():
+        law.check(modalities, "missing.grid")
+    return list(laws.values())
+
+
+def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``missing`` with the canonical text of every law.
+
+    Raises:
+        ConfigError: A text is not a law; the message begins with the key.
+    """
+    changed = dict(section)
+    for name in _LAWS:
+        if section.get(name) is not None:
+            changed[name] = str(parse(section[name], f"missing.{name}"))
+    grid = section.get("grid")
+    if grid is not None and grid != STANDARD:
+        texts = [grid] if isinstance(grid, str) else grid
+        if not texts:
+            raise ConfigError("missing.grid is an empty list. Give laws, standard, or null.")
+        changed["grid"] = [str(parse(text, "missing.grid")) for text in texts]
+    return changed
+
+
+def check_laws(missing: Missing, modalities: Sequence[str]) -> None:
+    """Check the laws of a run for its modalities.
+
+    Raises:
+        ConfigError: A law has an unknown modality or leaves nothing; the message begins with the key.
+    """
+    for name in _LAWS:
+        text = getattr(missing, name)
+        if text is not None:
+            parse(text, f"missing.{name}").check(modalities, f"missing.{name}")
+    grid_laws(missing.grid, modalities)
