@@ -145,6 +145,24 @@ class ConversationStore:
         """The largest number of speakers in one conversation."""
         return int(self.speaker.max()) + 1
 
+    @property
+    def present(self) -> Tensor:
+        """(N, M) bool, available and not hidden: as in the batches."""
+        if self.holes is None:
+            return self.available
+        hidden = self.holes.drop.clone()
+        for name, steps in self.holes.steps.items():
+            counts = self.sequences[name].offsets.diff()
+            owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            left = torch.zeros_like(counts).index_add_(0, owner, (~steps).long())
+            hidden[:, self.inputs.modalities.index(name)] |= (counts > 0) & (left == 0)
+        return self.available & ~hidden
+
+    @property
+    def seen(self) -> dict[str, np.ndarray]:
+        """By modality, its column of :attr:`present`: what :meth:`ercfusion.data.Corpus.reachable` needs."""
+        return dict(zip(self.inputs.modalities, self.present.numpy().T, strict=True))
+
     def batch(self, indices: Sequence[int]) -> ConversationBatch:
         """The conversations at ``indices``, in that order, as one packed batch."""
         rows = self._rows(indices)

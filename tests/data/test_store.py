@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ercfusion._core.errors import BatchError, CorpusFormatError
+from ercfusion.config.missing_laws import parse
 from ercfusion.data import Conversation, ConversationStore, FeatureTable, Target, TaskSpec, Turn, get_schema
 from ercfusion.data.store import encode_targets
 from ercfusion.testing import make_task, random_conversations, random_store, random_tables
@@ -222,3 +223,15 @@ def test_feature_table() -> None:
     assert ("y", "1") in TEXT
     assert ("y", "2") not in TEXT
     assert TEXT.rows([("y", "1"), ("y", "2")]).tolist() == [4, -1]
+
+
+@pytest.mark.parametrize("text", ["none", "rate:0.5", "rmfm", "rmfm:0.8", "stmfm:0.9", "pattern:text"])
+def test_present_is_that_of_the_batches(text: str) -> None:
+    small = ConversationStore(CONVERSATIONS, [TEXT, MOCAP], [])
+    large = random_store((5, 9, 1, 6), absent=0.2, steps={"text": 3, "audio": 4})
+    for split in (small, large):
+        hidden = split.hidden(parse(text), 0, "test")
+        batches = torch.cat([batch.present for batch in hidden.batches(2)])
+        assert hidden.present.tolist() == batches.tolist()
+        assert [column.tolist() for column in hidden.seen.values()] == batches.T.tolist()
+        assert tuple(hidden.seen) == hidden.inputs.modalities

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_demo import brute_force
 
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.missing_laws import parse
 from ercfusion.data.corpora._demo_inference import View, posterior
 from ercfusion.data.corpora._demo_process import AUDIO, CUES, MODALITIES, C, Floats, Process, Sample, draw
 from ercfusion.data.corpora.demo import PROCESSES, DemoCorpus, scores
@@ -97,6 +99,22 @@ def test_every_pattern_is_worth_another_score() -> None:
             more = tuple(name for name in MODALITIES if name in (*names, further))
             assert accuracy(more) > accuracy(names) + 0.02, (names, further)
     assert accuracy(("text",)) > max(PROCESSES["demo/missing"].prior) + 0.3
+
+
+@pytest.mark.parametrize("text", ["none", "pattern:audio", "rate:0.5", "rmm:0.7", "rmfm", "stmfm:0.5", "block:0.4"])
+def test_a_law_hides_the_same_from_models_and_from_the_posterior(text: str) -> None:
+    demo = DemoCorpus(train=3, dev=2, test=20)
+    protocol = demo.protocol("missing")
+    store = ConversationStore(
+        demo.conversations(protocol)["test"], list(demo.features(protocol).values()), [protocol.task]
+    ).hidden(parse(text), 0, "test")
+    batches = torch.cat([batch.present for batch in store.batches(3)])
+    assert list(store.seen) == list(MODALITIES)
+    np.testing.assert_array_equal(np.stack(list(store.seen.values()), axis=1), batches.numpy())
+    process, sample = PROCESSES["demo/missing"], demo._sample(protocol, "test")
+    belief = posterior(process, replace(sample, available=batches.numpy())).labels
+    np.testing.assert_array_equal(demo.posterior(protocol, "test", store.seen), belief)
+    assert (demo.reachable(protocol, "test", store.seen) == demo.reachable(protocol, "test")) == (text == "none")
 
 
 def test_a_stored_hole_stays_a_hole() -> None:
