@@ -32,8 +32,8 @@ def capability_matrix() -> list[str]:
     from ercfusion.models import build_architecture
 
     rows = [
-        "| preset | context | causal | missing | speakers | compiles |",
-        "|---|:-:|:-:|:-:|---|:-:|",
+        "| preset | context | causal | absent | speakers | compiles |",
+        "|---|:-:|:-:|---|---|:-:|",
     ]
     presets = model_presets()
     assert {settings["name"] for settings in presets.values()} == set(ARCHITECTURES)
@@ -42,10 +42,10 @@ def capability_matrix() -> list[str]:
         options = {key: value for key, value in settings.items() if key != "name"}
         with torch.random.fork_rng(devices=[]):
             can = build_architecture(name, InputSpec({"text": 4, "audio": 4, "visual": 4}), options).capabilities
-        marks = ["✓" if flag else "" for flag in (can.contextual, can.causal, can.missing_aware)]
+        marks = ["✓" if flag else "" for flag in (can.contextual, can.causal)]
         label = f"[`{preset}`](models/{name}.md)" + (f" (needs {', '.join(can.requires)})" if can.requires else "")
         speakers = "" if can.speakers == "none" else can.speakers
-        rows.append(f"| {label} | {' | '.join(marks)} | {speakers} | {'✓' if can.compiles else ''} |")
+        rows.append(f"| {label} | {' | '.join(marks)} | {can.absent} | {speakers} | {'✓' if can.compiles else ''} |")
     return rows
 
 

@@ -23,6 +23,9 @@ class InputSpec:
             :attr:`ercfusion.models.base.Capabilities.label_wise`.
         dimensions: Names of the numbers of :class:`ercfusion.models.base.Ratings`, only for architectures that request
             them.
+        policy: What a model reads in place of an absent modality, one of
+            ``ercfusion.config.missing_policies.POLICIES``; None: as the architecture does
+            (:attr:`ercfusion.models.base.Capabilities.absent`).
     """
 
     widths: Mapping[str, int]
@@ -30,6 +33,7 @@ class InputSpec:
     speakers: int = 2
     labels: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
+    policy: str | None = None
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -44,7 +48,7 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
-        names = {"labels": list(self.labels), "dimensions": list(self.dimensions)}
+        names = {"labels": list(self.labels), "dimensions": list(self.dimensions), "policy": self.policy}
         given = {key: value for key, value in names.items() if value}
         return {"widths": dict(self.widths), "levels": dict(self.levels), "speakers": self.speakers, **given}
 
@@ -52,4 +56,4 @@ class InputSpec:
     def from_dict(state: Mapping[str, Any]) -> InputSpec:
         """Inverse of :meth:`to_dict`."""
         names = {key: tuple(state.get(key, ())) for key in ("labels", "dimensions")}
-        return InputSpec(state["widths"], state["levels"], state["speakers"], **names)
+        return InputSpec(state["widths"], state["levels"], state["speakers"], **names, policy=state.get("policy"))

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ercfusion.config.fields import setting
+from ercfusion.config.missing_policies import POLICIES
 from ercfusion.config.terms import TASK_LOSSES
 
 _MANY = 1_000_000
 THRESHOLDS = ("dev", "uniform", "half")
 REGRESSION_LOSSES = ("mse", "mae", "ccc", "gaussian")
-MISSING_POLICIES = ("zero", "mean", "learned", "skip")
 
 
 @dataclass(frozen=True)
@@ -271,9 +271,10 @@ class Missing:
     )
     policy: str | None = setting(
         None,
-        "input in place of an absent modality: `zero`, `mean` of train, a `learned` vector, or `skip`: none; null: as "
-        "the architecture does",
-        choices=MISSING_POLICIES,
+        "input in place of an absent modality: "
+        + "; ".join(f"`{name}`, {meaning}" for name, meaning in POLICIES.items())
+        + "; null: as the architecture does",
+        choices=tuple(POLICIES),
         if_given=True,
     )
     grid: str | tuple[str, ...] | None = setting(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion.batch.batch import ConversationBatch
+from ercfusion.layers.absent import absent_vectors, put_absent
 
 
 class Standardize(nn.Module):
@@ -63,12 +64,13 @@ class Standardize(nn.Module):
 class ModalityProjection(nn.Module):
     """Modalities at a common width, or unchanged: the input of most architectures.
 
-    With a common width: one linear layer per modality, and a learned vector for an absent one. Without: the features,
-    zero if absent.
+    With a common width: one linear layer per modality, and a learned vector for an absent one (zero under a policy).
+    Without: the features, zero if absent.
 
     Args:
         widths: Dimensions of each modality.
         out_features: Common width; 0 for none.
+        policy: :attr:`ercfusion.batch.inputs.InputSpec.policy`; with one, an absent modality is zero.
 
     Attributes:
         widths: Dimensions of each modality in the result.
@@ -78,11 +80,11 @@ class ModalityProjection(nn.Module):
         batch -> {modality: (N, D_m)}.
     """
 
-    def __init__(self, widths: Mapping[str, int], out_features: int) -> None:
+    def __init__(self, widths: Mapping[str, int], out_features: int, policy: str | None = None) -> None:
         super().__init__()
         projected = widths if out_features else {}
         self.project = nn.ModuleDict({name: nn.Linear(width, out_features) for name, width in projected.items()})
-        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features)) for name in projected})
+        self.absent = absent_vectors(dict.fromkeys(projected, out_features), policy)
         self.out_features = out_features
         self.widths = {name: out_features or width for name, width in widths.items()}
         self.merged_features = out_features or sum(widths.values())
@@ -94,8 +96,8 @@ class ModalityProjection(nn.Module):
         present = batch.present
         projected = {}
         for name, layer in self.project.items():
-            here = present[:, batch.column(name)][:, None]
-            projected[name] = torch.where(here, layer(batch.values(name)), self.absent[name])
+            here = present[:, batch.column(name)]
+            projected[name] = put_absent(layer(batch.values(name)), here, self.absent, name)
         return projected
 
     def merge(self, batch: ConversationBatch) -> Tensor:

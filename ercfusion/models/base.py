@@ -141,6 +141,9 @@ class. A new request needs a name here, a protocol above, and its value in
 :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
+AbsentForm = Literal["vector", "mean", "skip", "unread"]
+"""See :attr:`Capabilities.absent`."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -150,7 +153,9 @@ class Capabilities:
         learns: Its output depends on the input.
         contextual: Reads other utterances of the conversation.
         causal: Never reads later utterances.
-        missing_aware: Treats an absent modality differently from zeros.
+        absent: What it reads in place of an absent modality, without a policy: a learned ``vector`` of its own, the
+            ``mean`` of train (zeros), nothing (``skip``), or nothing of any modality (``unread``).
+        skips: Leaves absent modalities out of sums, attention and graphs if :attr:`InputSpec.policy` is ``skip``.
         speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
             first appearance).
         needs_unimodal: Parts of it learn only from the objective term ``unimodal``.
@@ -168,7 +173,8 @@ class Capabilities:
     learns: bool = True
     contextual: bool = True
     causal: bool = False
-    missing_aware: bool = True
+    absent: AbsentForm = "vector"
+    skips: bool = False
     speakers: Literal["none", "same_other", "numbered"] = "none"
     needs_unimodal: bool = False
     requires: tuple[str, ...] = ()
@@ -180,6 +186,11 @@ class Capabilities:
     def __post_init__(self) -> None:
         if unknown := set(self.asks) - set(get_args(Request)):
             raise ValueError(f"asks: unknown request {min(unknown)!r}. Choose from {', '.join(get_args(Request))}.")
+
+    @property
+    def missing_aware(self) -> bool:
+        """Whether it treats an absent modality differently from zeros."""
+        return self.absent in ("vector", "skip")
 
 
 BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"

@@ -125,7 +125,7 @@ class BcLstm(Architecture):
         self.capabilities = replace(
             self.capabilities,
             causal=not bidirectional,
-            missing_aware=projection > 0,
+            absent="vector" if projection else "mean",
             needs_unimodal=detach and hierarchy == "hierarchical",
         )
         self.hidden_size = dense

@@ -106,7 +106,9 @@ class Cogmen(Architecture):
         super().__init__(inputs)
         self.relations: Relations = relations
         self.capabilities = Capabilities(
-            missing_aware=projection > 0, speakers="same_other" if relations == "same_other" else "numbered"
+            absent="vector" if projection else "mean",
+            skips=True,
+            speakers="same_other" if relations == "same_other" else "numbered",
         )
         self.hidden_size = hidden
         self.past, self.future = past, future
@@ -117,7 +119,7 @@ class Cogmen(Architecture):
         self.num_speakers = inputs.speakers
         self.dropout = nn.Dropout(dropout)
 
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         self.fuse = self.project.mixer(dropout)
         width = self.project.merged_features
         heads = context_heads or next((number for number in range(7, 15) if width % number == 0), 1)

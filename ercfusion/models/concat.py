@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.layers.absent import absent_vectors, put_absent
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import Share, Space, Width
 
@@ -31,7 +32,7 @@ class Concat(Architecture):
         batch -> hidden (N, hidden), one representation (N, hidden) per modality.
     """
 
-    capabilities = Capabilities(contextual=False, causal=True)
+    capabilities = Capabilities(contextual=False, causal=True, skips=True)
 
     # Epochs are not searched: the learning rate falls to zero over training.max_epochs, so pruning could not compare
     # trials of different lengths epoch by epoch.
@@ -65,13 +66,13 @@ class Concat(Architecture):
                 for name, width in inputs.widths.items()
             }
         )
-        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in inputs.widths})
+        self.absent = absent_vectors(dict.fromkeys(inputs.widths, hidden), inputs.policy)
         self.fuse = nn.Sequential(nn.Linear(hidden * len(inputs.widths), hidden), activate(), nn.Dropout(dropout))
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode each modality and fuse them."""
         encoded: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
-            present = batch.present[:, batch.column(name), None]
-            encoded[name] = torch.where(present, encoder(batch.values(name)), self.absent[name])
+            present = batch.present[:, batch.column(name)]
+            encoded[name] = put_absent(encoder(batch.values(name)), present, self.absent, name)
         return Encoded(self.fuse(torch.cat(list(encoded.values()), dim=1)), modalities=encoded)

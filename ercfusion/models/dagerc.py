@@ -33,7 +33,7 @@ class UtteranceInput(nn.Module):
 
     def __init__(self, inputs: InputSpec, projection: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         self.out_features = self.project.merged_features
         self.activate = nn.GELU() if projection else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -90,7 +90,7 @@ class DagErc(Architecture):
         batch -> hidden (N, hidden).
     """
 
-    capabilities = Capabilities(causal=True, speakers="same_other")
+    capabilities = Capabilities(causal=True, speakers="same_other", skips=True)
 
     # Not searched: projection=0 and mlp_layers, parts of the released form.
     search_space: ClassVar[Space] = {
@@ -121,7 +121,7 @@ class DagErc(Architecture):
         input_dropout: Share = 0.1,
     ) -> None:
         super().__init__(inputs)
-        self.capabilities = replace(self.capabilities, missing_aware=projection > 0)
+        self.capabilities = replace(self.capabilities, absent="vector" if projection else "mean")
         self.hidden_size = hidden
         self.encode = UtteranceInput(inputs, projection, hidden, input_dropout)
         self.recur = DagStack(hidden, layers, (window,), attention)

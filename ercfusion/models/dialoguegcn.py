@@ -253,7 +253,7 @@ class DialogueGcn(Architecture):
         batch -> hidden (N, hidden).
     """
 
-    capabilities = Capabilities(speakers="same_other", compiles=False, compile_note=PACKED_NOTE)
+    capabilities = Capabilities(speakers="same_other", compiles=False, compile_note=PACKED_NOTE, skips=True)
 
     # Not searched: the released forms, those of eqs. 3 and 4, projection=0, bidirectional (different information).
     search_space: ClassVar[Space] = {
@@ -313,11 +313,13 @@ class DialogueGcn(Architecture):
         self.num_speakers = min(inputs.speakers, max_speakers)
         self.hidden_size = hidden
         looks_ahead = bidirectional or future != 0 or direction == "released" or nodal != "none"
-        self.capabilities = replace(self.capabilities, causal=not looks_ahead, missing_aware=projection > 0)
+        self.capabilities = replace(
+            self.capabilities, causal=not looks_ahead, absent="vector" if projection else "mean"
+        )
         if relations == "speaker_pair":
             self.capabilities = replace(self.capabilities, speakers="numbered" if self.num_speakers > 1 else "none")
         self.dropout = nn.Dropout(dropout)
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         self.fuse = self.project.mixer(dropout)
         width = self.project.merged_features
         self.lstm = PackedLSTM(width, context, layers, dropout, bidirectional=bidirectional)

@@ -59,6 +59,7 @@ class DialogueRnn(Architecture):
         speakers="same_other",
         compiles=False,
         compile_note="the recurrence loops over the utterances of the longest conversation in Python",
+        skips=True,
     )
 
     # Not searched: bidirectional and emotion_attention (different information), listener (worse in the paper, slow),
@@ -97,7 +98,9 @@ class DialogueRnn(Architecture):
     ) -> None:
         super().__init__(inputs)
         self.capabilities = replace(
-            self.capabilities, causal=not (bidirectional or emotion_attention), missing_aware=projection > 0
+            self.capabilities,
+            causal=not (bidirectional or emotion_attention),
+            absent="vector" if projection else "mean",
         )
         chances = {"dropout": dropout, "state_dropout": state_dropout, "emotion_dropout": emotion_dropout}
         for name, chance in chances.items():
@@ -107,7 +110,7 @@ class DialogueRnn(Architecture):
                 )
         self.hidden_size = hidden
         self.residual = residual
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         self.fuse = self.project.mixer(dropout)
         width = self.project.merged_features
         self.recurrence = DialogueRecurrence(

@@ -86,7 +86,7 @@ class EmoTx(Architecture):
         batch -> hidden (N, D), the mean of the class tokens; logits (N, C).
     """
 
-    capabilities = Capabilities(speakers="same_other", label_wise=True)
+    capabilities = Capabilities(speakers="same_other", label_wise=True, absent="skip", skips=True)
 
     # Not searched: causal and window (different information), speakers, norm_first and activation.
     search_space: ClassVar[Space] = {

@@ -138,7 +138,7 @@ class Lsdgnn(Architecture):
         batch -> hidden (N, hidden); the loss ``difference``.
     """
 
-    capabilities = Capabilities(speakers="same_other")
+    capabilities = Capabilities(speakers="same_other", skips=True)
 
     # Not searched: causal (different information), the windows (they define the stacks), the released forms.
     search_space: ClassVar[Space] = {
@@ -175,7 +175,7 @@ class Lsdgnn(Architecture):
         input_dropout: Share = 0.1,
     ) -> None:
         super().__init__(inputs)
-        self.capabilities = replace(self.capabilities, causal=causal, missing_aware=projection > 0)
+        self.capabilities = replace(self.capabilities, causal=causal, absent="vector" if projection else "mean")
         self.hidden_size = hidden
         self.residual = residual
         self.difference = difference

@@ -20,7 +20,7 @@ class Majority(Architecture):
         batch -> hidden (N, 1), all zero.
     """
 
-    capabilities = Capabilities(learns=False, contextual=False, causal=True)
+    capabilities = Capabilities(learns=False, contextual=False, causal=True, absent="unread", skips=True)
     hidden_size = 1
 
     def __init__(self, inputs: InputSpec) -> None:

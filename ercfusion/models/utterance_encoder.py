@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ercfusion.batch.batch import ConversationBatch, SequenceValues
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.layers.absent import absent_vectors, put_absent
 from ercfusion.layers.spectrogram import SpecAugment, SpectrogramNet, pad_sequences, pool_frames, random_crop
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import CountOrNone, NonNegative, Share, Space, Width, WidthOrNone
@@ -51,7 +52,7 @@ class UtteranceEncoder(Architecture):
         batch -> hidden (N, M * embedding); one representation (N, embedding) per modality.
     """
 
-    capabilities = Capabilities(contextual=False, causal=True)
+    capabilities = Capabilities(contextual=False, causal=True, skips=True)
 
     search_space: ClassVar[Space] = {
         "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -102,7 +103,7 @@ class UtteranceEncoder(Architecture):
                 for name, width in pooled.items()
             }
         )
-        self.absent = nn.ParameterDict({name: nn.Parameter(torch.zeros(embedding)) for name in inputs.widths})
+        self.absent = absent_vectors(dict.fromkeys(inputs.widths, embedding), inputs.policy)
 
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode each modality."""
@@ -118,10 +119,10 @@ class UtteranceEncoder(Architecture):
             else:
                 pooled = pool_frames(self.dense[name](batch.values(name))[:, None], present[:, None])
             vectors = self.project[name](pooled)
-            encoded[name] = torch.where(present[:, None], vectors, self.absent[name])
+            encoded[name] = put_absent(vectors, present, self.absent, name)
             # The norm needs float32 under autocast. Numbers of about 1 suit the classifier.
             unit = F.normalize(vectors.float() if vectors.dtype == torch.bfloat16 else vectors, dim=1)
-            scaled.append(torch.where(present[:, None], unit * vectors.shape[1] ** 0.5, self.absent[name]))
+            scaled.append(put_absent(unit * vectors.shape[1] ** 0.5, present, self.absent, name))
         return Encoded(torch.cat(scaled, dim=1), modalities=encoded)
 
     def _pooled(self, name: str, stored: SequenceValues, present: Tensor) -> Tensor:

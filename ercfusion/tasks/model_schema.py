@@ -21,6 +21,7 @@ class Inputs(Open):
     speakers: Annotated[int, Field(ge=1, le=_MOST)]
     labels: Annotated[list[Name], Field(max_length=_MOST)] = []
     dimensions: Annotated[list[Name], Field(max_length=_MOST)] = []
+    policy: Name | None = None
 
 
 class ModelConfig(Open):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
-from ercfusion._core.files import atomic_write, sha256_of
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean
+from ercfusion._core.files import atomic_write
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
-from ercfusion._core.schemas.tensors import Header, read_header, tensor_bytes
+from ercfusion._core.schemas.tensors import read_header, tensor_bytes
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
@@ -25,7 +25,9 @@ from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.views import fixed_thresholds, with_thresholds
+from ercfusion.config.missing_policies import POLICIES
 from ercfusion.layers import Standardize
+from ercfusion.layers.absent import FILLS, FillAbsent
 from ercfusion.models import ARCHITECTURES, architecture_class, build_architecture
 from ercfusion.models.base import Architecture, Encoded, Request
 from ercfusion.models.limits import allocation_limit
@@ -33,9 +35,9 @@ from ercfusion.ops.processes import standing_in
 from ercfusion.tasks.heads import Head
 from ercfusion.tasks.lent import TaskLabels, TaskRatings, label_names, rated_task
 from ercfusion.tasks.model_schema import ModelConfig
+from ercfusion.tasks.saved import DAMAGED, check_sum, check_tensors, file_state
 
 FORMAT = 1
-DAMAGED = "Copy the folder again, or train again: the file was changed or damaged."
 
 
 @dataclass
@@ -98,10 +100,13 @@ class Recognizer(nn.Module):
         label_dimension: Width of label vectors, for classifiers by similarity to label texts; see
             :func:`ercfusion.tasks.label_scores.set_label_vectors`.
         probe: Stop the gradient of the heads, so that the architecture learns from other terms of the objective.
+        policy: What the model reads in place of an absent modality, see :attr:`ercfusion.batch.InputSpec.policy`; None:
+            the policy of ``inputs``.
 
     Raises:
-        ConfigError: Duplicate task names, options that need unimodal heads without them (or the reverse), or a first
-            task that the architecture cannot represent label by label.
+        ConfigError: Duplicate task names, options that need unimodal heads without them (or the reverse), a first task
+            that the architecture cannot represent label by label, an unknown policy, or ``skip`` for an architecture
+            that cannot.
     """
 
     def __init__(
@@ -117,8 +122,14 @@ class Recognizer(nn.Module):
         label_dimension: int | None = None,
         probe: bool = False,
         others: Sequence[TaskSpec] = (),
+        policy: str | None = None,
     ) -> None:
         super().__init__()
+        if policy is not None:
+            inputs = replace(inputs, policy=policy)
+        if inputs.policy is not None and inputs.policy not in POLICIES:
+            advice = did_you_mean(inputs.policy, POLICIES)
+            raise ConfigError(f"missing.policy: {inputs.policy!r} is not a policy. {advice}")
         if len({task.name, *(other.name for other in others)}) <= len(others):
             names = ", ".join([task.name, *(other.name for other in others)])
             raise ConfigError(f"two tasks have one name: {names}. Name each task once.")
@@ -147,6 +158,13 @@ class Recognizer(nn.Module):
         self.task = task
         self.standardize = Standardize(inputs.widths)
         self.architecture = build_architecture(architecture, inputs, options)
+        can = self.architecture.capabilities
+        if inputs.policy == "skip" and not can.skips:
+            raise ConfigError(
+                f"missing.policy=skip: {self.config['architecture']} cannot leave absent modalities out. Choose "
+                f"{', '.join(FILLS)}."
+            )
+        self.fill = FillAbsent(inputs.widths, inputs.policy, trained=can.learns) if inputs.policy in FILLS else None
         if self.architecture.capabilities.needs_unimodal and not unimodal:
             raise ConfigError(
                 f"with these options parts of {self.config['architecture']} learn only from a classifier per modality. "
@@ -227,7 +245,7 @@ class Recognizer(nn.Module):
     def forward(self, batch: ConversationBatch) -> Recognized:
         """Logits of the N utterances of ``batch``."""
         self.architecture.check_inputs(batch)
-        batch = self.standardize.forward(batch)
+        batch = self.prepared(batch)
         with standing_in() if batch.stand_in else nullcontext():
             encoded = self.architecture(batch, **self.lent())
         read = _without_gradient if self.probe else _unchanged
@@ -242,6 +260,35 @@ class Recognizer(nn.Module):
         own = logits(self)
         others = {name: logits(self.heads(name)) for name in self.others}
         return Recognized(own.logits, encoded, own.unimodal, others)
+
+    def prepared(self, batch: ConversationBatch) -> ConversationBatch:
+        """The batch as the architecture reads it: standardised, and filled if the policy does so."""
+        batch = self.standardize.forward(batch)
+        return batch if self.fill is None else self.fill(batch, self.standardize.apply_to)
+
+    @property
+    def policy(self) -> str | None:
+        """See :attr:`ercfusion.batch.InputSpec.policy`."""
+        return self.inputs.policy
+
+    def with_policy(self, policy: str | None) -> Recognizer:
+        """A copy with another policy, in eval mode, with the same trained values.
+
+        Raises:
+            ConfigError: The policy needs vectors that were not trained, or the architecture cannot skip.
+        """
+        config = {**self.config, "inputs": replace(self.inputs, policy=policy).to_dict()}
+        with torch.random.fork_rng(devices=[]):
+            other = _from_config(config, architecture_class(config["architecture"]))
+        state, expected = self.state_dict(), other.state_dict()
+        if untrained := sorted(expected.keys() - state.keys()):
+            raise ConfigError(
+                f"missing.policy={'null' if policy is None else policy}: the model was trained with missing.policy="
+                f"{'null' if self.policy is None else self.policy} and has no vectors for it ({untrained[0]}). Choose "
+                "another policy, or train with this one."
+            )
+        other.load_state_dict({name: value for name, value in state.items() if name in expected})
+        return other.to(next(self.parameters()).device).eval()
 
     def lent(self) -> dict[str, Any]:
         """Functions and objects requested by the architecture (:attr:`Capabilities.asks`) by name."""
@@ -351,7 +398,7 @@ class Recognizer(nn.Module):
             with atomic_write(folder / "config.json") as stream:
                 stream.write(json.dumps({**self.config, "files": files, **more}, indent=2) + "\n")
 
-        before = _file_state(weights)
+        before = file_state(weights)
         if before is not None:
             describe(before={weights.name: before})
         with atomic_write(weights, "wb") as stream:
@@ -385,7 +432,7 @@ class Recognizer(nn.Module):
             raise failure(RunError, where, f": format {shown(version)}; this version reads {FORMAT}", advice)
         check(config, ModelConfig, where, advice=DAMAGED)
         tensors = read_header(weights, advice=DAMAGED)
-        _check_sum(config, weights)
+        check_sum(config, weights)
         try:
             architecture = architecture_class(config["architecture"])
         except ConfigError as error:
@@ -394,21 +441,10 @@ class Recognizer(nn.Module):
         most = 8 * weights.stat().st_size + (512 << 20)
         try:
             with allocation_limit(config["architecture"], most):
-                recognizer = Recognizer(
-                    architecture,
-                    InputSpec.from_dict(config["inputs"]),
-                    TaskSpec.from_dict(config["task"]),
-                    config["options"],
-                    unimodal=config["unimodal"],
-                    label_smoothing=config["label_smoothing"],
-                    regression_loss=config["regression_loss"],
-                    label_dimension=config.get("label_dimension"),
-                    probe=config["probe"],
-                    others=[TaskSpec.from_dict(other) for other in config.get("others", [])],
-                )
+                recognizer = _from_config(config, architecture)
         except ErcfusionError as error:
             raise failure(RunError, where, f": {error}", DAMAGED) from error
-        _check_tensors(recognizer, tensors, weights)
+        check_tensors(recognizer.state_dict(), tensors, weights)
         try:
             recognizer.load_state_dict(load_file(weights))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -416,31 +452,20 @@ class Recognizer(nn.Module):
         return recognizer.eval()
 
 
-def _file_state(path: Path) -> dict[str, Any] | None:
-    """Size and checksum of a file, or None."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)} if path.is_file() else None
-
-
-def _check_sum(config: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`RunError` unless the checksum of the tensors is in the configuration."""
-    known = [config[name][path.name] for name in ("files", "before") if path.name in config.get(name, {})]
-    if _file_state(path) not in known:
-        raise failure(RunError, path, " was changed or damaged: config.json has another checksum of it", DAMAGED)
-
-
-def _check_tensors(recognizer: Recognizer, tensors: Mapping[str, Header], path: Path) -> None:
-    """Raise :class:`RunError` unless a file contains the tensors of a model, by name and shape."""
-    expected = {name: list(value.shape) for name, value in recognizer.state_dict().items()}
-    for name in dict.fromkeys([*expected, *tensors]):
-        if name not in tensors or name not in expected:
-            problem = f"the tensor {shown(name)} is {'missing' if name not in tensors else 'unknown'}"
-        elif tensors[name].shape != expected[name]:
-            problem = (
-                f"the tensor {shown(name)} is {shown(tensors[name].shape)}, but {shown(expected[name])} is expected"
-            )
-        else:
-            continue
-        raise failure(RunError, path, f" does not fit its config.json: {problem}", DAMAGED)
+def _from_config(config: Mapping[str, Any], architecture: type[Architecture]) -> Recognizer:
+    """An untrained recognizer with the configuration of another one."""
+    return Recognizer(
+        architecture,
+        InputSpec.from_dict(config["inputs"]),
+        TaskSpec.from_dict(config["task"]),
+        config["options"],
+        unimodal=config["unimodal"],
+        label_smoothing=config["label_smoothing"],
+        regression_loss=config["regression_loss"],
+        label_dimension=config.get("label_dimension"),
+        probe=config["probe"],
+        others=[TaskSpec.from_dict(other) for other in config.get("others", [])],
+    )
 
 
 class _ZeroGradient(torch.autograd.Function):

@@ -175,6 +175,7 @@ def untrained(config: Config, train_store: ConversationStore) -> Recognizer:
         regression_loss=objective.regression_loss,
         label_dimension=dimension,
         probe=objective.probe,
+        policy=config.missing.policy,
     )
     if vectors:
         set_label_vectors(recognizer, vectors)

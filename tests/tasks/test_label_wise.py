@@ -36,7 +36,7 @@ class PerLabel(Architecture):
         second: Also learn a second reading.
     """
 
-    capabilities = Capabilities(contextual=False, causal=True, missing_aware=False, asks=("labels",), label_wise=True)
+    capabilities = Capabilities(contextual=False, causal=True, absent="mean", asks=("labels",), label_wise=True)
     loss_weights = MappingProxyType({"first": 0.25, "second": 2.0, "task": 0.0})
 
     def __init__(self, inputs: InputSpec, *, width: int = 8, second: bool = True) -> None:

@@ -22,7 +22,7 @@ from ercfusion.testing import CHECKS, check_finite, check_model, make_task, with
 class Sound(Architecture):
     """Two layers on one utterance; the base of everything faulty here."""
 
-    capabilities = Capabilities(contextual=False, causal=True, missing_aware=False)
+    capabilities = Capabilities(contextual=False, causal=True, absent="mean")
 
     def __init__(self, inputs: InputSpec, *, hidden: int = 64) -> None:
         super().__init__(inputs)
@@ -129,7 +129,7 @@ class IgnoresDrop(Sound):
 
 
 class Unaware(Sound):
-    capabilities = replace(Sound.capabilities, missing_aware=True)
+    capabilities = replace(Sound.capabilities, absent="vector")
 
 
 class SecretlyAware(Sound):

@@ -261,6 +261,19 @@ def test_inputs_are_standardised_if_asked_for() -> None:
         assert not torch.allclose(states["true"][name], plain), name
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_policy_for_absent_modalities_is_trained_and_saved(tmp_path: Path) -> None:
+    record = train(
+        tmp_path / "run", "model=concat", "data=demo/missing", "missing.policy=learned", "training.max_epochs=1"
+    )
+    recognizer = Recognizer.from_pretrained(tmp_path / "run" / "model")
+    assert record["config"]["missing"]["policy"] == recognizer.policy == "learned"
+    assert recognizer.fill is not None
+    assert all(vector.abs().max() > 0 for vector in recognizer.fill.vectors.values())
+    assert initial("data=demo", "missing.policy=zero").policy == "zero"
+    assert initial("data=demo").policy is None
+
+
 class _CaughtError(Exception):
     """Stops a run where what it is made with has been seen."""
 
