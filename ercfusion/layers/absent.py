@@ -1,4 +1,4 @@
-"""Absent modalities: values in their place, or layers that leave them out.
+"""Absent modalities: values in their place, or layers without them.
 
 M modalities, N utterances of the batch.
 """

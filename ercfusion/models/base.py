@@ -155,7 +155,8 @@ class Capabilities:
         causal: Never reads later utterances.
         absent: What it reads in place of an absent modality, without a policy: a learned ``vector`` of its own, the
             ``mean`` of train (zeros), nothing (``skip``), or nothing of any modality (``unread``).
-        skips: Leaves absent modalities out of sums, attention and graphs if :attr:`InputSpec.policy` is ``skip``.
+        skips: With the policy ``skip`` absent modalities enter no sum, attention or graph; see
+            :attr:`InputSpec.policy`.
         speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
             first appearance).
         needs_unimodal: Parts of it learn only from the objective term ``unimodal``.

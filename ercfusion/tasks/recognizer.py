@@ -139,7 +139,7 @@ class Recognizer(nn.Module):
         self.task_ratings = TaskRatings(rated_task([task, *others]))
         if "ratings" in declared.asks:
             inputs = replace(inputs, dimensions=self.task_ratings.task.output_names)
-        self.config = {
+        self.config: dict[str, Any] = {
             "format": FORMAT,
             "architecture": ARCHITECTURES.name_of(architecture),
             "options": dict(options or {}),
@@ -161,7 +161,7 @@ class Recognizer(nn.Module):
         can = self.architecture.capabilities
         if inputs.policy == "skip" and not can.skips:
             raise ConfigError(
-                f"missing.policy=skip: {self.config['architecture']} cannot leave absent modalities out. Choose "
+                f"missing.policy=skip: {self.config['architecture']} cannot skip absent modalities. Choose "
                 f"{', '.join(FILLS)}."
             )
         self.fill = FillAbsent(inputs.widths, inputs.policy, trained=can.learns) if inputs.policy in FILLS else None

@@ -19,7 +19,7 @@ TASK = make_task()
 
 
 class Own(Architecture):
-    """Reads the features, and cannot leave one out."""
+    """Reads the features and cannot skip one."""
 
     capabilities = Capabilities(contextual=False, causal=True, absent="mean")
     hidden_size = sum(WIDTHS.values())
@@ -78,7 +78,9 @@ def test_policies_are_those_of_the_list():
 
 
 def test_skip_needs_an_architecture_that_can():
-    with pytest.raises(ConfigError, match=r"policy=skip: .*Own cannot leave .* out\. Choose zero, mean, learned\."):
+    with pytest.raises(
+        ConfigError, match=r"policy=skip: .*Own cannot skip absent modalities\. Choose zero, mean, learned\."
+    ):
         built("skip", Own)
     assert built("mean", Own).policy == "mean"
 
