@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from ercfusion._core.errors import BatchError, CorpusFormatError
+from ercfusion._core.errors import BatchError, ConfigError, CorpusFormatError
 from ercfusion.config.missing_laws import parse
-from ercfusion.data import Conversation, ConversationStore, FeatureTable, Target, TaskSpec, Turn, get_schema
+from ercfusion.data import (
+    Conversation,
+    ConversationBatch,
+    ConversationStore,
+    FeatureTable,
+    Target,
+    TaskSpec,
+    Turn,
+    get_schema,
+)
 from ercfusion.data.store import encode_targets
 from ercfusion.testing import make_task, random_conversations, random_store, random_tables
 
@@ -235,3 +246,129 @@ def test_present_is_that_of_the_batches(text: str) -> None:
         assert hidden.present.tolist() == batches.tolist()
         assert [column.tolist() for column in hidden.seen.values()] == batches.T.tolist()
         assert tuple(hidden.seen) == hidden.inputs.modalities
+
+
+LAWS = (
+    "pattern:text",
+    "patterns:0.7",
+    "rate:0.5",
+    "rmm:0.5",
+    "rmfm",
+    "rmfm-released",
+    "tmfm:0.4",
+    "stmfm:0.5",
+    "block:0.5",
+)
+
+
+def assert_equal_batches(first: ConversationBatch, second: ConversationBatch) -> None:
+    assert first.ids == second.ids
+    assert torch.equal(first.present, second.present)
+    for name in first.modalities:
+        assert torch.equal(first.values(name), second.values(name))
+    for name in first.sequences:
+        one, other = first.sequence(name), second.sequence(name)
+        assert torch.equal(one.offsets, other.offsets)
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.places, other.places)
+
+
+@pytest.mark.parametrize("text", LAWS)
+def test_holes_are_the_same_in_every_batch(text: str) -> None:
+    store = random_store((1, 4, 9, 2, 14, 30), steps={"audio": 6}, absent=0.2)
+    law = parse(text)
+    hidden = store.hidden(law, 0, "test")
+    whole = hidden.batch(range(len(store)))
+    assert (whole.present != store.batch(range(len(store))).present).any()
+    for size in (1, 2, 4):
+        batches = list(hidden.batches(size))
+        assert torch.equal(torch.cat([batch.present for batch in batches]), whole.present)
+        for name in store.inputs.modalities:
+            assert torch.equal(torch.cat([batch.values(name) for batch in batches]), whole.values(name))
+        steps = [batch.sequence("audio") for batch in batches]
+        assert torch.equal(torch.cat([one.values for one in steps]), whole.sequence("audio").values)
+        assert torch.equal(torch.cat([one.places for one in steps]), whole.sequence("audio").places)
+    # The same as hiding in the batch itself.
+    assert hidden.holes is not None
+    assert_equal_batches(store.batch(range(len(store))).hide(hidden.holes.drop, hidden.holes.steps), whole)
+    # The same in another process, whatever was drawn before.
+    torch.manual_seed(int(torch.randint(1000, (1,))))
+    state = torch.get_rng_state()
+    assert_equal_batches(store.hidden(law, 0, "test").batch([5, 2]), hidden.batch([5, 2]))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("text", LAWS)
+def test_holes_do_not_depend_on_orders(text: str) -> None:
+    conversations = random_conversations((1, 4, 9, 2, 14, 30))
+    tables = random_tables(conversations, steps={"audio": 6}, absent=0.2)
+    law, order = parse(text), [3, 0, 5, 1, 4, 2]
+    hidden = ConversationStore(conversations, tables, []).hidden(law, 0, "test")
+    swapped = ConversationStore([conversations[b] for b in order], tables[::-1], []).hidden(law, 0, "test")
+    first, second = hidden.batch(order), swapped.batch(range(6))
+    assert torch.equal(first.present, second.present.flip(1))
+    assert first.ids == second.ids
+    for name in first.modalities:
+        assert torch.equal(first.values(name), second.values(name))
+    assert torch.equal(first.sequence("audio").places, second.sequence("audio").places)
+
+
+def test_holes_depend_on_seed_split_and_law() -> None:
+    store = random_store((30, 40))
+    seen = []
+    for arguments in ((0, "test"), (1, "test"), (0, "dev"), (-1, "test"), (2**63, "test")):
+        for text in ("rate:0.5", "rate:0.50", "rmm:0.5", "rate:0.51"):
+            holes = store.hidden(parse(text), *arguments).holes
+            assert holes is not None
+            seen.append(holes.drop)
+    different = {tuple(drop.flatten().tolist()) for drop in seen}
+    assert len(different) == 15  # rate:0.5 and rate:0.50 are one law
+
+
+def test_models_with_fewer_modalities_see_the_same_holes() -> None:
+    conversations = random_conversations((9, 30))
+    tables = random_tables(conversations)
+    for text in ("rmm:0.5", "rmfm", "block:0.5", "tmfm:0.5"):
+        both, text_only = (
+            ConversationStore(conversations, chosen, []).hidden(parse(text), 0, "test").holes
+            for chosen in (tables, tables[:1])
+        )
+        assert both is not None
+        assert text_only is not None
+        assert torch.equal(both.drop[:, :1], text_only.drop)
+
+
+def test_a_hidden_split_shares_its_features() -> None:
+    store = random_store((4, 9), steps={"audio": 6})
+    content = {name: value.clone() for name, value in store.features.items()}
+    hidden = store.hidden(parse("rmfm:0.5"), 0, "test")
+    list(hidden.batches(1))
+    assert hidden.features is store.features
+    assert hidden.sequences is store.sequences
+    assert hidden.targets is store.targets
+    assert store.holes is None
+    assert all(torch.equal(store.features[name], content[name]) for name in content)
+    # Another law is one of the complete split.
+    again = hidden.hidden(parse("none"), 0, "test")
+    assert_equal_batches(again.batch([0, 1]), store.batch([0, 1]))
+    assert_equal_batches(hidden.hidden(parse("rate:0"), 0, "test").batch([1]), store.batch([1]))
+    with pytest.raises(ConfigError, match=r"no modality 'gait' here, only text, audio, visual"):
+        store.hidden(parse("pattern:gait"), 0, "test")
+
+
+def test_a_stored_nan_of_a_hidden_value_reaches_nothing() -> None:
+    conversations = random_conversations((20, 30))
+    tables = random_tables(conversations, steps={"audio": 6})
+    law = parse("rmfm:0.5")
+    clean = ConversationStore(conversations, tables, []).hidden(law, 0, "test")
+    assert clean.holes is not None
+    spoiled = ConversationStore(conversations, tables, []).hidden(law, 0, "test")
+    stored = spoiled.sequences["audio"]
+    stored.values[clean.holes.steps["audio"]] = math.nan
+    spoiled.features["audio"] = stored.means()
+    for number, name in enumerate(("text", "audio", "visual")):
+        if name != "audio":
+            spoiled.features[name][clean.holes.drop[:, number]] = math.nan
+    assert spoiled.features["audio"].isnan().any()
+    for first, second in zip(clean.batches(1), spoiled.batches(1), strict=True):
+        assert_equal_batches(first, second)
