@@ -57,12 +57,13 @@ class Case:
         if isinstance(model, str) and ":" in model:
             import_modules([model.partition(":")[0]])
 
-    def build(self, dtype: torch.dtype = torch.float32) -> Recognizer:
-        """In train mode, with statistics of random training data."""
+    def build(self, dtype: torch.dtype = torch.float32, *, steps: Mapping[str, int] | None = None) -> Recognizer:
+        """In train mode, with statistics of random training data; ``steps`` as in :func:`random_tables`."""
         torch.manual_seed(0)
-        inputs = InputSpec(WIDTHS, speakers=2)
+        steps = steps or {}
+        inputs = InputSpec(WIDTHS, dict.fromkeys(steps, "sequence"), speakers=2)
         recognizer = Recognizer(self.model, inputs, self.task, self.options, unimodal=self.unimodal)
-        recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, seed=7))
+        recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, steps=steps, seed=7))
         return recognizer.to(dtype).train()
 
     def batch(self, lengths: Sequence[int] = LENGTHS, **arguments: Any) -> ConversationBatch:

@@ -10,10 +10,9 @@ feed it small random batches with three modalities, and raise :class:`AssertionE
 
 from __future__ import annotations
 
-import copy
 import functools
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,22 @@ from torch import Tensor
 from ercfusion._core.errors import BatchError, RunError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.task import TaskSpec
-from ercfusion.tasks.recognizer import Recognized, Recognizer
+from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.testing.assertions import (
+    assert_all_finite,
+    assert_close,
+    assert_equal,
+    assert_finite,
+    assert_raises,
+    outputs_of,
+)
 from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, take
 from ercfusion.testing.case import CHECKS, Case, Model, requirement, without_dropout
+from ercfusion.testing.missing import evidence, hidden_steps
 
 SHIFT_INVARIANT = ("key.bias",)
 """Endings of names of parameters with zero gradient by theory: softmax is invariant to a constant added to all scores.
 """
-
-TOLERANCE = 1e-9
-"""Largest difference due to rounding, in double precision."""
 
 OVERFIT_STEPS = 400
 
@@ -97,10 +102,10 @@ def check_finite(case: Case) -> None:
         width = recognizer.architecture.hidden_size
         hidden = tuple(recognized.encoded.hidden.shape)
         assert hidden == (batch.num_utterances, width), f"hidden has shape {hidden}, but hidden_size is {width}"
-        for name, value in _results(recognized).items():
+        for name, value in outputs_of(recognized).items():
             assert len(value) == batch.num_utterances, f"{name} has {len(value)} rows for {batch.num_utterances}"
-            _assert_finite(value, f"{name} in {'train' if training else 'eval'} mode")
-        _assert_finite(case.loss(recognizer, recognized, batch), "the loss")
+            assert_finite(value, f"{name} in {'train' if training else 'eval'} mode")
+        assert_finite(case.loss(recognizer, recognized, batch), "the loss")
 
 
 @requirement("gradients")
@@ -113,7 +118,7 @@ def check_gradients(case: Case) -> None:
     assert isinstance(recognizer, Recognizer)
     gradients = case.gradients(recognizer, case.batch())
     for name, gradient in gradients.items():
-        _assert_finite(gradient, f"the gradient of {name}")
+        assert_finite(gradient, f"the gradient of {name}")
         if recognizer.architecture.capabilities.learns and not name.endswith(SHIFT_INVARIANT):
             assert gradient.abs().max() > 0, f"the gradient of {name} is zero throughout"
 
@@ -158,18 +163,18 @@ def check_batch_invariance(case: Case) -> None:
     recognizer = case.build(torch.float64).eval()
     batch = case.batch(dtype=torch.float64)
     with torch.no_grad():
-        together = _results(recognizer(batch))
+        together = outputs_of(recognizer(batch))
         order = [(2 * b + 3) % batch.num_conversations for b in range(batch.num_conversations)]
         assert sorted(order) == list(range(batch.num_conversations))
-        shuffled = _results(recognizer(take(batch, order)))
+        shuffled = outputs_of(recognizer(take(batch, order)))
         for name, value in together.items():
             parts = value.split(batch.packing.lengths)
-            _assert_close(shuffled[name], torch.cat([parts[b] for b in order]), f"{name} in another order of the batch")
+            assert_close(shuffled[name], torch.cat([parts[b] for b in order]), f"{name} in another order of the batch")
         for b, length in enumerate(batch.packing.lengths):
-            single = _results(recognizer(take(batch, [b])))
+            single = outputs_of(recognizer(take(batch, [b])))
             for name, value in single.items():
                 expected = together[name].split(batch.packing.lengths)[b]
-                _assert_close(value, expected, f"{name} of a conversation of {length}, on its own and in a batch")
+                assert_close(value, expected, f"{name} of a conversation of {length}, on its own and in a batch")
 
 
 @requirement("small_batches")
@@ -179,9 +184,9 @@ def check_small_batches(case: Case) -> None:
     for training, lengths in ((True, [6]), (False, [6]), (False, [1])):
         batch = case.batch(lengths)
         recognized = recognizer.train(training)(batch)
-        _assert_finite(recognized.logits, f"logits of conversations of lengths {lengths}")
-        _assert_finite(case.loss(recognizer, recognized, batch), f"the loss of conversations of lengths {lengths}")
-    _assert_all_finite(case.gradients(recognizer.train(), case.batch([6])), "with one conversation")
+        assert_finite(recognized.logits, f"logits of conversations of lengths {lengths}")
+        assert_finite(case.loss(recognizer, recognized, batch), f"the loss of conversations of lengths {lengths}")
+    assert_all_finite(case.gradients(recognizer.train(), case.batch([6])), "with one conversation")
 
 
 @requirement("single_utterance_training")
@@ -189,8 +194,8 @@ def check_single_utterance_training(case: Case) -> None:
     """A batch of a single utterance can be trained on."""
     recognizer = case.build()
     batch = case.batch([1], absent=0.0)
-    _assert_finite(recognizer(batch).logits, "logits of a single utterance in train mode")
-    _assert_all_finite(case.gradients(recognizer, batch), "with a single utterance")
+    assert_finite(recognizer(batch).logits, "logits of a single utterance in train mode")
+    assert_all_finite(case.gradients(recognizer, batch), "with a single utterance")
 
 
 @requirement("many_speakers")
@@ -199,8 +204,8 @@ def check_many_speakers(case: Case) -> None:
     recognizer = case.build()
     batch = case.batch((14, 3), speakers=9)
     assert int(batch.speaker.max()) == 8, "the check's own batch is wrong"
-    _assert_finite(recognizer.eval()(batch).logits, "logits with nine speakers")
-    _assert_all_finite(case.gradients(recognizer.train(), batch), "with nine speakers")
+    assert_finite(recognizer.eval()(batch).logits, "logits with nine speakers")
+    assert_all_finite(case.gradients(recognizer.train(), batch), "with nine speakers")
 
 
 @requirement("absent_content")
@@ -217,25 +222,18 @@ def check_absent_content(case: Case) -> None:
     generator = torch.Generator().manual_seed(5)
     hidden = batch.hide(torch.rand(batch.available.shape, generator=generator) < 0.3)
     for kind, tested in (("absent", batch), ("dropped", hidden)):
-        expected = _evidence(case, recognizer, fill_absent(tested, 0.0))
-        _assert_all_finite(expected, f"with zeros in a modality that is {kind}")
+        expected = evidence(case, recognizer, fill_absent(tested, 0.0))
+        assert_all_finite(expected, f"with zeros in a modality that is {kind}")
         for content in (float("nan"), float("inf"), 1e30):
-            results = _evidence(case, recognizer, fill_absent(tested, content))
+            results = evidence(case, recognizer, fill_absent(tested, content))
             for name, value in results.items():
-                _assert_equal(value, expected[name], f"{name} with {content} instead of 0 in a modality that is {kind}")
-    removed = _evidence(case, recognizer, replace(hidden, available=hidden.present, drop=None))
-    for name, value in _evidence(case, recognizer, hidden).items():
-        _assert_equal(value, removed[name], f"{name} with modalities dropped instead of absent")
+                assert_equal(value, expected[name], f"{name} with {content} instead of 0 in a modality that is {kind}")
+    removed = evidence(case, recognizer, replace(hidden, available=hidden.present, drop=None))
+    for name, value in evidence(case, recognizer, hidden).items():
+        assert_equal(value, removed[name], f"{name} with modalities dropped instead of absent")
 
 
-def _evidence(case: Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
-    """Outputs and gradients, with the same dropout in every call."""
-    recognizer = copy.deepcopy(recognizer).eval()  # a copy, because forward passes change running statistics
-    with torch.no_grad():
-        results = _results(recognizer(batch))
-    torch.manual_seed(1)
-    gradients = case.gradients(recognizer.train(), batch)
-    return results | {f"gradient of {name}": value for name, value in gradients.items()}
+check_hidden_steps = requirement("hidden_steps")(hidden_steps)
 
 
 @requirement("missing_aware")
@@ -262,7 +260,7 @@ def check_missing_aware(case: Case) -> None:
                     f"declared missing-aware, but absent {name} gives the result of zeros"
                 )
             else:
-                _assert_equal(absent, present, f"not declared missing-aware; logits with {name} absent or zero")
+                assert_equal(absent, present, f"not declared missing-aware; logits with {name} absent or zero")
 
 
 @requirement("context")
@@ -283,14 +281,14 @@ def check_context(case: Case) -> None:
         future = recognizer(_mix(batch, other, position > t)).logits
         past = recognizer(_mix(batch, other, position < t)).logits
         if capabilities.causal:
-            _assert_equal(future[position <= t], before[position <= t], "logits after a change of the future")
+            assert_equal(future[position <= t], before[position <= t], "logits after a change of the future")
             cut = recognizer(take(batch, range(batch.num_conversations), turns=t + 1)).logits
-            _assert_close(cut, before[position <= t], "logits after the future was cut off")
+            assert_close(cut, before[position <= t], "logits after the future was cut off")
         if not capabilities.contextual:
-            _assert_equal(future[position == t], before[position == t], "logits after a change of other utterances")
-            _assert_equal(past[position == t], before[position == t], "logits after a change of other utterances")
+            assert_equal(future[position == t], before[position == t], "logits after a change of other utterances")
+            assert_equal(past[position == t], before[position == t], "logits after a change of other utterances")
             single = recognizer(_as_single_utterances(batch)).logits
-            _assert_close(single, before, "logits of each utterance as a conversation of its own")
+            assert_close(single, before, "logits of each utterance as a conversation of its own")
             return
         assert not torch.equal(past[position == t], before[position == t]), (
             "declared contextual, but a change of all earlier utterances changes nothing"
@@ -336,10 +334,10 @@ def check_speakers(case: Case) -> None:
         after |= {"swapped": recognizer(swapped).logits, "moved": recognizer(moved).logits}
     if declared == "none":
         for name, value in after.items():
-            _assert_equal(value, before, f"logits after a change of speakers ({name})")
+            assert_equal(value, before, f"logits after a change of speakers ({name})")
     elif declared == "same_other":
         for name in ("swapped", "moved"):
-            _assert_equal(after[name], before, f"logits after a renumbering of the speakers ({name})")
+            assert_equal(after[name], before, f"logits after a renumbering of the speakers ({name})")
         assert not torch.equal(after["others"], before), "declared to use speakers, but other speakers change nothing"
     else:
         assert declared == "numbered", f"capabilities.speakers is {declared!r}"
@@ -359,16 +357,16 @@ def check_pretrained(case: Case) -> None:
         torch.manual_seed(99)
         loaded = Recognizer.from_pretrained(folder)
         assert not loaded.training, "from_pretrained returned a recognizer in train mode"
-        expected = _results(recognizer.eval()(batch))
-        for name, value in _results(loaded(batch)).items():
-            _assert_equal(value, expected[name], f"{name} after saving and loading")
+        expected = outputs_of(recognizer.eval()(batch))
+        for name, value in outputs_of(loaded(batch)).items():
+            assert_equal(value, expected[name], f"{name} after saving and loading")
         for name in ("model.safetensors", "config.json"):
             content = (folder / name).read_bytes()
             (folder / name).write_bytes(content[: len(content) // 2])
             load = functools.partial(Recognizer.from_pretrained, folder)
-            _assert_raises(RunError, load, f"half of {name} was loaded", name)
+            assert_raises(RunError, load, f"half of {name} was loaded", name)
             (folder / name).unlink()
-            _assert_raises(RunError, load, f"loaded without {name}", name)
+            assert_raises(RunError, load, f"loaded without {name}", name)
             (folder / name).write_bytes(content)
 
 
@@ -381,13 +379,13 @@ def check_autocast(case: Case) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         recognized = recognizer(batch)
         loss = case.loss(recognizer, recognized, batch)
-    _assert_finite(recognized.logits, "logits under autocast")
-    _assert_finite(loss, "the loss under autocast")
+    assert_finite(recognized.logits, "logits under autocast")
+    assert_finite(loss, "the loss under autocast")
     assert loss.dtype == torch.float32, f"the loss is {loss.dtype} under autocast: sums in it lose precision"
     loss.backward()
     for name, parameter in recognizer.named_parameters():
         assert parameter.grad is not None, f"the parameter {name} gets no gradient under autocast"
-        _assert_finite(parameter.grad, f"the gradient of {name} under autocast")
+        assert_finite(parameter.grad, f"the gradient of {name} under autocast")
 
 
 @requirement("compile")
@@ -405,7 +403,7 @@ def check_compile(case: Case) -> None:
         for lengths in (LENGTHS, (3, 7), (5,)):
             batch = case.batch(lengths)
             expected = recognizer(batch).logits
-            _assert_close(compiled(batch).logits, expected, f"compiled logits, lengths {lengths}", 1e-5)
+            assert_close(compiled(batch).logits, expected, f"compiled logits, lengths {lengths}", 1e-5)
     torch.compiler.reset()
 
 
@@ -426,49 +424,4 @@ def check_inputs(case: Case) -> None:
         # An architecture is also used without a recognizer.
         for who, module in (("recognizer", recognizer), ("architecture", recognizer.architecture)):
             run = functools.partial(module, batch)
-            _assert_raises(BatchError, run, f"the {who} accepted {what}", *mentions)
-
-
-# Assertions with a message
-
-
-def _results(recognized: Recognized) -> dict[str, Tensor]:
-    """All results with one row per utterance."""
-    results = {"logits": recognized.logits, "hidden": recognized.encoded.hidden}
-    results |= {f"representation {name!r}": value for name, value in recognized.encoded.modalities.items()}
-    return results | {f"unimodal logits {name!r}": value for name, value in recognized.unimodal.items()}
-
-
-def _assert_finite(value: Tensor, what: str) -> None:
-    count = int((~value.isfinite()).sum())
-    assert count == 0, f"{what}: {count} of {value.numel()} numbers are not finite"
-
-
-def _assert_all_finite(values: Mapping[str, Tensor], when: str) -> None:
-    for name, value in values.items():
-        _assert_finite(value, f"{name} {when}")
-
-
-def _assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == expected.shape, f"{what}: shapes {tuple(actual.shape)} and {tuple(expected.shape)}"
-    worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
-    assert worst <= tolerance, f"{what}: differ by up to {worst:.3g} (allowed: {tolerance:g})"
-
-
-def _assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
-    if not torch.equal(actual, expected):
-        worst = float((actual - expected).abs().nan_to_num(float("inf")).max())
-        raise AssertionError(f"{what}: not the same, differ by up to {worst:.3g}")
-
-
-def _assert_raises(kind: type[Exception], action: Callable[[], object], otherwise: str, *mentions: str) -> None:
-    try:
-        action()
-    except kind as error:
-        missing = [word for word in mentions if word not in str(error)]
-        if missing:
-            raise AssertionError(f"the {kind.__name__} does not mention {missing[0]!r}: {error}") from error
-        return
-    except Exception as error:
-        raise AssertionError(f"{type(error).__name__} instead of {kind.__name__}: {error}") from error
-    raise AssertionError(otherwise)
+            assert_raises(BatchError, run, f"the {who} accepted {what}", *mentions)

@@ -123,6 +123,21 @@ class Multiplying(Sound):
         return torch.cat([v * present[:, m, None] for m, v in enumerate(batch.features.values())], 1)
 
 
+class CountsSteps(Sound):
+    """Uses the number of steps of a sequence, also if the modality is absent."""
+
+    def read(self, batch: ConversationBatch) -> Tensor:
+        return super().read(batch) * (1 + batch.sequence("audio").offsets.diff()[:, None])
+
+
+class ReadsStored(Sound):
+    """Reads stored means, hidden steps included."""
+
+    def read(self, batch: ConversationBatch) -> Tensor:
+        stored = batch.features["audio"].sum(1, keepdim=True)
+        return super().read(batch) + 1e-3 * stored
+
+
 class IgnoresDrop(Sound):
     def read(self, batch: ConversationBatch) -> Tensor:
         return super().read(replace(batch, drop=None))
@@ -244,6 +259,8 @@ FAULTS: list[tuple[str, type[Sound], str]] = [
     ("many_speakers", Embedded, "raised IndexError"),
     ("absent_content", Multiplying, "with nan instead of 0 in a modality that is absent"),
     ("absent_content", IgnoresDrop, "in a modality that is dropped"),
+    ("hidden_steps", CountsSteps, "logits with all steps hidden instead of the modality dropped"),
+    ("hidden_steps", ReadsStored, "numbers are not finite"),
     ("missing_aware", Unaware, "absent text gives the result of zeros"),
     ("missing_aware", SecretlyAware, "not declared missing-aware"),
     ("context", Reverse, "logits after a change of the future"),
