@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,10 @@ def test_random_crops_are_stretches_of_the_whole() -> None:
     one = random_crop(stored, 4).values
     torch.manual_seed(3)
     assert torch.equal(random_crop(stored, 4).values, one)
+    assert random_crop(stored, 4).positions is None
+    torch.manual_seed(3)
+    cropped = random_crop(replace(stored, positions=torch.arange(36)), 4)
+    assert torch.equal(stored.values[cropped.places], one)
 
 
 # Augmentation

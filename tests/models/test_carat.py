@@ -348,6 +348,20 @@ def test_later_steps_share_the_last_position() -> None:
     torch.testing.assert_close(x[:6], steps.norm(projected + positions))  # type: ignore[operator]
 
 
+def test_steps_keep_their_positions_when_others_are_hidden() -> None:
+    _, model = make(levels=SEQUENCES, layers=0)
+    steps = model.steps["text"]
+    batch = random_batch((2,), steps={"text": 6, "audio": 2}, dtype=torch.float64)
+    hidden = torch.zeros(len(batch.sequences["text"].values), dtype=torch.bool)
+    hidden[[0, 2, 3]] = True
+    shorter = batch.hide(torch.zeros_like(batch.available), {"text": hidden})
+    x, packing, _ = steps(shorter, "text")
+    assert packing.lengths[0] == 3
+    projected = steps.project(steps.input_norm(batch.sequence("text").values[[1, 4, 5]]))  # type: ignore[operator]
+    positions = steps.position(torch.tensor([1, 4, 5]))  # type: ignore[operator]
+    torch.testing.assert_close(x[:3], steps.norm(projected + positions))  # type: ignore[operator]
+
+
 def test_labels_differ_by_default_but_not_with_one_step() -> None:
     batch = random_batch((4,), dtype=torch.float64)
     for tokens, label_std in ((4, 0.0), (1, 1.0), (1, 0.0)):

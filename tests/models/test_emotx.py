@@ -314,3 +314,21 @@ def test_sinusoids() -> None:
     torch.testing.assert_close(code[0], torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
     rates = 10_000.0 ** (-torch.arange(3) / 3)
     torch.testing.assert_close(code[1], torch.cat([(3 * rates).sin(), (3 * rates).cos()])[:5])
+
+
+def test_steps_keep_their_places_when_others_are_hidden() -> None:
+    model, batch = build(), some_batch()
+    stored, none = batch.sequences["audio"], torch.zeros_like(batch.available)
+
+    def logits(hidden: Tensor, positions: bool = True) -> Tensor:
+        shorter = batch.hide(none, {"audio": hidden})
+        if not positions:
+            shorter = replace(shorter, sequences={"audio": replace(shorter.sequences["audio"], positions=None)})
+        logits = model(shorter).logits
+        assert logits is not None
+        return logits
+
+    later, earlier = stored.places >= 2, stored.places < 2
+    assert later.any()
+    torch.testing.assert_close(logits(later), logits(later, positions=False), rtol=0, atol=0)
+    assert not torch.allclose(logits(earlier), logits(earlier, positions=False))
