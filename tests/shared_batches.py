@@ -19,6 +19,7 @@ from ercfusion.config.terms import TERMS
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import Objective, build_objective
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.tasks.teaching import Taught
 from ercfusion.testing import make_task, random_store, without_dropout
 from ercfusion.testing.batches import cast
 
@@ -46,6 +47,8 @@ class Case:
     class_weights: str = "none"
     others: tuple[str, ...] = ()
     """Kinds of further tasks; the case's objective has weights for them."""
+    complete: bool = False
+    """Whether every batch comes twice, complete and with hidden modalities, for the terms with a teacher."""
 
     def build(self) -> tuple[Recognizer, Objective, Any]:
         """Without dropout, in float64 and in train mode; the same in every process."""
@@ -69,8 +72,10 @@ class Case:
         targets = store.targets[task.name]
         weights = class_weights(targets, task, self.class_weights)
         further = {other.name: store.targets[other.name] for other in others}
-        objective = build_objective(settings, recognizer, targets, weights, further, store)
+        objective = build_objective(settings, recognizer, targets, weights, further, store, complete=self.complete)
         objective.terms.double()
+        if objective.teaching is not None:
+            objective.teaching.double()
         if objective.over_set is not None:
             objective.over_set.double()
         return without_dropout(recognizer.double().train()), objective.train(), store
@@ -86,11 +91,18 @@ class Case:
         with _BUILDING:
             recognizer, objective, store = self.build()
         found = []
-        for indices in BATCHES:
-            batch = self.share(store, indices, rank, size)
+        taught = None
+        for indices in [each for each in BATCHES for _ in range(1 + self.complete)]:
+            batch = complete = self.share(store, indices, rank, size)
+            if taught is not None:
+                drop = torch.zeros_like(batch.available)
+                drop[:, 1] = batch.speaker == 0
+                batch = batch.hide(drop)
             for module in (recognizer, objective):
                 module.zero_grad(set_to_none=True)
-            total, terms = objective(recognizer, recognizer(batch), batch)
+            recognized = recognizer(batch)
+            total, terms = objective(recognizer, recognized, batch, taught)
+            taught = Taught.by(recognizer, recognized, complete) if self.complete and taught is None else None
             total.backward()
             values = {"loss": total.detach(), **{f"term {name}": value.detach() for name, value in terms.items()}}
             for part in (recognizer, objective):
@@ -153,6 +165,8 @@ def objective_cases() -> list[Case]:
         found.append(Case(f"regression, {loss}", kind="regression", objective={"regression_loss": loss}))
     over_set = {"regression_loss": "ccc", "ccc_over": "set", "weights": {"other_regression": 0.5, "unimodal": 0.3}}
     found.append(Case("concordance over the set", objective=over_set, others=("regression",)))
+    weights = {"guidance": 0.5, "distillation": 0.1, "imputation": 0.6, "other_regression": 0.5}
+    found.append(Case("complete pass", objective={"weights": weights}, others=("regression",), complete=True))
     return found
 
 

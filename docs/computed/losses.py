@@ -42,5 +42,17 @@ def loss_terms_table() -> list[str]:
     return rows
 
 
+def teacher_terms_table() -> list[str]:
+    """One row per term with a teacher."""
+    from ercfusion.config.reference import about
+    from ercfusion.config.terms import TEACHER_TERMS
+
+    rows = ["| term | settings, defaults | what it is |", "|---|---|---|"]
+    for name, section in TEACHER_TERMS.items():
+        rows.append(f"| `{name}` | {_settings_cell(section, set())} | {about(section)} |")
+    return rows
+
+
 register("task losses", "docs/losses.md", task_losses_table)
 register("loss terms", "docs/losses.md", loss_terms_table)
+register("teacher terms", "docs/losses.md", teacher_terms_table)

@@ -265,6 +265,20 @@ class TaskKind(ABC):
                 those it has.
         """
 
+    def divergence(
+        self, logits: Tensor, teacher: Tensor, task: TaskSpec, *, temperature: float = 1.0, **settings: Any
+    ) -> Tensor:
+        """(N) divergence of the outputs from a teacher's; here the mean squared difference of the outputs.
+
+        Args:
+            logits: (N, ``num_logits``) of the student.
+            teacher: (N, ``num_logits``) of the teacher, without gradient.
+            task: The task of both.
+            temperature: Divisor of logits of labels.
+            settings: As for :meth:`loss`.
+        """
+        return (self.outputs(logits, task) - self.outputs(teacher, task)).square().mean(-1)
+
     def mass_loss(
         self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ercfusion.config.choices import CHOICES
 from ercfusion.config.fields import Field, fields_of
 from ercfusion.config.sections import SECTIONS
 from ercfusion.config.settings import choice_of, fields_in, is_optional, parts
-from ercfusion.config.terms import TERMS, own_terms
+from ercfusion.config.terms import TEACHER_TERMS, TERMS, own_terms
 
 
 class Preset(Open):
@@ -106,7 +106,8 @@ def _section(name: str) -> type[BaseModel]:
         for part, one in parts().items():
             made = _made(part, _fields(one, f"{name}.{part}"))
             # Another process may not have registered a user's term.
-            fields[part] = (made | None, None) if part in own_terms() else (made, ...)
+            optional = part in own_terms() or part in TEACHER_TERMS
+            fields[part] = (made | None, None) if optional else (made, ...)
         return create_model(name, __base__=Parts, **fields)
     return _made(name, fields)
 

@@ -85,6 +85,20 @@ class Training:
         low=0,
         high=1,
     )
+    complete_pass: bool = setting(
+        False,
+        "before each batch with hidden modalities, a pass and an optimiser step on the complete batch, the teacher of "
+        "`objective.weights.guidance`, `distillation` and `imputation`",
+        if_given=True,
+    )
+    teacher: str | None = setting(
+        None,
+        "a stage of the recipe, or a run folder: the teacher of `objective.weights.guidance` and `distillation`",
+        path="file",
+        searchable=False,
+        decides="nothing",
+        if_given=True,
+    )
     metric: str | None = setting(
         None,
         "dev score that selects the checkpoint; null: the protocol's",

@@ -10,12 +10,13 @@ from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion.config.choices import CHOICES, Curriculum, Optimizer, Scheduler
 from ercfusion.config.fields import Decides, Field, Known, fields_of, frozen, plain
 from ercfusion.config.sections import SECTIONS, Data, Missing, Objective, Recipe, Root, Sweep, Task, Trainer, Training
-from ercfusion.config.terms import TASK_LOSSES, TERMS, own_terms
+from ercfusion.config.terms import TASK_LOSSES, TEACHER_TERMS, TERMS, own_terms
 
 
 def parts() -> dict[str, type]:
     """The sections of ``objective``: task losses with settings, and loss terms."""
-    return {**{name: section for name, section in TASK_LOSSES.items() if section is not None}, **TERMS}
+    losses = {name: section for name, section in TASK_LOSSES.items() if section is not None}
+    return {**losses, **TERMS, **TEACHER_TERMS}
 
 
 def choice_of(section: str, name: str) -> type:
@@ -146,8 +147,9 @@ def _values(config: Mapping[str, Any]) -> Iterator[tuple[Field, Any]]:
             names = [key.partition(".")[2] for key in known]
             advice = did_you_mean(extra[0], names)
             raise ConfigError(f"{section}={content['name']} has no setting {extra[0]!r}. {advice}")
-        # The configuration may be older than the registration of a user's term.
-        absent = tuple(f"objective.{name}." for name in own_terms() if section == "objective" and name not in content)
+        # The configuration may be older than the registration of a user's term; terms with a teacher are optional.
+        may_lack = (*own_terms(), *TEACHER_TERMS) if section == "objective" else ()
+        absent = tuple(f"objective.{name}." for name in may_lack if name not in content)
         for key, field in known.items():
             if absent and key.startswith(absent):
                 continue
@@ -250,6 +252,10 @@ def without_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
             }
             if is_optional(section) and not kept[section]:
                 del kept[section]
+    if "objective" in kept:
+        for name, term in TEACHER_TERMS.items():
+            if kept["objective"].get(name) == section_to(term()):
+                del kept["objective"][name]
     return kept
 
 
@@ -316,5 +322,9 @@ def section_to(section: Any) -> dict[str, Any]:
     values = {name: plain(getattr(section, name)) for name in fields_of(type(section))}
     content |= {name: value for name, value in values.items() if not _left_out(fields_of(type(section))[name], value)}
     if isinstance(section, Objective):
-        content |= {part: section_to(one) for part, one in section.parts.items()}
+        content |= {
+            part: section_to(one)
+            for part, one in section.parts.items()
+            if part not in TEACHER_TERMS or one != TEACHER_TERMS[part]()
+        }
     return content

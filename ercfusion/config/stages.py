@@ -22,7 +22,7 @@ from ercfusion.config.settings import check_settings, choice_of, defaults_of, up
 CHANGEABLE = ("model", "data", "training", "objective", "optimizer", "scheduler", "curriculum", "missing")
 """Sections that a stage may change."""
 
-_OWN = ("start_from", "load", "freeze", "keep_every_epoch")
+_OWN = ("start_from", "load", "freeze", "keep_every_epoch", "teacher")
 """Settings of ``training`` that a stage does not take over from the run."""
 
 
@@ -30,7 +30,7 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The resolved configurations of the stages before the run itself, by name; empty without a recipe.
 
     The first one has the run's ``training.start_from``. The others start from the stage before; their folders are not
-    known here.
+    known here. The stage ``training.teacher`` starts from random weights, and no other starts from it.
 
     Args:
         config: Of the run, as in ``config.json``.
@@ -41,13 +41,14 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     stages = config.get("recipe", {}).get("stages", {})
     if stages and config["trainer"]["devices"] * config["trainer"]["num_nodes"] != 1:
         raise ConfigError("a recipe with stages is trained in one process. Set trainer.devices=1 trainer.num_nodes=1.")
-    made = {}
-    for number, (name, changes) in enumerate(stages.items()):
+    made: dict[str, dict[str, Any]] = {}
+    students = [name for name in stages if name != config["training"].get("teacher")]
+    for name, changes in stages.items():
         if not isinstance(changes, Mapping):
             raise ConfigError(
                 f"recipe.stages.{name}={changes!r} is not a mapping. Give the settings of the stage by section."
             )
-        made[str(name)] = _stage(config, str(name), changes, first=number == 0)
+        made[str(name)] = _stage(config, str(name), changes, first=name in students[:1])
     return made
 
 

@@ -46,6 +46,42 @@ class Term:
         return cls.function
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Distance of the head's input from the teacher's, for all utterances (CIDer; MMG-style guidance)."""
+
+    distance: str = setting(
+        "cosine", "`cosine`: 1 - cosine similarity; `mse`: mean squared difference", choices=("cosine", "mse")
+    )
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Divergence of the outputs from the teacher's: KL of labels, squared difference of numbers."""
+
+    temperature: float = setting(
+        1.0, "divisor of the logits of labels; the loss is multiplied by its square (Hinton et al., 2015)", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """Smooth L1 loss of the standardised inputs that were hidden, predicted from the head's input (CIDer)."""
+
+    beta: float = setting(1.0, "difference between squared and absolute errors", above=0)
+
+
+TEACHER_TERMS: dict[str, type] = {
+    "guidance": Guidance,
+    "distillation": Distillation,
+    "imputation": Imputation,
+}
+"""Loss terms with a teacher by name (:mod:`ercfusion.tasks.teaching`); in a configuration only if a setting is changed.
+
+The teacher is the complete view (``training.complete_pass``), or another model (``training.teacher``).
+"""
+
+
 T = TypeVar("T", bound=type[Term])
 
 TERMS: dict[str, type[Term]] = {}
@@ -60,7 +96,7 @@ def term(name: str) -> Callable[[T], T]:
     """
 
     def register(section: T) -> T:
-        known = TERMS.get(name, section)
+        known: type = {**TEACHER_TERMS, **TERMS}.get(name, section)
         if (known.__module__, known.__qualname__) != (section.__module__, section.__qualname__):
             raise ConfigError(
                 f"the loss term name {name!r} belongs to {known.__module__}:{known.__qualname__}. Choose another name."

@@ -27,6 +27,7 @@ class ConversationSampler(Sampler[list[int]]):
         rank, world_size: This process and the number of processes.
         curriculum: Conversations by epoch; None uses all.
         limit: Maximum number of batches per epoch, or as a float up to 1.0 their share (at least one); None for all.
+        passes: How often each batch is repeated, at once.
 
     Raises:
         ValueError: more processes than conversations in a batch, or another split's curriculum.
@@ -43,6 +44,7 @@ class ConversationSampler(Sampler[list[int]]):
         world_size: int = 1,
         curriculum: Curriculum | None = None,
         limit: float | None = None,
+        passes: int = 1,
     ) -> None:
         if curriculum is not None and len(curriculum) != len(lengths):
             raise ValueError(f"a curriculum of {len(curriculum)} conversations for a split of {len(lengths)}")
@@ -58,6 +60,7 @@ class ConversationSampler(Sampler[list[int]]):
         self.world_size = world_size
         self.curriculum = curriculum
         self.limit = limit
+        self.passes = passes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -65,15 +68,15 @@ class ConversationSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of the chosen epoch."""
-        return self._used(self._count(self.epoch))
+        """Batches of the chosen epoch, with their repetitions."""
+        return self.passes * self._used(self._count(self.epoch))
 
     def steps(self, epochs: int, batches: int = 1) -> int:
         """Optimiser steps in the first ``epochs`` epochs, with one step per ``batches`` batches.
 
         The remaining batches of an epoch also make a step.
         """
-        return sum(-(-self._used(self._count(epoch)) // batches) for epoch in range(epochs))
+        return sum(-(-self.passes * self._used(self._count(epoch)) // batches) for epoch in range(epochs))
 
     def _used(self, count: int) -> int:
         """Batches of an epoch of ``count`` conversations."""
@@ -104,7 +107,8 @@ class ConversationSampler(Sampler[list[int]]):
             ]
         batches = [order[cut] for cut in self._cuts(len(order))]
         for number in torch.randperm(len(batches), generator=generator).tolist()[: self._used(len(order))]:
-            yield batches[number][self.rank :: self.world_size]
+            for _ in range(self.passes):
+                yield batches[number][self.rank :: self.world_size]
 
 
 def mix_seed(*parts: int) -> int:

@@ -25,6 +25,13 @@ from ercfusion.losses.distributions import (
 from ercfusion.losses.gaussian import gaussian_nll, gaussian_spread
 from ercfusion.losses.label_contrastive import LabelContrast, label_classes, label_contrastive
 from ercfusion.losses.spread import covariance_loss, variance_loss
+from ercfusion.losses.teaching import (
+    gaussian_divergence,
+    imputation_loss,
+    representation_distance,
+    softened_binary_divergence,
+    softened_divergence,
+)
 from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
 
 __all__ = [
@@ -40,8 +47,10 @@ __all__ = [
     "cooccurrence_penalties",
     "covariance_loss",
     "focal_loss",
+    "gaussian_divergence",
     "gaussian_nll",
     "gaussian_spread",
+    "imputation_loss",
     "inter_class_contrastive",
     "kl_divergence",
     "label_classes",
@@ -49,9 +58,12 @@ __all__ = [
     "label_counts",
     "penalty_factors",
     "rank_n_contrast",
+    "representation_distance",
     "smooth_raters",
     "smoothed_cross_entropy",
     "soft_cross_entropy",
+    "softened_binary_divergence",
+    "softened_divergence",
     "supervised_contrastive",
     "triplet_loss",
     "variance_loss",

@@ -94,7 +94,10 @@ def _compact(record: Mapping[str, Any]) -> dict[str, Any]:
     compact.pop("command", None)  # beyond the configuration it has only paths
     compact.pop("files", None)  # they are not next to an archive
     config = compact["config"]
-    config.get("training", {}).pop("start_from", None)
+    training = config.get("training", {})
+    training.pop("start_from", None)
+    if training.get("teacher") not in config.get("recipe", {}).get("stages", {}):
+        training.pop("teacher", None)
     for key, value in _LOCAL.items():
         section, _, name = key.rpartition(".")
         (config[section] if section else config)[name] = value

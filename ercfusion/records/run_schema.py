@@ -208,6 +208,22 @@ class Start(Open):
     parameters: Count
 
 
+class Teacher(Open):
+    """The model that a run learned from (:mod:`ercfusion.training.teacher`)."""
+
+    source: Name
+    model: Name
+    protocol: Name
+    modalities: Annotated[list[Name], Field(min_length=1, max_length=100)]
+    sha256: Checksum
+
+
+class TeacherFile(Teacher):
+    """The description in ``teacher.safetensors``."""
+
+    content: Checksum
+
+
 class Stage(Open):
     """``stage.json``: a training before the run itself."""
 
@@ -247,6 +263,7 @@ class Record(TaskResult):
     batch_dependence: Text | None = None
     start: Start | None = None
     recipe: Recipe | None = None
+    teacher: Teacher | None = None
     files: dict[Name, File] | None = None
 
 

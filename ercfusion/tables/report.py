@@ -124,7 +124,7 @@ def summary(record: Mapping[str, Any]) -> str:
 
 
 def stage_lines(record: Mapping[str, Any]) -> list[str]:
-    """The stages before the run itself, and the frozen parts; empty if there are none."""
+    """The stages before the run itself, its teacher, and the frozen parts; empty if there are none."""
     lines = []
     for stage in record.get("recipe", {}).get("stages", []):
         chosen = stage["selection"]
@@ -132,6 +132,9 @@ def stage_lines(record: Mapping[str, Any]) -> list[str]:
             f"stage {stage['name']} ({stage['protocol']}): epoch {chosen['epoch']} of {chosen['epochs']}, dev "
             f"{chosen['metric']} {stage['score']:.4f}"
         )
+    if "teacher" in record:
+        teacher = record["teacher"]
+        lines.append(f"taught by {teacher['model']} on {', '.join(teacher['modalities'])} ({teacher['source']})")
     start = record.get("start", {})
     if start.get("source") and not lines:
         lines.append(f"initial weights from {start['source']}" + (f" ({start['model']})" if start["model"] else ""))

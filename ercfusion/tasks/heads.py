@@ -216,6 +216,16 @@ class Head(nn.Module):
             **settings,
         )
 
+    def divergence(self, logits: Tensor, teacher: Tensor, **settings: Any) -> Tensor:
+        """(N) divergence of the outputs from a teacher's; see :meth:`ercfusion.batch.kinds.TaskKind.divergence`.
+
+        Args:
+            logits: (N, L).
+            teacher: (N, L) of the teacher.
+            settings: ``temperature``, and those of :meth:`loss`.
+        """
+        return self.rules.divergence(logits.float(), teacher.float(), self.task, **settings)
+
 
 def check_dimension_weights(weights: Mapping[str, float], tasks: Sequence[TaskSpec]) -> None:
     """Check the setting ``objective.dimension_weights``.

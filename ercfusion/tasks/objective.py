@@ -16,7 +16,7 @@ from ercfusion.batch.kinds import KINDS, task_kind
 from ercfusion.batch.split import Split
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config import sections
-from ercfusion.config.terms import TERMS
+from ercfusion.config.terms import TEACHER_TERMS, TERMS
 from ercfusion.losses import SetConcordance, class_balanced_weights, cooccurrence_penalties
 from ercfusion.losses.concordance import SetRows
 from ercfusion.losses.terms import RepresentationTerm
@@ -25,6 +25,7 @@ from ercfusion.ops.processes import Shares
 from ercfusion.tasks.heads import check_class_weights, check_dimension_weights
 from ercfusion.tasks.heads import class_weights as weights_of_classes
 from ercfusion.tasks.recognizer import Recognized, Recognizer
+from ercfusion.tasks.teaching import Taught, TeacherTerms, build_teacher_terms
 
 
 class Objective(nn.Module):
@@ -36,7 +37,8 @@ class Objective(nn.Module):
     - the name of a further task: its loss;
     - ``unimodal``: sum of these losses on a head per modality (for a further task, times its weight);
     - auxiliary losses of the architecture;
-    - representation terms of :mod:`ercfusion.losses.terms`, on the first task's targets.
+    - representation terms of :mod:`ercfusion.losses.terms`, on the first task's targets;
+    - terms with a teacher, of :mod:`ercfusion.tasks.teaching`.
 
     :func:`build_objective` creates one from a configuration.
 
@@ -51,6 +53,7 @@ class Objective(nn.Module):
         terms: Representation terms. Their parameters are trained and stored in checkpoints, but not in saved models.
         settings: Further arguments of :meth:`ercfusion.tasks.heads.Head.loss`.
         over_set: Concordance over the training set for each regression head; None for the batch.
+        teaching: Terms with a teacher, trained and stored like ``terms``.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class Objective(nn.Module):
         others: Mapping[str, Tensor | None] = MappingProxyType({}),
         settings: Mapping[str, Any] = MappingProxyType({}),
         over_set: OverSet | None = None,
+        teaching: TeacherTerms | None = None,
     ) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.settings = dict(settings)
         self.over_set = over_set
+        self.teaching = teaching
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.others = {name: f"class_weights of {name}" for name in others}
         for name, buffer in self.others.items():
@@ -80,9 +85,11 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({term.name: term for term in terms})
 
     def forward(
-        self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch
+        self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch, taught: Taught | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total (a scalar), and the unweighted terms by name.
+
+        Without ``taught``, the outputs of a teacher, the terms with a teacher are left out.
 
         In distributed training the outputs of the whole batch are collected first (see :mod:`ercfusion.ops.processes`),
         so that terms are computed as in one process.
@@ -97,8 +104,8 @@ class Objective(nn.Module):
             if name == recognizer.task.name:
                 term, labels, weight = "task", targets, 1.0
             else:
-                further = batch.targets[name]
-                term, labels = name, TaskTargets(shares.gather(further.value), shares.gather(further.valid))
+                other = batch.targets[name]
+                term, labels = name, TaskTargets(shares.gather(other.value), shares.gather(other.valid))
                 weight = self.weights.get(name, 1.0)
             terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels, rows)
             own_heads = [
@@ -112,23 +119,31 @@ class Objective(nn.Module):
             if name in recognized.others:
                 raise ConfigError(f"the auxiliary loss {name!r} of the architecture has the name of a task. Rename it.")
             terms[name] = value
-        for name, value in self._representation_losses(recognized, batch, targets, shares).items():
+        further = self._representation_losses(recognized, batch, targets, shares)
+        if self.teaching is not None and taught is not None:
+            options = {name: self._settings_of(recognizer, name) for name in recognized.of(recognizer)}
+            further |= self.teaching(recognizer, recognized, batch, shares, taught, self.weights, options)
+        for name, value in further.items():
             if name in terms:
                 raise ConfigError(
                     f"the auxiliary loss {name!r} of the architecture has the name of a term. Rename it, or set "
                     f"objective.weights.{name}=0 to omit the term."
                 )
             terms[name] = value
-        off = [name for name in TERMS if name not in terms and self.weights.get(name) == 0]
+        built = () if self.teaching is None else self.teaching.settings
+        known = (*TERMS, *TEACHER_TERMS)
+        off = [name for name in known if name not in terms and (self.weights.get(name) == 0 or name in built)]
         # A configuration names all losses of the architecture, even those that its options leave out.
         defaults = recognizer.architecture.loss_weights
         optional = ("task", "unimodal", *off, *defaults)
         unknown = [name for name in self.weights if name not in terms and name not in optional]
         if unknown:
-            known = dict.fromkeys([*terms, *TERMS])
-            raise ConfigError(f"objective.weights: no term {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+            advice = did_you_mean(unknown[0], dict.fromkeys([*terms, *known]))
+            raise ConfigError(f"objective.weights: no term {unknown[0]!r}. {advice}")
         weights = {**defaults, **self.weights}
         total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        if self.teaching is not None and taught is None:
+            total = total + self.teaching.idle(recognized.encoded.hidden)
         return total, terms
 
     def _task_loss(
@@ -259,6 +274,9 @@ def build_objective(
     class_weights: Tensor | None = None,
     others: Mapping[str, TaskTargets] = MappingProxyType({}),
     train: Split | None = None,
+    *,
+    complete: bool = False,
+    teacher: int | None = None,
 ) -> Objective:
     """Create the objective of a configuration.
 
@@ -270,6 +288,7 @@ def build_objective(
         others: Training targets of further tasks. Weights by label apply to the first task only; a further task without
             this loss uses its default.
         train: The training split, for ``objective.ccc_over=set``.
+        complete, teacher: See :func:`ercfusion.tasks.teaching.build_teacher_terms`.
 
     Raises:
         ConfigError: See :func:`check_objective`; or a loss or term that does not fit the task or architecture.
@@ -312,6 +331,7 @@ def build_objective(
         if train is None:
             raise ConfigError("objective.ccc_over=set needs the training split. Pass train=, or set ccc_over=batch.")
         over_set = OverSet(recognizer, train)
+    teaching = build_teacher_terms(weights, settings.parts, recognizer, complete=complete, teacher=teacher)
     own = {"dimension_weights": dict(settings.dimension_weights), "gaussian_beta": settings.gaussian_beta}
     return Objective(
         weights,
@@ -323,6 +343,7 @@ def build_objective(
         others=further,
         settings=own,
         over_set=over_set,
+        teaching=teaching,
     )
 
 

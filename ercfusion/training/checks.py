@@ -25,6 +25,7 @@ from ercfusion.features.loading import wanted_modalities
 from ercfusion.metrics.registry import check_metric, scores
 from ercfusion.models import architecture_limits
 from ercfusion.tasks.heads import Head, check_class_weights, check_dimension_weights
+from ercfusion.tasks.teaching import check_teaching
 
 logger = logging.getLogger("ercfusion")
 
@@ -44,6 +45,7 @@ def before_features(
     """
 
     def check(protocol: Protocol, splits: Splits) -> None:
+        check_passes(config)
         check_metric(protocol.task, metric or config.training.metric or protocol.task.metric)
         check_class_weights(config.objective.class_weights, protocol.task)
         check_dimension_weights(config.objective.dimension_weights, protocol.tasks)
@@ -63,6 +65,24 @@ def before_features(
             )
 
     return check
+
+
+def check_passes(config: Config) -> None:
+    """Raise :class:`ConfigError` for a pass on complete batches that cannot be, or a term without its teacher."""
+    training = config.training
+    check_teaching(config.objective.weights, complete=training.complete_pass, teacher=training.teacher is not None)
+    if not training.complete_pass:
+        return
+    if training.accumulate_grad_batches > 1:
+        raise ConfigError(
+            f"training.complete_pass=true makes two optimiser steps per batch, so "
+            f"training.accumulate_grad_batches={training.accumulate_grad_batches} does not apply. Set it to 1."
+        )
+    if config.missing.train is None and not training.modality_dropout:
+        raise ConfigError(
+            "training.complete_pass=true: no modality is hidden in the second pass. Set missing.train=rate:0.5, or "
+            "another law."
+        )
 
 
 def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) -> None:

@@ -62,6 +62,8 @@ DESCRIPTION = (ENVIRONMENT, OVERRIDES, CONFIG)
 CHECKPOINTS = "checkpoints"
 START = "start.json"
 """How training began, if not from random weights with all parts trained."""
+TEACHER = "teacher.safetensors"
+"""Outputs of another model for the training split, if a run has a teacher."""
 STAGES = "stages"
 """Folder of the stages of a recipe, each with its own checkpoints."""
 
@@ -75,7 +77,7 @@ def is_unused(folder: Path) -> bool:
     """Whether a folder is empty or only partly described."""
     names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     # Left if discarding a run was interrupted.
-    return names <= {*DESCRIPTION, "train.log", TABLE, START} and not names.issuperset(DESCRIPTION)
+    return names <= {*DESCRIPTION, "train.log", TABLE, START, TEACHER} and not names.issuperset(DESCRIPTION)
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], command: str | None = None) -> None:
@@ -268,7 +270,7 @@ def with_folder(message: str, folder: Path) -> str:
 
 def discard_if_empty(folder: Path) -> None:
     """Remove a run folder in which training did not start."""
-    own = {*DESCRIPTION, "train.log", TABLE, START}
+    own = {*DESCRIPTION, "train.log", TABLE, START, TEACHER}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
 

@@ -23,9 +23,11 @@ from ercfusion.layers import ModalityDropout
 from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.tasks.teaching import Taught
 from ercfusion.training.bert_adam import BertAdam
 from ercfusion.training.callbacks import LAST, clip_advice
 from ercfusion.training.checkpoint_schema import check_optimizer, check_tensors
+from ercfusion.training.teacher import TeacherOutputs
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -50,6 +52,9 @@ class ConversationModule(pl.LightningModule):
         steps: Optimiser steps of all epochs, for ``cosine`` and ``linear``; None for the trainer's estimate (equal
             epochs).
         modality_dropout: Probability of :class:`ercfusion.layers.ModalityDropout` for any architecture.
+        complete_pass: Every batch comes twice in a row: the first pass is on the complete batch, and its outputs are
+            the teacher of the second one.
+        teacher: Outputs of another model for the training split.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class ConversationModule(pl.LightningModule):
         maximize: bool = True,
         steps: int | None = None,
         modality_dropout: float = 0.0,
+        complete_pass: bool = False,
+        teacher: TeacherOutputs | None = None,
     ) -> None:
         super().__init__()
         self.recognizer = recognizer
@@ -71,6 +78,9 @@ class ConversationModule(pl.LightningModule):
         self.maximize = maximize
         self.steps = steps
         self.hide = ModalityDropout(modality_dropout)
+        self.complete_pass = complete_pass
+        self.teacher = teacher
+        self._taught: Taught | None = None
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -78,9 +88,12 @@ class ConversationModule(pl.LightningModule):
         Raises:
             TrainingError: the loss is not finite; the message names the batch.
         """
-        if self.hide.dropout_rate > 0:
-            batch = batch.hide(~self.hide(batch.present, batch.packing))
-        total, terms = self.objective(self.recognizer, self.recognizer(batch), batch)
+        complete = self.complete_pass and batch_idx % 2 == 0
+        view = batch if complete else self._hidden(batch)
+        taught = None if complete else self._taught_about(batch)
+        recognized = self.recognizer(view)
+        total, terms = self.objective(self.recognizer, recognized, view, taught)
+        self._taught = Taught.by(self.recognizer, recognized, batch) if complete else None
         # Summed over processes: equal weights in the epoch's mean, and all stop together.
         labelled = batch.targets[self.recognizer.task.name].valid.sum() * (not batch.stand_in)
         counts = sum_over_processes(torch.stack([labelled, (~torch.isfinite(total)).long()]))
@@ -95,6 +108,19 @@ class ConversationModule(pl.LightningModule):
         logged = {"train/loss": total.detach(), **{f"train/{name}": value.detach() for name, value in terms.items()}}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=max(int(counts[0]), 1))
         return total
+
+    def _hidden(self, batch: ConversationBatch) -> ConversationBatch:
+        """The batch with hidden modalities."""
+        if self.hide.dropout_rate > 0:
+            batch = batch.hide(~self.hide(batch.present, batch.packing))
+        return batch
+
+    def _taught_about(self, batch: ConversationBatch) -> Taught | None:
+        """The outputs of the teacher, if there is one."""
+        if self.teacher is not None:
+            return self.teacher(batch)
+        assert not self.complete_pass or self._taught is not None, "the complete batch comes first"
+        return self._taught
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameter groups: matrices decay, the others only with ``decay_all``."""

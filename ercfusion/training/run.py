@@ -92,6 +92,7 @@ from ercfusion.training.processes import end_meeting, from_first_process, joint_
 from ercfusion.training.scoring import scored_splits, scored_views, view_record
 from ercfusion.training.stages import staged, train_stages
 from ercfusion.training.start import begin, write_start
+from ercfusion.training.teacher import teacher_line, teacher_outputs, teacher_record, write_teacher
 
 logger = logging.getLogger("ercfusion")
 
@@ -224,7 +225,17 @@ def fit(
     targets = train_store.targets[task.name]
     weights = class_weights(targets, task, config.objective.class_weights)
     others = {name: train_store.targets[name] for name in recognizer.others}
-    objective = build_objective(config.objective, recognizer, targets, weights, others, train_store)
+    teacher = teacher_outputs(config, folder, train_store, recognizer, origin["data"])
+    objective = build_objective(
+        config.objective,
+        recognizer,
+        targets,
+        weights,
+        others,
+        train_store,
+        complete=settings.complete_pass,
+        teacher=None if teacher is None else teacher.hidden.shape[1],
+    )
     curriculum = curriculum_of(config, train_store)
     interactive = sys.stderr.isatty() and is_first_process()
     selection = Selection(
@@ -281,6 +292,7 @@ def fit(
             rank=trainer.global_rank,
             curriculum=curriculum,
             limit=settings.limit_train_batches,
+            passes=2 if settings.complete_pass else 1,
         )
     except ValueError as error:
         raise ConfigError(
@@ -295,8 +307,13 @@ def fit(
         maximize=get_metric(metric).higher_is_better,
         steps=sampler.steps(settings.max_epochs, settings.accumulate_grad_batches),
         modality_dropout=settings.modality_dropout,
+        complete_pass=settings.complete_pass,
+        teacher=teacher,
     )
     if is_first_process():
+        if teacher is not None:
+            write_teacher(folder, teacher)
+            logger.info("%s", teacher_line(teacher.about))
         if start is not None and not last.is_file():
             write_start(folder, start)
         logger.info(
@@ -423,7 +440,7 @@ def finish(
             "threads": torch.get_num_threads(),
         },
     }
-    record |= own | staged(config, folder, stages)
+    record |= own | staged(config, folder, stages) | teacher_record(folder)
     if "start" in record:
         record["cost"]["parameters"] = record["start"]["trainable"]
     if scored:

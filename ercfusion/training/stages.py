@@ -86,11 +86,12 @@ def train_stages(
     stages = _stages(content, folder, data)
     if not stages:
         return own, []
-    last = replace(own, training=replace(own.training, start_from=str(stages[-1].folder)))
+    last = _following(own, stages, own.training.teacher)
     waiting = [stage for stage in stages if not (stage.folder / STAGE).is_file()]
     _check_order(stages, folder)
     if waiting:
-        _check_parts([*((stage.config, stage.data) for stage in stages), (last, data)], build)
+        ordered = [(stage.config, stage.data) for stage in stages if stage.name != own.training.teacher]
+        _check_parts([*ordered, (last, data)], build)
     records = []
     for number, stage in enumerate(stages, start=1):
         logger.info(
@@ -103,12 +104,21 @@ def train_stages(
     return last, records
 
 
+def _following(config: Config, stages: Sequence[Staged], teacher: str | None) -> Config:
+    """A configuration that starts from the last stage, and learns from its teacher; ``teacher`` is not a start."""
+    before = [stage.folder for stage in stages if stage.name != teacher]
+    taught = [str(stage.folder) for stage in stages if stage.name == config.training.teacher]
+    training = replace(config.training, start_from=str(before[-1])) if before else config.training
+    return replace(config, training=replace(training, teacher=taught[0]) if taught else training)
+
+
 def _stages(content: Mapping[str, Any], folder: Path, data: LoadedData) -> list[Staged]:
     stages: list[Staged] = []
+    teacher = content["training"].get("teacher")
     for number, (name, own) in enumerate(stage_configs(content).items(), start=1):
         config = Config.from_dict(own)
-        if stages:
-            config = replace(config, training=replace(config.training, start_from=str(stages[-1].folder)))
+        if name != teacher:
+            config = _following(config, stages, teacher)
         check = before_features(config, ("train", "dev"))
         if own["data"] == content["data"]:
             loaded = data

@@ -155,6 +155,18 @@ class Intensity(MultiLabel):
         each = error.square() if regression_loss == "mse" else error.abs()
         return total + each.mean(-1).sum(), weight
 
+    def divergence(
+        self, logits: Tensor, teacher: Tensor, task: TaskSpec, *, temperature: float = 1.0, **settings: Any
+    ) -> Tensor:
+        """(N) divergence of the activities, plus the squared error of the intensities as a share of the range.
+
+        An intensity counts as much as the teacher takes its label to be active (our reading).
+        """
+        activity, intensity = logits.split(task.size, dim=-1)
+        active, given = teacher.split(task.size, dim=-1)
+        error = active.sigmoid() * ((intensity - given) / (task.high - task.low)).square()
+        return super().divergence(activity, active, task, temperature=temperature) + error.mean(-1)
+
     def class_mass(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, C) 1 for active labels."""
         return (value > 0).to(value)

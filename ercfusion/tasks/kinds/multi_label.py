@@ -154,6 +154,14 @@ class MultiLabel(TaskKind):
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
+    def divergence(
+        self, logits: Tensor, teacher: Tensor, task: TaskSpec, *, temperature: float = 1.0, **settings: Any
+    ) -> Tensor:
+        """(N) :func:`ercfusion.losses.softened_binary_divergence`."""
+        from ercfusion.losses import softened_binary_divergence
+
+        return softened_binary_divergence(logits, teacher, temperature)
+
     def mass_loss(
         self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,18 @@ class Regression(TaskKind):
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
+    def divergence(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        task: TaskSpec,
+        *,
+        dimension_weights: Mapping[str, float] = MappingProxyType({}),
+        **settings: Any,
+    ) -> Tensor:
+        """(N) squared difference of the numbers, mean over the dimensions; there is no temperature."""
+        return over_dimensions((logits - teacher).square(), task, dimension_weights)
+
     def ratings(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, K) numbers, -1 and 1 at the ends of the range."""
         return (2 * value - task.low - task.high) / (task.high - task.low)
@@ -186,6 +198,21 @@ class GaussianRegression(Regression):
         each = over_dimensions(nll, task, dimension_weights)
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
+
+    def divergence(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        task: TaskSpec,
+        *,
+        dimension_weights: Mapping[str, float] = MappingProxyType({}),
+        **settings: Any,
+    ) -> Tensor:
+        """(N) :func:`ercfusion.losses.gaussian_divergence`, mean over the dimensions."""
+        from ercfusion.losses import gaussian_divergence
+
+        parts = (*logits.split(task.size, dim=-1), *teacher.split(task.size, dim=-1))
+        return over_dimensions(gaussian_divergence(*parts, floor=self._floor(task)), task, dimension_weights)
 
     def _floor(self, task: TaskSpec) -> float:
         return self.FLOOR * (task.high - task.low)

@@ -116,6 +116,14 @@ class SingleLabel(TaskKind):
         each = F.cross_entropy(logits, value, reduction="none", label_smoothing=label_smoothing)
         return (weight * (each if factors is None else factors * each)).sum(), weight.sum()
 
+    def divergence(
+        self, logits: Tensor, teacher: Tensor, task: TaskSpec, *, temperature: float = 1.0, **settings: Any
+    ) -> Tensor:
+        """(N) :func:`ercfusion.losses.softened_divergence`."""
+        from ercfusion.losses import softened_divergence
+
+        return softened_divergence(logits, teacher, temperature)
+
     def mass_loss(
         self, logits: Tensor, mass: Tensor, task: TaskSpec, *, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
