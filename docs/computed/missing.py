@@ -41,6 +41,13 @@ def missing_groups() -> list[str]:
     return textwrap.wrap(", ".join(f"`missing={name}`: `{law}`" for name, law in laws.items()) + ".", 120)
 
 
+def missing_policies() -> list[str]:
+    """What every policy puts in place of an absent modality."""
+    from ercfusion.config.missing_policies import POLICIES
+
+    return [f"- `{name}`: {meaning}." for name, meaning in POLICIES.items()]
+
+
 def demo_missing() -> list[str]:
     """Test weighted F1 of the exact posterior of ``demo/missing`` under every law of the standard grid."""
     from ercfusion.config.missing import grid_laws
@@ -68,4 +75,5 @@ def demo_missing() -> list[str]:
 
 register("missing laws", PAGE, missing_laws)
 register("missing groups", PAGE, missing_groups)
+register("missing policies", PAGE, missing_policies)
 register("demo missing", PAGE, demo_missing)
