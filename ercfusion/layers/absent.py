@@ -98,7 +98,7 @@ def put_absent(values: Tensor, present: Tensor, vectors: nn.ParameterDict, name:
     return torch.where(present[:, None], values, vectors.get(name, 0.0))
 
 
-def over_present(layer: nn.Module, x: Tensor, present: Tensor, packing: Packing, *more: Tensor) -> Tensor:
+def over_present(layer: Callable[..., Tensor], x: Tensor, present: Tensor, packing: Packing, *more: Tensor) -> Tensor:
     """A layer over the present utterances of each conversation, as if the others did not exist.
 
     Args:
@@ -117,6 +117,6 @@ def over_present(layer: nn.Module, x: Tensor, present: Tensor, packing: Packing,
     counts = torch.zeros(packing.size, dtype=torch.long, device=x.device)
     counts = counts.index_add(0, packing.conversation[rows], torch.ones_like(rows))
     part = Packing([count for count in counts.tolist() if count], x.device)
-    y: Tensor = layer(x.index_select(0, rows), part, *(each.index_select(0, rows) for each in more))
+    y = layer(x.index_select(0, rows), part, *(each.index_select(0, rows) for each in more))
     spread = y.new_zeros(len(x), y.shape[1]).index_copy(0, rows, y)
     return torch.where(present[:, None], spread, 0.0)

@@ -69,14 +69,21 @@ class BridgeLayer(nn.Module):
         self.down = nn.Linear(feedforward, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, streams: Sequence[Tensor], there: Sequence[Tensor | None]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, streams: Sequence[Tensor], there: Sequence[Tensor | None], present: Tensor | None = None
+    ) -> Tensor:
         """(N, K, D) -> (N, K, D)."""
         if self.among_tokens is not None and self.norm_tokens is not None:
             asking = self.norm_tokens(tokens)
             tokens = tokens + self.dropout(self.among_tokens(asking, asking))
         asking = self.norm_read(tokens)
         parts = [read(asking, steps, mask) for read, steps, mask in zip(self.read, streams, there, strict=True)]
-        tokens = tokens + self.dropout(torch.stack(parts).mean(0))
+        if present is None:
+            mixed = torch.stack(parts).mean(0)
+        else:
+            shares = present.to(tokens) / present.sum(1, keepdim=True).clamp(min=1)
+            mixed = (torch.stack(parts, dim=1) * shares[:, :, None, None]).sum(1)
+        tokens = tokens + self.dropout(mixed)
         return tokens + self.dropout(self.down(self.dropout(F.gelu(self.up(self.norm_feedforward(tokens))))))
 
 
@@ -103,7 +110,8 @@ class BridgeTokenFusion(nn.Module):
         token_attention: Self-attention among the tokens in every layer.
 
     Shapes:
-        streams M of (N, T_m, D), there M of (N, T_m) bool or None for all -> (N, K, D), normalised.
+        streams M of (N, T_m, D), there M of (N, T_m) bool or None for all -> (N, K, D), normalised. With present (N, M)
+        bool, the mean is over the present modalities; it is zero without any.
     """
 
     def __init__(
@@ -130,7 +138,12 @@ class BridgeTokenFusion(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, streams: Sequence[Tensor], there: Sequence[Tensor | None] | None = None) -> Tensor:
+    def forward(
+        self,
+        streams: Sequence[Tensor],
+        there: Sequence[Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
         """The tokens after all layers, (N, K, D)."""
         for m, steps in enumerate(streams):
             if steps.ndim != 3 or steps.shape[2] != self.width or len(steps) != len(streams[0]):
@@ -141,5 +154,5 @@ class BridgeTokenFusion(nn.Module):
         masks = [None] * len(streams) if there is None else list(there)
         tokens = self.tokens.expand(len(streams[0]), -1, -1)
         for layer in self.layers:
-            tokens = layer(tokens, streams, masks)
+            tokens = layer(tokens, streams, masks, present)
         return self.norm(tokens)

@@ -75,7 +75,8 @@ class PackedTransformerLayer(TransformerBlock):
         lags: Distances of a :class:`~ercfusion.layers.relative.RelativeBias`; 0 for no bias.
 
     Shapes:
-        x (N, D), and with ``lags`` speaker (N) -> (N, D).
+        x (N, D), and with ``lags`` speaker (N) -> (N, D). With present (N) bool, an utterance attends to itself and to
+        the present ones.
     """
 
     def __init__(
@@ -93,37 +94,40 @@ class PackedTransformerLayer(TransformerBlock):
         super().__init__(width, heads, feedforward, dropout, norm_first=norm_first, activation=activation, lags=lags)
         self.causal = causal
 
-    def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, packing: Packing, speaker: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
         """(N, D) -> (N, D)."""
         check_rows(x, packing, self.width)
         if self.norm_first:
-            x = x + self.dropout(self._attend(self.norm_attention(x), packing, speaker))
+            x = x + self.dropout(self._attend(self.norm_attention(x), packing, speaker, present))
             return x + self.dropout(self._feed(self.norm_feedforward(x)))
-        x = self.norm_attention(x + self.dropout(self._attend(x, packing, speaker)))
+        x = self.norm_attention(x + self.dropout(self._attend(x, packing, speaker, present)))
         return self.norm_feedforward(x + self.dropout(self._feed(x)))
 
-    def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, packing: Packing, speaker: Tensor | None, present: Tensor | None) -> Tensor:
         if self.bias is not None and speaker is None:
             raise ValueError("a layer with lags needs the speakers; give speaker (N)")
         if speaker is not None:
             check_speakers(speaker, packing)
         qkv = self.qkv(x)
         if packing.longest < LONG or packing.size == 1 or qkv.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.out(self._mix(qkv, packing, speaker))
+            return self.out(self._mix(qkv, packing, speaker, present))
         parts = []
         for number, rows in enumerate(qkv.split(list(packing.lengths))):
             own = Packing([len(rows)], packing.device)
             first = sum(packing.lengths[:number])
-            parts.append(self._mix(rows, own, None if speaker is None else speaker[first : first + len(rows)]))
+            places = slice(first, first + len(rows))
+            parts.append(self._mix(rows, own, *(None if each is None else each[places] for each in (speaker, present))))
         return self.out(torch.cat(parts))
 
-    def _mix(self, qkv: Tensor, packing: Packing, speaker: Tensor | None) -> Tensor:
+    def _mix(self, qkv: Tensor, packing: Packing, speaker: Tensor | None, present: Tensor | None) -> Tensor:
         """(N, 3 D) queries, keys and values -> (N, D) mixed values, by padded attention."""
         heads = packing.pad(qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, L, d)
         q, k, v = heads.unbind()  # not heads[0], ...: each index would create a gradient of the size of all three
 
         def mask(start: int, stop: int) -> Tensor | None:
-            allowed = self._mask(packing, start, stop)
+            allowed = self._mask(packing, present, start, stop)
             if self.bias is None or speaker is None:
                 return allowed
             bias = self.bias(packing, speaker, start, stop).to(q.dtype)
@@ -132,15 +136,16 @@ class PackedTransformerLayer(TransformerBlock):
         mixed = attend(q, k, v, mask, self.dropout_rate if self.training else 0.0)
         return packing.pack(mixed.transpose(1, 2).flatten(2))
 
-    def _mask(self, packing: Packing, start: int, stop: int) -> Tensor | None:
+    def _mask(self, packing: Packing, present: Tensor | None, start: int, stop: int) -> Tensor | None:
         """Allowed keys of each query, broadcastable to (B, H, stop - start, L); None if all are allowed."""
         L = packing.longest
-        if not self.causal and min(packing.lengths) == L:
+        if not self.causal and present is None and min(packing.lengths) == L:
             return None
         query = torch.arange(start, stop, device=packing.device)[:, None]
         key = torch.arange(L, device=packing.device)
         # A padded row attends to itself, so no softmax is empty.
-        mask = packing.mask[:, None, None, :] | (query == key)
+        keys = packing.mask if present is None else packing.pad(present)
+        mask = keys[:, None, None, :] | (query == key)
         return mask & (key <= query) if self.causal else mask
 
 
@@ -182,9 +187,11 @@ class PackedTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width) if norm_first and layers else nn.Identity()
 
-    def forward(self, x: Tensor, packing: Packing, speaker: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, packing: Packing, speaker: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
         """(N, D) -> (N, D)."""
         check_rows(x, packing, self.width)
         for layer in self.layers:
-            x = layer(x, packing, speaker)
+            x = layer(x, packing, speaker, present)
         return self.norm(x)

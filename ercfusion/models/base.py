@@ -286,6 +286,10 @@ class Architecture(nn.Module, ABC):
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode the N utterances of ``batch``."""
 
+    def kept(self, batch: ConversationBatch, modality: str) -> Tensor | None:
+        """(N) bool, the utterances that have a modality, with the policy ``skip``; else None: all are read."""
+        return batch.present[:, batch.column(modality)] if self.inputs.policy == "skip" else None
+
     def check_inputs(self, batch: ConversationBatch) -> None:
         """Raise :class:`BatchError`, with both sides, if the widths of ``batch`` differ from the model's."""
         check_widths(self.inputs.widths, {name: value.shape[1] for name, value in batch.features.items()})

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.batch.packing import Packing
 from ercfusion.layers import ModalityProjection, PackedLSTM
+from ercfusion.layers.absent import over_present
 from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.models.options import Count, Share, Space, Width, WidthOrNone
 
@@ -30,7 +32,8 @@ class ContextLSTM(nn.Module):
         mask_padding: False: the LSTM reads zeros after the shorter conversations of a batch.
 
     Shapes:
-        x (N, in_features), batch of the N utterances -> (N, dense).
+        x (N, in_features), batch of the N utterances -> (N, dense). With kept (N) bool, the other utterances are not
+        read, and zero.
     """
 
     def __init__(
@@ -52,10 +55,16 @@ class ContextLSTM(nn.Module):
         width = self.lstm.out_features + (in_features if residual else 0)
         self.dense = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dense), nn.ReLU(), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, batch: ConversationBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: ConversationBatch, kept: Tensor | None = None) -> Tensor:
         """Put N utterance vectors into context."""
-        context = self.lstm(x, batch.packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
-        return self.dense(torch.cat([context, x], dim=1) if self.residual else context)
+        if kept is not None:
+            return over_present(self._read, x, kept, batch.packing)
+        return self._read(x, batch.packing)
+
+    def _read(self, x: Tensor, packing: Packing) -> Tensor:
+        context = self.lstm(x, packing, None if self.mask_padding else x.new_zeros(x.shape[1]))
+        result: Tensor = self.dense(torch.cat([context, x], dim=1) if self.residual else context)
+        return result
 
 
 class BcLstm(Architecture):
@@ -85,7 +94,7 @@ class BcLstm(Architecture):
         batch -> hidden (N, dense); hierarchical: one representation (N, dense) per modality.
     """
 
-    capabilities = Capabilities(compiles=False, compile_note=PACKED_NOTE)
+    capabilities = Capabilities(compiles=False, compile_note=PACKED_NOTE, skips=True)
 
     # Not searched: hierarchy (a different training, docs/models/bclstm.md) and bidirectional (different information).
     search_space: ClassVar[Space] = {
@@ -130,7 +139,7 @@ class BcLstm(Architecture):
         )
         self.hidden_size = dense
         self.detach = detach
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         self.dropout = nn.Dropout(dropout if projection else 0.0)
         widths = self.project.widths
 
@@ -155,7 +164,7 @@ class BcLstm(Architecture):
     def forward(self, batch: ConversationBatch) -> Encoded:
         """Encode the utterances, level by level."""
         vectors = {name: self.dropout(value) for name, value in self.project(batch).items()}
-        encoded = {name: level(vectors[name], batch) for name, level in self.unimodal.items()}
+        encoded = {name: level(vectors[name], batch, self.kept(batch, name)) for name, level in self.unimodal.items()}
         if encoded:
             vectors = {name: value.detach() if self.detach else value for name, value in encoded.items()}
         return Encoded(self.fuse(torch.cat(list(vectors.values()), dim=1), batch), modalities=encoded)

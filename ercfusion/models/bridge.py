@@ -90,12 +90,13 @@ class Bridge(Architecture):
         over_conversation = [name for name in inputs.widths if name not in self.stepwise] if context and refine else []
         self.capabilities = Capabilities(
             contextual=bool(over_conversation),
+            skips=True,
             causal=causal or not over_conversation,
             speakers="same_other" if over_conversation and lags else "none",
         )
         self.hidden_size = hidden
         self.dropout = nn.Dropout(dropout)
-        self.project = ModalityProjection(inputs.widths, width)
+        self.project = ModalityProjection(inputs.widths, width, inputs.policy)
         self.refine = nn.ModuleDict(
             {
                 name: PackedTransformer(
@@ -124,6 +125,7 @@ class Bridge(Architecture):
         """Refine the modalities and let the tokens read them."""
         streams: list[Tensor] = []
         masks: list[Tensor | None] = []
+        presents: list[Tensor] = []
         means: dict[str, Tensor] = {}
         for name, vectors in self.project(batch).items():
             if name in batch.sequences:
@@ -131,31 +133,44 @@ class Bridge(Architecture):
                 speaker = torch.zeros(packing.total, dtype=torch.long, device=x.device)
             else:
                 x, packing, speaker = vectors, batch.packing, batch.speaker
+            kept = self._kept_steps(batch, name)
             x = self.dropout(x)
             if name in self.refine:
-                x = x + self.refine[name](x, packing, speaker)
+                x = x + self.refine[name](x, packing, speaker, None if name in batch.sequences else kept)
             if name in batch.sequences:
                 steps, there = packing.pad(x), packing.mask
                 streams.append(steps)
-                masks.append(there)
+                masks.append(there if kept is None else there & kept[:, None])
                 means[name] = steps.sum(1) / packing.length[:, None]
             else:
                 streams.append(x[:, None])
-                masks.append(None)
+                masks.append(None if kept is None else kept[:, None])
                 means[name] = x
-        pooled = self.bridge(streams, masks).mean(1)
+            if kept is not None:
+                means[name] = torch.where(kept[:, None], means[name], 0.0)
+                presents.append(kept)
+        pooled = self.bridge(streams, masks, torch.stack(presents, dim=1) if presents else None).mean(1)
         return Encoded(self.dropout(F.gelu(self.readout(self.dropout(pooled)))), modalities=means)
+
+    def _kept_steps(self, batch: ConversationBatch, name: str) -> Tensor | None:
+        """As :meth:`kept`; an utterance without steps has not got the modality."""
+        kept = self.kept(batch, name)
+        if kept is None or name not in batch.sequences:
+            return kept
+        return kept & (batch.sequences[name].offsets.diff() > 0)
 
     def _steps(self, batch: ConversationBatch, name: str) -> tuple[Tensor, Packing]:
         """Projected steps (S, width) of a sequence feature, and their packing by utterance.
 
-        An utterance without the modality, or without steps, has one step: the learned vector for an absent modality.
+        An utterance without the modality, or without steps, has one step: the learned vector for an absent modality;
+        under a policy zeros.
         """
         stored = batch.sequence(name)
         counts = stored.offsets.diff()
         here = batch.present[:, batch.column(name)] & (counts > 0)
         packing = Packing(torch.where(here, counts, 1).tolist(), batch.device)
         x = self.project.project[name](stored.values)
-        x = torch.cat([x, self.project.absent[name].to(x.dtype)[None]])
+        absent = self.project.absent[name].to(x.dtype) if name in self.project.absent else x.new_zeros(x.shape[1])
+        x = torch.cat([x, absent[None]])
         rows = stored.offsets[:-1][packing.conversation] + packing.position
         return x.index_select(0, torch.where(here[packing.conversation], rows, len(x) - 1)), packing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
+from ercfusion.layers.absent import over_present
 from ercfusion.layers.broad import BroadLearning, ProbabilityGuidedFusion
 from ercfusion.layers.inputs import ModalityProjection
 from ercfusion.layers.mamba import BidirectionalMamba, Combination, Mamba, MambaState
@@ -86,6 +88,12 @@ class BroadMambaBlock(nn.Module):
         assert isinstance(self.mixer, Mamba)
         mixed, state = self.mixer.step(self.norm(x), state)
         return self._widen(x + self.dropout(mixed)), state
+
+    def unless(self, kept: Tensor, new: MambaState, old: MambaState | None) -> MambaState:
+        """The state ``new`` of the conversations ``kept`` (B), and ``old`` of the others."""
+        assert isinstance(self.mixer, Mamba)
+        before = self.mixer.start(len(kept)) if old is None else old
+        return MambaState(*(torch.where(kept[:, None, None], *both) for both in zip(new, before, strict=True)))
 
     def _widen(self, x: Tensor) -> Tensor:
         if self.broad is None or self.broad_norm is None:
@@ -200,10 +208,11 @@ class BroadMamba(Architecture):
             speakers=speakers,
             needs_unimodal=detach and guided,
             asks=("outcomes",) if guided else (),
+            skips=True,
         )
         self.bidirectional, self.speakers = bidirectional, speakers
         self.hidden_size = width
-        self.project = ModalityProjection(inputs.widths, width)
+        self.project = ModalityProjection(inputs.widths, width, inputs.policy)
         self.speaker: nn.Embedding | None = None
         if speakers != "none":
             self.speaker = nn.Embedding(3 if speakers == "same_other" else inputs.speakers, width)
@@ -256,10 +265,15 @@ class BroadMamba(Architecture):
         """
         packing = batch.packing
 
-        def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        def run_all(blocks: Sequence[nn.Module], x: Tensor, packing: Packing) -> Tensor:
             for block in blocks:
                 x = block(x, packing)
             return x
+
+        def run(blocks: Sequence[nn.Module], x: Tensor, kept: Tensor | None) -> Tensor:
+            if kept is None or not len(blocks):
+                return run_all(blocks, x, packing)
+            return over_present(partial(run_all, blocks), x, kept, packing)
 
         return self._encode(batch, self._speaker_codes(batch, None), outcomes, run)
 
@@ -289,11 +303,12 @@ class BroadMamba(Architecture):
         states = iter(() if state is None else state.mixers)
         new_states: list[MambaState] = []
 
-        def run(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        def run(blocks: Sequence[nn.Module], x: Tensor, kept: Tensor | None) -> Tensor:
             for block in blocks:
                 assert isinstance(block, BroadMambaBlock)
-                x, new = block.step(x, next(states, None))
-                new_states.append(new)
+                old = next(states, None)
+                x, new = block.step(x, old)
+                new_states.append(new if kept is None else block.unless(kept, new, old))
             return x
 
         codes = self._speaker_codes(batch, None if state is None else state.speaker)
@@ -305,15 +320,17 @@ class BroadMamba(Architecture):
         batch: ConversationBatch,
         codes: Tensor | None,
         outcomes: Outcomes | None,
-        run: Callable[[Sequence[nn.Module], Tensor], Tensor],
+        run: Callable[[Sequence[nn.Module], Tensor, Tensor | None], Tensor],
     ) -> Encoded:
         singles: dict[str, Tensor] = {}
         for name, x in self.project(batch).items():
             x = self.input_norm[name](x if codes is None else x + codes)
-            x = run(self.single[name], self.input_dropout(x))  # type: ignore[arg-type]
-            singles[name] = self.single_norm[name](x)
+            kept = self.kept(batch, name)
+            x = run(self.single[name], self.input_dropout(x), kept)  # type: ignore[arg-type]
+            x = self.single_norm[name](x)
+            singles[name] = x if kept is None else torch.where(kept[:, None], x, 0.0)
         fused = self._fuse(batch, singles, outcomes)
-        hidden = self.dropout(self.joint_norm(run(self.joint, fused)))  # type: ignore[arg-type]
+        hidden = self.dropout(self.joint_norm(run(self.joint, fused, None)))  # type: ignore[arg-type]
         return Encoded(hidden, modalities=singles)
 
     def _fuse(self, batch: ConversationBatch, singles: dict[str, Tensor], outcomes: Outcomes | None) -> Tensor:

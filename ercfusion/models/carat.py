@@ -15,6 +15,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.batch.packing import Packing
 from ercfusion.layers import LabelPrototypes, PackedLSTM, PackedTransformer, RelativeBias, shuffle_labels
+from ercfusion.layers.absent import over_present
 from ercfusion.losses.label_contrastive import LabelContrast
 from ercfusion.models.base import Architecture, BatchLoss, Capabilities, Encoded, LabelLoss, Labels
 from ercfusion.models.options import Count, CountOrNone, NonNegative, Positive, Share, Space, Width, WidthOrNone
@@ -22,7 +23,7 @@ from ercfusion.models.vectors import Context, context_capabilities
 from ercfusion.ops.processes import Shares
 
 _ALWAYS: dict[str, Any] = {
-    **{"asks": ("labels",), "label_wise": True, "compiles": False},
+    **{"asks": ("labels",), "label_wise": True, "compiles": False, "absent": "vector", "skips": True},
     "compile_note": "the steps of utterances are packed by lengths on the host",
 }
 
@@ -175,7 +176,7 @@ class Carat(Architecture):
         )
         self.context = nn.ModuleDict(
             {
-                name: _Context(width, context, context_layers, heads, lags, bidirectional, dropout)
+                name: _Context(width, context, context_layers, heads, lags, bidirectional, dropout, inputs.policy)
                 for name in (names if context != "none" else ())
             }
         )
@@ -240,7 +241,9 @@ class Carat(Architecture):
             "reconstruction": error(first),
             "second_reconstruction": error(second),
             "aggregated": labels.loss(aggregated, batch, counted),
-            "shuffled": LabelLoss(functools.partial(self._shuffled, labels), (second, mass, valid)),
+            "shuffled": LabelLoss(
+                functools.partial(self._shuffled, labels), (self._exchanged(second, present), mass, valid)
+            ),
         }
         shares = Shares(batch.packing, batch.stand_in)
         self.prototypes.update(F.normalize(latent.detach(), dim=-1), positive, known, shares)
@@ -271,17 +274,22 @@ class Carat(Architecture):
         """Both levels of reconstruction, and the decoded latent vectors; (N, M, C, D) each."""
         there = present[:, :, None, None]
         neutral = self.prototypes.neutral().to(latent)
-        decoded = _each(self.decode, torch.where(there, latent, neutral))
-        filled = _each(self.decode, torch.where(there, self.prototypes(latent), neutral))
+        decoded = self._kept(_each(self.decode, torch.where(there, latent, neutral)), there)
+        filled = self._kept(_each(self.decode, torch.where(there, self.prototypes(latent), neutral)), there)
         first = []
         for m, layer in enumerate(self.reconstruct):
             parts = [(filled if k == m else decoded)[:, k] for k in range(len(self.reconstruct))]
-            first.append(layer(torch.cat([*parts, decoded[:, m]] if self.own else parts, dim=-1)))
+            read = layer(torch.cat([*parts, decoded[:, m]] if self.own else parts, dim=-1))
+            first.append(self._kept(read, there[:, m]))
         second = [
             layer(torch.cat([*first, decoded[:, m]] if self.own else first, dim=-1))
             for m, layer in enumerate(self.reconstruct)
         ]
         return torch.stack(first, dim=1), torch.stack(second, dim=1), decoded
+
+    def _kept(self, vectors: Tensor, there: Tensor) -> Tensor:
+        """Vectors that reconstructions read: with the policy ``skip`` zero unless ``there``."""
+        return torch.where(there, vectors, 0.0) if self.inputs.policy == "skip" else vectors
 
     def _largest(self, vectors: Tensor, counted: Tensor) -> Tensor:
         """(N, C) largest logit of the counted modalities."""
@@ -300,6 +308,14 @@ class Carat(Architecture):
         mixed, drawn = shuffle_labels(vectors, mass, valid)
         logits = self._aggregated(mixed)[1]
         return labels.mass_loss(logits[valid].flatten(0, 1), drawn[valid].flatten(0, 1), **settings)
+
+    def _exchanged(self, vectors: Tensor, present: Tensor) -> Tensor:
+        """Vectors (N, M, C, D) to mix; with the policy ``skip`` a present modality replaces an absent one."""
+        if self.inputs.policy != "skip":
+            return vectors
+        own = torch.arange(present.shape[1], device=present.device)
+        source = torch.where(present, own, present.int().argmax(1, keepdim=True))
+        return vectors.gather(1, source[:, :, None, None].expand_as(vectors))
 
     def _contrast(self, latents: Tensor, positive: Tensor, known: Tensor, packing: Packing) -> Tensor:
         """Contrastive loss of some utterances of the batch."""
@@ -387,10 +403,19 @@ class _Context(nn.Module):
     """Context of an utterance from the vectors of its conversation; a learned vector replaces an absent one."""
 
     def __init__(
-        self, width: int, kind: Context, layers: int, heads: int, lags: int, bidirectional: bool, dropout: float
+        self,
+        width: int,
+        kind: Context,
+        layers: int,
+        heads: int,
+        lags: int,
+        bidirectional: bool,
+        dropout: float,
+        policy: str | None,
     ) -> None:
         super().__init__()
-        self.absent = nn.Parameter(torch.zeros(width))
+        self.skip = policy == "skip"
+        self.absent = None if policy is not None else nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(dropout)
         self.layer: nn.Module
         if kind == "lstm":
@@ -408,10 +433,15 @@ class _Context(nn.Module):
 
     def forward(self, x: Tensor, present: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) -> (N, D)."""
-        x = self.dropout(torch.where(present[:, None], x, self.absent))
-        more = (batch.speaker,) if isinstance(self.layer, PackedTransformer) else ()
-        result: Tensor = self.layer(x, batch.packing, *more)
-        return result
+        x = self.dropout(torch.where(present[:, None], x, 0.0 if self.absent is None else self.absent))
+        result: Tensor
+        if isinstance(self.layer, PackedTransformer):
+            result = self.layer(x, batch.packing, batch.speaker, present if self.skip else None)
+        elif self.skip:
+            result = over_present(self.layer, x, present, batch.packing)
+        else:
+            result = self.layer(x, batch.packing)
+        return torch.where(present[:, None], result, 0.0) if self.skip else result
 
 
 def _xavier(layer: nn.Linear) -> nn.Linear:

@@ -124,7 +124,7 @@ class Inconvad(Architecture):
         dropout: Share = 0.3,
     ) -> None:
         super().__init__(inputs)
-        self.capabilities = context_capabilities(context, 10, bidirectional, asks=("ratings",))
+        self.capabilities = context_capabilities(context, 10, bidirectional, absent, asks=("ratings",))
         self.hidden_size = hidden
         self.quantile = quantile
         names = list(inputs.widths)
@@ -180,7 +180,7 @@ class Inconvad(Architecture):
         """(N) probability that two modalities are inconsistent, by pair; empty with ``fusion=precision``.
 
         Args:
-            batch: Standardised, as in ``recognizer.standardize(batch)``.
+            batch: Standardised, as in ``recognizer.prepared(batch)``.
         """
         probabilities = self._pair_logits(self._towers(batch)).sigmoid()
         names = list(self.inputs.widths)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedTransformer, RelativeBias
+from ercfusion.layers.absent import put_absent
 from ercfusion.layers.fusion import FusionAttention, GatedFusion, ModalityDropout
 from ercfusion.models.base import Architecture, Capabilities, Encoded
 from ercfusion.models.options import Count, CountOrNone, Number, Share, Space, Width, WidthOrNone
@@ -107,6 +108,7 @@ class M2FNet(Architecture):
         self.capabilities = Capabilities(
             contextual=layers > 0 or (fusions > 0 and len(names) > 1),
             causal=causal,
+            skips=True,
             speakers="same_other" if lags > 0 and layers > 0 else "none",  # read by the relative bias only
         )
         if main not in names and main != "text":
@@ -121,12 +123,16 @@ class M2FNet(Architecture):
         self.dropout = nn.Dropout(dropout)
 
         raw = encode == "raw"
-        self.project = None if raw else ModalityProjection(inputs.widths, width)
+        self.project = None if raw else ModalityProjection(inputs.widths, width, inputs.policy)
         self.narrow = nn.ModuleDict(
             {name: nn.Linear(size, width) for name, size in inputs.widths.items()} if raw else {}
         )
         self.absent = nn.ParameterDict(
-            {name: nn.Parameter(0.02 * torch.randn(size)) for name, size in inputs.widths.items()} if raw else {}
+            {
+                name: nn.Parameter(0.02 * torch.randn(size))
+                for name, size in inputs.widths.items()
+                if raw and inputs.policy is None
+            }
         )
 
         def stack(size: int) -> nn.ModuleList:
@@ -170,11 +176,25 @@ class M2FNet(Architecture):
             present = batch.present.index_select(
                 1, torch.tensor([batch.column(name) for name in self.others], device=batch.device)
             )
+            kept = self.kept(batch, self.main)
             for fusion in self.fusions:
-                main = fusion(main, others, batch.packing, present)
-        fused = torch.cat([*others, main], dim=1) if self.gate is None else self.gate([*others, main])
+                if kept is None:
+                    main = fusion(main, others, batch.packing, present)
+                else:  # An absent main vector is no value, and stays zero.
+                    keys = present & kept[:, None] if fusion.values == "main" else present
+                    main = torch.where(kept[:, None], fusion(main, others, batch.packing, keys), 0.0)
+        if self.gate is None:
+            fused = torch.cat([*others, main], dim=1)
+        else:
+            fused = self.gate([*others, main], self._gated(batch))
         hidden = self.dropout(self.activation(self.readout(self.dropout(fused))))
         return Encoded(hidden, modalities=streams)
+
+    def _gated(self, batch: ConversationBatch) -> Tensor | None:
+        """(N, M) bool, the streams that the gates weight, with the policy ``skip``; else None: all."""
+        columns = [self.kept(batch, name) for name in (*self.others, self.main)]
+        kept = [column for column in columns if column is not None]
+        return torch.stack(kept, dim=1) if kept else None
 
     def _encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """Each modality with its context, (N, width)."""
@@ -183,13 +203,17 @@ class M2FNet(Architecture):
         else:
             present = batch.present
             streams = {
-                name: torch.where(present[:, batch.column(name), None], batch.values(name), self.absent[name])
+                name: put_absent(batch.values(name), present[:, batch.column(name)], self.absent, name)
                 for name in self.inputs.widths  # a ParameterDict is sorted by name
             }
         for name, encoders in self.encoders.items():
             for encoder in encoders:  # type: ignore[attr-defined]
-                encoded = encoder(streams[name], batch.packing, batch.speaker)
+                encoded = encoder(streams[name], batch.packing, batch.speaker, self.kept(batch, name))
                 streams[name] = streams[name] + encoded if self.outer_residual else encoded
         for name, narrow in self.narrow.items():
             streams[name] = self.dropout(narrow(self.dropout(streams[name])))
+        for name, stream in streams.items():
+            kept = self.kept(batch, name)
+            if kept is not None:
+                streams[name] = torch.where(kept[:, None], stream, 0.0)
         return streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM
+from ercfusion.layers.absent import over_present
 from ercfusion.layers.gcn2 import GCN2, AngularGraph
-from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Encoded, Limits
+from ercfusion.models.base import PACKED_NOTE, PADDING_NOTE, Architecture, Capabilities, Encoded, Limits
 from ercfusion.models.options import Count, CountOrNone, Positive, Share, Space, Width
 
 TEXT = "text"
@@ -62,6 +64,8 @@ class Mmgcn(Architecture):
     Shapes:
         batch -> hidden (N, M * (projection + hidden)); one representation (N, projection + hidden) per modality.
     """
+
+    capabilities = Capabilities(skips=True)
 
     # Not searched: activation and speakers=text, parts of the released form.
     search_space: ClassVar[Space] = {
@@ -117,7 +121,7 @@ class Mmgcn(Architecture):
         self.hidden_size = len(names) * (projection + hidden)
         self.activate: nn.Module = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
-        self.project = ModalityProjection(inputs.widths, projection)
+        self.project = ModalityProjection(inputs.widths, projection, inputs.policy)
         for vector in self.project.absent.values():
             nn.init.normal_(vector, std=0.1)  # a ReLU has no gradient at zero
         self.context = nn.ModuleDict()
@@ -138,11 +142,17 @@ class Mmgcn(Architecture):
         nodes = self.project(batch)
         for name, layer in self.context.items():
             padding = None if self.mask_padding else self.project.project[name].bias
-            nodes[name] = layer(nodes[name], batch.packing, padding)
+            kept = self.kept(batch, name)
+            if kept is None:
+                nodes[name] = layer(nodes[name], batch.packing, padding)
+            else:
+                nodes[name] = over_present(partial(layer, padding=padding), nodes[name], kept, batch.packing)
         if self.embedded:
             speaker = self.speaker(batch.speaker.clamp(max=self.num_speakers - 1))
             nodes |= {name: nodes[name] + speaker for name in self.embedded}
         x = torch.stack(list(nodes.values()))  # (M, N, projection)
+        if self.inputs.policy == "skip":
+            x = x.masked_fill(~batch.present.t()[:, :, None], 0.0)
 
         graph = AngularGraph(x, batch.present, batch.packing)
         x = self.dropout(x) if self.residual_dropout else x

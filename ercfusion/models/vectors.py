@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.layers import ModalityProjection, PackedLSTM, PackedTransformer, RelativeBias, SharedBatchNorm
-from ercfusion.models.base import PACKED_NOTE, Architecture, Capabilities, Request
+from ercfusion.layers.absent import over_present
+from ercfusion.models.base import PACKED_NOTE, AbsentForm, Architecture, Capabilities, Request
 from ercfusion.models.options import Count, Share, Width, WidthOrNone
 
 Context = Literal["lstm", "transformer", "none"]
@@ -75,7 +77,7 @@ class VectorFusion(Architecture):
     ) -> None:
         super().__init__(inputs)
         self.activation = activation
-        self.capabilities = context_capabilities(context, lags, bidirectional)
+        self.capabilities = context_capabilities(context, lags, bidirectional, absent)
         self.vectors = ModalityVectors(
             inputs,
             {"text": text_width, "audio": audio_width, "visual": visual_width},
@@ -134,13 +136,15 @@ class ModalityVectors(nn.Module):
         super().__init__()
         self.widths = {name: special.get(name, 0) or width for name in inputs.widths}
         self.context_form = context
-        self.absent = "zero" if (absent, context) == ("context", "none") else absent
+        self.skip = inputs.policy == "skip"
+        # Under a policy nothing is absent, or what is absent stays zero.
+        self.absent = "zero" if inputs.policy is not None else absent_form(absent, context)
         self.dropout = nn.Dropout(dropout)
         self.dense_dropout = nn.Dropout(input_dropout if context == "none" else dropout)
         if context != "none" and (projection < 2 or projection % 2):
             raise ValueError(f"projection must be even and above 0, found {projection}. Choose an even number.")
         self.context = nn.ModuleDict()
-        self.project = ModalityProjection(inputs.widths, 0 if context == "none" else projection)
+        self.project = ModalityProjection(inputs.widths, 0 if context == "none" else projection, inputs.policy)
         entering = self.project.widths
         for name in entering:
             if context == "lstm":
@@ -178,29 +182,43 @@ class ModalityVectors(nn.Module):
         """The vectors z_m by modality."""
         z = {}
         for name, x in self.project(batch).items():
+            here = batch.present[:, batch.column(name)]
             if name in self.context:
                 x = self.dropout(F.gelu(x))
                 layer = self.context[name]
-                x = x + (
-                    layer(x, batch.packing, batch.speaker)
-                    if self.context_form == "transformer"
-                    else layer(x, batch.packing)
-                )
+                if self.context_form == "transformer":
+                    x = x + layer(x, batch.packing, batch.speaker, here if self.skip else None)
+                else:
+                    x = x + (over_present(layer, x, here, batch.packing) if self.skip else layer(x, batch.packing))
             norm = self.norm[name]
-            x = norm(x, batch.present[:, batch.column(name)]) if isinstance(norm, PresentBatchNorm) else norm(x)
+            x = norm(x, here) if isinstance(norm, PresentBatchNorm) else norm(x)
             z[name] = self.dense[name](self.dense_dropout(x))
+            if self.skip:
+                z[name] = torch.where(here[:, None], z[name], 0.0)
         return z
 
 
+def absent_form(absent: Absent, context: Context) -> Absent:
+    """The replacement of an absent z_m: without a context, ``context`` is ``zero``."""
+    return "zero" if (absent, context) == ("context", "none") else absent
+
+
 def context_capabilities(
-    context: str, lags: int, bidirectional: bool, *, asks: tuple[Request, ...] = ()
+    context: Context,
+    lags: int,
+    bidirectional: bool,
+    absent: Absent = "learned",
+    *,
+    asks: tuple[Request, ...] = (),
 ) -> Capabilities:
     """Capabilities of an architecture reading the conversation only through :class:`ModalityVectors`."""
+    every = Capabilities(skips=True, asks=asks)
     if context == "none":
-        return Capabilities(contextual=False, causal=True, asks=asks)
+        form: AbsentForm = "skip" if absent_form(absent, context) == "zero" else "vector"
+        return replace(every, contextual=False, causal=True, absent=form)
     if context == "transformer":
-        return Capabilities(causal=not bidirectional, speakers="same_other" if lags else "none", asks=asks)
-    return Capabilities(causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE, asks=asks)
+        return replace(every, causal=not bidirectional, speakers="same_other" if lags else "none")
+    return replace(every, causal=not bidirectional, compiles=False, compile_note=PACKED_NOTE)
 
 
 class PresentBatchNorm(SharedBatchNorm):

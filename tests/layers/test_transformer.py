@@ -180,7 +180,7 @@ def test_where_dropout_acts(norm_first: bool) -> None:
     layer = PackedTransformerLayer(8, 2, 16, 0.0, norm_first=norm_first)
 
     def attend(y: Tensor) -> Tensor:
-        return layer._attend(y, packing, None)
+        return layer._attend(y, packing, None, None)
 
     def feed(y: Tensor) -> Tensor:
         return layer.down(2 * layer.activation(layer.up(y)))
