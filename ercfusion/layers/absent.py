@@ -80,8 +80,12 @@ def _filled(stored: SequenceValues, here: Tensor, fill: Tensor) -> SequenceValue
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     rows = stored.offsets[owner] + torch.arange(len(owner), device=counts.device) - offsets[owner]
-    values = torch.cat([stored.values, fill[None]])
-    return SequenceValues(values.index_select(0, torch.where(here[owner], rows, len(stored.values))), offsets)
+    rows = torch.where(here[owner], rows, len(stored.values))
+    values = torch.cat([stored.values, fill[None]]).index_select(0, rows)
+    if stored.positions is None:
+        return SequenceValues(values, offsets)
+    positions = torch.cat([stored.positions, stored.positions.new_zeros(1)]).index_select(0, rows)
+    return SequenceValues(values, offsets, positions)
 
 
 def absent_vectors(widths: Mapping[str, int], policy: str | None) -> nn.ParameterDict:

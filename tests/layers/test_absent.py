@@ -77,6 +77,20 @@ def test_an_absent_or_empty_sequence_is_one_step():
         torch.testing.assert_close(own, expected)
 
 
+def test_steps_keep_their_places_and_the_fill_is_the_first():
+    batch = random_batch((4,), steps={"audio": 4}, seed=1)
+    counts = batch.sequences["audio"].offsets.diff()
+    assert counts[0] == 4
+    assert counts[-1] == 0
+    hidden = torch.arange(int(counts.sum())) == 0
+    batch = batch.hide(torch.zeros_like(batch.available), {"audio": hidden})
+    filled_batch = FillAbsent(WIDTHS, "mean")(batch, lambda name, values: values)
+    stored, new = batch.sequences["audio"], filled_batch.sequences["audio"]
+    assert new.positions.tolist()[:3] == stored.positions.tolist()[:3] == [1, 2, 3]
+    assert new.positions.tolist()[-1] == 0
+    assert len(new.positions) == len(new.values) == len(stored.values) + int((stored.offsets.diff() == 0).sum())
+
+
 @pytest.mark.parametrize("content", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("policy", ["zero", "mean", "learned"])
 def test_stored_values_reach_neither_values_nor_gradients(policy, content):

@@ -105,3 +105,20 @@ def test_wrong_sizes_are_named() -> None:
             BridgeTokenFusion(D, 2, heads=2, **{name: 0})
     with pytest.raises(ValueError, match="modalities must be at least 1"):
         BridgeTokenFusion(D, 0, heads=2)
+
+
+def test_absent_modalities_do_not_enter_the_mean() -> None:
+    layer = random(BridgeTokenFusion(D, 3, tokens=2, layers=2, heads=2, feedforward=8, dropout=0.0))
+    assert isinstance(layer, BridgeTokenFusion)
+    streams = [torch.randn(4, 3, D, dtype=torch.float64) for _ in range(3)]
+    present = torch.tensor([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
+    result = layer(streams, None, present)
+    torch.testing.assert_close(result[:1], layer([stream[:1] for stream in streams]))
+    tokens = torch.stack([layer.tokens] * 4)
+    for block in layer.layers:
+        asking = block.norm_read(tokens)
+        read = torch.stack([read(asking, steps, None) for read, steps in zip(block.read, streams, strict=True)], 1)
+        mean = [read[n][present[n]].mean(0) if present[n].any() else torch.zeros_like(read[n, 0]) for n in range(4)]
+        tokens = tokens + torch.stack(mean)
+        tokens = tokens + block.down(F.gelu(block.up(block.norm_feedforward(tokens))))
+    torch.testing.assert_close(result, layer.norm(tokens))

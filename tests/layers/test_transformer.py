@@ -196,3 +196,22 @@ def test_where_dropout_acts(norm_first: bool) -> None:
     layer.dropout_rate = 0.5
     assert not torch.allclose(layer.train()(x, packing), expected)
     torch.testing.assert_close(layer.eval()(x, packing), expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_rows_that_are_not_present_are_never_read(
+    one_by_one: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "LONG", 2 if one_by_one else 48)
+    encoder = PackedTransformer(2, 8, 2, 12, 0.0, causal=causal).eval()
+    present = torch.tensor([True, False, True, True, False, False, True, True])
+    packing, x = Packing([4, 2, 2]), torch.randn(8, 8)
+    result = encoder(x, packing, present=present)
+    cut = Packing([3, 2])  # without the rows that are absent
+    torch.testing.assert_close(result[present], encoder(x[present], cut))
+    other = torch.where(present[:, None], x, torch.randn(8, 8))
+    torch.testing.assert_close(encoder(other, packing, present=present)[present], result[present])
+    # Each of the others attends to itself, and to the present ones of its conversation.
+    torch.testing.assert_close(result[4:5], encoder(x[4:5], Packing([1])))
+    assert not torch.allclose(result[1], encoder(x[1:2], Packing([1]))[0])

@@ -171,9 +171,9 @@ def test_context_of_a_modality_has_only_the_utterances_with_it(form: str) -> Non
         speaker=batch.speaker[here],
         available=batch.available[here],
     )
-    found = recognizer(batch.hide(hidden)).encoded.modalities["audio"]
-    torch.testing.assert_close(found[here], recognizer(short).encoded.modalities["audio"])
-    assert not found[~here].any()
+    audio = recognizer(batch.hide(hidden)).encoded.modalities["audio"]
+    torch.testing.assert_close(audio[here], recognizer(short).encoded.modalities["audio"])
+    assert not audio[~here].any()
 
 
 def test_causal_steps_skip_absent_modalities() -> None:
