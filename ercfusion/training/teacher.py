@@ -109,7 +109,8 @@ def _computed(
     data = load_data(settings.data, refuse_changed=False)
     for key in ("corpus", "protocol", "utterances of the train split", f"files of {identity['corpus']}"):
         if (other := data.identity.get(key)) != identity[key]:
-            differs = f"its {key} {other!r} is not {identity[key]!r}" if len(identity[key]) < 64 else f"other {key}"
+            is_digest = len(identity[key]) >= 64
+            differs = f"other {key}" if is_digest else f"its {key} is {other}, the student's {identity[key]}"
             raise ConfigError(f"{where}: {differs}. Choose a teacher of the same corpus and protocol.")
     store = data.store("train")
     tensors = _outputs(where, teacher, store, [task.name for task in student.tasks])
@@ -123,7 +124,7 @@ def _computed(
     order = torch.tensor([places[key] for key in _keys(train)])
     about = {
         "source": path.name,
-        "model": settings.preset.model,
+        "model": settings.model.name,
         "protocol": data.protocol.id,
         "modalities": list(store.inputs.widths),
         "sha256": sha256_of(path / MODEL / "model.safetensors"),
