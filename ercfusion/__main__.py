@@ -11,7 +11,9 @@ from ercfusion.cli import run_command
 from ercfusion.config.overrides import shown
 from ercfusion.grammar import Command, columns
 
-NAMES = ("train", "evaluate", "sweep", "compare", "reproduce", "verify", "extract", "doctor", "completion")
+NAMES = (
+    *("train", "evaluate", "sweep", "compare", "conflicts", "reproduce", "verify", "extract", "doctor", "completion"),
+)
 """The commands; each is a module with a ``COMMAND`` and a ``main``."""
 
 

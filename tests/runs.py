@@ -22,6 +22,7 @@ from ercfusion.batch.kinds import KINDS
 from ercfusion.cli import run_command
 from ercfusion.config.architectures import ARCHITECTURES
 from ercfusion.config.corpora import CORPORA
+from ercfusion.config.missing_laws import LAWS
 from ercfusion.config.terms import TERMS
 from ercfusion.features.extractor import EXTRACTORS
 from ercfusion.metrics.registry import REGISTERED
@@ -29,7 +30,7 @@ from ercfusion.train import main
 from ercfusion.training.callbacks import Selection
 
 CORPUS = ("data.options.train=6", "data.options.dev=3", "data.options.test=3")
-REGISTRIES: tuple[MutableMapping[str, Any], ...] = (ARCHITECTURES, CORPORA, EXTRACTORS, KINDS, REGISTERED, TERMS)
+REGISTRIES: tuple[MutableMapping[str, Any], ...] = (ARCHITECTURES, CORPORA, EXTRACTORS, KINDS, LAWS, REGISTERED, TERMS)
 TINY = (*CORPUS, "training.batch_size=2", "training.bootstrap=50", "training.threads=1", "trainer=cpu")
 
 

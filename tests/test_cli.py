@@ -302,6 +302,7 @@ COMMANDS = {
     "reproduce": ["demo"],
     "verify": ["RUN", "demo"],
     "compare": ["RUN", "RUN"],
+    "conflicts": ["RUN", "RUN", "RUN"],
 }
 
 
@@ -325,7 +326,7 @@ def test_every_command_imports_modules(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("evaluate", "compare")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("evaluate", "compare", "conflicts")])
 def test_every_command_that_composes_takes_a_folder_of_groups(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*COMMANDS[name], "config_dir=/nowhere"]
     assert "config_dir=/nowhere is not a folder" in refused(entry_of(name), arguments, capsys)
