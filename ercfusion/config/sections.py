@@ -256,7 +256,8 @@ class Data:
     )
     packs: Mapping[str, str] = setting(
         {},
-        "feature packs by modality, instead of the corpus's features: `data.packs.audio=FOLDER_OR_RECIPE`",
+        "feature packs by modality, instead of the corpus's features: `data.packs.audio=FOLDER_OR_RECIPE`; under a "
+        "name other than text, audio and visual a pack is a further modality",
         path="file",
         searchable=False,
         decides="nothing",

@@ -25,6 +25,9 @@ from ercfusion.features.recipe import read_recipe, recipe_names
 
 logger = logging.getLogger("ercfusion")
 
+USUAL = ("text", "audio", "visual")
+"""Modalities whose packs keep their name. Under another name a pack is a further one, such as a second of audio."""
+
 
 @dataclass
 class LoadedData:
@@ -134,11 +137,12 @@ def load_tables(corpus: Corpus, protocol: Protocol, splits: Splits, settings: Da
 
             folder = pack_folder(corpus, splits, name, packs[name])
             table = read_pack(folder, corpus=corpus.name, fingerprint=corpus.pack_fingerprints())
-            if table.modality != name:
+            if table.modality != name and name in USUAL:
                 raise ConfigError(
                     f"data.packs.{name}={packs[name]}: a pack of the modality {table.modality!r}. Give it as "
-                    f"data.packs.{table.modality}."
+                    f"data.packs.{table.modality}, or under a name of your own."
                 )
+            table.modality = name
             leaked, text = known_labels(table, corpus, protocol, splits)
             if leaked:
                 table.source["leak"] = leaked  # for the run's record

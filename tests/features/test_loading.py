@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from runs import StubEncoder, stub_text_encoder
 
 from ercfusion._core.errors import ConfigError, CorpusNotFoundError, ErcfusionError, PackError
@@ -87,6 +88,9 @@ def test_a_pack_replaces_and_adds_modalities(tmp_path: Path) -> None:
     }
     store = found.store("train")
     np.testing.assert_array_equal(store.features["motion"][0], np.arange(5))
+    again = load_data(settings(packs={"audio": packs["audio"], "voice": packs["audio"]}, modalities=["audio", "voice"]))
+    assert [table.modality for table in again.tables] == ["audio", "voice"]
+    assert torch.equal(*again.store("dev").features.values())
     only = load_data(settings(packs=packs, modalities=["motion"]))
     assert [table.modality for table in only.tables] == ["motion"]
 
