@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, RunError, did_you_mean
+from ercfusion._core.errors import ConfigError, RunError
 from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, naming
+from ercfusion.config.missing_laws import LAWS
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.sections import Data
-from ercfusion.config.settings import section_from
+from ercfusion.config.settings import choices_of, section_from
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+from ercfusion.records.missing import Scoring, modalities_of, unseen_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +33,8 @@ COMMAND = Command(
         ("outputs/train/cogmen-meld/20260101-120000-seed0", "the test split"),
         ("RUN split=dev", "another split"),
         ("RUN data.raw=DIR", "the corpus is in another folder now"),
-        ("RUN hide=audio,visual", "score with text only"),
+        ("RUN missing.eval=pattern:text", "score with text only"),
+        ("RUN missing.eval=rate:0.5", "hide modalities at random, with the same masks for all runs"),
         ("RUN data=emorynlp data.raw=DIR", "another corpus, through a map between the labels"),
         ("RUN --optimism", "measure the effect of selecting on test"),
         ("RUN imports=my_models", "a run that uses your modules"),
@@ -52,7 +55,9 @@ COMMAND = Command(
             default="renormalize",
             choices=("renormalize", "wrong"),
         ),
-        Key("hide", "modalities to hide in every utterance", "names"),
+        Key("missing.eval", "law of missing modalities", choices=lambda: LAWS, free=True, value="LAW"),
+        Key("missing.seed", "seed of its masks", "count"),
+        Key("missing.policy", "input in place of an absent modality", choices=lambda: choices_of("missing.policy")),
     ),
     flags=(
         Flag(
@@ -62,9 +67,10 @@ COMMAND = Command(
         ),
     ),
     notes="""
-Writes RUN/evaluation/SPLIT.json (scores) and SPLIT.parquet (predictions); with hide=audio SPLIT-without-audio.json and
-.parquet; with data= CORPUS-PROTOCOL-SPLIT.json and .parquet. A split without labels has predictions only. If the run
-uses your modules, add them with imports=, because importing runs their code.
+Without missing. keys the run's own settings apply, and test has its scores again. Writes RUN/evaluation/SPLIT.json
+(scores) and SPLIT.parquet (predictions); with missing.eval=rate:0.5 SPLIT-rate-0.5.json and .parquet; with data=
+CORPUS-PROTOCOL-SPLIT.json and .parquet. A split without labels has predictions only. If the run uses your modules, add
+them with imports=, because importing runs their code.
 """,
 )
 
@@ -92,48 +98,49 @@ def evaluate(typed: Typed) -> int:
     again = [word for word in typed.words if not word.startswith("imports=")]
     require_trusted(names, command("modules of a folder", "evaluate", *again, *naming(names)))
     split, optimism = typed.keys.get("split", "test"), "optimism" in typed.flags
-    hidden = hidden_modalities(typed.keys.get("hide", []), record)
-    if hidden and optimism:
-        raise ConfigError("--optimism scores the run unchanged. Remove hide=, or --optimism.")
+    missing = typed.below("missing.")
+    if missing and optimism:
+        raise ConfigError(f"--optimism scores the run unchanged. Remove missing.{next(iter(missing))}=, or --optimism.")
+    scoring = Scoring.of(record, split, missing.get("eval"), missing.get("seed"), missing.get("policy"))
     if "data" in typed.keys:
-        return evaluate_elsewhere(typed, folder, record, split, hidden)
+        return evaluate_elsewhere(typed, folder, record, split, scoring)
     for key in typed.keys:
         if key in ("unmapped", "data.protocol") or key.startswith("data.options."):
             raise ConfigError(f"{key} is about another corpus. Add data=CORPUS, or remove it.")
     settings = _with_paths(section_from("data", record["config"]["data"]), typed)
     # Before text features are computed for another version of the corpus.
     _check_same_data(record, open_corpus(settings.name, settings.raw, **settings.options))
-    if hidden:
-        visible = (one["modality"] for one in record["features"] if one["modality"] not in hidden)
+    visible = modalities_of(record) if optimism else scoring.law.left(modalities_of(record))
+    if len(visible) < len(record["features"]):
         settings = replace(settings, modalities=tuple(visible))
     data = load_data(settings, refuse_changed=False)
-    data.tables = with_hidden(data.tables, hidden, record)
-    store = data.store(split)
+    data.tables = with_hidden(data.tables, record)
     if optimism:
         print(optimism_text(measure_optimism(folder, record, data)))
         return 0
-    recognizer = Recognizer.from_pretrained(folder / MODEL)
+    recognizer = scoring.recognizer(Recognizer.from_pretrained(folder / MODEL))
     target = folder / "evaluation"
     target.mkdir(exist_ok=True)
-    without = f", without {', '.join(hidden)}" if hidden else ""
+    store = scoring.store(data.store(split), split)
+    about = scoring.report(store)
     predicted = recognizer.predict_all(store)
     predicted |= recorded_views(predicted, record, store)
     for task, predictions in predicted.items():
         check_finite(predictions, split)
         scores, own = rounded_scores(predictions), task_record(record, task)
         suffix = [] if task == recognizer.task.name else [task]
-        name = "-".join([split, *(["without", *hidden] if hidden else []), *suffix])
+        name = "-".join([split, *scoring.file_parts, *suffix])
         write_predictions(target / f"{name}.parquet", {split: predictions})
         with atomic_write(target / f"{name}.json") as stream:
-            report = {"split": split, "protocol": own["protocol"], "hidden": hidden, "metrics": scores}
+            report = {"split": split, "protocol": own["protocol"], **about, "metrics": scores}
             stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
-        print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{without}")
-        print(_comparison(scores, own, split, hidden))
+        print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{scoring.words}")
+        print("\n".join([_comparison(scores, own, split, same=scoring.same), *unseen_lines(about)]))
         print(target / f"{name}.parquet")
     return 0
 
 
-def evaluate_elsewhere(typed: Typed, folder: Path, record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> int:
+def evaluate_elsewhere(typed: Typed, folder: Path, record: Mapping[str, Any], split: str, scoring: Scoring) -> int:
     """Score a run on another corpus; returns the exit status."""
     from ercfusion.data.corpora import corpus_class, open_corpus
     from ercfusion.features.loading import load_data
@@ -146,32 +153,32 @@ def evaluate_elsewhere(typed: Typed, folder: Path, record: Mapping[str, Any], sp
         raise ConfigError("--optimism is about the run's own corpus. Remove data=, or --optimism.")
     words = [word for word in typed.words if word.startswith(("data=", "data.")) and "=" in word]
     config = typed.composer.compose([part for word in words for part in expand_protocol(word)])
-    visible = [one["modality"] for one in record["features"] if one["modality"] not in hidden]
+    visible = scoring.law.left(modalities_of(record))
     settings = other_data(record, section_from("data", config["data"]), visible)
     unmapped = typed.keys.get("unmapped", "renormalize")
-    recognizer = Recognizer.from_pretrained(folder / MODEL)
+    recognizer = scoring.recognizer(Recognizer.from_pretrained(folder / MODEL))
     corpus = open_corpus(settings.name, settings.raw, **settings.options)
     # Before text features are computed.
     pairs = pair_tasks(record, recognizer.tasks, corpus, corpus.protocol(settings.protocol), unmapped)
     names = tuple(dict.fromkeys(pair.other.name for pair in pairs))
     data = load_data(replace(settings, tasks=names), refuse_changed=False)
     unknown = check_same_features(record, data.tables, corpus)
-    data.tables = with_hidden(data.tables, hidden, record)
+    data.tables = with_hidden(data.tables, record)
     relation = corpus_class(record["corpus"]["name"]).card.related.get(corpus.name)
-    for crossing in cross(folder, record, recognizer, data, pairs, split, hidden, unmapped):
+    for crossing in cross(folder, record, recognizer, data, pairs, split, scoring, unmapped):
         check_finite(crossing.predictions, split)
         print(crossing_text(crossing, record, relation, unknown))
         print(crossing.file)
     return 0
 
 
-def _comparison(scores: Mapping[str, float], record: Mapping[str, Any], split: str, hidden: Sequence[str]) -> str:
+def _comparison(scores: Mapping[str, float], record: Mapping[str, Any], split: str, *, same: bool) -> str:
     """The scores, compared with the record."""
     if not scores:
         return "  no labels in this split: predictions only"
     recorded = record["metrics"].get(split, {})
-    if hidden and recorded:
-        lines = [f"  {'':<28}{'hidden':>8}{'recorded':>10}"]
+    if not same and recorded:
+        lines = [f"  {'':<28}{'scored':>8}{'recorded':>10}"]
         lines += [
             f"  {name:<28}{value:>8.4f}" + (f"{recorded[name]:>10.4f}" if name in recorded else "")
             for name, value in scores.items()
@@ -187,23 +194,8 @@ def _comparison(scores: Mapping[str, float], record: Mapping[str, Any], split: s
     return "\n".join(lines)
 
 
-def hidden_modalities(names: Sequence[str], record: Mapping[str, Any]) -> list[str]:
-    """The modalities in ``hide=``, in the order of the model.
-
-    Raises:
-        ConfigError: The run lacks a modality, or none would remain.
-    """
-    known = [one["modality"] for one in record["features"]]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"hide: the run has no modality {name!r}. {did_you_mean(name, known)}")
-    if set(names) == set(known):
-        raise ConfigError(f"hide={','.join(names)} leaves no modality of {', '.join(known)}. Keep at least one.")
-    return [name for name in known if name in names]
-
-
-def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[str, Any]) -> list[Any]:
-    """The feature tables in the order of the run; those of ``hidden`` are empty."""
+def with_hidden(tables: Sequence[Any], record: Mapping[str, Any]) -> list[Any]:
+    """The feature tables of all modalities of the run, in its order; those that were not loaded are empty."""
     import numpy as np
 
     from ercfusion.data.features import FeatureTable
@@ -212,7 +204,7 @@ def with_hidden(tables: Sequence[Any], hidden: Sequence[str], record: Mapping[st
     result = []
     for feature in record["features"]:
         name = feature["modality"]
-        if name not in hidden:
+        if name in loaded:
             result.append(loaded[name])
             continue
         offsets = np.zeros(1, dtype=np.int64) if feature["level"] == "sequence" else None

@@ -21,6 +21,7 @@ from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, resume_command
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.settings import section_from
+from ercfusion.records.missing import hidden_store, recorded_missing
 from ercfusion.training.processes import from_first_process
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ class Run:
         texts = [labels[name] for name in names] if isinstance(labels, Mapping) else names
         vectors = encode_labels(texts, settings.encoder)
         store = load_data(settings, refuse_changed=False).store(split)
+        store = hidden_store(store, recorded_missing(self.record), split)
         columns = score_labels(recognizer, store, vectors, task)
         owners = [conversation.id for conversation in store.conversations for _ in conversation.turns]
         table = pandas.DataFrame({"conversation": owners, "turn": list(store.turn_ids)})

@@ -40,6 +40,12 @@ def _whole(key: str, text: str) -> int:
     return int(text)
 
 
+def _count(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise ConfigError(f"{key} takes a whole number of at least 0, not {shown(text)}. Correct the value.")
+    return int(text)
+
+
 def _names(key: str, text: str) -> list[str]:
     inside = text.strip().removeprefix("[").removesuffix("]")
     return [name.strip() for name in inside.split(",") if name.strip()]
@@ -50,6 +56,7 @@ KINDS: Mapping[str, tuple[str, Callable[[str, str], Any]]] = {
     "path": ("DIR", _path),
     "file": ("FILE", _path),
     "whole": ("N", _whole),
+    "count": ("N", _count),
     "names": ("A,B", _names),
 }
 """Kind of a key: the placeholder of its value in the help, and its parser."""

@@ -25,7 +25,7 @@ OWN = Command(
         Key("split", "which split", default="test", choices=("train", "dev", "test")),
         Key("data.packs.MODALITY", "a pack", "path"),
         Key("workers", "processes", "whole"),
-        Key("hide", "modalities", "names"),
+        Key("columns", "several", "names"),
     ),
     flags=(Flag("fresh", "begin again"), Flag("many", "several", "m")),
 )
@@ -35,14 +35,14 @@ def test_keys_flags_and_positional_arguments(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/ada")
     (tmp_path / "split=dev").mkdir()
-    words = ["a", "split=dev", "-m", "workers=2", "hide=[audio, visual]", "data.packs.audio=~/p", "split=train"]
+    words = ["a", "split=dev", "-m", "workers=2", "columns=[audio, visual]", "data.packs.audio=~/p", "split=train"]
     typed = OWN.parse(words)
     assert typed.positional == ("a", "split=dev")  # what exists is a path
     assert typed.flags == {"many"}
     assert typed.keys == {
         "split": "train",
         "workers": 2,
-        "hide": ["audio", "visual"],
+        "columns": ["audio", "visual"],
         "data.packs.audio": "/home/ada/p",
     }
     assert typed.below("data.packs.") == {"audio": "/home/ada/p"}

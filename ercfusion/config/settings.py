@@ -76,6 +76,12 @@ def field_of(key: str) -> Field | None:
     return replace(parent, key=key, types=() if element in (None, object) else (element,), element=None, default=None)
 
 
+def choices_of(key: str) -> tuple[str, ...]:
+    """The choices of a setting; empty for one without choices."""
+    field = field_of(key)
+    return () if field is None else field.known.choices or ()
+
+
 def is_added(key: str) -> bool:
     """Whether a user adds this key to an open setting, such as ``data.packs.audio``."""
     return field_of(key) is not None and key not in fields_in(key.partition(".")[0] if "." in key else "")

@@ -28,6 +28,7 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData
 from ercfusion.features.recipe import recipe_names
 from ercfusion.metrics.classification import per_class
+from ercfusion.records.missing import Scoring, unseen_lines
 from ercfusion.records.predictions import prediction_file, read_predictions, write_predictions
 from ercfusion.records.record import rounded_scores, split_record, task_record
 from ercfusion.tasks.recognizer import Recognizer
@@ -55,11 +56,13 @@ class Crossing:
         predictions: In the shared labels.
         report: The content of the JSON file.
         file: The Parquet file.
+        missing: Missing modalities in words, for a title.
     """
 
     predictions: Predictions
     report: Mapping[str, Any]
     file: Path
+    missing: str = ""
 
 
 def pair_tasks(
@@ -135,10 +138,11 @@ def check_same_features(record: Mapping[str, Any], tables: Sequence[FeatureTable
             if not made[0] and corpus.name != record["corpus"]["name"]:
                 unknown.append(table.modality)
             continue
+        others = "+".join(name for name in recorded if name != table.modality)
+        instead = f", or score without: missing.eval=pattern:{others}" if others else ""
         raise ConfigError(
             f"{table.modality} features of {corpus.name}: {described[1]}; the run was trained with {described[0]}. "
-            f"Make them with the same recipe and give data.packs.{table.modality}=FOLDER, or score without: "
-            f"hide={table.modality}."
+            f"Make them with the same recipe and give data.packs.{table.modality}=FOLDER{instead}."
         )
     return unknown
 
@@ -155,7 +159,7 @@ def cross(
     data: LoadedData,
     pairs: Sequence[Pairing],
     split: str,
-    hidden: Sequence[str],
+    scoring: Scoring,
     unmapped: Unmapped,
 ) -> list[Crossing]:
     """Score a run on a split of another corpus; writes a JSON and a Parquet file per task.
@@ -167,10 +171,11 @@ def cross(
         data: The other corpus, with the tasks of ``pairs``.
         pairs: From :func:`pair_tasks`.
         split: Of the other corpus.
-        hidden: Hidden modalities.
+        scoring: Missing modalities.
         unmapped: See :func:`ercfusion.batch.shared.shared_labels`.
     """
-    store = data.store(split)
+    store = scoring.store(data.store(split), split)
+    missing = scoring.report(store)
     targets = dict(store.targets)
     outputs = recognizer.predict_all(_without_targets(store, recognizer.tasks))
     known = training_texts(record)
@@ -189,7 +194,7 @@ def cross(
         report: dict[str, Any] = {
             "split": split,
             "protocol": protocol,
-            "hidden": list(hidden),
+            **missing,
             "map": {
                 "source": label_map.source,
                 "target": label_map.target,
@@ -214,14 +219,14 @@ def cross(
             },
             **split_record(scored),
         }
-        parts = [protocol.replace("/", "-"), split, *(["without", *hidden] if hidden else [])]
+        parts = [protocol.replace("/", "-"), split, *scoring.file_parts]
         parts += [] if pair.own.name == recognizer.task.name else [pair.own.name]
         target = folder / "evaluation" / "-".join(parts)
         target.parent.mkdir(exist_ok=True)
         file = write_predictions(Path(f"{target}.parquet"), {split: scored})
         with atomic_write(Path(f"{target}.json")) as stream:
             stream.write(json.dumps(report, indent=1) + "\n")
-        crossings.append(Crossing(scored, report, file))
+        crossings.append(Crossing(scored, report, file, scoring.words))
     return crossings
 
 
@@ -302,10 +307,9 @@ def crossing_text(crossing: Crossing, record: Mapping[str, Any], relation: str |
     """
     report = crossing.report
     own, label_map, labels = report["own"], report["map"], report["labels"]
-    without = f", without {', '.join(report['hidden'])}" if report["hidden"] else ""
     lines = [
         f"{record['config']['preset']['model']} trained on {own['protocol']}, on {report['protocol']}, "
-        f"{report['split']} split{without}",
+        f"{report['split']} split{crossing.missing}",
         f"  label map {label_map['source']} -> {label_map['target']}: {label_map['note']}",
         f"  {len(labels)} shared labels: {', '.join(labels)}",
         f"  {report['utterances']:,} of {report['utterances_of_split']:,} utterances scored; "
@@ -324,6 +328,7 @@ def crossing_text(crossing: Crossing, record: Mapping[str, Any], relation: str |
         )
     if unknown:
         lines.append(f"  warning: {', '.join(unknown)} features have no recorded recipe: check that they are the same")
+    lines += unseen_lines(report)
     if not report["metrics"]:
         return "\n".join([*lines, "  no labels in this split: predictions only"])
     columns = ["own test", "own, shared", report["protocol"].partition("/")[0]]

@@ -12,6 +12,7 @@ from ercfusion._core.files import atomic_write
 from ercfusion._core.progress import track
 from ercfusion.features.loading import LoadedData
 from ercfusion.metrics.registry import check_metric, get_metric, scores
+from ercfusion.records.missing import hidden_store, recorded_missing
 from ercfusion.records.record import require_test_scores
 from ercfusion.tasks.recognizer import Recognizer
 
@@ -48,7 +49,8 @@ def measure_optimism(
     metric = metric or str(record["selection"]["metric"])
     if metric not in record["metrics"]["test"]:
         raise RunError(f"{metric} is not defined on the test split of {folder}. Choose another metric.")
-    store, dev_store, test = data.store("test"), data.store("dev"), {}
+    missing, test = recorded_missing(record), {}
+    store, dev_store = (hidden_store(data.store(split), missing, split) for split in ("test", "dev"))
     for path in track(epochs, "scoring epochs"):
         recognizer = Recognizer.from_pretrained(path)
         check_metric(recognizer.task, metric)

@@ -244,6 +244,22 @@ class Recipe(Open):
     stages: list[Stage]
 
 
+class Unseen(Open):
+    """Utterances of a split without any modality (:func:`ercfusion.records.missing.unseen_utterances`)."""
+
+    utterances: Positive
+    alone: Count
+    of: Positive
+
+
+class MissingModalities(Open):
+    """Laws of missing modalities (:func:`ercfusion.records.missing.missing_record`)."""
+
+    laws: dict[Name, Name]
+    seed: Count
+    unseen: dict[Name, Unseen] = {}
+
+
 class Record(TaskResult):
     """``record.json``; the top level has the task that chose the epoch."""
 
@@ -264,6 +280,7 @@ class Record(TaskResult):
     start: Start | None = None
     recipe: Recipe | None = None
     teacher: Teacher | None = None
+    missing: MissingModalities | None = None
     files: dict[Name, File] | None = None
 
 

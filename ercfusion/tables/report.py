@@ -13,6 +13,7 @@ from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.intervals import known_interval, record_cautions
+from ercfusion.records.missing import missing_lines
 from ercfusion.records.record import task_record, tasks_of
 
 
@@ -96,7 +97,7 @@ def summary(record: Mapping[str, Any]) -> str:
     lines += [f"{words}: {counted}" for words, counted in record.get("conventions", {}).items()]
     if "test" in record.get("unlabelled", ()):
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
-    lines += stage_lines(record)
+    lines += [*stage_lines(record), *missing_lines(record)]
     if record.get("batch_dependence"):
         lines.append(BATCH_NOTE.format(record["batch_dependence"]))
     for name in tasks_of(record)[1:]:
@@ -210,6 +211,12 @@ def _other_tables(record: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+def _missing_items(record: Mapping[str, Any]) -> str:
+    """The lines about missing modalities as items of a Markdown list."""
+    parts = (line.partition(": ") for line in missing_lines(record))
+    return "".join(f"- **{title.capitalize()}**: {text}\n" for title, _, text in parts)
+
+
 def model_card(record: Mapping[str, Any], corpus: CorpusCard) -> str:
     """The README of a saved model."""
     config, selection = record["config"], record["selection"]
@@ -238,7 +245,7 @@ An utterance-level recognizer for {record["task"]["name"]} ({
 - **Settings**: `{settings}`, seed {record["seed"]}
 - **Selection**: epoch {selection["epoch"]} of {selection["epochs"]}, on the dev split's {selection["metric"]}
   ({better} is better); dev split: {record["corpus"]["dev_source"]}. The test split was read once, after that.
-- **Corpus licence**: {corpus.licence}
+{_missing_items(record)}- **Corpus licence**: {corpus.licence}
 
 ```
 {chr(10).join([score_table(record), *caution_lines(record), *filter(None, [label_table(record)])])}

@@ -93,6 +93,18 @@ def export_packs(
     return write_packs(recognizer, loaded, target, folder, learned, overwrite=overwrite)
 
 
+def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
+    """Write the packs of a run; returns the record's part about them."""
+    corpus, protocol = data.corpus, data.protocol
+    learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
+    packs = {}
+    for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
+        manifest = read_manifest(pack)
+        packs[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
+        packs[name]["sha256"] = manifest["files"]["values.safetensors"]["sha256"]
+    return packs
+
+
 def write_packs(
     recognizer: Recognizer,
     data: LoadedData,

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ercfusion._core.errors import ConfigError, TrainingError
 from ercfusion.batch.batch import ConversationBatch
+from ercfusion.batch.missing import draw
 from ercfusion.config.choices import Cosine, Linear, Optimizer, Plateau, Scheduler
 from ercfusion.config.fields import fields_of
+from ercfusion.config.missing_laws import Complete, Law
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.layers import ModalityDropout
@@ -52,6 +54,7 @@ class ConversationModule(pl.LightningModule):
         steps: Optimiser steps of all epochs, for ``cosine`` and ``linear``; None for the trainer's estimate (equal
             epochs).
         modality_dropout: Probability of :class:`ercfusion.layers.ModalityDropout` for any architecture.
+        law: Of missing modalities; drawn before ``modality_dropout``, which hides more of what is left.
         complete_pass: Every batch comes twice in a row: the first pass is on the complete batch, and its outputs are
             the teacher of the second one.
         teacher: Outputs of another model for the training split.
@@ -67,6 +70,7 @@ class ConversationModule(pl.LightningModule):
         maximize: bool = True,
         steps: int | None = None,
         modality_dropout: float = 0.0,
+        law: Law | None = None,
         complete_pass: bool = False,
         teacher: TeacherOutputs | None = None,
     ) -> None:
@@ -78,6 +82,7 @@ class ConversationModule(pl.LightningModule):
         self.maximize = maximize
         self.steps = steps
         self.hide = ModalityDropout(modality_dropout)
+        self.law = law or Complete()
         self.complete_pass = complete_pass
         self.teacher = teacher
         self._taught: Taught | None = None
@@ -110,7 +115,10 @@ class ConversationModule(pl.LightningModule):
         return total
 
     def _hidden(self, batch: ConversationBatch) -> ConversationBatch:
-        """The batch with hidden modalities."""
+        """The batch without the modalities that the law and the dropout of modalities hide."""
+        if not self.law.hides_nothing:
+            holes = draw(self.law, batch)
+            batch = batch.hide(holes.drop, holes.steps)
         if self.hide.dropout_rate > 0:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         return batch

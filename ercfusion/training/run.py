@@ -32,25 +32,23 @@ from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.views import source_of
-from ercfusion.config.settings import Config, Model
-from ercfusion.data.pack import read_manifest
-from ercfusion.data.provenance import trained_on
-from ercfusion.data.sampler import ConversationSampler, mix_seed
+from ercfusion.config.missing import training_law
+from ercfusion.config.settings import Config
+from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
-from ercfusion.features.label_texts import encode_labels, label_texts
 from ercfusion.features.loading import LoadedData, load_data
 from ercfusion.metrics.registry import get_metric
-from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.plots.curriculum import plot_curriculum
 from ercfusion.plots.pictures import draw_pictures, task_history
+from ercfusion.records.missing import hidden_store, missing_record
 from ercfusion.records.predictions import prediction_file, write_predictions
 from ercfusion.records.record import FORMAT, RECORD, read_record, task_record, write_record
 from ercfusion.tables.report import model_card, summary
 from ercfusion.tasks.heads import class_weights
-from ercfusion.tasks.label_scores import set_label_vectors
 from ercfusion.tasks.objective import build_objective
 from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.training.build import batch_dependence, build_recognizer, untrained
 from ercfusion.training.callbacks import (
     HISTORY,
     LAST,
@@ -72,7 +70,7 @@ from ercfusion.training.checks import (
 )
 from ercfusion.training.cost import RunClock, count_parameters, peak_memory_mib, reset_peak_memory
 from ercfusion.training.curricula import announce, curriculum_of
-from ercfusion.training.export import PACKS, check_exportable, write_packs
+from ercfusion.training.export import check_exportable, export
 from ercfusion.training.folder import FOLDER_VARIABLE as FOLDER_VARIABLE  # re-exported for users of this module
 from ercfusion.training.folder import discard_if_empty as discard_if_empty
 from ercfusion.training.folder import free_folder as free_folder
@@ -146,48 +144,6 @@ def train(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
         return record
 
 
-def build_recognizer(config: Config, train_store: ConversationStore) -> Recognizer:
-    """An untrained recognizer; the seed determines its weights."""
-    recognizer = untrained(config, train_store)
-    recognizer.prepare(train_store, standardize=config.training.standardize)
-    return recognizer
-
-
-def untrained(config: Config, train_store: ConversationStore) -> Recognizer:
-    """As :func:`build_recognizer`, without the statistics of the training split."""
-    objective, vectors = config.objective, {}
-    if objective.label_texts is not None:
-        for task in train_store.tasks:
-            if task.schema is not None:
-                texts = label_texts(task.schema, objective.label_texts)
-                vectors[task.name] = encode_labels(texts, config.data.encoder)
-    torch.manual_seed(mix_seed(config.root.seed, 0))
-    dimension = next((matrix.shape[1] for matrix in vectors.values()), None)
-    if objective.label_texts is not None and dimension is None:
-        raise ConfigError("objective.label_texts: no task of the run has labels. Set it to null.")
-    recognizer = Recognizer(
-        config.model.name,
-        train_store.inputs,
-        train_store.tasks[0],
-        config.model.options,
-        others=train_store.tasks[1:],
-        unimodal=objective.weights.get("unimodal", 0.0) > 0,
-        label_smoothing=objective.label_smoothing,
-        regression_loss=objective.regression_loss,
-        label_dimension=dimension,
-        probe=objective.probe,
-        policy=config.missing.policy,
-    )
-    if vectors:
-        set_label_vectors(recognizer, vectors)
-    return recognizer
-
-
-def batch_dependence(model: Model) -> str:
-    """Why scores depend on batches; empty if they do not."""
-    return architecture_limits(model.name, model.options).batch_dependence
-
-
 def fit(
     config: Config,
     folder: Path,
@@ -201,6 +157,7 @@ def fit(
 
     Args:
         folder: With a checkpoint, training is resumed.
+        dev_store: Complete, like ``train_store``: the laws of ``config.missing`` apply here.
         metric: The score choosing the epoch.
         origin: From :func:`ercfusion.training.origin.make_origin`.
         on_epoch: See :class:`ercfusion.training.callbacks.Selection`.
@@ -209,6 +166,7 @@ def fit(
         ResumeError: the checkpoint is of another run, settings or data.
     """
     settings, machine = config.training, config.trainer
+    dev_store = hidden_store(dev_store, config.missing, "dev")
     recognizer = build_recognizer(config, train_store)
     last = folder / LAST
     start = begin(recognizer, settings, folder, resumed=last.is_file())
@@ -307,6 +265,7 @@ def fit(
         maximize=get_metric(metric).higher_is_better,
         steps=sampler.steps(settings.max_epochs, settings.accumulate_grad_batches),
         modality_dropout=settings.modality_dropout,
+        law=training_law(config.missing),
         complete_pass=settings.complete_pass,
         teacher=teacher,
     )
@@ -385,7 +344,8 @@ def finish(
 ) -> dict[str, Any]:
     """Score the chosen model on dev and test, and write all results.
 
-    Without test labels the split is predicted only; ``unlabelled`` of the record says so.
+    Dev and test are scored under the laws of ``config.missing``. Without test labels the split is predicted only;
+    ``unlabelled`` of the record says so.
 
     Raises:
         TrainingError: a test output is not finite.
@@ -393,13 +353,15 @@ def finish(
     recognizer = Recognizer.from_pretrained(folder / MODEL)
     task = recognizer.task
     rule = config.training.thresholds
+    dev_store = hidden_store(dev_store, config.missing, "dev")
     dev = {name: recognizer.choose_thresholds(part, rule) for name, part in recognizer.predict_all(dev_store).items()}
-    test_store = data.store("test")
+    test_store = hidden_store(data.store("test"), config.missing, "test")
     test = recognizer.predict_all(test_store)
+    stores = {"dev": dev_store, "test": test_store}
     predictions = {name: {"dev": dev[name], "test": test[name]} for name in dev}
     for outputs in test.values():
         check_finite(outputs, "test")
-    views = scored_views(recognizer.tasks, data.views, predictions, {"dev": dev_store, "test": test_store}, rule)
+    views = scored_views(recognizer.tasks, data.views, predictions, stores, rule)
     metrics = {name: metric if name == task.name else parts["dev"].task.metric for name, parts in predictions.items()}
     scored = {
         name: scored_splits(parts, train_store, metrics[name], config.training) for name, parts in predictions.items()
@@ -408,6 +370,11 @@ def finish(
     best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
     own = scored.pop(task.name)
+    # Under a law the exact posterior sees the same holes.
+    reachable = {
+        split: corpus.reachable(protocol, split, None if store.holes is None else store.seen)
+        for split, store in stores.items()
+    }
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -424,7 +391,7 @@ def finish(
             "fingerprint": data.fingerprint,
             "dev_source": protocol.dev_source,
             "train": {"conversations": len(train_store), "utterances": train_store.num_utterances},
-            **{f"reachable_{name}": value for name, value in corpus.reachable(protocol, "test").items()},
+            **{f"reachable_{name}": value for name, value in reachable["test"].items()},
         },
         "features": [
             {"modality": table.modality, "width": table.width, "level": table.level, "source": table.source}
@@ -441,6 +408,8 @@ def finish(
         },
     }
     record |= own | staged(config, folder, stages) | teacher_record(folder)
+    if missing := missing_record(config.missing, stores):
+        record["missing"] = missing
     if "start" in record:
         record["cost"]["parameters"] = record["start"]["trainable"]
     if scored:
@@ -459,7 +428,7 @@ def finish(
     if dependence := batch_dependence(config.model):
         record["batch_dependence"] = dependence
     if corpus.card.synthetic:
-        record["corpus"]["reachable"] = {split: corpus.reachable(protocol, split) for split in ("dev", "test")}
+        record["corpus"]["reachable"] = reachable
     recognizer.save_pretrained(folder / MODEL, card=model_card(record, corpus.card))
     record["files"] = {}
     for name, parts in (predictions | views).items():
@@ -492,15 +461,3 @@ def _about(task: TaskSpec, data: LoadedData, record: Mapping[str, Any]) -> dict[
         "task": task.to_dict(),
         "selection": {**record["selection"], "metric": task.metric},
     }
-
-
-def export(recognizer: Recognizer, data: LoadedData, folder: Path) -> dict[str, Any]:
-    """Write the packs of a run; returns the record's part about them."""
-    corpus, protocol = data.corpus, data.protocol
-    learned = trained_on(corpus.name, data.fingerprint, protocol.id, "train", data.splits["train"])
-    packs = {}
-    for name, pack in write_packs(recognizer, data, folder / PACKS, folder, learned).items():
-        manifest = read_manifest(pack)
-        packs[name] = {"folder": f"{PACKS}/{name}", "width": manifest["width"], "keys": manifest["keys"]}
-        packs[name]["sha256"] = manifest["files"]["values.safetensors"]["sha256"]
-    return packs

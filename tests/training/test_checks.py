@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from made_records import predictions as made_predictions
 from made_records import record as made_record
-from runs import command, refused, train
+from runs import command, refused
 
 from ercfusion import compare, evaluate, verify
 from ercfusion._core.errors import ConfigError, RunError
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
 from ercfusion.config.sections import Training
-from ercfusion.config.settings import Model, section_from
+from ercfusion.config.settings import Model
 from ercfusion.data.conversation import Conversation, Turn
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.features import FeatureTable
@@ -339,38 +339,6 @@ def test_the_only_modality_must_be_in_every_split(tmp_path: Path, capsys: pytest
     audio = write_features(tmp_path / "audio", tmp_path / "raw", "audio", ["train", "dev"])
     message = refused(main, [*typed, "data.modalities=[audio]", audio, f"run={tmp_path}/run"], capsys)
     assert "none of the 6 turns of the test split has any features (audio)" in message
-
-
-def test_a_finished_run_is_scored_without_some_modalities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "run"
-    typed = ["model=concat", "training.max_epochs=2", "training.pictures=false", "optimizer.lr=0.01"]
-    record = train(folder, *typed)
-    status, out, err = command(evaluate.main, [str(folder), "hide=audio"], capsys)
-    assert (status, err) == (0, "")
-    assert out.splitlines()[0] == "concat on demo/balanced, test split, without audio"
-    report = json.loads((folder / "evaluation" / "test-without-audio.json").read_text())
-    assert report["hidden"] == ["audio"]
-    assert report["metrics"]["nll"] != record["metrics"]["test"]["nll"]
-    assert not (folder / "evaluation" / "test.json").exists()
-
-    # The same as hiding it in the batch.
-    from ercfusion.features.loading import load_data
-    from ercfusion.records.record import rounded_scores
-    from ercfusion.tasks.recognizer import Recognizer
-
-    store = load_data(section_from("data", record["config"]["data"])).store("test")
-    store.available[:, 1] = False
-    assert rounded_scores(Recognizer.from_pretrained(folder / "model").predict(store)) == report["metrics"]
-
-    status, out, _ = command(evaluate.main, [str(folder), "hide=[visual, text]", "split=dev"], capsys)
-    assert status == 0
-    assert "dev split, without text, visual" in out
-    for wrong, message in (
-        ("hide=adio", "the run has no modality 'adio'. Did you mean 'audio'?"),
-        ("hide=text,audio,visual", "leaves no modality"),
-    ):
-        assert message in refused(evaluate.main, [str(folder), wrong], capsys)
-    assert "Remove hide=" in refused(evaluate.main, [str(folder), "hide=text", "--optimism"], capsys)
 
 
 def test_a_multi_label_run_says_how_empty_sets_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

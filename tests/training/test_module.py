@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ercfusion._core.errors import ConfigError, TrainingError
+from ercfusion.batch.missing import draw
+from ercfusion.config.missing_laws import parse
 from ercfusion.config.settings import section_of
 from ercfusion.data.corpora import open_corpus
 from ercfusion.data.sampler import ConversationSampler
@@ -70,6 +72,30 @@ def test_modalities_are_hidden_in_training(store: ConversationStore, monkeypatch
     assert not (hidden & ~plain).any()
     assert 0 < hidden.sum() < plain.sum()
     assert torch.equal(hidden.any(1), plain.any(1))
+
+
+def test_a_law_hides_before_modality_dropout(store: ConversationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = store.batch(range(len(store)))
+    seen = []
+    for settings in (
+        {"law": parse("rmm:0.4")},
+        {"law": parse("rmm:0.4"), "modality_dropout": 0.4},
+        {"law": parse("none")},
+    ):
+        made = module(store, **settings)
+        monkeypatch.setattr(made, "log_dict", lambda *arguments, **options: None)
+        made.recognizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].present))
+        torch.manual_seed(1)
+        made.training_step(batch, 0)
+    law, both, none = seen
+    torch.manual_seed(1)
+    # From the generator that the trainer seeds, so that runs resume exactly.
+    assert torch.equal(law, batch.present & ~draw(parse("rmm:0.4"), batch).drop)
+    assert not law.any(1).all()  # rmm may hide all modalities of an utterance
+    assert not (both & ~law).any()
+    assert both.sum() < law.sum()
+    assert torch.equal(both.any(1), law.any(1))  # the dropout leaves one of those that are there
+    assert torch.equal(none, batch.present)
 
 
 def test_vectors_are_not_decayed(store: ConversationStore) -> None:

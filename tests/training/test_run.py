@@ -29,6 +29,7 @@ from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.twins import write_twin
 from ercfusion.train import main
 from ercfusion.training import run
+from ercfusion.training.build import build_recognizer
 
 # The folder
 
@@ -240,9 +241,7 @@ def test_thresholds_by_name(rule: str, threshold: float, tmp_path: Path) -> None
 
 def initial(*settings: str) -> Recognizer:
     config = Composer().compose([*TINY, "model=bclstm", *settings])
-    return run.build_recognizer(
-        Config.from_dict(config), load_data(section_from("data", config["data"])).store("train")
-    )
+    return build_recognizer(Config.from_dict(config), load_data(section_from("data", config["data"])).store("train"))
 
 
 def test_initial_weights_depend_on_the_seed() -> None:
@@ -263,9 +262,8 @@ def test_inputs_are_standardised_if_asked_for() -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_policy_for_absent_modalities_is_trained_and_saved(tmp_path: Path) -> None:
-    record = train(
-        tmp_path / "run", "model=concat", "data=demo/missing", "missing.policy=learned", "training.max_epochs=1"
-    )
+    settings = ["missing=rate", "missing.policy=learned", "training.max_epochs=1"]
+    record = train(tmp_path / "run", "model=concat", *settings)
     recognizer = Recognizer.from_pretrained(tmp_path / "run" / "model")
     assert record["config"]["missing"]["policy"] == recognizer.policy == "learned"
     assert recognizer.fill is not None
