@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
 
 from docs.computed.registry import register
+from docs.computed.results import result_scores
+from docs.computed.tables import EXPERIMENTS, table
 
 PAGE = "docs/missing.md"
 PROTOCOL = "demo/missing"
@@ -73,7 +77,93 @@ def demo_missing() -> list[str]:
     return lines[1:]
 
 
+COMPLETE = "rate:0"
+HALF = "rate:0.5"
+AREA = "AUILC rate"
+
+
+def _split_rows(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Rows ``MODEL, VARIANT`` by model and variant, and the other rows."""
+    grid: dict[str, dict[str, str]] = {}
+    others = []
+    for name in names:
+        model, _, variant = name.rpartition(", ")
+        if model:
+            grid.setdefault(model, {})[variant] = name
+        else:
+            others.append(name)
+    return grid, others
+
+
+def robust_scores(preset: str) -> list[str]:
+    """One row per model: complete data, then at half of the modalities and the area over rates, for every variant."""
+    from ercfusion.tables.render import markdown_table, metric_name, number
+
+    robust = table(preset).robustness
+    scores = {line.name: line.scores for line in robust.lines}
+    grid, others = _split_rows(scores)
+    variants = list(dict.fromkeys(variant for by_variant in grid.values() for variant in by_variant))
+
+    def cell(row: str | None, condition: str) -> str:
+        return "" if row is None else number(robust.metric, scores[row][condition].mean)
+
+    names = {COMPLETE: "complete", HALF: HALF, AREA: "AUILC"}
+    head = [f"{title}, {variant}" for title in names.values() for variant in variants]
+    rows = [[metric_name(robust.metric), *head]]
+    rows += [[model, *(cell(own.get(v), name) for name in names for v in variants)] for model, own in grid.items()]
+    lines = markdown_table(rows).splitlines()
+    told = {name: [f"{title} {cell(name, condition)}" for condition, title in names.items()] for name in others}
+    if robust.reachable:
+        exact = [f"{title} {number(robust.metric, robust.reachable[name])}" for name, title in names.items()]
+        told["exact posterior"] = exact
+    return [*lines, "", *(f"- {name}: {', '.join(cells)}." for name, cells in told.items())] if told else lines
+
+
+def robust_sentences(preset: str) -> list[str]:
+    """Results of the paired tests at half of the modalities and on the area, as sentences."""
+    from ercfusion.metrics.registry import get_metric
+    from ercfusion.tables.render import number
+
+    robust = table(preset).robustness
+    better = "higher" if get_metric(robust.metric).higher_is_better else "lower"
+    lines: list[str] = []
+    for title, pairs in ((HALF, robust.under_laws[HALF]), ("AUILC", robust.areas[AREA])):
+        groups: dict[str, list[tuple[str, Any]]] = {}
+        for pair in pairs:
+            (one, first), (other, second) = (_model_and_variant(name) for name in pair.names)
+            same = one == other and first
+            label = f"{first} minus {second}" if same else f"{pair.names[0]} minus {pair.names[1]}"
+            groups.setdefault(label, []).append((one, pair))
+        for label, group in groups.items():
+            ends = [pick(group, key=lambda item: item[1].difference) for pick in (min, max)]
+            sizes = [number(robust.metric, pair.difference, sign=True) for _, pair in ends]
+            if len(group) == 1:
+                verdict = "shown" if group[0][1].shown else "not shown"
+                text = f"{sizes[0]}, {better} is better; {verdict}"
+            else:
+                shown = [f"`{model}`" for model, pair in group if pair.shown]
+                verdict = f"shown for {', '.join(shown)}" if shown else "none is shown"
+                span = " to ".join(f"{size} (`{model}`)" for size, (model, _) in zip(sizes, ends, strict=True))
+                text = f"{span}, {better} is better; {verdict}"
+            lines += textwrap.wrap(f"- {title}, {label}: {text}.", 120, subsequent_indent="  ")
+    return lines
+
+
+def _model_and_variant(name: str) -> tuple[str, str]:
+    model, _, variant = name.rpartition(", ")
+    return (model, variant) if model else (variant, "")
+
+
+def _recorded(preset: str) -> bool:
+    return (EXPERIMENTS / preset).is_dir()
+
+
 register("missing laws", PAGE, missing_laws)
 register("missing groups", PAGE, missing_groups)
 register("missing policies", PAGE, missing_policies)
 register("demo missing", PAGE, demo_missing)
+for _preset in filter(_recorded, ("demo-missing", "mosi-missing")):
+    register(f"robust scores {_preset}", PAGE, partial(robust_scores, _preset), _preset)
+    register(f"robust sentences {_preset}", PAGE, partial(robust_sentences, _preset), _preset)
+for _preset in filter(_recorded, ("mosi-guided", "emodb-guided")):
+    register(f"scores {_preset}", PAGE, partial(result_scores, _preset, complete=False), _preset)
