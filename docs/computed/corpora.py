@@ -171,7 +171,7 @@ def _register_cards() -> None:
 
 
 register("corpora", "docs/corpora.md", corpora_table)
-register("demo parameters", "docs/corpora.md", demo_parameters)
+register_built("demo parameters", "docs/corpora.md", demo_parameters)
 register("demo ceilings", "docs/corpora.md", demo_ceilings)
 register_built("iemocap sessions", "docs/corpora.md", iemocap_sessions)
 _register_cards()
