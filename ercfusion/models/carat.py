@@ -209,6 +209,7 @@ class Carat(Architecture):
     def forward(self, batch: ConversationBatch, labels: Labels | None = None) -> Encoded:
         """Represent, reconstruct and read each label."""
         vectors, present = self._label_vectors(batch)
+        vectors = self._kept(vectors, present[:, :, None, None])
         # Without any modality all reconstructions are read: they are the same for all such utterances.
         counted = present | ~present.any(1, keepdim=True)
         latent = _each(self.encode, vectors)
@@ -288,7 +289,7 @@ class Carat(Architecture):
         return torch.stack(first, dim=1), torch.stack(second, dim=1), decoded
 
     def _kept(self, vectors: Tensor, there: Tensor) -> Tensor:
-        """Vectors that reconstructions read: with the policy ``skip`` zero unless ``there``."""
+        """With the policy ``skip`` the vectors ``there``, and zeros; without it, all vectors."""
         return torch.where(there, vectors, 0.0) if self.inputs.policy == "skip" else vectors
 
     def _largest(self, vectors: Tensor, counted: Tensor) -> Tensor:

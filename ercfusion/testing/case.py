@@ -57,12 +57,18 @@ class Case:
         if isinstance(model, str) and ":" in model:
             import_modules([model.partition(":")[0]])
 
-    def build(self, dtype: torch.dtype = torch.float32, *, steps: Mapping[str, int] | None = None) -> Recognizer:
+    def build(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        steps: Mapping[str, int] | None = None,
+        policy: str | None = None,
+    ) -> Recognizer:
         """In train mode, with statistics of random training data; ``steps`` as in :func:`random_tables`."""
         torch.manual_seed(0)
         steps = steps or {}
         inputs = InputSpec(WIDTHS, dict.fromkeys(steps, "sequence"), speakers=2)
-        recognizer = Recognizer(self.model, inputs, self.task, self.options, unimodal=self.unimodal)
+        recognizer = Recognizer(self.model, inputs, self.task, self.options, unimodal=self.unimodal, policy=policy)
         recognizer.prepare(random_store((6, 8), tasks=[self.task], absent=0.2, labelled=0.8, steps=steps, seed=7))
         return recognizer.to(dtype).train()
 
@@ -78,12 +84,19 @@ class Case:
     def gradients(self, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
         """Gradients of the loss; fails for a parameter without one."""
         recognizer.zero_grad(set_to_none=True)
-        self.loss(recognizer, recognizer(batch), batch).backward()
+        return self.backward(recognizer, recognizer(batch), batch)[1]
+
+    def backward(
+        self, recognizer: Recognizer, recognized: Recognized, batch: ConversationBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and :meth:`gradients` of it."""
+        loss = self.loss(recognizer, recognized, batch)
+        loss.backward()
         gradients = {}
         for name, parameter in recognizer.named_parameters():
             assert parameter.grad is not None, f"the parameter {name} gets no gradient: the loss does not use it"
             gradients[name] = parameter.grad
-        return gradients
+        return loss.detach(), gradients
 
 
 def requirement(name: str) -> Callable[[Callable[[Case], None]], Check]:

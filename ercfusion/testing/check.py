@@ -35,6 +35,7 @@ from ercfusion.testing.assertions import (
 from ercfusion.testing.batches import LENGTHS, WIDTHS, fill_absent, take
 from ercfusion.testing.case import CHECKS, Case, Model, requirement, without_dropout
 from ercfusion.testing.missing import evidence, hidden_steps
+from ercfusion.testing.policies import policies
 
 SHIFT_INVARIANT = ("key.bias",)
 """Endings of names of parameters with zero gradient by theory: softmax is invariant to a constant added to all scores.
@@ -224,7 +225,7 @@ def check_absent_content(case: Case) -> None:
     for kind, tested in (("absent", batch), ("dropped", hidden)):
         expected = evidence(case, recognizer, fill_absent(tested, 0.0))
         assert_all_finite(expected, f"with zeros in a modality that is {kind}")
-        for content in (float("nan"), float("inf"), 1e30):
+        for content in (float("nan"), float("inf"), -float("inf"), 1e30):
             results = evidence(case, recognizer, fill_absent(tested, content))
             for name, value in results.items():
                 assert_equal(value, expected[name], f"{name} with {content} instead of 0 in a modality that is {kind}")
@@ -234,6 +235,7 @@ def check_absent_content(case: Case) -> None:
 
 
 check_hidden_steps = requirement("hidden_steps")(hidden_steps)
+check_policies = requirement("policies")(policies)
 
 
 @requirement("missing_aware")
@@ -390,21 +392,26 @@ def check_autocast(case: Case) -> None:
 
 @requirement("compile")
 def check_compile(case: Case) -> None:
-    """``torch.compile`` gives equal results for batches of different sizes, or ``compile_note`` has the reason."""
-    recognizer = case.build().eval()
-    capabilities = recognizer.architecture.capabilities
+    """``torch.compile`` gives equal results for batches of different sizes, or ``compile_note`` has the reason.
+
+    Without a policy for absent modalities, with ``learned``, and with ``skip`` if allowed.
+    """
+    capabilities = case.build().architecture.capabilities
     if not capabilities.compiles:
         assert capabilities.compile_note.strip(), "capabilities.compiles is False without a compile_note"
         return
-    torch.compiler.reset()
-    # "eager" checks the traced graph with the ordinary kernels, quickly.
-    compiled = torch.compile(recognizer, backend="eager")
-    with torch.no_grad():
-        for lengths in (LENGTHS, (3, 7), (5,)):
-            batch = case.batch(lengths)
-            expected = recognizer(batch).logits
-            assert_close(compiled(batch).logits, expected, f"compiled logits, lengths {lengths}", 1e-5)
-    torch.compiler.reset()
+    for policy in (None, "learned", *(("skip",) if capabilities.skips else ())):
+        recognizer = case.build(policy=policy).eval()
+        torch.compiler.reset()
+        # "eager" checks the traced graph with the ordinary kernels, quickly.
+        compiled = torch.compile(recognizer, backend="eager")
+        with torch.no_grad():
+            for lengths in (LENGTHS, (3, 7), (5,)):
+                batch = case.batch(lengths)
+                expected = recognizer(batch).logits
+                what = f"compiled logits, policy {policy}, lengths {lengths}"
+                assert_close(compiled(batch).logits, expected, what, 1e-5)
+        torch.compiler.reset()
 
 
 @requirement("inputs")

@@ -16,13 +16,24 @@ from ercfusion.testing.case import Case
 
 
 def evidence(case: Case, recognizer: Recognizer, batch: ConversationBatch) -> dict[str, Tensor]:
-    """Outputs and gradients, with the same dropout in every call."""
+    """Outputs in both modes, loss, and gradients of parameters and inputs, with the same dropout in every call."""
     recognizer = copy.deepcopy(recognizer).eval()  # a copy, because forward passes change running statistics
     with torch.no_grad():
-        outputs = outputs_of(recognizer(batch))
+        results = outputs_of(recognizer(batch))
+    inputs = {name: value.detach().clone().requires_grad_() for name, value in batch.features.items()}
+    steps = {name: stored.values.detach().clone().requires_grad_() for name, stored in batch.sequences.items()}
+    sequences = {name: replace(stored, values=steps[name]) for name, stored in batch.sequences.items()}
+    batch = replace(batch, features=inputs, sequences=sequences)
     torch.manual_seed(1)
-    gradients = case.gradients(recognizer.train(), batch)
-    return outputs | {f"gradient of {name}": value for name, value in gradients.items()}
+    recognizer.zero_grad(set_to_none=True)
+    recognized = recognizer.train()(batch)
+    results |= {f"{name} in train mode": value.detach() for name, value in outputs_of(recognized).items()}
+    results["the loss"], gradients = case.backward(recognizer, recognized, batch)
+    results |= {f"gradient of {name}": value for name, value in gradients.items()}
+    for kind, values in (("features", inputs), ("steps", steps)):
+        given = {name: value.grad for name, value in values.items() if value.grad is not None}
+        results |= {f"gradient of the {kind} {name!r}": value for name, value in given.items()}
+    return results
 
 
 def hidden_steps(case: Case) -> None:

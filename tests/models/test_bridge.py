@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "causal, no lags": {"causal": True, "lags": 0},
     "as in EmoQ": {"tokens": 4, "layers": 2, "token_attention": True},
 }
-SLOW = {"compile", "overfits"}
+SLOW = {"compile", "overfits", "policies"}
 
 
 @pytest.mark.slow

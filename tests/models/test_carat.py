@@ -37,13 +37,13 @@ LABELS = ("neutral", "joy", "anger", "fear")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_meets_the_requirements(kind: str) -> None:
-    check_model(Carat, make_task(kind), SMALL, only=set(CHECKS) - {"overfits"})
+    check_model(Carat, make_task(kind), SMALL, only=set(CHECKS) - {"overfits", "policies"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns(kind: str) -> None:
-    check_model(Carat, make_task(kind), {**SMALL, "width": 16}, only=["overfits"])
+    check_model(Carat, make_task(kind), {**SMALL, "width": 16}, only=["overfits", "policies"])
 
 
 @pytest.mark.slow

@@ -286,13 +286,13 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "distribution"])
 def test_requirements(kind: str) -> None:
-    slow = {"compile", "overfits"}
+    slow = {"compile", "overfits", "policies"}
     check_model(EmoTx, make_task(kind), {**SMALL, "layers": 1}, only=[check for check in CHECKS if check not in slow])
 
 
 @pytest.mark.parametrize("form", ["published", "labels apart", "window", "causal", "causal window of all"])
 def test_requirements_of_variants(form: str) -> None:
-    slow = {"compile", "overfits", "absent_content"}
+    slow = {"compile", "overfits", "absent_content", "policies"}
     options = {**SMALL, "layers": 1, **FORMS[form]}
     check_model(EmoTx, make_task("multi_label"), options, only=[check for check in CHECKS if check not in slow])
 

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "towers only": {"fusion": "precision"},
     "causal, absent is learned": {"absent": "learned", "bidirectional": False},
 }
-SLOW = {"compile", "overfits"}
+SLOW = {"compile", "overfits", "policies"}
 TASKS = ("regression", "single_label")
 
 

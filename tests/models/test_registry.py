@@ -83,11 +83,11 @@ def _cases() -> list[Any]:
                 if check == "compile" and other and name != "concat":
                     continue
                 slow = other and (check in OF_ENCODER or name not in ("concat", "cogmen"))
-                slow = slow or (check == "compile" and (name != "concat" or other))
+                slow = slow or (check == "compile" and (name != "concat" or other)) or (check == "policies" and other)
                 marks = _slow(slow)
                 cases.append(pytest.param(Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=marks))
     return cases + [
-        pytest.param(variant, FIRST, check, id=f"{name}-{check}", marks=_slow(check == "compile"))
+        pytest.param(variant, FIRST, check, id=f"{name}-{check}", marks=_slow(check in ("compile", "policies")))
         for name, variant in VARIANTS.items()
         for check in CHECKS
     ]

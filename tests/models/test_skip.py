@@ -14,7 +14,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.models import ARCHITECTURES, build_architecture
 from ercfusion.tasks.recognizer import Recognizer
-from ercfusion.testing import WIDTHS, make_task, random_batch, random_store, take
+from ercfusion.testing import WIDTHS, check_model, make_task, random_batch, random_store, take
 
 TASK = make_task()
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,6 +133,14 @@ def test_model_without_a_modality_is_the_model_of_the_others(form: str) -> None:
     assert not some.all()
     torch.testing.assert_close(big(three).logits[some], small(two).logits[some], rtol=1e-9, atol=1e-9)
     assert big(three).logits.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in ARCHITECTURES])
+def test_policies_of_variants(form: str) -> None:
+    """Those of the architectures themselves: tests/models/test_registry.py."""
+    model, options = FORMS[form]
+    check_model(model, options=options, only=["policies"])
 
 
 @pytest.mark.parametrize("form", FORMS)

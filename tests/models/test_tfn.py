@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "causal": {"bidirectional": False, "absent": "learned"},
     "absent is zero": {"absent": "zero", "dropout_form": "element"},
 }
-SLOW = {"compile", "overfits"}
+SLOW = {"compile", "overfits", "policies"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

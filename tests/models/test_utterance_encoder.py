@@ -29,7 +29,11 @@ class Unrolled(UtteranceEncoder):
 
     def __init__(self, inputs: InputSpec, *, frames: int = 40) -> None:
         super().__init__(
-            InputSpec(inputs.widths, LEVELS, inputs.speakers), embedding=12, channels=4, frames=frames, **QUIET
+            InputSpec(inputs.widths, LEVELS, inputs.speakers, policy=inputs.policy),
+            embedding=12,
+            channels=4,
+            frames=frames,
+            **QUIET,
         )
 
     def forward(self, batch: ConversationBatch) -> Encoded:

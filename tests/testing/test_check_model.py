@@ -152,6 +152,28 @@ class SecretlyAware(Sound):
         return super().encode(batch) + batch.present.sum(1, keepdim=True)
 
 
+class ClaimsToSkip(Sound):
+    """A bias per modality, also of absent ones."""
+
+    capabilities = replace(Sound.capabilities, absent="vector", skips=True)
+
+    def __init__(self, inputs: InputSpec) -> None:
+        super().__init__(inputs)
+        self.project = nn.ModuleDict({name: nn.Linear(width, 8) for name, width in inputs.widths.items()})
+        self.first = nn.Linear(8 * len(inputs.widths), self.hidden_size)
+
+    def read(self, batch: ConversationBatch) -> Tensor:
+        return torch.cat([layer(batch.values(name)) for name, layer in self.project.items()], 1)
+
+
+class Counting(Sound):
+    """Divides by the stored numbers of absent modalities, if they were filled."""
+
+    def read(self, batch: ConversationBatch) -> Tensor:
+        x = super().read(batch)
+        return x if self.inputs.policy is None else x / (x[:, :1] != 0)
+
+
 class Reverse(Sound):
     """Adds the sum over later utterances, whatever it declares."""
 
@@ -261,6 +283,8 @@ FAULTS: list[tuple[str, type[Sound], str]] = [
     ("absent_content", IgnoresDrop, "in a modality that is dropped"),
     ("hidden_steps", CountsSteps, "logits with all steps hidden instead of the modality dropped"),
     ("hidden_steps", ReadsStored, "numbers are not finite"),
+    ("policies", ClaimsToSkip, "project.text.bias gets a gradient with the policy skip and text absent everywhere"),
+    ("policies", Counting, "numbers are not finite"),
     ("missing_aware", Unaware, "absent text gives the result of zeros"),
     ("missing_aware", SecretlyAware, "not declared missing-aware"),
     ("context", Reverse, "logits after a change of the future"),
