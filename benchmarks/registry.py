@@ -25,6 +25,7 @@ MODULES: dict[str, str] = {
     "m2fnet": "benchmarks.m2fnet",
     "mmgcn": "benchmarks.mmgcn",
     "many": "benchmarks.many",
+    "robustness": "benchmarks.robustness",
     "scan": "benchmarks.scan",
 }
 """Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""

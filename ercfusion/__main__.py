@@ -12,7 +12,8 @@ from ercfusion.config.overrides import shown
 from ercfusion.grammar import Command, columns
 
 NAMES = (
-    *("train", "evaluate", "sweep", "compare", "conflicts", "reproduce", "verify", "extract", "doctor", "completion"),
+    *("train", "evaluate", "sweep", "compare", "robustness", "conflicts", "reproduce", "verify", "extract", "doctor"),
+    "completion",
 )
 """The commands; each is a module with a ``COMMAND`` and a ``main``."""
 

@@ -63,7 +63,8 @@ def comparison_text(
     from ercfusion.metrics.registry import check_metric
     from ercfusion.records.groups import Group, check_comparable, group_records, read_records
     from ercfusion.records.record import task_record
-    from ercfusion.tables.render import REACHED_NOTE, class_cells, markdown_table, score_cells
+    from ercfusion.tables.cells import markdown_table
+    from ercfusion.tables.render import REACHED_NOTE, class_cells, score_cells
     from ercfusion.tables.report import aligned
     from ercfusion.tables.table import caution_note, compute_table
     from ercfusion.tables.tuning import tuning_cells, tuning_note
@@ -102,7 +103,8 @@ def comparison_text(
 
 def _differences(table: Table, groups: Sequence[Any], show: Any) -> list[str]:
     """The paired tests, and below them the meaning of their columns."""
-    from ercfusion.tables.render import comparison_cells, monte_carlo_note
+    from ercfusion.tables.cells import monte_carlo_note
+    from ercfusion.tables.render import comparison_cells
 
     note = _ONE_SEED if any(len(group.seeds) == 1 for group in groups) else ""
     cells = comparison_cells(table)

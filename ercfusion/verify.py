@@ -50,7 +50,7 @@ def verify(typed: Typed) -> int:
     """Compare runs with recorded ones; returns the exit status."""
     from ercfusion.records.groups import read_records
     from ercfusion.tables.band import judge, nearest_group, prediction_band
-    from ercfusion.tables.render import number
+    from ercfusion.tables.cells import number
 
     *runs, recorded = typed.positional
     groups = recorded_groups(recorded, typed.composer.config_dir)
@@ -107,7 +107,7 @@ def _label(record: Mapping[str, Any], group: Group) -> str:
 def verdict_text(record: Mapping[str, Any], verdict: Verdict) -> str:
     """The result for one run."""
     from ercfusion.records.groups import PROCESSOR
-    from ercfusion.tables.render import metric_name, number
+    from ercfusion.tables.cells import metric_name, number
 
     metric, band = verdict.metric, verdict.band
     words = {"inside": "inside", "below": "BELOW", "above": "ABOVE"}[verdict.place]

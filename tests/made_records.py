@@ -10,7 +10,8 @@ from ercfusion.batch.labels import get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.compose import Composer
-from ercfusion.records.record import FORMAT, rounded_scores, split_record
+from ercfusion.records.record import FORMAT, record_sums, rounded_scores, split_record
+from ercfusion.records.robustness import law_result
 
 TASK = TaskSpec("emotion", "single_label", get_schema("demo6"))
 
@@ -111,3 +112,29 @@ def record(
         },
         **changes,
     }
+
+
+LAWS = {
+    "pattern:text": 0.2,
+    "pattern:audio": 0.3,
+    "pattern:text+audio": 1.0,
+    "rate:0": 1.0,
+    "rate:0.4": 0.6,
+    "rate:0.5": 0.5,
+}
+"""Laws, and by how much the skill is multiplied."""
+
+
+def robust_record(model: str = "concat", seed: int = 0, skill: float = 0.5, **changes: Any) -> dict[str, Any]:
+    """A record of a run on text and audio with scores under :data:`LAWS`; other arguments as :func:`record`."""
+    made = record(model, seed, skill, "missing.grid=[rate:0,rate:0.5]", **changes)
+    made["features"].append({**made["features"][0], "modality": "audio"})
+    complete = record_sums(made, "test")[1]
+    results = {}
+    for number, (law, share) in enumerate(LAWS.items()):
+        draws = 1000 * len(model) + 10 * number + seed
+        results[law] = law_result(predictions(skill * share, draws), "weighted_f1", complete)
+        results[law]["reachable"] = {"weighted_f1": round(0.5 + 0.4 * share, 6)}
+    results["pattern:text"]["unseen"] = {"utterances": 3, "alone": 3, "of": 60}
+    made["robustness"] = {"seed": 0, "laws": results}
+    return made

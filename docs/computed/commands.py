@@ -66,8 +66,8 @@ def groups_table() -> list[str]:
 
 
 register("keys of every command", "docs/commands.md", common_table)
-for _command in ("train", "sweep", "evaluate", "compare", "verify", "extract", "doctor"):
+for _command in ("train", "sweep", "evaluate", "compare", "robustness", "verify", "extract", "doctor"):
     register(f"command {_command}", "docs/commands.md", partial(about, _command))
-for _command in ("train", "sweep", "evaluate", "compare", "verify", "extract"):
+for _command in ("train", "sweep", "evaluate", "compare", "robustness", "verify", "extract"):
     register_built(f"keys of {_command}", "docs/commands.md", partial(keys_table, _command))
 register_built("keys of reproduce", "docs/experiments.md", partial(keys_table, "reproduce"))

@@ -34,7 +34,7 @@ def gains() -> dict[str, float]:
 
 def scores() -> list[str]:
     """One row per model: test score without and with the curriculum, difference, p."""
-    from ercfusion.tables.render import markdown_table, spread
+    from ercfusion.tables.cells import markdown_table, spread
 
     metric, differences = table(PRESET).metric, gains()
     rows = [["model", "without", "with", "difference", "p (Holm)"]]

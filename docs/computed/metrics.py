@@ -10,7 +10,7 @@ def metrics_table() -> list[str]:
     from ercfusion.batch.labels import get_schema
     from ercfusion.batch.task import TaskSpec
     from ercfusion.metrics.registry import REGISTERED, metric_names, score_source
-    from ercfusion.tables.render import markdown_table
+    from ercfusion.tables.cells import markdown_table
 
     schema = get_schema("demo6")
     kinds = {

@@ -14,7 +14,8 @@ SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + 
 
 def result_scores(preset: str, *, complete: bool = True) -> list[str]:
     """The first score of a table; if complete, with the second, optimism, the choice of settings, published scores."""
-    from ercfusion.tables.render import interval, markdown_table, metric_name, number, published_text, spread
+    from ercfusion.tables.cells import interval, markdown_table, metric_name, number, spread
+    from ercfusion.tables.render import published_text
     from ercfusion.tables.tuning import tuning_of
 
     computed = table(preset)
@@ -84,7 +85,7 @@ def result_shares(preset: str) -> list[str]:
 
 def result_pair_sentences(preset: str) -> list[str]:
     """Results of the planned comparisons of modalities as sentences."""
-    from ercfusion.tables.render import number
+    from ercfusion.tables.cells import number
 
     computed = table(preset)
     better = "higher" if computed.metric == "accuracy" else "lower"
@@ -105,7 +106,7 @@ def result_pair_sentences(preset: str) -> list[str]:
 
 def result_subsets(preset: str, metric: str) -> list[str]:
     """One row per model, one column per subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
-    from ercfusion.tables.render import markdown_table, metric_name, spread
+    from ercfusion.tables.cells import markdown_table, metric_name, spread
 
     scores = {line.row.name: spread(metric, line.test[metric]) for line in table(preset).lines}
     models = [name for name in scores if f"{name}, text" in scores]

@@ -34,12 +34,13 @@ def split_law(missing: Missing, split: str) -> Law:
     return training_law(missing) if own is None else parse(own, f"missing.{name}")
 
 
-def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str]) -> list[Law]:
-    """The laws of ``missing.grid``, each once, in order; empty for None.
+def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place: str = "missing.grid") -> list[Law]:
+    """The laws of a grid, such as ``missing.grid``, each once, in order; empty for None.
 
     Args:
         grid: ``standard``, a law, or a list of laws.
         modalities: Of the run. The standard grid has their 2^M - 1 patterns, the complete one last, then the rates.
+        place: Beginning of messages.
 
     Raises:
         ConfigError: A law does not fit the modalities, or the standard grid is too large.
@@ -49,7 +50,7 @@ def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str]) -> li
     if grid == STANDARD:
         if len(modalities) > LARGEST:
             raise ConfigError(
-                f"missing.grid={STANDARD}: it has all patterns of at most {LARGEST} modalities, here "
+                f"{place}={STANDARD}: it has all patterns of at most {LARGEST} modalities, here "
                 f"{len(modalities)}. Give a list of laws."
             )
         sizes = range(1, len(modalities) + 1)
@@ -57,9 +58,9 @@ def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str]) -> li
         texts = [f"pattern:{'+'.join(kept)}" for kept in patterns] + [f"rate:{rate:g}" for rate in RATES]
     else:
         texts = [grid] if isinstance(grid, str) else list(grid)
-    laws = {str(law): law for law in (parse(text, "missing.grid") for text in texts)}
+    laws = {str(law): law for law in (parse(text, place) for text in texts)}
     for law in laws.values():
-        law.check(modalities, "missing.grid")
+        law.check(modalities, place)
     return list(laws.values())
 
 

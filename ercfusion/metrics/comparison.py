@@ -262,12 +262,32 @@ def compare_by(
     Returns:
         Comparisons by the name of the statistic, in the order of the pairs.
     """
-    chosen = list(itertools.combinations(sums_by_name, 2)) if pairs is None else [(one, two) for one, two in pairs]
-    if unknown := [name for pair in chosen for name in pair if name not in sums_by_name]:
-        raise ValueError(f"no sums of {unknown[0]!r}. Choose from {', '.join(sums_by_name)}.")
-    family = [(name, names) for name in statistics for names in chosen]
+    family = {name: (sums_by_name, statistic) for name, statistic in statistics.items()}
+    return compare_family(family, pairs, resamples, permutations, level, seed, most_permutations, bounds)
+
+
+def compare_family(
+    scored: Mapping[str, tuple[Mapping[str, NDArray[Any]], Statistic]],
+    pairs: Sequence[tuple[str, str]] | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    level: float = 0.95,
+    seed: int = 0,
+    most_permutations: int | None = None,
+    bounds: tuple[float, float] = ANY,
+) -> dict[str, list[Comparison]]:
+    """As :func:`compare_by`, with sums of its own for each statistic: ``scored`` has both by name.
+
+    All sums are of the same models.
+    """
+    models = next((sums for sums, _ in scored.values()), {})
+    chosen = list(itertools.combinations(models, 2)) if pairs is None else [(one, two) for one, two in pairs]
+    if unknown := [name for pair in chosen for name in pair if name not in models]:
+        raise ValueError(f"no sums of {unknown[0]!r}. Choose from {', '.join(models)}.")
+    family = [(name, names) for name in scored for names in chosen]
     tests = [
-        RandomizationTest(sums_by_name[one], sums_by_name[two], statistics[name], seed) for name, (one, two) in family
+        RandomizationTest(scored[name][0][one], scored[name][0][two], scored[name][1], seed)
+        for name, (one, two) in family
     ]
     limit = round(1 - level, 12)  # 1 - 0.95 is a little more than 0.05
     most = max(permutations, most_exchanges(len(tests), level) if most_permutations is None else most_permutations)
@@ -283,8 +303,8 @@ def compare_by(
         total = min(2 * total, most)
     p, errors = (np.array([getattr(test, name) for test in tests], dtype=np.float64) for name in ("p", "error"))
     adjusted, adjusted_errors = holm(p), _holm_errors(p, errors)
-    intervals = {name: DifferenceIntervals(sums_by_name, one, level, seed, bounds) for name, one in statistics.items()}
-    results: dict[str, list[Comparison]] = {name: [] for name in statistics}
+    intervals = {name: DifferenceIntervals(*one, level, seed, bounds) for name, one in scored.items()}
+    results: dict[str, list[Comparison]] = {name: [] for name in scored}
     for place, ((statistic, names), test) in enumerate(zip(family, tests, strict=True)):
         interval = intervals[statistic](*names, resamples)
         if possible[place] and _ends_at_zero(interval):

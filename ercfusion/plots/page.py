@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Sequence
 
 from ercfusion.data.corpus import EXACT_LEVEL
+from ercfusion.plots.robustness import robustness_picture
+from ercfusion.plots.scales import ticks
+from ercfusion.tables.cells import Cells, metric_name, number
 from ercfusion.tables.render import (
     COST_NOTE,
-    Cells,
     cost_cells,
     facts,
-    metric_name,
-    number,
     own_facts,
     part_title,
     provenance,
@@ -97,6 +96,9 @@ def as_page(*tables: Table) -> str:
             body.append(f'<h2 id="{html.escape(one.task.name)}">{html.escape(part_title(one))}</h2>')
             body += [f"<p>{_inline(sentence)}</p>" for sentence in own_facts(one)]
         body += [_heading(f"{metric_name(one.metric)}, 95 % intervals", level), interval_picture(one)]
+        if one.robustness is not None:
+            body += [_heading(f"{metric_name(one.metric)} with missing modalities", level)]
+            body += [robustness_picture(one.robustness)]
         for part in sections(one):
             body += _section(*part, level=level)
     body += _section("Cost", COST_NOTE, cost_cells(table))
@@ -152,7 +154,7 @@ def interval_picture(table: Table) -> str:
         f'<svg role="img" viewBox="0 0 {width:.0f} {bottom + 44:.0f}" width="{width:.0f}" '
         f'style="max-width:100%"><title>{html.escape(metric_name(table.metric))} with intervals</title>'
     ]
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         parts.append(
             f'<line x1="{at(tick)}" x2="{at(tick)}" y1="{top}" y2="{bottom}" stroke="var(--line)"/>'
             f'<text class="soft" x="{at(tick)}" y="{bottom + 18}" text-anchor="middle">'
@@ -183,15 +185,6 @@ def interval_picture(table: Table) -> str:
     legend = "Dot: mean over the seeds; line: interval; small dots: single seeds"
     legend += "; cross: published." if any(others for *_, others in rows) else "."
     return "\n".join(parts) + f'\n<p class="note">{legend}</p>'
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About six round numbers between the ends."""
-    raw = (high - low) / 6
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    first = math.ceil(low / step)
-    return [index * step for index in range(first, math.floor(high / step) + 1)]
 
 
 def _table(cells: Cells) -> str:

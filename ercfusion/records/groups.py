@@ -182,11 +182,16 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         RunError: there is none, a run is not finished, or it has no test scores.
     """
-    records: list[dict[str, Any]] = []
+    return [record for _, record in read_places(paths)]
+
+
+def read_places(paths: Iterable[str | Path]) -> list[tuple[Path | None, dict[str, Any]]]:
+    """As :func:`read_records`, each record with the folder of its run; None for a record of an archive."""
+    places: list[tuple[Path | None, dict[str, Any]]] = []
     for name in paths:
         path = expanded(name)
         if path.is_file():
-            records += read_archive(path)
+            places += [(None, record) for record in read_archive(path)]
         elif not path.exists():
             raise RunError(f"{path} does not exist. Give the folder of a run or an archive.")
         elif path.is_dir() and not (path / "config.json").is_file():
@@ -195,11 +200,11 @@ def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
                 raise RunError(
                     f"{path}: no finished run (no record.json in or below it). Give the folder of a run or an archive."
                 )
-            records += [read_record(folder) for folder in inside]
+            places += [(folder, read_record(folder)) for folder in inside]
         else:
-            records.append(read_record(path))
-    require_test_scores(records)
-    return records
+            places.append((path, read_record(path)))
+    require_test_scores(record for _, record in places)
+    return places
 
 
 def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:

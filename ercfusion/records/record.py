@@ -154,7 +154,7 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
     if task is not None and task != record["task"]["name"]:
         own = {**record.get("others", {}), **record.get("views", {})}[task]
         # Parts of one task must not be taken for another's.
-        for key in ("others", "views", "conventions", "unlabelled", "optimism"):
+        for key in ("others", "views", "conventions", "unlabelled", "optimism", "robustness"):
             view.pop(key, None)
         view.update(own)
         view["corpus"] = {key: value for key, value in record["corpus"].items() if not key.startswith("reachable")}

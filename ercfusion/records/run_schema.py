@@ -157,6 +157,41 @@ class File(Open):
     sha256: Checksum
 
 
+class Unseen(Open):
+    """Utterances of a split without any modality (:func:`ercfusion.records.missing.unseen_utterances`)."""
+
+    utterances: Positive
+    alone: Count
+    of: Positive
+
+
+# Of 10,000 conversations with 49 counts each.
+SumsText = Annotated[str, Field(max_length=4_000_000)]
+
+
+class LawResult(Open):
+    """Test scores under one law of missing modalities."""
+
+    metrics: Scores
+    sums: dict[Name, SumsText | dict[Name, SumsText]]
+    reachable: Scores | None = None
+    unseen: Unseen | None = None
+
+
+class Robustness(Open):
+    """Test scores under several laws (:mod:`ercfusion.records.robustness`)."""
+
+    seed: Seed
+    laws: dict[Name, LawResult]
+
+
+class RobustnessFile(Open):
+    """``evaluation/robustness.json``: by task, for the model with this checksum."""
+
+    model: Checksum
+    tasks: dict[Name, Robustness]
+
+
 class TaskResult(Open):
     """Results for one of a run's tasks."""
 
@@ -167,6 +202,7 @@ class TaskResult(Open):
     intervals: Intervals
     majority: dict[Name, Scores]
     splits: dict[Name, Split]
+    robustness: Robustness | None = None
     unlabelled: list[Name] | None = None
     conventions: dict[Name, Text] = {}
 
@@ -242,14 +278,6 @@ class Recipe(Open):
 
     name: Name | None
     stages: list[Stage]
-
-
-class Unseen(Open):
-    """Utterances of a split without any modality (:func:`ercfusion.records.missing.unseen_utterances`)."""
-
-    utterances: Positive
-    alone: Count
-    of: Positive
 
 
 class MissingModalities(Open):

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from ercfusion.metrics.cautions import MARK
-from ercfusion.tables.render import EVIDENCE_MARKS, metric_name, number, part_title, published_legend, spread
-from ercfusion.tables.table import Line, Score, Table, caution_note
+from ercfusion.tables.cells import latex_table, metric_name, number, plain, spread
+from ercfusion.tables.render import EVIDENCE_MARKS, part_title, published_legend
+from ercfusion.tables.robust_render import as_latex as robust_latex
+from ercfusion.tables.table import Line, Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 
 def as_latex(*tables: Table) -> str:
     """The scores as LaTeX tables (package booktabs)."""
-    return "\n".join(_latex(table, part_title(table) if len(tables) > 1 else "") for table in tables)
+    several = len(tables) > 1
+    parts = [_latex(table, part_title(table) if several else "") for table in tables]
+    parts += [
+        robust_latex(table.robustness, f"{table.preset.name}{f'-{table.task.name}' if several else ''}-missing")
+        for table in tables
+        if table.robustness is not None
+    ]
+    return "\n".join(parts)
 
 
 def _latex(table: Table, part: str) -> str:
@@ -25,27 +33,18 @@ def _latex(table: Table, part: str) -> str:
     published = any(line.published for line in table.lines)
     columns += ["published"] * published
     (_, *choice_columns), *chosen = tuning_cells(table)
-    lines = [
-        "% Generated from run records: do not edit. Needs \\usepackage{booktabs}.",
-        "\\begin{table}",
-        "  \\centering",
-        "  \\begin{tabular}{l" + "r" * len(columns) + "ll}",
-        "    \\toprule",
-        "    model & " + " & ".join(_tex(title) for title in [*columns, *choice_columns]) + " \\\\",
-        "    \\midrule",
-    ]
+    rows = [["model", *columns, *choice_columns]]
     for line, (_, *choice) in zip(table.lines, chosen, strict=True):
         score = line.test[head]
         bounds = "" if score.low is None else "none"
         if score.interval is not None:
             bounds = "[{}, {}]".format(*(number(head, end) for end in score.interval))
             bounds += f" {MARK}" if score.cautions else ""
-        cells = [_spread_tex(head, score), bounds, *(_spread_tex(name, line.test[name]) for name in others)]
+        cells = [spread(head, score), bounds, *(spread(name, line.test[name]) for name in others)]
         if published:
             numbers = (number(head, paper.score) + EVIDENCE_MARKS[paper.evidence] for paper, _ in line.published)
-            cells.append(_tex("; ".join(numbers)))
-        cells += map(_tex, choice)
-        lines.append(f"    {_tex(line.row.name)} & " + " & ".join(cells) + " \\\\")
+            cells.append("; ".join(numbers))
+        rows.append([line.row.name, *cells, *choice])
     record = table.record
     title = f"{table.preset.title}, {part[0].lower()}{part[1:]}" if part else table.preset.title
     caption = (
@@ -55,29 +54,14 @@ def _latex(table: Table, part: str) -> str:
     )
     notes = (caution_note(table), tuning_note(table).replace("`", ""), published_legend(table))
     caption = " ".join(part for part in [caption, *notes] if part)
-    lines += [
-        "    \\bottomrule",
-        "  \\end{tabular}",
-        f"  \\caption{{{_tex(caption)}}}",
-        f"  \\label{{tab:{table.preset.name}{f'-{table.task.name}' if part else ''}}}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _spread_tex(metric: str, score: Score) -> str:
-    return _tex(spread(metric, score)).replace("±", "$\\pm$")
-
-
-def _tex(text: str) -> str:
-    special = {"†": "$\\dagger$"}
-    special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "↓": "$\\downarrow$"}
-    special.update({sign: f"\\{sign}" for sign in "&%$#_{}"})
-    return "".join(special.get(sign, sign) for sign in text)
+    label = f"{table.preset.name}{f'-{table.task.name}' if part else ''}"
+    return latex_table(rows, caption, label, texts=2)
 
 
 def as_csv(*tables: Table) -> str:
     """One line per row and score, in the metrics' own unit (shares from 0 to 1), to six decimals.
+
+    With missing modalities a score's name is ``SCORE@LAW``.
 
     Several tables have a first column ``task``.
     """
@@ -104,6 +88,7 @@ def as_csv(*tables: Table) -> str:
 
 
 def _csv_rows(table: Table) -> Iterator[list[Any]]:
+    robust = {} if table.robustness is None else {line.name: line.scores for line in table.robustness.lines}
     for line, (_, *choice) in zip(table.lines, tuning_cells(table, brief=False)[1:], strict=True):
         for metric, score in line.test.items():
             published = [paper for paper, _ in line.published] if metric == table.metric else []
@@ -112,17 +97,22 @@ def _csv_rows(table: Table) -> Iterator[list[Any]]:
                     line.row.name,
                     line.row.model,
                     metric,
-                    *(_plain(value) for value in (score.mean, score.std, score.low, score.high)),
+                    *(plain(value) for value in (score.mean, score.std, score.low, score.high)),
                     len(line.group.seeds),
-                    _plain(line.dev.mean) if metric == table.metric else "",
+                    plain(line.dev.mean) if metric == table.metric else "",
                     *_costs(line),
                     "; ".join(score.cautions),
                     *choice,
-                    "; ".join(_plain(paper.score) for paper in published),
+                    "; ".join(plain(paper.score) for paper in published),
                     "; ".join(paper.evidence for paper in published),
                     "; ".join(paper.selection for paper in published),
                 ]
             )
+        for condition, score in robust.get(line.row.name, {}).items():
+            values = (plain(value) for value in (score.mean, score.std, score.low, score.high))
+            name = f"{table.metric}@{condition}"
+            empty = [""] * (len(_SEED_COLUMNS) + 1 + len(_CHOICE_COLUMNS))
+            yield [line.row.name, line.row.model, name, *values, len(line.group.seeds), *empty]
 
 
 _SEED_COLUMNS = ("dev mean", "parameters", "seconds per epoch", "peak MiB")
@@ -131,7 +121,3 @@ _CHOICE_COLUMNS = ("settings", "schedule", "published", "published seen in", "pu
 
 def _costs(line: Line) -> list[str]:
     return [str(line.parameters), f"{line.seconds_per_epoch:.3f}", f"{line.peak_mib:.1f}"]
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.6f}"

@@ -11,6 +11,11 @@ A preset is a YAML file in ``experiments/``::
     against: concat                  # compare all rows with this one; default: all pairs except majority
     pairs: [[cogmen, concat]]        # or: compare only these
     per_label: true                  # compare these pairs by the F1 of every label too
+    robustness: true                 # compare them with missing modalities too; needs missing.grid in settings. A list
+                                     # names the laws at which they are tested: [rate:0.5]; true: all
+    variants:                        # every row with each of these settings: rows "cogmen, plain", "cogmen, dropout"
+      plain: {}
+      dropout: {training.modality_dropout: 0.5}
     task: valence                    # a further task or a view; or a table of each, with its own headline:
     views: {emotion: macro_f1, emotion_distribution: kl}     # or a list: the metrics of the tasks
     notes: Facts for the reader.
@@ -19,6 +24,7 @@ A preset is a YAML file in ``experiments/``::
       cogmen, one layer:
         model: cogmen
         settings: {model.layers: 1}
+        variants: []                 # only these variants; an empty list: the row itself
         note: a sentence about the row
         published:
           - score: 0.5644
@@ -27,6 +33,9 @@ A preset is a YAML file in ``experiments/``::
             selection: dev
             differs: [features]
             note: further facts about the number
+
+In ``pairs`` a ``*`` is the name of a row without its variant: ``["*, dropout", "*, plain"]`` compares the two of every
+row.
 
 ``differs`` lists why the published number is not comparable: ``features``, ``split``, ``selection``, ``metric`` or
 ``model``. ``evidence`` is ``paper read`` (seen in the paper), ``secondary source`` (quoted elsewhere) or ``not found``
@@ -38,8 +47,8 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +57,7 @@ from ercfusion._core.errors import ConfigError, ErcfusionError, did_you_mean
 from ercfusion._core.files import expanded, shipped_folder
 from ercfusion._core.schemas.reading import failure, read_yaml, shown
 from ercfusion.config.compose import Composer
+from ercfusion.config.missing_laws import parse
 from ercfusion.config.overrides import expand_protocol
 
 DIFFERENCES = ("features", "split", "selection", "metric", "model")
@@ -91,6 +101,8 @@ class TablePreset:
     Args:
         views: Task or view, and its headline; None for the task's metric.
         config_dir: A folder of configuration groups.
+        robustness: Whether rows are compared with missing modalities.
+        laws: Laws at which they are tested; empty for all of the records.
     """
 
     path: Path
@@ -107,6 +119,8 @@ class TablePreset:
     task: str | None = None
     views: Mapping[str, str | None] = field(default_factory=dict)
     per_label: bool = False
+    robustness: bool = False
+    laws: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -186,9 +200,14 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
     path = find_preset(str(path))
     entries = _Entries(path, "", read_yaml(path, error=ConfigError, advice="Correct the file."))
     seeds = entries.get("seeds", list, [0, 1, 2, 3, 4])
-    rows = []
+    variants = _variants(entries)
+    rows, bases = [], []
     for name, content in entries.need("rows", dict).items():
-        rows.append(_row(str(name), _Entries(path, f"rows.{name}.", content), seeds))
+        own, varied = _row(str(name), _Entries(path, f"rows.{name}.", content), seeds, variants)
+        bases += [str(name)] * varied
+        rows += own
+    robust = entries.get("robustness", bool | list, False)
+    names = [row.name for row in rows]
     preset = TablePreset(
         path=path,
         title=entries.need("title", str),
@@ -198,17 +217,21 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
         metric=entries.get("metric", str, None),
         also=tuple(entries.texts("also")),
         against=entries.get("against", str, None),
-        pairs=_pairs(entries),
+        pairs=_pairs(entries, bases, names),
         notes=" ".join(entries.get("notes", str, "").split()),
         config_dir=config_dir,
         task=entries.get("task", str, None),
         views=_views(entries),
         per_label=entries.get("per_label", bool, False),
+        robustness=robust is not False and robust != [],
+        laws=_laws(entries, robust),
     )
     entries.done()
     if not rows:
         raise ConfigError(f"{path}: rows is empty. Add a row.")
-    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise failure(ConfigError, path, f": two rows have the name {shown(twice)}. Rename one.")
     if preset.against is not None and preset.against not in names:
         problem = f": against: no row {shown(preset.against)}. {did_you_mean(preset.against, names)}"
         raise failure(ConfigError, path, problem)
@@ -227,11 +250,38 @@ def read_preset(path: str | Path, config_dir: str | None = None) -> TablePreset:
             problem = f": the rows {shown(slugs[row.slug])} and {shown(row.name)} have the same files. Rename one."
             raise failure(ConfigError, path, problem)
         slugs[row.slug] = row.name
-        preset.config(row, row.seeds[0])
+        config = preset.config(row, row.seeds[0])
+        if preset.robustness and config.get("missing", {}).get("grid") is None:
+            problem = (
+                f": robustness: row {shown(row.name)} has no missing.grid. Add missing.grid: standard to settings."
+            )
+            raise failure(ConfigError, path, problem)
     return preset
 
 
-def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
+def _variants(entries: _Entries) -> dict[str, tuple[str, ...]]:
+    """Settings of the variants by name."""
+    content = entries.get("variants", dict, {})
+    parts = {str(name): _Entries(entries.path, f"variants.{name}.", {"settings": own}) for name, own in content.items()}
+    return {name: _settings(part) for name, part in parts.items()}
+
+
+def _laws(entries: _Entries, robust: Any) -> tuple[str, ...]:
+    """Canonical texts of the laws in ``robustness``."""
+    if isinstance(robust, bool):
+        return ()
+    if not robust or not all(isinstance(text, str) for text in robust):
+        raise entries.wrong("robustness", f"found {shown(robust)}. Give true, or a list of laws: [rate:0.5].")
+    try:
+        return tuple(str(parse(text, "robustness")) for text in robust)
+    except ConfigError as error:
+        raise failure(ConfigError, entries.path, f": {error}") from error
+
+
+def _row(
+    name: str, entries: _Entries, seeds: list[Any], variants: Mapping[str, tuple[str, ...]]
+) -> tuple[list[Row], bool]:
+    """A row, or one per variant; and whether it has variants."""
     own = entries.get("seeds", list, seeds)
     if not own or not all(type(seed) is int and 0 <= seed < 1 << 63 for seed in own) or len(set(own)) < len(own):
         raise entries.wrong("seeds", f"found {shown(own)}. Give different whole numbers from 0 on.")
@@ -266,18 +316,44 @@ def _row(name: str, entries: _Entries, seeds: list[Any]) -> Row:
         note=" ".join(entries.get("note", str, "").split()),
         published=tuple(published),
     )
+    chosen = entries.get("variants", list, list(variants))
+    for variant in chosen:
+        if variant not in variants:
+            raise entries.wrong("variants", f"no variant {shown(variant)}. {did_you_mean(str(variant), variants)}")
     entries.done()
-    return row
+    if not chosen:
+        return [row], False
+    return [
+        replace(row, name=f"{name}, {variant}", settings=(*row.settings, *variants[variant])) for variant in chosen
+    ], True
 
 
-def _pairs(entries: _Entries) -> tuple[tuple[str, str], ...]:
+def _pairs(entries: _Entries, bases: Sequence[str], rows: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names of rows; those with a ``*`` once per row with variants that has both.
+
+    Args:
+        entries: Of the file.
+        bases: Names of the rows with variants.
+        rows: Names of all rows.
+    """
     pairs = entries.get("pairs", list, [])
     for number, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
             raise entries.wrong(
                 f"pairs[{number}]", f"found {shown(pair)}. Give the names of two rows: [first, second]."
             )
-    names = [(str(first), str(second)) for first, second in pairs]
+    names: list[tuple[str, str]] = []
+    for number, (first, second) in enumerate((str(first), str(second)) for first, second in pairs):
+        if "*" not in first + second:
+            names.append((first, second))
+            continue
+        made = [(first.replace("*", base), second.replace("*", base)) for base in bases]
+        known = [pair for pair in made if set(pair) <= set(rows)]
+        if not known:
+            raise entries.wrong(
+                f"pairs[{number}]", f"no row has both {shown(first)} and {shown(second)}. Correct them."
+            )
+        names += known
     if len({frozenset(pair) for pair in names}) < len(names):
         raise entries.wrong("pairs", "a pair is listed twice. Remove one.")
     return tuple(names)
@@ -338,12 +414,13 @@ class _Entries:
         if name not in self.left:
             return default
         value = self.left.pop(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | list)):
             words = {
                 str: "a text",
                 list: "a list",
                 dict: "a mapping, NAME: VALUE",
                 bool: "true or false",
+                bool | list: "true, false or a list",
                 list | dict: "a list, or a mapping",
             }
             raise self.wrong(name, f"found {shown(value)}. Give {words.get(kind, 'a number')}.")

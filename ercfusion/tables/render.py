@@ -9,14 +9,25 @@ from typing import Any
 from ercfusion._core.errors import ConfigError
 from ercfusion.config.hints import command
 from ercfusion.data.corpus import EXACT_LEVEL, EXACT_NOTE, EXACT_NUMBERS_NOTE
-from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison
-from ercfusion.metrics.registry import get_metric
 from ercfusion.models import architecture_limits
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.groups import features_of_groups
+from ercfusion.tables.cells import (
+    Cells,
+    in_percent,
+    interval,
+    markdown_table,
+    metric_name,
+    monte_carlo_note,
+    number,
+    pair_cells,
+    probability,
+    spread,
+)
 from ercfusion.tables.preset import Published
-from ercfusion.tables.table import Score, Table, caution_note
+from ercfusion.tables.robust_render import parts_of
+from ercfusion.tables.table import Table, caution_note
 from ercfusion.tables.tuning import tuning_cells, tuning_note
 
 # Why a published number is not comparable, as marks in the tables.
@@ -34,65 +45,6 @@ EVIDENCE_WORDS = {
     "secondary source": "quoted in a secondary source; the paper was not read",
     "not found": "not found in any available source",
 }
-Cells = list[list[str]]
-
-
-# Words and numbers
-
-
-def metric_name(metric: str) -> str:
-    """Title of a metric, with an arrow if lower is better."""
-    definition, part = get_metric(metric), metric.partition("/")[2]
-    name = definition.title + (f" ({part})" if part else "")
-    return name if definition.higher_is_better else f"{name} ↓"
-
-
-def in_percent(metric: str) -> bool:
-    """Whether tables show the metric in percent."""
-    return get_metric(metric).unit == "percent"
-
-
-def number(metric: str, value: float | None, sign: bool = False) -> str:
-    """A score in the table's unit."""
-    if value is None or math.isnan(value):
-        return ""
-    text = f"{100 * value:{'+' if sign else ''}.2f}" if in_percent(metric) else f"{value:{'+' if sign else ''}.3f}"
-    return "0" + text[2:] if text in ("-0.00", "-0.000") else text
-
-
-def spread(metric: str, score: Score) -> str:
-    """Mean and standard deviation."""
-    mean = number(metric, score.mean)
-    return mean if math.isnan(score.std) else f"{mean} ± {number(metric, score.std)}"
-
-
-def interval(metric: str, low: float | None, high: float | None, doubtful: bool = False) -> str:
-    """Two bounds, marked if there is a caution; ``none`` if there is no interval."""
-    if low is None or high is None:
-        return ""
-    if math.isnan(low + high):
-        return "none"
-    return f"{number(metric, low)} to {number(metric, high)}" + (f" {MARK}" if doubtful else "")
-
-
-def probability(p: float) -> str:
-    """A p value to three digits, the precision of a randomisation test."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def estimated_probability(p: float, error: float) -> str:
-    """A p value with its Monte Carlo standard error, if any."""
-    text = probability(p)
-    return text if error == 0 or p < 0.001 else f"{text} ± {max(error, 0.001):.3f}"
-
-
-def verdict(comparison: Comparison, one_seed: bool) -> str:
-    """Whether a difference is shown, and whether this depends on the random draws."""
-    if one_seed:
-        return "one seed"  # one run does not separate model and seed
-    if math.isnan(comparison.low + comparison.high):
-        return "no interval"  # its variation is unknown
-    return ("yes" if comparison.shown else "no") + ("" if comparison.certain else ", not certain")
 
 
 def published_text(metric: str, published: Published, difference: float) -> str:
@@ -149,24 +101,9 @@ def class_cells(table: Table) -> Cells:
 
 def comparison_cells(table: Table) -> Cells:
     """Differences between pairs of rows."""
-    if not table.comparisons:
-        return []
-    rows = [["pair", "difference", "95 % interval", "p", "p (Holm)", "shown"]]
     seeds = {line.row.name: len(line.group.seeds) for line in table.lines}
     doubtful = {line.row.name for line in table.lines if line.test[table.metric].cautions}
-    for pair in table.comparisons:
-        first, second = pair.names
-        rows.append(
-            [
-                f"{first} minus {second}",
-                number(table.metric, pair.difference, sign=True),
-                interval(table.metric, pair.low, pair.high, not doubtful.isdisjoint(pair.names)),
-                probability(pair.p),
-                estimated_probability(pair.p_holm, pair.p_holm_error),
-                verdict(pair, one_seed=min(seeds[first], seeds[second]) < 2),
-            ]
-        )
-    return rows
+    return pair_cells(table.metric, table.comparisons, seeds, doubtful)
 
 
 def label_cells(table: Table) -> Cells:
@@ -357,26 +294,6 @@ COMPARISON_NOTE = (
 )
 
 
-def monte_carlo_note(comparisons: Sequence[Comparison]) -> str:
-    """Precision of the p values of a table, and number of uncertain verdicts."""
-    drawn = [pair.exchanges for pair in comparisons if pair.p_error]
-    if not drawn:
-        return "Every possible exchange was made: p has no Monte Carlo error."
-    least, most = min(drawn), max(drawn)
-    number = f"{least:,} random exchanges" if least == most else f"{least:,} to {most:,} random exchanges"
-    doubtful = sum(not pair.certain for pair in comparisons)
-    text = f"Each p is from {number} per pair"
-    if any("±" in estimated_probability(pair.p_holm, pair.p_holm_error) for pair in comparisons):
-        text += "; the number after ± is the Monte Carlo standard error of p (Holm)"
-    text += ". "
-    if not doubtful:
-        return text + "No verdict depends on the random draws."
-    return text + (
-        f"*Not certain* ({doubtful} of {len(comparisons)}): p or an end of the interval is within its Monte Carlo "
-        "error of the limit."
-    )
-
-
 OPTIMISM_NOTE = (
     "A diagnostic, not a result: means of the same runs at their last epoch and at the epoch best on test. The last "
     "column is the gain from choosing on test."
@@ -418,14 +335,6 @@ def _dates(records: Sequence[Mapping[str, Any]]) -> str:
 # Formats
 
 
-def markdown_table(cells: Cells) -> str:
-    """Cells as a Markdown table with the first row as its head."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    lines.insert(1, "|---|" + "---:|" * (len(cells[0]) - 1))
-    return "\n".join(lines)
-
-
 def sections(table: Table) -> list[tuple[str, str, Cells]]:
     """Heading, note and cells of every part of the table about scores."""
     notes = (caution_note(table), tuning_note(table), published_legend(table))
@@ -434,6 +343,7 @@ def sections(table: Table) -> list[tuple[str, str, Cells]]:
         ("F1 by class", "In percent, mean over the seeds; true test utterances in parentheses.", class_cells(table)),
         ("Differences", f"{COMPARISON_NOTE} {monte_carlo_note(table.comparisons)}", comparison_cells(table)),
         ("Differences by label", label_note(table), label_cells(table)),
+        *(parts_of(table.robustness) if table.robustness else ()),
         ("Optimism", OPTIMISM_NOTE, optimism_cells(table)),
         ("Published numbers", "", published_cells(table)),
     ]

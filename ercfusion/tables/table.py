@@ -19,31 +19,8 @@ from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores, task_record
 from ercfusion.tables.preset import Published, Row, TablePreset
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score over the seeds of a row.
-
-    Args:
-        mean, std: Mean and sample standard deviation (NaN for one seed).
-        low, high: 95 % interval of the mean, for other seeds and conversations; None for a score without sums, NaN if
-            there is no interval.
-        cautions: Why the interval and tests may not be reliable.
-    """
-
-    mean: float
-    std: float
-    low: float | None = None
-    high: float | None = None
-    cautions: tuple[str, ...] = ()
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Both ends, or None if there is no interval."""
-        if self.low is None or self.high is None or math.isnan(self.low + self.high):
-            return None
-        return self.low, self.high
+from ercfusion.tables.robustness import RobustTable, compute_robustness
+from ercfusion.tables.scores import Score, deviation
 
 
 @dataclass(frozen=True)
@@ -106,6 +83,7 @@ class Table:
         by_label: The same pairs by the F1 of each label, if the preset asks for it.
         reachable: Headline score of the exact posterior (:data:`~ercfusion.data.corpus.EXACT_NOTE`), if known.
         floor: Headline score of the majority class.
+        robustness: The same rows and pairs with missing modalities, if the preset asks for it.
     """
 
     preset: TablePreset
@@ -118,6 +96,7 @@ class Table:
     reachable: float | None
     floor: float | None
     by_label: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)
+    robustness: RobustTable | None = None
 
     def __repr__(self) -> str:
         runs = sum(len(line.group.records) for line in self.lines)
@@ -197,6 +176,7 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
         reachable=record["corpus"].get("reachable", {}).get("test", {}).get(metric),
         floor=record["majority"]["test"].get(metric),
         by_label=_by_label(preset, groups, task) if preset.per_label else {},
+        robustness=_robustness(preset, groups, task, metric),
     )
 
 
@@ -210,7 +190,7 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
         row=row,
         group=group,
         test=scores,
-        dev=Score(float(dev.mean()), _deviation(dev)),
+        dev=Score(float(dev.mean()), deviation(dev)),
         class_f1={label: float(np.mean([table[label]["f1"] for table in tables])) for label in labels},
         support={label: int(tables[0][label]["support"]) for label in labels},
         optimism=_optimism(group, metrics[0]),
@@ -230,11 +210,7 @@ def _score(group: Group, metric: str) -> Score:
     if source is not None and (sums := group.sums(source[0])) is not None:
         low, high = two_level_bootstrap(sums, source[1], bounds=get_metric(metric).bounds)
         reasons = cautions(group.task, metric, sums, missing=math.isnan(low + high))
-    return Score(float(values.mean()), _deviation(values), low, high, reasons)
-
-
-def _deviation(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    return Score(float(values.mean()), deviation(values), low, high, reasons)
 
 
 def _optimism(group: Group, metric: str) -> Optimism | None:
@@ -251,6 +227,16 @@ def _comparisons(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpe
         return []
     usable, pairs = _pairs(preset, groups, source[0])
     return compare_all(usable, source[1], pairs, bounds=get_metric(metric).bounds)
+
+
+def _robustness(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec, metric: str) -> RobustTable | None:
+    """The comparison with missing modalities; None for a preset without it, or for a view."""
+    records = [record for group in groups.values() for record in group.records]
+    if not preset.robustness or not any("robustness" in record for record in records):
+        return None
+    source = score_source(task, metric)
+    pairs = _pairs(preset, groups, source[0])[1] if source else []
+    return compute_robustness(list(groups.values()), metric, pairs, preset.laws or None)
 
 
 def _by_label(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec) -> dict[str, tuple[Comparison, ...]]:

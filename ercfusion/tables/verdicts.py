@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ercfusion.tables.render import number
+from ercfusion.tables.cells import number
 from ercfusion.tables.table import Table
 
 

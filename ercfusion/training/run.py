@@ -87,7 +87,7 @@ from ercfusion.training.folder import open_run_folder as open_run_folder
 from ercfusion.training.module import ConversationModule, TrainingBatches
 from ercfusion.training.origin import make_origin, other_versions
 from ercfusion.training.processes import end_meeting, from_first_process, joint_step, trainer_environment
-from ercfusion.training.scoring import scored_splits, scored_views, view_record
+from ercfusion.training.scoring import robust_parts, scored_splits, scored_views, view_record
 from ercfusion.training.stages import staged, train_stages
 from ercfusion.training.start import begin, write_start
 from ercfusion.training.teacher import teacher_line, teacher_outputs, teacher_record, write_teacher
@@ -412,9 +412,11 @@ def finish(
         record["missing"] = missing
     if "start" in record:
         record["cost"]["parameters"] = record["start"]["trainable"]
+    robust = robust_parts(config.missing, recognizer, data, test_store, test, metrics)
+    record |= robust[task.name]
     if scored:
         record["others"] = {
-            name: {**_about(predictions[name]["dev"].task, data, record), **sections}
+            name: {**_about(predictions[name]["dev"].task, data, record), **sections, **robust[name]}
             for name, sections in scored.items()
         }
     if views:

@@ -14,11 +14,17 @@ from torch import Tensor
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.batch.views import source_of, view_predictions, with_thresholds
-from ercfusion.config.sections import Training
+from ercfusion.config.missing import grid_laws
+from ercfusion.config.sections import Missing, Training
 from ercfusion.data.store import ConversationStore
+from ercfusion.features.loading import LoadedData
+from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.records.intervals import record_intervals
 from ercfusion.records.record import rounded_scores, split_record
+from ercfusion.records.robust_runs import exact_scores
+from ercfusion.records.robustness import score_laws
 from ercfusion.tasks.heads import Head
+from ercfusion.tasks.recognizer import Recognizer
 
 Parts = Mapping[str, Predictions]
 """Predictions by split."""
@@ -110,6 +116,40 @@ def view_record(parts: Parts, source: TaskSpec, train_store: ConversationStore, 
         **({} if thresholds is None else {"thresholds": [float(number) for number in thresholds]}),
         **scored_splits(parts, train_store, view.metric, settings),
     }
+
+
+def robust_parts(
+    missing: Missing,
+    recognizer: Recognizer,
+    data: LoadedData,
+    store: ConversationStore,
+    predictions: Mapping[str, Predictions],
+    metrics: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """By task, ``robustness`` of the record: scores under the laws of ``missing.grid``; empty without it or labels.
+
+    Args:
+        missing: Settings of the run.
+        recognizer, data: Its model and data.
+        store: The test split.
+        predictions: Of the test split by task, as the record has them.
+        metrics: Headlines by task.
+    """
+    parts: dict[str, dict[str, Any]] = {name: {} for name in predictions}
+    labelled = {name: part for name, part in predictions.items() if part.valid.any()}
+    laws = grid_laws(missing.grid, store.inputs.modalities)
+    if not laws or not labelled:
+        return parts
+    results = score_laws(
+        recognizer,
+        store,
+        laws,
+        seed=missing.seed,
+        metrics={name: metrics[name] for name in labelled},
+        complete={name: conversation_sums(part) for name, part in labelled.items()},
+        reachable=exact_scores(data, "test"),
+    )
+    return parts | {name: {"robustness": result} for name, result in results.items()}
 
 
 def constant_predictions(predictions: Predictions, train_store: ConversationStore) -> Predictions:

@@ -105,3 +105,58 @@ def test_presets_of_the_library_are_found_by_name(tmp_path, monkeypatch):
         find_preset("experiments/demo.yaml")
     with pytest.raises(ConfigError, match="Did you mean 'meld'"):
         find_preset("melt")
+
+
+VARIANTS = """
+title: Forms
+data: demo/missing
+settings: {missing.grid: standard}
+seeds: [0, 1]
+variants:
+  plain: {}
+  dropout: {training.modality_dropout: 0.5}
+pairs:
+  - ["*, dropout", "*, plain"]
+  - ["mplm", "mult, plain"]
+robustness: [rate:0.50]
+rows:
+  concat: {model: concat, note: words}
+  mult: {model: bclstm, settings: {model.hidden: 16}, variants: [plain]}
+  mplm: {model: cogmen, variants: []}
+"""
+
+
+def test_variants_multiply_rows(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text(VARIANTS)
+    preset = read_preset(path)
+    assert [row.name for row in preset.rows] == ["concat, plain", "concat, dropout", "mult, plain", "mplm"]
+    assert preset.pairs == (("concat, dropout", "concat, plain"), ("mplm", "mult, plain"))
+    assert (preset.robustness, preset.laws) == (True, ("rate:0.5",))
+    settings = [row.settings for row in preset.rows]
+    assert settings == [(), ("training.modality_dropout=0.5",), ("model.hidden=16",), ()]
+    assert preset.config(preset.rows[1], 0)["training"]["modality_dropout"] == 0.5
+    path.write_text(VARIANTS.replace("robustness: [rate:0.50]", "robustness: true"))
+    assert (read_preset(path).robustness, read_preset(path).laws) == (True, ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("variants: [plain]", "variants: [plan]", r"rows.mult.variants: no variant 'plan'. Did you mean 'plain'"),
+        ("dropout: {training", "dropout: {trainig", "trainig"),
+        ("dropout: {training.modality_dropout: 0.5}", "dropout: 1", "variants.dropout"),
+        ('["*, dropout", "*, plain"]', '["*, drop", "*, plain"]', r"pairs\[0\]: no row has both '\*, drop' and"),
+        ("mplm: {model", '"concat, plain": {model', "two rows have the name 'concat, plain'"),
+        ("[rate:0.50]", "[rate:5]", "robustness 'rate:5'"),
+        ("[rate:0.50]", "rate", "robustness: found 'rate'. Give true, false or a list"),
+        ("[rate:0.50]", "[]", "robustness: found .*Give true, or a list of laws"),
+        ("settings: {missing.grid: standard}", "", "robustness: row 'concat, plain' has no missing.grid"),
+    ],
+)
+def test_mistakes_about_variants_and_robustness(tmp_path, old, new, message):
+    assert old in VARIANTS
+    path = tmp_path / "table.yaml"
+    path.write_text(VARIANTS.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read_preset(path)

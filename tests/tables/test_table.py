@@ -18,21 +18,12 @@ from ercfusion.metrics.comparison import Comparison
 from ercfusion.metrics.registry import score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.plots.page import as_page
+from ercfusion.tables.cells import interval, metric_name, monte_carlo_note, number, probability, spread
 from ercfusion.tables.exports import as_csv, as_latex
 from ercfusion.tables.preset import Published, Row, TablePreset
-from ercfusion.tables.render import (
-    as_markdown,
-    comparison_cells,
-    interval,
-    metric_name,
-    monte_carlo_note,
-    number,
-    probability,
-    published_text,
-    score_cells,
-    spread,
-)
-from ercfusion.tables.table import Score, compute_table
+from ercfusion.tables.render import as_markdown, comparison_cells, published_text, score_cells
+from ercfusion.tables.scores import Score
+from ercfusion.tables.table import compute_table
 
 PAPER = Published(0.6, "Somebody & others (2020), Table 1", "test", ("features", "selection"), "secondary source")
 

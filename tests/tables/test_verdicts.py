@@ -9,8 +9,8 @@ from pathlib import Path
 from made_records import record
 
 from ercfusion.metrics.comparison import Comparison
+from ercfusion.tables.cells import verdict
 from ercfusion.tables.preset import Row, TablePreset
-from ercfusion.tables.render import verdict
 from ercfusion.tables.table import compute_table
 from ercfusion.tables.verdicts import verdict_lines
 
