@@ -131,6 +131,8 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
         entries.update({f"{name}: {key}": value for key, value in flat(_identity(table)).items()})
     if (start := record.get("start", {})).get("source") and "recipe" not in record:
         entries["initial weights"] = start["model"] or start["source"]
+    if (teacher := record.get("teacher")) and "recipe" not in record:
+        entries["teacher"] = f"{teacher['model']} on {', '.join(teacher['modalities'])}"
     return entries | record.get("conventions", {})
 
 

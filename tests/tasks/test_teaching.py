@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from ercfusion._core.errors import ConfigError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.kinds import KINDS
+from ercfusion.batch.missing import draw
 from ercfusion.config.compose import Composer
+from ercfusion.config.missing_laws import parse
 from ercfusion.config.schema import run_config
 from ercfusion.config.settings import Config, section_from, section_of
 from ercfusion.config.terms import TEACHER_TERMS, Term, term
@@ -171,21 +173,21 @@ def test_a_stored_teacher_of_another_width() -> None:
     torch.testing.assert_close(terms["distillation"], 4 * kl)
 
 
-def test_steps_that_are_hidden_count_as_hidden() -> None:
-    store = random_store(tasks=[make_task()], steps={"audio": 5})
+@pytest.mark.parametrize("law", ["rmfm:0.3", "stmfm:0.5", "rate:0.5"])
+def test_a_modality_counts_as_hidden_if_any_of_its_steps_is(law: str) -> None:
+    store = random_store(tasks=[make_task()], absent=0.2, steps={"audio": 5, "visual": 3})
     batch = store.batch(range(len(store)))
-    stored = batch.sequences["audio"]
-    steps = stored.offsets.diff()
-    row = int(steps.argmax())
-    fewer = torch.ones(len(stored.values), dtype=torch.bool)
-    fewer[int(stored.offsets[row])] = False
-    counts = steps.clone()
-    counts[row] -= 1
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    shorter = replace(stored, values=stored.values[fewer], offsets=offsets)
-    view = replace(batch, sequences={**batch.sequences, "audio": shorter})
-    assert hidden_rows(batch, view, "audio").nonzero().flatten().tolist() == [row]
-    assert not hidden_rows(batch, view, "text").any()
+    holes = draw(parse(law), batch, torch.Generator().manual_seed(1))
+    view = batch.hide(holes.drop, holes.steps)
+    lost = {name: hidden_rows(batch, view, name).tolist() for name in batch.modalities}
+    for number, name in enumerate(batch.modalities):
+        for row in range(batch.num_utterances):
+            gone = bool(holes.drop[row, number])
+            if name in holes.steps:
+                offsets = batch.sequences[name].offsets
+                gone = gone or bool(holes.steps[name][int(offsets[row]) : int(offsets[row + 1])].any())
+            assert lost[name][row] == (gone and bool(batch.present[row, number])), (name, row)
+    assert any(any(rows) for rows in lost.values())
 
 
 LEARNING = [name for name in ARCHITECTURES if name != "majority"]

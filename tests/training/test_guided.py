@@ -17,6 +17,7 @@ from ercfusion.config.settings import Config
 from ercfusion.config.stages import stage_configs
 from ercfusion.evaluate import main as evaluate
 from ercfusion.records.archive import read_archive, write_archive
+from ercfusion.records.groups import data_of
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.train import main
 from ercfusion.training import teacher as teaching
@@ -106,6 +107,7 @@ def test_a_finished_run_teaches(finished: Path, tmp_path: Path, monkeypatch: pyt
     assert record["teacher"]["source"] == "source"
     assert "recipe" not in record
     assert (whole / "packs/text").is_dir()
+    assert data_of(record)["teacher"] == "bclstm on text, audio, visual"
     plain = train(tmp_path / "plain", *STUDENT)
     assert "teacher" not in plain
     assert history(tmp_path / "plain") != history(whole)

@@ -22,6 +22,7 @@ from ercfusion.tasks.teaching import Taught
 from ercfusion.testing import make_task, random_store
 from ercfusion.train import main
 from ercfusion.training.callbacks import BatchSeed
+from ercfusion.training.folder import quiet_trainer
 from ercfusion.training.module import ConversationModule, TrainingBatches
 
 MODEL = ("model=concat", "model.hidden=8", "recipe=self_distillation")
@@ -64,7 +65,8 @@ def fitted(module: ConversationModule, store: ConversationStore, epochs: int = 2
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
     )
-    trainer.fit(module, datamodule=batches)
+    with quiet_trainer():
+        trainer.fit(module, datamodule=batches)
     return module
 
 
@@ -180,7 +182,7 @@ def test_what_does_not_fit(typed: list[str], message: str, tmp_path: Path, capsy
 
 @pytest.mark.usefixtures("no_pictures")
 def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = [*MODEL, "model.dropout=0.2", "training.max_epochs=3", "training.modality_dropout=0.3"]
+    settings = [*MODEL, "model.dropout=0.2", "training.max_epochs=3", "missing.policy=learned"]
     with monkeypatch.context() as patch:
         keep_states(patch, tmp_path)
         record = train(tmp_path / "whole", *settings, "training.patience=0")
