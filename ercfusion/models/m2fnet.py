@@ -180,7 +180,7 @@ class M2FNet(Architecture):
             for fusion in self.fusions:
                 if kept is None:
                     main = fusion(main, others, batch.packing, present)
-                else:  # An absent main vector is no value, and stays zero.
+                else:  # An absent main vector stays zero.
                     keys = present & kept[:, None] if fusion.values == "main" else present
                     main = torch.where(kept[:, None], fusion(main, others, batch.packing, keys), 0.0)
         if self.gate is None:
