@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion.cli import run_command
 from ercfusion.config.corpora import CORPORA
+from ercfusion.config.missing import check_laws, laws_text, used_laws
 from ercfusion.config.overrides import expand_protocol
-from ercfusion.config.sections import Data
+from ercfusion.config.sections import Data, Missing
 from ercfusion.config.settings import section_from
 from ercfusion.grammar import Command, Typed
 
@@ -30,11 +31,12 @@ COMMAND = Command(
         ("data=mosi data.raw=DIR", "a corpus with features of its own: these too"),
         ("data=meld data.raw=DIR data.packs.audio=PACK", "a feature pack too"),
         ("data=custom data.raw=DIR", "your own corpus, with its recordings"),
+        ("data=demo missing.eval=pattern:text+audio", "whether laws of missing modalities fit the corpus"),
     ),
-    usage=("[data=NAME] [data.key=value ...]",),
+    usage=("[data=NAME] [data.key=value ...] [missing.key=value ...]",),
     config="train",
-    sections=("data",),
-    groups=("data",),
+    sections=("data", "missing"),
+    groups=("data", "missing"),
     bare=True,
     details="""
 Corpus settings are those of train: data.KEY=VALUE. Text features are checked only in a pack: data.packs.text=DIR. Of
@@ -75,7 +77,8 @@ def _act(typed: Typed) -> int:
         return 0
     settings = [part for argument in typed.settings for part in expand_protocol(argument)]
     config = typed.composer.compose(settings, options=False)
-    return 1 if examine(section_from("data", config["data"])) else 0
+    missing = section_from("missing", config.get("missing", {}))
+    return 1 if examine(section_from("data", config["data"]), missing) else 0
 
 
 def installation() -> str:
@@ -113,22 +116,31 @@ def installation() -> str:
     return "\n".join(lines)
 
 
-def examine(settings: Data) -> int:
-    """Print the card and the findings of a corpus; returns the number of faults."""
+def examine(settings: Data, missing: Missing) -> int:
+    """Print the card and the findings of a corpus; returns the number of faults.
+
+    Raises:
+        ConfigError: A law of ``missing`` does not fit the modalities.
+    """
     from ercfusion.data.bound import bound_protocol
     from ercfusion.data.check import check_corpus
     from ercfusion.data.corpora import corpus_class, open_corpus
     from ercfusion.data.corpus import Finding
     from ercfusion.data.pack import read_manifest, read_pack
     from ercfusion.features.changed import changed_recordings
-    from ercfusion.features.loading import known_labels, pack_folder, pack_place
+    from ercfusion.features.loading import known_labels, pack_folder, pack_place, wanted_modalities
 
     corpus = open_corpus(settings.name, settings.raw, **settings.options)
     protocol = corpus.protocol(settings.protocol)
     card = corpus.card
+    if missing != Missing():
+        offered = list(dict.fromkeys([*protocol.modalities, *settings.packs]))
+        check_laws(missing, wanted_modalities(settings.modalities, offered, protocol))
     print(f"{card.title}\n  protocol   {protocol.id}: {protocol.description}")
     print(f"  protocols  {', '.join(corpus.protocols)}")
     print(f"  dev split  {protocol.dev_source}")
+    if laws := used_laws(missing, ("dev", "test")):
+        print(f"  missing    {laws_text(laws, missing.seed)}")
     unstated = corpus_class("custom").card
     if card.licence != unstated.licence:
         print(f"  licence    {card.licence}")

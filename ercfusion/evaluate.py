@@ -14,11 +14,12 @@ from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, naming
+from ercfusion.config.missing import described_laws
 from ercfusion.config.missing_laws import LAWS
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.sections import Data
 from ercfusion.config.settings import choices_of, section_from
-from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+from ercfusion.grammar import Command, Flag, Key, Positional, Typed, columns
 from ercfusion.records.missing import Scoring, modalities_of, unseen_lines
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ COMMAND = Command(
             "run with training.keep_every_epoch=true",
         ),
     ),
+    tables=lambda composer: [("Laws of missing modalities, for missing.eval:", [columns(described_laws())])],
     notes="""
 Without missing. keys the run's own settings apply, and test has its scores again. Writes RUN/evaluation/SPLIT.json
 (scores) and SPLIT.parquet (predictions); with missing.eval=rate:0.5 SPLIT-rate-0.5.json and .parquet; with data=

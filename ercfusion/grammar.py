@@ -22,7 +22,7 @@ from ercfusion.config.compose import Composer
 from ercfusion.config.fields import typed_text
 from ercfusion.config.overrides import LONGEST, shown, typed_path
 from ercfusion.config.reference import corpus_help, model_help
-from ercfusion.config.settings import field_of
+from ercfusion.config.settings import field_of, fields_in
 
 WIDTH = 118
 Choices = Sequence[str] | Callable[[], Iterable[str]]
@@ -342,7 +342,7 @@ class Command:
             raise ConfigError(f"{name} is a flag without a value. Write --{name}, or omit it.")
         own = [key.name for key in self.all_keys]
         if not self.takes(name):
-            known = [*own, *self.sections, *(f"{section}.raw" for section in self.sections)]
+            known = [*own, *self.sections, *(key for section in self.sections for key in fields_in(section))]
             path = " and there is no such path" if self.positional else ""
             problem = f"{self.name} has no setting {shown(name)}{path}. {did_you_mean(name, known)}"
             raise ConfigError(f"{problem} {self.advice}".rstrip())

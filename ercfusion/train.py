@@ -12,9 +12,10 @@ from typing import Any
 from ercfusion._core.errors import ConfigError, ErcfusionError
 from ercfusion._core.pool import Outcome, default_workers
 from ercfusion.cli import run_command, system_words
+from ercfusion.config.missing import described_laws
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.fitting import begin, continue_command
-from ercfusion.grammar import Command, Flag, Key, Typed, settings_lines
+from ercfusion.grammar import Command, Flag, Key, Typed, columns, settings_lines
 
 logger = logging.getLogger("ercfusion")
 
@@ -33,6 +34,7 @@ COMMAND = Command(
         ("data=meld data.protocol=meld/3way", "three sentiments instead of seven emotions"),
         ("data=mosi data.modalities=[text]", "text only"),
         ("optimizer.lr=1e-3 model.dropout=0.5", "change settings"),
+        ("missing=rate missing.train=rate:0.3", "hide modalities of utterances at random, at this rate"),
         (
             "task=metric_learning data=emodb data.raw=DIR data.packs.audio=logmel",
             "learn audio vectors and export them as a feature pack",
@@ -62,7 +64,10 @@ COMMAND = Command(
     details="""
 The files of a corpus are in data.raw=DIR, or in ERCFUSION_DATA/CORPUS (an environment variable).
 """,
-    tables=lambda composer: [("Frequent settings and defaults (--cfg prints all):", settings_lines(_FREQUENT))],
+    tables=lambda composer: [
+        ("Frequent settings and defaults (--cfg prints all):", settings_lines(_FREQUENT)),
+        ("Laws of missing modalities, for missing.train, missing.dev and missing.eval:", [columns(described_laws())]),
+    ],
     notes="""
 The last line printed is the run folder, a new one in outputs/train: settings, log, scores per epoch, checkpoints,
 model, predictions, pictures and record.json.

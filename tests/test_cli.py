@@ -30,12 +30,12 @@ def composer() -> Composer:
 MISTAKES = [
     # a key, a group or a choice that does not exist
     ("modle=cogmen", "Did you mean 'model'?"),
-    ("model=cogmem", "no such model. Did you mean 'cogmen'?"),
-    ("model=xyz", "no such model. Choose from: bclstm"),
-    ("data=dmo", "no such data. Did you mean 'demo'?"),
+    ("model=cogmem", "no such choice of model. Did you mean 'cogmen'?"),
+    ("model=xyz", "no such choice of model. Choose from: bclstm"),
+    ("data=dmo", "no such choice of data. Did you mean 'demo'?"),
     ("data=demo/fra", "no protocol 'demo/fra'. Did you mean 'demo/far'?"),
-    ("scheduler=cosin", "no such scheduler. Did you mean 'cosine'?"),
-    ("training=null", "no such training"),
+    ("scheduler=cosin", "no such choice of scheduler. Did you mean 'cosine'?"),
+    ("training=null", "no such choice of training"),
     ("optimizer.lrr=1", "there is no setting 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
     ("lr=1", "Did you mean 'optimizer.lr'?"),
     ("batch_size=8", "Did you mean 'training.batch_size'?"),
@@ -268,6 +268,7 @@ def test_all_combinations_in_order(composer: Composer) -> None:
         ["data.modalities=[audio,text]"],
     ]
     assert composer.expand(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert composer.expand(["missing.train=none,rate:0.5"]) == [["missing.train=none"], ["missing.train=rate:0.5"]]
     assert composer.expand([]) == [[]]
 
 

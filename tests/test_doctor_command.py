@@ -207,6 +207,9 @@ def test_mistakes_are_named(
         (["data=demo/fra"], "Did you mean 'demo/far'?"),
         (["data.protocl=x"], "Did you mean 'data.protocol'?"),
         (["data=demo", "data.packs.text=/nowhere"], "/nowhere: there is no such folder"),
+        (["data=demo", "missing.eval=pattern:mocap"], "no modality 'mocap' here, only text, audio, visual"),
+        (["data=demo", "data.modalities=[text]", "missing.train=pattern:audio"], "'audio' here, only text"),
+        (["data=demo", "mising.train=none"], "Did you mean 'missing.train'?"),
         (["--hlep"], "Did you mean '--help'?"),
     ):
         refused_message = refused_with_output(arguments, capsys)
@@ -227,5 +230,12 @@ def refused_with_output(arguments: list[str], capsys: pytest.CaptureFixture[str]
     return err
 
 
+def test_laws_of_missing_modalities_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = command(main, ["data=demo", "missing=rate", "missing.eval=none"], capsys)
+    assert status == 0
+    assert "  missing    train rate:0.5, dev rate:0.5, test none; seed of the masks 0\n" in out
+    assert "  missing  " not in command(main, ["data=demo"], capsys)[1]
+
+
 def test_an_unknown_corpus_prints_no_card(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no such data" in refused(main, ["data=nothing"], capsys)
+    assert "no such choice of data" in refused(main, ["data=nothing"], capsys)

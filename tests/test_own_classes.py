@@ -100,8 +100,8 @@ def test_every_command(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_registered_names_are_choices(place: Path, capsys: Any) -> None:
-    assert "no such model. " in refused(train.main, ["model=gated"], capsys)
-    assert "no such data. " in refused(doctor.main, ["data=calls"], capsys)
+    assert "no such choice of model. " in refused(train.main, ["model=gated"], capsys)
+    assert "no such choice of data. " in refused(doctor.main, ["data=calls"], capsys)
     out = done(train.main, ["model=gated", "data=calls", "imports=my_own", "--cfg"], capsys)
     assert "name: gated" in out
     assert "name: calls" in out

@@ -67,7 +67,7 @@ def test_what_is_typed_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("model.droput: 0.3\n", "mine.yaml: there is no setting 'model.droput'. Did you mean 'model.dropout'?"),
         ("training:\n  max_epocs: 3\n", "mine.yaml: there is no setting 'training.max_epocs'."),
-        ("model: concatt\n", "mine.yaml: 'model=concatt': no such model. Did you mean 'concat'?"),
+        ("model: concatt\n", "mine.yaml: 'model=concatt': no such choice of model. Did you mean 'concat'?"),
         ("training.max_epochs: many\n", "mine.yaml: \"training.max_epochs='many'\": training.max_epochs takes a whole"),
         ("seed: 0\nseed: 1\n", "mine.yaml, line 2: not valid YAML"),
         ("model: [\n", "mine.yaml, line 2: not valid YAML"),

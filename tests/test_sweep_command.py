@@ -73,7 +73,7 @@ def test_cfg_shows_what_would_be_searched(tmp_path: Path, capsys: pytest.Capture
 
 MISTAKES = [
     ("model=majority", "there is nothing to search"),
-    ("space=cogmem", "no such space. Did you mean 'cogmen'?"),
+    ("space=cogmem", "no such choice of space. Did you mean 'cogmen'?"),
     ("optimizer.lrr=interval(0,1)", "Did you mean 'optimizer.lr'?"),
     ("model.dropout=interval(0,2)", "model.dropout must be from 0 to 1, found 2"),
     ("model.hidden=8,abc", "model.hidden takes a whole number"),

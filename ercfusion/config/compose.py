@@ -203,7 +203,9 @@ class Composer:
                 raise ConfigError(f"{shown(argument)} is a range. {_RANGE}")
             key = parsed.get_key_element()
             try:
-                values = [str(value) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)]
+                values = [
+                    _unescaped(str(value)) for value in itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1)
+                ]
             except (HydraException, MemoryError) as error:
                 raise ConfigError(f"{shown(argument)} is not a list of values. Write key=a,b,c.") from error
             count *= len(values)
@@ -231,7 +233,9 @@ class Composer:
                 values.append((item, line, origin))
             elif item.value() not in groups[key]:
                 text = str(item.value())
-                raise setting_error(origin, f"{shown(line)}: no such {key}. {did_you_mean(text, groups[key])}")
+                raise setting_error(
+                    origin, f"{shown(line)}: no such choice of {key}. {did_you_mean(text, groups[key])}"
+                )
             else:
                 chosen = [text for text in chosen if text.partition("=")[0] != key] + [line]  # the last one wins
         base = self._base(self.root, tuple(chosen), options=False)
@@ -307,6 +311,11 @@ class Composer:
         if self.config_dir:
             path.append("user", f"file://{os.path.abspath(self.config_dir)}")
         return ConfigLoaderImpl(path)
+
+
+def _unescaped(value: str) -> str:
+    """A value of a multirun as it was typed: Hydra escapes the colon of ``rate:0.5``, which needs no escape."""
+    return value if "'" in value or '"' in value else value.replace("\\:", ":")
 
 
 def _completed(composed: Any) -> Any:

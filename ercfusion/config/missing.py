@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ercfusion._core.errors import ConfigError
-from ercfusion.config.missing_laws import LARGEST, Law, parse
+from ercfusion.config.missing_laws import LARGEST, LAWS, Law, meaning, parse, syntax
 from ercfusion.config.sections import Missing
 
 STANDARD = "standard"
@@ -32,6 +32,17 @@ def split_law(missing: Missing, split: str) -> Law:
     name = "dev" if split == "dev" else "eval"
     own = getattr(missing, name)
     return training_law(missing) if own is None else parse(own, f"missing.{name}")
+
+
+def used_laws(missing: Missing, splits: Sequence[str]) -> dict[str, str]:
+    """The canonical texts of the laws of training and of scored splits, by use; empty if none hides anything."""
+    laws = {"train": training_law(missing), **{split: split_law(missing, split) for split in splits}}
+    return {} if all(law.hides_nothing for law in laws.values()) else {use: str(law) for use, law in laws.items()}
+
+
+def laws_text(laws: Mapping[str, str], seed: int) -> str:
+    """Laws by use and the seed of their masks, in words."""
+    return f"{', '.join(f'{use} {text}' for use, text in laws.items())}; seed of the masks {seed}"
 
 
 def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place: str = "missing.grid") -> list[Law]:
@@ -81,6 +92,11 @@ def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError("missing.grid is an empty list. Give laws, standard, or null.")
         changed["grid"] = [str(parse(text, "missing.grid")) for text in texts]
     return changed
+
+
+def described_laws() -> list[tuple[str, str]]:
+    """How every law is typed, and what it does, for the help of commands."""
+    return [(syntax(law), meaning(law).rstrip(".")) for law in LAWS.values()]
 
 
 def check_laws(missing: Missing, modalities: Sequence[str]) -> None:

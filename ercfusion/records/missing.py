@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ercfusion.config.missing import split_law, training_law
+from ercfusion.config.missing import laws_text, split_law, used_laws
 from ercfusion.config.missing_laws import Law, parse
 from ercfusion.config.sections import Missing
 from ercfusion.config.settings import section_from
@@ -144,16 +144,13 @@ def missing_record(missing: Missing, stores: Mapping[str, ConversationStore]) ->
         missing: Settings of the run.
         stores: Dev and test, from :func:`hidden_store`.
     """
-    laws = {"train": training_law(missing), **{split: split_law(missing, split) for split in stores}}
-    if all(law.hides_nothing for law in laws.values()):
+    laws = used_laws(missing, list(stores))
+    if not laws:
         return {}
-    unseen = {split: unseen_utterances(store) for split, store in stores.items() if not laws[split].hides_nothing}
+    # Without holes an utterance may lack all modalities too, but then the corpus does.
+    unseen = {split: unseen_utterances(store) for split, store in stores.items() if store.holes is not None}
     unseen = {split: part for split, part in unseen.items() if part}
-    return {
-        "laws": {use: str(law) for use, law in laws.items()},
-        "seed": missing.seed,
-        **({"unseen": unseen} if unseen else {}),
-    }
+    return {"laws": laws, "seed": missing.seed, **({"unseen": unseen} if unseen else {})}
 
 
 def unseen_utterances(store: ConversationStore) -> dict[str, int]:
@@ -183,6 +180,5 @@ def missing_lines(record: Mapping[str, Any]) -> list[str]:
     missing = record.get("missing")
     if missing is None:
         return []
-    laws = ", ".join(f"{use} {text}" for use, text in missing["laws"].items())
-    lines = [f"missing modalities: {laws}; seed of the masks {missing['seed']}"]
+    lines = [f"missing modalities: {laws_text(missing['laws'], missing['seed'])}"]
     return lines + [f"missing on {split}: {unseen_text(part)}" for split, part in missing.get("unseen", {}).items()]

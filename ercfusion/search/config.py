@@ -73,6 +73,11 @@ def compose_sweep(composer: Composer, file_entries: Sequence[str], arguments: Se
     for key in fixed:
         space.pop(key, None)
     config["space"] = _restricted(space, section_from("sweep", config["sweep"]).only, fixed)
+    if "missing.train" in config["space"] and config.get("missing", {}).get("dev") is None:
+        raise ConfigError(
+            "missing.train is searched, and dev has the same law by default: trials would not be comparable. Set "
+            "missing.dev, such as missing.dev=rate:0.5."
+        )
     if not config["space"]:
         raise ConfigError("nothing is left to search: every setting of the space has a fixed value. Omit one of them.")
     config["typed"] = _typed(composer, [*file_entries, *plain], config)

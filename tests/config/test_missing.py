@@ -95,7 +95,7 @@ def test_the_configuration_has_canonical_texts(composer: Composer) -> None:
         ("missing.seed=-1", "missing.seed must be from 0"),
         ("missing.policy=nothing", "missing.policy must be one of zero, mean, learned, skip; found 'nothing'"),
         ("missing.rate=0.5", "there is no setting 'missing.rate'. "),
-        ("missing=rat", "'missing=rat': no such missing. Did you mean 'rate'?"),
+        ("missing=rat", "'missing=rat': no such choice of missing. Did you mean 'rate'?"),
         ("missing.train=0.5", "missing.train '0.5': no law has the name '0.5'"),
     ],
 )
@@ -149,11 +149,16 @@ def test_a_stage_may_have_another_law(composer: Composer) -> None:
 
 def test_laws_are_searched_as_choices() -> None:
     composer = Composer("sweep")
-    config = compose_sweep(composer, [], ["missing.train=none,rate:0.5,rmfm", "sweep.only=[missing.train]"])
+    typed = ["missing.train=none,rate:0.5,rmfm", "sweep.only=[missing.train]"]
+    with pytest.raises(ConfigError, match=r"trials would not be comparable\. Set missing\.dev"):
+        compose_sweep(composer, [], typed)
+    config = compose_sweep(composer, [], [*typed, "missing.dev=rate:0.5"])
     assert config["space"] == {"missing.train": {"choices": ["none", "rate:0.5", "rmfm"]}}
-    assert "missing" not in config
+    assert config["missing"] == {"dev": "rate:0.5"}
     assert setting(config, "missing.train") is None
-    assert with_settings(config, {"missing.train": "rmfm"})["missing"] == {"train": "rmfm"}
+    assert with_settings(config, {"missing.train": "rmfm"})["missing"] == {"dev": "rate:0.5", "train": "rmfm"}
+    plain = {key: value for key, value in config.items() if key != "missing"}
+    assert with_settings(plain, {"missing.train": "rmfm"})["missing"] == {"train": "rmfm"}
     with pytest.raises(ConfigError, match=r"missing\.train 'rate:2': rate must be from 0 to 1"):
         compose_sweep(composer, [], ["missing.train=none,rate:2"])
     with pytest.raises(ConfigError, match=r"missing\.eval cannot be searched"):

@@ -160,7 +160,7 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("seed=[" + "1" * 5000 + "]", "too many digits", id="digits in a list"),
         pytest.param("seed=" + "1" * 400, "the number is too large for seed", id="no 64-bit number"),
         pytest.param("optimizer.lr=" + "1" * 400, "the number is too large for optimizer.lr", id="no float"),
-        pytest.param("model=" + "x" * 5000, "no such model", id="long choice"),
+        pytest.param("model=" + "x" * 5000, "no such choice of model", id="long choice"),
         pytest.param("x" * 5000 + "=1", "there is no setting", id="long key"),
         pytest.param("optimizer.lr=interval(1e-4,1e-2)", "python -m ercfusion.sweep searches ranges", id="range"),
         pytest.param("optimizer.lr=interval(1," + "9" * 5000 + ")", "too many digits", id="digits in a range"),

@@ -25,7 +25,7 @@ def test_help_of_a_model_and_of_its_preset(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "  model.projection=0 (default: 128): 0 to 65,536; searched: 64, 128, 256\n" in text
     assert "  model.residual=false (default: true): true or false\n" in text
-    with pytest.raises(ConfigError, match=r"no such model\. Did you mean 'cogmen'"):
+    with pytest.raises(ConfigError, match=r"no such choice of model\. Did you mean 'cogmen'"):
         train(["--help", "model=cogmeen"])
     assert "It has no options." in model_help(Composer(), ["model=majority"])
 

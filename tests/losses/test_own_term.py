@@ -44,7 +44,7 @@ def forget(before: dict[str, Any]) -> None:
 
 
 def test_settings_are_checked_and_listed(own: Path, capsys: Any) -> None:
-    assert "no such objective" in refused(main, ["objective=compact"], capsys)
+    assert "no such choice of objective" in refused(main, ["objective=compact"], capsys)
     _, out, _ = command(main, ["imports=my_terms", "--help"], capsys)
     assert re.search(r"objective= .*\bcompact\b", out)
     _, out, _ = command(main, [*OWN, "objective=compact", "--cfg"], capsys)

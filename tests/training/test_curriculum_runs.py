@@ -245,7 +245,7 @@ def test_the_bar_counts_the_batches_that_there_are() -> None:
         ),
         (["curriculum=emotion_shift", "curriculum.buckets=0"], "curriculum.buckets must be from 1 to 1000000, found 0"),
         (["curriculum=emotion_shift", "curriculum.beta=1"], "there is no setting 'curriculum.beta'"),
-        (["curriculum=emotional_shift"], "no such curriculum. Did you mean 'emotion_shift'?"),
+        (["curriculum=emotional_shift"], "no such choice of curriculum. Did you mean 'emotion_shift'?"),
     ],
 )
 def test_mistakes_leave_nothing(
