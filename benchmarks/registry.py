@@ -26,6 +26,7 @@ MODULES: dict[str, str] = {
     "mmgcn": "benchmarks.mmgcn",
     "many": "benchmarks.many",
     "robustness": "benchmarks.robustness",
+    "mult": "benchmarks.mult",
     "scan": "benchmarks.scan",
 }
 """Groups of benchmarks; each module has a tuple ``BENCHMARKS`` and is imported on use."""

@@ -22,7 +22,7 @@ from ercfusion.models.mult import MulT, buckets
 from ercfusion.testing import WIDTHS, check_model, make_task, random_batch, take, without_dropout
 from ercfusion.testing.case import CHECKS
 
-SMALL: dict[str, Any] = {"width": 8, "heads": 2}
+SMALL: dict[str, Any] = {"width": 8, "heads": 2, "layers": 2}
 RELEASED: dict[str, Any] = {"axis": "steps", "layers": 5, "self_layers": 0, "causal": True}
 STEPS = {"text": 6, "visual": 9}
 FOUR = {**WIDTHS, "mocap": 3}
