@@ -24,6 +24,7 @@ MODULES: dict[str, str] = {
     "fusion": "benchmarks.fusion",
     "m2fnet": "benchmarks.m2fnet",
     "mmgcn": "benchmarks.mmgcn",
+    "mplmm": "benchmarks.mplmm",
     "many": "benchmarks.many",
     "robustness": "benchmarks.robustness",
     "mult": "benchmarks.mult",

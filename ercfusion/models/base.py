@@ -141,7 +141,7 @@ class. A new request needs a name here, a protocol above, and its value in
 :meth:`ercfusion.tasks.recognizer.Recognizer.lent`.
 """
 
-AbsentForm = Literal["vector", "mean", "skip", "unread"]
+AbsentForm = Literal["vector", "mean", "generated", "skip", "unread"]
 """See :attr:`Capabilities.absent`."""
 
 
@@ -154,7 +154,8 @@ class Capabilities:
         contextual: Reads other utterances of the conversation.
         causal: Never reads later utterances.
         absent: What it reads in place of an absent modality, without a policy: a learned ``vector`` of its own, the
-            ``mean`` of train (zeros), nothing (``skip``), or nothing of any modality (``unread``).
+            ``mean`` of train (zeros), values ``generated`` from the present ones, nothing (``skip``), or nothing of
+            any modality (``unread``).
         skips: With the policy ``skip`` absent modalities enter no sum, attention or graph; see
             :attr:`InputSpec.policy`.
         speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
@@ -191,7 +192,7 @@ class Capabilities:
     @property
     def missing_aware(self) -> bool:
         """Whether it treats an absent modality differently from zeros."""
-        return self.absent in ("vector", "skip")
+        return self.absent in ("vector", "generated", "skip")
 
 
 BATCH_NOTE = "the score of an utterance depends on the other conversations of its batch, because {}"

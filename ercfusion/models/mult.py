@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -177,7 +177,7 @@ class MulT(Architecture):
             name: Stream(packing.pad(project(self.drop[name](batch.values(name)))), packing.pad(present[:, m]))
             for m, (name, project) in enumerate(self.project.items())
         }
-        return {name: packing.pack(value) for name, value in self._enrich(streams, maps).items()}
+        return {name: packing.pack(stream.values) for name, stream in self._enrich(streams, maps).items()}
 
     def _by_steps(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """Vectors (N, (M - 1) d) by modality, each from the steps of its utterance."""
@@ -186,8 +186,8 @@ class MulT(Architecture):
         parts: dict[str, list[Tensor]] = {name: [] for name in steps}
         for rows in groups:
             streams = {name: each.padded(rows) for name, each in steps.items()}
-            for name, value in self._enrich(streams).items():
-                parts[name].append(self._pool(name, value, streams[name]))
+            for name, stream in self._enrich(streams).items():
+                parts[name].append(self._pool(name, stream))
         order = torch.tensor([row for rows in groups for row in rows], device=batch.device).argsort()
         return {name: torch.cat(each)[order] for name, each in parts.items()}
 
@@ -200,8 +200,8 @@ class MulT(Architecture):
 
     # What both share
 
-    def _enrich(self, streams: Mapping[str, Stream], maps: dict[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
-        """Each target (G, L, (M - 1) d) after both Transformers, zero in the padding."""
+    def _enrich(self, streams: Mapping[str, Stream], maps: dict[str, list[Tensor]] | None = None) -> dict[str, Stream]:
+        """Each target, (G, L, (M - 1) d), after both Transformers, zero in the padding."""
         enriched = {}
         for target, own in self.own.items():
             query = streams[target]
@@ -218,16 +218,23 @@ class MulT(Architecture):
                 )
                 for source, encoder in self.cross[target].items()  # type: ignore[operator]
             ]
-            enriched[target] = own(
-                torch.cat(forms, dim=-1) if forms else query.values,
-                query_mask=query.mask,
-                query_places=query.places,
+            joined = self._extend(target, replace(query, values=torch.cat(forms, dim=-1)) if forms else query)
+            values = own(
+                joined.values,
+                query_mask=joined.mask,
+                query_places=joined.places,
                 maps=None if maps is None else maps.setdefault(target, []),
             )
+            enriched[target] = replace(joined, values=values)
         return enriched
 
-    def _pool(self, name: str, values: Tensor, stream: Stream) -> Tensor:
+    def _extend(self, name: str, stream: Stream) -> Stream:
+        """Input of the second Transformer of a modality; a subclass may add to it."""
+        return stream
+
+    def _pool(self, name: str, stream: Stream) -> Tensor:
         """(G, L, D) steps, zero in the padding -> (G, D)."""
+        values = stream.values
         assert stream.length is not None
         if self.pooling == "last":
             last = (stream.length - 1).clamp(min=0)
