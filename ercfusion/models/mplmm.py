@@ -33,19 +33,20 @@ class Mplmm(MulT):
     """MPLMM: Guo, Jin & Zhao, "Multimodal Prompt Learning with Missing Modalities for Sentiment Analysis and Emotion
     Recognition" (ACL 2024).
 
-    Prompts in a multimodal Transformer (:class:`~ercfusion.models.mult.MulT`): an absent modality is generated from
-    prompts and the present ones, signals are added to generated and real steps, and tokens of the pattern of missing
+    Prompts in a multimodal Transformer, :class:`~ercfusion.models.mult.MulT`. An absent modality is generated from
+    prompts and the present ones. Signals are added to generated and to real steps. Tokens of the pattern of missing
     modalities follow each sequence (:class:`~ercfusion.layers.prompts.MissingPrompts`). ``recipe=mplmm`` trains the
     Transformer on complete data, then the prompts with the Transformer frozen; without it everything is trained
     together.
 
-    - *Paper and released code*: three sequences of fixed lengths; dense layers over time generate; the last token is
-      read. Utterances are completed one by one. In a released version types and their maps start at zero and never
-      change (``type_init=zero``).
+    - *Paper and released code*: three sequences of fixed lengths. Dense layers over the steps generate, and the last
+      token is read. Utterances are completed one by one. In one released version type tokens and their maps start at
+      zero and never change (``type_init=zero``).
     - *Here*: any number of modalities, all patterns of a batch together. For sequences of any length, attention
-      generates ``prompt_length`` steps (our reading). On the axis of the dialogue, the vector of an utterance is a
-      sequence of one step for the prompts: each turn has its own pattern, and attends to the tokens of this pattern
-      before the second Transformer (our reading). An utterance without any modality is generated from prompts only.
+      generates ``prompt_length`` steps (our reading).
+    - On the axis of the dialogue (our reading), each turn is completed on its own, as a sequence of one step. It reads
+      the tokens of its own pattern before the second Transformer. Generated turns are in every memory.
+    - An utterance without any modality is generated from prompts only.
 
     The preset ``model=mplmm_released`` has the sizes and defaults of the released code, for aligned sequences.
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_same_run, keep_states, resume, train
+from runs import read as read_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +19,9 @@ from benchmarks.literal_mplmm import LiteralPrompts
 from ercfusion._core.errors import BatchError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
+from ercfusion.config.compose import Composer
 from ercfusion.layers.prompts import PaddedSteps
+from ercfusion.models import build_architecture
 from ercfusion.models.mplmm import Mplmm
 from ercfusion.models.mult import MulT
 from ercfusion.testing import check_model, fill_absent, make_task, random_batch, take
@@ -280,3 +285,67 @@ def test_a_mixer_needs_one_length() -> None:
     with pytest.raises(BatchError, match="at most 12 modalities, found 13"):
         Mplmm(InputSpec({f"m{m}": 2 for m in range(13)}), **{**SMALL, "generator": "mixer"})
     assert math.isfinite(sum(p.sum().item() for p in build(2, generator="mixer")[0].parameters()))
+
+
+# Two stages
+
+FROZEN = ("architecture.cross", "architecture.own", "architecture.first", "architecture.second")
+TWO_STAGES = (
+    *("recipe=mplmm", "data=demo/missing", "training.max_epochs=2", "recipe.stages.complete.training.max_epochs=1"),
+    *("model.width=8", "model.heads=2", "model.layers=1", "model.prompt_length=3"),
+)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The Transformer of the first stage stays as it is; projections, head and prompts learn; the share is recorded."""
+    record = train(tmp_path / "run", *TWO_STAGES)
+    first = load_file(tmp_path / "run/stages/1-complete/model/model.safetensors")
+    last = load_file(tmp_path / "run/model/model.safetensors")
+    assert set(first) == {name for name in last if not name.startswith("architecture.prompts.")}
+    for name, value in first.items():
+        trained = name.startswith(("architecture.project.", "head."))
+        assert torch.equal(value, last[name]) != trained or name.startswith("standardize."), name
+    start, (stage,) = record["start"], record["recipe"]["stages"]
+    assert start["left"] == ["architecture.prompts"]
+    assert start["frozen"] == list(FROZEN)
+    every = sum(value.numel() for name, value in last.items() if not name.startswith(("standardize.", "thresholds")))
+    learned = sum(value.numel() for name, value in last.items() if name.startswith(("architecture.pro", "head.")))
+    assert (start["trainable"], start["parameters"]) == (learned, every)
+    assert f"{learned:,} of {every:,} parameters are trained ({learned / every:.0%})" in caplog.text
+    assert "start" not in stage
+    laws = [read_file(tmp_path / "run" / folder / "config.json") for folder in ("", "stages/1-complete")]
+    assert [config.get("missing", {}).get("train") for config in laws] == ["patterns:0.7", None]
+    assert [config["model"]["prompts"] for config in laws] == [True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_a_stopped_recipe_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In either stage, bit for bit."""
+    with monkeypatch.context() as patch:
+        keep_states(patch, tmp_path, tmp_path / "whole")
+        train(tmp_path / "whole", *TWO_STAGES)
+    for number in range(1, 4):
+        resume(tmp_path / str(number))
+        assert_same_run(tmp_path / str(number), tmp_path / "whole")
+
+
+def test_size_of_the_released_form() -> None:
+    """The released network for aligned CMU-MOSI, without its last layer, and the mixers without a present modality."""
+    options = dict(Composer("train").compose(["model=mplmm_released"])["model"])
+    names, (D, P, L) = ("text", "audio", "visual"), (30, 16, 50)
+    widths = dict(zip(names, (300, 5, 20), strict=True))
+    model = build_architecture(options.pop("name"), InputSpec(widths, dict.fromkeys(names, "sequence")), options)
+    channels = 2 * sum((width + 1) * D for width in widths.values())
+    mixers = 6 * (P + L + 1) * L + 3 * (P + 2 * L + 1) * L
+    prompts = 3 * D * P + 6 * D * L + 3 * P * D + 3 * L * 2 * D
+    own = 3 * (P + 1) * L
+    assert model.prompts is not None
+    assert sum(parameter.numel() for parameter in model.prompts.parameters()) == channels + mixers + prompts + own
+    assert not model.prompts.type_tokens.any()
+    backbone = dict(Composer("train").compose(["model=mult_released"])["model"])
+    backbone.pop("name")
+    mult = build_architecture("mult", model.inputs, backbone)
+    rest = {name: value.shape for name, value in model.named_parameters() if not name.startswith("prompts.")}
+    assert rest == {name: value.shape for name, value in mult.named_parameters()}
