@@ -47,7 +47,7 @@ TRAINED_FOR_VECTORS = {"utterance_encoder"}
 """Architectures that are trained for the vectors they make, not for recognition: a row of their classifiers' scores
 beside conversation models would compare what is not meant to be compared. docs/metric-learning.md has their figures."""
 
-MADE_FOR_STUDIES = {"carat", "emotx", "bridge", "inconvad", "mult"}
+MADE_FOR_STUDIES = {"carat", "emotx", "bridge", "inconvad", "mplmm", "mult"}
 """Architectures for label sets, ratings or missing modalities: the other tables leave them out, studies have them."""
 
 
