@@ -154,8 +154,8 @@ class Capabilities:
         contextual: Reads other utterances of the conversation.
         causal: Never reads later utterances.
         absent: What it reads in place of an absent modality, without a policy: a learned ``vector`` of its own, the
-            ``mean`` of train (zeros), nothing (``skip``), or nothing of any modality (``unread``); ``generated``: values
-            made from the present ones.
+            ``mean`` of train (zeros), nothing (``skip``), or nothing of any modality (``unread``).
+            With ``generated``, it makes values from the present ones.
         skips: With the policy ``skip`` absent modalities enter no sum, attention or graph; see
             :attr:`InputSpec.policy`.
         speakers: ``none`` (ignored), ``same_other`` (whether two turns have the same speaker) or ``numbered`` (order of
