@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +36,8 @@ class Objective(nn.Module):
 
     - ``task``: loss of the first task;
     - the name of a further task: its loss;
-    - ``unimodal``: sum of these losses on a head per modality (for a further task, times its weight);
+    - ``unimodal``: sum of these losses on a head per modality (for a further task, times its weight); with
+      ``missing.policy=skip`` over the utterances with the modality;
     - auxiliary losses of the architecture;
     - representation terms of :mod:`ercfusion.losses.terms`, on the first task's targets;
     - terms with a teacher, of :mod:`ercfusion.tasks.teaching`.
@@ -108,10 +110,13 @@ class Objective(nn.Module):
                 term, labels = name, TaskTargets(shares.gather(other.value), shares.gather(other.valid))
                 weight = self.weights.get(name, 1.0)
             terms[term] = self._task_loss(recognizer, name, shares.gather(logits.logits), labels, rows)
-            own_heads = [
-                self._task_loss(recognizer, name, shares.gather(output), labels, rows, modality)
-                for modality, output in logits.unimodal.items()
-            ]
+            own_heads = []
+            for modality, output in logits.unimodal.items():
+                counted = labels
+                if recognizer.policy == "skip" and modality in batch.features:
+                    present = shares.gather(batch.present[:, batch.column(modality)])
+                    counted = replace(labels, valid=labels.valid & present)
+                own_heads.append(self._task_loss(recognizer, name, shares.gather(output), counted, rows, modality))
             unimodal += own_heads if weight == 1 else [weight * loss for loss in own_heads]
         if unimodal:
             terms["unimodal"] = torch.stack(unimodal).sum()

@@ -103,6 +103,23 @@ def test_class_weights(recognizer: Recognizer, batch: ConversationBatch) -> None
     assert dict(objective.named_buffers()).keys() == {"class_weights"}
 
 
+@pytest.mark.parametrize("policy", [None, "mean", "skip"])
+def test_heads_of_skipped_modalities_have_no_loss(policy: str | None, batch: ConversationBatch) -> None:
+    inputs = random_store(tasks=[TASK]).inputs
+    recognizer = Recognizer("concat", inputs, TASK, {"hidden": 8}, unimodal=True, policy=policy).eval()
+    recognized = recognizer(batch)
+    targets, each = batch.targets["emotion"], []
+    for column, logits in enumerate(recognized.unimodal.values()):
+        counted = targets.valid & batch.present[:, column] if policy == "skip" else targets.valid
+        assert 0 < int(counted.sum()) < len(counted)
+        total, count = recognizer.head.loss(logits, replace(targets, valid=counted), None)
+        each.append(total / count)
+    _, terms = Objective({})(recognizer, recognized, batch)
+    torch.testing.assert_close(terms["unimodal"], torch.stack(each).sum())
+    nothing = batch.hide(torch.ones_like(batch.available))
+    assert Objective({})(recognizer, recognizer(nothing), nothing)[0].isfinite()
+
+
 def test_unknown_term(recognizer: Recognizer, batch: ConversationBatch) -> None:
     with pytest.raises(ConfigError, match=r"objective.weights: no term 'smoth'. Did you mean 'smooth'\?"):
         Objective({"smoth": 1.0})(recognizer, recognize(recognizer, batch), batch)
