@@ -161,6 +161,46 @@ def test_own_parameters_of_an_absent_modality_get_no_gradient(form: str) -> None
         assert not value.grad.any()
 
 
+COMPILED = (
+    "broad_mamba",
+    "cogmen",
+    "concat",
+    "dagerc",
+    "emotx",
+    "lsdgnn",
+    "m2fnet",
+    "majority",
+    "utterance_encoder",
+    "tfn none",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler: numbers that are read break its graph
+@pytest.mark.parametrize("policy", ["learned", "skip"])
+@pytest.mark.parametrize("form", COMPILED)
+def test_compiled_models_follow_the_policy(form: str, policy: str) -> None:
+    model, options = FORMS[form]
+    recognizer = built(model, options, dict(WIDTHS), policy)
+    assert recognizer.architecture.capabilities.compiles
+    torch.compiler.reset()
+    compiled = torch.compile(recognizer, backend="eager")
+    for lengths in ((1, 4, 9), (3, 7)):
+        batch = random_batch(lengths, absent=0.4, dtype=torch.float64)
+        torch.testing.assert_close(compiled(batch).logits, recognizer(batch).logits)
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_skips() -> None:
+    recognizer = built("concat", {"hidden": 8}, dict(WIDTHS))
+    batch = random_batch((2, 4), absent=0.4, dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(recognizer, backend="eager")
+    torch.testing.assert_close(compiled(batch).logits, recognizer(batch).logits)
+    torch.compiler.reset()
+
+
 ALONE = {name: FORMS[name] for name in ("bclstm hierarchical", "tfn", "lmf", "inconvad", "broad_mamba")} | {
     "m2fnet": ("m2fnet", {"lags": 0, "modality_dropout": 0.0}),
     "bridge": ("bridge", {"lags": 0}),
