@@ -45,10 +45,6 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-WITHOUT_OWN = ("majority", "carat", "bclstm", "dagerc concatenated")
-"""Forms without parameters of a single modality under its name."""
-
-
 def built(model: str, options: dict[str, Any], widths: dict[str, int], policy: str | None = "skip") -> Recognizer:
     torch.manual_seed(0)
     recognizer = Recognizer(model, InputSpec(widths), TASK, options, policy=policy)
@@ -146,19 +142,6 @@ def test_policies_of_variants(form: str) -> None:
     """Those of the architectures themselves: tests/models/test_registry.py."""
     model, options = FORMS[form]
     check_model(model, options=options, only=["policies"])
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_own_parameters_of_an_absent_modality_get_no_gradient(form: str) -> None:
-    model, options = FORMS[form]
-    big = built(model, options, dict(WIDTHS)).train()
-    three, _ = halves()
-    big(three).logits.square().sum().backward()
-    own = [value for name, value in big.named_parameters() if "visual" in name.split(".")]
-    assert own or form in WITHOUT_OWN
-    for value in own:
-        assert value.grad is not None
-        assert not value.grad.any()
 
 
 COMPILED = (
