@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, environment, history, python, read, train
+from runs import TINY, assert_same_run, environment, history, python, read, train
 from safetensors.torch import load_file
 from shared_batches import assert_equal_steps, averaged, model_cases, objective_cases, work_of_a_process
 
@@ -24,6 +24,8 @@ SETTINGS = (
     *(*TINY, "data.options.train=5", "training.batch_size=4", "seed=1"),
     *("model=cogmen", "model.dropout=0", "objective=supcon", "optimizer=sgd", "scheduler=constant"),
 )
+
+DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 
 
 def distributed(*arguments: str) -> list[str]:
@@ -77,19 +79,46 @@ def test_every_term_and_every_architecture_in_two_processes(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
-def test_resume_with_two_processes(tmp_path: Path) -> None:
+def test_a_law_without_chance_hides_the_same_in_two_processes(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
-    settings = [*SETTINGS, "training.metric=nll"]
-    distributed(*settings, "training.max_epochs=2", "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
-    # As if it had been killed after two epochs of four.
-    (two / "record.json").unlink()
-    config = read(two / "config.json")
+    settings = [*SETTINGS, "training.max_epochs=2", "training.metric=nll", "missing.train=pattern:text+visual"]
+    distributed(*settings, "training.accumulate_grad_batches=2", *DDP, f"run={two}")
+    record = train(one, *settings, "training.accumulate_grad_batches=2")
+    assert_close(two, one)
+    assert read(two / "record.json")["missing"] == record["missing"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_two_resumed_processes_draw_the_same_holes(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = [*SETTINGS, "training.metric=nll", "missing=rate", "training.modality_dropout=0.2", *DDP]
+    distributed(*settings, "training.max_epochs=4", f"run={whole}")
+    distributed(*settings, "training.max_epochs=2", f"run={resumed}")
+    killed_after_two_of_four(resumed)
+    assert distributed(f"resume={resumed}")[-1] == str(resumed)
+    assert_same_run(resumed, whole)
+
+
+def killed_after_two_of_four(run: Path) -> None:
+    """Change the folder of a run of two epochs as if it had been killed after two epochs of four."""
+    (run / "record.json").unlink()
+    config = read(run / "config.json")
     config["training"]["max_epochs"] = 4
-    (two / "config.json").write_text(json.dumps(config))
-    last = two / "checkpoints/last.ckpt"
+    (run / "config.json").write_text(json.dumps(config))
+    last = run / "checkpoints/last.ckpt"
     state = torch.load(last, weights_only=True)
     origin = {key: value for key, value in state.pop("ercfusion").items() if key != "sha256"}
     torch.save(seal(state, {**origin, "config": config}), last)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_resume_with_two_processes(tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    settings = [*SETTINGS, "training.metric=nll"]
+    distributed(*settings, "training.max_epochs=2", *DDP, f"run={two}")
+    killed_after_two_of_four(two)
     assert distributed(f"resume={two}")[-1] == str(two)
     train(one, *settings, "training.max_epochs=4")
     assert len(history(two)) == 4
