@@ -3,8 +3,8 @@
 Per law it has the headline scores and, for tests of differences, the sums of every test conversation
 (:mod:`ercfusion.metrics.sums`) as one text, in the order of the sums of the test split:
 
-* counts: ``"3 2 4 8|..."``, one part per conversation with all numbers of its array; with more than
-  :data:`DENSE` numbers only those that are not 0, as ``place`` (for 1) or ``place*number``;
+* counts: ``"a3bd12|..."``, one part per conversation: for every count that is not 0 its place in the array in letters
+  (``a`` to ``z``, ``A`` to ``Z``; as many letters as the last place needs), then the count unless it is 1;
 * other numbers: a text per column (``"0.3"``: dimension 0, sum 3), with nine significant digits.
 
 What equals the test split's own sums is omitted: a text is empty, a column is missing.
@@ -12,6 +12,9 @@ What equals the test split's own sums is omitted: a text is empty, a column is m
 
 from __future__ import annotations
 
+import itertools
+import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +34,7 @@ from ercfusion.records.missing import unseen_utterances
 from ercfusion.records.record import DAMAGED, record_sums
 from ercfusion.tasks.recognizer import Recognizer
 
-DENSE = 9
-"""Largest number of counts of a conversation that are all written."""
+_LETTERS = string.ascii_letters
 Reachable = Callable[[Mapping[str, NDArray[np.bool_]]], Mapping[str, float]]
 """Scores of the exact posterior for the modalities present at every utterance."""
 
@@ -154,22 +156,36 @@ def read_sums(text: str | Mapping[str, str], complete: NDArray[Any]) -> NDArray[
     return flat.reshape(complete.shape)
 
 
+def _width(size: int) -> int:
+    """Letters per place."""
+    return next(width for width in itertools.count(1) if len(_LETTERS) ** width >= size)
+
+
+def _letters(place: int, width: int) -> str:
+    text = ""
+    for _ in range(width):
+        place, digit = divmod(place, len(_LETTERS))
+        text = _LETTERS[digit] + text
+    return text
+
+
 def _write_counts(row: Sequence[int]) -> str:
-    if len(row) <= DENSE:
-        return " ".join(map(str, row))
-    return " ".join(f"{place}*{count}" if count > 1 else str(place) for place, count in enumerate(row) if count)
+    width = _width(len(row))
+    return "".join(
+        _letters(place, width) + (str(count) if count > 1 else "") for place, count in enumerate(row) if count
+    )
 
 
 def _read_counts(text: str, size: int) -> list[int]:
-    if size <= DENSE:
-        row = [int(number) for number in text.split()]
-        if len(row) != size:
-            raise ValueError(f"{len(row)} counts instead of {size}")
-        return row
-    row = [0] * size
-    for cell in text.split():
-        place, _, count = cell.partition("*")
-        row[int(place)] = int(count or 1)
+    width = _width(size)
+    row, cell = [0] * size, f"([a-zA-Z]{{{width}}})([0-9]*)"
+    if not re.fullmatch(f"(?:{cell})*", text):
+        raise ValueError(f"{text[:20]!r} has no places of {width} letters with counts")
+    for letters, count in re.findall(cell, text):
+        place = 0
+        for letter in letters:
+            place = place * len(_LETTERS) + _LETTERS.index(letter)
+        row[place] = int(count or 1)
     return row
 
 

@@ -25,7 +25,7 @@ from ercfusion.records.robustness import (
 )
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (7, 7), (4, 3), (3, 3)])
+@pytest.mark.parametrize("shape", [(2, 2), (7, 7), (4, 3), (8, 8)])
 def test_counts_as_text(shape):
     rng = np.random.default_rng(0)
     complete, sums = rng.poisson(0.8, size=(2, 30, *shape))
@@ -49,10 +49,13 @@ def test_numbers_as_columns_without_those_of_the_truth():
 
 def test_text_of_other_conversations_is_refused():
     sums = np.ones((3, 2, 2), dtype=np.int64)
+    assert read_sums("ad|b2c13|", sums).tolist() == [[[1, 0], [0, 1]], [[0, 2], [13, 0]], [[0, 0], [0, 0]]]
     with pytest.raises(ValueError, match="2 conversations instead of 3"):
-        read_sums("1 0 0 1|1 1 1 1", sums)
-    with pytest.raises(ValueError, match="3 counts instead of 4"):
-        read_sums("1 0 0 1|1 1 1|1 1 1 1", sums)
+        read_sums("ad|abcd", sums)
+    with pytest.raises(ValueError, match="'1a' has no places of 1 letters"):
+        read_sums("ad|1a|abcd", sums)
+    with pytest.raises(IndexError):
+        read_sums("ad|ae|abcd", sums)
 
 
 def test_a_record_keeps_scores_and_sums(tmp_path):
@@ -75,7 +78,7 @@ def test_what_a_record_does_not_have():
         robust_sums(made, "rmm:0.5", "confusion")
     with pytest.raises(RunError, match="no sums 'counts'"):
         robust_sums(made, "rate:0.5", "counts")
-    made["robustness"]["laws"]["rate:0.5"]["sums"]["confusion"] = "1|2"
+    made["robustness"]["laws"]["rate:0.5"]["sums"]["confusion"] = "a|b"
     with pytest.raises(RunError, match=r"rate:0.5.sums.confusion is damaged: 2 conversations instead of 12"):
         robust_sums(made, "rate:0.5", "confusion")
 
