@@ -39,7 +39,7 @@ def test_presets_are_found_from_a_checkout():
 
 STUDIES = {
     *("meld-curriculum", "meld-emotion", "meld-sentiment", "mosi-fusion", "mosi-fusion-score", "mosi-losses"),
-    *("demo-multilabel", "demo-vad", "emodb-guided", "friends-votes", "mosi-guided"),
+    *("demo-missing", "demo-multilabel", "demo-vad", "emodb-guided", "friends-votes", "mosi-guided", "mosi-missing"),
 }
 """Tables that answer one question with some architectures, and need not grow with the zoo."""
 
@@ -90,7 +90,9 @@ def test_every_row_has_its_optimism(records):
 
 def test_records_are_compact(preset):
     sizes = [archive_path(FOLDER / preset.name, row).stat().st_size for row in preset.rows]
-    assert sum(sizes) < 1_100_000 * max(1, len(preset.views) / 1.5)
+    # Scores and sums under 15 laws more per run.
+    laws = 30_000 * sum(len(row.seeds) for row in preset.rows) if preset.robustness else 0
+    assert sum(sizes) < 1_100_000 * max(1, len(preset.views) / 1.5) + laws
     assert max(path.stat().st_size for path in (FOLDER / preset.name).rglob("*") if path.is_file()) < 200_000
 
 

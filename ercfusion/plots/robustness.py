@@ -188,84 +188,82 @@ def robustness_picture(table: RobustTable) -> str:
 def _picture(panel: Panel, span: tuple[float, float], score: str) -> str:
     low, high = span
     bottom = _TOP + _HIGH
-    first, last = (
-        (-0.5, len(panel.labels) - 0.5) if panel.labels else (panel.curves[0].places[0], panel.curves[0].places[-1])
-    )
+    first, last = _ends(panel)
     names = [curve.name for curve in panel.curves] + [EXACT_LEVEL] * bool(panel.best)
 
     def x(place: float) -> str:
-        return f"{_LEFT + _WIDE * (place - first) / (last - first):.1f}"
+        return f"{_LEFT + _WIDE * (place - first) / (last - first):.0f}"
 
     def y(value: float) -> str:
-        return f"{_TOP + _HIGH * (high - value) / (high - low):.1f}"
+        return f"{_TOP + _HIGH * (high - value) / (high - low):.0f}"
 
+    marks = ticks(low, high)
     total = bottom + _BOTTOM + 18 * len(names)
     parts = [
         f'<svg role="img" viewBox="0 0 {_LEFT + _WIDE + 14:.0f} {total:.0f}" width="{_LEFT + _WIDE + 14:.0f}" '
         f'style="max-width:100%"><title>{html.escape(f"{panel.title} {panel.axis}: {score}".strip())}</title>',
-        f'<text x="{_LEFT}" y="14">{html.escape(panel.title or score)}</text>',
+        f'<text x="{_LEFT:.0f}" y="14">{html.escape(panel.title or score)}</text>',
+        f'<path d="{"".join(f"M{_LEFT:.0f} {y(mark)}h{_WIDE:.0f}" for mark in marks)}" stroke="var(--line)"/>',
+        '<g class="soft" text-anchor="end">',
+        *(_text(_LEFT - 6, float(y(mark)) + 4, f"{mark:g}") for mark in marks),
+        "</g>",
+        '<g class="soft" text-anchor="middle">',
     ]
-    for tick in ticks(low, high):
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + _WIDE}" y1="{y(tick)}" y2="{y(tick)}" stroke="var(--line)"/>'
-            f'<text class="soft" x="{_LEFT - 6}" y="{float(y(tick)) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    for column, label in enumerate(panel.labels):
-        for number, word in enumerate(label.split("+")):
-            parts.append(
-                f'<text class="soft" x="{x(column)}" y="{bottom + 15 + 14 * number}" text-anchor="middle" '
-                f'style="font-size:11px">{html.escape(word)}</text>'
-            )
-    if not panel.labels:
-        for place in panel.curves[0].places:
-            parts.append(f'<text class="soft" x="{x(place)}" y="{bottom + 18}" text-anchor="middle">{place:g}</text>')
-        parts.append(
-            f'<text class="soft" x="{_LEFT + _WIDE / 2}" y="{bottom + 38}" text-anchor="middle">'
-            f"{html.escape(panel.axis)}</text>"
-        )
+    if panel.labels:
+        for column, label in enumerate(panel.labels):
+            words = label.split("+")
+            parts += [_text(float(x(column)), bottom + 15 + 14 * number, word) for number, word in enumerate(words)]
+    else:
+        parts += [_text(float(x(place)), bottom + 18, f"{place:g}") for place in panel.curves[0].places]
+        parts.append(_text(_LEFT + _WIDE / 2, bottom + 38, panel.axis))
+    parts.append("</g>")
     for number, curve in enumerate(panel.curves):
         parts += _svg_curve(panel, curve, number, x, y)
-    if panel.best and panel.labels:
-        parts += [
-            f'<line x1="{x(place - 0.4)}" x2="{x(place + 0.4)}" y1="{y(value)}" y2="{y(value)}" stroke="var(--ink)" '
-            'stroke-dasharray="4 3"/>'
-            for place, value in panel.best
-        ]
-    elif panel.best:
-        line = " ".join(f"{x(place)},{y(value)}" for place, value in panel.best)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="var(--ink)" stroke-dasharray="4 3"/>')
+    if panel.best:
+        steps = [f"M{x(place - 0.4)} {y(value)}H{x(place + 0.4)}" for place, value in panel.best]
+        if not panel.labels:
+            steps = ["M" + "L".join(f"{x(place)} {y(value)}" for place, value in panel.best)]
+        parts.append(f'<path d="{"".join(steps)}" fill="none" stroke="var(--ink)" stroke-dasharray="4 3"/>')
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)] if number < len(panel.curves) else "var(--ink)"
         dash = "" if number < len(panel.curves) else ' stroke-dasharray="4 3"'
         level = bottom + _BOTTOM + 18 * number
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + 22}" y1="{level - 4}" y2="{level - 4}" stroke="{colour}" stroke-width="3"'
-            f'{dash}/><text x="{_LEFT + 28}" y="{level}">{html.escape(name)}</text>'
-        )
+        parts.append(f'<path d="M{_LEFT:.0f} {level - 4:.0f}h22" stroke="{colour}" stroke-width="3"{dash}/>')
+        parts.append(_text(_LEFT + 28, level, name))
     return "\n".join([*parts, "</svg>"])
+
+
+def _text(x: float, y: float, words: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}">{html.escape(words)}</text>'
+
+
+def _ends(panel: Panel) -> tuple[float, float]:
+    """Ends of the horizontal axis."""
+    places = panel.curves[0].places
+    return (-0.5, len(panel.labels) - 0.5) if panel.labels else (places[0], max(places[-1], places[0] + 1e-9))
 
 
 def _svg_curve(
     panel: Panel, curve: Curve, number: int, x: Callable[[float], str], y: Callable[[float], str]
 ) -> list[str]:
-    """The shapes of one group."""
+    """The shapes of one group: a line with a band, or dots with intervals; round ends of no length are dots."""
     colour = COLOURS[number % len(COLOURS)]
-    if not panel.labels:
-        known = [(place, *band) for place, band in zip(curve.places, curve.bands, strict=True) if band is not None]
-        outline = [f"{x(place)},{y(high)}" for place, _, high in known]
-        outline += [f"{x(place)},{y(low)}" for place, low, _ in reversed(known)]
-        line = " ".join(f"{x(place)},{y(mean)}" for place, mean in zip(curve.places, curve.means, strict=True))
+    shift = 0.6 * ((number + 0.5) / len(panel.curves) - 0.5) if panel.labels else 0.0
+    known = [
+        (x(place + shift), band) for place, band in zip(curve.places, curve.bands, strict=True) if band is not None
+    ]
+    means = [
+        f"{x(place + shift)} {y(mean)}" for place, mean in zip(curve.places, curve.means, strict=True) if mean == mean
+    ]
+    if panel.labels:
+        lines = "".join(f"M{at} {y(high)}V{y(low)}" for at, (low, high) in known)
+        dots = "".join(f"M{mean}h0" for mean in means)
         return [
-            f'<polygon points="{" ".join(outline)}" fill="{colour}" fill-opacity=".13"/>',
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>',
+            f'<path d="{lines}" stroke="{colour}" stroke-width="2" stroke-opacity=".6"/>',
+            f'<path d="{dots}" stroke="{colour}" stroke-width="8" stroke-linecap="round"/>',
         ]
-    shapes = []
-    for place, mean, band in zip(curve.places, curve.means, curve.bands, strict=True):
-        at = x(place + 0.6 * ((number + 0.5) / len(panel.curves) - 0.5))
-        if band is not None:
-            shapes.append(
-                f'<line x1="{at}" x2="{at}" y1="{y(band[0])}" y2="{y(band[1])}" stroke="{colour}" stroke-width="2" '
-                'stroke-opacity=".6"/>'
-            )
-        shapes.append(f'<circle cx="{at}" cy="{y(mean)}" r="4" fill="{colour}"/>')
-    return shapes
+    outline = [f"{at} {y(high)}" for at, (_, high) in known] + [f"{at} {y(low)}" for at, (low, _) in reversed(known)]
+    return [
+        f'<path d="M{"L".join(outline)}Z" fill="{colour}" fill-opacity=".13"/>' if outline else "",
+        f'<path d="M{"L".join(means)}" fill="none" stroke="{colour}" stroke-width="2"/>' if means else "",
+    ]
