@@ -16,6 +16,7 @@ from shared_batches import assert_equal_steps, averaged, model_cases, objective_
 
 from ercfusion.config.terms import TERMS
 from ercfusion.models import ARCHITECTURES
+from ercfusion.train import main
 from ercfusion.training.origin import seal
 
 # Five conversations in batches of four: the last batch has one, for two processes. (Not Adam: it blows up the rounding
@@ -63,6 +64,24 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert read(two / "record.json")["metrics"]["test"]["nll"] == pytest.approx(
         record["metrics"]["test"]["nll"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_a_teacher_in_two_processes(tmp_path: Path) -> None:
+    teacher = [*SETTINGS[:-3], "training.max_epochs=1", f"run={tmp_path / 'teacher'}"]
+    assert main(teacher) == 0
+    guided = ("objective.weights.guidance=0.5", "objective.weights.distillation=0.1")
+    views = ("recipe=self_distillation", "missing.train=pattern:text+audio")
+    for number, more in enumerate([views, (*guided, f"training.teacher={tmp_path / 'teacher'}")]):
+        settings = [*(part for part in SETTINGS if part != "objective=supcon"), *more, "training.metric=nll"]
+        settings.append("training.max_epochs=2")
+        two, one = tmp_path / f"two {number}", tmp_path / f"one {number}"
+        distributed(*settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
+        train(one, *settings)
+        for row, other in zip(history(two), history(one), strict=True):
+            for name in ("train/loss", "train/guidance", "train/distillation", "dev/nll"):
+                assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
 
 
 @pytest.mark.slow
