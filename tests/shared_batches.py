@@ -28,7 +28,7 @@ from ercfusion.testing.batches import cast
 LENGTHS = (2, 6, 3, 1, 4)
 BATCHES = ([0, 1, 2], [3, 1], [4])
 # Widths of presets are cut to this: it is a multiple of their numbers of heads.
-WIDEST = 24
+WIDEST = 40
 # Threads share a generator.
 _BUILDING = threading.Lock()
 # Draws of an encoder that are no dropout.
