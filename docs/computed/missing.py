@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from docs.computed.registry import register
-from docs.computed.results import result_scores
 from docs.computed.tables import EXPERIMENTS, table
+from ercfusion.tables.robustness import RobustTable
 
 PAGE = "docs/missing.md"
 PROTOCOL = "demo/missing"
@@ -80,6 +80,7 @@ def demo_missing() -> list[str]:
 COMPLETE = "rate:0"
 HALF = "rate:0.5"
 AREA = "AUILC rate"
+TITLES = {COMPLETE: "complete", HALF: HALF, AREA: "AUILC"}
 
 
 def _split_rows(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -96,10 +97,10 @@ def _split_rows(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[s
 
 
 def robust_scores(preset: str) -> list[str]:
-    """One row per model: complete data, then at half of the modalities and the area over rates, for every variant."""
-    from ercfusion.tables.render import markdown_table, metric_name, number
+    """One row per model: complete data, then every variant at the tested law and its area over rates."""
+    from ercfusion.tables.cells import markdown_table, metric_name, number
 
-    robust = table(preset).robustness
+    robust = _robust(preset)
     scores = {line.name: line.scores for line in robust.lines}
     grid, others = _split_rows(scores)
     variants = list(dict.fromkeys(variant for by_variant in grid.values() for variant in by_variant))
@@ -107,27 +108,25 @@ def robust_scores(preset: str) -> list[str]:
     def cell(row: str | None, condition: str) -> str:
         return "" if row is None else number(robust.metric, scores[row][condition].mean)
 
-    names = {COMPLETE: "complete", HALF: HALF, AREA: "AUILC"}
-    head = [f"{title}, {variant}" for title in names.values() for variant in variants]
-    rows = [[metric_name(robust.metric), *head]]
-    rows += [[model, *(cell(own.get(v), name) for name in names for v in variants)] for model, own in grid.items()]
-    lines = markdown_table(rows).splitlines()
-    told = {name: [f"{title} {cell(name, condition)}" for condition, title in names.items()] for name in others}
+    tested = [name for name in (HALF, AREA) if name in robust.under_laws or name in robust.areas]
+    columns = [(COMPLETE, variants[0]), *((name, variant) for name in tested for variant in variants)]
+    rows = [[metric_name(robust.metric), *(f"{TITLES[name]}, {variant}" for name, variant in columns)]]
+    rows += [[model, *(cell(own.get(variant), name) for name, variant in columns)] for model, own in grid.items()]
+    further = {name: [f"{TITLES[key]} {cell(name, key)}" for key in (COMPLETE, *tested)] for name in others}
     if robust.reachable:
-        exact = [f"{title} {number(robust.metric, robust.reachable[name])}" for name, title in names.items()]
-        told["exact posterior"] = exact
-    return [*lines, "", *(f"- {name}: {', '.join(cells)}." for name, cells in told.items())] if told else lines
+        exact = robust.reachable
+        further["exact posterior"] = [
+            f"{TITLES[key]} {number(robust.metric, exact[key])}" for key in (COMPLETE, *tested)
+        ]
+    items = [f"- {name}: {', '.join(cells)}." for name, cells in further.items()]
+    return [*markdown_table(rows).splitlines(), *(["", *items] if items else [])]
 
 
 def robust_sentences(preset: str) -> list[str]:
     """Results of the paired tests at half of the modalities and on the area, as sentences."""
-    from ercfusion.metrics.registry import get_metric
-    from ercfusion.tables.render import number
-
-    robust = table(preset).robustness
-    better = "higher" if get_metric(robust.metric).higher_is_better else "lower"
+    robust = _robust(preset)
     lines: list[str] = []
-    for title, pairs in ((HALF, robust.under_laws[HALF]), ("AUILC", robust.areas[AREA])):
+    for name, pairs in ((HALF, robust.under_laws.get(HALF, ())), (AREA, robust.areas[AREA])):
         groups: dict[str, list[tuple[str, Any]]] = {}
         for pair in pairs:
             (one, first), (other, second) = (_model_and_variant(name) for name in pair.names)
@@ -135,18 +134,39 @@ def robust_sentences(preset: str) -> list[str]:
             label = f"{first} minus {second}" if same else f"{pair.names[0]} minus {pair.names[1]}"
             groups.setdefault(label, []).append((one, pair))
         for label, group in groups.items():
-            ends = [pick(group, key=lambda item: item[1].difference) for pick in (min, max)]
-            sizes = [number(robust.metric, pair.difference, sign=True) for _, pair in ends]
-            if len(group) == 1:
-                verdict = "shown" if group[0][1].shown else "not shown"
-                text = f"{sizes[0]}, {better} is better; {verdict}"
-            else:
-                shown = [f"`{model}`" for model, pair in group if pair.shown]
-                verdict = f"shown for {', '.join(shown)}" if shown else "none is shown"
-                span = " to ".join(f"{size} (`{model}`)" for size, (model, _) in zip(sizes, ends, strict=True))
-                text = f"{span}, {better} is better; {verdict}"
-            lines += textwrap.wrap(f"- {title}, {label}: {text}.", 120, subsequent_indent="  ")
+            text = f"- {TITLES[name]}, {label}: {_verdict(robust.metric, group)}."
+            lines += textwrap.wrap(text, 120, subsequent_indent="  ")
     return lines
+
+
+def guided_sentences(preset: str) -> list[str]:
+    """Results of the paired tests of guided students, as sentences."""
+    computed = table(preset)
+    pairs = [(pair.names[1], pair) for pair in computed.comparisons]
+    text = f"- Guided minus not guided: {_verdict(computed.metric, pairs)}."
+    return textwrap.wrap(text, 120, subsequent_indent="  ")
+
+
+def _verdict(metric: str, pairs: Sequence[tuple[str, Any]]) -> str:
+    """Smallest and largest difference of named pairs, and which of them are shown."""
+    from ercfusion.metrics.registry import get_metric
+    from ercfusion.tables.cells import number
+
+    better = "higher is better" if get_metric(metric).higher_is_better else "lower is better"
+    ends = [pick(pairs, key=lambda item: item[1].difference) for pick in (min, max)]
+    sizes = [number(metric, pair.difference, sign=True) for _, pair in ends]
+    if len(pairs) == 1:
+        return f"{sizes[0]}, {better}; {'shown' if pairs[0][1].shown else 'not shown'}"
+    span = " to ".join(f"{size} (`{name}`)" for size, (name, _) in zip(sizes, ends, strict=True))
+    shown = ", ".join(f"`{name}`" for name, pair in pairs if pair.shown)
+    return f"{span}, {better}; " + (f"shown for {shown}" if shown else "none is shown")
+
+
+def _robust(preset: str) -> RobustTable:
+    robust = table(preset).robustness
+    if robust is None:
+        raise ValueError(f"experiments/{preset}: no record has scores with missing modalities. Repeat its runs.")
+    return robust
 
 
 def _model_and_variant(name: str) -> tuple[str, str]:
@@ -166,4 +186,4 @@ for _preset in filter(_recorded, ("demo-missing", "mosi-missing")):
     register(f"robust scores {_preset}", PAGE, partial(robust_scores, _preset), _preset)
     register(f"robust sentences {_preset}", PAGE, partial(robust_sentences, _preset), _preset)
 for _preset in filter(_recorded, ("mosi-guided", "emodb-guided")):
-    register(f"scores {_preset}", PAGE, partial(result_scores, _preset, complete=False), _preset)
+    register(f"guided sentences {_preset}", PAGE, partial(guided_sentences, _preset), _preset)
