@@ -93,7 +93,9 @@ def test_records_are_compact(preset):
     # Scores and sums under 15 laws more per run.
     laws = 30_000 * sum(len(row.seeds) for row in preset.rows) if preset.robustness else 0
     assert sum(sizes) < 1_100_000 * max(1, len(preset.views) / 1.5) + laws
-    assert max(path.stat().st_size for path in (FOLDER / preset.name).rglob("*") if path.is_file()) < 200_000
+    assert max(path.stat().st_size for path in (FOLDER / preset.name).rglob("*") if path.is_file()) < (
+        260_000 if preset.robustness else 200_000  # pictures of every model
+    )
 
 
 def test_no_path_of_a_machine(preset):

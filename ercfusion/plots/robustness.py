@@ -123,7 +123,7 @@ def plot_robustness(
     with canvas(path, (width * columns, height * rows + 0.6), title, synthetic) as figure:
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, place + 1)
-            _draw(axes, panel)
+            _draw(axes, panel, small=several)
             axes.set(ylim=(low, high), xlabel=panel.axis, title=panel.title)
             if place % columns == 0:
                 axes.set_ylabel(f"Test {metric_name(table.metric)}")
@@ -132,7 +132,7 @@ def plot_robustness(
     return figure
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, small: bool) -> None:
     count = len(panel.curves)
     for number, curve in enumerate(panel.curves):
         colour = COLOURS[number % len(COLOURS)]
@@ -157,7 +157,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot(
                 [place - 0.4, place + 0.4], [value, value], color="black", linestyle="--", linewidth=1.2, label=label
             )
-        axes.set_xticks(range(len(panel.labels)), [label.replace("+", "\n+ ") for label in panel.labels], fontsize=8)
+        axes.set_xticks(
+            range(len(panel.labels)),
+            [label.replace("+", "\n+ ") for label in panel.labels],
+            fontsize=6.5 if small else 8,
+        )
         axes.grid(axis="y", alpha=0.25)
         for edge in range(len(panel.labels) - 1):
             axes.axvline(edge + 0.5, color=GREY, linewidth=0.4, alpha=0.5)
