@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, RunError
+from ercfusion._core.errors import ConfigError
 from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
@@ -25,7 +25,6 @@ from ercfusion.records.missing import Scoring, modalities_of, unseen_lines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ercfusion.data.corpus import Corpus
 
 COMMAND = Command(
     "evaluate",
@@ -89,6 +88,7 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.records.optimism import measure_optimism, optimism_text
     from ercfusion.records.predictions import write_predictions
     from ercfusion.records.record import read_record, rounded_scores, split_record, task_record
+    from ercfusion.records.robust_runs import check_same_files
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.checks import check_finite
     from ercfusion.training.run import MODEL
@@ -111,7 +111,7 @@ def evaluate(typed: Typed) -> int:
             raise ConfigError(f"{key} is about another corpus. Add data=CORPUS, or remove it.")
     settings = _with_paths(section_from("data", record["config"]["data"]), typed)
     # Before text features are computed for another version of the corpus.
-    _check_same_data(record, open_corpus(settings.name, settings.raw, **settings.options))
+    check_same_files(record, open_corpus(settings.name, settings.raw, **settings.options))
     visible = modalities_of(record) if optimism else scoring.law.left(modalities_of(record))
     if len(visible) < len(record["features"]):
         settings = replace(settings, modalities=tuple(visible))
@@ -217,15 +217,6 @@ def with_hidden(tables: Sequence[Any], record: Mapping[str, Any]) -> list[Any]:
 def _with_paths(data: Data, typed: Typed) -> Data:
     packs = {**data.packs, **typed.below("data.packs.")}
     return replace(data, raw=typed.keys.get("data.raw", data.raw), packs=packs)
-
-
-def _check_same_data(record: Mapping[str, Any], corpus: Corpus) -> None:
-    current, recorded = corpus.fingerprint(), record["corpus"]["fingerprint"]
-    if current != recorded:
-        raise RunError(
-            f"the run was trained on another version of {record['corpus']['name']} (fingerprint {recorded[:12]}, the "
-            f"files now have {current[:12]}). Use the files of that version: data.raw=DIR"
-        )
 
 
 if __name__ == "__main__":

@@ -181,3 +181,27 @@ def test_the_file_of_scores_is_checked(run: Path, tmp_path: Path, capsys) -> Non
 
 def test_made_records_have_all_laws() -> None:
     assert set(robust_record()["robustness"]["laws"]) == set(LAWS)
+
+
+@pytest.mark.slow
+def test_every_task_of_a_run_is_scored(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    grid = ("missing.grid=[rate:0,rate:0.5]", "missing.train=rate:0.5", "missing.eval=none")
+    train(folder, "data=demo", "data.tasks=[emotion,vad]", "model=concat", "training.max_epochs=2", *grid)
+    made = read(folder / "record.json")
+    laws = made["others"]["vad"]["robustness"]["laws"]
+    assert laws["rate:0"]["metrics"]["ccc"] == made["others"]["vad"]["metrics"]["test"]["ccc"]
+    assert laws["rate:0"]["sums"] == {"moments": {}}
+    archive = write_archive(tmp_path / "run.json", [made])
+    status, out, _ = command(robustness.main, [str(archive), "task=vad", "metric=rmse"], capsys)
+    assert status == 0
+    assert "↓" in out
+    # The area of an error is on its own scale, between both ends.
+    low, high = (laws[law]["metrics"].get("mae") for law in ("rate:0", "rate:0.5"))
+    assert low is not None
+    assert high is not None
+    _, out, _ = command(robustness.main, [str(archive), "task=vad", "metric=mae"], capsys)
+    line = next(line for line in out.splitlines() if line.startswith("concat"))
+    first, second, area = (float(cell) for cell in line.split()[1:4])
+    assert (first, second) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+    assert area == pytest.approx((low + high) / 2, abs=1.1e-3)

@@ -21,7 +21,7 @@ from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.registry import check_metric, get_metric, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group
-from ercfusion.records.missing import unseen_text
+from ercfusion.records.missing import modalities_of, unseen_text
 from ercfusion.records.robustness import robust_sums
 from ercfusion.tables.scores import Score, deviation
 
@@ -178,11 +178,6 @@ def common_laws(groups: Sequence[Group]) -> tuple[list[str], int]:
     if not common:
         raise RunError("the runs were scored under different laws. Score them under the same: laws=standard")
     return common, int(first["robustness"]["seed"])
-
-
-def modalities_of(record: Mapping[str, Any]) -> list[str]:
-    """Modalities of a run."""
-    return [table["modality"] for table in record["features"]]
 
 
 def _named(record: Mapping[str, Any]) -> str:

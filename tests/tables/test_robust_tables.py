@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_records import LAWS, robust_record
 
 from ercfusion._core.errors import ConfigError, RunError
+from ercfusion.plots.page import as_page
 from ercfusion.records.groups import Group
+from ercfusion.tables.exports import as_csv as table_csv
+from ercfusion.tables.exports import as_latex as table_latex
+from ercfusion.tables.preset import Row, TablePreset
+from ercfusion.tables.render import as_markdown
 from ercfusion.tables.robust_render import as_csv, as_latex, as_text, parts_of, score_cells
 from ercfusion.tables.robustness import MEAN, common_laws, compute_robustness, conditions_of
+from ercfusion.tables.table import compute_table
 
 
 def group(name: str, skill: float, seeds: int = 3, model: str = "concat", **changes) -> Group:
@@ -150,3 +157,31 @@ def test_an_error_is_better_if_lower():
     """The sign of a difference is that of the scores; the arrow marks the direction."""
     table = compute_robustness([group("a", 0.9), group("b", 0.4)], "ece")
     assert score_cells(table, table.patterns)[0][0].endswith("↓")
+
+
+def test_a_table_of_a_preset_has_all_parts(tmp_path):
+    rows = tuple(Row(name, model, (), (0, 1, 2)) for name, model in (("better", "cogmen"), ("plain", "concat")))
+    preset = TablePreset(
+        tmp_path / "robust.yaml", "Robust", "demo", (), rows, pairs=(("better", "plain"),), robustness=True,
+        laws=("rate:0.5",),
+    )  # fmt: skip
+    records = {
+        "better": [robust_record("cogmen", seed, 0.9) for seed in range(3)],
+        "plain": [robust_record("concat", seed, 0.4) for seed in range(3)],
+    }
+    table = compute_table(preset, records)
+    assert table.robustness is not None
+    assert list(table.robustness.under_laws) == ["rate:0.5"]
+    page = as_markdown(table)
+    for heading, _, _ in parts_of(table.robustness):
+        assert f"## {heading}\n" in page
+    rows_of_csv = list(csv.DictReader(io.StringIO(table_csv(table))))
+    area = next(row for row in rows_of_csv if row["metric"] == "weighted_f1@AUILC rate" and row["row"] == "plain")
+    assert float(area["mean"]) == pytest.approx(table.robustness.lines[1].scores["AUILC rate"].mean, abs=1e-6)
+    assert all(None not in row and None not in row.values() for row in rows_of_csv)
+    assert table_latex(table).count("\\begin{table}") == 3
+    html = as_page(table)
+    assert html.count("<svg") == 3
+    assert "weighted F1 with missing modalities" in html
+    # Without the key the records change nothing.
+    assert compute_table(replace(preset, robustness=False), records).robustness is None
