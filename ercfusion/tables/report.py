@@ -15,6 +15,7 @@ from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.intervals import known_interval, record_cautions
 from ercfusion.records.missing import missing_lines
 from ercfusion.records.record import task_record, tasks_of
+from ercfusion.tables.robustness import robustness_line
 
 
 def score_table(record: Mapping[str, Any]) -> str:
@@ -97,7 +98,7 @@ def summary(record: Mapping[str, Any]) -> str:
     lines += [f"{words}: {counted}" for words, counted in record.get("conventions", {}).items()]
     if "test" in record.get("unlabelled", ()):
         lines.append("the test split has no labels: its predictions are in predictions.parquet, it has no scores")
-    lines += [*stage_lines(record), *missing_lines(record)]
+    lines += [*stage_lines(record), *missing_lines(record), *filter(None, [robustness_line(record)])]
     if record.get("batch_dependence"):
         lines.append(BATCH_NOTE.format(record["batch_dependence"]))
     for name in tasks_of(record)[1:]:

@@ -255,6 +255,20 @@ def _tested(conditions: Sequence[Condition], modalities: Sequence[str]) -> list[
     return names
 
 
+def robustness_line(record: Mapping[str, Any]) -> str:
+    """One line about a run's scores under ``missing.grid``, for its summary; empty without any."""
+    if "robustness" not in record:
+        return ""
+    metric, laws = record["selection"]["metric"], record["robustness"]["laws"]
+    parts = []
+    for one in conditions_of(list(laws), modalities_of(record)):
+        values = [laws[law]["metrics"].get(metric) for law in one.laws]
+        if len(values) > 1 and None not in values:
+            parts.append(f"{one.name} {np.dot(values, one.weights):.4f}")
+    named = ", ".join(parts) or f"scored under {', '.join(laws)}"
+    return f"test {metric} with missing modalities: {named}"
+
+
 def _sums(group: Group, laws: Sequence[str], key: str) -> dict[str, NDArray[Any]]:
     """(S, B, ...) sums by law."""
     return {law: np.stack([robust_sums(record, law, key) for record in group.records]) for law in laws}

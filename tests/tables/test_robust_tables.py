@@ -17,8 +17,9 @@ from ercfusion.tables.exports import as_csv as table_csv
 from ercfusion.tables.exports import as_latex as table_latex
 from ercfusion.tables.preset import Row, TablePreset
 from ercfusion.tables.render import as_markdown
+from ercfusion.tables.report import summary
 from ercfusion.tables.robust_render import as_csv, as_latex, as_text, parts_of, score_cells
-from ercfusion.tables.robustness import MEAN, common_laws, compute_robustness, conditions_of
+from ercfusion.tables.robustness import MEAN, common_laws, compute_robustness, conditions_of, robustness_line
 from ercfusion.tables.table import compute_table
 
 
@@ -185,3 +186,18 @@ def test_a_table_of_a_preset_has_all_parts(tmp_path):
     assert "weighted F1 with missing modalities" in html
     # Without the key the records change nothing.
     assert compute_table(replace(preset, robustness=False), records).robustness is None
+
+
+def test_the_summary_of_a_run_has_its_means_and_areas():
+    made = robust_record("cogmen", 0, 0.9)
+    line = robustness_line(made)
+    scores = {law: part["metrics"]["weighted_f1"] for law, part in made["robustness"]["laws"].items()}
+    area = np.trapezoid([scores[law] for law in ("rate:0", "rate:0.4", "rate:0.5")], [0, 0.4, 0.5]) / 0.5
+    mean = (scores["pattern:text"] + scores["pattern:audio"]) / 2
+    assert line == f"test weighted_f1 with missing modalities: {MEAN} {mean:.4f}, AUILC rate {area:.4f}"
+    assert line in summary(made)
+    assert robustness_line(
+        robust_record() | {"robustness": {"seed": 0, "laws": {"rate:0": made["robustness"]["laws"]["rate:0"]}}}
+    ) == ("test weighted_f1 with missing modalities: scored under rate:0")
+    del made["robustness"]
+    assert robustness_line(made) == ""
