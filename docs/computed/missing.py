@@ -96,8 +96,8 @@ def _split_rows(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[s
     return grid, others
 
 
-def robust_scores(preset: str) -> list[str]:
-    """One row per model: complete data, then every variant at the tested law and its area over rates."""
+def robust_scores(preset: str, conditions: Sequence[str] = (HALF, AREA)) -> list[str]:
+    """One row per model: complete data, then every variant under the conditions."""
     from ercfusion.tables.cells import markdown_table, metric_name, number
 
     robust = _robust(preset)
@@ -108,28 +108,28 @@ def robust_scores(preset: str) -> list[str]:
     def cell(row: str | None, condition: str) -> str:
         return "" if row is None else number(robust.metric, scores[row][condition].mean)
 
-    tested = [name for name in (HALF, AREA) if name in robust.under_laws or name in robust.areas]
-    columns = [(COMPLETE, variants[0]), *((name, variant) for name in tested for variant in variants)]
+    columns = [(COMPLETE, variants[0]), *((name, variant) for name in conditions for variant in variants)]
     rows = [[metric_name(robust.metric), *(f"{TITLES[name]}, {variant}" for name, variant in columns)]]
     rows += [[model, *(cell(own.get(variant), name) for name, variant in columns)] for model, own in grid.items()]
-    further = {name: [f"{TITLES[key]} {cell(name, key)}" for key in (COMPLETE, *tested)] for name in others}
+    further = {name: [f"{TITLES[key]} {cell(name, key)}" for key in (COMPLETE, *conditions)] for name in others}
     if robust.reachable:
         exact = robust.reachable
         further["exact posterior"] = [
-            f"{TITLES[key]} {number(robust.metric, exact[key])}" for key in (COMPLETE, *tested)
+            f"{TITLES[key]} {number(robust.metric, exact[key])}" for key in (COMPLETE, *conditions)
         ]
     items = [f"- {name}: {', '.join(cells)}." for name, cells in further.items()]
     return [*markdown_table(rows).splitlines(), *(["", *items] if items else [])]
 
 
-def robust_sentences(preset: str) -> list[str]:
-    """Results of the paired tests at half of the modalities and on the area, as sentences."""
+def robust_sentences(preset: str, conditions: Sequence[str] = (HALF, AREA)) -> list[str]:
+    """Results of the paired tests under the conditions, as sentences."""
     robust = _robust(preset)
     lines: list[str] = []
-    for name, pairs in ((HALF, robust.under_laws.get(HALF, ())), (AREA, robust.areas[AREA])):
+    for name in conditions:
+        pairs = robust.areas[name] if name in robust.areas else robust.under_laws[name]
         groups: dict[str, list[tuple[str, Any]]] = {}
         for pair in pairs:
-            (one, first), (other, second) = (_model_and_variant(name) for name in pair.names)
+            (one, first), (other, second) = map(_model_and_variant, pair.names)
             same = one == other and first
             label = f"{first} minus {second}" if same else f"{pair.names[0]} minus {pair.names[1]}"
             groups.setdefault(label, []).append((one, pair))
@@ -182,8 +182,9 @@ register("missing laws", PAGE, missing_laws)
 register("missing groups", PAGE, missing_groups)
 register("missing policies", PAGE, missing_policies)
 register("demo missing", PAGE, demo_missing)
-for _preset in filter(_recorded, ("demo-missing", "mosi-missing")):
-    register(f"robust scores {_preset}", PAGE, partial(robust_scores, _preset), _preset)
-    register(f"robust sentences {_preset}", PAGE, partial(robust_sentences, _preset), _preset)
+for _preset, _conditions in (("demo-missing", (HALF, AREA)), ("mosi-missing", (AREA,))):
+    if _recorded(_preset):
+        register(f"robust scores {_preset}", PAGE, partial(robust_scores, _preset, _conditions), _preset)
+        register(f"robust sentences {_preset}", PAGE, partial(robust_sentences, _preset, _conditions), _preset)
 for _preset in filter(_recorded, ("mosi-guided", "emodb-guided")):
     register(f"guided sentences {_preset}", PAGE, partial(guided_sentences, _preset), _preset)
