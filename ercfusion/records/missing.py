@@ -157,18 +157,18 @@ def unseen_utterances(store: ConversationStore) -> dict[str, int]:
     """Utterances without any modality; empty if there are none.
 
     Returns:
-        ``utterances``: their number; ``alone``: of these, in conversations without any modality; ``of``: all
+        ``utterances``: their number; ``whole``: of these, in conversations without any modality; ``of``: all
         utterances of the split.
     """
     blind = (~store.present.any(dim=1)).split(store.lengths)
     unseen = sum(int(each.sum()) for each in blind)
-    alone = sum(len(each) for each in blind if bool(each.all()))
-    return {"utterances": unseen, "alone": alone, "of": store.num_utterances} if unseen else {}
+    whole = sum(len(each) for each in blind if bool(each.all()))
+    return {"utterances": unseen, "whole": whole, "of": store.num_utterances} if unseen else {}
 
 
 def unseen_text(unseen: Mapping[str, int]) -> str:
     """A sentence about the result of :func:`unseen_utterances`."""
-    answer = "the prior" + (", or follows from the rest of the conversation" * (unseen["alone"] < unseen["utterances"]))
+    answer = "the prior" + (", or follows from the rest of the conversation" * (unseen["whole"] < unseen["utterances"]))
     return (
         f"the model saw no modality in {unseen['utterances']:,} of {unseen['of']:,} utterances; its answer there is "
         f"{answer}"

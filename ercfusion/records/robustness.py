@@ -3,8 +3,8 @@
 Per law it has the headline scores and, for tests of differences, the sums of every test conversation
 (:mod:`ercfusion.metrics.sums`) as one text, in the order of the sums of the test split:
 
-* counts: ``"a3bd12|..."``, one part per conversation: for every count that is not 0 its place in the array in letters
-  (``a`` to ``z``, ``A`` to ``Z``; as many letters as the last place needs), then the count unless it is 1;
+* counts: ``"a3bd12|..."``, one part per conversation. Every count other than 0 has its place in the array in letters
+  (``a`` to ``z``, ``A`` to ``Z``; as many letters as the last place needs), then the count unless it is 1.
 * other numbers: a text per column (``"0.3"``: dimension 0, sum 3), with nine significant digits.
 
 What equals the test split's own sums is omitted: a text is empty, a column is missing.

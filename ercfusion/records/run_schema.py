@@ -161,7 +161,7 @@ class Unseen(Open):
     """Utterances of a split without any modality (:func:`ercfusion.records.missing.unseen_utterances`)."""
 
     utterances: Positive
-    alone: Count
+    whole: Count
     of: Positive
 
 
