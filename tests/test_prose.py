@@ -179,7 +179,6 @@ FIXED: dict[str, tuple[str, ...]] = {
         r"adjusted p below 0\.05",
         r"fewer than five seeds \(`FEW_SEEDS`\) or 20 conversations",
         r"Percent of 1,000 replicates, weighted F1 \(standard error 0\.7\)\. Accepted: 92 to 98 for intervals, 2 to 8",
-        r"200 replicates, standard error 1\.5",
         r"truth of macro F1 on 31 conversations in 86\.2 % only",
         r"fewer than 12 test conversations \(with 8, an interval of one run held the truth in 89\.0 %\)",
         r"fewer than 5 conversations with an error",
