@@ -30,9 +30,11 @@ def position_table(places: Tensor, width: int, dtype: torch.dtype = torch.float3
     """
     half = width // 2
     step = -math.log(10_000.0) / max(1, half - 1)
-    rate = torch.exp(torch.arange(half, device=places.device, dtype=dtype) * step)
-    angle = (places + 1).to(dtype)[..., None] * rate
-    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2))
+    # At lower precision neighbouring places would have one angle.
+    exact = torch.promote_types(dtype, torch.float32)
+    rate = torch.exp(torch.arange(half, device=places.device, dtype=exact) * step)
+    angle = (places + 1).to(exact)[..., None] * rate
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2)).to(dtype)
 
 
 class CrossModalLayer(TransformerBlock):

@@ -117,7 +117,7 @@ class Mplmm(MulT):
         return {name: packing.pack(stream.values) for name, stream in self._enrich(streams, maps).items()}
 
     def _by_steps(self, batch: ConversationBatch) -> dict[str, Tensor]:
-        if self.prompts is None:
+        if self.prompts is None and not self.length:
             return super()._by_steps(batch)
         steps = {name: self._raw_steps(batch, name) for name in self.inputs.widths}
         lengths = [each.lengths for each in steps.values()]
@@ -159,9 +159,12 @@ class Mplmm(MulT):
         return PaddedSteps(values, torch.ones_like(values[..., 0], dtype=torch.bool))
 
     def _completed(self, streams: Mapping[str, PaddedSteps], present: Tensor) -> dict[str, PaddedSteps]:
-        """Completed steps of each modality."""
-        assert self.prompts is not None
+        """Completed steps of each modality; without prompts those of the present ones."""
         projected = [self.project[name](x.values) for name, x in streams.items()]
+        if self.prompts is None:
+            masks = [x.mask & present[:, m, None] for m, x in enumerate(streams.values())]
+            own = (PaddedSteps(x * mask[..., None], mask) for x, mask in zip(projected, masks, strict=True))
+            return dict(zip(streams, own, strict=True))
         return dict(zip(streams, self.prompts.complete(list(streams.values()), projected, present), strict=True))
 
     def _extend(self, name: str, stream: Stream) -> Stream:

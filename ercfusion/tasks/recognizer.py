@@ -159,6 +159,11 @@ class Recognizer(nn.Module):
         self.standardize = Standardize(inputs.widths)
         self.architecture = build_architecture(architecture, inputs, options)
         can = self.architecture.capabilities
+        if inputs.policy is not None and can.absent == "generated":
+            raise ConfigError(
+                f"missing.policy={inputs.policy}: {self.config['architecture']} generates absent modalities itself. "
+                "Set missing.policy=null."
+            )
         if inputs.policy == "skip" and not can.skips:
             raise ConfigError(
                 f"missing.policy=skip: {self.config['architecture']} cannot skip absent modalities. Choose "

@@ -237,13 +237,15 @@ def freeze(recognizer: Recognizer, parts: Sequence[str]) -> list[str]:
         Names of the classes of these modules that behave differently in training, sorted.
 
     Raises:
-        ConfigError: a part that no parameter belongs to, or no parameter is left to train.
+        ConfigError: a part that is neither a module nor the beginning of a parameter's name, or no parameter is left.
     """
     if not parts:
         return []
     names = dict(recognizer.named_parameters())
+    modules = dict(recognizer.named_modules())
     for part in parts:
-        if not any(belongs(name, part) for name in names):
+        # A module may have no parameters with these data, such as a part per pair of modalities.
+        if part not in modules and not any(belongs(name, part) for name in names):
             advice = _near(part, names)
             raise ConfigError(f"training.freeze: no parameter begins with {part!r}. {advice}")
     for name, parameter in names.items():
@@ -251,9 +253,7 @@ def freeze(recognizer: Recognizer, parts: Sequence[str]) -> list[str]:
             parameter.requires_grad_(False)
     if not count_parameters(recognizer):
         raise ConfigError("training.freeze: no parameter is left to train. Name fewer parts.")
-    recognizer.frozen = [
-        module for name, module in recognizer.named_modules() if any(belongs(name, part) for part in parts)
-    ]
+    recognizer.frozen = [module for name, module in modules.items() if any(belongs(name, part) for part in parts)]
     recognizer.train()
     return sorted({type(module).__name__ for module in recognizer.frozen if _depends_on_mode(module)})
 

@@ -179,6 +179,14 @@ def test_positions(width: int) -> None:
             torch.testing.assert_close(row, position(place, width), rtol=1e-9, atol=1e-9)
 
 
+def test_positions_at_low_precision_are_rounded_once() -> None:
+    """Angles of late places are exact: in bfloat16 neighbouring places would share one."""
+    places = torch.arange(600)
+    table = position_table(places, 8, torch.bfloat16)
+    assert table.dtype == torch.bfloat16
+    torch.testing.assert_close(table.double(), position_table(places, 8, torch.float64), rtol=0.0, atol=0.005)
+
+
 def test_each_dropout_acts() -> None:
     query, memory = torch.randn(2, 3, D, dtype=torch.float64), torch.randn(2, 4, D, dtype=torch.float64)
     for name in ("attention_dropout", "relu_dropout", "residual_dropout", "embedding_dropout"):

@@ -16,14 +16,16 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.literal_mplmm import LiteralPrompts
-from ercfusion._core.errors import BatchError
+from ercfusion._core.errors import BatchError, ConfigError
 from ercfusion.batch.batch import ConversationBatch
 from ercfusion.batch.inputs import InputSpec
 from ercfusion.config.compose import Composer
+from ercfusion.config.missing_policies import POLICIES
 from ercfusion.layers.prompts import PaddedSteps
 from ercfusion.models import build_architecture
 from ercfusion.models.mplmm import Mplmm
 from ercfusion.models.mult import MulT
+from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing import check_model, fill_absent, make_task, random_batch, take
 from ercfusion.testing.case import CHECKS, without_dropout
 
@@ -282,6 +284,38 @@ def test_without_prompts_it_is_mult() -> None:
         assert torch.equal(mult(batch).hidden, plain(batch).hidden)
 
 
+def test_without_prompts_sequences_have_the_fixed_length() -> None:
+    """The first stage reads as many steps as the second one, padding included."""
+    model, batch = build(2, (2, 3), steps=4, absent=0.0, prompts=False, length=6)
+    hidden = model(batch).hidden
+    streams = {}
+    for name in batch.modalities:
+        stored = batch.sequence(name)
+        values = torch.zeros(batch.num_utterances, 6, stored.values.shape[1], dtype=torch.float64)
+        for n in range(batch.num_utterances):
+            own = stored.values[stored.offsets[n] : stored.offsets[n + 1]]
+            values[n, : len(own)] = own
+        streams[name] = model.project[name](values)
+    text, audio = batch.modalities
+    read = []
+    for target, other in ((text, audio), (audio, text)):
+        form = model.cross[target][other](streams[target], streams[other])  # type: ignore[index, operator]
+        read.append(model.own[target](form)[:, -1])  # type: ignore[operator]
+    z = torch.cat(read, dim=1)
+    whole = batch.present.all(dim=1)
+    torch.testing.assert_close(hidden[whole], (z + model.second(F.relu(model.first(z))))[whole], rtol=1e-9, atol=1e-10)
+    absent = batch.hide(torch.tensor([[False, True]] * batch.num_utterances))
+    assert model(absent).hidden.isfinite().all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_replaces_what_is_generated(policy: str) -> None:
+    inputs = InputSpec({"text": 3, "audio": 2}, policy=policy)
+    with pytest.raises(ConfigError, match=f"missing.policy={policy}: mplmm generates absent modalities itself"):
+        Recognizer("mplmm", inputs, make_task(), SMALL)
+    Recognizer("mplmm", inputs, make_task(), {**SMALL, "prompts": False})
+
+
 def test_a_mixer_needs_one_length() -> None:
     with pytest.raises(BatchError, match=r"generator=mixer needs sequences of one length. Set model\.length"):
         build(2, steps=4, generator="mixer")
@@ -320,6 +354,17 @@ def test_recipe(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     laws = [read_file(tmp_path / "run" / folder / "config.json") for folder in ("", "stages/1-complete")]
     assert [config.get("missing", {}).get("train") for config in laws] == ["patterns:0.7", None]
     assert [config["model"]["prompts"] for config in laws] == [True, False]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_recipe_with_one_modality(tmp_path: Path) -> None:
+    """There is no pair of modalities to freeze; the first stage is complete whatever the run hides."""
+    holes = ("training.modality_dropout=0.3", "missing.dev=pattern:text")
+    record = train(tmp_path / "run", *TWO_STAGES, "data.modalities=[text]", *holes)
+    assert record["start"]["frozen"] == list(FROZEN)
+    stage = read_file(tmp_path / "run/stages/1-complete/config.json")
+    assert stage["training"]["modality_dropout"] == 0
+    assert {stage.get("missing", {}).get(use) for use in ("train", "dev")} == {None}
 
 
 @pytest.mark.slow
