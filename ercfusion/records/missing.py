@@ -168,7 +168,8 @@ def unseen_utterances(store: ConversationStore) -> dict[str, int]:
 
 def unseen_text(unseen: Mapping[str, int]) -> str:
     """A sentence about the result of :func:`unseen_utterances`."""
-    answer = "the prior" + (", or follows from the rest of the conversation" * (unseen["whole"] < unseen["utterances"]))
+    prior = "a prior, which depends on no input"
+    answer = prior + (", or follows from the rest of the conversation" * (unseen["whole"] < unseen["utterances"]))
     return (
         f"the model saw no modality in {unseen['utterances']:,} of {unseen['of']:,} utterances; its answer there is "
         f"{answer}"

@@ -56,7 +56,7 @@ class ConversationModule(pl.LightningModule):
         modality_dropout: Probability of :class:`ercfusion.layers.ModalityDropout` for any architecture.
         law: Of missing modalities; drawn before ``modality_dropout``, which hides more of what is left.
         complete_pass: Every batch comes twice in a row: the first pass is on the complete batch, and its outputs are
-            the teacher of the second one.
+            the teacher of the second one. The logged loss is the mean of both passes, each term that of its passes.
         teacher: Outputs of another model for the training split.
     """
 

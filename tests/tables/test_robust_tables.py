@@ -128,7 +128,7 @@ def test_parts_and_formats(table):
     assert cells[-1][0] == "exact posterior"
     assert "divided by the width 0.5" in note
     assert (
-        "the model saw no modality in 3 of 60 utterances; its answer there is the prior."
+        "the model saw no modality in 3 of 60 utterances; its answer there is a prior, which depends on no input."
         in parts["Missing modalities: patterns"][0]
     )
     assert len({len(row) for row in cells}) == 1

@@ -82,10 +82,12 @@ def test_summary_and_card_name_the_laws(trained: Path) -> None:
 
 
 def test_the_sentence_about_utterances_without_any_modality() -> None:
-    start = "the model saw no modality in 12 of 1,500 utterances; its answer there is the prior"
-    assert unseen_text({"utterances": 12, "alone": 12, "of": 1500}) == start
+    start = (
+        "the model saw no modality in 12 of 1,500 utterances; its answer there is a prior, which depends on no input"
+    )
+    assert unseen_text({"utterances": 12, "whole": 12, "of": 1500}) == start
     assert (
-        unseen_text({"utterances": 12, "alone": 3, "of": 1500})
+        unseen_text({"utterances": 12, "whole": 3, "of": 1500})
         == f"{start}, or follows from the rest of the conversation"
     )
 
@@ -263,7 +265,10 @@ def test_the_only_modality_of_a_run_may_be_hidden(tmp_path: Path, capsys: pytest
     report = read(folder / "evaluation" / "test-rmm-1.json")
     count = store_of(folder, "test").num_utterances
     assert report["missing"]["unseen"] == {"utterances": count, "alone": count, "of": count}
-    assert f"the model saw no modality in {count} of {count} utterances; its answer there is the prior\n" in out
+    assert (
+        f"the model saw no modality in {count} of {count} utterances; its answer there is a prior, which depends on no input\n"
+        in out
+    )
     # One answer for all utterances, as that of majority.
     predictions = load(folder).recognizer.predict(store_of(folder, "test").hidden(parse("rmm:1"), 0, "test"))
     assert (predictions.output == predictions.output[0]).all()
