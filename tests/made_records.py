@@ -135,6 +135,6 @@ def robust_record(model: str = "concat", seed: int = 0, skill: float = 0.5, **ch
         draws = 1000 * len(model) + 10 * number + seed
         results[law] = law_result(predictions(skill * share, draws), "weighted_f1", complete)
         results[law]["reachable"] = {"weighted_f1": round(0.5 + 0.4 * share, 6)}
-    results["pattern:text"]["unseen"] = {"utterances": 3, "alone": 3, "of": 60}
+    results["pattern:text"]["unseen"] = {"utterances": 3, "whole": 3, "of": 60}
     made["robustness"] = {"seed": 0, "laws": results}
     return made

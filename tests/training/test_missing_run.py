@@ -264,10 +264,10 @@ def test_the_only_modality_of_a_run_may_be_hidden(tmp_path: Path, capsys: pytest
     assert (status, err) == (0, "")
     report = read(folder / "evaluation" / "test-rmm-1.json")
     count = store_of(folder, "test").num_utterances
-    assert report["missing"]["unseen"] == {"utterances": count, "alone": count, "of": count}
+    assert report["missing"]["unseen"] == {"utterances": count, "whole": count, "of": count}
     assert (
-        f"the model saw no modality in {count} of {count} utterances; its answer there is a prior, which depends on no input\n"
-        in out
+        f"the model saw no modality in {count} of {count} utterances; its answer there is a prior, which depends on no "
+        "input\n" in out
     )
     # One answer for all utterances, as that of majority.
     predictions = load(folder).recognizer.predict(store_of(folder, "test").hidden(parse("rmm:1"), 0, "test"))
