@@ -67,6 +67,10 @@ class Law:
         """Those of the modalities that are present in some utterance; a run needs to load no others."""
         return tuple(modalities)
 
+    def leaves_all(self, modalities: Sequence[str]) -> bool:
+        """Whether nothing is hidden in data with these modalities."""
+        return self.hides_nothing or (self.keeps_one and len(modalities) == 1)
+
     def check(self, modalities: Sequence[str], place: str = _PLACE) -> None:
         """Check the law for these modalities.
 
@@ -233,6 +237,10 @@ class Pattern(Law):
     def left(self, modalities: Sequence[str]) -> tuple[str, ...]:
         """The named modalities, in the order of ``modalities``."""
         return tuple(name for name in modalities if name in self.kept)
+
+    def leaves_all(self, modalities: Sequence[str]) -> bool:
+        """Whether it is the pattern of all modalities."""
+        return set(modalities) <= set(self.kept)
 
     def check(self, modalities: Sequence[str], place: str = _PLACE) -> None:
         """See :meth:`Law.check`."""

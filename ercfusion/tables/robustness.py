@@ -244,11 +244,7 @@ def _tested(conditions: Sequence[Condition], modalities: Sequence[str]) -> list[
     """Laws and means, once for several laws under which nothing is hidden: their results are equal."""
     names, complete = [], False
     for one in conditions:
-        laws = [parse(text) for text in one.laws]
-        whole = all(
-            law.hides_nothing or (isinstance(law, Pattern) and law.left(modalities) == tuple(modalities))
-            for law in laws
-        )
+        whole = all(parse(text).leaves_all(modalities) for text in one.laws)
         if not one.is_area and not (whole and complete):
             names.append(one.name)
         complete |= whole

@@ -15,8 +15,8 @@ from torch import nn
 from ercfusion._core.errors import ConfigError, RunError, TrainingError
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
-from ercfusion.config.missing import check_laws
-from ercfusion.config.sections import Missing, Training
+from ercfusion.config.missing import check_laws, training_law
+from ercfusion.config.sections import Missing, Objective, Training
 from ercfusion.config.settings import Config, Model
 from ercfusion.data.corpus import Protocol, Splits
 from ercfusion.data.store import ConversationStore
@@ -45,14 +45,16 @@ def before_features(
     """
 
     def check(protocol: Protocol, splits: Splits) -> None:
-        check_passes(config)
+        check_passes(config.objective, config.training)
         check_metric(protocol.task, metric or config.training.metric or protocol.task.metric)
         check_class_weights(config.objective.class_weights, protocol.task)
         check_dimension_weights(config.objective.dimension_weights, protocol.tasks)
         check_lengths(config.model, splits, needed)
-        if config.missing != Missing():
+        if config.missing != Missing() or config.training.complete_pass:
             offered = list(dict.fromkeys([*protocol.modalities, *config.data.packs]))
-            check_laws(config.missing, wanted_modalities(config.data.modalities, offered, protocol))
+            modalities = wanted_modalities(config.data.modalities, offered, protocol)
+            check_laws(config.missing, modalities)
+            check_holes(config, modalities)
         if config.task.export and protocol.view is not None:
             raise ConfigError(
                 f"task.export=true: {protocol.id} has entities of dialogues, and a feature pack is for utterances. Set "
@@ -67,22 +69,32 @@ def before_features(
     return check
 
 
-def check_passes(config: Config) -> None:
+def check_passes(objective: Objective, training: Training) -> None:
     """Raise :class:`ConfigError` for a pass on complete batches that cannot be, or a term without its teacher."""
-    training = config.training
-    check_teaching(config.objective.weights, complete=training.complete_pass, teacher=training.teacher is not None)
-    if not training.complete_pass:
-        return
-    if training.accumulate_grad_batches > 1:
+    check_teaching(objective.weights, complete=training.complete_pass, teacher=training.teacher is not None)
+    if training.complete_pass and training.accumulate_grad_batches > 1:
         raise ConfigError(
             f"training.complete_pass=true makes two optimiser steps per batch, so "
             f"training.accumulate_grad_batches={training.accumulate_grad_batches} does not apply. Set it to 1."
         )
-    if config.missing.train is None and not training.modality_dropout:
+
+
+def check_holes(config: Config, modalities: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` if both passes of ``training.complete_pass`` are on complete batches."""
+    if not config.training.complete_pass or config.training.modality_dropout:
+        return
+    law = training_law(config.missing)
+    if not law.leaves_all(modalities):
+        return
+    if law.keeps_one and not law.hides_nothing:
         raise ConfigError(
-            "training.complete_pass=true: no modality is hidden in the second pass. Set missing.train=rate:0.5, or "
-            "another law."
+            f"training.complete_pass=true: missing.train={law} hides nothing in a run with one modality, "
+            f"{modalities[0]}. Add a modality, or set missing.train=rmm:0.5."
         )
+    raise ConfigError(
+        f"training.complete_pass=true: no modality is hidden in the second pass (missing.train={law}). Set "
+        "missing.train=rate:0.5, or another law."
+    )
 
 
 def check_lengths(model: Model, splits: Splits, needed: Sequence[str] = SPLITS) -> None:

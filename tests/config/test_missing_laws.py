@@ -121,6 +121,23 @@ def test_what_is_left() -> None:
     assert not any(parse(text).hides_nothing for text in ("rmfm", "rmfm-released", "rate:0.1", "pattern:text"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "one", "two"),
+    [
+        ("none", True, True),
+        ("rate:0", True, True),
+        ("rate:0.5", True, False),
+        ("rmm:0.5", False, False),
+        ("block:0", True, True),
+        ("pattern:audio+text", True, True),
+        ("pattern:text", True, False),
+    ],
+)
+def test_laws_without_holes(typed: str, one: bool, two: bool) -> None:
+    assert parse(typed).leaves_all(["text"]) is one
+    assert parse(typed).leaves_all(["text", "audio"]) is two
+
+
 def test_every_law_is_described() -> None:
     assert list(LAWS) == [
         *("none", "pattern", "patterns", "rate", "rmm", "rmfm", "rmfm-released", "tmfm", "stmfm", "block"),

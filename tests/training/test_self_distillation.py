@@ -170,7 +170,11 @@ def test_a_configuration_of_the_recipe() -> None:
     ("typed", "message"),
     [
         (["training.accumulate_grad_batches=2"], "so training.accumulate_grad_batches=2 does not apply. Set it to 1."),
-        (["missing.train=null"], "no modality is hidden in the second pass. Set missing.train=rate:0.5"),
+        (["missing.train=null"], "hidden in the second pass (missing.train=none). Set missing.train=rate:0.5"),
+        (["missing.train=none"], "no modality is hidden in the second pass (missing.train=none)"),
+        (["missing.train=rate:0"], "no modality is hidden in the second pass (missing.train=rate:0)"),
+        (["missing.train=pattern:audio+text+visual"], "second pass (missing.train=pattern:text+audio+visual)"),
+        (["data.modalities=[text]"], "missing.train=rate:0.5 hides nothing in a run with one modality, text."),
         (["training.complete_pass=false"], "objective.weights.guidance=0.5 needs a teacher."),
         (["training.teacher=other"], "are two teachers. Set training.complete_pass=false"),
     ],
