@@ -75,7 +75,7 @@ def comparison_text(
         groups = [Group(f"seed {record['seed']}", (record,)) for record in groups[0].records]
     if len(groups) < 2:
         raise RunError("one run cannot be compared. Give two or more, or a folder with several.")
-    check_comparable(groups)
+    check_comparable(groups, test_scores=True)
     metric = metric or groups[0].metric
     check_metric(groups[0].task, metric)
     rows = tuple(

@@ -114,6 +114,23 @@ def test_other_test_data_under_the_same_ids_is_refused(places, capsys):
     assert "p (Holm)" not in message
 
 
+def test_other_missing_modalities_of_the_test_split_are_refused(tmp_path):
+    under = record(missing={"laws": {"train": "none", "dev": "none", "test": "rmm:0.5"}, "seed": 0})
+    paths = [str(write_archive(tmp_path / f"{n}.json", [one])) for n, one in enumerate([under, record("cogmen")])]
+    with pytest.raises(RunError, match=r"tested with rmm:0\.5 .* complete: .*`robustness`"):
+        compare.comparison_text(paths)
+
+
+def test_students_of_two_teachers_are_two_rows(tmp_path):
+    teacher = {"source": "t", "model": "bclstm", "protocol": "demo/balanced", "modalities": ["text"]}
+    students = [record(skill=skill, teacher={**teacher, "sha256": sha * 64}) for skill, sha in ((0.2, "a"), (0.8, "b"))]
+    paths = [str(write_archive(tmp_path / f"{n}.json", [one])) for n, one in enumerate(students)]
+    text = compare.comparison_text(paths)
+    for sha, student in zip("ab", students, strict=True):
+        row = next(line for line in text.splitlines() if line.startswith(f"concat teacher: checksum={sha * 8}"))
+        assert f"{100 * student['metrics']['test']['weighted_f1']:.2f}" in row
+
+
 def test_other_features_are_named_in_their_row(places, capsys):
     other = record("cogmen", 0)
     other["features"][0]["source"]["sha256"] = "c" * 64

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import RunError
-from ercfusion._core.files import expanded
+from ercfusion._core.errors import ErcfusionError, RunError
+from ercfusion._core.files import expanded, sha256_of
+from ercfusion._core.schemas.reading import read_json
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.fields import typed_text
+from ercfusion.config.missing_laws import Pattern, parse
 from ercfusion.config.settings import decides, flat
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
+from ercfusion.records.missing import modalities_of
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
 PROCESSOR = ("processor", "instructions that torch uses")
@@ -129,11 +132,50 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
     for table in record["features"]:
         name = f"features {table['modality']}"
         entries.update({f"{name}: {key}": value for key, value in flat(_identity(table)).items()})
-    if (start := record.get("start", {})).get("source") and "recipe" not in record:
-        entries["initial weights"] = start["model"] or start["source"]
-    if (teacher := record.get("teacher")) and "recipe" not in record:
-        entries["teacher"] = f"{teacher['model']} on {', '.join(teacher['modalities'])}"
+    entries.update({name: origin.words for name, origin in _origins(record).items()})
     return entries | record.get("conventions", {})
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A finished model that a run began with, or learned from.
+
+    Args:
+        words: Model, and its protocol or modalities.
+        sha256: Of its weights.
+        folder: As typed; None for an archived record.
+    """
+
+    words: str
+    sha256: str | None
+    folder: str | None
+
+    def settings(self) -> dict[str, Any] | None:
+        """Settings that decided about the model; None if its folder is gone, unreadable, or has another model now."""
+        if self.folder is None:
+            return None
+        try:
+            folder = expanded(self.folder)
+            if sha256_of(folder / "model" / "model.safetensors") != self.sha256:
+                return None
+            content = read_json(folder / "config.json")
+        except (OSError, ErcfusionError):
+            return None
+        return settings_of(content) if isinstance(content, dict) else None
+
+
+def _origins(record: Mapping[str, Any]) -> dict[str, _Origin]:
+    """Initial weights and teacher by readable names. Stages of the run itself follow from its settings."""
+    training = record["config"]["training"]
+    stages = (record["config"].get("recipe") or {}).get("stages") or {}
+    origins = {}
+    if (start := record.get("start") or {}).get("source") and "recipe" not in record:
+        words = start["model"] or start["source"]
+        origins["initial weights"] = _Origin(words, start["sha256"], training.get("start_from"))
+    if (teacher := record.get("teacher")) and training.get("teacher") not in stages:
+        words = f"{teacher['model']} on {', '.join(teacher['modalities'])}"
+        origins["teacher"] = _Origin(words, teacher["sha256"], training.get("teacher"))
+    return origins
 
 
 def other_packs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -212,31 +254,80 @@ def read_places(paths: Iterable[str | Path]) -> list[tuple[Path | None, dict[str
 def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Group runs that differ only in the seed, in the order of their first run.
 
-    A group is named by its model and the settings that distinguish it. Of two runs with one seed, the later counts.
+    A group is named by its model and what distinguishes it; no two have one name. Of two runs with one seed, the later
+    counts. Runs with different initial weights or teachers are different groups, unless these differ only in the seed
+    too: every seed has its own, made with equal settings as far as their folders are still there.
     """
-    by_identity: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for record in records:
+    alike: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
         identity = [record["config"]["preset"]["model"], settings_of(record["config"]), data_of(record)]
         key = json.dumps(identity, sort_keys=True)  # files may order keys differently
-        runs = by_identity.setdefault(key, {})
-        earlier = runs.get(record["seed"])
-        if earlier is None or earlier["finished"] <= record["finished"]:
-            runs[record["seed"]] = record
-    members = [tuple(runs[seed] for seed in sorted(runs)) for runs in by_identity.values()]
+        alike.setdefault(key, []).append(number)
+    members = []
+    for numbers in sorted(part for same in alike.values() for part in _by_origins(records, same)):
+        runs: dict[int, Mapping[str, Any]] = {}
+        for record in (records[number] for number in numbers):
+            earlier = runs.get(record["seed"])
+            if earlier is None or earlier["finished"] <= record["finished"]:
+                runs[record["seed"]] = record
+        members.append(tuple(runs[seed] for seed in sorted(runs)))
     return [Group(name, group) for name, group in zip(_names(members), members, strict=True)]
 
 
+def _by_origins(records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[list[int]]:
+    """Places of otherwise equal runs, divided by their initial weights and teachers."""
+    origins = {number: _origins(records[number]).values() for number in numbers}
+    weights = {number: str([origin.sha256 for origin in origins[number]]) for number in numbers}
+    if len(set(weights.values())) == 1:
+        return [list(numbers)]
+    made = {number: [origin.settings() for origin in origins[number]] for number in numbers}
+    texts = {number: json.dumps(own, sort_keys=True) for number, own in made.items() if None not in own}
+    if len(texts) < len(numbers):
+        one_recipe = len(set(texts.values())) < 2
+        return [list(numbers)] if one_recipe and _one_each(records, numbers, weights) else _divided(numbers, weights)
+    parts = _divided(numbers, texts)
+    return [
+        piece for part in parts for piece in ([part] if _one_each(records, part, weights) else _divided(part, weights))
+    ]
+
+
+def _one_each(records: Sequence[Mapping[str, Any]], numbers: Sequence[int], weights: Mapping[int, str]) -> bool:
+    """Whether every seed has its own weights."""
+    pairs = {(records[number]["seed"], weights[number]) for number in numbers}
+    return len({seed for seed, _ in pairs}) == len({own for _, own in pairs}) == len(pairs)
+
+
+def _divided(numbers: Sequence[int], by: Mapping[int, str]) -> list[list[int]]:
+    parts: dict[str, list[int]] = {}
+    for number in numbers:
+        parts.setdefault(by[number], []).append(number)
+    return list(parts.values())
+
+
 def _names(members: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
+    """Names by what differs; equal ones get checksums and conventions, and in the end numbers."""
+    firsts = [group[0] for group in members]
+    shown = [{**settings_of(record["config"]), **_shown_data(record)} for record in firsts]
+    names = _distinguished(firsts, shown)
+    longer = _distinguished(firsts, [{**own, **_details(record)} for own, record in zip(shown, firsts, strict=True)])
+    names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    taken = {name for name in names if names.count(name) == 1}
+    for place, name in enumerate(names):
+        if name not in taken:
+            numbered = (f"{name} ({number})" for number in range(1, len(names) + len(taken) + 2))
+            names[place] = next(text for text in numbered if text not in taken)
+            taken.add(names[place])
+    return names
+
+
+def _distinguished(firsts: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]]) -> list[str]:
     names = []
-    for group in members:
-        model = group[0]["config"]["preset"]["model"]
-        rivals = [
-            other[0] for other in members if other is not group and other[0]["config"]["preset"]["model"] == model
-        ]
-        own = {**settings_of(group[0]["config"]), **_shown_data(group[0])}
+    models = [record["config"]["preset"]["model"] for record in firsts]
+    for place, (model, own) in enumerate(zip(models, shown, strict=True)):
         changed: dict[str, Any] = {}
-        for rival in rivals:
-            other = {**settings_of(rival["config"]), **_shown_data(rival)}
+        for number, other in enumerate(shown):
+            if number == place or models[number] != model:
+                continue
             differing = {key: value for key, (value, _) in differences(own, other).items()}
             # Use of a modality is a setting.
             both = own.keys() & other.keys()
@@ -250,7 +341,13 @@ def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": record["protocol"],
         "corpus fingerprint": record["corpus"]["fingerprint"][:8],
         **{f"features {table['modality']}": _digest(table) for table in record["features"]},
+        **{name: origin.words for name, origin in _origins(record).items()},
     }
+
+
+def _details(record: Mapping[str, Any]) -> dict[str, Any]:
+    checksums = {f"{name}: checksum": str(origin.sha256)[:8] for name, origin in _origins(record).items()}
+    return checksums | record.get("conventions", {})
 
 
 def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,11 +385,16 @@ def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
     return texts if len(set(texts)) > 1 else None
 
 
-def check_comparable(groups: Sequence[Group]) -> None:
+def check_comparable(groups: Sequence[Group], *, test_scores: bool = False) -> None:
     """Raise an error unless a paired comparison is valid.
 
     Equal conversation ids are not enough: generated corpora and releases share them. Task, protocol, corpus fingerprint
     and labels must be equal for all runs of all groups.
+
+    Args:
+        groups: To compare.
+        test_scores: Whether the recorded test scores are compared: then the law of missing modalities on test, and the
+            seed of its masks, must be equal too.
 
     Raises:
         RunError: two runs differ; the message names them and the difference.
@@ -307,6 +409,8 @@ def check_comparable(groups: Sequence[Group]) -> None:
     for group in groups:
         for record in group.records:
             _check_same_data(first.name, first.records[0], group.name, record)
+            if test_scores:
+                _check_same_holes(first.name, first.records[0], group.name, record)
     for other in groups:
         if other.conversations != first.conversations:
             own, others = set(first.conversations), set(other.conversations)
@@ -339,3 +443,30 @@ def _check_same_data(first: str, one: Mapping[str, Any], second: str, other: Map
             f"{one['corpus']['name']!r} (corpus fingerprints {prints[0]} and {prints[1]}), even if the conversation "
             "ids are equal. Give runs on the same test data."
         )
+
+
+def _check_same_holes(first: str, one: Mapping[str, Any], second: str, other: Mapping[str, Any]) -> None:
+    laws = [record.get("missing") or {"laws": {}, "seed": 0} for record in (one, other)]
+    if laws[0]["laws"].get("test") == laws[1]["laws"].get("test") and laws[0]["seed"] == laws[1]["seed"]:
+        return  # also laws of the user's modules, which are not imported here
+    holes = [_test_holes(record) for record in (one, other)]
+    if holes[0] != holes[1]:
+        seeds = ["" if seed is None else f" (masks of seed {seed})" for _, seed in holes]
+        words = [
+            "complete" if law == "none" else f"with {law}{seed}" for (law, _), seed in zip(holes, seeds, strict=True)
+        ]
+        raise RunError(
+            f"{first} (seed {one['seed']}) was tested {words[0]}, and {second} (seed {other['seed']}) {words[1]}: "
+            "with other missing modalities, these are other test data. Use `robustness` to compare runs under the same "
+            "laws, and `evaluate RUN missing.eval=LAW` for the scores of one run."
+        )
+
+
+def _test_holes(record: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Canonical law of the test split, ``none`` for complete data, and the seed of random masks."""
+    missing = record.get("missing") or {"laws": {}, "seed": 0}
+    text = missing["laws"].get("test", "none")
+    law, own = parse(text), modalities_of(record)
+    if law.hides_nothing or (isinstance(law, Pattern) and len(law.left(own)) == len(own)):
+        return "none", None
+    return str(law), None if isinstance(law, Pattern) else int(missing["seed"])

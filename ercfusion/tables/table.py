@@ -153,7 +153,7 @@ def compute_table(preset: TablePreset, records: Mapping[str, Sequence[Mapping[st
     if not groups:
         raise ValueError(f"no row of {preset.path} has a record yet. Train at least one.")
     require_test_scores(record for group in groups.values() for record in group.records)
-    check_comparable(list(groups.values()))
+    check_comparable(list(groups.values()), test_scores=True)
     first = next(iter(groups.values()))
     task = first.task
     metric = preset.metric or task.metric

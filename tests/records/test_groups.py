@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from made_records import record
+from made_records import record, robust_record
 
 from ercfusion._core.errors import RunError
+from ercfusion._core.files import sha256_of
 from ercfusion.batch.labels import get_schema
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
@@ -26,6 +29,7 @@ from ercfusion.records.groups import (
     settings_of,
 )
 from ercfusion.records.record import split_record
+from ercfusion.tables.robustness import compute_robustness
 
 
 def test_seeds_are_grouped_and_settings_are_told_apart():
@@ -230,3 +234,174 @@ def test_runs_whose_scores_follow_another_convention_are_told_apart():
         entry["conventions"] = {rule: counted}
     assert len(group_records([one, other])) == 2
     assert differences(data_of(one), data_of(other)) == {rule: ("jaccard 0", "jaccard 1")}
+
+
+# Initial weights and teachers
+
+
+def taught(entry: dict, sha: str, folder: str | None = None, model: str = "bclstm") -> dict:
+    """The record of a student of a finished run."""
+    entry["teacher"] = {
+        "source": "t",
+        "model": model,
+        "protocol": entry["protocol"],
+        "modalities": ["text", "audio"],
+        "sha256": sha * 64,
+    }
+    if folder is not None:
+        entry["config"]["training"]["teacher"] = folder
+    return entry
+
+
+def started(entry: dict, sha: str, model: str = "bclstm demo/balanced") -> dict:
+    """The record of a run with initial weights of a finished run."""
+    entry["start"] = {"source": "s", "model": model, "sha256": sha * 64}
+    return entry
+
+
+def names_of(*records: dict) -> list[str]:
+    return [group.name for group in group_records(records)]
+
+
+def test_teachers_and_initial_weights_are_in_the_name() -> None:
+    names = names_of(taught(record(), "a"), taught(record(), "b", model="cogmen"), record("lmf"))
+    assert names == ["concat teacher=bclstm on text, audio", "concat teacher=cogmen on text, audio", "lmf"]
+    assert names_of(taught(record(), "a"), record("lmf")) == ["concat", "lmf"]
+    names = names_of(started(record(), "a"), record(), started(record(), "b", "cogmen demo/balanced"))
+    shown = ["bclstm demo/balanced", "null", "cogmen demo/balanced"]
+    assert names == [f"concat initial weights={words}" for words in shown]
+
+
+def test_students_of_two_equal_models_have_checksums_in_the_name() -> None:
+    names = names_of(taught(record(), "a"), taught(record(), "b"), record("lmf"))
+    assert names == ["concat teacher: checksum=aaaaaaaa", "concat teacher: checksum=bbbbbbbb", "lmf"]
+    names = names_of(started(record(), "a"), started(record(), "b"))
+    assert names == ["concat initial weights: checksum=aaaaaaaa", "concat initial weights: checksum=bbbbbbbb"]
+
+
+def test_no_two_groups_have_one_name() -> None:
+    records = [record(), record()]
+    for number, entry in enumerate(records):
+        entry["corpus"]["fingerprint"] = "f" * 63 + str(number)  # the shown part is equal
+    assert names_of(*records, record("lmf")) == ["concat (1)", "concat (2)", "lmf"]
+    records[1] = record()
+    for entry, counted in zip(records, "01", strict=True):
+        entry["corpus"]["fingerprint"] = "f" * 64
+        entry["conventions"] = {"empty sets count": counted}
+    assert names_of(*records) == ["concat empty sets count=0", "concat empty sets count=1"]
+
+
+def test_students_of_two_teachers_are_compared() -> None:
+    groups = group_records([taught(robust_record(skill=skill), sha) for skill, sha in ((0.2, "a"), (0.8, "b"))])
+    table = compute_robustness(groups)
+    assert len({line.scores["rate:0.5"].mean for line in table.lines}) == 2
+    assert len(table.under_laws["rate:0.5"]) == 1
+
+
+@pytest.mark.parametrize("change", [taught, started])
+def test_other_weights_with_one_seed_are_no_repeat(change: Any) -> None:
+    # Both seeds have both; the first pair of runs are repeats.
+    runs = [(0, "a"), (0, "a"), (1, "a"), (0, "b"), (1, "b")]
+    groups = group_records([change(record(seed=seed), sha) for seed, sha in runs])
+    assert [group.seeds for group in groups] == [(0, 1), (0, 1)]
+    # One for two seeds, another one for the third.
+    groups = group_records([change(record(seed=seed), sha) for seed, sha in ((2, "b"), (0, "a"), (1, "a"))])
+    assert [group.seeds for group in groups] == [(2,), (0, 1)]
+
+
+@pytest.mark.parametrize("change", [taught, started])
+def test_seeds_with_their_own_teachers_are_one_group(change: Any) -> None:
+    (group,) = group_records([change(record(seed=seed), sha) for seed, sha in enumerate("abc")])
+    assert group.seeds == (0, 1, 2)
+    (group,) = group_records([change(record(seed=seed), "a") for seed in range(3)])
+    assert group.seeds == (0, 1, 2)
+
+
+def test_a_stage_as_the_teacher_follows_from_the_settings() -> None:
+    runs = [(0, "a"), (1, "a"), (0, "b"), (1, "c")]
+    records = [taught(record("concat", seed, 0.5, "recipe=guided"), sha) for seed, sha in runs]
+    (group,) = group_records(records)
+    assert group.seeds == (0, 1)
+    assert "teacher" not in data_of(records[0])
+    outside = [taught(entry, sha, "/runs/other") for entry, (_, sha) in zip(records, runs, strict=True)]
+    assert [group.seeds for group in group_records(outside)] == [(0, 1), (0,), (1,)]
+    assert data_of(outside[0])["teacher"] == "bclstm on text, audio"
+
+
+def made_teacher(folder: Path, seed: int, *overrides: str) -> dict[str, Any]:
+    """A folder like that of a finished run, and its student of the same seed."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/model.safetensors").write_text(folder.name)
+    (folder / "config.json").write_text(json.dumps(record("bclstm", seed, 0.5, *overrides)["config"]))
+    student = taught(record(seed=seed), "a", str(folder))
+    student["teacher"]["sha256"] = sha256_of(folder / "model/model.safetensors")
+    return student
+
+
+def test_teachers_that_differ_only_in_the_seed(tmp_path: Path) -> None:
+    alike = [made_teacher(tmp_path / f"alike{seed}", seed) for seed in (0, 1)]
+    others = [made_teacher(tmp_path / f"other{seed}", seed, "optimizer.lr=0.5") for seed in (0, 1)]
+    assert [group.seeds for group in group_records(alike)] == [(0, 1)]
+    # Each seed has its own teacher, but the teachers have different settings.
+    assert [group.seeds for group in group_records([alike[0], others[1]])] == [(0,), (1,)]
+    groups = group_records([alike[0], others[1], alike[1], others[0]])
+    assert [group.seeds for group in groups] == [(0, 1), (0, 1)]
+    assert [group.records[0] for group in groups] == [alike[0], others[0]]
+    # A folder with another model by now says nothing, nor does a damaged one.
+    (tmp_path / "other1/model/model.safetensors").write_text("another")
+    assert [group.seeds for group in group_records([alike[0], others[1]])] == [(0, 1)]
+    (tmp_path / "alike0/config.json").write_text("{")
+    assert [group.seeds for group in group_records(alike)] == [(0, 1)]
+    assert len(group_records([*alike, *others])) == 4
+
+
+# Missing modalities
+
+
+def under_law(law: str | None, seed: int = 0) -> dict[str, Any]:
+    """A record of a run on text with a law on test."""
+    laws = {"train": "rate:0.9", "dev": "rate:0.3"} | ({} if law is None else {"test": law})
+    return record(missing={"laws": laws, "seed": seed})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (under_law("rmm:0.5"), record(), r"tested with rmm:0\.5 \(masks of seed 0\), and b \(seed 0\) complete:"),
+        (record(), under_law("rmm:0.5"), r"tested complete, and b \(seed 0\) with rmm:0\.5"),
+        (under_law("rmm:0.5"), under_law("rate:0.5"), r"rmm:0\.5 .* with rate:0\.5"),
+        (under_law("rate:0.5", 3), under_law("rate:0.5", 4), r"seed 3\), .*masks of seed 4"),
+    ],
+)
+def test_other_holes_are_other_test_data(one: dict, other: dict, words: str) -> None:
+    groups = [Group("a", (one,)), Group("b", (other,))]
+    with pytest.raises(RunError, match=words) as caught:
+        check_comparable(groups, test_scores=True)
+    assert "`robustness`" in str(caught.value)
+    assert "`evaluate RUN missing.eval=LAW`" in str(caught.value)
+    check_comparable(groups)
+    with pytest.raises(RunError):
+        check_comparable([Group("both", (one, other))], test_scores=True)
+
+
+def test_equal_holes_are_equal_test_data() -> None:
+    pairs = [
+        ("rate:0.5", 3, "rate:0.5", 3),
+        ("rate:0", 3, "none", 4),
+        ("none", 3, None, 0),
+        ("pattern:text", 1, "none", 0),
+    ]
+    for law, seed, other, other_seed in pairs:
+        check_comparable(
+            [Group("a", (under_law(law, seed),)), Group("b", (under_law(other, other_seed),))], test_scores=True
+        )
+    check_comparable([Group("a", (under_law("none", 3),)), Group("b", (record(),))], test_scores=True)
+    # A law of a user's module, which is not imported here.
+    check_comparable([Group("a", (under_law("mine:0.5"),)), Group("b", (under_law("mine:0.5"),))], test_scores=True)
+    # A pattern has no random masks.
+    audio = [under_law("pattern:text", seed) for seed in (0, 1)]
+    for entry in audio:
+        entry["features"].append({**entry["features"][0], "modality": "audio"})
+    check_comparable([Group("a", (audio[0],)), Group("b", (audio[1],))], test_scores=True)
+    with pytest.raises(RunError, match="with pattern:text, and b"):
+        check_comparable([Group("a", (audio[0],)), Group("b", (under_law("none"),))], test_scores=True)
