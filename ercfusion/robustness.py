@@ -31,7 +31,7 @@ COMMAND = Command(
         ("RUN", "one run, under all patterns and rates"),
         ("outputs/train/mult-mosi outputs/train/concat-mosi", "all runs in two folders: tests and intervals"),
         ("RUN RUN laws=[rmm:0,rmm:0.5,pattern:text]", "laws of your choice"),
-        ("experiments/mosi-missing/records/mult-plain.json", "recorded runs: nothing is computed again"),
+        ("experiments/demo-missing/records/mult-plain.json", "recorded runs: nothing is computed again"),
         ("RUN RUN out=DIR", "write the table and the figure into a folder"),
     ),
     positional=(Positional("RUN", most=None),),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from docs.computed.registry import register
-from docs.computed.tables import EXPERIMENTS, table
+from docs.computed.tables import table
 from ercfusion.tables.robustness import RobustTable
 
 PAGE = "docs/missing.md"
@@ -174,17 +174,11 @@ def _model_and_variant(name: str) -> tuple[str, str]:
     return (model, variant) if model else (variant, "")
 
 
-def _recorded(preset: str) -> bool:
-    return (EXPERIMENTS / preset).is_dir()
-
-
 register("missing laws", PAGE, missing_laws)
 register("missing groups", PAGE, missing_groups)
 register("missing policies", PAGE, missing_policies)
 register("demo missing", PAGE, demo_missing)
-for _preset, _conditions in (("demo-missing", (HALF, AREA)), ("mosi-missing", (AREA,))):
-    if _recorded(_preset):
-        register(f"robust scores {_preset}", PAGE, partial(robust_scores, _preset, _conditions), _preset)
-        register(f"robust sentences {_preset}", PAGE, partial(robust_sentences, _preset, _conditions), _preset)
-for _preset in filter(_recorded, ("mosi-guided", "emodb-guided")):
+register("robust scores demo-missing", PAGE, partial(robust_scores, "demo-missing"), "demo-missing")
+register("robust sentences demo-missing", PAGE, partial(robust_sentences, "demo-missing"), "demo-missing")
+for _preset in ("mosi-guided", "emodb-guided"):
     register(f"guided sentences {_preset}", PAGE, partial(guided_sentences, _preset), _preset)
