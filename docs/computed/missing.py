@@ -156,9 +156,10 @@ def _verdict(metric: str, pairs: Sequence[tuple[str, Any]]) -> str:
     ends = [pick(pairs, key=lambda item: item[1].difference) for pick in (min, max)]
     sizes = [number(metric, pair.difference, sign=True) for _, pair in ends]
     if len(pairs) == 1:
-        return f"{sizes[0]}, {better}; {'shown' if pairs[0][1].shown else 'not shown'}"
+        verdict = ("shown" if pairs[0][1].shown else "not shown") + ("" if pairs[0][1].certain else " (not certain)")
+        return f"{sizes[0]}, {better}; {verdict}"
     span = " to ".join(f"{size} (`{name}`)" for size, (name, _) in zip(sizes, ends, strict=True))
-    shown = ", ".join(f"`{name}`" for name, pair in pairs if pair.shown)
+    shown = ", ".join(f"`{name}`" + ("" if pair.certain else " (not certain)") for name, pair in pairs if pair.shown)
     return f"{span}, {better}; " + (f"shown for {shown}" if shown else "none is shown")
 
 
