@@ -88,7 +88,7 @@ def evaluate(typed: Typed) -> int:
     from ercfusion.records.optimism import measure_optimism, optimism_text
     from ercfusion.records.predictions import write_predictions
     from ercfusion.records.record import read_record, rounded_scores, split_record, task_record
-    from ercfusion.records.robust_runs import check_same_files
+    from ercfusion.records.robust_runs import check_own_features, check_same_files
     from ercfusion.tasks.recognizer import Recognizer
     from ercfusion.training.checks import check_finite
     from ercfusion.training.run import MODEL
@@ -116,6 +116,7 @@ def evaluate(typed: Typed) -> int:
     if len(visible) < len(record["features"]):
         settings = replace(settings, modalities=tuple(visible))
     data = load_data(settings, refuse_changed=False)
+    check_own_features(record, data.tables)
     data.tables = with_hidden(data.tables, record)
     if optimism:
         print(optimism_text(measure_optimism(folder, record, data)))

@@ -16,6 +16,7 @@ from ercfusion.config.hints import command, naming
 from ercfusion.config.missing import STANDARD, grid_laws
 from ercfusion.config.settings import section_from
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
+from ercfusion.records.missing import check_same_holes, modalities_of, named_run
 
 if TYPE_CHECKING:
     from ercfusion.config.sections import Data
@@ -38,8 +39,8 @@ COMMAND = Command(
     keys=(
         Key(
             "laws",
-            "laws of missing modalities; standard: all patterns, and the rates 0 to 0.7 (default: those of the "
-            "recorded scores, else standard)",
+            "laws of missing modalities; standard: all patterns, and the rates 0 to 0.7 (default: those of "
+            "earlier commands and the record, else standard)",
             "names",
             value="LAW,LAW",
         ),
@@ -54,7 +55,8 @@ COMMAND = Command(
     details="""
 A RUN is a run folder, a folder with run folders, or an archive of records. Runs that differ only in the seed are one
 group. Runs with missing.grid have recorded scores. For others the test split is scored here, with its features loaded
-once, and RUN/evaluation/robustness.json keeps the scores: an interrupted command continues from there.
+once, and RUN/evaluation/robustness.json keeps the laws and the scores: after an interruption the same command, or one
+without laws=, continues from there.
 """,
     notes="""
 The masks depend on missing.seed, the split and the law only: all runs have the same holes. AUILC is the area under the
@@ -69,14 +71,13 @@ def main(argv: list[str]) -> int:
 
 
 def _act(typed: Typed) -> int:
-    from ercfusion.records.groups import check_comparable, group_records
+    from ercfusion.records.groups import group_records
     from ercfusion.records.record import task_record
     from ercfusion.tables.robust_render import as_text
     from ercfusion.tables.robustness import compute_robustness
 
     records = scored_records(typed)
     groups = group_records([task_record(record, typed.keys.get("task")) for record in records])
-    check_comparable(groups)
     table = compute_robustness(groups, typed.keys.get("metric"), _pairs(groups, typed.keys.get("against")))
     first = groups[0].records[0]
     about = (
@@ -110,18 +111,19 @@ def scored_records(typed: Typed) -> list[dict[str, Any]]:
 
     Raises:
         ConfigError: A law does not exist or does not fit the modalities of a run.
-        RunError: A path without a finished run, a record without scores and without its folder, or runs on different
-            data.
+        RunError: A path without a finished run, a record without scores and without its folder, or runs that cannot be
+            compared.
     """
     from ercfusion._core.progress import track
-    from ercfusion.records.groups import check_comparable, group_records, read_places
-    from ercfusion.records.robust_runs import asked_laws, has_laws, stored, with_results
+    from ercfusion.records.groups import read_places
+    from ercfusion.records.robust_runs import asked_laws, has_laws, recorded_laws, stored, with_results
 
     places = read_places(typed.positional)
-    check_comparable(group_records([record for _, record in places]))  # before anything is scored
+    _check_first(typed, [record for _, record in places])
     asked = typed.keys.get("laws")
-    records = [record if folder is None else stored(folder, record) for folder, record in places]
-    laws = asked_laws(STANDARD if asked == [STANDARD] else asked, records)
+    known = [(record, recorded_laws(record)) if folder is None else stored(folder, record) for folder, record in places]
+    records = [record for record, _ in known]
+    laws = asked_laws(STANDARD if asked == [STANDARD] else asked, records, [earlier for _, earlier in known])
     lacking = [place for place, record in enumerate(records) if not has_laws(record, laws)]
     for place in lacking:
         if places[place][0] is None:
@@ -136,6 +138,34 @@ def scored_records(typed: Typed) -> list[dict[str, Any]]:
         assert folder is not None
         records[place] = scorer.score(folder, records[place])
     return [with_results(record, laws) for record in records]
+
+
+def _check_first(typed: Typed, records: Sequence[Mapping[str, Any]]) -> None:
+    """Check everything that needs no scores: they may take long."""
+    from ercfusion.metrics.registry import check_metric
+    from ercfusion.records.groups import check_comparable, group_records
+    from ercfusion.records.record import task_record
+    from ercfusion.records.robust_runs import scored_tasks
+
+    task = typed.keys.get("task")
+    groups = group_records([task_record(record, task) for record in records])
+    for record in records:
+        if task is not None and task not in scored_tasks(record):
+            raise RunError(
+                f"{named_run(record)} has no scores of the task {task!r} with missing modalities: it did not learn the "
+                f"task, or the test split has no labels. Choose from: {', '.join(scored_tasks(record))}."
+            )
+    check_comparable(groups)
+    check_same_holes(records)
+    if "metric" in typed.keys:
+        check_metric(groups[0].task, typed.keys["metric"])
+    _pairs(groups, typed.keys.get("against"))
+    modalities = modalities_of(records[0])
+    for name in typed.below("data.packs."):
+        if name not in modalities:
+            raise ConfigError(
+                f"data.packs.{name}: the runs have only {', '.join(modalities)}. {did_you_mean(name, modalities)}"
+            )
 
 
 class _Scorer:
@@ -160,16 +190,18 @@ class _Scorer:
     def _data(self, record: Mapping[str, Any]) -> tuple[LoadedData, ConversationStore]:
         from ercfusion.data.corpora import open_corpus
         from ercfusion.features.loading import load_data
-        from ercfusion.records.robust_runs import check_same_files
+        from ercfusion.records.robust_runs import check_own_features, check_same_files
 
         settings: Data = section_from("data", record["config"]["data"])
         packs = {**settings.packs, **self.typed.below("data.packs.")}
-        settings = replace(settings, raw=self.typed.keys.get("data.raw", settings.raw), packs=packs)
+        raw, modalities = self.typed.keys.get("data.raw", settings.raw), tuple(modalities_of(record))
+        settings = replace(settings, raw=raw, packs=packs, modalities=modalities)
         # Before text features are computed for another version of the corpus.
         check_same_files(record, open_corpus(settings.name, settings.raw, **settings.options))
         if self._loaded is None or self._loaded[0] != settings:
             data = load_data(settings, refuse_changed=False)
             self._loaded = settings, data, data.store("test")
+        check_own_features(record, self._loaded[1].tables)
         return self._loaded[1], self._loaded[2]
 
 

@@ -139,24 +139,121 @@ def _counting(function, calls: list) -> object:
     return counted
 
 
-def test_an_interrupted_command_keeps_the_scored_laws(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
+def stopping(monkeypatch: pytest.MonkeyPatch, place: int) -> list:
+    """The prediction with this number is interrupted; returns the list of all predictions."""
     real, calls = Recognizer.predict_all, []
 
     def interrupted(self, store, **settings):
         calls.append(store)
-        if len(calls) == 3:
+        if len(calls) == place:
             raise KeyboardInterrupt
         return real(self, store, **settings)
 
     monkeypatch.setattr(Recognizer, "predict_all", interrupted)
-    argv = [str(folder), "laws=rmm:0.1,rmm:0.2,rmm:0.3"]
+    return calls
+
+
+@pytest.mark.parametrize("again", [["laws=rmm:0.1,rmm:0.2,rmm:0.3"], []])
+def test_an_interrupted_command_keeps_the_scored_laws(
+    again: list[str], run: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    made = read(folder / "record.json")
+    del made["robustness"]
+    (folder / "record.json").write_text(json.dumps(made))
+    calls = stopping(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
-        robustness.main(argv)
+        robustness.main([str(folder), "laws=rmm:0.1,rmm:0.2,rmm:0.3"])
     assert list(read(folder / robust_runs.FILE)["tasks"]["emotion"]["laws"]) == ["rmm:0.1", "rmm:0.2"]
-    assert command(robustness.main, argv, capsys)[0] == 0
+    status, out, _ = command(robustness.main, [str(folder), *again], capsys)
+    assert status == 0
+    assert "rmm:0.3" in out
+    assert list(read(folder / robust_runs.FILE)["tasks"]["emotion"]["laws"]) == ["rmm:0.1", "rmm:0.2", "rmm:0.3"]
     assert len(calls) == 4
+
+
+def test_one_of_two_runs_is_not_finished(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    names = ["rmm:0.1", "rmm:0.2", "rmm:0.3"]
+    folders = [tmp_path / name for name in ("first", "second")]
+    for number, folder in enumerate(folders):
+        shutil.copytree(run, folder)
+        made = read(folder / "record.json")
+        del made["robustness"]
+        made["seed"] = number
+        (folder / "record.json").write_text(json.dumps(made))
+    argv = [str(folder) for folder in folders]
+    calls = stopping(monkeypatch, 4)  # the first law of the second run
+    with pytest.raises(KeyboardInterrupt):
+        robustness.main([*argv, f"laws={','.join(names)}"])
+    assert read(folders[1] / robust_runs.FILE)["asked"] == names
+    assert command(robustness.main, argv, capsys)[0] == 0
+    assert len(calls) == 7
+    assert all(list(read(folder / robust_runs.FILE)["tasks"]["emotion"]["laws"]) == names for folder in folders)
+
+
+def test_other_features_are_refused(run: Path, tmp_path: Path, capsys) -> None:
+    from ercfusion import evaluate
+    from ercfusion.config.sections import Data
+    from ercfusion.data.pack import write_pack
+    from ercfusion.features.loading import load_data
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    options = read(folder / "config.json")["data"]
+    data = load_data(Data(name=options["name"], protocol=options["protocol"], options=options["options"]))
+    table = next(one for one in data.tables if one.modality == "text")
+    table.values = table.values + 1
+    write_pack(
+        tmp_path / "other",
+        table,
+        tool="other",
+        tool_version="1",
+        settings={},
+        corpus="demo",
+        fingerprint=data.corpus.pack_fingerprints()[0],
+        licence="none",
+    )
+    pack = f"data.packs.text={tmp_path / 'other'}"
+    message = refused(robustness.main, [str(folder), "laws=rmm:0.5", pack], capsys)
+    assert message.startswith(f"error: text features: {table.width}-d other ")
+    assert "the run was trained with" in message
+    assert not (folder / robust_runs.FILE).exists()
+    assert message == refused(evaluate.main, [str(folder), pack], capsys)
+    message = refused(robustness.main, [str(folder), "laws=rmm:0.5", "data.packs.txt=x"], capsys)
+    assert message.startswith("error: data.packs.txt: the runs have only text, audio")
+    # Scores of other features in the file do not count.
+    assert command(robustness.main, [str(folder), "laws=rmm:0.5"], capsys)[0] == 0
+    content = read(folder / robust_runs.FILE)
+    made = robust_runs.stored(folder, read(folder / "record.json"))
+    assert "rmm:0.5" in made[1]
+    (folder / robust_runs.FILE).write_text(json.dumps({**content, "features": "0" * 64}))
+    made = robust_runs.stored(folder, read(folder / "record.json"))
+    assert "rmm:0.5" not in made[1]
+    assert "rmm:0.5" not in made[0]["robustness"]["laws"]
+
+
+def test_all_is_checked_before_a_run_is_scored(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def changed(name: str, change) -> str:
+        made = read(run / "record.json")
+        del made["robustness"]
+        change(made)
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "record.json").write_text(json.dumps(made))
+        return str(tmp_path / name)
+
+    plain = changed("plain", lambda made: None)
+    text = changed("text", lambda made: made.update(features=made["features"][:1]))
+    seed = changed("seed", lambda made: made["config"]["missing"].update(seed=1))
+    calls = stopping(monkeypatch, 1)
+    laws = "laws=rmm:0.5"
+    message = refused(robustness.main, [plain, text, laws], capsys)
+    assert "seed 0, has text: their masks differ. Give runs with the same modalities." in message
+    assert "have other masks (seeds 0 and 1)" in refused(robustness.main, [plain, seed, laws], capsys)
+    assert "no group 'mult'" in refused(robustness.main, [plain, laws, "against=mult"], capsys)
+    assert "has no task 'vad'" in refused(robustness.main, [plain, laws, "task=vad"], capsys)
+    assert "mae" in refused(robustness.main, [plain, laws, "metric=mae"], capsys)
+    assert not calls
 
 
 def test_other_files_of_the_corpus_are_refused(run: Path, tmp_path: Path, capsys) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ercfusion.config.missing_laws import Pattern, parse
 from ercfusion.config.settings import decides, flat
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
+from ercfusion.records.feature_tables import table_digest, table_identity, table_in_words
 from ercfusion.records.missing import modalities_of
 from ercfusion.records.record import read_record, record_sums, require_test_scores
 
@@ -131,7 +131,7 @@ def data_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
     for table in record["features"]:
         name = f"features {table['modality']}"
-        entries.update({f"{name}: {key}": value for key, value in flat(_identity(table)).items()})
+        entries.update({f"{name}: {key}": value for key, value in flat(table_identity(table)).items()})
     entries.update({name: origin.words for name, origin in _origins(record).items()})
     return entries | record.get("conventions", {})
 
@@ -340,7 +340,7 @@ def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "protocol": record["protocol"],
         "corpus fingerprint": record["corpus"]["fingerprint"][:8],
-        **{f"features {table['modality']}": _digest(table) for table in record["features"]},
+        **{f"features {table['modality']}": table_digest(table) for table in record["features"]},
         **{name: origin.words for name, origin in _origins(record).items()},
     }
 
@@ -348,19 +348,6 @@ def _shown_data(record: Mapping[str, Any]) -> dict[str, Any]:
 def _details(record: Mapping[str, Any]) -> dict[str, Any]:
     checksums = {f"{name}: checksum": str(origin.sha256)[:8] for name, origin in _origins(record).items()}
     return checksums | record.get("conventions", {})
-
-
-def _identity(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of features, without folder, time and machine."""
-    return {
-        "width": table["width"],
-        **{key: value for key, value in table["source"].items() if key not in ("pack", "created", "machine")},
-    }
-
-
-def _digest(table: Mapping[str, Any]) -> str:
-    text = json.dumps(_identity(table), sort_keys=True)
-    return str(table["source"].get("sha256") or hashlib.sha256(text.encode()).hexdigest())[:8]
 
 
 def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
@@ -372,15 +359,12 @@ def features_of_groups(groups: Sequence[Group]) -> list[str] | None:
     forms: dict[str, set[str]] = {}
     for of_group in tables:
         for name, table in of_group.items():
-            forms.setdefault(name, set()).add(json.dumps(_identity(table), sort_keys=True))
+            forms.setdefault(name, set()).add(json.dumps(table_identity(table), sort_keys=True))
     texts = []
     for of_group in tables:
         words = []
         for name, table in of_group.items():
-            source = table["source"]
-            made = source.get("settings", {}).get("encoder") or source.get("tool")
-            details = [f"{table['width']}-d", *([str(made)] if made else []), _digest(table)]
-            words.append(name if len(forms[name]) == 1 else f"{name} ({' '.join(details)})")
+            words.append(name if len(forms[name]) == 1 else f"{name} ({table_in_words(table)})")
         texts.append(", ".join(words))
     return texts if len(set(texts)) > 1 else None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ercfusion._core.errors import RunError
 from ercfusion.config.missing import laws_text, split_law, used_laws
 from ercfusion.config.missing_laws import Law, parse
 from ercfusion.config.sections import Missing
@@ -126,6 +127,38 @@ class Scoring:
 def modalities_of(record: Mapping[str, Any]) -> list[str]:
     """The modalities of a run, in the order of its model."""
     return [one["modality"] for one in record["features"]]
+
+
+def check_same_holes(records: Sequence[Mapping[str, Any]]) -> None:
+    """Check that under any law all runs have the same holes.
+
+    Raises:
+        RunError: two runs have other modalities, or another seed of the masks.
+    """
+    first = records[0]
+    for record in records:
+        seeds = [_mask_seed(one) for one in (first, record)]
+        if seeds[0] != seeds[1]:
+            raise RunError(
+                f"{named_run(first)} and {named_run(record)} have other masks (seeds {seeds[0]} and {seeds[1]}). Give "
+                "runs with one missing.seed."
+            )
+        sides = [modalities_of(one) for one in (first, record)]
+        if set(sides[0]) != set(sides[1]):
+            raise RunError(
+                f"{named_run(first)} has the modalities {', '.join(sides[0])}, and {named_run(record)} has "
+                f"{', '.join(sides[1])}: their masks differ. Give runs with the same modalities."
+            )
+
+
+def _mask_seed(record: Mapping[str, Any]) -> int:
+    scored = record.get("robustness")
+    return recorded_missing(record).seed if scored is None else int(scored["seed"])
+
+
+def named_run(record: Mapping[str, Any]) -> str:
+    """A run in a message."""
+    return f"the run of {record['config']['preset']['model']}, seed {record['seed']},"
 
 
 def unseen_lines(report: Mapping[str, Any]) -> list[str]:

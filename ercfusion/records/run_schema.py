@@ -186,9 +186,14 @@ class Robustness(Open):
 
 
 class RobustnessFile(Open):
-    """``evaluation/robustness.json``: by task, for the model with this checksum."""
+    """``evaluation/robustness.json``: by task, for the model and the features with these checksums.
+
+    ``asked`` are all laws of the commands that wrote it; after an interruption some of them have no scores.
+    """
 
     model: Checksum
+    features: Checksum
+    asked: list[Name]
     tasks: dict[Name, Robustness]
 
 

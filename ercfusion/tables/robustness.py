@@ -21,7 +21,7 @@ from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.registry import check_metric, get_metric, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group
-from ercfusion.records.missing import modalities_of, unseen_text
+from ercfusion.records.missing import check_same_holes, modalities_of, named_run, unseen_text
 from ercfusion.records.robustness import robust_sums
 from ercfusion.tables.scores import Score, deviation
 
@@ -160,28 +160,13 @@ def common_laws(groups: Sequence[Group]) -> tuple[list[str], int]:
     for record in records:
         if "robustness" not in record:
             raise RunError(
-                f"{_named(record)} has no scores with missing modalities. Give its folder, or repeat the run."
+                f"{named_run(record)} has no scores with missing modalities. Give its folder, or repeat the run."
             )
-        seeds = [one["robustness"]["seed"] for one in (first, record)]
-        if seeds[0] != seeds[1]:
-            raise RunError(
-                f"{_named(first)} and {_named(record)} were scored with other masks (seeds {seeds[0]} and {seeds[1]}). "
-                "Give runs with one missing.seed."
-            )
-        sides = [modalities_of(one) for one in (first, record)]
-        if set(sides[0]) != set(sides[1]):
-            raise RunError(
-                f"{_named(first)} has the modalities {', '.join(sides[0])}, and {_named(record)} has "
-                f"{', '.join(sides[1])}: their masks differ. Give runs with the same modalities."
-            )
+    check_same_holes(records)
     common = [law for law in first["robustness"]["laws"] if all(law in one["robustness"]["laws"] for one in records)]
     if not common:
         raise RunError("the runs were scored under different laws. Score them under the same: laws=standard")
     return common, int(first["robustness"]["seed"])
-
-
-def _named(record: Mapping[str, Any]) -> str:
-    return f"the run of {record['config']['preset']['model']}, seed {record['seed']},"
 
 
 # Computing
