@@ -223,7 +223,7 @@ def runnable(module: str, words: list[str], runs: tuple[Path, Path]) -> list[str
         return words
     if command == "evaluate" and not (own or named.get("data", "demo").startswith("demo")):
         return None
-    if command in ("evaluate", "compare", "verify"):
+    if command in ("evaluate", "compare", "verify", "robustness", "conflicts"):
         first = words.index("RUN") if "RUN" in words else 0
         swapped = [str(runs[place > first]) if word == "RUN" else word for place, word in enumerate(words)]
         if command == "verify":
