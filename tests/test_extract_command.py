@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from runs import python
 
@@ -171,7 +172,8 @@ def test_the_tutorial(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             printed.append(done.stdout)
     assert "audio recordings" in printed[1]
-    assert len(read_pack(Path(printed[2].splitlines()[-1]))) == 24
+    turns = pd.read_csv(tmp_path / "calls" / "utterances.csv")
+    assert len(read_pack(Path(printed[2].splitlines()[-1]))) == len(turns)
     record = json.loads((tmp_path / printed[3].splitlines()[-1] / "record.json").read_text())
     assert [table["modality"] for table in record["features"]] == ["text", "audio"]
     assert "features audio" in printed[4]
