@@ -22,6 +22,7 @@ from ercfusion.losses.distributions import (
     smooth_raters,
     soft_cross_entropy,
 )
+from ercfusion.losses.earlier import EarlierBatches
 from ercfusion.losses.gaussian import gaussian_nll, gaussian_spread
 from ercfusion.losses.label_contrastive import LabelContrast, label_classes, label_contrastive
 from ercfusion.losses.spread import covariance_loss, variance_loss
@@ -35,6 +36,7 @@ from ercfusion.losses.teaching import (
 from ercfusion.losses.triplet import adaptive_margins, adaptive_triplet_loss, triplet_loss
 
 __all__ = [
+    "EarlierBatches",
     "LabelContrast",
     "MemoryQueue",
     "SetConcordance",

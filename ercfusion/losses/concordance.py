@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ercfusion.losses.earlier import EarlierBatches
 
 
 def concordance(prediction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Tensor:
@@ -23,7 +25,7 @@ def concordance(prediction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Te
     return 2 * covariance / (spread + epsilon)
 
 
-class SetConcordance(nn.Module):
+class SetConcordance(EarlierBatches):
     """Concordance of a whole training set, from the latest prediction of each utterance.
 
     The value is :func:`concordance` over all utterances seen so far: those of the batch with their present predictions,
@@ -34,7 +36,8 @@ class SetConcordance(nn.Module):
     The gradient is multiplied by (utterances seen) / (utterances of the batch). Its mean over the batches of an epoch
     then has the size of the gradient over the set, as with losses of single utterances.
 
-    The predictions are buffers, so a resumed training continues with them. In eval mode nothing is stored.
+    The predictions are buffers, so a resumed training continues with them. In eval mode nothing is stored. With
+    ``training.complete_pass`` there is one set of predictions per pass.
 
     Args:
         size: Utterances S of the training set.

@@ -9,10 +9,11 @@ from functools import partial
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ercfusion.losses._common import check_above_zero, check_labels, distances, in_full_precision, rows_of, unit
+from ercfusion.losses.earlier import EarlierBatches
 from ercfusion.losses.log_sums import LOWEST_TEMPERATURE, Anchors, log_sums
 
 # Similarities per chunk of anchors: 16 MiB in float32.
@@ -189,10 +190,11 @@ def _log_sum(
     return torch.where(has_key.squeeze(1), logits.logsumexp(1), 0.0)
 
 
-class MemoryQueue(nn.Module):
+class MemoryQueue(EarlierBatches):
     """The last utterances, as keys without gradient.
 
-    The content is part of the state, so a resumed training continues with it.
+    The content is part of the state, so a resumed training continues with it. With ``training.complete_pass`` there is
+    one queue per pass: in a common one, every utterance would be its own key.
 
     Args:
         size: Number of utterances, at least 1.

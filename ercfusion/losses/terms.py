@@ -154,7 +154,7 @@ class RepresentationTerm(nn.Module):
         assert isinstance(queue, MemoryQueue)
         result = self._loss(vectors, target, queue)
         if self.training:
-            queue.push(unit(vectors.detach().float()), target)
+            queue.push(unit(vectors.detach().to(queue.vectors)), target)
         return result
 
     def _loss(self, vectors: Tensor, target: Tensor, queue: MemoryQueue | None) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ercfusion._core.errors import ConfigError, TrainingError
@@ -22,6 +24,7 @@ from ercfusion.config.missing_laws import Complete, Law
 from ercfusion.data.sampler import ConversationSampler
 from ercfusion.data.store import ConversationStore
 from ercfusion.layers import ModalityDropout
+from ercfusion.losses import EarlierBatches
 from ercfusion.ops.processes import sum_over_processes
 from ercfusion.tasks.objective import Objective
 from ercfusion.tasks.recognizer import Recognizer
@@ -57,6 +60,7 @@ class ConversationModule(pl.LightningModule):
         law: Of missing modalities; drawn before ``modality_dropout``, which hides more of what is left.
         complete_pass: Every batch comes twice in a row: the first pass is on the complete batch, and its outputs are
             the teacher of the second one. The logged loss is the mean of both passes, each term that of its passes.
+            Losses that read earlier batches have a state per pass (:class:`ercfusion.losses.EarlierBatches`).
         teacher: Outputs of another model for the training split.
     """
 
@@ -86,6 +90,9 @@ class ConversationModule(pl.LightningModule):
         self.complete_pass = complete_pass
         self.teacher = teacher
         self._taught: Taught | None = None
+        parts = [*recognizer.modules(), *objective.modules()] if complete_pass else []
+        self._earlier = [part for part in parts if isinstance(part, EarlierBatches)]
+        self.complete_states = nn.ModuleList(copy.deepcopy(part) for part in self._earlier)
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -96,8 +103,9 @@ class ConversationModule(pl.LightningModule):
         complete = self.complete_pass and batch_idx % 2 == 0
         view = batch if complete else self._hidden(batch)
         taught = None if complete else self._taught_about(batch)
-        recognized = self.recognizer(view)
-        total, terms = self.objective(self.recognizer, recognized, view, taught)
+        with self._states(complete):
+            recognized = self.recognizer(view)
+            total, terms = self.objective(self.recognizer, recognized, view, taught)
         self._taught = Taught.by(self.recognizer, recognized, batch) if complete else None
         # Summed over processes: equal weights in the epoch's mean, and all stop together.
         labelled = batch.targets[self.recognizer.task.name].valid.sum() * (not batch.stand_in)
@@ -122,6 +130,22 @@ class ConversationModule(pl.LightningModule):
         if self.hide.dropout_rate > 0:
             batch = batch.hide(~self.hide(batch.present, batch.packing))
         return batch
+
+    @contextmanager
+    def _states(self, complete: bool) -> Iterator[None]:
+        """Use the states of one pass: those of the pass on complete batches are in ``complete_states``."""
+        if complete:
+            self._exchange_states()
+        try:
+            yield
+        finally:
+            if complete:
+                self._exchange_states()
+
+    def _exchange_states(self) -> None:
+        for own, other in zip(self._earlier, self.complete_states, strict=True):
+            assert isinstance(other, EarlierBatches)
+            own.exchange(other)
 
     def _taught_about(self, batch: ConversationBatch) -> Taught | None:
         """The outputs of the teacher, if there is one."""

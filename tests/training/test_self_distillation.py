@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from runs import TINY, assert_same_run, history, keep_states, python, refused, resume, train
+from torch import Tensor
+from torch.nn import functional
 
+from ercfusion.batch.batch import ConversationBatch
 from ercfusion.config.compose import Composer
 from ercfusion.config.settings import section_of
 from ercfusion.data.sampler import ConversationSampler, mix_seed
 from ercfusion.data.store import ConversationStore
+from ercfusion.losses import concordance
 from ercfusion.tasks.objective import build_objective
-from ercfusion.tasks.recognizer import Recognizer
+from ercfusion.tasks.recognizer import Recognized, Recognizer
 from ercfusion.tasks.teaching import Taught
 from ercfusion.testing import make_task, random_store
+from ercfusion.testing.batches import cast
 from ercfusion.train import main
 from ercfusion.training.callbacks import BatchSeed
 from ercfusion.training.folder import quiet_trainer
@@ -187,6 +193,7 @@ def test_what_does_not_fit(typed: list[str], message: str, tmp_path: Path, capsy
 @pytest.mark.usefixtures("no_pictures")
 def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*MODEL, "model.dropout=0.2", "training.max_epochs=3", "missing.policy=learned"]
+    settings += ["objective.weights.supcon=0.2", "objective.supcon.queue=16"]
     with monkeypatch.context() as patch:
         keep_states(patch, tmp_path)
         record = train(tmp_path / "whole", *settings, "training.patience=0")
@@ -198,6 +205,8 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in model.state_dict() if "decoder" in name]
     state = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert "objective.teaching.decoders.modality text.weight" in state
+    queues = [state[f"{place}.vectors"] for place in ("complete_states.0", "objective.terms.supcon.queues.hidden")]
+    assert not torch.equal(*queues)
     for epoch in ("1", "2", "3"):
         resume(tmp_path / epoch)
         assert_same_run(tmp_path / epoch, tmp_path / "whole")
@@ -229,3 +238,109 @@ def test_killed_between_the_two_passes(tmp_path: Path) -> None:
     train(tmp_path / "whole", *settings)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert os.path.isfile(tmp_path / "killed/record.json")
+
+
+# Losses that read earlier batches
+
+
+def plain_contrast(vectors: Tensor, labels: Tensor, earlier: list[tuple[Tensor, int]]) -> Tensor:
+    """Equation 2 of Khosla et al. (2020), temperature 0.5, utterance by utterance, with earlier utterances as keys."""
+    rows = list(zip(functional.normalize(vectors, dim=1), labels.tolist(), strict=True))
+    losses = []
+    for place, (vector, label) in enumerate(rows):
+        keys = [*rows[:place], *rows[place + 1 :], *earlier]
+        logits = torch.stack([vector @ key / 0.5 for key, _ in keys])
+        same = [number for number, (_, other) in enumerate(keys) if other == label]
+        if same:
+            losses.append(logits.logsumexp(0) - logits[same].mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("queue", [5, 100])
+def test_a_queue_has_earlier_utterances_of_its_own_pass(queue: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(tasks=[make_task()])
+    settings = {"weights": {"task": 0, "supcon": 2}, "supcon": {"queue": queue, "temperature": 0.5}}
+    module = exact_module(store, settings, monkeypatch)
+    earlier: dict[bool, list[tuple[Tensor, int]]] = {True: [], False: []}
+    for batch, loss, recognized, complete in passes(module, store):
+        hidden, labels = recognized.encoded.hidden, batch.targets["emotion"].value
+        assert_same_gradient(module, loss, 2 * plain_contrast(hidden, labels, earlier[complete][:queue]))
+        vectors = functional.normalize(hidden.detach(), dim=1)
+        earlier[complete] = [*zip(vectors, labels.tolist(), strict=True), *earlier[complete]]
+        term: Any = module.objective.terms["supcon"]
+        states: list[Any] = [term.queues["hidden"], *module.complete_states]
+        for expected, state in zip((earlier[False], earlier[True]), states, strict=True):
+            vectors, classes = state.content()
+            assert classes.tolist() == [label for _, label in expected[:queue]]
+            for found, (vector, _) in zip(vectors, expected, strict=False):
+                torch.testing.assert_close(found, vector, rtol=1e-12, atol=1e-12)
+
+
+def test_concordance_over_the_set_is_that_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(tasks=[make_task("regression", "vad")])
+    module = exact_module(store, {"regression_loss": "ccc", "ccc_over": "set"}, monkeypatch)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # heads compute their loss in float32
+    latest: dict[bool, dict[tuple[str, int], tuple[Tensor, Tensor]]] = {True: {}, False: {}}
+    for batch, loss, recognized, complete in passes(module, store):
+        keys = [(name, row) for name, size in zip(batch.ids, batch.packing.lengths, strict=True) for row in range(size)]
+        now = dict(zip(keys, zip(recognized.logits, batch.targets["vad"].value.double(), strict=True), strict=True))
+        both = {**latest[complete], **now}
+        predicted, target = (torch.stack(values) for values in zip(*both.values(), strict=True))
+        expected = 1 - concordance(predicted, target).mean()
+        assert_same_gradient(module, loss, expected, len(both) / len(now))
+        latest[complete] |= {key: (own.detach(), truth) for key, (own, truth) in now.items()}
+    assert len(latest[True]) == len(latest[False]) == store.num_utterances
+    over_set: Any = module.objective.over_set
+    states: list[Any] = [*over_set.heads.values(), *module.complete_states]
+    own, other = states
+    assert torch.equal(own.target, other.target)
+    assert (own.prediction != other.prediction).any()
+
+
+def exact_module(
+    store: ConversationStore, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> ConversationModule:
+    """A module in float64 that logs nothing."""
+    torch.manual_seed(0)
+    section = section_of("objective", settings)
+    recognizer = Recognizer(
+        "concat",
+        store.inputs,
+        store.tasks[0],
+        {"hidden": 8, "dropout": 0.0},
+        regression_loss=section.regression_loss,
+    )
+    recognizer.prepare(store)
+    objective = build_objective(section, recognizer, next(iter(store.targets.values())), train=store, complete=True)
+    chosen = section_of("optimizer", {"name": "sgd"}), section_of("scheduler", {"name": "constant"})
+    module = ConversationModule(recognizer, objective, *chosen, modality_dropout=0.6, complete_pass=True).double()
+    monkeypatch.setattr(module, "log_dict", lambda *arguments, **options: None)
+    return module.train()
+
+
+def passes(
+    module: ConversationModule, store: ConversationStore
+) -> Iterator[tuple[ConversationBatch, Tensor, Recognized, bool]]:
+    """Both passes over some batches, with the same weights: batch, loss, outputs, whether the pass is complete."""
+    outputs: list[Recognized] = []
+    module.recognizer.register_forward_hook(lambda model, inputs, output: outputs.append(output))
+    torch.manual_seed(1)
+    number = 0
+    for indices in ([4, 0], [1, 3], [2], [3, 2], [0, 1, 4]):
+        batch = cast(store.batch(indices), torch.float64)
+        for complete in (True, False):
+            loss = module.training_step(batch, number)
+            yield batch, loss, outputs[-1], complete
+            number += 1
+
+
+def assert_same_gradient(module: ConversationModule, loss: Tensor, expected: Tensor, factor: float = 1.0) -> None:
+    """Equal values, and the gradient of ``expected`` times ``factor``."""
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    parameters = list(module.recognizer.architecture.parameters())
+    found, plain = (
+        torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True) for value in (loss, expected)
+    )
+    assert any(gradient.abs().max() > 1e-6 for gradient in plain)
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, factor * other, rtol=1e-9, atol=1e-12)
