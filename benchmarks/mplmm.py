@@ -154,7 +154,7 @@ def check(inputs: Inputs) -> None:
 def _benchmark(name: str, what: str, steps: int, setup: Callable[[bool], Any], target: float | None) -> Benchmark:
     return Benchmark(
         name=f"mplmm-{name}",
-        description=f"{what} of MPLMM: {SAMPLES} samples, patterns {LAW}",
+        description=f"MPLMM, {SAMPLES} samples with {LAW}: {what}",
         implementations={
             "literal": Implementation("samples completed one by one, repeated concatenation", setup(True)),
             "ours": Implementation("all samples of a pattern together", setup(False), check),
@@ -165,7 +165,7 @@ def _benchmark(name: str, what: str, steps: int, setup: Callable[[bool], Any], t
 
 
 BENCHMARKS = (
-    _benchmark("prompts", f"prompts, sequences of {STEPS} steps, sizes", STEPS, setup_prompts, 5.0),
-    _benchmark("dialogue", "training step, conversations,", 0, setup_step, 5.0),
-    _benchmark("sequences", f"training step, sequences of {STEPS} steps, sizes", STEPS, setup_step, None),
+    _benchmark("prompts", f"prompts only, sequences of {STEPS} steps, released sizes", STEPS, setup_prompts, 5.0),
+    _benchmark("dialogue", "training step, conversations of 4 to 16 utterances, default sizes", 0, setup_step, 5.0),
+    _benchmark("sequences", f"training step, sequences of {STEPS} steps, released sizes", STEPS, setup_step, None),
 )

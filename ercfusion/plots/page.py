@@ -48,7 +48,7 @@ code { background: var(--stripe); padding: .1em .3em; border-radius: 3px }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif } svg .soft { fill: var(--soft) }
 @media (max-width: 40rem) {
   body { padding: 0 .5rem } th, td { padding: .25rem .4rem }
-  th:first-child, td:first-child { white-space: normal; min-width: 6rem; max-width: 7rem }
+  th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 7rem }
 }
 @page { size: A4 landscape; margin: 8mm }
 @media print {

@@ -273,6 +273,13 @@ def caution_note(table: Table) -> str:
     for line in table.lines:
         for reason in line.test[table.metric].cautions:
             rows.setdefault(reason, []).append(line.row.name)
-    count = len(table.lines)
-    parts = [f"{', '.join(names) if len(names) < count else 'all rows'}: {reason}." for reason, names in rows.items()]
+    parts = [f"{_row_names(names, table)}: {reason}." for reason, names in rows.items()]
     return f"{MARK} " + " ".join(parts) if parts else ""
+
+
+def _row_names(names: Sequence[str], table: Table) -> str:
+    """The rows of a table with these names, the shorter way; names may contain commas."""
+    others = [line.row.name for line in table.lines if line.row.name not in names]
+    if not others:
+        return "all rows"
+    return f"all rows except {others[0]}" if len(others) == 1 < len(names) else "; ".join(names)

@@ -23,7 +23,7 @@ from ercfusion.tables.exports import as_csv, as_latex
 from ercfusion.tables.preset import Published, Row, TablePreset
 from ercfusion.tables.render import as_markdown, comparison_cells, published_text, score_cells
 from ercfusion.tables.scores import Score
-from ercfusion.tables.table import compute_table
+from ercfusion.tables.table import caution_note, compute_table
 
 PAPER = Published(0.6, "Somebody & others (2020), Table 1", "test", ("features", "selection"), "secondary source")
 
@@ -83,6 +83,29 @@ def test_intervals_and_tests_are_those_of_the_statistics(table):
     means = [line.test["weighted_f1"].mean for line in table.lines]
     assert comparison.difference == pytest.approx(means[0] - means[1], abs=1e-6)
     assert comparison.shown
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "named"),
+    [
+        ((), ""),
+        (("a, b",), "(!) a, b: few."),
+        (("a, b", "a, c"), "(!) a, b; a, c: few."),
+        (("a, b", "a, c", "d"), "(!) all rows except e: few."),
+        (("a, b", "a, c", "d", "e"), "(!) all rows: few."),
+    ],
+)
+def test_cautions_name_rows_with_commas(table, doubtful: tuple[str, ...], named: str) -> None:
+    (first, *_) = table.lines
+    lines = [
+        replace(
+            first,
+            row=replace(first.row, name=name),
+            test={table.metric: replace(first.test[table.metric], cautions=("few",) if name in doubtful else ())},
+        )
+        for name in ("a, b", "a, c", "d", "e")
+    ]
+    assert caution_note(replace(table, lines=tuple(lines))) == named
 
 
 def test_choices_of_the_preset(records):
