@@ -127,8 +127,14 @@ def plot_robustness(
             axes.set(ylim=(low, high), xlabel=panel.axis, title=panel.title)
             if place % columns == 0:
                 axes.set_ylabel(f"Test {metric_name(table.metric)}")
-            if not panel.labels or not table.curves:
-                axes.legend(fontsize=8 if several else 9, loc="best")
+            if several and (not panel.labels or not table.curves):
+                # Below the panel, so that it covers no curve.
+                lines = max((label.count("+") + 1 for label in panel.labels), default=1)
+                below = -(0.5 + 0.14 * lines) / height
+                axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, below), ncols=2)
+        if not several:
+            handles, names = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 

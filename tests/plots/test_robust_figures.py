@@ -22,6 +22,11 @@ def compared(names: dict[str, str]) -> RobustTable:
     return compute_robustness(groups, pairs=[])
 
 
+def covers_nothing(legend, axes) -> bool:
+    """Whether a legend is below a panel and its labels."""
+    return legend.get_window_extent().y1 < axes.xaxis.get_tightbbox().y0
+
+
 def test_few_groups_share_a_curve_and_the_patterns(tmp_path: Path) -> None:
     table = compared({"a": "concat", "b": "cogmen"})
     curve, patterns = panels_of(table)
@@ -35,9 +40,9 @@ def test_few_groups_share_a_curve_and_the_patterns(tmp_path: Path) -> None:
     first, second = figure.axes
     assert first.get_ylim() == second.get_ylim()
     assert first.get_ylabel() == "Test weighted F1"
-    legend = first.get_legend()
-    assert legend is not None
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "exact posterior"]
+    assert all(covers_nothing(legend, axes) for axes in figure.axes)
 
 
 @pytest.mark.slow
@@ -48,7 +53,11 @@ def test_many_groups_have_panels_by_model() -> None:
     panels = panels_of(table)
     assert [panel.title for panel in panels] == ["concat", "concat", "cogmen", "cogmen"]
     assert [curve.name for curve in panels[0].curves] == forms
-    assert len(plot_robustness(table, None).axes) == 4
+    panes = plot_robustness(table, None).axes
+    assert len(panes) == 4
+    legends = [(axes.get_legend(), axes) for axes in panes if axes.get_legend() is not None]
+    assert len(legends) == 2
+    assert all(covers_nothing(legend, axes) for legend, axes in legends)
 
 
 def test_the_page_has_the_same_panels() -> None:
