@@ -57,7 +57,11 @@ COMMAND = Command(
         ),
         Key("missing.eval", "law of missing modalities", choices=lambda: LAWS, free=True, value="LAW"),
         Key("missing.seed", "seed of its masks", "count"),
-        Key("missing.policy", "input in place of an absent modality", choices=lambda: choices_of("missing.policy")),
+        Key(
+            "missing.policy",
+            "input in place of an absent modality: zero, mean, learned or skip",
+            choices=lambda: choices_of("missing.policy"),
+        ),
     ),
     flags=(
         Flag(

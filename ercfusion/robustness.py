@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError, RunError, did_you_mean
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.hints import command, naming
@@ -87,7 +87,7 @@ def _act(typed: Typed) -> int:
     )
     print(about, as_text(table, markdown="markdown" in typed.flags), sep="\n\n")
     if "out" in typed.keys:
-        for path in write_files(table, Path(typed.keys["out"]), about, synthetic=first["corpus"]["synthetic"]):
+        for path in write_files(table, expanded(typed.keys["out"]), about, synthetic=first["corpus"]["synthetic"]):
             print(path)
     return 0
 
@@ -166,6 +166,12 @@ def _check_first(typed: Typed, records: Sequence[Mapping[str, Any]]) -> None:
             raise ConfigError(
                 f"data.packs.{name}: the runs have only {', '.join(modalities)}. {did_you_mean(name, modalities)}"
             )
+    if "out" in typed.keys:
+        folder = expanded(typed.keys["out"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out={folder} cannot be a folder: {error.strerror}. Give another one.") from error
 
 
 class _Scorer:

@@ -51,6 +51,11 @@ def test_what_is_refused(archives: list[str], tmp_path: Path, capsys) -> None:
     message = refused(robustness.main, [archives[0], "laws=pattern:mocap"], capsys)
     assert message.startswith("error: laws 'pattern:mocap': no modality 'mocap' here, only text, audio")
     assert "laws 'rate:2': rate" in refused(robustness.main, [archives[0], "laws=rate:2"], capsys)
+    for laws in ("laws=", "laws=[]"):
+        message = refused(robustness.main, [archives[0], laws], capsys)
+        assert message.startswith("error: laws is an empty list. Give laws, or standard.")
+    message = refused(robustness.main, [archives[0], "laws=standrad"], capsys)
+    assert "no law has the name 'standrad'. Did you mean 'standard'?" in message
     message = refused(robustness.main, [*archives, "against=mult"], capsys)
     assert "against: no group 'mult'" in message
     other = record("bclstm")
@@ -253,6 +258,8 @@ def test_all_is_checked_before_a_run_is_scored(run: Path, tmp_path: Path, capsys
     assert "no group 'mult'" in refused(robustness.main, [plain, laws, "against=mult"], capsys)
     assert "has no task 'vad'" in refused(robustness.main, [plain, laws, "task=vad"], capsys)
     assert "mae" in refused(robustness.main, [plain, laws, "metric=mae"], capsys)
+    message = refused(robustness.main, [plain, laws, f"out={run / 'record.json'}"], capsys)
+    assert message.endswith("record.json cannot be a folder: File exists. Give another one.\n")
     assert not calls
 
 

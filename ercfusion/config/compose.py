@@ -15,6 +15,7 @@ from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_
 from ercfusion.config.choices import CHOICES
 from ercfusion.config.corpora import CORPORA, check_corpus, complete_corpus, store_corpora
 from ercfusion.config.missing import canonical_laws
+from ercfusion.config.missing_laws import LAWS
 from ercfusion.config.overrides import (
     checked_value,
     flatten,
@@ -233,9 +234,9 @@ class Composer:
                 values.append((item, line, origin))
             elif item.value() not in groups[key]:
                 text = str(item.value())
-                raise setting_error(
-                    origin, f"{shown(line)}: no such choice of {key}. {did_you_mean(text, groups[key])}"
-                )
+                law = key == "missing" and text.partition(":")[0] in LAWS
+                advice = f"Write missing.train={text}." if law else did_you_mean(text, groups[key])
+                raise setting_error(origin, f"{shown(line)}: no such choice of {key}. {advice}")
             else:
                 chosen = [text for text in chosen if text.partition("=")[0] != key] + [line]  # the last one wins
         base = self._base(self.root, tuple(chosen), options=False)

@@ -68,11 +68,26 @@ def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place
         patterns = (kept for size in sizes for kept in itertools.combinations(modalities, size))
         texts = [f"pattern:{'+'.join(kept)}" for kept in patterns] + [f"rate:{rate:g}" for rate in RATES]
     else:
-        texts = [grid] if isinstance(grid, str) else list(grid)
+        texts = grid_texts(grid, place)
     laws = {str(law): law for law in (parse(text, place) for text in texts)}
     for law in laws.values():
         law.check(modalities, place)
     return list(laws.values())
+
+
+def grid_texts(grid: str | Sequence[str], place: str) -> list[str]:
+    """The canonical texts of the laws of a grid that is not ``standard``.
+
+    Raises:
+        ConfigError: It is empty, or a text is not a law; the message begins with ``place``.
+    """
+    if not grid:
+        raise ConfigError(f"{place} is an empty list. Give laws, or {STANDARD}.")
+    if isinstance(grid, str):
+        return [str(parse(grid, place, [STANDARD]))]
+    if STANDARD in grid and len(grid) > 1:
+        raise ConfigError(f"{place}: {STANDARD} is not one law among others. Give it alone, or list the laws.")
+    return [str(parse(text, place, [STANDARD] * (len(grid) == 1))) for text in grid]
 
 
 def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,10 +102,7 @@ def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
             changed[name] = str(parse(section[name], f"missing.{name}"))
     grid = section.get("grid")
     if grid is not None and grid != STANDARD:
-        texts = [grid] if isinstance(grid, str) else grid
-        if not texts:
-            raise ConfigError("missing.grid is an empty list. Give laws, standard, or null.")
-        changed["grid"] = [str(parse(text, "missing.grid")) for text in texts]
+        changed["grid"] = grid_texts(grid, "missing.grid")
     return changed
 
 

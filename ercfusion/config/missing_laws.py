@@ -154,12 +154,13 @@ def _typed(value: Any) -> str:
     return repr(abs(float(value))).removesuffix(".0")
 
 
-def parse(text: str, place: str = _PLACE) -> Law:
+def parse(text: str, place: str = _PLACE, others: Iterable[str] = ()) -> Law:
     """A law from its text; ``str(law)`` is the canonical form.
 
     Args:
         text: Such as ``rate:0.5``.
         place: Beginning of messages, such as a setting's name.
+        others: What else may be typed in this place; for messages.
 
     Raises:
         ConfigError: No law has the name, or the argument is missing, invalid or outside its range.
@@ -167,7 +168,7 @@ def parse(text: str, place: str = _PLACE) -> Law:
     name, colon, argument = text.strip().partition(":")
     problem_at = f"{place} {shown(text)}"
     if name not in LAWS:
-        raise ConfigError(f"{problem_at}: no law has the name {shown(name)}. {did_you_mean(name, LAWS)}")
+        raise ConfigError(f"{problem_at}: no law has the name {shown(name)}. {did_you_mean(name, [*LAWS, *others])}")
     section = LAWS[name]
     field = argument_of(section)
     if field is None:
