@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ercfusion._core.errors import ConfigError
-from ercfusion._core.registry import Registry
+from ercfusion._core.registry import Registry, adding, loaded_function
 
 
 def registry() -> Registry[object]:
@@ -56,6 +56,23 @@ def test_register() -> None:
     with pytest.raises(ConfigError, match="the thing name 'path' belongs to pathlib:Path"):
         names.register("path", "os:PathLike")
     assert names["path"] == "pathlib:Path"
+
+
+def test_adding_classes() -> None:
+    classes: dict[str, type] = {}
+    assert adding("thing", "own", classes)(Own) is Own
+    again = type("Own", (), {"__module__": Own.__module__, "__qualname__": Own.__qualname__})
+    assert adding("thing", "own", classes)(again) is again, "its module is imported again"
+    assert classes == {"own": again}
+    for known, others in ((classes, {}), ({}, classes)):
+        with pytest.raises(ConfigError, match=f"the thing name 'own' belongs to {__name__}:Own. Choose another name"):
+            adding("thing", "own", known, others)(Own.Inner)
+    assert classes == {"own": again}
+
+
+def test_functions_by_place() -> None:
+    assert loaded_function("pathlib:Path") is Path
+    assert loaded_function(len) is len
 
 
 @pytest.mark.parametrize("package", ["ercfusion.models", "ercfusion.data.corpora"])

@@ -4,13 +4,57 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from ercfusion._core.errors import ConfigError, did_you_mean
 from ercfusion._core.schemas.reading import shown
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+def place_of(cls: type) -> str:
+    """``"module:Class"``."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def loaded_function(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or that of ``"module:function"``; the text comes from code, never from a file."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+def adding(
+    kind: str, name: str, classes: dict[str, Any], others: Mapping[str, type] = MappingProxyType({})
+) -> Callable[[C], C]:
+    """A class decorator adding to ``classes``; a module imported again replaces its own class.
+
+    Args:
+        kind: Noun for messages, such as ``"loss term"``.
+        name: New name.
+        classes: Classes by name.
+        others: More names in use.
+
+    Raises:
+        ConfigError: Another class has this name.
+    """
+
+    def decorate(added: C) -> C:
+        _require_free(kind, name, place_of(added), place_of({**others, **classes}.get(name, added)))
+        classes[name] = added
+        return added
+
+    return decorate
+
+
+def _require_free(kind: str, name: str, target: str, holder: str) -> None:
+    if holder != target:
+        raise ConfigError(f"the {kind} name {name!r} belongs to {holder}. Choose another name.")
 
 
 class Registry(dict[str, str], Generic[T]):
@@ -58,7 +102,7 @@ class Registry(dict[str, str], Generic[T]):
 
     def name_of(self, named: str | type[T]) -> str:
         """The registered name of a class, else ``"module:Class"``."""
-        target = named if isinstance(named, str) else f"{named.__module__}:{named.__qualname__}"
+        target = named if isinstance(named, str) else place_of(named)
         return next((name for name, known in self.items() if known == target), target)
 
     def users_modules(self, name: str) -> list[str]:
@@ -72,8 +116,7 @@ class Registry(dict[str, str], Generic[T]):
         Raises:
             ConfigError: Another class has this name.
         """
-        if self.get(name, target) != target:
-            raise ConfigError(f"the {self.kind} name {name!r} belongs to {self[name]}. Choose another name.")
+        _require_free(self.kind, name, target, self.get(name, target))
         self[name] = target
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.registry import adding, loaded_function
 from ercfusion._core.schemas.reading import shown
 from ercfusion.config.fields import Field, fields_of, setting
 
@@ -92,11 +92,7 @@ class Law:
     @classmethod
     def load(cls) -> Callable[..., Any]:
         """The function drawing the holes."""
-        if isinstance(cls.function, str):
-            module, _, name = cls.function.partition(":")
-            loaded: Callable[..., Any] = getattr(import_module(module), name)
-            return loaded
-        return cls.function
+        return loaded_function(cls.function)
 
 
 T = TypeVar("T", bound=type[Law])
@@ -115,15 +111,10 @@ def law(name: str) -> Callable[[T], T]:
     def register(section: T) -> T:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
             raise ConfigError(f"the law name {name!r} is not a name. Use small letters, digits, - and _.")
-        known = LAWS.get(name, section)
-        if (known.__module__, known.__qualname__) != (section.__module__, section.__qualname__):
-            raise ConfigError(
-                f"the law name {name!r} belongs to {known.__module__}:{known.__qualname__}. Choose another name."
-            )
         if len(fields_of(section)) > 1:
             raise ConfigError(f"the law {name!r} has {len(fields_of(section))} fields. Give it at most one argument.")
+        adding("law", name, LAWS)(section)
         section.name = name
-        LAWS[name] = section
         return section
 
     return register

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ercfusion._core.errors import ConfigError
+from ercfusion._core.registry import adding, loaded_function
 from ercfusion.config.fields import setting
 
 OF = ("hidden", "modalities", "both")
@@ -39,11 +38,7 @@ class Term:
     @classmethod
     def load(cls) -> Callable[..., Any]:
         """The loss function."""
-        if isinstance(cls.function, str):
-            module, _, name = cls.function.partition(":")
-            loaded: Callable[..., Any] = getattr(import_module(module), name)
-            return loaded
-        return cls.function
+        return loaded_function(cls.function)
 
 
 @dataclass(frozen=True)
@@ -94,17 +89,7 @@ def term(name: str) -> Callable[[T], T]:
     Raises:
         ConfigError: Another class has the name.
     """
-
-    def register(section: T) -> T:
-        known: type = {**TEACHER_TERMS, **TERMS}.get(name, section)
-        if (known.__module__, known.__qualname__) != (section.__module__, section.__qualname__):
-            raise ConfigError(
-                f"the loss term name {name!r} belongs to {known.__module__}:{known.__qualname__}. Choose another name."
-            )
-        TERMS[name] = section
-        return section
-
-    return register
+    return adding("loss term", name, TERMS, TEACHER_TERMS)
 
 
 _QUEUE = "number of earlier utterances used as additional keys"

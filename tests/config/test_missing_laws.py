@@ -177,6 +177,7 @@ def test_own_laws(monkeypatch: pytest.MonkeyPatch) -> None:
         law("rate")(FirstTurns)
     with pytest.raises(ConfigError, match=r"'Law 1' is not a name"):
         law("Law 1")(FirstTurns)
+    assert FirstTurns.name == "first_turns"
 
     @dataclass(frozen=True)
     class Two(Rate):
