@@ -241,29 +241,7 @@ def compare_all(
         ValueError: unknown model in a pair, or an error of these two functions.
     """
     arguments = (pairs, resamples, permutations, level, seed, most_permutations, bounds)
-    return compare_by(sums_by_name, {"": statistic}, *arguments)[""]
-
-
-def compare_by(
-    sums_by_name: Mapping[str, NDArray[Any]],
-    statistics: Mapping[str, Statistic],
-    pairs: Sequence[tuple[str, str]] | None = None,
-    resamples: int = RESAMPLES,
-    permutations: int = PERMUTATIONS,
-    level: float = 0.95,
-    seed: int = 0,
-    most_permutations: int | None = None,
-    bounds: tuple[float, float] = ANY,
-) -> dict[str, list[Comparison]]:
-    """Compare models in pairs by several statistics of the same sums, such as the F1 of every label.
-
-    As :func:`compare_all`, with p adjusted for the number of pairs times the number of statistics.
-
-    Returns:
-        Comparisons by the name of the statistic, in the order of the pairs.
-    """
-    family = {name: (sums_by_name, statistic) for name, statistic in statistics.items()}
-    return compare_family(family, pairs, resamples, permutations, level, seed, most_permutations, bounds)
+    return compare_family({"": (sums_by_name, statistic)}, *arguments)[""]
 
 
 def compare_family(
@@ -276,9 +254,16 @@ def compare_family(
     most_permutations: int | None = None,
     bounds: tuple[float, float] = ANY,
 ) -> dict[str, list[Comparison]]:
-    """As :func:`compare_by`, with sums of its own for each statistic: ``scored`` has both by name.
+    """Compare models in pairs by several statistics, such as the F1 of every label.
 
-    All sums are of the same models.
+    As :func:`compare_all`, with p adjusted for the number of pairs times the number of statistics.
+
+    Args:
+        scored: Sums of the models and a statistic of them, by the statistic's name; all of the same models.
+        pairs, resamples, permutations, level, seed, most_permutations, bounds: As there.
+
+    Returns:
+        Comparisons by the name of the statistic, in the order of the pairs.
     """
     models = next((sums for sums, _ in scored.values()), {})
     chosen = list(itertools.combinations(models, 2)) if pairs is None else [(one, two) for one, two in pairs]

@@ -13,7 +13,7 @@ import numpy as np
 from ercfusion.batch.task import TaskSpec
 from ercfusion.metrics.cautions import MARK, cautions
 from ercfusion.metrics.classification import label_f1
-from ercfusion.metrics.comparison import Comparison, compare_all, compare_by
+from ercfusion.metrics.comparison import Comparison, compare_all, compare_family
 from ercfusion.metrics.registry import check_metric, get_metric, metric_names, metrics_of, score_source
 from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
@@ -244,9 +244,9 @@ def _by_label(preset: TablePreset, groups: Mapping[str, Group], task: TaskSpec) 
     key = next((key for key in ("confusion", "counts") if key in task.rules.inputs), None)
     if key is None:
         return {}
-    statistics = {label: label_f1(place, key) for place, label in enumerate(task.output_names)}
     usable, pairs = _pairs(preset, groups, key)
-    compared = compare_by(usable, statistics, pairs, bounds=get_metric("macro_f1").bounds)
+    scored = {label: (usable, label_f1(place, key)) for place, label in enumerate(task.output_names)}
+    compared = compare_family(scored, pairs, bounds=get_metric("macro_f1").bounds)
     return {label: tuple(comparisons) for label, comparisons in compared.items()}
 
 

@@ -14,7 +14,7 @@ from ercfusion.metrics.comparison import (
     _exact_in_single,
     _holm_errors,
     compare_all,
-    compare_by,
+    compare_family,
     holm,
     most_exchanges,
     paired_randomization,
@@ -205,13 +205,13 @@ def test_compare_all() -> None:
         compare_all(sums, macro, [("good", "ugly")])
 
 
-def test_compare_by_several_statistics_is_one_family() -> None:
+def test_several_statistics_are_one_family() -> None:
     sums = {"good": matrices(3, 40, 1, right=6), "bad": matrices(2, 40, 2)}
 
     def right(total: np.ndarray) -> np.ndarray:
         return np.trace(total, axis1=-2, axis2=-1) / total.sum(axis=(-2, -1))
 
-    found = compare_by(sums, {"macro": macro, "right": right}, permutations=999, resamples=500)
+    found = compare_family({"macro": (sums, macro), "right": (sums, right)}, permutations=999, resamples=500)
     alone = {"macro": compare_all(sums, macro, permutations=999), "right": compare_all(sums, right, permutations=999)}
     assert list(found) == ["macro", "right"]
     for name, (pair,) in found.items():
@@ -219,7 +219,7 @@ def test_compare_by_several_statistics_is_one_family() -> None:
     adjusted = holm([found[name][0].p for name in found])
     assert [found[name][0].p_holm for name in found] == adjusted.tolist()
     assert adjusted[0] > found["macro"][0].p
-    assert compare_by(sums, {}) == {}
+    assert compare_family({}) == {}
 
 
 def test_shown_needs_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,12 @@ class Regression(TaskKind):
         dimension_weights: Mapping[str, float] = MappingProxyType({}),
         **settings: Any,
     ) -> Tensor:
-        """(N) squared difference of the numbers, mean over the dimensions; there is no temperature."""
-        return over_dimensions((logits - teacher).square(), task, dimension_weights)
+        """(N) :meth:`divergences`, mean over the dimensions; there is no temperature."""
+        return over_dimensions(self.divergences(logits, teacher, task), task, dimension_weights)
+
+    def divergences(self, logits: Tensor, teacher: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) squared differences of the numbers."""
+        return (logits - teacher).square()
 
     def ratings(self, value: Tensor, task: TaskSpec) -> Tensor:
         """(N, K) numbers, -1 and 1 at the ends of the range."""
@@ -199,20 +203,12 @@ class GaussianRegression(Regression):
         weight = logits.new_ones(len(logits))
         return (weight * each).sum(), weight.sum()
 
-    def divergence(
-        self,
-        logits: Tensor,
-        teacher: Tensor,
-        task: TaskSpec,
-        *,
-        dimension_weights: Mapping[str, float] = MappingProxyType({}),
-        **settings: Any,
-    ) -> Tensor:
-        """(N) :func:`ercfusion.losses.gaussian_divergence`, mean over the dimensions."""
+    def divergences(self, logits: Tensor, teacher: Tensor, task: TaskSpec) -> Tensor:
+        """(N, K) :func:`ercfusion.losses.gaussian_divergence`."""
         from ercfusion.losses import gaussian_divergence
 
         parts = (*logits.split(task.size, dim=-1), *teacher.split(task.size, dim=-1))
-        return over_dimensions(gaussian_divergence(*parts, floor=self._floor(task)), task, dimension_weights)
+        return gaussian_divergence(*parts, floor=self._floor(task))
 
     def _floor(self, task: TaskSpec) -> float:
         return self.FLOOR * (task.high - task.low)
