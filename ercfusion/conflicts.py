@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import write_json
 from ercfusion.cli import run_command
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
 
@@ -51,8 +50,7 @@ def _act(typed: Typed) -> int:
     folder = voters[0].folder / "evaluation"
     folder.mkdir(exist_ok=True)
     name = "-".join([split, "conflicts", *([task] if task else [])])
-    with atomic_write(folder / f"{name}.json") as stream:
-        stream.write(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(folder / f"{name}.json", report, indent=1)
     print(folder / f"{name}.json")
     if "no-picture" not in typed.flags:
         title = plot_title(report["protocol"], voters[0].record["config"]["preset"]["model"], split)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ConfigError
-from ercfusion._core.files import atomic_write, expanded
+from ercfusion._core.files import expanded, write_json
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.corpora import CORPORA
@@ -113,7 +112,7 @@ def evaluate(typed: Typed) -> int:
     for key in typed.keys:
         if key in ("unmapped", "data.protocol") or key.startswith("data.options."):
             raise ConfigError(f"{key} is about another corpus. Add data=CORPUS, or remove it.")
-    settings = _with_paths(section_from("data", record["config"]["data"]), typed)
+    settings = with_paths(section_from("data", record["config"]["data"]), typed)
     # Before text features are computed for another version of the corpus.
     check_same_files(record, open_corpus(settings.name, settings.raw, **settings.options))
     visible = modalities_of(record) if optimism else scoring.law.left(modalities_of(record))
@@ -138,9 +137,8 @@ def evaluate(typed: Typed) -> int:
         suffix = [] if task == recognizer.task.name else [task]
         name = "-".join([split, *scoring.file_parts, *suffix])
         write_predictions(target / f"{name}.parquet", {split: predictions})
-        with atomic_write(target / f"{name}.json") as stream:
-            report = {"split": split, "protocol": own["protocol"], **about, "metrics": scores}
-            stream.write(json.dumps({**report, **split_record(predictions)}, indent=1) + "\n")
+        report = {"split": split, "protocol": own["protocol"], **about, "metrics": scores}
+        write_json(target / f"{name}.json", {**report, **split_record(predictions)}, indent=1)
         print(f"{record['config']['preset']['model']} on {own['protocol']}, {split} split{scoring.words}")
         print("\n".join([_comparison(scores, own, split, same=scoring.same), *unseen_lines(about)]))
         print(target / f"{name}.parquet")
@@ -219,7 +217,8 @@ def with_hidden(tables: Sequence[Any], record: Mapping[str, Any]) -> list[Any]:
     return result
 
 
-def _with_paths(data: Data, typed: Typed) -> Data:
+def with_paths(data: Data, typed: Typed) -> Data:
+    """Settings of a run, with the typed places of corpus files and feature packs."""
     packs = {**data.packs, **typed.below("data.packs.")}
     return replace(data, raw=typed.keys.get("data.raw", data.raw), packs=packs)
 

@@ -15,8 +15,10 @@ from ercfusion.cli import run_command
 from ercfusion.config.hints import command, naming
 from ercfusion.config.missing import STANDARD, grid_laws
 from ercfusion.config.settings import section_from
+from ercfusion.evaluate import with_paths
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
-from ercfusion.records.missing import check_same_holes, modalities_of, named_run
+from ercfusion.records.missing import check_same_holes, modalities_of
+from ercfusion.records.words import named_run
 
 if TYPE_CHECKING:
     from ercfusion.config.sections import Data
@@ -127,10 +129,9 @@ def scored_records(typed: Typed) -> list[dict[str, Any]]:
     lacking = [place for place, record in enumerate(records) if not has_laws(record, laws)]
     for place in lacking:
         if places[place][0] is None:
-            record = records[place]
             raise RunError(
-                f"the recorded run of {record['config']['preset']['model']}, seed {record['seed']}, has no scores "
-                "under these laws, and an archive has no model. Give the folder of the run, or other laws."
+                f"{named_run(records[place])} has no recorded scores under these laws, and an archive has no model. "
+                "Give the folder of the run, or other laws."
             )
     scorer = _Scorer(typed, laws)
     for place in track(lacking, "scoring runs") if len(lacking) > 1 else lacking:
@@ -199,9 +200,7 @@ class _Scorer:
         from ercfusion.records.robust_runs import check_own_features, check_same_files
 
         settings: Data = section_from("data", record["config"]["data"])
-        packs = {**settings.packs, **self.typed.below("data.packs.")}
-        raw, modalities = self.typed.keys.get("data.raw", settings.raw), tuple(modalities_of(record))
-        settings = replace(settings, raw=raw, packs=packs, modalities=modalities)
+        settings = replace(with_paths(settings, self.typed), modalities=tuple(modalities_of(record)))
         # Before text features are computed for another version of the corpus.
         check_same_files(record, open_corpus(settings.name, settings.raw, **settings.options))
         if self._loaded is None or self._loaded[0] != settings:

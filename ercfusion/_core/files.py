@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -146,6 +147,16 @@ def scratch_folder(target: StrPath) -> Iterator[Path]:
             yield folder
         finally:
             _remove_tree(folder)
+
+
+def write_json(path: StrPath, content: Any, *, indent: int = 2) -> None:
+    """Write a JSON file as :func:`atomic_write` does.
+
+    Raises:
+        ValueError: NaN or infinity, which the readers of this library refuse.
+    """
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def remove_leftovers(folder: StrPath, *, deep: bool = False, discard: Callable[[Path], None] | None = None) -> None:

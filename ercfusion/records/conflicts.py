@@ -22,9 +22,9 @@ from ercfusion._core.files import StrPath, expanded
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.missing import split_law
-from ercfusion.config.sections import Missing
 from ercfusion.metrics.statistics import RESAMPLES, conversation_bootstrap
 from ercfusion.records.groups import Group, check_comparable
+from ercfusion.records.missing import modalities_of, recorded_missing
 from ercfusion.records.predictions import prediction_file, read_predictions
 from ercfusion.records.record import read_record, require_test_scores, task_record
 
@@ -51,7 +51,7 @@ class Voter:
     @property
     def modalities(self) -> list[str]:
         """The modalities of its features."""
-        return [str(one["modality"]) for one in self.record["features"]]
+        return modalities_of(self.record)
 
     @property
     def name(self) -> str:
@@ -210,7 +210,7 @@ def conflict_report(voters: Sequence[Voter], split: str = "test", resamples: int
 
 def _law(voter: Voter, split: str) -> str | None:
     """The law whose holes the predictions have; None for complete data."""
-    law = split_law(Missing(**voter.record["config"].get("missing", {})), split)
+    law = split_law(recorded_missing(voter.record), split)
     return None if law.hides_nothing else str(law)
 
 

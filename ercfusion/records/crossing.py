@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from ercfusion._core.errors import ConfigError, ErcfusionError
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import write_json
 from ercfusion.batch.batch import TaskTargets
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.shared import SharedLabels, Unmapped, shared_labels
@@ -224,8 +223,7 @@ def cross(
         target = folder / "evaluation" / "-".join(parts)
         target.parent.mkdir(exist_ok=True)
         file = write_predictions(Path(f"{target}.parquet"), {split: scored})
-        with atomic_write(Path(f"{target}.json")) as stream:
-            stream.write(json.dumps(report, indent=1) + "\n")
+        write_json(f"{target}.json", report, indent=1)
         crossings.append(Crossing(scored, report, file, scoring.words))
     return crossings
 

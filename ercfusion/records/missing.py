@@ -12,6 +12,7 @@ from ercfusion.config.missing import laws_text, split_law, used_laws
 from ercfusion.config.missing_laws import Law, parse
 from ercfusion.config.sections import Missing
 from ercfusion.config.settings import section_from
+from ercfusion.records.words import named_run
 
 if TYPE_CHECKING:
     from ercfusion.data.store import ConversationStore
@@ -154,11 +155,6 @@ def check_same_holes(records: Sequence[Mapping[str, Any]]) -> None:
 def _mask_seed(record: Mapping[str, Any]) -> int:
     scored = record.get("robustness")
     return recorded_missing(record).seed if scored is None else int(scored["seed"])
-
-
-def named_run(record: Mapping[str, Any]) -> str:
-    """A run in a message."""
-    return f"the run of {record['config']['preset']['model']}, seed {record['seed']},"
 
 
 def unseen_lines(report: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import RunError
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import write_json
 from ercfusion._core.progress import track
 from ercfusion.features.loading import LoadedData
 from ercfusion.metrics.registry import check_metric, get_metric, scores
@@ -70,8 +69,7 @@ def measure_optimism(
         "test_selected_epoch": best,
         "optimism": round(test[best] - chosen, 6),
     }
-    with atomic_write(folder / OPTIMISM) as stream:
-        stream.write(json.dumps({**report, "test_by_epoch": test}, indent=1) + "\n")
+    write_json(folder / OPTIMISM, {**report, "test_by_epoch": test}, indent=1)
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ercfusion._core.errors import RunError, did_you_mean
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import write_json
 from ercfusion._core.machine import machine
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.version import __version__
@@ -27,6 +26,7 @@ from ercfusion.metrics.classification import per_class
 from ercfusion.metrics.inputs import conversation_sums
 from ercfusion.metrics.registry import scores
 from ercfusion.metrics.sums import SUMS
+from ercfusion.records.words import named_run
 
 FORMAT = 2
 RECORD = "record.json"
@@ -146,10 +146,7 @@ def task_record(record: Mapping[str, Any], task: str | None) -> dict[str, Any]:
         RunError: the run has no such task.
     """
     if task is not None and task not in tasks_of(record):
-        raise RunError(
-            f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has no "
-            f"task {shown(task)}. {did_you_mean(task, tasks_of(record))}"
-        )
+        raise RunError(f"{named_run(record)} has no task {shown(task)}. {did_you_mean(task, tasks_of(record))}")
     view = dict(record)
     if task is not None and task != record["task"]["name"]:
         own = {**record.get("others", {}), **record.get("views", {})}[task]
@@ -166,16 +163,14 @@ def require_test_scores(records: Iterable[Mapping[str, Any]]) -> None:
     for record in records:
         if not record["metrics"].get("test"):
             raise RunError(
-                f"the run of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']}, has "
-                "no test scores: its test split has no labels. Use its predictions.parquet, or the dev scores in its "
-                "record.json."
+                f"{named_run(record)} has no test scores: its test split has no labels. Use its predictions.parquet, "
+                "or the dev scores in its record.json."
             )
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write ``record.json`` atomically: its folder is then complete."""
-    with atomic_write(folder / RECORD) as stream:
-        stream.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_json(folder / RECORD, record, indent=1)
     return folder / RECORD
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import RunError
-from ercfusion._core.files import atomic_write, sha256_of
+from ercfusion._core.files import sha256_of, write_json
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.missing import STANDARD, grid_laws
 from ercfusion.config.missing_laws import Law
@@ -204,8 +203,7 @@ def score_run(
             own = merged.get(name, {})
             before = own.get("laws", {}) if own.get("seed") == part["seed"] else {}
             merged[name] = {**part, "laws": {**before, **part["laws"]}}
-        with atomic_write(folder / FILE) as stream:
-            stream.write(json.dumps({**identity, "asked": asked, "tasks": merged}, indent=1, allow_nan=False) + "\n")
+        write_json(folder / FILE, {**identity, "asked": asked, "tasks": merged}, indent=1)
 
     keep({})  # the next command knows the laws, even if none is finished
     results = score_laws(

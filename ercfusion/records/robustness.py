@@ -31,7 +31,7 @@ from ercfusion.metrics.inputs import Inputs
 from ercfusion.metrics.registry import get_metric, metric_names, score_source
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.missing import unseen_utterances
-from ercfusion.records.record import DAMAGED, record_sums
+from ercfusion.records.record import DAMAGED, named_run, record_sums
 from ercfusion.tasks.recognizer import Recognizer
 
 _LETTERS = string.ascii_letters
@@ -210,16 +210,14 @@ def robust_sums(record: Mapping[str, Any], law: str, key: str) -> NDArray[Any]:
     """
     laws = record.get("robustness", {}).get("laws", {})
     if law not in laws:
-        raise RunError(f"{_run(record)} has no scores under the law {law}. Choose from: {', '.join(laws)}.")
+        raise RunError(f"{named_run(record)} has no scores under the law {law}. Choose from: {', '.join(laws)}.")
     texts = laws[law]["sums"]
     complete = record_sums(record, "test")[1].get(key)
     if key not in texts or complete is None:
-        raise RunError(f"{_run(record)} has no sums {key!r} under the law {law}. Choose another score.")
+        raise RunError(f"{named_run(record)} has no sums {key!r} under the law {law}. Choose another score.")
     try:
         return read_sums(texts[key], complete)
     except (ValueError, IndexError) as error:
-        raise RunError(f"{_run(record)}: robustness.laws.{law}.sums.{key} is damaged: {error}. {DAMAGED}") from error
-
-
-def _run(record: Mapping[str, Any]) -> str:
-    return f"the record of {record['config']['preset']['model']} on {record['protocol']}, seed {record['seed']},"
+        raise RunError(
+            f"{named_run(record)} cannot be compared: robustness.laws.{law}.sums.{key} is damaged: {error}. {DAMAGED}"
+        ) from error

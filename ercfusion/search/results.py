@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import RunError
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import atomic_write, write_json
 from ercfusion._core.pool import Outcome
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.hints import command
@@ -25,7 +25,7 @@ from ercfusion.search.status import settings_text
 from ercfusion.search.storage import damaged
 from ercfusion.search.study import Plan, best_trial, counting, tally
 from ercfusion.search.worker import tidy, trial_config, typed_arguments
-from ercfusion.training.folder import describe, is_described, write_json
+from ercfusion.training.folder import describe, is_described
 from ercfusion.training.many import RunJob, train_many
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ercfusion._core.errors import ResumeError, RunError, TrainingError
-from ercfusion._core.files import one_at_a_time, remove_leftovers
+from ercfusion._core.files import one_at_a_time, remove_leftovers, write_json
 from ercfusion._core.pool import default_workers, run_jobs
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion._core.schemas.reading import failure, shown
@@ -66,7 +66,6 @@ from ercfusion.training.folder import (
     empty_folder,
     log_file,
     read_config,
-    write_json,
 )
 from ercfusion.training.origin import data_changes
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison
@@ -11,6 +14,13 @@ from ercfusion.metrics.registry import get_metric
 from ercfusion.tables.scores import Score
 
 Cells = list[list[str]]
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
 
 
 def metric_name(metric: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
 from ercfusion.metrics.cautions import MARK
-from ercfusion.tables.cells import latex_table, metric_name, number, plain, spread
+from ercfusion.tables.cells import csv_text, latex_table, metric_name, number, plain, spread
 from ercfusion.tables.render import EVIDENCE_MARKS, part_title, published_legend
 from ercfusion.tables.robust_render import as_latex as robust_latex
 from ercfusion.tables.table import Line, Table, caution_note
@@ -65,8 +63,6 @@ def as_csv(*tables: Table) -> str:
 
     Several tables have a first column ``task``.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     head = [
         "row",
         "model",
@@ -81,10 +77,10 @@ def as_csv(*tables: Table) -> str:
         *_CHOICE_COLUMNS,
     ]
     several = len(tables) > 1
-    writer.writerow(["task", *head] if several else head)
+    rows = [["task", *head] if several else head]
     for table in tables:
-        writer.writerows([table.task.name, *cells] if several else cells for cells in _csv_rows(table))
-    return stream.getvalue()
+        rows += [[table.task.name, *cells] if several else cells for cells in _csv_rows(table)]
+    return csv_text(rows)
 
 
 def _csv_rows(table: Table) -> Iterator[list[Any]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import textwrap
 from collections.abc import Sequence
 
 from ercfusion.config.missing_laws import LAWS, meaning
 from ercfusion.data.corpus import EXACT_LEVEL
-from ercfusion.metrics.cautions import MARK
 from ercfusion.metrics.comparison import Comparison
 from ercfusion.tables.cells import (
     Cells,
+    csv_text,
     interval,
     latex_table,
     markdown_table,
@@ -27,6 +25,7 @@ from ercfusion.tables.cells import (
 )
 from ercfusion.tables.report import aligned
 from ercfusion.tables.robustness import MEAN, Condition, RobustTable
+from ercfusion.tables.scores import cautions_text
 
 Part = tuple[str, str, Cells]
 """Heading, note and cells."""
@@ -155,14 +154,10 @@ def _laws_note(table: RobustTable) -> str:
 
 def caution_note(table: RobustTable) -> str:
     """Cautions for intervals of means and areas: each sentence once, with its rows."""
-    rows: dict[str, list[str]] = {}
-    for line in table.lines:
-        reasons = (reason for one in table.conditions if len(one.laws) > 1 for reason in line.scores[one.name].cautions)
-        for reason in dict.fromkeys(reasons):
-            rows.setdefault(reason, []).append(line.name)
-    count = len(table.lines)
-    parts = [f"{', '.join(names) if len(names) < count else 'all rows'}: {reason}." for reason, names in rows.items()]
-    return f"{MARK} " + " ".join(parts) if parts else ""
+    names = [one.name for one in table.conditions if len(one.laws) > 1]
+    return cautions_text(
+        {line.name: [reason for name in names for reason in line.scores[name].cautions] for line in table.lines}
+    )
 
 
 # Formats
@@ -201,11 +196,7 @@ def csv_rows(table: RobustTable) -> list[list[str]]:
 
 def as_csv(table: RobustTable) -> str:
     """:func:`csv_rows` with their heads."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(csv_rows(table))
-    return stream.getvalue()
+    return csv_text([_COLUMNS, *csv_rows(table)])
 
 
 def as_latex(table: RobustTable, label: str = "robustness") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,14 @@ from ercfusion.batch.predictions import Floats
 from ercfusion.batch.task import TaskSpec
 from ercfusion.config.missing_laws import Law, Pattern, argument_of, parse
 from ercfusion.metrics.areas import area_weights, combined
-from ercfusion.metrics.cautions import cautions
 from ercfusion.metrics.comparison import Comparison, compare_family
 from ercfusion.metrics.metric import Statistic
 from ercfusion.metrics.registry import check_metric, get_metric, score_source
-from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group
-from ercfusion.records.missing import check_same_holes, modalities_of, named_run, unseen_text
+from ercfusion.records.missing import check_same_holes, modalities_of, unseen_text
 from ercfusion.records.robustness import robust_sums
-from ercfusion.tables.scores import Score, deviation
+from ercfusion.records.words import named_run
+from ercfusion.tables.scores import Score, score_of
 
 MEAN = "mean of incomplete patterns"
 _MOST_EXCHANGES = 200_000
@@ -290,17 +288,14 @@ def _line(
 ) -> RobustLine:
     scores, single = {}, {}
     for condition in conditions:
-        low, high = None, None
-        reasons: tuple[str, ...] = ()
         if source is None:
             values = _recorded(group, condition, metric)
+            scores[condition.name] = score_of(values, group.task, metric)
         else:
             own, statistic = _stacked(condition, sums), _statistic(condition, source[1])
             values = np.asarray(statistic(own.sum(axis=1)), dtype=np.float64)
-            if not np.isnan(values).any():
-                low, high = two_level_bootstrap(own, statistic, bounds=get_metric(metric).bounds)
-                reasons = cautions(group.task, metric, sums[condition.laws[0]], missing=math.isnan(low + high))
-        scores[condition.name] = Score(float(values.mean()), deviation(values), low, high, reasons)
+            known = None if np.isnan(values).any() else (own, statistic)
+            scores[condition.name] = score_of(values, group.task, metric, known, sums[condition.laws[0]])
         single[condition.name] = tuple(values.tolist())
     return RobustLine(group.name, group.records[0]["config"]["preset"]["model"], group.seeds, scores, single)
 

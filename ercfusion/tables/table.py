@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 import numpy as np
 
 from ercfusion.batch.task import TaskSpec
-from ercfusion.metrics.cautions import MARK, cautions
 from ercfusion.metrics.classification import label_f1
 from ercfusion.metrics.comparison import Comparison, compare_all, compare_family
 from ercfusion.metrics.registry import check_metric, get_metric, metric_names, metrics_of, score_source
-from ercfusion.metrics.statistics import two_level_bootstrap
 from ercfusion.records.groups import Group, check_comparable
 from ercfusion.records.record import require_test_scores, task_record
 from ercfusion.tables.preset import Published, Row, TablePreset
 from ercfusion.tables.robustness import RobustTable, compute_robustness
-from ercfusion.tables.scores import Score, deviation
+from ercfusion.tables.scores import Score, cautions_text, deviation, score_of
 
 
 @dataclass(frozen=True)
@@ -204,13 +201,10 @@ def _line(row: Row, group: Group, metrics: Sequence[str]) -> Line:
 
 def _score(group: Group, metric: str) -> Score:
     values = group.values(metric)
-    low, high = None, None
-    reasons: tuple[str, ...] = ()
     source = score_source(group.task, metric)
-    if source is not None and (sums := group.sums(source[0])) is not None:
-        low, high = two_level_bootstrap(sums, source[1], bounds=get_metric(metric).bounds)
-        reasons = cautions(group.task, metric, sums, missing=math.isnan(low + high))
-    return Score(float(values.mean()), deviation(values), low, high, reasons)
+    if source is None or (sums := group.sums(source[0])) is None:
+        return score_of(values, group.task, metric)
+    return score_of(values, group.task, metric, (sums, source[1]))
 
 
 def _optimism(group: Group, metric: str) -> Optimism | None:
@@ -269,17 +263,4 @@ def _pairs(
 
 def caution_note(table: Table) -> str:
     """Cautions for the intervals and tests of the headline score: each sentence once, with its rows."""
-    rows: dict[str, list[str]] = {}
-    for line in table.lines:
-        for reason in line.test[table.metric].cautions:
-            rows.setdefault(reason, []).append(line.row.name)
-    parts = [f"{_row_names(names, table)}: {reason}." for reason, names in rows.items()]
-    return f"{MARK} " + " ".join(parts) if parts else ""
-
-
-def _row_names(names: Sequence[str], table: Table) -> str:
-    """The rows of a table with these names, the shorter way; names may contain commas."""
-    others = [line.row.name for line in table.lines if line.row.name not in names]
-    if not others:
-        return "all rows"
-    return f"all rows except {others[0]}" if len(others) == 1 < len(names) else "; ".join(names)
+    return cautions_text({line.row.name: line.test[table.metric].cautions for line in table.lines})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean
-from ercfusion._core.files import atomic_write
+from ercfusion._core.files import atomic_write, write_json
 from ercfusion._core.schemas.reading import check, failure, read_json, shown
 from ercfusion._core.schemas.tensors import read_header, tensor_bytes
 from ercfusion.batch.batch import ConversationBatch
@@ -400,8 +400,7 @@ class Recognizer(nn.Module):
 
         def describe(**more: Any) -> None:
             files = {weights.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
-            with atomic_write(folder / "config.json") as stream:
-                stream.write(json.dumps({**self.config, "files": files, **more}, indent=2) + "\n")
+            write_json(folder / "config.json", {**self.config, "files": files, **more})
 
         before = file_state(weights)
         if before is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import ErcfusionError, RunError
-from ercfusion._core.files import atomic_write, expanded, is_leftover, remove_leftovers
+from ercfusion._core.files import expanded, is_leftover, remove_leftovers, write_json
 from ercfusion._core.schemas.reading import check, read_json
 from ercfusion.config.hints import resume_command
 from ercfusion.config.schema import run_config, sweep_config
@@ -273,12 +273,6 @@ def discard_if_empty(folder: Path) -> None:
     own = {*DESCRIPTION, "train.log", TABLE, START, TEACHER}
     if is_first_process() and folder.is_dir() and {path.name for path in folder.iterdir()} <= own:
         discard(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    with atomic_write(path) as stream:
-        stream.write(json.dumps(value, indent=2) + "\n")
 
 
 class _LogFile(logging.FileHandler):

@@ -6,7 +6,6 @@ A stage has its own ``config.json``, log, history, checkpoint and dev-selected m
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ercfusion._core.errors import RunError
-from ercfusion._core.files import atomic_write, sha256_of
+from ercfusion._core.files import sha256_of, write_json
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.settings import Config
 from ercfusion.config.stages import stage_configs
@@ -26,7 +25,7 @@ from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.training.callbacks import HISTORY, LAST, MODEL, best_row, read_history
 from ercfusion.training.checks import before_features
 from ercfusion.training.cost import RunClock, count_parameters
-from ercfusion.training.folder import CONFIG, STAGES, has_begun, log_file, write_json
+from ercfusion.training.folder import CONFIG, STAGES, has_begun, log_file
 from ercfusion.training.origin import make_origin
 from ercfusion.training.start import freeze, matching, model_folder, read_start
 
@@ -185,8 +184,7 @@ def _train(stage: Staged, run: Path, fit: Callable[..., str]) -> None:
         "sha256": sha256_of(folder / MODEL / "model.safetensors"),
         **({} if start is None else {"start": start}),
     }
-    with atomic_write(folder / STAGE) as stream:
-        stream.write(json.dumps(content, indent=2) + "\n")
+    write_json(folder / STAGE, content)
 
 
 def staged(config: Config, folder: Path, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

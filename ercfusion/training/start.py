@@ -7,7 +7,6 @@ with the same name, also if the order of the tasks differs.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ercfusion._core.errors import ConfigError, nearest
-from ercfusion._core.files import atomic_write, expanded, sha256_of
+from ercfusion._core.files import expanded, sha256_of, write_json
 from ercfusion._core.schemas.reading import read_json
 from ercfusion.config.sections import Training
 from ercfusion.records.record import RECORD, read_record
@@ -122,8 +121,7 @@ def begin(recognizer: Recognizer, settings: Training, folder: Path, *, resumed: 
 
 def write_start(folder: Path, start: Start) -> None:
     """Write :data:`START`."""
-    with atomic_write(folder / START) as stream:
-        stream.write(json.dumps(asdict(start), indent=2) + "\n")
+    write_json(folder / START, asdict(start))
 
 
 def read_start(folder: Path) -> dict[str, Any] | None:
