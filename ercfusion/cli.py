@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from ercfusion._core.errors import ConfigError, ErcfusionError
+from ercfusion._core.errors import ConfigError, ErcfusionError, system_words
 from ercfusion._core.files import StrPath
 from ercfusion._core.terminal import prepare_logging, prepare_streams
 from ercfusion.training.processes import is_first_process
@@ -51,12 +51,6 @@ def run_command(main: Callable[[list[str]], int], argv: Sequence[str] | None = N
         # For example an unreadable file or a full disk.
         print(f"error: {system_words(error)}", file=sys.stderr)
         return 2
-
-
-def system_words(error: OSError) -> str:
-    """The system's message about a file or folder, in one line."""
-    words = " ".join(str(error.strerror or error).split())
-    return words if error.filename is None else f"{os.fsdecode(error.filename)}: {words}"
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, did_you_mean, system_words
 from ercfusion._core.files import expanded
 from ercfusion._core.registry import import_again, import_modules, require_trusted
 from ercfusion.batch.kinds import task_kind
 from ercfusion.batch.task import TaskSpec
-from ercfusion.cli import naming_folder, system_words
+from ercfusion.cli import naming_folder
 from ercfusion.config.architectures import ARCHITECTURES, add_class
 from ercfusion.config.compose import Composer
 from ercfusion.config.corpora import CORPORA

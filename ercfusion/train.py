@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError
+from ercfusion._core.errors import ConfigError, ErcfusionError, system_words
 from ercfusion._core.pool import Outcome, default_workers
-from ercfusion.cli import run_command, system_words
+from ercfusion.cli import run_command
 from ercfusion.config.missing import described_laws
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.fitting import begin, continue_command

@@ -285,7 +285,7 @@ def test_a_trial_that_diverges_is_recorded(tmp_path: Path, monkeypatch: pytest.M
     rows = table(tmp_path / "sweep")
     assert [row["state"] for row in rows] == ["complete", "fail", "fail", "complete"]
     assert rows[1]["reason"] == "the loss is not finite (task = nan) at epoch 2"
-    assert rows[2]["reason"] == "out of memory"
+    assert rows[2]["reason"] == "RuntimeError: out of memory"
     assert summary["trials"]["failed"] == 2
     # And for this metric lower is better.
     assert summary["best"]["dev"] == min(float(row["dev/nll"]) for row in rows if row["state"] == "complete")

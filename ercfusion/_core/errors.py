@@ -7,6 +7,7 @@ and exit with status 2.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -17,6 +18,23 @@ def bounded(message: str) -> str:
     """Shorten a message: words to 200 letters, the whole to 600 characters."""
     message = _LONG_WORD.sub(r"\1...", message)
     return message if len(message) <= 600 else message[:597] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def with_type(error: BaseException) -> str:
+    """Type and first line of an exception of other code, whose message may not say what happened (a ``KeyError``)."""
+    line, kind = first_line(error), type(error).__name__
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def system_words(error: OSError) -> str:
+    """The system's message about a file or folder, in one line."""
+    words = " ".join(str(error.strerror or error).split()) or type(error).__name__
+    return words if error.filename is None else f"{os.fsdecode(error.filename)}: {words}"
 
 
 class ErcfusionError(Exception):

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ercfusion._core.errors import ErcfusionError
+from ercfusion._core.errors import ErcfusionError, system_words
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -261,6 +261,6 @@ def _guarded(work: Callable[[J], R], job: J) -> tuple[R | None, str | None]:
     except OSError as error:
         if error.errno is None:
             return None, f"unexpected error\n{traceback.format_exc()}"
-        return None, f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+        return None, system_words(error)
     except Exception:
         return None, f"unexpected error\n{traceback.format_exc()}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from ercfusion._core.errors import ConfigError, did_you_mean
+from ercfusion._core.errors import ConfigError, did_you_mean, first_line
 from ercfusion._core.schemas.reading import read_yaml, setting_error
 from ercfusion.config.architectures import ARCHITECTURES, check_model, complete_model, store_architectures
 from ercfusion.config.choices import CHOICES
@@ -119,7 +119,7 @@ class Composer:
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), composed)
             config = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{str(error).splitlines()[0].rstrip('.')}. Correct the settings.") from error
+            raise ConfigError(f"{first_line(error).rstrip('.')}. Correct the settings.") from error
         assert isinstance(config, dict)
         if "data" in config:
             self._check(check_corpus, config["data"], overrides)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, nearest
+from ercfusion._core.errors import ConfigError, first_line, nearest
 from ercfusion._core.schemas.reading import setting_error
 from ercfusion.config.settings import field_of, is_added, is_name, is_path
 
@@ -138,7 +138,7 @@ def parse(overrides: Sequence[str], *, several: bool = False) -> list[Any]:
                 parsed.append(parser.parse_override(f"{key}={_quoted(value)}"))  # not ASCII: Hydra requires quotes
         except HydraException as error:
             raise ConfigError(
-                f"{origin}{shown(argument)} cannot be read: {_shortened(str(error).splitlines()[0])}. "
+                f"{origin}{shown(argument)} cannot be read: {_shortened(first_line(error))}. "
                 "Put values with spaces or special characters in quotes: key='\"value\"'"
             ) from error
         except ValueError as error:  # Python refuses numbers of more than 4,300 digits

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import ConfigError, MissingExtraError, did_you_mean, require_extra
+from ercfusion._core.errors import ConfigError, MissingExtraError, did_you_mean, require_extra, with_type
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extractor import check_settings
 from ercfusion.features.faces import FaceTable
@@ -127,7 +127,7 @@ def load_detector(options: Mapping[str, Any]) -> Any:
         ) from error
     except Exception as error:  # from torchvision, torchcodec or xgboost
         raise MissingExtraError(
-            f"py-feat: installed, but the import fails: {type(error).__name__}: {error}. Install versions of "
+            f"py-feat: installed, but the import fails: {with_type(error)}. Install versions of "
             f"torchvision and torchcodec made for the installed torch."
         ) from error
     arguments = {key: value for key, value in options.items() if key in _MODELS[options["version"]]}
@@ -137,7 +137,7 @@ def load_detector(options: Mapping[str, Any]) -> Any:
         return build(**arguments, device=options["device"])
     except Exception as error:  # connection, device, memory
         raise ConfigError(
-            f"py-feat: {name} cannot be loaded: {type(error).__name__}: {error}. Download its weights from the "
+            f"py-feat: {name} cannot be loaded: {with_type(error)}. Download its weights from the "
             f"model hub with a connection, or copy the cache of a machine with them."
         ) from error
 
@@ -167,9 +167,8 @@ def detect_faces(detector: Any, images: Sequence[NDArray[np.uint8]], min_score: 
         frame = np.asarray(fex["frame"], dtype=np.int64)
         return fex_table(cells, frame, np.full(len(frame), np.nan))
     except Exception as error:  # models raise anything
-        reason = (str(error).strip() or "no message").splitlines()[0]
         raise ClipError(
-            f"py-feat failed: {type(error).__name__}: {reason}. Check that the recording plays, and convert it if not."
+            f"py-feat failed: {with_type(error)}. Check that the recording plays, and convert it if not."
         ) from error
 
 

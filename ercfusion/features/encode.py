@@ -152,7 +152,7 @@ class TransformerExtractor:
             try:
                 (tokenizer, model), files = _open(str(local), True), model_files(local)
             except Exception as error:  # transformers raises many types of errors
-                raise not_loaded(local, error) from error
+                raise not_loaded(f"in {local}", error, "Check the folder") from error
         else:
             (tokenizer, model), files = open_from_hub(name, name, _open)
         device = self.settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ercfusion._core.errors import ConfigError, require_extra
+from ercfusion._core.errors import ConfigError, first_line, require_extra, with_type
 from ercfusion._core.files import expanded, sha256_of
 from ercfusion._core.schemas.reading import failure, read_json, shown
 from ercfusion.features.extractor import package_version
@@ -59,7 +59,7 @@ def load_encoder(name: str, device: str | None = None) -> TextEncoder:
             with no_loading_bar():
                 model = _open(str(local), device, local_files_only=True)
         except Exception as error:
-            raise not_loaded(local, error) from error
+            raise not_loaded(f"in {local}", error, "Check the folder") from error
         shown, files = (name if name == DEFAULT_ENCODER else local.resolve().name), model_files(local)
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"text encoder {name!r}: no such folder. Correct the path.")
@@ -94,14 +94,12 @@ def refuse_own_code(folder: Path) -> None:
             )
 
 
-def not_loaded(folder: Path, error: Exception) -> ConfigError:
-    """The error for an encoder folder, without advice to trust its code."""
-    reason = str(error)
-    if "trust_remote_code" in reason or "weights_only" in reason:
+def not_loaded(which: str, error: Exception, advice: str) -> ConfigError:
+    """The error for the files of an encoder, without advice to trust its code."""
+    reason = with_type(error)
+    if "trust_remote_code" in str(error) or "weights_only" in str(error):
         reason = "it needs code of its own, which is not run, or is damaged"
-    return ConfigError(
-        f"text encoder in {folder}: cannot be loaded ({reason}). Check the folder, or use {DEFAULT_ENCODER!r}."
-    )
+    return ConfigError(f"text encoder {which}: cannot be loaded ({reason}). {advice}, or use {DEFAULT_ENCODER!r}.")
 
 
 def default_encoder_folder() -> Path:
@@ -125,29 +123,31 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
         open_model: Opens a repository; the second argument forbids network access.
 
     Raises:
-        ConfigError: no such model, or no answer.
+        ConfigError: no such model, no answer, or a model that cannot be loaded.
     """
     import huggingface_hub
 
     try:
         # An earlier download is used unchanged: same vectors tomorrow, and no hub needed.
         model = open_model(repository, True)
-    except Exception:
+    except OSError:  # not downloaded, or not completely
         try:
             # Ask first: without an answer from the hub, the loader would retry for a minute.
             huggingface_hub.model_info(repository, timeout=15)
             model = open_model(repository, False)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # of the connection, the hub or the model
+            reason = first_line(error)
             if "trust_remote_code" in str(error):
                 reason = "the model needs code of its own, which is not run"
             raise ConfigError(
                 f"text encoder {name!r}: no such folder, and the hub answered for {repository!r}: {reason}. Check "
                 f"name and connection, or use {DEFAULT_ENCODER!r}, which needs no hub."
             ) from error
+    except Exception as error:  # transformers raises many types of errors
+        raise not_loaded(repr(name), error, "Delete its download from the hub's cache") from error
     try:
         files = model_files(Path(huggingface_hub.snapshot_download(repository, local_files_only=True)))
-    except Exception as error:  # affects only the record of the vectors' origin
+    except OSError as error:  # affects only the record of the vectors' origin
         logger.warning("text encoder %s: its revision could not be recorded: %s", name, error)
         files = {}
     return model, files

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ercfusion._core.errors import ConfigError, RunError, did_you_mean, require_extra
+from ercfusion._core.errors import ConfigError, MissingExtraError, RunError, did_you_mean, require_extra, with_type
 from ercfusion._core.pool import DIED, stream_jobs
 from ercfusion.data.media import Clip
 from ercfusion.data.recordings import source_of
@@ -127,7 +127,7 @@ def on_dask(groups: Iterable[Group], address: str | None, workers: int) -> Outco
                 fault = future.exception()
                 if not isinstance(fault, KilledWorker):
                     raise RunError(
-                        f"executor=dask: a worker failed: {type(fault).__name__}: {fault}. Check that its Python has "
+                        f"executor=dask: a worker failed: {with_type(fault)}. Check that its Python has "
                         "the same packages as this one."
                     )
                 yield group, None, "several workers of the cluster died while processing it"
@@ -165,11 +165,11 @@ def _extracted(extractor: Callable[[Clip], Any], clip: Clip) -> Result:
         extracted = extractor(clip)
     except ClipError as error:
         return Result(None, str(error))
-    except ConfigError:
-        raise
+    except (ConfigError, MissingExtraError):
+        raise  # not about this clip
     except Exception as error:
         # Tools raise anything for a damaged file.
-        return Result(None, f"unexpected {type(error).__name__}: {(str(error).strip() or 'no words').splitlines()[0]}")
+        return Result(None, f"unexpected {with_type(error)}")
     if not isinstance(extracted, Extracted):
         extracted = Extracted(extracted)
     return Result(extracted.values, extracted.note, extracted.seconds)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ercfusion._core.errors import ConfigError, did_you_mean, require_extra
+from ercfusion._core.errors import ConfigError, did_you_mean, first_line, require_extra
 from ercfusion.data.media import BEYOND, RATES, Clip, announced_frames, sampling_rate
 from ercfusion.features.clip_error import ClipError
 
@@ -161,7 +161,7 @@ def _plain(clip: Clip) -> Sound:
             samples = _samples(stream, last - first)
             rate, length = int(stream.samplerate), int(stream.frames)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ClipError(f"cannot be decoded: {_first_line(error)} Convert the recording, or copy it again.") from error
+        raise ClipError(f"cannot be decoded: {_sentence(error)} Convert the recording, or copy it again.") from error
     mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     return Sound(
         np.ascontiguousarray(mixed, dtype=np.float32), rate, _cut_off(clip, rate, min(length, first + len(mixed)))
@@ -211,7 +211,7 @@ def _track(clip: Clip, rate: int | None) -> Sound:
     except ClipError:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError(f"cannot be decoded: {_first_line(error)} Convert the recording, or copy it again.") from error
+        raise ClipError(f"cannot be decoded: {_sentence(error)} Convert the recording, or copy it again.") from error
     return Sound(samples, rate or own_rate)
 
 
@@ -252,5 +252,5 @@ def _through(resampler: Any, frames: list[Any]) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
+def _sentence(error: BaseException) -> str:
+    return first_line(error).rstrip(".") + "."

@@ -15,7 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, MissingExtraError, RunError, bounded, require_extra
+from ercfusion._core.errors import (
+    ConfigError,
+    ErcfusionError,
+    MissingExtraError,
+    RunError,
+    bounded,
+    first_line,
+    require_extra,
+)
 from ercfusion._core.files import expanded
 from ercfusion._core.schemas.reading import MAX_CHARACTERS, failure
 
@@ -114,7 +122,7 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
             return _database(storage or sqlite_url(folder / STUDY_FILE))
         except ErcfusionError:
             raise
-        except (ImportError, ModuleNotFoundError) as error:
+        except ImportError as error:
             kind = shown.partition("://")[0].partition("+")[0]
             driver = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}.get(kind, "a driver")
             raise MissingExtraError(
@@ -164,8 +172,7 @@ def _words(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and cause.__cause__ is not None:
         cause = cause.__cause__  # the driver's own message is the clearest
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[0].strip().rstrip(".")
+    return first_line(cause or error).rstrip(".")
 
 
 def sqlite_url(path: Path) -> str:

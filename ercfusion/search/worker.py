@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ResumeError, RunError
+from ercfusion._core.errors import ErcfusionError, ResumeError, RunError, first_line, with_type
 from ercfusion._core.registry import import_modules
 from ercfusion._core.terminal import prepare_logging
 from ercfusion.config.overrides import override_text
@@ -121,7 +121,7 @@ def run_trial(study: Study, trial: Trial, plan: Plan) -> None:
                     # No fault of the trial's settings.
                     raise
                 # Divergence, contradicting settings, lack of memory: others may work.
-                state, reason = "FAIL", (str(error).strip().splitlines() or [type(error).__name__])[0]
+                state, reason = "FAIL", first_line(error) if isinstance(error, ErcfusionError) else with_type(error)
     result = _result(folder, plan.metric, reason)
     if state == "COMPLETE" and "value" not in result:
         state, result["reason"] = "FAIL", "it has no score"

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, first_line, system_words
 from ercfusion._core.pool import RANKS
 from ercfusion.config.sections import Trainer
 
@@ -164,7 +164,7 @@ class _Meeting:
         except (DistError, RuntimeError) as error:
             raise RunError(
                 f"process {self.rank + 1} of {self.size}: not all processes reached {name!r} within {PATIENCE:.0f} s, "
-                f"or the first one has ended: {_first_line(error)}. Check the logs of the other processes."
+                f"or the first one has ended: {first_line(error).rstrip('.')}. Check the logs of the other processes."
             ) from error
 
     def leave(self, name: str) -> None:
@@ -175,10 +175,6 @@ class _Meeting:
                 if self.store.add(f"{name}/left", 0) == self.size:
                     return
                 _pause()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].rstrip(".")
 
 
 def _pause() -> None:
@@ -210,7 +206,7 @@ def _meet(trainer: Trainer) -> _Meeting | None:
     except (DistError, RuntimeError) as error:
         raise RunError(
             f"process {rank + 1} of {size}: the processes did not meet at {environment.main_address}:"
-            f"{environment.main_port} within {PATIENCE:.0f} s: {_first_line(error)}. Start all of them "
+            f"{environment.main_port} within {PATIENCE:.0f} s: {first_line(error).rstrip('.')}. Start all of them "
             "(srun, not only sbatch), or set MASTER_PORT=N to a free port."
         ) from error
     return _Meeting(PrefixStore("ercfusion", store), rank, size)
@@ -227,7 +223,7 @@ def joint_step(name: str) -> Iterator[None]:
         if _meeting is None:
             raise
         error = caught
-        text = f"{caught.filename}: {caught.strerror}" if isinstance(caught, OSError) else str(caught)
+        text = system_words(caught) if isinstance(caught, OSError) else str(caught)
     if _meeting is None:
         return
     texts = _meeting.exchange(name, text)

@@ -26,7 +26,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError, require_extra
+from ercfusion._core.errors import ConfigError, ErcfusionError, RunError, TrainingError, first_line, require_extra
 from ercfusion._core.files import sha256_of
 from ercfusion._core.registry import import_modules as import_modules
 from ercfusion._core.schemas.reading import failure
@@ -235,7 +235,7 @@ def fit(
         )
     except (MisconfigurationException, ValueError) as error:
         shown = ", ".join(f"{name}={value}" for name, value in asdict(machine).items())
-        reason = str(error).splitlines()[0].rstrip(".!")
+        reason = first_line(error).rstrip(".!")
         raise ConfigError(
             f"cannot create a trainer with {shown} on this machine: {reason}. Set "
             "trainer.accelerator and trainer.devices to what the machine has."

@@ -1,10 +1,10 @@
-"""Suggestions: a slip of the pen is recognised, another word is not offered."""
+"""Suggestions (a slip of the pen is recognised, another word is not offered), and errors in words."""
 
 from __future__ import annotations
 
 import pytest
 
-from ercfusion._core.errors import did_you_mean, nearest
+from ercfusion._core.errors import did_you_mean, first_line, nearest, system_words, with_type
 
 KNOWN = [
     "conversation",
@@ -60,3 +60,14 @@ def test_a_word_of_a_name_is_a_part_of_it() -> None:
     assert nearest("epochs", ["patience", "max_epochs"]) == ["max_epochs"]
     assert nearest("epochs", ["max_epochs_total", "epoch"], 1) == ["epoch"]
     assert nearest("lr", ["max_lr"]) == []  # too short
+
+
+def test_errors_in_words() -> None:
+    assert first_line(ValueError("\n no such file \nmore")) == "no such file"
+    assert first_line(MemoryError()) == "MemoryError"
+    assert with_type(KeyError("vocab")) == "KeyError: 'vocab'"
+    assert with_type(MemoryError()) == "MemoryError"
+    assert system_words(PermissionError(13, "Permission denied", "/data")) == "/data: Permission denied"
+    assert system_words(OSError(28, "No space left on device")) == "No space left on device"
+    assert system_words(OSError("not a\nsystem error")) == "not a system error"
+    assert system_words(OSError()) == "OSError", "an empty text would mean that nothing failed"

@@ -7,7 +7,15 @@ import threading
 import pytest
 
 from ercfusion._core import files
-from ercfusion._core.files import atomic_folder, atomic_write, is_leftover, remove_leftovers, sha256_of, user_cache
+from ercfusion._core.files import (
+    atomic_folder,
+    atomic_write,
+    is_leftover,
+    remove_leftovers,
+    sha256_of,
+    user_cache,
+    write_json,
+)
 
 LEFT = ".ercfusion-0123456789ab"
 
@@ -36,6 +44,16 @@ def test_text_and_bytes_arrive_unchanged(tmp_path):
     assert (tmp_path / "deep" / "a.csv").read_bytes() == "é,1\r\nb,2\n".encode()
     assert (tmp_path / "b.bin").read_bytes() == b"\x00\xff"
     assert names(tmp_path) == ["b.bin", "deep"]
+
+
+def test_json_without_numbers_that_readers_refuse(tmp_path):
+    write_json(tmp_path / "a.json", {"é": [1.5]}, indent=1)
+    before = (tmp_path / "a.json").read_bytes()
+    assert before == b'{\n "\\u00e9": [\n  1.5\n ]\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert (tmp_path / "a.json").read_bytes() == before
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -13,15 +13,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from extraction_tools import Recordings, do_clips_here, loudness, own_places, write_recordings
 
-from ercfusion._core.errors import BatchError, MissingExtraError, PackError, RunError
+from ercfusion._core.errors import BatchError, ConfigError, MissingExtraError, PackError, RunError
 from ercfusion.data import open_corpus
+from ercfusion.data.media import Clip
 from ercfusion.data.pack import KEYS, RECORDINGS, VALUES, read_manifest, read_pack
+from ercfusion.features import executors
 from ercfusion.features.clip_error import ClipError
 from ercfusion.features.extraction import Extraction, extract_pack, find_pack
 from ercfusion.features.recipe import Recipe
@@ -174,6 +176,15 @@ def test_bad_clips_are_recorded(corpus: Recordings, caplog: pytest.LogCaptureFix
     assert len(read_pack(made.folder)) == 9
     assert "talk1-2.wav: no features: unexpected ZeroDivisionError" in caplog.text
     assert extract(corpus, recipe).missing == made.missing  # read from the pack
+
+
+@pytest.mark.parametrize("kind", [ConfigError, MissingExtraError])
+def test_what_no_other_clip_can_avoid_ends_the_extraction(kind: type[Exception]) -> None:
+    def tool(clip: Any) -> Any:
+        raise kind("for all clips")
+
+    with pytest.raises(kind, match="for all clips"):
+        executors._extracted(tool, cast(Clip, None))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")

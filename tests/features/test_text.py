@@ -274,7 +274,8 @@ def test_code_in_the_folder_of_an_encoder_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"modules\.json: 'mine\.Transformer' is the model's own code") as caught:
         load_encoder(str(folder))
     assert "trust" not in str(caught.value)
-    said = str(encoders.not_loaded(folder, ValueError("Please pass the argument `trust_remote_code=True` to allow it")))
+    asked = ValueError("Please pass the argument `trust_remote_code=True` to allow it")
+    said = str(encoders.not_loaded(f"in {folder}", asked, "Check the folder"))
     assert said.endswith(
         "(it needs code of its own, which is not run, or is damaged). Check the folder, or use 'all-MiniLM-L6-v2'."
     )
@@ -302,6 +303,22 @@ def test_hub_models_are_taken_from_the_cache_first(tmp_path, monkeypatch):
     assert list(encoder.files) == ["model.safetensors"]
     load_encoder("lab/own")
     assert asked[2:] == [("lab/own", True)]
+
+
+@pytest.mark.skipif(not REAL, reason="sentence-transformers is not installed")
+def test_a_damaged_download_is_named_without_asking_the_hub(monkeypatch):
+    import huggingface_hub
+
+    def asked(*_, **__):
+        raise AssertionError("asked the hub")
+
+    def damaged(name, device, *, local_files_only):
+        raise KeyError("vocab")
+
+    monkeypatch.setattr(encoders, "_open", damaged)
+    monkeypatch.setattr(huggingface_hub, "model_info", asked)
+    with pytest.raises(ConfigError, match=r"text encoder 'lab/own': cannot be loaded \(KeyError: 'vocab'\)\. Delete"):
+        load_encoder("lab/own")
 
 
 @pytest.mark.skipif(not REAL, reason="the default encoder is not installed")

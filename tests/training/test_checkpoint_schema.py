@@ -36,3 +36,17 @@ def test_a_changed_number_in_a_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(torch.full((4,), 1.25).numpy().tobytes(), bytes(16)))
     with pytest.raises(RunError, match="has another checksum"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied", "a.ckpt"), MemoryError()])
+def test_what_is_no_damage_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise problem
+
+    path = tmp_path / "a.ckpt"
+    torch.save({}, path)
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(type(problem)):
+        read_checkpoint(path)

@@ -221,6 +221,10 @@ def test_what_fails_in_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SystemExit), joint_step("the data"):
         raise PermissionError(13, "Permission denied", "/data")
     assert heard.said[0] == ("the data", "/data: Permission denied")
+    heard = meet(1, {})
+    with pytest.raises(SystemExit), joint_step("the data"):
+        raise OSError(28, "No space left on device")
+    assert heard.said[0] == ("the data", "No space left on device")
     meet(1, {0: "no file"})
     with pytest.raises(SystemExit), joint_step("the data"):
         pass
