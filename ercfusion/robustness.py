@@ -130,7 +130,7 @@ def scored_records(typed: Typed) -> list[dict[str, Any]]:
     for place in lacking:
         if places[place][0] is None:
             raise RunError(
-                f"{named_run(records[place])} has no recorded scores under these laws, and an archive has no model. "
+                f"{named_run(records[place])} has no scores under these laws, and an archive has no model. "
                 "Give the folder of the run, or other laws."
             )
     scorer = _Scorer(typed, laws)
