@@ -40,7 +40,7 @@ def test_report_files_and_picture(folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_wrong_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(folder / name) for name in ("text", "fused", "audio")]
-    assert "1 runs have one modality" in refused(conflicts.main, runs[:2], capsys)
+    assert "1 of the runs has one modality" in refused(conflicts.main, runs[:2], capsys)
     assert "split=tset" in refused(conflicts.main, [*runs, "split=tset"], capsys)
     assert "has no task 'x'" in refused(conflicts.main, [*runs, "task=x"], capsys)
     assert not (folder / "fused" / "evaluation" / "test-conflicts-x.json").exists()

@@ -51,7 +51,10 @@ def plot_conflicts(report: Mapping[str, Any], path: str | Path | None, title: st
         left.set_yticks(range(len(subsets)), names)
         left.set(xlim=(0, 100), ylim=(len(subsets) - 0.5, -0.5), xlabel="Accuracy, percent (line: 95 % interval)")
         left.legend(**below)
+        neither = any(one["follows"][NONE]["value"] for one in pairs)
         for name, colour in colours.items():
+            if name == NONE and not neither:
+                continue  # with two classes, one of two experts that differ has the label
             right.barh(0, 0, color=colour, label="neither" if name == NONE else name)
         for place, one in enumerate(pairs):
             start = 0.0

@@ -72,13 +72,17 @@ def read_voters(paths: Sequence[StrPath], split: str = "test", task: str | None 
         The fused run first, then the experts in the order of its modalities.
 
     Raises:
-        RunError: Not a finished run, not one fused run, two experts with one modality, or runs on different data.
+        RunError: Not a finished run, not one fused run, one run or modality twice, or runs on different data.
     """
-    voters = [_read(expanded(path), split, task) for path in paths]
+    folders = [expanded(path) for path in paths]
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [earlier.resolve() for earlier in folders[:place]]:
+            raise RunError(f"{folder} is given twice. Give one run with several modalities, and one run per modality.")
+    voters = [_read(folder, split, task) for folder in folders]
     fused = [voter for voter in voters if len(voter.modalities) > 1]
     experts = [voter for voter in voters if len(voter.modalities) == 1]
+    listed = "; ".join(f"{voter.folder}: {', '.join(voter.modalities)}" for voter in voters)
     if len(fused) != 1:
-        listed = "; ".join(f"{voter.folder}: {', '.join(voter.modalities)}" for voter in voters)
         raise RunError(
             f"{len(fused)} of the runs have several modalities ({listed}). Give one of them, and one run per modality."
         )
@@ -94,7 +98,10 @@ def read_voters(paths: Sequence[StrPath], split: str = "test", task: str | None 
             )
         by_modality[name] = expert
     if len(experts) < 2:
-        raise RunError(f"{len(experts)} runs have one modality. Give two or more, each with another modality.")
+        raise RunError(
+            f"{len(experts)} of the runs {'has' if experts else 'have'} one modality ({listed}). Give two or more, "
+            "each with another modality."
+        )
     ordered = [fused[0], *(by_modality[name] for name in fused[0].modalities if name in by_modality)]
     check_comparable([Group(voter.name, (voter.record,)) for voter in ordered])
     first = fused[0].predictions
@@ -289,5 +296,8 @@ def subset_name(subset: Mapping[str, Any]) -> str:
     if subset["right"] is None:
         return {"all": "all utterances", "agree": "experts agree", "disagree": "experts disagree"}[subset["experts"]]
     if subset["experts"] == "agree":
-        return "agree, right" if subset["right"] else "agree, wrong"
-    return f"only {', '.join(subset['right'])} right" if subset["right"] else "disagree, none right"
+        return "experts agree, right" if subset["right"] else "experts agree, wrong"
+    if not subset["right"]:
+        return "experts disagree, none right"
+    *others, last = subset["right"]
+    return f"only {', '.join(others)} and {last} right" if others else f"only {last} right"

@@ -36,7 +36,7 @@ def conflict_text(report: Mapping[str, Any]) -> str:
             head
             + f"{report['conversations']:,} conversations"
             + (" (synthetic corpus)" if report["synthetic"] else ""),
-            "\n".join([f"{name}: {voter['name']}, {voter['run']}" for name, voter in runs.items()] + holes),
+            "\n".join([f"{name}: {voter['name']}, folder {voter['run']}" for name, voter in runs.items()] + holes),
             *map(aligned, tables),
             "[low, high]: 95 % intervals over conversations",
         ]

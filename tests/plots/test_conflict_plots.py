@@ -32,6 +32,10 @@ def made(differ: int = 20) -> dict[str, Any]:
     }
 
 
+def legend(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_bars_marks_and_parts(tmp_path: Path) -> None:
     figure = plot_conflicts(made(), tmp_path / "one.png", "A title")
     left, right = figure.axes
@@ -39,7 +43,7 @@ def test_bars_marks_and_parts(tmp_path: Path) -> None:
         *(
             "all utterances  (n = 60)",
             "experts agree  (n = 40)",
-            "agree, right  (n = 40)",
+            "experts agree, right  (n = 40)",
             "experts disagree  (n = 20)",
         ),
     ]
@@ -49,10 +53,17 @@ def test_bars_marks_and_parts(tmp_path: Path) -> None:
     parts = [bar for bar in right.patches if bar.get_width() > 0]
     assert [bar.get_width() for bar in parts] == pytest.approx([50, 45, 5])
     assert [text.get_text() for text in right.texts] == ["50", "45"]  # 5 % has no room
+    assert legend(right) == ["text", "audio", "neither"]
     assert figure._suptitle.get_text() == "A title (synthetic corpus)"
     again = tmp_path / "two.png"
     plot_conflicts(made(), again, "A title")
     assert again.read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+def test_neither_is_in_the_legend_if_it_occurs() -> None:
+    report = made()
+    report["pairs"][0]["follows"] |= {"audio": share(0.5), "none": share(0.0)}
+    assert legend(plot_conflicts(report, None, "A title").axes[1]) == ["text", "audio"]
 
 
 def test_experts_that_never_differ() -> None:

@@ -163,9 +163,9 @@ def test_text_and_names() -> None:
     report = conflict_report(voters(EMOTION, "text", "audio", "visual"), resamples=20)
     names = [subset_name(one) for one in report["subsets"]]
     assert names == [
-        *("all utterances", "experts agree", "agree, right", "agree, wrong", "experts disagree"),
-        *("only text, audio right", "only text, visual right", "only audio, visual right"),
-        *("only text right", "only audio right", "only visual right", "disagree, none right"),
+        *("all utterances", "experts agree", "experts agree, right", "experts agree, wrong", "experts disagree"),
+        *("only text and audio right", "only text and visual right", "only audio and visual right"),
+        *("only text right", "only audio right", "only visual right", "experts disagree, none right"),
     ]
     text = conflict_text(report)
     lines = text.splitlines()
@@ -228,7 +228,8 @@ def test_runs_that_do_not_fit(tmp_path: Path, parts: list[Predictions]) -> None:
     assert "0 of the runs have several modalities" in message(text, audio)
     second = run_folder(tmp_path / "second", parts[3], "text", "audio")
     assert f"2 of the runs have several modalities ({fused}: text, audio; {second}" in message(fused, second, text)
-    assert "1 runs have one modality. Give two or more" in message(fused, text)
+    assert f"1 of the runs has one modality ({fused}: text, audio; {text}: text). Give" in message(fused, text)
+    assert "/text is given twice. Give one run" in message(fused, text, audio, f"{tmp_path}/fused/../text")
     again = run_folder(tmp_path / "again", parts[3], "text")
     assert f"{text} and {again} both have only text. Give one" in message(fused, text, again, audio)
     gait = run_folder(tmp_path / "gait", parts[3], "gait")
