@@ -95,7 +95,8 @@ PROCESSES: Mapping[str, Process] = MappingProxyType(
 """Process of every protocol."""
 
 # All protocols share the fingerprint, and recorded runs hold it: it keeps the parameters that demo/missing had before
-# laws of missing modalities, when the corpus itself omitted half of its features.
+# laws of missing modalities, when the corpus itself omitted half of its features. Runs on that corpus, which was never
+# released, share it; compare refuses them because their labels differ.
 _OMITTED_HALF = Process(inertia=0.6, contagion=0.2, groups=(2.0, 1.8, 1.8), missing=0.5, sizes=(160, 30, 60))
 _FINGERPRINTED: Mapping[str, Process] = MappingProxyType({**PROCESSES, "demo/missing": _OMITTED_HALF})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -423,3 +424,28 @@ def test_wrong_settings_are_named(options: dict[str, Any], part: str) -> None:
 def test_a_wrong_split_is_named() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'test'"):
         small().reachable(small().protocol(), "tets")
+
+
+DRAWN = {
+    "demo/balanced": (3888743073, 7581.497),
+    "demo/speaker": (2427337325, 6129.538),
+    "demo/product": (1018609443, 6399.976),
+    "demo/far": (2014662909, 12365.562),
+    "demo/missing": (229863105, 5228.432),
+    "demo/multilabel": (4209841133, 7264.469),
+}
+"""Checksum of labels, holes and speakers, and the sum of all features' absolute values, of the present fingerprint."""
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_other_data_need_another_fingerprint(identifier: str) -> None:
+    """If this fails, increase ``_GENERATION``: records of both versions would be compared as equal."""
+    demo = DemoCorpus(train=3, dev=2, test=2)
+    samples = [demo._sample(demo.protocol(identifier), split) for split in SPLITS]
+    marks = [np.concatenate([one.labels, one.available], axis=1).ravel() for one in samples]
+    content = np.concatenate([*marks, *(one.speaker for one in samples)]).astype(np.uint8)
+    size = sum(float(np.abs(values).sum()) for one in samples for values in one.features)
+    assert (zlib.crc32(content.tobytes()), size) == (
+        DRAWN[identifier][0],
+        pytest.approx(DRAWN[identifier][1], rel=1e-5),
+    )
