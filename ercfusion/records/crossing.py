@@ -17,6 +17,7 @@ from ercfusion.batch.batch import TaskTargets
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.shared import SharedLabels, Unmapped, shared_labels
 from ercfusion.batch.task import TaskSpec
+from ercfusion.config.missing import split_law
 from ercfusion.config.sections import Data
 from ercfusion.config.settings import section_from
 from ercfusion.data.conversation import Conversation
@@ -27,7 +28,7 @@ from ercfusion.data.store import ConversationStore
 from ercfusion.features.loading import LoadedData
 from ercfusion.features.recipe import recipe_names
 from ercfusion.metrics.classification import per_class
-from ercfusion.records.missing import Scoring, unseen_lines
+from ercfusion.records.missing import Scoring, recorded_missing, unseen_lines
 from ercfusion.records.predictions import prediction_file, read_predictions, write_predictions
 from ercfusion.records.record import rounded_scores, split_record, task_record
 from ercfusion.tasks.recognizer import Recognizer
@@ -343,7 +344,9 @@ def crossing_text(crossing: Crossing, record: Mapping[str, Any], relation: str |
     for label in elsewhere:
         cells = [_cell(own["per_class"].get(label)), _cell(elsewhere[label])]
         lines.append(f"  {label:<28}{'':>16}" + "".join(f"{cell:>16}" for cell in cells))
-    lines.append("own, shared: the run's test split in the shared labels, by the same rules")
+    law = split_law(recorded_missing(record), "test")
+    holes = "" if report.get("missing", {}).get("law", "none") == str(law) else f"; its scores are under missing {law}"
+    lines.append(f"own, shared: the run's test split in the shared labels, by the same rules{holes}")
     if seen:
         lines.append("unseen: conversations without a text of the run's training split")
     return "\n".join(lines)

@@ -205,6 +205,13 @@ def unseen_text(unseen: Mapping[str, int]) -> str:
     )
 
 
+def scored_holes(record: Mapping[str, Any]) -> str:
+    """The laws of the recorded dev and test scores, and the seed of their masks, in words."""
+    missing = record.get("missing") or {"laws": {}, "seed": 0}
+    laws = {split: missing["laws"].get(split, "none") for split in ("dev", "test")}
+    return laws_text(laws, missing["seed"]) if set(laws.values()) != {"none"} else "complete data"
+
+
 def missing_lines(record: Mapping[str, Any]) -> list[str]:
     """Lines about missing modalities for a run's summary; empty for a run without a law."""
     missing = record.get("missing")

@@ -19,6 +19,7 @@ from ercfusion._core.errors import RunError
 from ercfusion._core.files import StrPath, expanded
 from ercfusion.batch.predictions import Predictions
 from ercfusion.batch.task import TaskSpec
+from ercfusion.records.missing import scored_holes
 from ercfusion.records.predictions import prediction_file, read_predictions
 from ercfusion.records.record import read_record, task_record
 
@@ -46,13 +47,25 @@ def stack_runs(
         regressor: See :func:`stack`.
 
     Raises:
-        RunError: a folder without a finished run, or runs that do not fit together.
+        RunError: a folder without a finished run, or runs that do not fit together: also runs that were scored with
+            other missing modalities.
 
     Example:
         >>> fused = stack_runs([["runs/text", "runs/audio"], ["runs/all"]])  # doctest: +SKIP
         >>> ercfusion.metrics.registry.scores(fused["test"])  # doctest: +SKIP
     """
+    _check_same_holes([expanded(run) for runs in stages for run in runs])
     return stack([[_read(expanded(run), task) for run in runs] for runs in stages], folds=folds, regressor=regressor)
+
+
+def _check_same_holes(folders: Sequence[Path]) -> None:
+    holes = {folder: scored_holes(read_record(folder)) for folder in folders}
+    for folder, words in holes.items():
+        if words != holes[folders[0]]:
+            raise RunError(
+                f"{folders[0]} was scored with {holes[folders[0]]}, and {folder} with {words}: with other missing "
+                "modalities, these are other data. Give runs with the same missing.dev, missing.eval and missing.seed."
+            )
 
 
 def _read(folder: Path, task: str | None) -> dict[str, Predictions]:

@@ -13,7 +13,7 @@ from ercfusion.metrics.registry import get_metric
 from ercfusion.metrics.statistics import seed_summary
 from ercfusion.models.base import BATCH_NOTE
 from ercfusion.records.intervals import known_interval, record_cautions
-from ercfusion.records.missing import missing_lines
+from ercfusion.records.missing import missing_lines, scored_holes
 from ercfusion.records.record import task_record, tasks_of
 from ercfusion.tables.robustness import robustness_line
 
@@ -165,7 +165,8 @@ def majority_note(record: Mapping[str, Any]) -> str:
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and sample standard deviation over runs of a multirun that differ only in their seed.
 
-    A row is named by the settings its runs do not share with all others.
+    A row is named by the settings its runs do not share with all others. A note says if they were scored with other
+    missing modalities.
     """
     typed = [record["command"]["overrides"] for record in records]
     shared = set(typed[0]).intersection(*typed[1:])
@@ -186,7 +187,9 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
             spread = f" +- {moments['std']:.4f}" if len(members) > 1 else ""
             cells.append(f"{moments['mean']:.4f}{spread}")
         rows.append([name, str(len(members)), metric, *cells])
-    return aligned(rows)
+    others = len({scored_holes(record) for record in records}) > 1
+    note = f"\n{MARK} runs were scored with other missing modalities, so on other data: robustness compares them"
+    return aligned(rows) + note * others
 
 
 def aligned(rows: list[list[str]]) -> str:
