@@ -72,15 +72,19 @@ def test_a_teacher_in_two_processes(tmp_path: Path) -> None:
     teacher = [*SETTINGS[:-3], "training.max_epochs=1", f"run={tmp_path / 'teacher'}"]
     assert main(teacher) == 0
     guided = ("objective.weights.guidance=0.5", "objective.weights.distillation=0.1")
-    views = ("recipe=self_distillation", "missing.train=pattern:text+audio")
-    for number, more in enumerate([views, (*guided, f"training.teacher={tmp_path / 'teacher'}")]):
+    views = ("recipe=self_distillation", "missing.train=pattern:text+audio", "objective.weights.supcon=0.3")
+    for number, more in enumerate(
+        [(*views, "objective.supcon.queue=16"), (*guided, f"training.teacher={tmp_path / 'teacher'}")]
+    ):
         settings = [*(part for part in SETTINGS if part != "objective=supcon"), *more, "training.metric=nll"]
         settings.append("training.max_epochs=2")
         two, one = tmp_path / f"two {number}", tmp_path / f"one {number}"
         distributed(*settings, "trainer=ddp", "trainer.accelerator=cpu", f"run={two}")
         train(one, *settings)
         for row, other in zip(history(two), history(one), strict=True):
-            for name in ("train/loss", "train/guidance", "train/distillation", "dev/nll"):
+            terms = [name for name in other if name.startswith("train/")]
+            assert {"train/guidance", "train/distillation"} <= set(terms)
+            for name in (*terms, "dev/nll"):
                 assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4), name
 
 
