@@ -44,6 +44,7 @@ from ercfusion.plots.pictures import draw_pictures, task_history
 from ercfusion.records.missing import hidden_store, missing_record
 from ercfusion.records.predictions import prediction_file, write_predictions
 from ercfusion.records.record import FORMAT, RECORD, read_record, task_record, write_record
+from ercfusion.records.robust_runs import exact_scores
 from ercfusion.tables.report import model_card, summary
 from ercfusion.tasks.heads import class_weights
 from ercfusion.tasks.objective import build_objective
@@ -370,11 +371,11 @@ def finish(
     best = best_row(history, metric)
     corpus, protocol = data.corpus, data.protocol
     own = scored.pop(task.name)
-    # Under a law the exact posterior sees the same holes.
-    reachable = {
-        split: corpus.reachable(protocol, split, None if store.holes is None else store.seen)
-        for split, store in stores.items()
-    }
+    # The exact posterior sees the run's modalities, with the same holes.
+    reachable = {}
+    for split, store in stores.items():
+        exact = exact_scores(data, split)
+        reachable[split] = {} if exact is None else dict(exact(store.seen))
     record: dict[str, Any] = {
         "format": FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from ercfusion.features.loading import load_data
 from ercfusion.metrics.registry import scores
 from ercfusion.records.missing import Scoring, hidden_store, missing_lines, unseen_text, unseen_utterances
 from ercfusion.records.record import read_record, rounded_scores
+from ercfusion.records.robust_runs import exact_scores
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.train import main
 
@@ -322,3 +323,18 @@ def test_names_of_files_are_safe_and_distinct(trained: Path) -> None:
     parts = ["-".join(Scoring.of(record, "test", law).file_parts) for law in typed]
     assert len(set(parts)) == len(parts)
     assert all(part.replace("-", "").replace("+", "").replace(".", "").isalnum() for part in parts)
+
+
+def test_the_exact_posterior_sees_the_modalities_of_the_run(tmp_path: Path) -> None:
+    train(tmp_path / "run", "data.protocol=missing", "data.modalities=[audio]", "training.max_epochs=1")
+    record = read_record(tmp_path / "run")
+    data = load_data(section_from("data", record["config"]["data"]))
+    best, complete = record["corpus"]["reachable"], data.corpus.reachable(data.protocol, "test")
+    for split in ("dev", "test"):
+        audio = data.corpus.ceilings(data.protocol, split)["audio"]
+        assert best[split] == pytest.approx(audio)
+    assert best["test"]["accuracy"] < complete["accuracy"]
+    # It knows nothing of a modality that a pack adds.
+    exact, seen = exact_scores(data, "test"), data.store("test").seen
+    assert exact is not None
+    assert exact({**seen, "gait": seen["audio"]}) == best["test"]
