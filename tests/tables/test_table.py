@@ -324,3 +324,14 @@ def test_a_row_whose_scores_depend_on_the_batch_says_so() -> None:
     assert batch_note(foreign).endswith("because it looks around")
     del foreign["batch_dependence"]
     assert batch_note(foreign) == ""
+
+
+def test_the_exact_posterior_is_that_of_the_most_modalities() -> None:
+    def made(modalities: int, best: float) -> dict:
+        one = record("concat", 0, 0.3)
+        one["features"] = [{**one["features"][0], "modality": f"m{number}"} for number in range(modalities)]
+        one["corpus"]["reachable"] = {"test": {"weighted_f1": best}}
+        return one
+
+    rows = {"plain": [made(1, 0.6)], "graph | window": [made(3, 0.9)], "not yet": [made(2, 0.8)]}
+    assert compute_table(preset(), rows).reachable == 0.9
