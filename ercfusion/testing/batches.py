@@ -180,6 +180,24 @@ def fill_absent(batch: ConversationBatch, content: float) -> ConversationBatch:
     return replace(batch, features=features, sequences=sequences)
 
 
+def spoil_absent(batch: ConversationBatch, contents: Sequence[float]) -> ConversationBatch:
+    """:func:`fill_absent` with several contents: utterance by utterance the next one."""
+    spoiled, turn = batch, torch.arange(batch.num_utterances, device=batch.device)
+    for number, content in enumerate(contents):
+        other = fill_absent(batch, content)
+        rows = turn % len(contents) == number
+        features = {
+            name: torch.where(rows[:, None], other.features[name], value) for name, value in spoiled.features.items()
+        }
+        sequences = {}
+        for name, stored in spoiled.sequences.items():
+            steps = torch.repeat_interleave(rows, stored.offsets.diff())
+            values = torch.where(steps[:, None], other.sequences[name].values, stored.values)
+            sequences[name] = replace(stored, values=values)
+        spoiled = replace(spoiled, features=features, sequences=sequences)
+    return spoiled
+
+
 def cast(batch: ConversationBatch, dtype: torch.dtype) -> ConversationBatch:
     """The batch with features of another floating-point type; targets keep theirs."""
     return replace(

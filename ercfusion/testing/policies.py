@@ -16,7 +16,7 @@ from ercfusion.batch.batch import ConversationBatch
 from ercfusion.config.missing_policies import POLICIES
 from ercfusion.tasks.recognizer import Recognizer
 from ercfusion.testing.assertions import assert_all_finite, assert_equal, assert_finite, outputs_of
-from ercfusion.testing.batches import WIDTHS, fill_absent
+from ercfusion.testing.batches import WIDTHS, fill_absent, spoil_absent
 from ercfusion.testing.case import Case, without_dropout
 from ercfusion.testing.missing import evidence
 
@@ -46,7 +46,7 @@ def policies(case: Case) -> None:
         when = f"with the policy {policy}"
         expected = evidence(case, recognizer, fill_absent(batch, 0.0))
         assert_all_finite(expected, when)
-        for name, value in evidence(case, recognizer, _spoiled(batch)).items():
+        for name, value in evidence(case, recognizer, spoil_absent(batch, CONTENTS)).items():
             assert_equal(value, expected[name], f"{name} {when} and NaN or infinity in absent modalities")
         nothing = batch.hide(torch.ones_like(batch.available))
         assert_all_finite(evidence(case, recognizer, nothing), f"{when} and without any modality")
@@ -63,25 +63,6 @@ def policies(case: Case) -> None:
 def _allowed(case: Case) -> Iterator[str]:
     can = case.build().architecture.capabilities
     return (policy for policy in POLICIES if can.skips or policy != "skip")
-
-
-def _spoiled(batch: ConversationBatch) -> ConversationBatch:
-    """NaN and both infinities stored in absent modalities, by turns."""
-    spoiled = batch
-    turn = torch.arange(batch.num_utterances)
-    for number, content in enumerate(CONTENTS):
-        other = fill_absent(batch, content)
-        rows = turn % len(CONTENTS) == number
-        features = {
-            name: torch.where(rows[:, None], other.features[name], value) for name, value in spoiled.features.items()
-        }
-        sequences = {}
-        for name, stored in spoiled.sequences.items():
-            steps = torch.repeat_interleave(rows, stored.offsets.diff())
-            values = torch.where(steps[:, None], other.sequences[name].values, stored.values)
-            sequences[name] = replace(stored, values=values)
-        spoiled = replace(spoiled, features=features, sequences=sequences)
-    return spoiled
 
 
 def _check_half_precision(case: Case, recognizer: Recognizer, batch: ConversationBatch, when: str) -> None:
