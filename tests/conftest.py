@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -50,6 +52,20 @@ def _shared_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     base = tmp_path_factory.getbasetemp()
     tables.FOLDER = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_look_at_the_surroundings() -> Iterator[None]:
+    """Each run asks git, and reads the descriptions of all installed packages: neither changes while tests run."""
+    from ercfusion.records import record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "revision", functools.cache(record.revision))
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        patch.setattr(
+            "lightning_fabric.utilities.registry.entry_points", functools.cache(importlib.metadata.entry_points)
+        )
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -407,7 +407,7 @@ def test_one_wording_for_the_score_of_the_exact_posterior() -> None:
 
 
 # Paired tests of a large table take half a minute each.
-LARGE_TABLES = ("meld", "mosi", "demo", "meld-curriculum")
+LARGE_TABLES = ("meld", "mosi", "demo", "demo-missing", "mosi-missing", "meld-curriculum")
 
 
 def _marks(slow: bool) -> list[pytest.MarkDecorator]:

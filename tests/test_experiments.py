@@ -79,6 +79,7 @@ def test_five_seeds_of_one_state_of_the_sources(records):
             assert record["environment"]["revision"]["dirty"] is False, f"{row}: run from changed sources"
 
 
+@pytest.mark.slow
 def test_every_row_has_its_optimism(records):
     found = {
         (record["task"]["name"], record["optimism"]["metric"]) for runs in records.values() for record in runs.values()

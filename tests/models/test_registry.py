@@ -72,6 +72,11 @@ OF_ENCODER = ("batch_invariance", "absent_content", "missing_aware", "context", 
 """Requirements of what an architecture reads: a head more or less, which is all that the task changes, is no matter."""
 
 
+POLICIES_IN_THE_DEFAULT_RUN = ("concat", "cogmen")
+"""Policies take a second per architecture. The default run has these two, ``mult`` (tests/models/test_mult.py), and for
+the other architectures that absent content reaches nothing and that ``skip`` skips (tests/models/test_skip.py)."""
+
+
 def _cases() -> list[Any]:
     cases = []
     for name in ARCHITECTURES:
@@ -83,7 +88,8 @@ def _cases() -> list[Any]:
                 if check == "compile" and other and name != "concat":
                     continue
                 slow = other and (check in OF_ENCODER or name not in ("concat", "cogmen"))
-                slow = slow or (check == "compile" and (name != "concat" or other)) or (check == "policies" and other)
+                slow = slow or (check == "compile" and (name != "concat" or other))
+                slow = slow or (check == "policies" and (name not in POLICIES_IN_THE_DEFAULT_RUN or other))
                 marks = _slow(slow)
                 cases.append(pytest.param(Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=marks))
     return cases + [
