@@ -93,8 +93,10 @@ def read_graph(sources: dict[str, str]) -> Graph:
 
     def walk(by: str, node: ast.AST, kind: str) -> None:
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                continue  # no expression imports anything, and most of a file are expressions
             inner = kind
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
                 inner = "function"
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 inner = "typing"

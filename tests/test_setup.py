@@ -32,6 +32,9 @@ def requirements(section: str, name: str) -> set[str]:
     return {NAMES.get(package, package.replace("-", "_")) for package in packages}
 
 
+INNER = ast.FunctionDef | ast.AsyncFunctionDef | ast.If | ast.Try
+
+
 def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
     """Top names of the modules that a file imports; ``at_top``: only outside functions and ``if TYPE_CHECKING``."""
     for node in ast.iter_child_nodes(tree):
@@ -39,7 +42,9 @@ def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module.partition(".")[0]
-        elif not at_top or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.If | ast.Try):
+        elif isinstance(node, ast.expr) or (at_top and isinstance(node, INNER)):
+            continue  # no expression imports anything, and most of a file are expressions
+        else:
             yield from imports(node, at_top=at_top)
 
 

@@ -274,7 +274,7 @@ VARIANTS: list[tuple[Any, dict[str, Any]]] = [
     ("regression", {"relations": "speaker_pair", "normalize": "relation", "aggregate": "sum", "bases": 2}),
     ("distribution", {"edges": "position", "projection": 0, "direction": "released", "activation": "none"}),
 ]
-SLOW = {"compile", "overfits", "policies"}
+SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
 @pytest.mark.parametrize(("task", "options"), VARIANTS)

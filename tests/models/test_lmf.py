@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "absent is zero": {"absent": "zero"},
     "causal": {"bidirectional": False, "absent": "learned"},
 }
-SLOW = {"compile", "overfits", "policies"}
+SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

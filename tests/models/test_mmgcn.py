@@ -104,7 +104,7 @@ VARIANTS: list[tuple[Any, dict[str, Any]]] = [
     ("regression", {"recurrent": "none", "speakers": "none", "layers": 1}),
     ("distribution", {"recurrent": "all", "layers": 0}),
 ]
-SLOW = {"compile", "overfits", "policies"}
+SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
 @pytest.mark.parametrize(("task", "options"), VARIANTS)

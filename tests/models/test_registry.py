@@ -77,6 +77,10 @@ POLICIES_IN_THE_DEFAULT_RUN = ("concat", "cogmen")
 the other architectures that absent content reaches nothing and that ``skip`` skips (tests/models/test_skip.py)."""
 
 
+SLOW_OF_VARIANTS = ("compile", "policies", "overfits", "hidden_steps")
+"""Requirements that take most of the time, and that the architecture itself meets in the default run."""
+
+
 def _cases() -> list[Any]:
     cases = []
     for name in ARCHITECTURES:
@@ -93,7 +97,7 @@ def _cases() -> list[Any]:
                 marks = _slow(slow)
                 cases.append(pytest.param(Variant(name), kind, check, id=f"{name}-{kind}-{check}", marks=marks))
     return cases + [
-        pytest.param(variant, FIRST, check, id=f"{name}-{check}", marks=_slow(check in ("compile", "policies")))
+        pytest.param(variant, FIRST, check, id=f"{name}-{check}", marks=_slow(check in SLOW_OF_VARIANTS))
         for name, variant in VARIANTS.items()
         for check in CHECKS
     ]

@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "causal": {"bidirectional": False, "absent": "learned"},
     "absent is zero": {"absent": "zero", "dropout_form": "element"},
 }
-SLOW = {"compile", "overfits", "policies"}
+SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

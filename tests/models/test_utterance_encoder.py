@@ -55,7 +55,7 @@ class UnrolledToOneLength(Unrolled):
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler: lengths that are read break its graph
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "compile" else []) for name in CHECKS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("compile", "policies") else []) for name in CHECKS]
 )
 def test_checks_on_sequences(name: str) -> None:
     # Bit for bit the context makes no difference where the longest sequence of the batch stays what it is: another
