@@ -197,6 +197,7 @@ def test_runs_of_another_model_than_the_row_are_named_by_their_own(places, capsy
     assert "\nconcat (compared with row graph), seed 1: " in out
 
 
+@pytest.mark.slow
 def test_the_name_of_a_table_is_not_hidden_by_a_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()

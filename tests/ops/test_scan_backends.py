@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import first
 from torch import Tensor
 
 from ercfusion.ops import Packing, native
@@ -143,7 +144,7 @@ def test_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["native", "torch", "reference"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", first(1, [True, False]))
 def test_opcheck(full: bool, backend: str) -> None:
     if backend == "native" and native.find_compiler() is None:
         pytest.skip("no C compiler")
@@ -158,8 +159,8 @@ def test_opcheck(full: bool, backend: str) -> None:
     torch.library.opcheck(torch.ops.ercfusion.selective_scan.default, arguments)
 
 
-@pytest.mark.parametrize("reverse", [False, "both"])
-@pytest.mark.parametrize("given", ["offsets", "packing", "padded"])
+@pytest.mark.parametrize("reverse", first(1, ["both", False]))
+@pytest.mark.parametrize("given", first(1, ["packing", "offsets", "padded"]))
 def test_compiles_without_break(given: str, reverse: Any) -> None:
     arguments = make((5, 5), width=8, states=3)
     offsets = arguments.pop("offsets")
@@ -273,6 +274,7 @@ def test_functions_at_the_edges(dtype: torch.dtype) -> None:
     assert unary(4, torch.tensor([float(torch.tensor(lowest, dtype=dtype).log2()) + 1], dtype=dtype)) == 2 * lowest
 
 
+@pytest.mark.slow
 @compiled
 def test_without_the_instructions_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built for any processor of its kind: other vectors, other ways to clamp and to fuse, nearly the same results."""
@@ -351,6 +353,7 @@ print(list(y), "torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @compiled
 def test_processes_that_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets a library that works, one file is left, and a damaged one is replaced."""

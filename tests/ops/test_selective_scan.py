@@ -134,6 +134,7 @@ def test_by_hand() -> None:
     torch.testing.assert_close(backward, torch.tensor([[11.0], [10.0]], dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_complex_states_are_conjugate_pairs() -> None:
     """A complex state gives what it and its conjugate would give together; gradients included."""
     lengths = (4, 2)
@@ -166,10 +167,14 @@ def test_complex_states_are_conjugate_pairs() -> None:
 
 # The fast forms
 
+COMBINATIONS = [c for n in range(5) for c in itertools.combinations(OPTIONAL, n)]
+# In the default run: none, each one, and all.
+OPTIONS = [pytest.param(c, marks=[] if len(c) in (0, 1, 4) else pytest.mark.slow) for c in COMBINATIONS]
+
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("reverse", [False, True, "both"])
-@pytest.mark.parametrize("optional", [c for n in range(5) for c in itertools.combinations(OPTIONAL, n)])
+@pytest.mark.parametrize("optional", OPTIONS)
 def test_combinations(optional: tuple[str, ...], reverse: Reverse, backend: str) -> None:
     need(backend)
     lengths = LENGTHS["mixed"]

@@ -19,6 +19,7 @@ POINTS: list[dict[str, Any]] = [
 DEFAULTS = {"lr": 1e-3, "kind": "a", "on": True, "layers": 1, "past": 5}
 
 
+@pytest.mark.slow
 def test_all_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
     for ending in ("png", "svg"):
         for folder in ("one", "two"):

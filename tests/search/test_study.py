@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import every
 
 from ercfusion._core.errors import RunError, TrainingError
 from ercfusion.config.compose import Composer
@@ -237,18 +238,24 @@ def test_a_study_that_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("statement", "message"),
-    [
-        ("UPDATE trial_user_attributes SET value_json='0.5' WHERE key='owner'", "trial 0, key 'owner'"),
-        ("UPDATE trial_user_attributes SET value_json='[1, \"a\"]' WHERE key='owner'", "owner is not a place"),
-        ("UPDATE trial_user_attributes SET value_json='[' WHERE key='owner'", "JSONDecodeError"),
-        ("DELETE FROM study_user_attributes WHERE key='trials'", "the study has no 'trials'"),
-        ("UPDATE study_user_attributes SET value_json='-3' WHERE key='trials'", "the study, key 'trials': found -3"),
-        ("UPDATE trials SET number=7", "trial 7 is in position 0"),
-        ("UPDATE trial_values SET value=NULL", "complete without a score|is damaged"),
-        ("UPDATE trial_values SET value_type='{}'", "is damaged"),
-        ("UPDATE trial_params SET param_name='x.other' WHERE param_name='x.lr'", "a setting 'x.other'"),
-        ("UPDATE trials SET state='ODD'", "is damaged"),
-    ],
+    every(
+        3,
+        [
+            ("UPDATE trial_user_attributes SET value_json='0.5' WHERE key='owner'", "trial 0, key 'owner'"),
+            ("UPDATE trial_user_attributes SET value_json='[1, \"a\"]' WHERE key='owner'", "owner is not a place"),
+            ("UPDATE trial_user_attributes SET value_json='[' WHERE key='owner'", "JSONDecodeError"),
+            ("DELETE FROM study_user_attributes WHERE key='trials'", "the study has no 'trials'"),
+            (
+                "UPDATE study_user_attributes SET value_json='-3' WHERE key='trials'",
+                "the study, key 'trials': found -3",
+            ),
+            ("UPDATE trials SET number=7", "trial 7 is in position 0"),
+            ("UPDATE trial_values SET value=NULL", "complete without a score|is damaged"),
+            ("UPDATE trial_values SET value_type='{}'", "is damaged"),
+            ("UPDATE trial_params SET param_name='x.other' WHERE param_name='x.lr'", "a setting 'x.other'"),
+            ("UPDATE trials SET state='ODD'", "is damaged"),
+        ],
+    ),
 )
 def test_a_damaged_study_is_refused(tmp_path: Path, statement: str, message: str) -> None:
     import sqlite3

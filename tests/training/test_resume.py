@@ -171,6 +171,7 @@ def test_the_seconds_of_a_resumed_run_include_the_epochs_before(
     assert 600 < record["cost"]["seconds_per_epoch"] < 1000
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_the_slow_imports(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom ercfusion.cli import run_command\nfrom ercfusion.train import main\n"
