@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from quick import first
 
 from ercfusion._core import pool
 from ercfusion._core.errors import RunError
@@ -137,7 +136,7 @@ def sleep_long(folder: str) -> None:
     time.sleep(120)
 
 
-@pytest.mark.parametrize("ending", first(1, [signal.SIGKILL, signal.SIGINT]))
+@pytest.mark.parametrize("ending", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_processes_end_with_their_parent(tmp_path, ending):
     from runs import environment
 
