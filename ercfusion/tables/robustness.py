@@ -112,11 +112,14 @@ def conditions_of(texts: Sequence[str], modalities: Sequence[str]) -> tuple[Cond
     A curve is a law with at least two rates. The mean is over the patterns in which a modality is missing.
 
     Args:
-        texts: Canonical texts of laws.
+        texts: Canonical texts of laws, in any order.
         modalities: Of the runs.
     """
-    laws = {text: parse(text) for text in texts}
-    patterns = {text: law for text, law in laws.items() if isinstance(law, Pattern)}
+    laws = {text: parse(text) for text in sorted(texts)}
+    found = [(text, law) for text, law in laws.items() if isinstance(law, Pattern)]
+    places = {name: place for place, name in enumerate(modalities)}
+    found.sort(key=lambda item: (len(item[1].kept), [places[name] for name in item[1].left(modalities)]))
+    patterns = dict(found)
     result = [Condition(text, "+".join(law.kept), (text,)) for text, law in patterns.items()]
     incomplete = [text for text, law in patterns.items() if len(law.left(modalities)) < len(modalities)]
     if len(incomplete) > 1:
@@ -161,7 +164,8 @@ def common_laws(groups: Sequence[Group]) -> tuple[list[str], int]:
                 f"{named_run(record)} has no scores with missing modalities. Give its folder, or repeat the run."
             )
     check_same_holes(records)
-    common = [law for law in first["robustness"]["laws"] if all(law in one["robustness"]["laws"] for one in records)]
+    shared = set(first["robustness"]["laws"]).intersection(*(one["robustness"]["laws"] for one in records))
+    common = sorted(shared)  # files sort their keys, records in memory do not
     if not common:
         raise RunError("the runs were scored under different laws. Score them under the same: laws=standard")
     return common, int(first["robustness"]["seed"])

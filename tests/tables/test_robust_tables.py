@@ -27,6 +27,13 @@ def group(name: str, skill: float, seeds: int = 3, model: str = "concat", **chan
     return Group(name, tuple(robust_record(model, seed, skill, **changes) for seed in range(seeds)))
 
 
+def backwards(value):
+    """The same record with keys in the opposite order; files keep the order of conversations."""
+    if isinstance(value, dict):
+        return {key: value[key] if key == "splits" else backwards(value[key]) for key in reversed(value)}
+    return [backwards(one) for one in value] if isinstance(value, list) else value
+
+
 @pytest.fixture(scope="module")
 def table():
     return compute_robustness([group("better", 0.9, model="cogmen"), group("plain", 0.4)])
@@ -36,9 +43,10 @@ def test_conditions_are_patterns_their_mean_and_curves_with_areas():
     texts = ["rate:0.5", "pattern:text", "rmm:0.5", "rate:0", "pattern:text+audio", "pattern:audio", "rmfm", "rate:0.1"]
     conditions = {one.name: one for one in conditions_of(texts, ["text", "audio"])}
     assert list(conditions) == [
-        *("pattern:text", "pattern:text+audio", "pattern:audio", MEAN, "rmfm", "rate:0", "rate:0.1", "rate:0.5"),
+        *("pattern:text", "pattern:audio", "pattern:text+audio", MEAN, "rmfm", "rate:0", "rate:0.1", "rate:0.5"),
         *("AUILC rate", "rmm:0.5"),
     ]
+    assert conditions == {one.name: one for one in conditions_of(texts[::-1], ["text", "audio"])}
     assert conditions[MEAN].laws == ("pattern:text", "pattern:audio")
     area = conditions["AUILC rate"]
     assert area.is_area
@@ -46,7 +54,7 @@ def test_conditions_are_patterns_their_mean_and_curves_with_areas():
     np.testing.assert_allclose(area.weights, [0.1, 0.5, 0.4])
     # With a third modality the pattern of two is incomplete too.
     three = {one.name: one for one in conditions_of(texts, ["text", "audio", "visual"])}
-    assert three[MEAN].laws == ("pattern:text", "pattern:text+audio", "pattern:audio")
+    assert three[MEAN].laws == ("pattern:text", "pattern:audio", "pattern:text+audio")
 
 
 def test_scores_areas_and_means(table):
@@ -184,6 +192,9 @@ def test_a_table_of_a_preset_has_all_parts(tmp_path):
     html = as_page(table)
     assert html.count("<svg") == 3
     assert "weighted F1 with missing modalities" in html
+    # In files keys are sorted, in memory they are not.
+    again = compute_table(preset, {name: [backwards(one) for one in own] for name, own in records.items()})
+    assert [render(again) for render in (as_markdown, table_csv, as_page)] == [page, table_csv(table), html]
     # Without the key the records change nothing.
     assert compute_table(replace(preset, robustness=False), records).robustness is None
 
