@@ -20,6 +20,7 @@ from runs import CORPUS, restored
 from docs.computed import COMPUTED, Part
 from docs.computed.tables import table
 from ercfusion.config.architectures import ARCHITECTURES
+from ercfusion.tables.robustness import RobustTable
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -444,6 +445,13 @@ def mean(preset: str, row: str, metric: str | None = None) -> float:
     return next(float(line.test[metric or found.metric].mean) for line in found.lines if line.row.name == row)
 
 
+def robust(preset: str) -> RobustTable:
+    """The comparison with missing modalities of a table."""
+    compared = table(preset).robustness
+    assert compared is not None
+    return compared
+
+
 SPEAKERS = ("dialoguernn", "dialoguegcn", "cogmen")
 CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
     "No model with context is shown to be better than `concat`, which has none;": (
@@ -515,6 +523,17 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         "tasks.md",
         lambda: (
             shown_pairs("meld-emotion") == {("cogmen, with sentiment", "cogmen")} and not shown_pairs("meld-sentiment")
+        ),
+    ),
+    "No gain from holes in training is shown here": (
+        "missing.md",
+        lambda: (
+            not any(
+                pair.shown and pair.difference > 0
+                for pairs in (robust("mosi-missing").areas, robust("mosi-missing").under_laws)
+                for group in pairs.values()
+                for pair in group
+            )
         ),
     ),
     "No model with context is shown to be better than `concat`.": (

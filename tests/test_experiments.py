@@ -39,7 +39,7 @@ def test_presets_are_found_from_a_checkout():
 
 STUDIES = {
     *("meld-curriculum", "meld-emotion", "meld-sentiment", "mosi-fusion", "mosi-fusion-score", "mosi-losses"),
-    *("demo-missing", "demo-multilabel", "demo-vad", "emodb-guided", "friends-votes", "mosi-guided"),
+    *("demo-missing", "demo-multilabel", "demo-vad", "emodb-guided", "friends-votes", "mosi-guided", "mosi-missing"),
 }
 """Tables that answer one question with some architectures, and need not grow with the zoo."""
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from docs.computed.registry import register
-from docs.computed.tables import table
+from docs.computed.tables import table, verdict
 from ercfusion.tables.robustness import RobustTable
 
 PAGE = "docs/missing.md"
@@ -134,7 +134,7 @@ def robust_sentences(preset: str, conditions: Sequence[str] = (HALF, AREA)) -> l
             label = f"{first} minus {second}" if same else f"{pair.names[0]} minus {pair.names[1]}"
             groups.setdefault(label, []).append((one, pair))
         for label, group in groups.items():
-            text = f"- {TITLES[name]}, {label}: {_verdict(robust.metric, group)}."
+            text = f"- {TITLES[name]}, {label}: {verdict(robust.metric, group)}."
             lines += textwrap.wrap(text, 120, subsequent_indent="  ")
     return lines
 
@@ -143,24 +143,8 @@ def guided_sentences(preset: str) -> list[str]:
     """Results of the paired tests of guided students, as sentences."""
     computed = table(preset)
     pairs = [(pair.names[1], pair) for pair in computed.comparisons]
-    text = f"- Guided minus not guided: {_verdict(computed.metric, pairs)}."
+    text = f"- Guided minus not guided: {verdict(computed.metric, pairs)}."
     return textwrap.wrap(text, 120, subsequent_indent="  ")
-
-
-def _verdict(metric: str, pairs: Sequence[tuple[str, Any]]) -> str:
-    """Smallest and largest difference of named pairs, and which of them are shown."""
-    from ercfusion.metrics.registry import get_metric
-    from ercfusion.tables.cells import number
-
-    better = "higher is better" if get_metric(metric).higher_is_better else "lower is better"
-    ends = [pick(pairs, key=lambda item: item[1].difference) for pick in (min, max)]
-    sizes = [number(metric, pair.difference, sign=True) for _, pair in ends]
-    if len(pairs) == 1:
-        verdict = ("shown" if pairs[0][1].shown else "not shown") + ("" if pairs[0][1].certain else " (not certain)")
-        return f"{sizes[0]}, {better}; {verdict}"
-    span = " to ".join(f"{size} (`{name}`)" for size, (name, _) in zip(sizes, ends, strict=True))
-    shown = ", ".join(f"`{name}`" + ("" if pair.certain else " (not certain)") for name, pair in pairs if pair.shown)
-    return f"{span}, {better}; " + (f"shown for {shown}" if shown else "none is shown")
 
 
 def _robust(preset: str) -> RobustTable:
@@ -181,5 +165,7 @@ register("missing policies", PAGE, missing_policies)
 register("demo missing", PAGE, demo_missing)
 register("robust scores demo-missing", PAGE, partial(robust_scores, "demo-missing"), "demo-missing")
 register("robust sentences demo-missing", PAGE, partial(robust_sentences, "demo-missing"), "demo-missing")
+register("robust scores mosi-missing", PAGE, partial(robust_scores, "mosi-missing", (AREA,)), "mosi-missing")
+register("robust sentences mosi-missing", PAGE, partial(robust_sentences, "mosi-missing", (AREA,)), "mosi-missing")
 for _preset in ("mosi-guided", "emodb-guided"):
     register(f"guided sentences {_preset}", PAGE, partial(guided_sentences, _preset), _preset)

@@ -7,9 +7,7 @@ import textwrap
 from functools import partial
 
 from docs.computed.registry import register
-from docs.computed.tables import table
-
-SUBSETS = ("text", "audio", "visual", "text + audio", "text + visual", "audio + visual", "all three")
+from docs.computed.tables import table, verdict
 
 
 def result_scores(preset: str, *, complete: bool = True) -> list[str]:
@@ -64,8 +62,8 @@ def result_verdicts(preset: str) -> list[str]:
     from ercfusion.tables.verdicts import verdict_lines
 
     lines: list[str] = []
-    for verdict in verdict_lines(table(preset)):
-        line = re.sub(r" \(([\d.]+, )?(not certain)\)", r" (\2)", re.sub(r" \([\d.]+\)", "", verdict))
+    for sentence in verdict_lines(table(preset)):
+        line = re.sub(r" \(([\d.]+, )?(not certain)\)", r" (\2)", re.sub(r" \([\d.]+\)", "", sentence))
         lines += textwrap.wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "") or [""]
     return lines
 
@@ -85,33 +83,15 @@ def result_shares(preset: str) -> list[str]:
 
 def result_pair_sentences(preset: str) -> list[str]:
     """Results of the planned comparisons of modalities as sentences."""
-    from ercfusion.tables.cells import number
-
     computed = table(preset)
-    better = "higher" if computed.metric == "accuracy" else "lower"
     lines: list[str] = []
     for words, part in (
         ("All three modalities minus text", [pair for pair in computed.comparisons if ", text" in pair.names[1]]),
         ("All three modalities, minus `concat`", [pair for pair in computed.comparisons if pair.names[1] == "concat"]),
     ):
-        ends = [f(part, key=lambda pair: pair.difference) for f in (min, max)]
-        least, most = (f"{number(computed.metric, e.difference, sign=True)} (`{e.names[0]}`)" for e in ends)
-        shown = [f"`{e.names[0]}`" + ("" if e.certain else " (not certain)") for e in part if e.shown]
-        verdict = f"shown for {', '.join(shown)}" if shown else "none is shown"
-        lines += textwrap.wrap(
-            f"- {words}: {least} to {most}, {better} is better; {verdict}.", 120, subsequent_indent="  "
-        )
+        text = verdict(computed.metric, [(pair.names[0], pair) for pair in part])
+        lines += textwrap.wrap(f"- {words}: {text}.", 120, subsequent_indent="  ")
     return lines
-
-
-def result_subsets(preset: str, metric: str) -> list[str]:
-    """One row per model, one column per subset of the modalities, from the rows `MODEL` and `MODEL, SUBSET`."""
-    from ercfusion.tables.cells import markdown_table, metric_name, spread
-
-    scores = {line.row.name: spread(metric, line.test[metric]) for line in table(preset).lines}
-    models = [name for name in scores if f"{name}, text" in scores]
-    rows = [[model, *(scores.get(f"{model}, {subset}", scores[model]) for subset in SUBSETS)] for model in models]
-    return markdown_table([[metric_name(metric), *SUBSETS], *rows]).splitlines()
 
 
 for _preset in ("meld", "mosi", "demo"):
@@ -120,8 +100,5 @@ for _preset in ("meld", "mosi", "demo"):
     register(f"notes {_preset}", "docs/results.md", partial(result_notes, _preset), _preset)
 register("shares meld", "docs/results.md", partial(result_shares, "meld"), "meld")
 register("main scores", "README.md", partial(result_scores, "meld", complete=False), "meld")
-register(
-    "subsets mosi-fusion accuracy", "docs/missing.md", partial(result_subsets, "mosi-fusion", "accuracy"), "mosi-fusion"
-)
 for _preset in ("mosi-fusion", "mosi-fusion-score"):
     register(f"pair sentences {_preset}", "docs/missing.md", partial(result_pair_sentences, _preset), _preset)

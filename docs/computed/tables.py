@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -15,6 +15,7 @@ from filelock import FileLock
 import ercfusion
 from docs.computed.registry import ROOT
 from ercfusion._core.files import atomic_write, user_cache
+from ercfusion.metrics.comparison import Comparison
 from ercfusion.tables.preset import read_preset
 from ercfusion.tables.table import Table, compute_tables
 from ercfusion.training.tables import read_table_records, wanted_records
@@ -76,3 +77,31 @@ def _state(name: str) -> str:
     for path in files:
         digest.update(str(path).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def verdict(metric: str, pairs: Sequence[tuple[str, Comparison]]) -> str:
+    """Smallest and largest difference of named pairs, and which of them are shown.
+
+    The shown ones have their sizes if the smallest and the largest difference have different signs.
+    """
+    from ercfusion.metrics.registry import get_metric
+    from ercfusion.tables.cells import number
+
+    def size(pair: Comparison) -> str:
+        return number(metric, pair.difference, sign=True)
+
+    better = "higher is better" if get_metric(metric).higher_is_better else "lower is better"
+    low, high = (pick(pairs, key=lambda item: item[1].difference) for pick in (min, max))
+    if len(pairs) == 1:
+        one = low[1]
+        shown = ("shown" if one.shown else "not shown") + ("" if one.certain else " (not certain)")
+        return f"{size(one)}, {better}; {shown}"
+    mixed = low[1].difference < 0 < high[1].difference
+    notes = [
+        (name, [*([size(pair)] if mixed else []), *([] if pair.certain else ["not certain"])])
+        for name, pair in pairs
+        if pair.shown
+    ]
+    names = ", ".join(f"`{name}`" + (f" ({', '.join(words)})" if words else "") for name, words in notes)
+    span = " to ".join(f"{size(pair)} (`{name}`)" for name, pair in (low, high))
+    return f"{span}, {better}; " + (f"shown for {names}" if names else "none is shown")

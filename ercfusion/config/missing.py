@@ -86,7 +86,7 @@ def grid_texts(grid: str | Sequence[str], place: str) -> list[str]:
     if isinstance(grid, str):
         return [str(parse(grid, place, [STANDARD]))]
     if STANDARD in grid and len(grid) > 1:
-        raise ConfigError(f"{place}: {STANDARD} is not one law among others. Give it alone, or list the laws.")
+        raise ConfigError(f"{place}: {STANDARD} is not one law among others. Give only it, or list the laws.")
     return [str(parse(text, place, [STANDARD] * (len(grid) == 1))) for text in grid]
 
 

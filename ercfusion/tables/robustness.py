@@ -116,10 +116,10 @@ def conditions_of(texts: Sequence[str], modalities: Sequence[str]) -> tuple[Cond
         modalities: Of the runs.
     """
     laws = {text: parse(text) for text in sorted(texts)}
-    found = [(text, law) for text, law in laws.items() if isinstance(law, Pattern)]
+    by_text = [(text, law) for text, law in laws.items() if isinstance(law, Pattern)]
     places = {name: place for place, name in enumerate(modalities)}
-    found.sort(key=lambda item: (len(item[1].kept), [places[name] for name in item[1].left(modalities)]))
-    patterns = dict(found)
+    by_text.sort(key=lambda item: (len(item[1].kept), [places[name] for name in item[1].left(modalities)]))
+    patterns = dict(by_text)
     result = [Condition(text, "+".join(law.kept), (text,)) for text, law in patterns.items()]
     incomplete = [text for text, law in patterns.items() if len(law.left(modalities)) < len(modalities)]
     if len(incomplete) > 1:

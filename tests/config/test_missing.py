@@ -93,7 +93,7 @@ def test_the_configuration_has_canonical_texts(composer: Composer) -> None:
         ("missing.grid=[rate:0.1,rat]", "missing.grid 'rat': no law has the name 'rat'"),
         ("missing.grid=[]", "missing.grid is an empty list. Give laws, or standard."),
         ("missing.grid=standrad", "missing.grid 'standrad': no law has the name 'standrad'. Did you mean 'standard'?"),
-        ("missing.grid=[standard,rmm:0]", "missing.grid: standard is not one law among others. Give it alone"),
+        ("missing.grid=[standard,rmm:0]", "missing.grid: standard is not one law among others. Give only it"),
         ("missing.seed=-1", "missing.seed must be from 0"),
         ("missing.policy=nothing", "missing.policy must be one of zero, mean, learned, skip; found 'nothing'"),
         ("missing.rate=0.5", "there is no setting 'missing.rate'. "),
