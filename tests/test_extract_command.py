@@ -101,6 +101,12 @@ def test_settings_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "holds a pack with feature_set IS09, not eGeMAPSv02" in err
 
 
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings that no test changes."""
+    return write_twin("emodb", tmp_path_factory.mktemp("raw") / "emodb")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,10 +130,7 @@ def test_settings_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["import=nothing.pkl", "layout=mmsa", "workers=2"], "workers= does not go with import=FILE"),
     ],
 )
-def test_mistakes_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    raw = write_twin("emodb", tmp_path / "emodb")
+def test_mistakes_are_named(raw: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     given = [*arguments, f"data.raw={raw}"] if "data=emodb" in arguments else arguments
     status, out, err = run(capsys, *given)
     assert (status, out) == (2, [])

@@ -1,5 +1,7 @@
 import csv
+import shutil
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,15 @@ from ercfusion.features.loading import load_data
 from ercfusion.testing.twins.custom import write_custom
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_custom(tmp_path_factory.mktemp("custom") / "mine")
+
+
 @pytest.fixture
-def twin(tmp_path):
-    return write_custom(tmp_path / "mine")
+def twin(written, tmp_path):
+    """A copy, which a test may change."""
+    return Path(shutil.copytree(written, tmp_path / "mine"))
 
 
 def table(folder, *lines):
