@@ -221,7 +221,7 @@ def environment_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_records(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Read the records of run folders, of their parents, and of archives.
+    """Read the records of run folders, of their parents, of archives, and of files ``record.json``.
 
     Raises:
         RunError: there is none, a run is not finished, or it has no test scores.
@@ -234,6 +234,8 @@ def read_places(paths: Iterable[str | Path]) -> list[tuple[Path | None, dict[str
     places: list[tuple[Path | None, dict[str, Any]]] = []
     for name in paths:
         path = expanded(name)
+        if path.is_file() and path.name == "record.json":
+            path = path.parent
         if path.is_file():
             places += [(None, record) for record in read_archive(path)]
         elif not path.exists():
@@ -241,9 +243,11 @@ def read_places(paths: Iterable[str | Path]) -> list[tuple[Path | None, dict[str
         elif path.is_dir() and not (path / "config.json").is_file():
             inside = sorted(file.parent for file in path.glob("**/record.json"))
             if not inside:
-                raise RunError(
-                    f"{path}: no finished run (no record.json in or below it). Give the folder of a run or an archive."
+                archives = sorted(path.glob("*.json"))
+                advice = (
+                    f"Give its files, such as {archives[0]}" if archives else "Give the folder of a run or an archive"
                 )
+                raise RunError(f"{path}: no finished run (no record.json in or below it). {advice}.")
             places += [(folder, read_record(folder)) for folder in inside]
         else:
             places.append((path, read_record(path)))

@@ -46,8 +46,11 @@ def conflict_text(report: Mapping[str, Any]) -> str:
 def _percent(share: Mapping[str, Any], sign: bool = False) -> str:
     if share["value"] is None:
         return "-"
-    form = "+.1f" if sign else ".1f"
-    text = format(100 * share["value"], form)
+    text = _points(share["value"], sign)
     if share["interval"] is None:
         return text
-    return f"{text} [{', '.join(format(100 * end, form) for end in share['interval'])}]"
+    return f"{text} [{', '.join(_points(end, sign) for end in share['interval'])}]"
+
+
+def _points(value: float, sign: bool) -> str:
+    return format(round(100 * value, 1) + 0.0, "+.1f" if sign else ".1f")  # + 0.0: no minus before a zero

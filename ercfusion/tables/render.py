@@ -122,7 +122,7 @@ def _label_cell(pair: Comparison) -> str:
     if not math.isnan(pair.low + pair.high):
         text += f" ({100 * pair.low:.1f} to {100 * pair.high:.1f})"
     text += f", p {probability(pair.p_holm)}"
-    return f"**{text}**" if pair.shown else text
+    return f"**{text}**" if pair.shown and pair.certain else text
 
 
 def _points(difference: float) -> str:

@@ -182,6 +182,8 @@ def test_text_and_names() -> None:
     # The gap does not depend on an order, except for its sign.
     fused, *experts = voters(EMOTION, "text", "audio")
     assert conflict_report([fused, *experts[::-1]], resamples=20)["pairs"][0]["gap"]["value"] == -gap["value"]
+    gap.update(value=-0.0001, interval=(-0.0004, 0.1))
+    assert "+0.0 [+0.0, +10.0]" in conflict_text(report)
 
 
 def test_holes_are_named() -> None:

@@ -218,8 +218,11 @@ def test_reading_from_folders_archives_and_runs(tmp_path):
         (folder / "record.json").write_text(json.dumps(record(seed=seed)))
         (folder / "config.json").write_text("{}")
     archive = write_archive(tmp_path / "kept.json", [record(seed=4), record(seed=3)])
-    found = read_records([tmp_path / "runs", archive, tmp_path / "runs" / "seed=0"])
-    assert [entry["seed"] for entry in found] == [0, 1, 3, 4, 0]
+    first = tmp_path / "runs" / "seed=0"
+    found = read_records([tmp_path / "runs", archive, first, first / "record.json"])
+    assert [entry["seed"] for entry in found] == [0, 1, 3, 4, 0, 0]
+    with pytest.raises(RunError, match=r"no finished run .*\. Give its files, such as .*kept\.json"):
+        read_records([write_archive(tmp_path / "archives" / "kept.json", [record(seed=4)]).parent])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no finished run"):
         read_records([tmp_path / "empty"])

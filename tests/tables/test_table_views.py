@@ -145,7 +145,7 @@ def test_cells_and_note_by_label(tables: list[Table]) -> None:
     assert head[0] == "pair"
     assert re.fullmatch(r"neutral \(\d+\)", head[1])
     assert better[0] == "better minus plain"
-    shown = [pairs[0].shown for pairs in tables[0].by_label.values()]
+    shown = [pairs[0].shown and pairs[0].certain for pairs in tables[0].by_label.values()]
     assert any(shown)
     assert [cell.startswith("**+") for cell in better[1:]] == shown
     assert all(re.match(r"\+0\.0[ ,]", cell) and cell.endswith("p 1.000") for cell in equal[1:])
@@ -155,6 +155,10 @@ def test_cells_and_note_by_label(tables: list[Table]) -> None:
     assert note.count("(better minus plain)") == certain
     without = replace(tables[0], by_label={})
     assert label_cells(without) == []
+    doubtful = {
+        label: tuple(replace(pair, certain=False) for pair in pairs) for label, pairs in tables[0].by_label.items()
+    }
+    assert "**" not in str(label_cells(replace(tables[0], by_label=doubtful)))
     nothing = {"joy": (tables[0].by_label["joy"][1],)}
     assert label_note(replace(tables[0], by_label=nothing)).endswith("Shown (bold): none.")
 
