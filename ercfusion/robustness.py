@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ercfusion._core.files import atomic_write, expanded
 from ercfusion._core.registry import require_trusted
 from ercfusion.cli import run_command
 from ercfusion.config.hints import command, naming
-from ercfusion.config.missing import STANDARD, grid_laws
+from ercfusion.config.missing import grid_laws
 from ercfusion.config.settings import section_from
 from ercfusion.evaluate import with_paths
 from ercfusion.grammar import Command, Flag, Key, Positional, Typed
@@ -122,10 +123,9 @@ def scored_records(typed: Typed) -> list[dict[str, Any]]:
 
     places = read_places(typed.positional)
     _check_first(typed, [record for _, record in places])
-    asked = typed.keys.get("laws")
     known = [(record, recorded_laws(record)) if folder is None else stored(folder, record) for folder, record in places]
     records = [record for record, _ in known]
-    laws = asked_laws(STANDARD if asked == [STANDARD] else asked, records, [earlier for _, earlier in known])
+    laws = asked_laws(typed.keys.get("laws"), records, [earlier for _, earlier in known])
     lacking = [place for place, record in enumerate(records) if not has_laws(record, laws)]
     for place in lacking:
         if places[place][0] is None:
@@ -169,10 +169,16 @@ def _check_first(typed: Typed, records: Sequence[Mapping[str, Any]]) -> None:
             )
     if "out" in typed.keys:
         folder = expanded(typed.keys["out"])
+        created: list[Path] = []
         try:
+            created += [one for one in (folder, *folder.parents) if not one.exists()]
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"out={folder} cannot be a folder: {error.strerror}. Give another one.") from error
+        finally:
+            for one in created:  # only a check: scoring may fail
+                with suppress(OSError):
+                    one.rmdir()
 
 
 class _Scorer:

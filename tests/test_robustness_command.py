@@ -53,7 +53,7 @@ def test_what_is_refused(archives: list[str], tmp_path: Path, capsys) -> None:
     assert "laws 'rate:2': rate" in refused(robustness.main, [archives[0], "laws=rate:2"], capsys)
     for laws in ("laws=", "laws=[]"):
         message = refused(robustness.main, [archives[0], laws], capsys)
-        assert message.startswith("error: laws is an empty list. Give laws, or standard.")
+        assert message.startswith("error: laws is empty. Give laws, or standard.\n")
     message = refused(robustness.main, [archives[0], "laws=standrad"], capsys)
     assert "no law has the name 'standrad'. Did you mean 'standard'?" in message
     message = refused(robustness.main, [*archives, "against=mult"], capsys)
@@ -261,6 +261,17 @@ def test_all_is_checked_before_a_run_is_scored(run: Path, tmp_path: Path, capsys
     message = refused(robustness.main, [plain, laws, f"out={run / 'record.json'}"], capsys)
     assert message.endswith("record.json cannot be a folder: File exists. Give another one.\n")
     assert not calls
+
+
+@pytest.mark.parametrize("out", ["new/inner", "kept", "kept/inner"])
+def test_no_folder_is_left_if_scoring_fails(out: str, run: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "kept").mkdir()
+    stopping(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        robustness.main([str(tmp_path / "run"), "laws=rmm:0.5", f"out={tmp_path / out}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "run"]
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_other_files_of_the_corpus_are_refused(run: Path, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,7 @@ RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Rates of the standard grid."""
 
 _LAWS = ("train", "dev", "eval")
+_GRID = "missing.grid"
 
 
 def training_law(missing: Missing) -> Law:
@@ -45,11 +46,11 @@ def laws_text(laws: Mapping[str, str], seed: int) -> str:
     return f"{', '.join(f'{use} {text}' for use, text in laws.items())}; seed of the masks {seed}"
 
 
-def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place: str = "missing.grid") -> list[Law]:
+def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place: str = _GRID) -> list[Law]:
     """The laws of a grid, such as ``missing.grid``, each once, in order; empty for None.
 
     Args:
-        grid: ``standard``, a law, or a list of laws.
+        grid: ``standard``, also as the only item of a list, a law, or a list of laws.
         modalities: Of the run. The standard grid has their 2^M - 1 patterns, the complete one last, then the rates.
         place: Beginning of messages.
 
@@ -58,7 +59,8 @@ def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place
     """
     if grid is None:
         return []
-    if grid == STANDARD:
+    texts = grid_texts(grid, place)
+    if texts == STANDARD:
         if len(modalities) > LARGEST:
             raise ConfigError(
                 f"{place}={STANDARD}: it has all patterns of at most {LARGEST} modalities, here "
@@ -67,27 +69,27 @@ def grid_laws(grid: str | Sequence[str] | None, modalities: Sequence[str], place
         sizes = range(1, len(modalities) + 1)
         patterns = (kept for size in sizes for kept in itertools.combinations(modalities, size))
         texts = [f"pattern:{'+'.join(kept)}" for kept in patterns] + [f"rate:{rate:g}" for rate in RATES]
-    else:
-        texts = grid_texts(grid, place)
     laws = {str(law): law for law in (parse(text, place) for text in texts)}
     for law in laws.values():
         law.check(modalities, place)
     return list(laws.values())
 
 
-def grid_texts(grid: str | Sequence[str], place: str) -> list[str]:
-    """The canonical texts of the laws of a grid that is not ``standard``.
+def grid_texts(grid: str | Sequence[str], place: str) -> str | list[str]:
+    """``standard``, or the canonical texts of the laws of another grid.
 
     Raises:
         ConfigError: It is empty, or a text is not a law; the message begins with ``place``.
     """
     if not grid:
-        raise ConfigError(f"{place} is an empty list. Give laws, or {STANDARD}.")
-    if isinstance(grid, str):
-        return [str(parse(grid, place, [STANDARD]))]
-    if STANDARD in grid and len(grid) > 1:
+        no_grid = ", or null" if place == _GRID else ""
+        raise ConfigError(f"{place} is empty. Give laws, or {STANDARD}{no_grid}.")
+    texts = [grid] if isinstance(grid, str) else list(grid)
+    if texts == [STANDARD]:
+        return STANDARD
+    if STANDARD in texts:
         raise ConfigError(f"{place}: {STANDARD} is not one law among others. Give only it, or list the laws.")
-    return [str(parse(text, place, [STANDARD] * (len(grid) == 1))) for text in grid]
+    return [str(parse(text, place, [STANDARD] * (len(texts) == 1))) for text in texts]
 
 
 def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +103,8 @@ def canonical_laws(section: Mapping[str, Any]) -> dict[str, Any]:
         if section.get(name) is not None:
             changed[name] = str(parse(section[name], f"missing.{name}"))
     grid = section.get("grid")
-    if grid is not None and grid != STANDARD:
-        changed["grid"] = grid_texts(grid, "missing.grid")
+    if grid is not None:
+        changed["grid"] = grid_texts(grid, _GRID)
     return changed
 
 

@@ -54,6 +54,7 @@ def test_the_standard_grid_has_all_patterns_and_rates() -> None:
         *("rate:0", "rate:0.1", "rate:0.2", "rate:0.3", "rate:0.4", "rate:0.5", "rate:0.6", "rate:0.7"),
     ]
     assert [str(law) for law in grid_laws(STANDARD, ["audio"])][:2] == ["pattern:audio", "rate:0"]
+    assert grid_laws([STANDARD], MODALITIES) == grid_laws(STANDARD, MODALITIES)
     assert grid_laws(None, MODALITIES) == []
     assert [str(law) for law in grid_laws(["rate:.5", "rmfm", "rate:0.50"], MODALITIES)] == ["rate:0.5", "rmfm"]
     assert [str(law) for law in grid_laws("rmm:1", MODALITIES)] == ["rmm:1"]
@@ -79,7 +80,8 @@ def test_the_configuration_has_canonical_texts(composer: Composer) -> None:
     )
     assert Config.from_dict(config).to_dict()["missing"] == config["missing"]
     assert composer.compose(["missing.grid=rmfm"])["missing"] == {"grid": ["rmfm"]}
-    assert composer.compose(["missing.grid=standard"])["missing"] == {"grid": "standard"}
+    for typed in ("standard", "[standard]"):
+        assert composer.compose([f"missing.grid={typed}"])["missing"] == {"grid": "standard"}
     assert composer.compose(["missing.policy=learned", "missing.seed=0"])["missing"] == {"policy": "learned"}
     assert canonical_laws({}) == {}
 
@@ -91,7 +93,8 @@ def test_the_configuration_has_canonical_texts(composer: Composer) -> None:
         ("missing.dev=rate:1.5", "missing.dev 'rate:1.5': rate must be from 0 to 1, found 1.5"),
         ("missing.eval=pattern:", "missing.eval 'pattern:' leaves nothing"),
         ("missing.grid=[rate:0.1,rat]", "missing.grid 'rat': no law has the name 'rat'"),
-        ("missing.grid=[]", "missing.grid is an empty list. Give laws, or standard."),
+        ("missing.grid=[]", "missing.grid is empty. Give laws, or standard, or null."),
+        ("missing.grid=", "missing.grid is empty. Give laws, or standard, or null."),
         ("missing.grid=standrad", "missing.grid 'standrad': no law has the name 'standrad'. Did you mean 'standard'?"),
         ("missing.grid=[standard,rmm:0]", "missing.grid: standard is not one law among others. Give only it"),
         ("missing.seed=-1", "missing.seed must be from 0"),
