@@ -166,7 +166,7 @@ def exact_scores(data: LoadedData, split: str) -> Reachable | None:
     """Scores of the exact posterior by mask; None for recorded corpora."""
     if not data.corpus.card.synthetic:
         return None
-    known = data.corpus.features(data.protocol)  # a pack may add a modality that the generator does not have
+    known = data.protocol.modalities  # a pack may add a modality that the generator does not have
     return lambda present: data.corpus.reachable(
         data.protocol, split, {name: column for name, column in present.items() if name in known}
     )
