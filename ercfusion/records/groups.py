@@ -23,7 +23,7 @@ from ercfusion.metrics.sums import SUMS
 from ercfusion.records.archive import read_archive
 from ercfusion.records.feature_tables import table_digest, table_identity, table_in_words
 from ercfusion.records.missing import modalities_of
-from ercfusion.records.record import read_record, record_sums, require_test_scores
+from ercfusion.records.record import RECORD, read_record, record_sums, require_test_scores
 
 PROCESSOR = ("processor", "instructions that torch uses")
 """Keys of :func:`environment_of` that may be missing."""
@@ -234,25 +234,30 @@ def read_places(paths: Iterable[str | Path]) -> list[tuple[Path | None, dict[str
     places: list[tuple[Path | None, dict[str, Any]]] = []
     for name in paths:
         path = expanded(name)
-        if path.is_file() and path.name == "record.json":
-            path = path.parent
-        if path.is_file():
+        if path.is_file() and path.name == RECORD:
+            places.append((path.parent, read_record(path.parent)))
+        elif path.is_file():
             places += [(None, record) for record in read_archive(path)]
         elif not path.exists():
             raise RunError(f"{path} does not exist. Give the folder of a run or an archive.")
         elif path.is_dir() and not (path / "config.json").is_file():
-            inside = sorted(file.parent for file in path.glob("**/record.json"))
+            inside = sorted(file.parent for file in path.glob(f"**/{RECORD}"))
             if not inside:
-                archives = sorted(path.glob("*.json"))
-                advice = (
-                    f"Give its files, such as {archives[0]}" if archives else "Give the folder of a run or an archive"
-                )
-                raise RunError(f"{path}: no finished run (no record.json in or below it). {advice}.")
+                archive = next(filter(_is_archive, sorted(path.glob("*.json"))), None)
+                advice = f"Give its files, such as {archive}" if archive else "Give the folder of a run or an archive"
+                raise RunError(f"{path}: no finished run (no {RECORD} in or below it). {advice}.")
             places += [(folder, read_record(folder)) for folder in inside]
         else:
             places.append((path, read_record(path)))
     require_test_scores(record for _, record in places)
     return places
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return bool(read_archive(path))
+    except RunError:
+        return False
 
 
 def group_records(records: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -445,8 +450,8 @@ def _check_same_holes(first: str, one: Mapping[str, Any], second: str, other: Ma
         ]
         raise RunError(
             f"{first} (seed {one['seed']}) was tested {words[0]}, and {second} (seed {other['seed']}) {words[1]}: "
-            "with other missing modalities, these are other test data. Use `robustness` to compare runs under the same "
-            "laws, and `evaluate RUN missing.eval=LAW` for the scores of one run."
+            "with other missing modalities, these are different test data. Use `robustness` to compare runs under the "
+            "same laws, and `evaluate RUN missing.eval=LAW` for the scores of one run."
         )
 
 

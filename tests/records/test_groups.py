@@ -25,6 +25,7 @@ from ercfusion.records.groups import (
     environment_of,
     features_of_groups,
     group_records,
+    read_places,
     read_records,
     settings_of,
 )
@@ -223,11 +224,27 @@ def test_reading_from_folders_archives_and_runs(tmp_path):
     assert [entry["seed"] for entry in found] == [0, 1, 3, 4, 0, 0]
     with pytest.raises(RunError, match=r"no finished run .*\. Give its files, such as .*kept\.json"):
         read_records([write_archive(tmp_path / "archives" / "kept.json", [record(seed=4)]).parent])
+    # Other files: of a killed run, and a damaged one.
+    (tmp_path / "archives" / "environment.json").write_text("{}")
+    (tmp_path / "archives" / "damaged.json").write_text("{")
+    with pytest.raises(RunError, match=r"Give its files, such as .*kept\.json"):
+        read_records([tmp_path / "archives"])
+    (tmp_path / "archives" / "kept.json").unlink()
+    with pytest.raises(RunError, match=r"no finished run .*\. Give the folder of a run or an archive\."):
+        read_records([tmp_path / "archives"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no finished run"):
         read_records([tmp_path / "empty"])
     with pytest.raises(RunError, match="absent does not exist"):
         read_records([tmp_path / "absent"])
+
+
+def test_a_given_record_is_only_itself(tmp_path):
+    path = tmp_path / "runs" / "record.json"
+    (path.parent / "inner").mkdir(parents=True)
+    path.write_text(json.dumps(record(seed=0)))  # copied, without the rest of its run
+    (path.parent / "inner" / "record.json").write_text(json.dumps(record(seed=1)))
+    assert [(folder, entry["seed"]) for folder, entry in read_places([path])] == [(path.parent, 0)]
 
 
 def test_runs_whose_scores_follow_another_convention_are_told_apart():
