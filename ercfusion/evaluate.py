@@ -15,6 +15,7 @@ from ercfusion.config.corpora import CORPORA
 from ercfusion.config.hints import command, naming
 from ercfusion.config.missing import described_laws
 from ercfusion.config.missing_laws import LAWS
+from ercfusion.config.missing_policies import POLICIES
 from ercfusion.config.overrides import expand_protocol
 from ercfusion.config.sections import Data
 from ercfusion.config.settings import choices_of, section_from
@@ -58,7 +59,7 @@ COMMAND = Command(
         Key("missing.seed", "seed of its masks", "count"),
         Key(
             "missing.policy",
-            "input in place of an absent modality: zero, mean, learned or skip",
+            f"input in place of an absent modality: {', '.join(POLICIES)}",
             choices=lambda: choices_of("missing.policy"),
         ),
     ),

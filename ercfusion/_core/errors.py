@@ -32,9 +32,10 @@ def with_type(error: BaseException) -> str:
 
 
 def system_words(error: OSError) -> str:
-    """The system's message about a file or folder, in one line."""
+    """The system's message about a file or folder, in one line; without its name if it is a file descriptor."""
     words = " ".join(str(error.strerror or error).split()) or type(error).__name__
-    return words if error.filename is None else f"{os.fsdecode(error.filename)}: {words}"
+    name = error.filename
+    return f"{os.fsdecode(name)}: {words}" if isinstance(name, str | bytes | os.PathLike) else words
 
 
 class ErcfusionError(Exception):

@@ -31,7 +31,8 @@ from ercfusion.metrics.inputs import Inputs
 from ercfusion.metrics.registry import get_metric, metric_names, score_source
 from ercfusion.metrics.sums import SUMS
 from ercfusion.records.missing import unseen_utterances
-from ercfusion.records.record import DAMAGED, named_run, record_sums
+from ercfusion.records.record import DAMAGED, record_sums
+from ercfusion.records.words import named_run
 from ercfusion.tasks.recognizer import Recognizer
 
 _LETTERS = string.ascii_letters

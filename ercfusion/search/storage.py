@@ -169,10 +169,9 @@ def is_storage_failure(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None and cause.__cause__ is not None:
-        cause = cause.__cause__  # the driver's own message is the clearest
-    return first_line(cause or error).rstrip(".")
+    while error.__cause__ is not None:
+        error = error.__cause__  # the driver's own message is the clearest
+    return first_line(error).rstrip(".")
 
 
 def sqlite_url(path: Path) -> str:

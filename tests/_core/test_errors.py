@@ -68,6 +68,8 @@ def test_errors_in_words() -> None:
     assert with_type(KeyError("vocab")) == "KeyError: 'vocab'"
     assert with_type(MemoryError()) == "MemoryError"
     assert system_words(PermissionError(13, "Permission denied", "/data")) == "/data: Permission denied"
+    assert system_words(OSError(13, "Permission denied", b"/data")) == "/data: Permission denied"
+    assert system_words(OSError(9, "Bad file descriptor", 3)) == "Bad file descriptor"
     assert system_words(OSError(28, "No space left on device")) == "No space left on device"
     assert system_words(OSError("not a\nsystem error")) == "not a system error"
     assert system_words(OSError()) == "OSError", "an empty text would mean that nothing failed"
