@@ -194,7 +194,7 @@ class MemoryQueue(EarlierBatches):
     """The last utterances, as keys without gradient.
 
     The content is part of the state, so a resumed training continues with it. With ``training.complete_pass`` there is
-    one queue per pass: in a common one, every utterance would be its own key.
+    one queue per pass: in a shared one, every utterance would be its own key.
 
     Args:
         size: Number of utterances, at least 1.

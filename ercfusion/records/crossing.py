@@ -344,8 +344,9 @@ def crossing_text(crossing: Crossing, record: Mapping[str, Any], relation: str |
     for label in elsewhere:
         cells = [_cell(own["per_class"].get(label)), _cell(elsewhere[label])]
         lines.append(f"  {label:<28}{'':>16}" + "".join(f"{cell:>16}" for cell in cells))
-    law = split_law(recorded_missing(record), "test")
-    holes = "" if report.get("missing", {}).get("law", "none") == str(law) else f"; its scores are under missing {law}"
+    law = str(split_law(recorded_missing(record), "test"))
+    same = report.get("missing", {}).get("law", "none") == law
+    holes = "" if same else f"; this column and own test are under missing {law}"
     lines.append(f"own, shared: the run's test split in the shared labels, by the same rules{holes}")
     if seen:
         lines.append("unseen: conversations without a text of the run's training split")

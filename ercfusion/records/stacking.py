@@ -63,8 +63,8 @@ def _check_same_holes(folders: Sequence[Path]) -> None:
     for folder, words in holes.items():
         if words != holes[folders[0]]:
             raise RunError(
-                f"{folders[0]} was scored with {holes[folders[0]]}, and {folder} with {words}: with other missing "
-                "modalities, these are other data. Give runs with the same missing.dev, missing.eval and missing.seed."
+                f"{folders[0]} was scored with {holes[folders[0]]}, and {folder} with {words}: these are "
+                "different dev or test data. Give runs with the same missing.dev, missing.eval and missing.seed."
             )
 
 

@@ -165,8 +165,8 @@ def majority_note(record: Mapping[str, Any]) -> str:
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and sample standard deviation over runs of a multirun that differ only in their seed.
 
-    A row is named by the settings its runs do not share with all others. A note says if they were scored with other
-    missing modalities.
+    A row is named by the settings its runs do not share with all others. A note says if they were scored under
+    different laws of missing modalities.
     """
     typed = [record["command"]["overrides"] for record in records]
     shared = set(typed[0]).intersection(*typed[1:])
@@ -188,7 +188,7 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> str:
             cells.append(f"{moments['mean']:.4f}{spread}")
         rows.append([name, str(len(members)), metric, *cells])
     others = len({scored_holes(record) for record in records}) > 1
-    note = f"\n{MARK} runs were scored with other missing modalities, so on other data: robustness compares them"
+    note = f"\n{MARK} these runs were scored under different laws of missing modalities: compare them with robustness"
     return aligned(rows) + note * others
 
 

@@ -67,7 +67,7 @@ def test_another_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     status, out, _ = command(evaluate.main, other, capsys)
     assert status == 0
     assert ", missing rmm:0.7\n" in out
-    assert "its scores are under" not in out
+    assert "own test are under" not in out
     settings = {**read_record(run)["config"]["data"], "protocol": "demo/far"}
     settings["options"] = dict.fromkeys(("train", "dev", "test"), 2)
     store = load_data(section_from("data", settings)).store("test")
@@ -76,7 +76,7 @@ def test_another_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for law in ("pattern:text", "none"):
         out = command(evaluate.main, [*other, f"missing.eval={law}"], capsys)[1]
         assert f", missing {law}\n" in out
-        assert "by the same rules; its scores are under missing rmm:0.7\n" in out
+        assert "by the same rules; this column and own test are under missing rmm:0.7\n" in out
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_stacking_refuses_other_holes(tmp_path: Path) -> None:
         train(tmp_path / name, *common, *more)
     assert set(stack_runs([[tmp_path / "one"], [tmp_path / "two"]])) == {"dev", "test"}
     for name, words in (("other", "test rmm:0.7; seed of the masks 0"), ("seed", "test rate:0.5; seed of the masks 1")):
-        with pytest.raises(RunError, match=f"{name} with dev rate:0.5, {words}: with other missing modalities"):
+        with pytest.raises(RunError, match=f"{name} with dev rate:0.5, {words}: these are different"):
             stack_runs([[tmp_path / "one"], [tmp_path / name]])
 
 
@@ -140,8 +140,8 @@ def test_several_laws_in_one_command(typed: str, tmp_path: Path, capsys: pytest.
     fixed = [*TINY, *SMALL, "workers=1", f"output={tmp_path}"]
     status, out, _ = command(main, ["-m", *fixed, typed], capsys)
     assert status == 0
-    assert out.splitlines()[-1].startswith(f"{MARK} runs were scored with other missing modalities, so on other data")
+    assert out.splitlines()[-1].startswith(f"{MARK} these runs were scored under different laws")
     laws = [read(path).get("missing", {}).get("laws", {}).get("test") for path in tmp_path.rglob("record.json")]
     assert sorted(laws, key=str) == [None, "rate:0.5"]
     out = command(main, ["-m", *fixed, typed, "missing.dev=none", "missing.eval=none"], capsys)[1]
-    assert MARK + " runs were scored" not in out
+    assert MARK + " these runs were scored" not in out
