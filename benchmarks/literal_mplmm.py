@@ -1,8 +1,8 @@
 """MPLMM's prompts as in its authors' program, for comparison: one sample after another.
 
 Guo, Jin & Zhao, "Multimodal Prompt Learning with Missing Modalities for Sentiment Analysis and Emotion Recognition"
-(ACL 2024), in our own code. A loop over the samples completes each of them, and appends it to the batch so far; a
-second loop does the same with the type tokens. Sequences have a fixed length.
+(ACL 2024), in our own code. A loop over the samples projects and completes each of them, and appends it to the batch
+so far; a second loop does the same with the type tokens. Sequences have a fixed length.
 """
 
 from __future__ import annotations
@@ -11,16 +11,29 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ercfusion.layers.prompts import MissingPrompts, MixerGenerator, PaddedSteps
 
 
+class Later(nn.Linear):
+    """A projection that leaves its input as it is: the loop projects each sample."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Unchanged."""
+        return values
+
+
 class LiteralPrompts(MissingPrompts):
-    """The same parameters, applied to each sample on its own."""
+    """The same parameters, applied to each sample on its own.
+
+    Attributes:
+        projections: One per modality, modules of the model; none if ``projected`` has the projected steps.
+    """
 
     generate: MixerGenerator
+    projections: tuple[Later, ...] = ()
 
     def complete(
         self, streams: Sequence[PaddedSteps], projected: Sequence[Tensor], present: Tensor
@@ -34,6 +47,9 @@ class LiteralPrompts(MissingPrompts):
             for m in range(M):
                 if m in there:
                     steps = projected[m][i : i + 1]
+                    if self.projections:
+                        kernel = self.projections[m].weight[..., None]
+                        steps = F.conv1d(steps.transpose(1, 2), kernel).transpose(1, 2)
                 else:
                     known = [self.generate.prompts[m].T, *(self._channels(s, m, sample[s])[0] for s in there)]
                     weight, bias = self._mixer(m, there)
@@ -49,15 +65,18 @@ class LiteralPrompts(MissingPrompts):
             if values is not None
         ]
 
-    def tokens(self, m: int, present: Tensor) -> Tensor:
+    def tokens(self, present: Tensor) -> Tensor:
         """Look up the matrix of each sample's pattern, and multiply."""
         matrices = self._matrices(present.shape[1])
-        tokens: Tensor | None = None
-        for row in present.long().tolist():
-            own = torch.matmul(self.type_tokens[m], matrices[tuple(row)]).unsqueeze(0)
-            tokens = own if tokens is None else torch.cat([tokens, own], dim=0)
-        assert tokens is not None
-        return tokens
+        streams = []
+        for types in self.type_tokens:
+            tokens: Tensor | None = None
+            for row in present.long().tolist():
+                own = torch.matmul(types, matrices[tuple(row)]).unsqueeze(0)
+                tokens = own if tokens is None else torch.cat([tokens, own], dim=0)
+            assert tokens is not None
+            streams.append(tokens)
+        return torch.stack(streams)
 
     def read(self, m: int, x: Tensor, present: Tensor) -> Tensor:
         """The tokens of each turn of padded conversations (B, L, W), read by its vector."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.literal_mplmm import LiteralPrompts
+from benchmarks.literal_mplmm import Later, LiteralPrompts
 from benchmarks.registry import EMOTIONS, Benchmark, Implementation, Inputs, Shape, draw_speakers
 from ercfusion.batch.batch import ConversationBatch, SequenceValues, TaskTargets
 from ercfusion.batch.inputs import InputSpec
@@ -86,6 +86,9 @@ def build(literal: bool, inputs: Inputs) -> Recognizer:
     assert model.prompts is not None
     if literal:
         model.prompts.__class__ = LiteralPrompts
+        model.prompts.projections = tuple(model.project.values())
+        for layer in model.project.values():
+            layer.__class__ = Later
     return recognizer.train()
 
 
@@ -109,7 +112,7 @@ def setup_step(literal: bool) -> Callable[[Inputs], Callable[[], None]]:
 
 
 def setup_prompts(literal: bool) -> Callable[[Inputs], Callable[[], None]]:
-    """Completed modalities and type tokens, forward and backward, without the Transformers."""
+    """Projected and completed modalities and type tokens, forward and backward, without the Transformers."""
 
     def prepare(inputs: Inputs) -> Callable[[], None]:
         recognizer, (batch,) = build(literal, inputs), inputs.batches
@@ -119,13 +122,14 @@ def setup_prompts(literal: bool) -> Callable[[Inputs], Callable[[], None]]:
         assert prompts is not None
         values = [batch.sequence(name).values.unflatten(0, (N, -1)) for name in batch.modalities]
         streams = [PaddedSteps(x, torch.ones_like(x[..., 0], dtype=torch.bool)) for x in values]
+        trained = [*model.project.parameters(), *prompts.parameters()]
 
         def step() -> None:
-            recognizer.zero_grad()
+            for parameter in trained:
+                parameter.grad = None
             projected = [project(x) for project, x in zip(model.project.values(), values, strict=True)]
             completed = prompts.complete(streams, projected, batch.present)
-            tokens = [prompts.tokens(m, batch.present) for m in range(len(values))]
-            parts = [*(x.values for x in completed), *tokens]
+            parts = [*(x.values for x in completed), prompts.tokens(batch.present)]
             torch.stack([part.sum() for part in parts]).sum().backward()
 
         return step

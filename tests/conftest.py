@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import importlib.metadata
@@ -60,7 +61,8 @@ def _one_look_at_the_surroundings() -> Iterator[None]:
     from ercfusion.records import record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "revision", functools.cache(record.revision))
+        known = functools.cache(record.revision)
+        patch.setattr(record, "revision", lambda: copy.copy(known()))  # a record may be changed
         patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         patch.setattr(
             "lightning_fabric.utilities.registry.entry_points", functools.cache(importlib.metadata.entry_points)

@@ -89,7 +89,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ["../README.md", *NAMES] if any(b.language == "python" for b in blocks(DOCS / name))]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("../README.md", "corpora.md") else [])
+        for name in ["../README.md", *NAMES]
+        if any(b.language == "python" for b in blocks(DOCS / name))
+    ],
 )
 def test_examples_run(name: str, workplace: Path) -> None:
     for _ in followed(DOCS / name, workplace):
@@ -139,6 +144,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
             yield from ((page.name, words) for words in commands_of(block))
 
 
+@pytest.mark.slow
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     from ercfusion.__main__ import NAMES, declared
     from ercfusion.config.compose import Composer
@@ -408,7 +414,10 @@ def test_one_wording_for_the_score_of_the_exact_posterior() -> None:
 
 
 # Paired tests of a large table take half a minute each.
-LARGE_TABLES = ("meld", "mosi", "demo", "demo-missing", "mosi-missing", "meld-curriculum")
+LARGE_TABLES = (
+    *("meld", "mosi", "demo", "demo-missing", "mosi-missing", "meld-curriculum"),
+    *("mosi-fusion", "mosi-fusion-score", "mosi-guided", "emodb-guided"),
+)
 
 
 def _marks(slow: bool) -> list[pytest.MarkDecorator]:
@@ -443,6 +452,20 @@ def mean(preset: str, row: str, metric: str | None = None) -> float:
     """The test score of a row."""
     found = table(preset)
     return next(float(line.test[metric or found.metric].mean) for line in found.lines if line.row.name == row)
+
+
+def means(preset: str, *ends: str) -> list[float]:
+    """The test scores of the rows whose names end so."""
+    found = [line.row.name for line in table(preset).lines if line.row.name.endswith(ends)]
+    assert len(found) >= len(ends)
+    return [mean(preset, name) for name in found]
+
+
+def floor(preset: str) -> float:
+    """The test score of the majority class."""
+    score = table(preset).floor
+    assert score is not None
+    return score
 
 
 def robust(preset: str) -> RobustTable:
@@ -524,6 +547,14 @@ CLAIMS: dict[str, tuple[str, Callable[[], bool]]] = {
         lambda: (
             shown_pairs("meld-emotion") == {("cogmen, with sentiment", "cogmen")} and not shown_pairs("meld-sentiment")
         ),
+    ),
+    "Audio and visual features on their own are below the majority class with every model.": (
+        "missing.md",
+        lambda: all(score < floor("mosi-fusion") for score in means("mosi-fusion", ", audio", ", visual")),
+    ),
+    "on test they are worse than the majority class, with every model.": (
+        "missing.md",
+        lambda: all(error > floor("mosi-fusion-score") for error in means("mosi-fusion-score", ", visual")),
     ),
     "No gain from holes in training is shown here": (
         "missing.md",

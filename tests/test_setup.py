@@ -54,11 +54,13 @@ def imported(*, at_top: bool) -> set[str]:
     return {name for tree in trees for name in imports(tree, at_top=at_top)} - {"ercfusion", *sys.stdlib_module_names}
 
 
+@pytest.mark.slow
 def test_every_requirement_is_imported() -> None:
     unused = requirements("options", "install_requires") - imported(at_top=False)
     assert not unused, f"setup.cfg asks everyone to install {', '.join(sorted(unused))}, which nothing imports"
 
 
+@pytest.mark.slow
 def test_what_modules_import_at_once_is_required() -> None:
     # Triton kernels are only imported if Triton is there; lightning_fabric is part of Lightning.
     more = imported(at_top=True) - requirements("options", "install_requires") - {"triton", "lightning_fabric"}

@@ -130,7 +130,7 @@ def open_from_hub(name: str, repository: str, open_model: Callable[[str, bool], 
     try:
         # An earlier download is used unchanged: same vectors tomorrow, and no hub needed.
         model = open_model(repository, True)
-    except OSError:  # not downloaded, or not completely
+    except (OSError, ValueError):  # not downloaded, or not completely: a ValueError without the tokenizer's files
         try:
             # Ask first: without an answer from the hub, the loader would retry for a minute.
             huggingface_hub.model_info(repository, timeout=15)

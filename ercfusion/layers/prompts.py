@@ -30,6 +30,18 @@ class PaddedSteps(NamedTuple):
     mask: Tensor
 
 
+class Generated(NamedTuple):
+    """Generated steps of one modality for some utterances.
+
+    Args:
+        values: (G, T, D).
+        rows: (G) numbers of the utterances; None for all N.
+    """
+
+    values: Tensor
+    rows: Tensor | None
+
+
 class PromptGenerator(nn.Module):
     """Base of the generators of an absent modality: prompts P_m and projections from every other modality.
 
@@ -50,12 +62,15 @@ class PromptGenerator(nn.Module):
         # One dense layer per source for all targets: D rows of its weight belong to one pair.
         self.sources = nn.ModuleList(nn.Linear(size, targets * width) for size in widths if targets)
 
-    def project(self, source: int, target: int, values: Tensor) -> Tensor:
-        """GELU(C_sm x_s + c_sm): (..., D_s) steps of the source -> (..., D) for the target."""
-        layer, first = self.sources[source], self.width * (target - (target > source))
+    def project(self, source: int, targets: Sequence[int], values: Tensor) -> list[Tensor]:
+        """GELU(C_sm x_s + c_sm): (..., D_s) steps of the source -> (..., D) for each target m, in rising order."""
+        layer = self.sources[source]
         assert isinstance(layer, nn.Linear)
-        rows = slice(first, first + self.width)
-        return F.gelu(F.linear(values, layer.weight[rows], layer.bias[rows]))
+        places = [target - (target > source) for target in targets]
+        if len(places) * self.width == layer.out_features:
+            return list(F.gelu(layer(values)).split(self.width, dim=-1))
+        rows = [slice(self.width * place, self.width * (place + 1)) for place in places]
+        return [F.gelu(F.linear(values, layer.weight[own], layer.bias[own])) for own in rows]
 
 
 class MixerGenerator(PromptGenerator):
@@ -78,7 +93,7 @@ class MixerGenerator(PromptGenerator):
         bias: (M, 2^(M-1), L), the b_mS.
 
     Shapes:
-        streams M of (N, L, D_m), present (N, M) bool -> M of (N, L, D), zero if present.
+        streams M of (N, L, D_m), present (N, M) bool -> M of (G, L, D), G of the N utterances without the modality.
 
     Raises:
         ValueError: too many modalities.
@@ -99,7 +114,7 @@ class MixerGenerator(PromptGenerator):
         self.weight = nn.Parameter((2 * torch.rand(M, steps, len(columns)) - 1) * columns)
         self.bias = nn.Parameter((2 * torch.rand(M, len(sizes), steps) - 1) * bounds[:, None])
 
-    def forward(self, streams: Sequence[PaddedSteps], present: Tensor) -> list[Tensor]:
+    def forward(self, streams: Sequence[PaddedSteps], present: Tensor) -> list[Generated]:
         """The generated steps of each modality."""
         M, prompts = len(streams), self.prompts.shape[1]
         code = (present.long() << torch.arange(M, device=present.device)).sum(1)
@@ -111,23 +126,24 @@ class MixerGenerator(PromptGenerator):
             # Patterns with one absent modality are computed without utterances too: every parameter gets a gradient.
             if not len(group) and len(own) != M - 1:
                 continue
-            known = {s: streams[s].values.index_select(0, group) for s in own if len(own) < M}
-            for m in range(M):
-                if m in own:
-                    continue
+            absent = [m for m in range(M) if m not in own]
+            # Steps first, (L, G, D): so a layer over the steps is one product.
+            known = [
+                self.project(s, absent, streams[s].values.index_select(0, group).transpose(0, 1)) for s in own if absent
+            ]
+            for place, m in enumerate(absent):
                 number = self.sets.index(tuple(s - (s > m) for s in own))
                 weight = self.weight[m, :, self.first[number] : self.first[number + 1]]
-                mixed = weight[:, :prompts] @ self.prompts[m] + self.bias[m, number][:, None]
+                mixed = (weight[:, :prompts] @ self.prompts[m] + self.bias[m, number][:, None])[:, None]
                 if own:
-                    read = torch.cat([self.project(s, m, x) for s, x in known.items()], dim=1)
-                    mixed = mixed + F.linear(read.transpose(1, 2), weight[:, prompts:]).transpose(1, 2)
-                parts[m].append(F.gelu(mixed.expand(len(group), -1, -1)))
+                    read = torch.cat([each[place] for each in known])
+                    mixed = mixed + (weight[:, prompts:] @ read.flatten(1)).unflatten(1, read.shape[1:])
+                parts[m].append(mixed.expand(-1, len(group), -1))
                 rows[m].append(group)
-        results = []
-        for each, generated in zip(rows, map(torch.cat, parts), strict=True):
-            empty = generated.new_zeros(len(present), *generated.shape[1:])
-            results.append(empty.index_copy(0, torch.cat(each), generated))
-        return results
+        return [
+            Generated(F.gelu(torch.cat(made, dim=1)).transpose(0, 1), torch.cat(each))
+            for made, each in zip(parts, rows, strict=True)
+        ]
 
 
 class AttentionGenerator(PromptGenerator):
@@ -155,7 +171,7 @@ class AttentionGenerator(PromptGenerator):
         self.queries = nn.Parameter(torch.randn(len(widths), steps, width))
         self.out = nn.ModuleList(nn.Linear(width, width) for _ in widths)
 
-    def forward(self, streams: Sequence[PaddedSteps], present: Tensor) -> list[Tensor]:
+    def forward(self, streams: Sequence[PaddedSteps], present: Tensor) -> list[Generated]:
         """The generated steps of each modality."""
         masks = [stream.mask & present[:, s, None] for s, stream in enumerate(streams)]
         read = torch.ones(len(present), self.prompts.shape[1], dtype=torch.bool, device=present.device)
@@ -163,11 +179,11 @@ class AttentionGenerator(PromptGenerator):
         for m, out in enumerate(self.out):
             others = [s for s in range(len(streams)) if s != m]
             own = self.prompts[m].expand(len(present), -1, -1)
-            keys = torch.cat([own, *(self.project(s, m, streams[s].values) for s in others)], dim=1)
+            keys = torch.cat([own, *(self.project(s, [m], streams[s].values)[0] for s in others)], dim=1)
             mask = torch.cat([read, *(masks[s] for s in others)], dim=1)
             scores = self.queries[m] @ keys.transpose(1, 2) / math.sqrt(self.width)
             weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
-            results.append(F.gelu(out(weights @ keys)))
+            results.append(Generated(F.gelu(out(weights @ keys)), None))
         return results
 
 
@@ -231,29 +247,28 @@ class MissingPrompts(nn.Module):
         Returns:
             M of (N, T, D); T is the larger of T_m and the generated steps.
         """
-        status = present.long()
+        absent, there = self.signal if self.per_step else self.signal.mean(2, keepdim=True)
         completed = []
-        for m, generated in enumerate(self.generate(streams, present)):
-            here = present[:, m, None]
+        for m, (generated, rows) in enumerate(self.generate(streams, present)):
             steps, made = streams[m].mask.shape[1], generated.shape[1]
+            own = F.pad(projected[m], (0, 0, 0, max(0, made - steps))) + there[m]
+            replaced = F.pad(generated, (0, 0, 0, max(0, steps - made))) + absent[m]
             mask = torch.where(
-                here,
+                present[:, m, None],
                 F.pad(streams[m].mask, (0, max(0, made - steps))),
                 torch.arange(max(steps, made), device=present.device) < made,
             )
-            values = torch.where(
-                here[..., None],
-                F.pad(projected[m], (0, 0, 0, max(0, made - steps))),
-                F.pad(generated, (0, 0, 0, max(0, steps - made))),
-            )
-            signal = self.signal[:, m] if self.per_step else self.signal[:, m].mean(1, keepdim=True)
-            completed.append(PaddedSteps(values + signal[status[:, m]], mask))
+            if rows is None:
+                values = torch.where(present[:, m, None, None], own, replaced)
+            else:
+                values = own.index_copy(0, rows, replaced)
+            completed.append(PaddedSteps(values, mask))
         return completed
 
-    def tokens(self, m: int, present: Tensor) -> Tensor:
-        """Type tokens of stream m for each utterance: present (..., M) bool -> (..., length, W)."""
-        table = self._types(m)
-        return (_statuses(present, table) @ table.flatten(1)).unflatten(-1, table.shape[1:])
+    def tokens(self, present: Tensor) -> Tensor:
+        """Type tokens of all streams for each utterance: present (N, M) bool -> (M, N, length, W)."""
+        table = torch.einsum("mld,pdw->mplw", self.type_tokens, self._coupled())
+        return (_statuses(present, table) @ table.flatten(2)).unflatten(-1, table.shape[2:])
 
     def read(self, m: int, x: Tensor, present: Tensor) -> Tensor:
         r"""Vectors with the type tokens of their utterance, :math:`x + \mathrm{softmax}(x K^\top / \sqrt{W}) K`.
@@ -266,18 +281,17 @@ class MissingPrompts(nn.Module):
             x: (..., W).
             present: (..., M) bool.
         """
-        table = self._types(m)
+        table = self.type_tokens[m] @ self._coupled()
         chosen, rows = _statuses(present, table)[..., None], table.flatten(0, 1)
         scores = (x @ rows.T).unflatten(-1, table.shape[:2])
         weights = ((scores * chosen).sum(-2) / math.sqrt(x.shape[-1])).softmax(-1)
         return x + (chosen * weights[..., None, :]).flatten(-2) @ rows
 
-    def _types(self, m: int) -> Tensor:
-        """(2 M, length, W): T_m S_k M_k for both statuses and each modality k; their sum is a token matrix."""
-        parts = torch.einsum("qksd,ksw->qkdw", self.signal, self.type_maps)
-        return (self.type_tokens[m] @ parts).flatten(0, 1)
+    def _coupled(self) -> Tensor:
+        """(2 M, D, W): S_k M_k for both statuses and each modality k; T_m times their sum is a token matrix."""
+        return torch.einsum("qksd,ksw->qkdw", self.signal, self.type_maps).flatten(0, 1)
 
 
 def _statuses(present: Tensor, like: Tensor) -> Tensor:
-    """(..., M) -> (..., 2 M) zeros and ones: which of the terms of :meth:`MissingPrompts._types` are added."""
+    """(..., M) -> (..., 2 M) zeros and ones: which of the terms of :meth:`MissingPrompts._coupled` are added."""
     return torch.cat([~present, present], dim=-1).to(like.dtype)

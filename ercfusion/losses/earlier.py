@@ -9,8 +9,8 @@ class EarlierBatches(nn.Module):
     """Base of modules whose buffers are values of earlier training batches.
 
     They have no parameters and no modules inside. In a run with ``training.complete_pass`` each of the two passes over
-    the batches has buffers of its own. A loss never reads what the other pass stored: it is computed as in a run with
-    one pass.
+    the batches has buffers of its own: a loss never reads what these modules stored in the other pass. Buffers that the
+    model also reads when it predicts, such as running averages, are not of this class: both passes change them.
     """
 
     def exchange(self, other: EarlierBatches) -> None:

@@ -23,10 +23,12 @@ class PromptedStream(Stream):
     """A sequence with the pattern of missing modalities of its utterance or its turns.
 
     Args:
-        present: (G, M) bool, on the axis of the dialogue (G, L, M).
+        present: (G, L, M) bool on the axis of the dialogue; else None.
+        tokens: (G, T, W) type tokens of utterances; None on the axis of the dialogue.
     """
 
     present: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Mplmm(MulT):
@@ -131,8 +133,15 @@ class Mplmm(MulT):
             present = torch.stack([x.mask[:, 0] for x in padded.values()], dim=1)
             if self.length:
                 padded = {name: self._fixed(x) for name, x in padded.items()}
+            tokens = None if self.prompts is None else self.prompts.tokens(present)
             streams = {
-                name: PromptedStream(x.values, x.mask, _places(places[name], x, present[:, m]), x.mask.sum(1), present)
+                name: PromptedStream(
+                    x.values,
+                    x.mask,
+                    _places(places[name], x, present[:, m]),
+                    x.mask.sum(1),
+                    tokens=None if tokens is None else tokens[m],
+                )
                 for m, (name, x) in enumerate(self._completed(padded, present).items())
             }
             for name, enriched in self._enrich(streams).items():
@@ -169,12 +178,12 @@ class Mplmm(MulT):
 
     def _extend(self, name: str, stream: Stream) -> Stream:
         """Type tokens after the steps of each utterance, or read by each turn."""
-        if not isinstance(stream, PromptedStream) or stream.present is None or self.prompts is None:
+        if not isinstance(stream, PromptedStream) or self.prompts is None:
             return stream
-        m, values = self.inputs.modalities.index(name), stream.values
-        if not self.by_steps:
-            return replace(stream, values=self.prompts.read(m, values, stream.present))
-        tokens = self.prompts.tokens(m, stream.present)
+        values, tokens = stream.values, stream.tokens
+        if stream.present is not None:
+            return replace(stream, values=self.prompts.read(self.inputs.modalities.index(name), values, stream.present))
+        assert tokens is not None
         assert stream.length is not None
         size, more = values.shape[1], tokens.shape[1]
         # Tokens take the places after the last step; the padding moves behind them.

@@ -78,8 +78,10 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any
             if (changed := archive.testzip()) is not None:  # torch does not check the checksums
                 raise failure(RunError, path, f" is damaged: {shown(changed)} has another checksum", ADVICE)
         loaded = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-    except (RunError, PermissionError, MemoryError):
+    except (RunError, PermissionError):
         raise  # no damage
+    except MemoryError as error:
+        raise failure(RunError, path, " does not fit into memory", "Free memory, and try again.") from error
     except Exception as error:
         # torch raises many types here. Its text recommends loading without restriction, so it is not shown.
         reason = "it is damaged"

@@ -283,7 +283,8 @@ def test_code_in_the_folder_of_an_encoder_is_not_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not REAL, reason="sentence-transformers is not installed")
-def test_hub_models_are_taken_from_the_cache_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("absent", [OSError("not cached"), ValueError("Couldn't instantiate the backend tokenizer")])
+def test_hub_models_are_taken_from_the_cache_first(tmp_path, monkeypatch, absent):
     import huggingface_hub
 
     asked = []
@@ -292,7 +293,7 @@ def test_hub_models_are_taken_from_the_cache_first(tmp_path, monkeypatch):
     def opened(name, device, *, local_files_only):
         asked.append((name, local_files_only))
         if local_files_only and len(asked) == 1:
-            raise OSError("not cached")
+            raise absent
         return FakeModel()
 
     monkeypatch.setattr(encoders, "_open", opened)

@@ -51,7 +51,7 @@ def outputs(
 ) -> list[Tensor]:
     completed = prompts.complete(streams, projected, present)
     assert all(steps.mask.dtype == torch.bool for steps in completed)
-    return [*(steps.values for steps in completed), *(prompts.tokens(m, present) for m in range(len(streams)))]
+    return [*(steps.values for steps in completed), *prompts.tokens(present)]
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -127,7 +127,7 @@ def test_type_prompts_learn_unless_both_start_at_zero(type_init: Any, learns: bo
     start = [prompts.type_tokens.detach().clone(), prompts.type_maps.detach().clone()]
     for _ in range(5):
         optimizer.zero_grad()
-        sum(((prompts.tokens(m, present) - 1) ** 2).sum() for m in range(3)).backward()  # type: ignore[union-attr]
+        ((prompts.tokens(present) - 1) ** 2).sum().backward()
         for parameter in (prompts.type_tokens, prompts.type_maps):
             assert parameter.grad is not None
             assert bool(parameter.grad.abs().max() > 0) == learns

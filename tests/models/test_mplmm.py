@@ -120,7 +120,7 @@ def released(model: Mplmm, batch: ConversationBatch, length: int) -> Tensor:
     assert isinstance(model.prompts, LiteralPrompts)
     projected = [model.project[name](x.values) for name, x in zip(names, streams, strict=True)]
     steps = [x.values for x in model.prompts.complete(streams, projected, present)]
-    tokens = [model.prompts.tokens(m, present) for m in range(len(names))]
+    tokens = model.prompts.tokens(present)
     read = []
     for m, name in enumerate(names):
         forms = [
@@ -216,7 +216,7 @@ def test_dialogues_by_hand(M: int, generator: str) -> None:
                 elif generator == "attention":
                     x = attended(prompts, m, raw, M)
                 else:
-                    x = prompts.generate(one, batch.present[n : n + 1])[m][0]
+                    x = prompts.generate(one, batch.present[n : n + 1])[m].values[0]
                 steps[m].append(x[0] + prompts.signal[int(m in raw), m].mean(0))
         padded = [torch.stack(own)[None] for own in steps]
         read = []

@@ -78,7 +78,7 @@ the other architectures that absent content reaches nothing and that ``skip`` sk
 
 
 SLOW_OF_VARIANTS = ("compile", "policies", "overfits", "hidden_steps")
-"""Requirements that take most of the time, and that the architecture itself meets in the default run."""
+"""Requirements that take most of the time: variants meet them in the slow tests."""
 
 
 def _cases() -> list[Any]:

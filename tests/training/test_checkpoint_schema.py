@@ -38,9 +38,15 @@ def test_a_changed_number_in_a_checkpoint_is_named(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("problem", [PermissionError(13, "Permission denied", "a.ckpt"), MemoryError()])
+@pytest.mark.parametrize(
+    ("problem", "raised", "message"),
+    [
+        (PermissionError(13, "Permission denied", "a.ckpt"), PermissionError, "Permission denied"),
+        (MemoryError(), RunError, r"a\.ckpt does not fit into memory"),
+    ],
+)
 def test_what_is_no_damage_is_not_called_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception, raised: type[Exception], message: str
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise problem
@@ -48,5 +54,5 @@ def test_what_is_no_damage_is_not_called_damage(
     path = tmp_path / "a.ckpt"
     torch.save({}, path)
     monkeypatch.setattr(torch, "load", fails)
-    with pytest.raises(type(problem)):
+    with pytest.raises(raised, match=message):
         read_checkpoint(path)

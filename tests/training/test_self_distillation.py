@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -297,19 +298,28 @@ def test_concordance_over_the_set_is_that_of_one_pass(monkeypatch: pytest.Monkey
     assert (own.prediction != other.prediction).any()
 
 
+def test_a_queue_of_the_architecture_has_a_state_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(tasks=[make_task()])
+    options = {"width": 8, "latent": 4, "heads": 2, "queue": 64}
+    module = exact_module(store, {}, monkeypatch, "carat", options)
+    for _ in passes(module, store):
+        pass
+    own, other = module.recognizer.architecture.contrastive.queue, module.complete_states[0]  # type: ignore[union-attr]
+    assert own.filled == other.filled > 0  # type: ignore[union-attr]
+    assert not torch.equal(own.vectors, other.vectors)  # type: ignore[union-attr, arg-type]
+
+
 def exact_module(
-    store: ConversationStore, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    store: ConversationStore,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str = "concat",
+    options: Mapping[str, Any] = MappingProxyType({"hidden": 8, "dropout": 0.0}),
 ) -> ConversationModule:
     """A module in float64 that logs nothing."""
     torch.manual_seed(0)
     section = section_of("objective", settings)
-    recognizer = Recognizer(
-        "concat",
-        store.inputs,
-        store.tasks[0],
-        {"hidden": 8, "dropout": 0.0},
-        regression_loss=section.regression_loss,
-    )
+    recognizer = Recognizer(model, store.inputs, store.tasks[0], dict(options), regression_loss=section.regression_loss)
     recognizer.prepare(store)
     objective = build_objective(section, recognizer, next(iter(store.targets.values())), train=store, complete=True)
     chosen = section_of("optimizer", {"name": "sgd"}), section_of("scheduler", {"name": "constant"})
