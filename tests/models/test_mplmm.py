@@ -57,9 +57,10 @@ def test_meets_all_requirements_with_other_tasks(kind: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_meet_the_requirements(name: str) -> None:
     """Without a length, the mixer reads no sequences; it groups utterances."""
-    checked = set(CHECKS) - ({"hidden_steps", "policies"} if name == "mixer" else set())
-    exempt = {"context": "rounding depends on the number of utterances of a pattern"} if name == "steps, mixer" else {}
-    check_model(Mplmm, make_task(), {**SMALL, **VARIANTS[name]}, only=checked, exempt=exempt)
+    left = {"mixer": {"hidden_steps", "policies"}}
+    # The size of a group is a size of its products: whether that changes their rounding depends on the processor.
+    left["steps, mixer"] = {"context"}
+    check_model(Mplmm, make_task(), {**SMALL, **VARIANTS[name]}, only=set(CHECKS) - left.get(name, set()))
 
 
 def test_type_prompts_at_zero_never_get_a_gradient() -> None:
